@@ -1,0 +1,56 @@
+"""Files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; flush and rename it on success, remove it on failure.
+
+    The temporary keeps the suffix of `final`, since writers choose their format by it.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(final) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def numbered_dir(parent: Path, stem: str) -> Path:
+    """Create and return the first free `parent/stem-NNN`, counting from 001."""
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [p.name.removeprefix(f"{stem}-") for p in parent.glob(f"{stem}-*")]
+    number = max((int(n) for n in taken if n.isdigit()), default=0) + 1
+    while True:
+        path = parent / f"{stem}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,81 @@
+"""Still images in and out, and the one resize that training, proof and runtime share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.common.files import atomic_path
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DataError(f"{path}: not an image that can be decoded (empty, cut short or another format)")
+    return np.asarray(image)
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """Read an image as (H, W, 3) uint8 RGB, rotated as its EXIF says; raise `DataError` naming it."""
+    return np.asarray(cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+
+
+def read_raw(path: Path) -> NDArray[np.generic]:
+    """Read an image with its own depth and channels (BGR order where coloured)."""
+    return _decode(path, cv2.IMREAD_UNCHANGED)
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write (H, W) uint8, or (H, W, 3) uint8 RGB, as PNG, atomically."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    ok, data = cv2.imencode(".png", bgr)
+    if not ok:
+        raise DataError(f"{path}: an image of shape {image.shape} cannot be written as PNG")
+    with atomic_path(path) as temporary:
+        data.tofile(temporary)
+
+
+def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Stretch a frame (H, W, 3) to `size_hw`: area averaging when shrinking, bilinear otherwise.
+
+    The only resize of pictures in the package, so that training, calibration, proof and runtime see
+    the same pixels. Area averaging is antialiased, as the published bicubic is, and many times
+    faster (docs/design-notes.md).
+    """
+    height, width = size_hw
+    if frame.shape[:2] == (height, width):
+        return frame
+    shrinks = height <= frame.shape[0] and width <= frame.shape[1]
+    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=mode), np.uint8)
+
+
+def resize_labels(labels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize a label map (H, W) to `size_hw` by nearest neighbour."""
+    height, width = size_hw
+    if labels.shape == (height, width):
+        return labels
+    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, np.uint8)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read "WIDTHxHEIGHT" into (height, width); raise `ValueError` on anything else."""
+    width, _, height = text.lower().partition("x")
+    size = (int(height), int(width))
+    if min(size) < 1:
+        raise ValueError(f"{text!r} is no size")
+    return size

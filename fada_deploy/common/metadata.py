@@ -1,0 +1,106 @@
+"""What a model file says of itself: one JSON document, all that the runtime needs.
+
+It travels inside an ONNX file as the property `fada`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fada_deploy.common.errors import ModelError
+from fada_deploy.common.labels import LabelSpace
+
+PROPERTY = "fada"
+SCHEMA = 1
+HEADS = ("logits", "labels")
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Contract of an exported segmenter.
+
+    Input: uint8 RGB (B, H, W, 3) at `input_size_hw`, made from a frame by
+    `common.images.resize_frame`. Output: head `logits` float (B, K, h, w) at the network's own
+    resolution, to be upsampled with `align_corners`; head `labels` uint8 (B, H, W) indices.
+    """
+
+    label_space: LabelSpace
+    input_size_hw: tuple[int, int]
+    head: str
+    align_corners: bool
+    batch: int | None = None
+    precision: str = "fp32"
+    geometry: str = "stretch"
+    resize: str = "area"
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    verification: Mapping[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """Serialise; `from_json` reads it back."""
+        height, width = self.input_size_hw
+        document = {
+            "schema": SCHEMA,
+            "label_space": self.label_space.to_dict(),
+            "input": {
+                "height": height,
+                "width": width,
+                "batch": self.batch,
+                "layout": "NHWC",
+                "color": "RGB",
+                "dtype": "uint8",
+                "geometry": self.geometry,
+                "resize": self.resize,
+            },
+            "head": self.head,
+            "align_corners": self.align_corners,
+            "precision": self.precision,
+            "hashes": dict(self.hashes),
+            "provenance": dict(self.provenance),
+            "versions": dict(self.versions),
+            "verification": None if self.verification is None else dict(self.verification),
+        }
+        return json.dumps(document, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | None, where: str) -> ModelMetadata:
+        """Read `to_json`'s document; raise `ModelError` naming `where` if it is missing or strange."""
+        if not text:
+            raise ModelError(
+                f"{where}: has no `{PROPERTY}` metadata, so its classes and input are unknown; "
+                "export it with `fada export`"
+            )
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise ModelError(
+                    f"{where}: metadata schema {data['schema']}, this version reads {SCHEMA}; export it again"
+                )
+            source = data["input"]
+            batch = source["batch"]
+            metadata = cls(
+                label_space=LabelSpace.from_dict(data["label_space"]),
+                input_size_hw=(int(source["height"]), int(source["width"])),
+                head=str(data["head"]),
+                align_corners=bool(data["align_corners"]),
+                batch=None if batch is None else int(batch),
+                precision=str(data["precision"]),
+                geometry=str(source["geometry"]),
+                resize=str(source["resize"]),
+                hashes=data["hashes"],
+                provenance=data["provenance"],
+                versions=data["versions"],
+                verification=data["verification"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{where}: metadata is malformed ({error!r}); export it again") from None
+        if metadata.head not in HEADS or (metadata.geometry, metadata.resize) != ("stretch", "area"):
+            raise ModelError(
+                f"{where}: head {metadata.head!r}, geometry {metadata.geometry!r}, resize {metadata.resize!r} "
+                "are not known to this version; export it again"
+            )
+        return metadata
