@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -36,6 +37,45 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 def read_raw(path: Path) -> NDArray[np.generic]:
     """Read an image with its own depth and channels (BGR order where coloured)."""
     return _decode(path, cv2.IMREAD_UNCHANGED)
+
+
+def read_indices(path: Path) -> NDArray[np.integer[Any]]:
+    """Read a label image (H, W) of 8- or 16-bit ids: a grey image, or a palette PNG **as its indices**.
+
+    A palette is decoration: two ids may share a colour, so the index is read and never the colour.
+    Raise `DataError` for an image of true colours.
+    """
+    head = b""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(26)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[25:26] == b"\x03":
+        return _palette_indices(path)
+    image = read_raw(path)
+    if image.ndim != 2 or not np.issubdtype(image.dtype, np.integer):
+        raise DataError(
+            f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are grey or palette images of ids, "
+            "or colours named in the `palette` of a custom data set"
+        )
+    return cast("NDArray[np.integer[Any]]", image)
+
+
+def _palette_indices(path: Path) -> NDArray[np.uint8]:
+    # OpenCV turns a palette into colours; FFmpeg's decoder hands the indices over untouched.
+    import av
+
+    decoder = av.CodecContext.create("png", "r")
+    try:
+        frames = decoder.decode(av.Packet(path.read_bytes())) or decoder.decode(None)
+    except av.error.FFmpegError:
+        frames = []
+    if not frames or frames[0].format.name != "pal8":
+        raise DataError(f"{path}: not an image that can be decoded (empty, cut short or another format)")
+    frame = frames[0]
+    rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(-1, frame.planes[0].line_size)
+    return rows[: frame.height, : frame.width].copy()
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:

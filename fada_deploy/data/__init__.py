@@ -1,0 +1,60 @@
+"""Readers of driving data sets: frames as RGB, labels as contiguous indices of a label space.
+
+`open_dataset("cityscapes", root, split="val", space=CITYSCAPES_19)` for the labelled sets;
+`data.unlabelled` for a target that is just video or pictures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.data import cityscapes, custom, gta5
+from fada_deploy.data.base import FrameDataset
+
+__all__ = ["DATASETS", "FrameDataset", "default_root", "open_dataset"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a data set is opened, and what to tell someone who does not have it."""
+
+    open: Callable[[Path, str, LabelSpace], FrameDataset]
+    layout: str
+    published: str
+
+
+DATASETS = {
+    "gta5": Reader(gta5.open_split, gta5.LAYOUT, gta5.PUBLISHED),
+    "cityscapes": Reader(cityscapes.open_split, cityscapes.LAYOUT, cityscapes.PUBLISHED),
+    "custom": Reader(custom.open_split, custom.LAYOUT, custom.PUBLISHED),
+}
+
+
+def default_root(name: str) -> Path:
+    """Return where a data set lies unless told: `$FADA_DATASETS/<name>`, else `datasets/<name>`."""
+    return Path(os.environ.get("FADA_DATASETS", "datasets")) / name
+
+
+def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace) -> FrameDataset:
+    """Open one split of a data set by name.
+
+    `custom` takes the path of its TOML file as `root`; the name may also be that path itself.
+    Raise `UsageError` for an unknown name or split, `DataError` when the files are not there.
+    """
+    if name.endswith(".toml"):
+        name, root = "custom", Path(name)
+    if name not in DATASETS:
+        raise UsageError(f"no data set {name!r}; there are {', '.join(DATASETS)}, or the path of a .toml file")
+    reader = DATASETS[name]
+    root = default_root(name) if root is None else root
+    if not root.exists():
+        raise DataError(
+            f"{name}: {root} does not exist. It must look like this: {reader.layout}. {reader.published} "
+            "Say where it lies with --root (or --src-root, --tgt-root), or set FADA_DATASETS"
+        )
+    return reader.open(root, split, space)

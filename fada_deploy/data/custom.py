@@ -1,0 +1,154 @@
+"""Your own data set, described by a small TOML file.
+
+[labels]
+encoding = "trainId"        # or "labelId", "index", "mapping", "palette"
+# values = { 1 = "building", 7 = "road" }                   for "mapping"
+# colors = { road = [128, 64, 128], car = [0, 0, 142] }     for "palette"
+ego_mask = "bonnet.png"     # optional: non-black on the car itself
+
+[splits.train]
+images = "images/*.jpg"     # globs, relative to this file
+labels = "labels/{stem}.png"  # optional; {stem} is the frame's name without suffix
+list = "train.txt"          # optional: the stems to keep, one a line
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.images import read_indices, read_rgb
+from fada_deploy.common.labels import CITYSCAPES_19, IGNORE, LabelSpace
+from fada_deploy.data.base import FrameDataset, LabelReader, Pair, need_pairs, read_mask, table_reader
+
+ENCODINGS = ("trainId", "labelId", "index", "mapping", "palette")
+LAYOUT = "a .toml file with [labels] encoding and [splits.NAME] images, labels (docs/guide.md)"
+PUBLISHED = "Write it for your own data."
+
+
+def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
+    """Open a split of the data set that the TOML file `root` describes."""
+    if root.is_dir():
+        raise DataError(f"{root}: is a folder; a custom data set is {LAYOUT}")
+    try:
+        spec = tomllib.loads(root.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{root}: not valid TOML: {error}") from None
+    splits, labels = spec.get("splits", {}), spec.get("labels", {})
+    if split not in splits:
+        raise UsageError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    where = f"{root} [splits.{split}]"
+    pairs = need_pairs(_pairs(root.parent, splits[split], where), where, LAYOUT)
+    mask = labels.get("ego_mask")
+    return FrameDataset(
+        root.stem, split, space, pairs, _reader(labels, space, str(root)),
+        None if mask is None else read_mask(root.parent / mask),
+    )  # fmt: skip
+
+
+def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> list[Pair]:
+    unknown = set(spec) - {"images", "labels", "list"}
+    if "images" not in spec or unknown:
+        found = ", ".join(spec) or "none"
+        raise DataError(f"{where}: needs `images`, may have `labels` and `list`; found {found}")
+    images = sorted(folder.glob(spec["images"]))
+    if "list" in spec:
+        # A list may carry suffixes or folders; its stems are what counts.
+        lines = (folder / spec["list"]).read_text("utf-8").splitlines()
+        keep = {Path(line.split()[0]).stem for line in lines if line.strip()}
+        images = [i for i in images if i.stem in keep]
+    if "labels" not in spec:
+        return [Pair(i, None, i.parent.name) for i in images]
+    if "{stem}" not in spec["labels"]:
+        raise DataError(f'{where}: `labels` must hold {{stem}}, for example "labels/{{stem}}.png"')
+    pairs = [Pair(i, folder / spec["labels"].format(stem=i.stem), i.parent.name) for i in images]
+    missing = [p.labels for p in pairs if p.labels is not None and not p.labels.is_file()]
+    if missing:
+        raise DataError(f"{where}: {len(missing)} of {len(pairs)} frames lack labels, the first {missing[0]}")
+    return pairs
+
+
+def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelReader:
+    encoding = spec.get("encoding", "trainId")
+    everything = CITYSCAPES_19.classes + space.classes
+    if encoding == "trainId":
+        return _checked_reader({c.train_id: c.name for c in everything}, {IGNORE}, space)
+    if encoding == "labelId":
+        # Cityscapes has labelIds 0 to 33; those that are no class of the space are ignored.
+        return _checked_reader({c.label_id: c.name for c in everything}, {*range(34), IGNORE}, space)
+    if encoding == "index":
+        return _checked_reader(dict(enumerate(space.names)), {IGNORE}, space)
+    if encoding == "mapping":
+        values = {_number(k, where): str(v) for k, v in spec.get("values", {}).items()}
+        _check_names(values.values(), space, where)
+        return table_reader(space.from_ids(values))
+    if encoding == "palette":
+        colors = spec.get("colors", {})
+        _check_names(colors, space, where)
+        return _palette_reader(colors, space, where)
+    raise DataError(f"{where}: unknown label encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
+
+
+def _number(text: str, where: str) -> int:
+    if not text.isdigit() or int(text) > 255:
+        raise DataError(f"{where}: `values` has {text!r}; ids are whole numbers 0 to 255")
+    return int(text)
+
+
+def _check_names(names: Any, space: LabelSpace, where: str) -> None:
+    known = {c.name for c in CITYSCAPES_19.classes} | set(space.names)
+    unknown = sorted(set(names) - known)
+    if unknown or not names:
+        found = ", ".join(unknown) or "nothing"
+        raise DataError(f"{where}: unknown class {found}; {space.name} has {', '.join(space.names)}")
+
+
+def _checked_reader(ids: Mapping[int, str], nothing: set[int], space: LabelSpace) -> LabelReader:
+    """Return a reader that refuses ids which the encoding does not have, as wrong encodings show so."""
+    table = space.from_ids(ids)
+    strange = np.ones(256, bool)
+    strange[[*ids, *nothing]] = False
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        raw = read_indices(path)
+        present = np.unique(raw)
+        bad = [int(v) for v in present if v > 255 or strange[v]]
+        if bad:
+            raise DataError(
+                f"{path}: unknown class id {', '.join(map(str, bad[:5]))}; allowed are {_ranges(ids)} and "
+                f"{IGNORE} (ignore); is `encoding` right?"
+            )
+        return np.asarray(table[raw], np.uint8)
+
+    return read
+
+
+def _ranges(ids: Mapping[int, str]) -> str:
+    found = sorted(ids)
+    whole = found == [*range(found[0], found[-1] + 1)]
+    return f"{found[0]} to {found[-1]}" if whole else ", ".join(map(str, found))
+
+
+def _palette_reader(colors: Mapping[str, Any], space: LabelSpace, where: str) -> LabelReader:
+    known = {name: i for i, name in enumerate(space.names)}
+    codes: dict[int, int] = {}
+    for name, color in colors.items():
+        if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+            raise DataError(f"{where}: color of {name} is {color!r}; it must be [R, G, B], each 0 to 255")
+        codes[color[0] << 16 | color[1] << 8 | color[2]] = known.get(name, IGNORE)
+    keys = np.array(sorted(codes))
+    values = np.array([codes[k] for k in keys.tolist()], np.uint8)
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        rgb = read_rgb(path).astype(np.int64)
+        code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+        at = np.searchsorted(keys, code).clip(max=len(keys) - 1)
+        return np.where(keys[at] == code, values[at], np.uint8(IGNORE))
+
+    return read

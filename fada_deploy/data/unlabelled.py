@@ -1,0 +1,185 @@
+"""A target that is just recordings: a video, a folder of videos, or a folder of pictures.
+
+Frames are sampled by time, near-duplicates (a car standing at a light) are dropped, and whole clips
+are held out, never single frames, since neighbours of a training frame prove nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError, FadaError
+from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.data.base import FrameDataset, Pair, read_mask
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
+HELD_OUT = 0.1
+_THUMB_WH = (32, 18)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a recording are worth training on.
+
+    `every` seconds between frames of a video; two neighbours whose 32×18 grey thumbnails differ by
+    less than `min_change` (mean absolute difference, 0…255) count as the same view.
+    """
+
+    every: float = 0.5
+    min_change: float = 3.0
+
+
+def is_recording(path: Path) -> bool:
+    """Say whether a path can be opened by `open_recordings`."""
+    return path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def open_recordings(
+    path: Path,
+    *,
+    cache: Path,
+    space: LabelSpace,
+    sampling: Sampling | None = None,
+    ego_mask: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[FrameDataset, FrameDataset]:
+    """Sample recordings into (train, held-out) data sets without labels.
+
+    Frames of videos are kept as PNG under `cache`; pictures are used where they lie. With several
+    clips about a tenth of the clips is held out; a single clip gives its last tenth, after a gap of
+    the same length, since there is no other clip to give. Raise `DataError` when nothing is usable.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; a target is a data set, a video or a folder")
+    sampling = sampling or Sampling()
+    clips: dict[str, list[Pair]] = {}
+    for video in _videos(path):
+        clips[str(video)] = _sample_video(video, cache, sampling)
+        if progress:
+            progress(f"{video.name}: {len(clips[str(video)])} frames")
+    for folder, images in _picture_folders(path).items():
+        clips[folder], bad = _distinct_pictures(images, folder, sampling)
+        if progress:
+            for error in bad:
+                progress(f"left out: {error}")
+            progress(f"{folder}: {len(clips[folder])} of {len(images)} pictures")
+    clips = {name: pairs for name, pairs in clips.items() if pairs}
+    if not clips:
+        raise DataError(f"{path}: no video and no picture that can be read; allowed are {_allowed()}")
+    train, held_out = split_by_clip(clips)
+    mask = None if ego_mask is None else read_mask(ego_mask)
+
+    def no_labels(labels: Path) -> NDArray[np.uint8]:
+        raise DataError(f"{labels}: recordings have no labels")
+
+    base = FrameDataset(path.stem, "train", space, train, no_labels, mask)
+    return base, replace(base, split="val", pairs=held_out)
+
+
+def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]:
+    """Split clips into (train, held-out) frames; the choice depends on the clips' names alone."""
+    if len(clips) == 1:
+        (frames,) = clips.values()
+        tenth = max(1, round(HELD_OUT * len(frames)))
+        if len(frames) < 5:
+            return frames, []
+        return frames[: len(frames) - 2 * tenth], frames[-tenth:]
+    by_hash = sorted(clips, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest())
+    chosen = set(by_hash[: max(1, round(HELD_OUT * len(clips)))])
+    train = [pair for name, pairs in clips.items() if name not in chosen for pair in pairs]
+    return train, [pair for name, pairs in clips.items() if name in chosen for pair in pairs]
+
+
+def _allowed() -> str:
+    return ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+
+
+def _videos(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _picture_folders(path: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    if path.is_dir():
+        for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+            found.setdefault(str(image.parent), []).append(image)
+    return found
+
+
+def _thumb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    grey = cv2.cvtColor(cv2.resize(rgb, _THUMB_WH, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    return grey.astype(np.float32)
+
+
+def _changed(last: NDArray[np.float32] | None, thumb: NDArray[np.float32], sampling: Sampling) -> bool:
+    return last is None or float(np.abs(thumb - last).mean()) >= sampling.min_change
+
+
+def _distinct_pictures(
+    images: Sequence[Path], group: str, sampling: Sampling
+) -> tuple[list[Pair], list[FadaError]]:
+    pairs: list[Pair] = []
+    bad: list[FadaError] = []
+    last: NDArray[np.float32] | None = None
+    for image in images:
+        try:
+            thumb = _thumb(read_rgb(image))
+        except FadaError as error:
+            bad.append(error)
+            continue
+        if _changed(last, thumb, sampling):
+            pairs.append(Pair(image, None, group))
+            last = thumb
+    return pairs, bad
+
+
+def _sample_video(video: Path, cache: Path, sampling: Sampling) -> list[Pair]:
+    # One name a video, a sampling and a version of the file, so that a resumed run finds its frames.
+    stat = video.stat()
+    key = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{sampling.every}:{sampling.min_change}"
+    folder = cache / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    if not (folder / "done").is_file():
+        last: NDArray[np.float32] | None = None
+        for index, rgb in _timed_frames(video, sampling.every):
+            thumb = _thumb(rgb)
+            if _changed(last, thumb, sampling):
+                write_png(folder / f"{index:07d}.png", rgb)
+                last = thumb
+        if folder.is_dir():
+            (folder / "done").touch()
+    return [Pair(image, None, str(video)) for image in sorted(folder.glob("*.png"))]
+
+
+def _timed_frames(video: Path, every: float) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield (frame number, RGB) at least `every` seconds apart, by the frames' own timestamps."""
+    import av
+
+    try:
+        container = av.open(str(video))
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{video}: not a video that can be read ({error.strerror or error})") from None
+    with container:
+        if not container.streams.video:
+            raise DataError(f"{video}: holds no video stream")
+        due = float("-inf")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        try:
+            for index, frame in enumerate(container.decode(stream)):
+                seconds = index / 25 if frame.time is None else frame.time
+                if seconds >= due:
+                    due = seconds + every - 1e-6
+                    yield index, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        except av.error.FFmpegError:
+            # A recording cut short still has all its frames up to the cut.
+            return
