@@ -56,7 +56,7 @@ def read_indices(path: Path) -> NDArray[np.integer[Any]]:
     image = read_raw(path)
     if image.ndim != 2 or not np.issubdtype(image.dtype, np.integer):
         raise DataError(
-            f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are grey or palette images of ids, "
+            f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are grey or palette ids, "
             "or colours named in the `palette` of a custom data set"
         )
     return cast("NDArray[np.integer[Any]]", image)
