@@ -1,0 +1,87 @@
+"""A pinhole camera in a street that may bend.
+
+Street coordinates: x to the right of the centre line, y up, z along the street; metres. The bend
+shifts every cross-section sideways by a smooth function of z, so a town is laid out straight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NEAR = 0.5
+FLOATS = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bend:
+    """Sideways shift of the street: `amplitude`·sin(z/`length` + `phase`), all in metres and radians."""
+
+    amplitude: float
+    length: float
+    phase: float
+
+    def shift(self, z: FLOATS) -> FLOATS:
+        """Return the sideways shift at each z."""
+        return np.asarray(self.amplitude * np.sin(z / self.length + self.phase))
+
+    def shift_at(self, z: float) -> float:
+        """Return the sideways shift at one z."""
+        return self.amplitude * math.sin(z / self.length + self.phase)
+
+    def slope_at(self, z: float) -> float:
+        """Return d shift/d z at one z."""
+        return self.amplitude / self.length * math.cos(z / self.length + self.phase)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Position in street coordinates, heading (radians to the right) and projection.
+
+    `focal` and `centre` (u, v) are in pixels; the centre of pixel (i, j) lies at u = j, v = i.
+    """
+
+    x: float
+    y: float
+    z: float
+    heading: float
+    focal: float
+    centre: tuple[float, float]
+    bend: Bend
+
+    @classmethod
+    def place(
+        cls, *, size_hw: tuple[int, int], x: float, y: float, z: float, yaw: float, horizon: float, bend: Bend
+    ) -> Camera:
+        """Stand a camera in the street, looking `yaw` off its tangent; `horizon` is a fraction of the height."""
+        height, width = size_hw
+        # The shorter view decides, so that narrow pictures crop the sides and do not shrink the street.
+        focal = 1.1 * height
+        heading = math.atan(bend.slope_at(z)) + yaw
+        return cls(x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend)
+
+    def view(self, points: FLOATS) -> FLOATS:
+        """Turn street points (N, 3) into view space (N, 3): right, up, depth."""
+        x = points[:, 0] + self.bend.shift(points[:, 2]) - (self.x + self.bend.shift_at(self.z))
+        z = points[:, 2] - self.z
+        cos, sin = math.cos(self.heading), math.sin(self.heading)
+        return np.stack((cos * x - sin * z, points[:, 1] - self.y, sin * x + cos * z), 1)
+
+    def pixels(self, view: FLOATS) -> FLOATS:
+        """Project view points (N, 3) with positive depth to pixels (N, 2): u, v."""
+        scale = self.focal / view[:, 2]
+        return np.stack((self.centre[0] + view[:, 0] * scale, self.centre[1] - view[:, 1] * scale), 1)
+
+
+def clip_near(view: FLOATS) -> FLOATS:
+    """Cut a polygon (N, 3) in view space at the near plane; the result may be empty."""
+    result: list[FLOATS] = []
+    for a, b in zip(view, np.roll(view, -1, 0), strict=True):
+        if a[2] >= NEAR:
+            result.append(a)
+        if (a[2] >= NEAR) != (b[2] >= NEAR):
+            result.append(a + (b - a) * ((NEAR - a[2]) / (b[2] - a[2])))
+    return np.array(result).reshape(-1, 3)
