@@ -59,7 +59,8 @@ class Mesh:
     def paint(self, colours: Colours) -> FLOATS:
         """Return the colour of every part (P, 3) for a choice of colours by slot."""
         table = np.array([colours[p.slot] for p in self.parts], np.float64).reshape(-1, 3)
-        return table * np.array([p.gain for p in self.parts]).reshape(-1, 1)
+        gains = np.array([p.gain for p in self.parts], np.float64).reshape(-1, 1)
+        return np.multiply(table, gains, dtype=np.float64)
 
 
 class MeshBuilder:
@@ -145,7 +146,9 @@ def disc(centre: Point, radius: float, *, plane: str, sides: int = 10) -> list[P
     return points
 
 
-def bar(start: tuple[float, float], end: tuple[float, float], width: tuple[float, float], *, z: float = 0.0) -> list[Point]:
+def bar(
+    start: tuple[float, float], end: tuple[float, float], width: tuple[float, float], *, z: float = 0.0
+) -> list[Point]:
     """Return a tapered limb (4 points) in the plane "xy" between two points, `width` at each end."""
     (x0, y0), (x1, y1) = start, end
     length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
