@@ -1,0 +1,258 @@
+"""Read → resize → run → upsample (→ draw → write), overlapped in threads, in order, in flat memory.
+
+A stage is a generator function from an iterator to an iterator. `chain` gives each its own thread and
+puts a bounded channel behind it. That is all there is: order is kept because every stage takes and
+gives in order, memory is flat because a full channel holds its writer back, and a failure travels down
+the channels, behind the results that came before it, until it reaches the caller.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.common.images import resize_frame
+from fada_deploy.runtime.backends import Backend, Prediction
+from fada_deploy.runtime.result import Result
+from fada_deploy.runtime.sources import Frame, Source
+
+Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
+# Items that wait between two stages. Two hide the jitter of their times; more only cost memory.
+DEPTH = 2
+
+
+class Timings:
+    """Seconds of work by stage name, waiting left out. Each name is written by one thread."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class _Closed(Exception):
+    """The channel's other side is gone."""
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last thing in a channel: the end, or what went wrong."""
+
+    error: BaseException | None
+
+
+class _Channel:
+    """A bounded queue whose waiting ends wake up when it is closed."""
+
+    def __init__(self, depth: int) -> None:
+        self._items: deque[Any] = deque()
+        self._depth = depth
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: Any) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
+            if self._closed:
+                raise _Closed
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def get(self) -> Any:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._items)
+            if self._closed:
+                raise _Closed
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class _Running:
+    """One stage at work in its own thread."""
+
+    def __init__(self, name: str, items: Generator[Any, None, None], depth: int) -> None:
+        self._items = items
+        self.channel = _Channel(depth)
+        self.thread = threading.Thread(target=self._pump, name=f"fada-{name}", daemon=True)
+        self.thread.start()
+
+    def _pump(self) -> None:
+        last = _Last(None)
+        try:
+            # Closing the generator ends its `with` blocks in the thread that entered them.
+            with closing(self._items):
+                for item in self._items:
+                    self.channel.put(item)
+        except _Closed:
+            return
+        except BaseException as error:
+            last = _Last(error)
+        try:
+            self.channel.put(last)
+        except _Closed:
+            return
+
+    def __iter__(self) -> Iterator[Any]:
+        while not isinstance(item := self.channel.get(), _Last):
+            yield item
+        if item.error is not None:
+            raise item.error
+
+
+def chain(source: Iterable[Any], stages: Mapping[str, Stage], *, depth: int = DEPTH) -> Generator[Any, None, None]:
+    """Yield what the last of the stages gives, each at work in a thread of its own.
+
+    Whatever any of them raises is raised here. When this generator ends, for whatever reason, all
+    threads have ended.
+    """
+    running: list[_Running] = []
+    items = iter(source)
+    try:
+        for name, stage in stages.items():
+            running.append(_Running(name, stage(items), depth))
+            items = iter(running[-1])
+        yield from items
+    finally:
+        for stage_running in running:
+            stage_running.channel.close()
+        for stage_running in running:
+            stage_running.thread.join()
+
+
+@dataclass(frozen=True)
+class End:
+    """Comes behind the last frame of a source, so that its files can be finished."""
+
+    source: Source
+
+
+@dataclass
+class _Batch:
+    """Frames that go through the network together, and what came between them."""
+
+    items: list[Frame | DataError | End] = field(default_factory=list)
+    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
+    prediction: Prediction | None = None
+
+
+def read(sources: Iterable[Source], timings: Timings) -> Generator[Frame | DataError | End, None, None]:
+    """Yield the frames of one source after the other, pictures that failed, and each source's end."""
+    for source in sources:
+        with closing(source.frames()) as items:
+            while True:
+                with timings.clock("decode"):
+                    item = next(items, None)
+                if item is None:
+                    break
+                yield item
+        yield End(source)
+
+
+def resize(
+    items: Iterable[Frame | DataError | End], size_hw: tuple[int, int], batch: int, timings: Timings
+) -> Generator[_Batch, None, None]:
+    """Gather batches for the network, across sources."""
+    waiting = _Batch()
+    for item in items:
+        waiting.items.append(item)
+        if isinstance(item, Frame):
+            with timings.clock("resize"):
+                waiting.pictures.append(resize_frame(item.rgb, size_hw))
+        # With nothing to wait for, what is no frame goes on at once.
+        if len(waiting.pictures) in (0, batch):
+            yield waiting
+            waiting = _Batch()
+    if waiting.items:
+        yield waiting
+
+
+def run(batches: Iterable[_Batch], backend: Backend, timings: Timings) -> Generator[_Batch, None, None]:
+    """Add the network's prediction to each batch."""
+    for batch in batches:
+        if batch.pictures:
+            with timings.clock("network"):
+                batch.prediction = backend.submit(np.stack(batch.pictures))
+        yield batch
+
+
+def upsample(
+    batches: Iterable[_Batch], backend: Backend, confidence: bool, timings: Timings
+) -> Generator[Result | DataError | End, None, None]:
+    """Make each frame's result at the frame's own size."""
+    for batch in batches:
+        done = 0
+        for item in batch.items:
+            if not isinstance(item, Frame):
+                yield item
+                continue
+            assert batch.prediction is not None
+            with timings.clock("upsample"):
+                result = _result(item, batch.prediction[done], backend, confidence)
+            done += 1
+            yield result
+
+
+def _result(frame: Frame, prediction: Prediction, backend: Backend, confidence: bool) -> Result:
+    size = frame.rgb.shape[:2]
+    labels = prediction.labels(size)[0]
+    sure = prediction.confidence(size)[0] if confidence else None
+    return Result(
+        labels,
+        frame.rgb,
+        backend.metadata.label_space,
+        frame.captured,
+        time.monotonic() - frame.captured,
+        source=frame.source,
+        index=frame.index,
+        item=frame.item,
+        pts=frame.pts,
+        time_base=frame.time_base,
+        confidence=sure,
+    )
+
+
+def results_of(
+    sources: Sequence[Source],
+    backend: Backend,
+    *,
+    batch: int = 1,
+    confidence: bool = False,
+    timings: Timings | None = None,
+    then: Mapping[str, Stage] | None = None,
+) -> Generator[Any, None, None]:
+    """Yield a `Result` for each frame, a `DataError` for what cannot be read, an `End` for each source.
+
+    `then` adds stages behind (drawing, writing); what the last of them gives is yielded instead.
+    """
+    clock = timings or Timings()
+    size = backend.metadata.input_size_hw
+    stages: dict[str, Stage] = {
+        "read": lambda items: read(items, clock),
+        "resize": lambda items: resize(items, size, batch, clock),
+        "run": lambda items: run(items, backend, clock),
+        "upsample": lambda items: upsample(items, backend, confidence, clock),
+    }
+    return chain(sources, {**stages, **(then or {})})

@@ -1,0 +1,55 @@
+"""What a caller gets for one frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.runtime.overlay import Legend, class_shares, overlay
+
+
+@dataclass(frozen=True)
+class Result:
+    """The labels of one frame and where the frame came from.
+
+    `labels`: (H, W) uint8 class indices of `space`, at the frame's own size. `frame`: (H, W, 3)
+    uint8 in the order `color` ("rgb" or "bgr"). `source` and `index`: which frame of what; `item` is
+    its name there. `pts` × `time_base`: seconds within the source, None for a still picture.
+    `captured`: `time.monotonic()` when the frame was read; `latency_s`: from then until the labels
+    were there. `confidence`: (H, W) float32, softmax probability of the class, if asked for.
+    """
+
+    labels: NDArray[np.uint8]
+    frame: NDArray[np.uint8]
+    space: LabelSpace
+    captured: float
+    latency_s: float
+    color: str = "rgb"
+    source: str = ""
+    index: int = 0
+    item: str = ""
+    pts: int | None = None
+    time_base: Fraction | None = None
+    confidence: NDArray[np.float32] | None = None
+
+    @property
+    def time_s(self) -> float | None:
+        """Seconds within the source; None for a still picture."""
+        return None if self.pts is None or self.time_base is None else float(self.pts * self.time_base)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """The share of the picture that each class holds, (K,), summing to 1."""
+        return class_shares(self.labels, self.space.num_classes)
+
+    def overlay(self, alpha: float = 0.5, *, legend: bool = False, contours: bool = False) -> NDArray[np.uint8]:
+        """Return the frame with the classes' colours laid over it, in the frame's own channel order."""
+        palette = self.space.palette if self.color == "rgb" else self.space.palette[:, ::-1]
+        picture = overlay(self.frame, self.labels, palette, alpha, contours=contours)
+        if legend:
+            Legend(self.space.names, palette, picture.shape[:2]).draw(picture, self.shares)
+        return picture

@@ -1,0 +1,190 @@
+"""The runtime's front door: open a model, label frames.
+
+```python
+from fada_deploy.runtime import Segmenter
+
+with Segmenter("model.onnx") as segmenter:
+    for result in segmenter.stream("drive.mp4"):
+        show(result.labels, result.overlay())
+```
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, overload
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError, DeviceError, FadaError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.images import resize_frame
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.runtime.backends import Backend, Prediction, open_backend
+from fada_deploy.runtime.pipeline import Timings, results_of
+from fada_deploy.runtime.result import Result
+from fada_deploy.runtime.sources import Source, open_sources
+
+Frame = NDArray[np.uint8]
+
+
+class Segmenter:
+    """A model that labels frames of any size; safe to share between threads.
+
+    `model` is an exported file; None takes the newest export under `runs/` that this machine can
+    run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu or
+    cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
+    None means the file's own fixed batch, else 1.
+    """
+
+    skipped: tuple[str, ...]
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        batch: int | None = None,
+    ) -> None:
+        if batch is not None and batch < 1:
+            raise UsageError(f"a batch of {batch} is none; it is at least 1")
+        if model is None:
+            self.path, self.backend, self.skipped = _open_newest(device, backend)
+        else:
+            self.path, self.skipped = Path(model), ()
+            self.backend = open_backend(self.path, device=device, backend=backend)
+        fixed = self.metadata.batch
+        self.batch = min(batch or fixed or 1, fixed or batch or 1)
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        return self.backend.metadata
+
+    @property
+    def space(self) -> LabelSpace:
+        return self.metadata.label_space
+
+    @overload
+    def predict(self, frames: Frame, *, color: str = "rgb", confidence: bool = False) -> Result: ...
+
+    @overload
+    def predict(
+        self, frames: Sequence[Frame], *, color: str = "rgb", confidence: bool = False
+    ) -> list[Result]: ...
+
+    def predict(
+        self, frames: Frame | Sequence[Frame], *, color: str = "rgb", confidence: bool = False
+    ) -> Result | list[Result]:
+        """Label one frame (H, W, 3) uint8, or several of any sizes, given in the order `color`.
+
+        Raise `UsageError` for what is no such frame.
+        """
+        if isinstance(frames, np.ndarray) and frames.ndim == 3:
+            return self._predict([frames], color, confidence=confidence)[0]
+        return self._predict(list(frames), color, confidence=confidence)
+
+    def _predict(self, frames: list[Frame], color: str, *, confidence: bool) -> list[Result]:
+        captured = time.monotonic()
+        results = []
+        predictions = (p[i] for p in self._run(frames, color) for i in range(len(p)))
+        for index, (frame, prediction) in enumerate(zip(frames, predictions, strict=True)):
+            size = frame.shape[:2]
+            labels = prediction.labels(size)[0]
+            sure = prediction.confidence(size)[0] if confidence else None
+            latency = time.monotonic() - captured
+            results.append(
+                Result(labels, frame, self.space, captured, latency, color=color, index=index, confidence=sure)
+            )
+        return results
+
+    def labels(self, frames: Sequence[Frame], *, color: str = "rgb") -> list[NDArray[np.uint8]]:
+        """Return label maps (H, W) uint8, each at its frame's own size: the `Predict` of `evaluate`."""
+        return [result.labels for result in self._predict(list(frames), color, confidence=False)]
+
+    def logits(self, frames: Sequence[Frame], *, color: str = "rgb") -> NDArray[np.float32]:
+        """Return (B, K, h, w) float32 at the network's own resolution; raise `ModelError` for head `labels`."""
+        return np.concatenate([p.logits() for p in self._run(list(frames), color)])
+
+    def stream(
+        self,
+        *sources: str | Path | Source,
+        confidence: bool = False,
+        on_error: Callable[[DataError], None] | None = None,
+        timings: Timings | None = None,
+    ) -> Iterator[Result]:
+        """Yield a `Result` for each frame of videos, images, folders or globs, in order.
+
+        Reading, network and upsampling overlap in threads that end when the generator does, however it
+        does: run out, closed, abandoned or interrupted. A picture that cannot be read is handed to
+        `on_error`, and the others go on; without `on_error` it is raised. So are all other failures.
+        """
+        opened = open_sources(sources)
+        return self._stream(opened, confidence, on_error, timings or Timings())
+
+    def _stream(
+        self,
+        sources: Sequence[Source],
+        confidence: bool,
+        on_error: Callable[[DataError], None] | None,
+        timings: Timings,
+    ) -> Iterator[Result]:
+        for item in results_of(sources, self.backend, batch=self.batch, confidence=confidence, timings=timings):
+            if isinstance(item, Result):
+                yield item
+            elif isinstance(item, DataError):
+                if on_error is None:
+                    raise item
+                on_error(item)
+
+    def _run(self, frames: list[Frame], color: str) -> Iterator[Prediction]:
+        """Yield predictions for `batch` frames at a time."""
+        if color not in ("rgb", "bgr"):
+            raise UsageError(f"no colour order {color!r}; there are rgb and bgr")
+        if not frames:
+            raise UsageError("no frame to label; give at least one of shape (H, W, 3)")
+        for frame in frames:
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+                raise UsageError(f"a frame is uint8 of shape (H, W, 3), not {frame.dtype} {frame.shape}")
+        for start in range(0, len(frames), self.batch):
+            pictures = [resize_frame(f, self.metadata.input_size_hw) for f in frames[start : start + self.batch]]
+            if color == "bgr":
+                pictures = [np.asarray(cv2.cvtColor(p, cv2.COLOR_BGR2RGB), np.uint8) for p in pictures]
+            yield self.backend.submit(np.stack(pictures))
+
+    def close(self) -> None:
+        """Let the engine go."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_newest(device: str, backend: str) -> tuple[Path, Backend, tuple[str, ...]]:
+    """Open the newest export that opens; say why each newer one does not."""
+    from fada_deploy.common.runs import newest_models
+
+    errors: list[FadaError] = []
+    skipped: list[str] = []
+    for path in newest_models():
+        try:
+            return path, open_backend(path, device=device, backend=backend), tuple(skipped)
+        except (ModelError, DeviceError, MissingExtraError) as error:
+            errors.append(error)
+            # Most messages begin with the path already.
+            skipped.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+    if not errors:
+        raise ModelError("no model under runs/: type `fada export` first, or give --model PATH")
+    if len(errors) == 1:
+        raise errors[0]
+    raise ModelError(f"none of the {len(errors)} models under runs/ can run here: {'; '.join(skipped)}")

@@ -1,0 +1,259 @@
+"""Where frames come from: a video, a picture, a folder of either, a glob, or several of these.
+
+A source yields its frames in order, and in place of a frame that cannot be had a `DataError` that
+names it, so that one bad picture does not cost the good ones.
+"""
+
+from __future__ import annotations
+
+import glob
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
+
+VIDEO_SUFFIXES = frozenset(
+    {".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+    | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
+)
+_ALLOWED = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
+# A container's length may end half a second after the last picture without anything being missing.
+_SLACK_S = 0.5
+_QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: `rgb` (H, W, 3) uint8, where and when it comes from.
+
+    `source` is the source's name, `index` counts its frames from 0, and `item` names the frame
+    within it. `pts` × `time_base` are seconds (None for a still picture). `captured` is
+    `time.monotonic()` when it was read.
+    """
+
+    rgb: NDArray[np.uint8]
+    source: str
+    index: int
+    item: str
+    captured: float
+    pts: int | None = None
+    time_base: Fraction | None = None
+
+
+class Source(Protocol):
+    """Frames with a name.
+
+    `moving`: the frames make one film, at `rate` frames a second, with sound in the file `audio`.
+    """
+
+    name: str
+    moving: bool
+    rate: Fraction | None
+    audio: Path | None
+
+    def count(self) -> int | None:
+        """Return how many frames to expect, if that can be known."""
+        ...
+
+    def frames(self) -> Generator[Frame | DataError, None, None]:
+        """Yield the frames in order, and a `DataError` for what cannot be read."""
+        ...
+
+
+class PictureSource:
+    """One picture, or the pictures of a folder in the order of their names."""
+
+    moving = False
+    rate: Fraction | None = None
+    audio: Path | None = None
+
+    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+        self.name = name
+        self._paths = paths
+
+    def count(self) -> int:
+        """Return how many pictures there are, good or bad."""
+        return len(self._paths)
+
+    def frames(self) -> Generator[Frame | DataError, None, None]:
+        """Yield each picture as its EXIF turns it, or the error that names it."""
+        stems = Counter(p.stem for p in self._paths)
+        for index, path in enumerate(self._paths):
+            item = path.stem if stems[path.stem] == 1 else path.name
+            try:
+                yield Frame(read_rgb(path), self.name, index, item, time.monotonic())
+            except DataError as error:
+                yield error
+
+
+class VideoSource:
+    """A video file: every frame with its own timestamp, turned as its rotation flag says."""
+
+    moving = True
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.rate: Fraction | None = None
+        self.audio: Path | None = None
+        self._path = path
+        self._count: int | None = None
+
+    def probe(self) -> None:
+        """Read the header; raise `DataError` for what is no video."""
+        container, stream = _open(self._path)
+        with container:
+            self.rate = stream.average_rate
+            self.audio = self._path if container.streams.audio else None
+            seconds = stream.duration * stream.time_base if stream.duration and stream.time_base else None
+            if self.rate and seconds:
+                # AVI and others count ticks, not frames, so the length decides.
+                self._count = round(seconds * self.rate)
+
+    def count(self) -> int | None:
+        """Return the number of frames by length and rate, once probed; about right for a varying rate."""
+        return self._count
+
+    def frames(self) -> Generator[Frame | DataError, None, None]:
+        """Yield all frames that decode; behind them the error, if the file is cut short or damaged."""
+        try:
+            self.probe()
+            container, stream = _open(self._path)
+        except DataError as error:
+            yield error
+            return
+        with container:
+            stream.thread_type = "AUTO"
+            damaged, count, end = 0, 0, Fraction(0)
+            for picture in _decode(container, stream):
+                if picture is None:
+                    damaged += 1
+                    continue
+                frame = self._frame(picture, count)
+                count += 1
+                assert frame.pts is not None and frame.time_base is not None
+                end = max(end, (frame.pts + (picture.duration or 0)) * frame.time_base)
+                yield frame
+            length = (stream.duration or 0) * (stream.time_base or 0) + (stream.start_time or 0) * stream.time_base
+            if damaged or end < length - Fraction(_SLACK_S):
+                yield DataError(
+                    f"{self.name}: cut short or damaged; {count} frames up to {float(end):.2f} s "
+                    f"of {float(length):.2f} s could be decoded"
+                )
+
+    def _frame(self, picture: Any, index: int) -> Frame:
+        rgb = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+        turn = _QUARTER_TURNS.get(picture.rotation % 360)
+        if turn is not None:
+            rgb = np.asarray(cv2.rotate(rgb, turn), np.uint8)
+        pts, time_base = picture.pts, picture.time_base
+        if pts is None or time_base is None:
+            # Bare streams carry no clock.
+            pts, time_base = index, 1 / (self.rate or Fraction(25))
+        return Frame(rgb, self.name, index, f"{index:06d}", time.monotonic(), pts, time_base)
+
+
+def _open(path: Path) -> tuple[Any, Any]:
+    """Open a video; return its container and its first video stream."""
+    import av
+
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(
+            f"{path}: is no video that can be read ({error.strerror}); allowed is {_ALLOWED}"
+        ) from None
+    if not container.streams.video:
+        container.close()
+        raise DataError(f"{path}: holds no video stream; allowed is {_ALLOWED}")
+    return container, container.streams.video[0]
+
+
+def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
+    """Yield decoded frames, and None for each packet that is broken."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            yield None
+            return
+        if packet is None:
+            return
+        if packet.is_corrupt:
+            yield None
+        flushing = packet.size == 0
+        while True:
+            try:
+                yield from packet.decode()
+            except av.error.EOFError:
+                break
+            except av.error.FFmpegError:
+                yield None
+                # While the decoder is emptied, the frames behind the broken one are still to be had.
+                if flushing:
+                    continue
+            break
+
+
+def open_sources(sources: Sequence[str | Path | Source]) -> list[Source]:
+    """Turn files, folders and globs into sources; anything that has `frames` is taken as it is.
+
+    A folder gives one source of its pictures and one for each video in it. Raise `DataError` for what
+    does not exist, holds nothing, or is neither video nor picture, and `UsageError` for nothing at all.
+    """
+    if not sources:
+        raise UsageError(f"nothing to label; give {_ALLOWED}, a folder or a glob")
+    found: dict[str, Source] = {}
+    for given in sources:
+        for source in [given] if not isinstance(given, str | Path) else _open_path(str(given)):
+            # The same file twice is the same file.
+            found.setdefault(source.name, source)
+    return list(found.values())
+
+
+def _open_path(given: str) -> list[Source]:
+    path = Path(given)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return [_open_file(path)]
+    if glob.has_magic(given):
+        matches = [Path(m) for m in sorted(glob.glob(given, recursive=True)) if _is_known(Path(m))]
+        if not matches:
+            raise DataError(f"{given}: matches no file that is {_ALLOWED}")
+        return [_open_file(m) for m in matches]
+    raise DataError(f"{given}: no such file or folder; give {_ALLOWED}, a folder or a glob")
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return PictureSource(str(path), [path])
+    video = VideoSource(path)
+    video.probe()
+    return video
+
+
+def _open_folder(path: Path) -> list[Source]:
+    files = sorted(p for p in path.iterdir() if _is_known(p))
+    pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise DataError(f"{path}: an empty folder, or nothing in it is {_ALLOWED}")
+    # A broken video among good ones is named when its turn comes.
+    videos: list[Source] = [VideoSource(p) for p in files if p not in set(pictures)]
+    return [PictureSource(str(path), pictures), *videos] if pictures else videos
+
+
+def _is_known(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
