@@ -1,0 +1,108 @@
+"""`fada train`: source → fine-grained adversarial → self-distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fada_deploy.cli.options import SIZE, emit_json, log
+
+
+@click.command("train")
+@click.option("--src", help="Labelled source: gta5, cityscapes, or the path of a .toml file.")
+@click.option("--tgt", help="Unlabelled target: a data set, a .toml file, a video, or a folder of either.")
+@click.option(
+    "--src-root", type=click.Path(), help="Where the source lies [$FADA_DATASETS/NAME or datasets/NAME]."
+)
+@click.option("--tgt-root", type=click.Path(), help="Where the target lies.")
+@click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [cityscapes-19].")
+@click.option("--backbone", help="resnet101 or ddrnet23-slim.")
+@click.option("--preset", default="paper", help="paper (the published numbers) or small (two CPU cores) [paper].")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings from a TOML file.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. adversarial.lr=1e-4."
+)
+@click.option("--stages", help="Comma-separated: source,adversarial,distill.")
+@click.option("--batch", type=click.IntRange(1), help="Images a step; of each domain in the adversarial stage.")
+@click.option("--size", type=SIZE, help="The network's input; also what source frames are resized to.")
+@click.option("--seed", type=int)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--init", help="File of ImageNet weights for the backbone, or none [none].")
+@click.option("--start", help="Run or weights that stand in for the stages that are left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN].")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run, exactly.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    device: str,
+    out: Path | None,
+    resume: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Adapt a segmenter from labelled source to unlabelled target data.
+
+    \b
+    fada train --src gta5 --tgt cityscapes
+    fada train --src gta5 --tgt drives/ --preset small
+    fada train --resume runs/gta5-cityscapes-resnet101-001
+    """
+    from fada_deploy.common.errors import MissingExtraError, UsageError
+
+    try:
+        import torch  # noqa: F401 -- only to say what to type when it is missing
+    except ImportError:
+        raise MissingExtraError("torch", "train") from None
+    from fada_deploy.training.device import choose_device
+    from fada_deploy.training.run import load_config, train
+
+    where = choose_device(device)
+    if resume is not None:
+        given = [n for n, v in {**options, "preset": None, "config": config_file, "set": settings, "out": out}.items() if v]
+        if given:
+            raise UsageError(f"--resume goes on with a run as it was; leave out --{', --'.join(given)}")
+        config, run = load_config(resume), resume
+    else:
+        config = _config(config_file, settings, options)
+        run = _new_run(config, out)
+    log(f"run {run}, training on {where}")
+    outcome = train(config, run, device=where, say=log)
+    return _report(outcome, as_json=as_json)
+
+
+def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]) -> Any:
+    from fada_deploy.training.config import STAGES, make_config
+
+    batch, size = options.pop("batch"), options.pop("size")
+    if options["stages"] is not None:
+        options["stages"] = tuple(s.strip() for s in options["stages"].split(","))
+    if batch is not None:
+        options |= {f"{stage}.batch": batch for stage in STAGES}
+    if size is not None:
+        options |= {"size": size, "src_size": size, "distill.size": size, "distill.crop": size}
+    preset = options.pop("preset")
+    return make_config(preset=preset, file=config_file, settings=settings, options=options)
+
+
+def _new_run(config: Any, out: Path | None) -> Path:
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.files import numbered_dir
+    from fada_deploy.common.runs import RUNS
+
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not empty; go on with it by --resume {out}, or name another")
+    return out or numbered_dir(RUNS, f"{Path(config.src).stem}-{Path(config.tgt).stem}-{config.backbone}")
+
+
+def _report(outcome: Any, *, as_json: bool) -> int:
+    scores = {name: result.scores.to_dict() for name, result in outcome.scores.items()}
+    if as_json:
+        emit_json({"run": str(outcome.run), "scores": scores, "bad_files": list(outcome.bad_files)})
+    for line in outcome.bad_files:
+        log(f"left out: {line}")
+    log(f"done: {outcome.run}")
+    log(f"next: fada export {outcome.run}")
+    return 1 if outcome.bad_files else 0

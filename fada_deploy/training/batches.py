@@ -1,0 +1,106 @@
+"""Batches as a pure function of the iteration, decoded ahead in threads.
+
+Slot s of iteration i shows the frame at position i · batch + s of its order, augmented by a
+generator seeded with (seed, position): nothing to save, so a resumed run sees what the whole run saw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fada_deploy.common.errors import DataError
+
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+MAX_BAD_IN_A_ROW = 20
+
+
+class Order(Protocol):
+    """An endless sequence of frame numbers."""
+
+    def __getitem__(self, position: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames (B, H, W, 3) uint8 RGB, labels (B, H, W) int64 with 255 ignored, and the frames' numbers.
+
+    `ego` (H, W) bool is true on the car's own bonnet, in every frame alike; None where none is known.
+    """
+
+    frames_bhwc: Tensor
+    labels: Tensor
+    indices: tuple[int, ...]
+    ego: Tensor | None = None
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.labels.shape[1], self.labels.shape[2]
+
+    def ignore(self, size_hw: tuple[int, int]) -> Tensor | None:
+        """Return the pixels to leave out of a domain loss at a size, (B, *size_hw) bool, or None."""
+        if self.ego is None:
+            return None
+        mask = F.interpolate(self.ego[None, None].float(), size_hw, mode="nearest") > 0
+        return mask[0].expand(len(self.indices), -1, -1)
+
+
+class Batches:
+    """`batches[i]` is iteration i's batch; the next ones are prepared meanwhile.
+
+    `load(index, rng)` gives one augmented sample. A frame that cannot be read is replaced by the
+    next of the order and named in `bad`; `MAX_BAD_IN_A_ROW` of them raise `DataError`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int, np.random.Generator], Sample],
+        order: Order,
+        *,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        ego: NDArray[np.bool_] | None = None,
+        ahead: int = 3,
+    ) -> None:
+        self._load, self._order, self._batch, self._seed = load, order, batch, seed
+        self._device, self._ahead = device, ahead
+        self._ego = None if ego is None else torch.from_numpy(ego).to(device)
+        self._pool = ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0)))), "batches")
+        self._waiting: dict[int, list[Future[tuple[int, Sample]]]] = {}
+        self.bad: dict[str, None] = {}
+
+    def __getitem__(self, iteration: int) -> Batch:
+        self._waiting = {i: f for i, f in self._waiting.items() if i >= iteration}
+        for i in range(iteration, iteration + self._ahead):
+            if i not in self._waiting:
+                first = i * self._batch
+                self._waiting[i] = [self._pool.submit(self._sample, first + s) for s in range(self._batch)]
+        indices, samples = zip(*(f.result() for f in self._waiting.pop(iteration)), strict=True)
+        frames = torch.from_numpy(np.stack([frame for frame, _ in samples]))
+        labels = torch.from_numpy(np.stack([labels for _, labels in samples]))
+        return Batch(frames.to(self._device), labels.to(self._device).long(), indices, self._ego)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _sample(self, position: int) -> tuple[int, Sample]:
+        last: DataError | None = None
+        for step in range(MAX_BAD_IN_A_ROW):
+            index = self._order[position + step]
+            try:
+                return index, self._load(index, np.random.default_rng([self._seed, position]))
+            except DataError as error:
+                self.bad[str(error)] = None
+                last = error
+        raise DataError(f"{MAX_BAD_IN_A_ROW} frames in a row cannot be used, the last: {last}")

@@ -1,0 +1,120 @@
+"""Weights in and out: safetensors for what is kept, a torch file for what resumes, files for what starts.
+
+Nothing here unpickles code: torch files are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fada_deploy.common.errors import FadaError, ModelError, UsageError
+from fada_deploy.common.files import atomic_path
+from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+
+PROPERTY = "fada"
+
+
+class Stateful(Protocol):
+    """A model, optimiser or average."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def save_weights(
+    path: Path, weights: Mapping[str, Tensor], spec: ModelSpec, provenance: Mapping[str, Any]
+) -> None:
+    """Write weights with all that is needed to build their network."""
+    from safetensors.torch import save_file
+
+    tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
+    document = json.dumps({"model": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {PROPERTY: document})
+
+
+def load_segmenter(path: Path, device: torch.device | None = None) -> tuple[Segmenter, dict[str, Any]]:
+    """Return the network of a weights file in evaluation mode, and the file's provenance."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            document = json.loads((file.metadata() or {})[PROPERTY])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+        model = Segmenter(ModelSpec.from_dict(document["model"]))
+        model.load_state_dict(weights)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such weights") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path}: not weights written by `fada train` ({reason})") from None
+    return model.to(device or torch.device("cpu")).eval(), document["provenance"]
+
+
+def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
+    """Write all that a stage needs to go on after `iteration` finished iterations."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with atomic_path(path) as temporary:
+        torch.save({"iteration": iteration, "parts": state}, temporary)
+
+
+def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> int:
+    """Restore what `save_state` wrote; return the number of finished iterations (0: nothing there)."""
+    if not path.is_file():
+        return 0
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        return int(state["iteration"])
+    except (OSError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{path}: not this run's training state ({reason}); delete it to start the stage again"
+        ) from None
+
+
+def load_backbone(model: Segmenter, path: Path) -> None:
+    """Load ImageNet weights (torchvision's names, or DDRNet's own) into the backbone, key by key.
+
+    Prefixes `module.` and `backbone.` are taken off and the file's own classifier is left out. Raise
+    `ModelError` naming what is missing or of another shape.
+    """
+    found = {name.removeprefix("module.").removeprefix("backbone."): t for name, t in _read_tensors(path).items()}
+    backbone = model.feature_extractor["backbone"]
+    wanted = {n: t for n, t in backbone.state_dict().items() if not n.endswith("num_batches_tracked")}
+    # DDRNet's pyramid is not part of the network that is trained on ImageNet.
+    missing = [n for n in wanted if n not in found and not n.startswith("spp.")]
+    odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    if missing or odd:
+        raise ModelError(
+            f"{path}: does not fit {model.spec.backbone}: {len(missing)} of {len(wanted)} parameters missing, "
+            f"{len(odd)} of another shape, the first {(missing + odd)[0]}"
+        )
+    backbone.load_state_dict({n: found[n] for n in wanted if n in found}, strict=False)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UsageError(f"--init {path}: no such file; give ImageNet weights of the backbone, or `none`")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = content.get("state_dict", content)
+        return {n: t for n, t in content.items() if isinstance(t, Tensor)}
+    except FadaError:
+        raise
+    except Exception as error:
+        # torch.load raises whatever a foreign file makes it raise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: not a file of weights ({reason})") from None

@@ -1,0 +1,24 @@
+"""Choosing where to train."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fada_deploy.common.errors import DeviceError, UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda[:N]`; raise when it is not to be had."""
+    if name == "auto":
+        return choose_device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise UsageError(f"no device {name!r}; there are auto, cpu, cuda and cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"{name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    if kind == "cpu":
+        # A container's share of the host, not the host's cores.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch.device(name)

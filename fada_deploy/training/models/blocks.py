@@ -1,0 +1,106 @@
+"""Residual blocks and frozen normalisation, with torchvision's parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Callable[[int], nn.Module]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and scale, **without eps**, as in the released FADA code."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        buffers = cast("dict[str, Tensor]", self._buffers)
+        scale = buffers["weight"] * buffers["running_var"].rsqrt()
+        shift = buffers["bias"] - buffers["running_mean"] * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # torchvision counts batches in every norm; frozen statistics have nothing to count.
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+# What a run may ask of its normalisation layers.
+NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
+
+
+def conv3x3(inner: int, outer: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """Return a 3×3 convolution that keeps the size at stride 1."""
+    return nn.Conv2d(inner, outer, 3, stride, padding=dilation, dilation=dilation, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut; `final_relu` off leaves the sum signed."""
+
+    expansion = 1
+
+    def __init__(
+        self, inner: int, planes: int, norm: Norm, *, stride: int = 1, dilation: int = 1, final_relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inner, planes, stride=stride, dilation=dilation)
+        self.bn1 = norm(planes)
+        self.conv2 = conv3x3(planes, planes, dilation=dilation)
+        self.bn2 = norm(planes)
+        self.downsample = shortcut(inner, planes * self.expansion, norm, stride=stride)
+        self.final_relu = final_relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inner, H, W) to (B, planes, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y)) + (x if self.downsample is None else self.downsample(x))
+        return F.relu(y) if self.final_relu else y
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 and a shortcut; stride and dilation sit on the 3×3."""
+
+    def __init__(
+        self,
+        inner: int,
+        planes: int,
+        norm: Norm,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        final_relu: bool = True,
+        expansion: int = 4,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, planes, 1, bias=False)
+        self.bn1 = norm(planes)
+        self.conv2 = conv3x3(planes, planes, stride=stride, dilation=dilation)
+        self.bn2 = norm(planes)
+        self.conv3 = nn.Conv2d(planes, planes * expansion, 1, bias=False)
+        self.bn3 = norm(planes * expansion)
+        self.downsample = shortcut(inner, planes * expansion, norm, stride=stride)
+        self.final_relu = final_relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inner, H, W) to (B, planes · expansion, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x))
+        return F.relu(y) if self.final_relu else y
+
+
+def shortcut(inner: int, outer: int, norm: Norm, *, stride: int) -> nn.Sequential | None:
+    """Return the 1×1 projection a shortcut needs, or None where shapes already agree."""
+    if stride == 1 and inner == outer:
+        return None
+    return nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), norm(outer))

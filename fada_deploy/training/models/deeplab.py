@@ -1,0 +1,42 @@
+"""Classifiers: features → logits at the features' resolution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fada_deploy.training.models.blocks import Norm, conv3x3
+
+
+class ASPPClassifier(nn.Module):
+    """DeepLab-v2's classifier: four dilated 3×3 convolutions, summed."""
+
+    def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate) for rate in (6, 12, 18, 24)]
+        for conv in convs:
+            nn.init.normal_(conv.weight, 0.0, 0.01)
+        self.conv2d_list = nn.ModuleList(convs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, h, w) to logits (B, K, h, w)."""
+        a, b, c, d = (conv(features) for conv in self.conv2d_list)
+        logits: Tensor = a + b + c + d
+        return logits
+
+
+class SegmentHead(nn.Module):
+    """DDRNet's classifier: normalise, 3×3 to 64 channels, normalise, 1×1 to the classes."""
+
+    def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
+        super().__init__()
+        self.bn1 = norm(channels)
+        self.conv1 = conv3x3(channels, 64)
+        self.bn2 = norm(64)
+        self.conv2 = nn.Conv2d(64, num_classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, h, w) to logits (B, K, h, w)."""
+        hidden = self.conv1(F.relu(self.bn1(features)))
+        logits: Tensor = self.conv2(F.relu(self.bn2(hidden)))
+        return logits

@@ -1,0 +1,104 @@
+"""Optimisers, their schedule, averaged weights and whose pass moves the batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from fada_deploy.training.config import AdversarialStage, Stage
+from fada_deploy.training.models.segmenter import Segmenter
+
+
+def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: int = 0) -> float:
+    """Return (1 − i/max)^power, times (i + 1)/warmup during a warm-up."""
+    rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+    return float(rise * (1 - iteration / max_iterations) ** power)
+
+
+def make_optimiser(model: Segmenter, stage: Stage) -> Optimizer:
+    """Return the optimiser of F (learning rate `lr`) and G (`lr` × factor)."""
+    groups = [
+        {"params": list(model.feature_extractor.parameters()), "lr": stage.lr},
+        {"params": list(model.classifier.parameters()), "lr": stage.lr * stage.classifier_lr_factor},
+    ]
+    if stage.optimiser == "adamw":
+        return _rated(AdamW(groups, weight_decay=stage.weight_decay))
+    return _rated(SGD(groups, lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay))
+
+
+def make_discriminator_optimiser(discriminator: nn.Module, stage: AdversarialStage) -> Optimizer:
+    """Return the discriminator's Adam."""
+    return _rated(Adam(discriminator.parameters(), lr=stage.discriminator_lr, betas=stage.discriminator_betas))
+
+
+def set_learning_rate(optimiser: Optimizer, iteration: int, stage: Stage) -> float:
+    """Move every group to its place on the poly schedule; return the first group's rate."""
+    factor = poly_factor(iteration, max_iterations=stage.max_iterations, power=stage.power, warmup=stage.warmup)
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimiser.param_groups[0]["lr"])
+
+
+def _rated(optimiser: Optimizer) -> Optimizer:
+    for group in optimiser.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimiser
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's weights: decay min(1 − 1/(t + 1), α), t counting updates.
+
+    Integer tensors and the running statistics of normalisation layers are copied, not averaged.
+    With α = 0 it is the model itself.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay = model, decay
+        self._parameters = {name for name, _ in model.named_parameters()}
+        self.average: dict[str, Tensor] = {n: t.detach().clone() for n, t in self._live().items()}
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Take in the model's weights after an iteration's step."""
+        if not self._decay:
+            return
+        decay = min(1 - 1 / (iteration + 1), self._decay)
+        for name, live in self._live().items():
+            if name in self._parameters:
+                self.average[name].lerp_(live.detach(), 1 - decay)
+            else:
+                self.average[name].copy_(live)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the state to keep: the average, or the live weights when averaging is off."""
+        return self.average if self._decay else self._live()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the average, to be saved."""
+        return self.average
+
+    def load_state_dict(self, average: dict[str, Tensor]) -> None:
+        """Continue from a saved average."""
+        for name, tensor in self.average.items():
+            tensor.copy_(average[name])
+
+    def _live(self) -> dict[str, Tensor]:
+        return dict(self._model.state_dict())
+
+
+@contextmanager
+def held_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
+    """Let a pass use its own batch statistics without moving the running ones, when `hold`."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if hold else []
+    momenta = [m.momentum for m in norms]
+    for module in norms:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum

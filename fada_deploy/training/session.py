@@ -1,0 +1,134 @@
+"""A stage's bookkeeping: progress, metrics, saved state, signals. The arithmetic stays in the stage.
+
+`for iteration in session:` yields what is left to do, saves on the way, and stops cleanly on
+SIGINT or SIGTERM with everything needed to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fada_deploy.common.errors import FadaError, InterruptedRunError
+from fada_deploy.training.checkpoints import Stateful, load_state, save_state
+
+SUGGEST_AFTER = 20
+
+
+OpenSession = Callable[[Mapping[str, Stateful]], "Session"]
+
+
+class Session:
+    """Run a stage of `iterations` in `folder`; `parts` is all the state there is."""
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: Mapping[str, Stateful],
+        *,
+        iterations: int,
+        device: torch.device,
+        save_every: int,
+        suggestion: str | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._iterations, self._parts = folder, iterations, parts
+        self._save_every, self._suggestion = save_every, suggestion
+        self._log_every = max(1, min(50, iterations // 50))
+        self._state = folder / "state.pt"
+        self._metrics = folder / "metrics.jsonl"
+        self._pending: list[dict[str, Tensor | float]] = []
+        self._stop: int | None = None
+        self._start = self._saved = load_state(self._state, parts, device)
+        self._truncate_metrics()
+        self._bar: Any = None
+        self._began = 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        previous = self._catch_signals()
+        name, total = self.folder.name, self._iterations
+        bar = tqdm(total=total, initial=self._start, desc=name, unit="it", disable=None, file=sys.stderr)
+        self._bar, self._began = bar, time.monotonic()
+        try:
+            for iteration in range(self._start, self._iterations):
+                yield iteration
+                done = iteration + 1
+                bar.update()
+                if done % self._log_every == 0 or done == self._iterations:
+                    self._flush(done)
+                if done == self._start + SUGGEST_AFTER:
+                    self._suggest(done)
+                if self._stop is not None:
+                    self._interrupt(done)
+                if done % self._save_every == 0 and done < self._iterations:
+                    self._save(done)
+        finally:
+            bar.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def log(self, **values: Tensor | float) -> None:
+        """Remember an iteration's numbers; their means go to `metrics.jsonl` now and then."""
+        self._pending.append({n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()})
+
+    def _flush(self, done: int) -> None:
+        if not self._pending:
+            return
+        means = {n: sum(float(p[n]) for p in self._pending) / len(self._pending) for n in self._pending[0]}
+        self._pending.clear()
+        bad = [n for n, v in means.items() if not math.isfinite(v)]
+        if bad:
+            saved = f"the state of iteration {self._saved} is kept" if self._saved else "nothing was saved yet"
+            raise FadaError(
+                f"{self.folder.name}: {', '.join(bad)} is no finite number near iteration {done}; {saved}; lower "
+                f"{self.folder.name}.lr and start again"
+            )
+        seconds = time.monotonic() - self._began
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **means}) + "\n")
+        self._bar.set_postfix({n: f"{v:.3g}" for n, v in means.items()})
+
+    def _suggest(self, done: int) -> None:
+        seconds = (time.monotonic() - self._began) / (done - self._start) * (self._iterations - done)
+        if self._suggestion and seconds > 3600:
+            self._bar.write(f"about {seconds / 3600:.0f} h to go; {self._suggestion}", file=sys.stderr)
+
+    def _save(self, done: int) -> None:
+        # Flushed first: a state is only worth keeping if the losses behind it are finite.
+        self._flush(done)
+        save_state(self._state, done, self._parts)
+        self._saved = done
+
+    def _interrupt(self, done: int) -> None:
+        self._save(done)
+        raise InterruptedRunError(
+            f"stopped after {done} iterations of {self.folder.name}; go on with: "
+            f"fada train --resume {self.folder.parent}"
+        )
+
+    def _catch_signals(self) -> dict[int, Any]:
+        def remember(number: int, frame: FrameType | None) -> None:
+            self._stop = number
+
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {n: signal.signal(n, remember) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _truncate_metrics(self) -> None:
+        """Forget what was logged after the state that the stage goes on from."""
+        if self._metrics.is_file():
+            lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= self._start]
+            self._metrics.write_text("".join(kept), "utf-8")

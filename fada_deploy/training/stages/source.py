@@ -1,0 +1,39 @@
+"""Supervised training: the source stage, and the student of the distillation stage.
+
+`fada train --stages source`
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fada_deploy.training.batches import Batches
+from fada_deploy.training.config import DistillStage, SourceStage
+from fada_deploy.training.losses import segmentation_loss, upsample
+from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.optim import AveragedWeights, make_optimiser, set_learning_rate
+from fada_deploy.training.session import OpenSession
+
+
+def train_supervised(
+    model: Segmenter, batches: Batches, stage: SourceStage | DistillStage, *, amp: bool, open_session: OpenSession
+) -> AveragedWeights:
+    """Minimise the cross entropy of labelled frames; return the weights to keep."""
+    optimiser = make_optimiser(model, stage)
+    average = AveragedWeights(model, stage.ema)
+    session = open_session({"model": model, "optimiser": optimiser, "average": average})
+    model.train()
+    for iteration in session:
+        rate = set_learning_rate(optimiser, iteration, stage)
+        batch = batches[iteration]
+
+        with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
+            logits = model(batch.frames_bhwc)
+        loss = segmentation_loss(upsample(logits.float(), batch.size_hw), batch.labels)
+
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        average.update(iteration)
+        session.log(segmentation=loss, lr=rate)
+    return average
