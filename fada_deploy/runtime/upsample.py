@@ -206,7 +206,7 @@ def _fill_cells(
         lower = lower_left[:, kept] * w_low + lower_right[:, kept] * w_high
         for py, some in _pixel_rows(rows[kept], y):
             z = upper[:, some] * y.w_low[py] + lower[:, some] * y.w_high[py]
-            labels[py, px[some]] = _argmax(z)
+            labels[py, px[some]] = _argmax(np.asarray(z, np.float32))
 
 
 def _pixel_rows(rows: NDArray[np.intp], y: Taps) -> Iterator[tuple[NDArray[np.intp], slice]]:

@@ -1,0 +1,183 @@
+"""`fada infer`: label videos, pictures and folders with the newest export."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fada_deploy.cli.options import emit_json, log
+
+if TYPE_CHECKING:
+    from fada_deploy.runtime.pipeline import Timings
+    from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.runtime.sinks import Saving
+    from fada_deploy.runtime.sources import Source
+
+_KINDS = ("overlay", "mask", "color", "npz", "json")
+
+
+class _Kinds(click.ParamType[tuple[str, ...]]):
+    """Kinds of output, separated by commas."""
+
+    name = "KIND,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        kinds = tuple(dict.fromkeys(k.strip() for k in value.split(",") if k.strip()))
+        unknown = [k for k in kinds if k not in _KINDS]
+        if unknown or not kinds:
+            self.fail(f"cannot save {value!r}; choose from {', '.join(_KINDS)}", param, ctx)
+        return kinds
+
+
+@dataclass
+class _Tally:
+    frames: int = 0
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@click.command("infer")
+@click.argument("source", nargs=-1, required=True)
+@click.option("--model", type=click.Path(path_type=Path), help="Exported file [default: the newest under runs/].")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/infer-NNN].")
+@click.option(
+    "--save", type=_Kinds(), default="overlay", show_default=True, help=f"What to save: {', '.join(_KINDS)}."
+)
+@click.option(
+    "--ids", type=click.Choice(["trainId", "labelId"]), default="trainId", show_default=True, help="Ids in masks."
+)
+@click.option(
+    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the colours."
+)
+@click.option(
+    "--legend/--no-legend", default=True, show_default=True, help="Class names and shares in the overlay."
+)
+@click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or openvino.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
+def command(
+    source: tuple[str, ...],
+    model: Path | None,
+    out: Path | None,
+    save: tuple[str, ...],
+    ids: str,
+    alpha: float,
+    legend: bool,
+    batch: int | None,
+    device: str,
+    backend: str,
+    as_json: bool,
+) -> int:
+    """Label videos, images, folders and globs.
+
+    \b
+    fada infer drive.mp4
+    fada infer 'frames/*.png' --save overlay,mask --ids labelId
+    fada infer a.mp4 b.mp4 photos/ --out labelled --model model.onnx
+
+    Exits with 1 if some frames could not be read; the others are done.
+    """
+    from fada_deploy.common.errors import DataError
+    from fada_deploy.common.files import numbered_dir
+    from fada_deploy.runtime.pipeline import Timings
+    from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.runtime.sinks import Saving
+    from fada_deploy.runtime.sources import open_sources
+
+    sources = open_sources(source)
+    with Segmenter(model, device=device, backend=backend, batch=batch) as segmenter:
+        for line in segmenter.skipped:
+            log(f"skipped {line}")
+        log(f"model {segmenter.path}: {_described(segmenter)}")
+        saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids=ids, alpha=alpha, legend=legend)
+        timings = Timings()
+        try:
+            tally = _label(segmenter, sources, saving, timings)
+        finally:
+            _remove_if_empty(saving.out, made_here=out is None)
+        if not tally.frames:
+            raise DataError(tally.failed[0] if tally.failed else f"{', '.join(source)}: no frame could be read")
+        summary = _summary(segmenter, saving, tally, timings)
+    if as_json:
+        emit_json(summary)
+    _say(summary)
+    return 1 if tally.failed else 0
+
+
+def _described(segmenter: Segmenter) -> str:
+    metadata, backend = segmenter.metadata, segmenter.backend
+    height, width = metadata.input_size_hw
+    return (
+        f"{metadata.label_space.num_classes} classes at {width}x{height}, {metadata.precision}, "
+        f"{backend.name} on {backend.device}"
+    )
+
+
+def _label(segmenter: Segmenter, sources: list[Source], saving: Saving, timings: Timings) -> _Tally:
+    """Run the pipeline to its end under a progress bar."""
+    from contextlib import closing
+
+    from tqdm import tqdm
+
+    from fada_deploy.common.errors import DataError
+    from fada_deploy.runtime.result import Result
+    from fada_deploy.runtime.sinks import label_to_files
+
+    counts = [s.count() for s in sources]
+    total = None if None in counts else sum(c for c in counts if c)
+    tally = _Tally()
+    start = time.perf_counter()
+    # disable=None: silent when stderr is no terminal.
+    with (
+        closing(label_to_files(segmenter, sources, saving, timings=timings)) as items,
+        tqdm(total=total, unit="frame", disable=None, dynamic_ncols=True) as bar,
+    ):
+        for item in items:
+            if isinstance(item, Result):
+                tally.frames += 1
+                bar.update()
+            elif isinstance(item, DataError):
+                tally.failed.append(str(item))
+    tally.seconds = time.perf_counter() - start
+    return tally
+
+
+def _remove_if_empty(out: Path, *, made_here: bool) -> None:
+    if made_here and out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+
+
+def _summary(segmenter: Segmenter, saving: Saving, tally: _Tally, timings: Timings) -> dict[str, Any]:
+    height, width = segmenter.metadata.input_size_hw
+    return {
+        "model": str(segmenter.path),
+        "skipped_models": list(segmenter.skipped),
+        "backend": segmenter.backend.name,
+        "device": segmenter.backend.device,
+        "input_size": {"width": width, "height": height},
+        "out": str(saving.out),
+        "saved": {kind: str(saving.out / kind) for kind in saving.kinds},
+        "frames": tally.frames,
+        "failed": tally.failed,
+        "seconds": round(tally.seconds, 3),
+        "fps": round(tally.frames / tally.seconds, 2),
+        "ms_per_frame": {k: round(1000 * v / tally.frames, 2) for k, v in timings.seconds.items()},
+    }
+
+
+def _say(summary: dict[str, Any]) -> None:
+    for line in summary["failed"]:
+        log(f"failed: {line}")
+    stages = ", ".join(f"{name} {ms:.1f}" for name, ms in summary["ms_per_frame"].items())
+    log(
+        f"{summary['frames']} frames in {summary['seconds']:.1f} s, {summary['fps']:.1f} fps; ms a frame: {stages}"
+    )
+    if summary["failed"]:
+        log(f"{len(summary['failed'])} failed, see above; the others are done")
+    for path in summary["saved"].values():
+        log(f"saved {path}")

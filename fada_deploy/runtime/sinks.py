@@ -1,0 +1,257 @@
+"""Where labels go: overlay films and pictures, masks, colour maps, arrays, shares.
+
+Every file is written under a temporary name and renamed when it is whole. Under the output folder
+lies one folder a kind: `overlay/drive.mp4`, `mask/drive/000000.png`, `json/drive.json`; a single
+picture gives `mask/photo.png`, a folder `mask/folder/photo.png`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.files import atomic_path
+from fada_deploy.common.images import write_png
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.runtime.film import film
+from fada_deploy.runtime.overlay import Legend, colorize, overlay
+from fada_deploy.runtime.pipeline import End, Timings, results_of
+from fada_deploy.runtime.result import Result
+from fada_deploy.runtime.segmenter import Segmenter
+from fada_deploy.runtime.sources import Source
+
+Picture = NDArray[np.uint8]
+Item = Result | DataError | End
+IDS: dict[str, Callable[[LabelSpace], NDArray[np.uint8]]] = {
+    "trainId": lambda space: space.to_train_ids,
+    "labelId": lambda space: space.to_label_ids,
+}
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What to save and how it looks.
+
+    `kinds` are keys of `SINKS`, `ids` a key of `IDS` for the masks, `alpha` the colours' opacity.
+    """
+
+    out: Path
+    kinds: tuple[str, ...] = ("overlay",)
+    ids: str = "trainId"
+    alpha: float = 0.5
+    legend: bool = True
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in SINKS:
+                raise UsageError(f"cannot save {kind!r}; there are {', '.join(SINKS)}")
+        if self.ids not in IDS:
+            raise UsageError(f"no ids {self.ids!r}; there are {', '.join(IDS)}")
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"an alpha of {self.alpha} is no opacity; it is 0 to 1")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a sink knows when its source's first result is there. `key` is the source's name in files."""
+
+    source: Source
+    key: str
+    first: Result
+    saving: Saving
+
+    def path(self, kind: str, suffix: str, result: Result | None = None) -> Path:
+        """Return the file of a result, or without one, the file of the whole source."""
+        item = result.item if result is not None else ""
+        return self.saving.out / kind / self.key / f"{item}{suffix}" if item else self.whole(kind, suffix)
+
+    def whole(self, kind: str, suffix: str) -> Path:
+        return self.saving.out / kind / f"{self.key}{suffix}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A result with its overlay, where one is wanted."""
+
+    result: Result
+    picture: Picture | None
+
+
+Write = Callable[[Drawn], None]
+
+
+@contextmanager
+def _overlay(opening: Opening) -> Iterator[Write]:
+    first, source = opening.first, opening.source
+    if not source.moving:
+        yield lambda drawn: _write_jpeg(opening.path("overlay", ".jpg", drawn.result), _picture(drawn))
+        return
+    assert first.time_base is not None
+    path, size = opening.whole("overlay", ".mp4"), first.labels.shape[:2]
+    with film(path, size, time_base=first.time_base, rate=source.rate, audio=source.audio) as add:
+
+        def write(drawn: Drawn) -> None:
+            assert drawn.result.pts is not None
+            add(_picture(drawn), drawn.result.pts)
+
+        yield write
+
+
+@contextmanager
+def _mask(opening: Opening) -> Iterator[Write]:
+    table = IDS[opening.saving.ids](opening.first.space)
+    yield lambda d: write_png(opening.path("mask", ".png", d.result), table[d.result.labels])
+
+
+@contextmanager
+def _color(opening: Opening) -> Iterator[Write]:
+    palette = opening.first.space.palette
+    yield lambda d: write_png(opening.path("color", ".png", d.result), colorize(d.result.labels, palette))
+
+
+@contextmanager
+def _npz(opening: Opening) -> Iterator[Write]:
+    names = np.array(opening.first.space.names)
+
+    def write(drawn: Drawn) -> None:
+        arrays: dict[str, Any] = {"labels": drawn.result.labels, "classes": names}
+        if drawn.result.confidence is not None:
+            # Half precision tells 0.999 from 1; the rest of the digits are noise.
+            arrays["confidence"] = drawn.result.confidence.astype(np.float16)
+        with atomic_path(opening.path("npz", ".npz", drawn.result)) as temporary:
+            np.savez_compressed(temporary, **arrays)
+
+    yield write
+
+
+@contextmanager
+def _json(opening: Opening) -> Iterator[Write]:
+    space = opening.first.space
+    head = json.dumps({"source": opening.source.name, "classes": list(space.names)})
+    with atomic_path(opening.whole("json", ".json")) as temporary, temporary.open("w", encoding="utf-8") as file:
+        # One line a frame as it comes: a film of any length takes no memory.
+        file.write(head[:-1] + ', "frames": [')
+        comma = "\n"
+
+        def write(drawn: Drawn) -> None:
+            nonlocal comma
+            result = drawn.result
+            shares = zip(space.names, result.shares.tolist(), strict=True)
+            frame = {"index": result.index, "item": result.item, "time_s": result.time_s}
+            file.write(comma + json.dumps(frame | {"shares": {n: round(v, 6) for n, v in shares if v > 0}}))
+            comma = ",\n"
+
+        yield write
+        file.write("\n]}\n")
+
+
+SINKS: dict[str, Callable[[Opening], AbstractContextManager[Write]]] = {
+    "overlay": _overlay,
+    "mask": _mask,
+    "color": _color,
+    "npz": _npz,
+    "json": _json,
+}
+
+
+def _picture(drawn: Drawn) -> Picture:
+    assert drawn.picture is not None
+    return drawn.picture
+
+
+def _write_jpeg(path: Path, picture: Picture) -> None:
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    ok, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not ok:
+        raise DataError(f"{path}: a picture of shape {picture.shape} cannot be written as JPEG")
+    with atomic_path(path) as temporary:
+        data.tofile(temporary)
+
+
+def _draw(
+    items: Iterable[Item], saving: Saving, timings: Timings
+) -> Generator[Drawn | DataError | End, None, None]:
+    legends: dict[str, tuple[tuple[int, ...], Legend]] = {}
+    for item in items:
+        if not isinstance(item, Result) or "overlay" not in saving.kinds:
+            if isinstance(item, End):
+                legends.pop(item.source.name, None)
+            yield Drawn(item, None) if isinstance(item, Result) else item
+            continue
+        with timings.clock("draw"):
+            picture = overlay(item.frame, item.labels, item.space.palette, saving.alpha)
+            if saving.legend:
+                size, legend = legends.get(item.source, ((), None))
+                if legend is None or size != item.labels.shape or item.time_s is None:
+                    legend = Legend(item.space.names, item.space.palette, item.labels.shape)
+                    legends[item.source] = item.labels.shape, legend
+                legend.draw(picture, item.shares)
+        yield Drawn(item, picture)
+
+
+def _write(
+    items: Iterable[Drawn | DataError | End], sources: Sequence[Source], saving: Saving, timings: Timings
+) -> Generator[Item, None, None]:
+    keys = file_keys(sources)
+    by_name = {source.name: source for source in sources}
+    # Whatever ends this generator early unwinds the stacks, which drop what is not whole.
+    with ExitStack() as everything:
+        opened: dict[str, tuple[ExitStack, list[Write]]] = {}
+        for item in items:
+            with timings.clock("write"):
+                if isinstance(item, Drawn):
+                    name = item.result.source
+                    if name not in opened:
+                        opening = Opening(by_name[name], keys[name], item.result, saving)
+                        stack = everything.enter_context(ExitStack())
+                        opened[name] = stack, [stack.enter_context(SINKS[k](opening)) for k in saving.kinds]
+                    for write in opened[name][1]:
+                        write(item)
+                elif isinstance(item, End) and item.source.name in opened:
+                    opened.pop(item.source.name)[0].close()
+            yield item.result if isinstance(item, Drawn) else item
+
+
+def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:
+    """Return each source's name in files, by its own name: its stem, numbered where two share one."""
+    keys: dict[str, str] = {}
+    for source in sources:
+        path = Path(source.name)
+        stem = (path.resolve().name if path.is_dir() else path.stem) or "source"
+        key, number = stem, 2
+        while key in keys.values():
+            key, number = f"{stem}-{number}", number + 1
+        keys[source.name] = key
+    return keys
+
+
+def label_to_files(
+    segmenter: Segmenter, sources: Sequence[Source], saving: Saving, *, timings: Timings | None = None
+) -> Generator[Item, None, None]:
+    """Label all sources into files; yield each `Result` once it is written, and what could not be read.
+
+    An `End` says that a source's files lie under their names. A generator that is closed, abandoned
+    or interrupted leaves finished files and no others.
+    """
+    clock = timings or Timings()
+    return results_of(
+        sources,
+        segmenter.backend,
+        batch=segmenter.batch,
+        confidence="npz" in saving.kinds and segmenter.metadata.head == "logits",
+        timings=clock,
+        then={
+            "draw": lambda items: _draw(items, saving, clock),
+            "write": lambda items: _write(items, sources, saving, clock),
+        },
+    )
