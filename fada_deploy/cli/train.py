@@ -61,7 +61,9 @@ def command(
 
     where = choose_device(device)
     if resume is not None:
-        given = [n for n, v in {**options, "preset": None, "config": config_file, "set": settings, "out": out}.items() if v]
+        del options["preset"]
+        options |= {"config": config_file, "set": settings, "out": out}
+        given = [name for name, value in options.items() if value]
         if given:
             raise UsageError(f"--resume goes on with a run as it was; leave out --{', --'.join(given)}")
         config, run = load_config(resume), resume

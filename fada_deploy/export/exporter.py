@@ -1,0 +1,158 @@
+"""`fada export`: weights → ONNX file and proof pack, both written only when they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fada_deploy import __version__
+from fada_deploy.common.errors import DataError, FadaError, UsageError
+from fada_deploy.common.files import sha256
+from fada_deploy.common.images import resize_frame
+from fada_deploy.common.labels import load_label_space
+from fada_deploy.common.metadata import HEADS, ModelMetadata
+from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.unlabelled import open_recordings
+from fada_deploy.export.to_onnx import stamp, write_onnx
+from fada_deploy.export.verify import Frame, Proof, Thresholds, Verification, gate, own_size, verify
+from fada_deploy.runtime.backends import BACKENDS
+from fada_deploy.training.checkpoints import load_segmenter
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.losses import upsample
+from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size
+from fada_deploy.training.predict import Predictor
+from fada_deploy.training.run import open_target
+
+PROOF_FRAMES = 6
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that were written and how each backend compared."""
+
+    model: Path
+    proof: Path
+    metadata: ModelMetadata
+    verification: dict[str, Verification]
+
+
+def proof_path(model: Path) -> Path:
+    """Return where a model's proof pack lies: `model.proof.npz` beside `model.onnx`."""
+    return model.with_suffix(".proof.npz")
+
+
+def export(
+    weights: Path,
+    out: Path,
+    *,
+    head: str = "logits",
+    size_hw: tuple[int, int] | None = None,
+    batch: int | None = None,
+    frames: Path | None = None,
+    thresholds: Thresholds | None = None,
+    say: Say = print,
+) -> Exported:
+    """Export a weights file to `out` (.onnx), proven against the network on real frames.
+
+    `size_hw` is the network's input, by default the one it was trained for; `batch` None is dynamic;
+    `frames` holds pictures or video to prove on, by default the run's own target. Raise `GateError`
+    when a backend's answers are not the network's, and write nothing.
+    """
+    if head not in HEADS:
+        raise UsageError(f"no head {head!r}; there are {', '.join(HEADS)}")
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out}: an ONNX file ends in .onnx")
+    backends = [name for name in BACKENDS if find_spec(name) is not None]
+    trained, provenance = load_segmenter(weights)
+    model = _at_size(trained, size_hw)
+    metadata = ModelMetadata(
+        label_space=model.spec.space,
+        input_size_hw=model.spec.size_hw,
+        head=head,
+        align_corners=model.align_corners,
+        batch=batch,
+        hashes={"weights": sha256(weights)},
+        provenance=provenance,
+        versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
+    )
+    pictures = _proof_frames(provenance, weights, frames, say)
+    proof, labels = make_proof(model, pictures)
+    if head == "labels":
+        labels = own_size(list(proof.labels), pictures)
+    if proof.classes() < 2:
+        say(f"note: the network sees {proof.classes()} class in the proof frames, so the proof is weak")
+
+    say(f"exporting {weights} at {model.spec.size_hw[1]}x{model.spec.size_hw[0]}, head {head}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.stem}.partial.onnx")
+    draft_proof = proof_path(draft)
+    try:
+        write_onnx(model, metadata, draft)
+        found = {b: verify(draft, proof, frames=pictures, labels=labels, backend=b) for b in backends}
+        gate(found, thresholds or Thresholds())
+        proof.save(draft_proof)
+        hashes = {**metadata.hashes, "proof": sha256(draft_proof)}
+        verified = {name: v.to_dict() for name, v in found.items()}
+        metadata = replace(metadata, hashes=hashes, verification=verified)
+        stamp(draft, metadata)
+        draft_proof.replace(proof_path(out))
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+        draft_proof.unlink(missing_ok=True)
+    return Exported(out, proof_path(out), metadata, found)
+
+
+def make_proof(model: Segmenter, frames: Sequence[Frame]) -> tuple[Proof, list[Frame]]:
+    """Return the network's answers on frames, and its label maps at each frame's own size."""
+    predictor = Predictor(model, torch.device("cpu"))
+    size = model.spec.size_hw
+    logits = torch.cat([predictor.logits([f]) for f in frames])
+    at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
+    proof = Proof(np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy())
+    return proof, predictor.labels(frames)
+
+
+def _at_size(trained: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
+    if size_hw is None or size_hw == trained.spec.size_hw:
+        return trained
+    check_size(trained.spec.backbone, size_hw)
+    spec: ModelSpec = replace(trained.spec, size_hw=size_hw)
+    model = Segmenter(spec)
+    model.load_state_dict(trained.state_dict())
+    return model.eval()
+
+
+def _proof_frames(provenance: dict[str, Any], weights: Path, frames: Path | None, say: Say) -> list[Frame]:
+    """Return frames spread evenly over `frames`, or over the run's held-out target frames."""
+    config = RunConfig.from_dict(provenance["config"])
+    cache = weights.parent.parent / "target_frames"
+    dataset: FrameDataset
+    try:
+        if frames is not None:
+            dataset, _ = open_recordings(frames, cache=cache, space=load_label_space(config.label_space))
+        else:
+            train_set, held_out = open_target(config, cache, say)
+            dataset = train_set if held_out is None else held_out
+    except FadaError as error:
+        raise DataError(
+            f"no frames to prove the export on, so nothing is written; give --frames. {error}"
+        ) from None
+    chosen = np.linspace(0, len(dataset) - 1, min(PROOF_FRAMES, len(dataset))).round().astype(int)
+    found: list[Frame] = []
+    for i in chosen.tolist():
+        try:
+            found.append(dataset.image(i))
+        except DataError as error:
+            say(f"left out of the proof: {error}")
+    if not found:
+        raise DataError("no frame to prove the export on could be read, so nothing is written; give --frames")
+    return found
