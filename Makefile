@@ -1,0 +1,47 @@
+# make demo   adapt, export and infer on rendered streets: from nothing to an overlay video
+# make test   the test suite          make check   style, types, layers, README
+VENV ?= .venv
+PYTHON ?= python3
+TORCH := torch==2.13.0
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# Two cores shared by two test processes: more threads than cores only make them wait.
+TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: demo test check fast clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/fada demo
+
+test: $(VENV)/.dev
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --cov --cov-report=term:skip-covered --durations=8
+
+fast: $(VENV)/.dev
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m pytest -q tests/test_readme.py
+
+# torch's default build brings gigabytes of CUDA. Taken in this order: a CPU wheel that pip already
+# knows, the CPU index, the default one. For training on a GPU install torch yourself, before.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-index --no-deps "$(TORCH)" 2>/dev/null \
+	  || $(PIP) install --quiet --retries 0 --timeout 10 --index-url $(CPU_INDEX) "$(TORCH)" 2>/dev/null \
+	  || $(PIP) install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
