@@ -16,7 +16,12 @@ from fada_deploy.common.labels import IGNORE
 
 
 def upsample(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Interpolate (B, C, h, w) to (B, C, *size_hw) bilinearly with align_corners, as published."""
+    """Interpolate (B, C, h, w) to (B, C, *size_hw) bilinearly with align_corners, as published.
+
+    Half-precision logits come out as float32: losses are taken in full precision.
+    """
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
     return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=True)
 
 

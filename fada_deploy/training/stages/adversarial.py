@@ -103,19 +103,19 @@ def adversarial_step(
     optimiser.zero_grad(set_to_none=True)
     with autocast, held_statistics(model, stage.bn_statistics == "target"):
         src_features = model.features(src.frames_bhwc)
-        src_logits = model.classifier(src_features).float()
+        src_logits = model.classifier(src_features)
     segmentation = segmentation_loss(upsample(src_logits, src.size_hw), src.labels, temperature=stage.temperature)
     segmentation.backward()
 
     # F and G: the target's features must pass for the source's, class by class.
     with autocast, held_statistics(model, stage.bn_statistics == "source"):
         tgt_features = model.features(tgt.frames_bhwc)
-        tgt_logits = model.classifier(tgt_features).float()
+        tgt_logits = model.classifier(tgt_features)
     tgt_size = domain_size(tgt, tgt_features)
     tgt_encodings = encode(upsample(tgt_logits.detach(), tgt_size))
     discriminator.requires_grad_(False)
     with autocast:
-        domain = discriminator(tgt_features).float()
+        domain = discriminator(tgt_features)
     adversarial = domain_loss(upsample(domain, tgt_size), tgt_encodings, target=False, ignore=tgt.ignore(tgt_size))
     (stage.adversarial_weight * adversarial).backward()
     discriminator.requires_grad_(True)
@@ -131,7 +131,7 @@ def adversarial_step(
         (tgt_features, tgt_encodings, tgt, tgt_size, True),
     ):
         with autocast:
-            domain = discriminator(features.detach()).float()
+            domain = discriminator(features.detach())
         loss = 0.5 * domain_loss(upsample(domain, size), encodings, target=is_target, ignore=batch.ignore(size))
         loss.backward()
         d_losses.append(loss.detach())

@@ -29,7 +29,7 @@ def train_supervised(
 
         with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
             logits = model(batch.frames_bhwc)
-        loss = segmentation_loss(upsample(logits.float(), batch.size_hw), batch.labels)
+        loss = segmentation_loss(upsample(logits, batch.size_hw), batch.labels)
 
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
