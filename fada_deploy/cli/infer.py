@@ -101,7 +101,9 @@ def command(
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
         if not tally.frames:
-            raise DataError(tally.failed[0] if tally.failed else f"{', '.join(source)}: no frame could be read")
+            for line in tally.failed[1:]:
+                log(f"failed: {line}")
+            raise DataError(tally.failed[0] if tally.failed else f"{', '.join(source)}: holds no frame")
         summary = _summary(segmenter, saving, tally, timings)
     if as_json:
         emit_json(summary)

@@ -16,7 +16,8 @@ Picture = NDArray[np.uint8]
 
 # Classes below this share of the pictures so far are not worth a line of the legend.
 _WORTH_A_LINE = 0.002
-_PANEL, _INK = 24, (238, 238, 238)
+_PANEL, _RIM = 24, 110
+_INK, _FAINT = (238, 238, 238), (150, 150, 150)
 _PANEL_OPACITY = 0.72
 
 
@@ -89,8 +90,12 @@ class Legend:
         x, middle = at
         swatch_wh = (round(self._letter * 1.5), round(self._letter * 0.86))
         color = tuple(int(v) for v in self._palette[index])
-        _rounded(picture, (x, middle - swatch_wh[1] // 2), swatch_wh, radius=swatch_wh[1] // 4, color=color)
-        ink = _INK if share >= 0.0005 else (150, 150, 150)
+        x_rim, y_rim = x - 1, middle - swatch_wh[1] // 2 - 1
+        rim_wh = (swatch_wh[0] + 2, swatch_wh[1] + 2)
+        # The rim sets colours as dark as the panel (car, truck, building) off from it.
+        _rounded(picture, (x_rim, y_rim), rim_wh, radius=rim_wh[1] // 4, color=(_RIM,) * 3)
+        _rounded(picture, (x, y_rim + 1), swatch_wh, radius=swatch_wh[1] // 4, color=color)
+        ink = _INK if share >= 0.0005 else _FAINT
         base = middle + round(self._letter * 0.36)
         _text(picture, self._names[index], (x + swatch_wh[0] + self._pad, base), self._letter, ink)
         text = f"{100 * share:.0f}%" if share >= 0.01 or share < 0.0005 else "<1%"

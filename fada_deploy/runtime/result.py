@@ -18,9 +18,9 @@ class Result:
 
     `labels`: (H, W) uint8 class indices of `space`, at the frame's own size. `frame`: (H, W, 3)
     uint8 in the order `color` ("rgb" or "bgr"). `source` and `index`: which frame of what; `item` is
-    its name there. `pts` × `time_base`: seconds within the source, None for a still picture.
-    `captured`: `time.monotonic()` when the frame was read; `latency_s`: from then until the labels
-    were there. `confidence`: (H, W) float32, softmax probability of the class, if asked for.
+    its name there ("" for a picture on its own). `pts` × `time_base`: seconds within the source, None
+    for a still picture. `captured`: `time.monotonic()` when the frame was read; `latency_s`: from then
+    until the labels were there. `confidence`: (H, W) float32, softmax probability of the class, if asked for.
     """
 
     labels: NDArray[np.uint8]

@@ -25,7 +25,7 @@ from fada_deploy.common.errors import DataError, DeviceError, FadaError, Missing
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backends import Backend, Prediction, open_backend
+from fada_deploy.runtime.backends import Backend, Prediction, installed_backend, open_backend
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources import Source, open_sources
@@ -174,6 +174,9 @@ def _open_newest(device: str, backend: str) -> tuple[Path, Backend, tuple[str, .
     """Open the newest export that opens; say why each newer one does not."""
     from fada_deploy.common.runs import newest_models
 
+    if backend == "auto":
+        # Without an engine no model runs, and that is the thing to say first.
+        installed_backend()
     errors: list[FadaError] = []
     skipped: list[str] = []
     for path in newest_models():

@@ -208,7 +208,7 @@ def _write(
     with ExitStack() as everything:
         opened: dict[str, tuple[ExitStack, list[Write]]] = {}
         for item in items:
-            with timings.clock("write"):
+            with timings.clock("write"), _said_in_one_line(saving.out):
                 if isinstance(item, Drawn):
                     name = item.result.source
                     if name not in opened:
@@ -220,6 +220,14 @@ def _write(
                 elif isinstance(item, End) and item.source.name in opened:
                     opened.pop(item.source.name)[0].close()
             yield item.result if isinstance(item, Drawn) else item
+
+
+@contextmanager
+def _said_in_one_line(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from None
 
 
 def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:

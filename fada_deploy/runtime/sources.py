@@ -9,7 +9,8 @@ from __future__ import annotations
 import glob
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -37,8 +38,8 @@ class Frame:
     """One picture: `rgb` (H, W, 3) uint8, where and when it comes from.
 
     `source` is the source's name, `index` counts its frames from 0, and `item` names the frame
-    within it. `pts` × `time_base` are seconds (None for a still picture). `captured` is
-    `time.monotonic()` when it was read.
+    within it ("" where the source is one picture). `pts` × `time_base` are seconds (None for a still
+    picture). `captured` is `time.monotonic()` when it was read.
     """
 
     rgb: NDArray[np.uint8]
@@ -71,25 +72,23 @@ class Source(Protocol):
 
 
 class PictureSource:
-    """One picture, or the pictures of a folder in the order of their names."""
+    """Still pictures: `items` gives each one's name within the source and its file."""
 
     moving = False
     rate: Fraction | None = None
     audio: Path | None = None
 
-    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+    def __init__(self, name: str, items: Mapping[str, Path]) -> None:
         self.name = name
-        self._paths = paths
+        self._items = items
 
     def count(self) -> int:
         """Return how many pictures there are, good or bad."""
-        return len(self._paths)
+        return len(self._items)
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
         """Yield each picture as its EXIF turns it, or the error that names it."""
-        stems = Counter(p.stem for p in self._paths)
-        for index, path in enumerate(self._paths):
-            item = path.stem if stems[path.stem] == 1 else path.name
+        for index, (item, path) in enumerate(self._items.items()):
             try:
                 yield Frame(read_rgb(path), self.name, index, item, time.monotonic())
             except DataError as error:
@@ -114,13 +113,12 @@ class VideoSource:
         with container:
             self.rate = stream.average_rate
             self.audio = self._path if container.streams.audio else None
-            seconds = stream.duration * stream.time_base if stream.duration and stream.time_base else None
-            if self.rate and seconds:
-                # AVI and others count ticks, not frames, so the length decides.
-                self._count = round(seconds * self.rate)
+            self._count = stream.frames or round(_end(container, stream) * (self.rate or 0)) or None
 
     def count(self) -> int | None:
-        """Return the number of frames by length and rate, once probed; about right for a varying rate."""
+        """Return the number of frames as the header has it, or by length and rate."""
+        with suppress(DataError):
+            self.probe()
         return self._count
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
@@ -143,11 +141,11 @@ class VideoSource:
                 assert frame.pts is not None and frame.time_base is not None
                 end = max(end, (frame.pts + (picture.duration or 0)) * frame.time_base)
                 yield frame
-            length = (stream.duration or 0) * (stream.time_base or 0) + (stream.start_time or 0) * stream.time_base
-            if damaged or end < length - Fraction(_SLACK_S):
+            promised = _end(container, stream)
+            if damaged or end < promised - Fraction(_SLACK_S):
                 yield DataError(
                     f"{self.name}: cut short or damaged; {count} frames up to {float(end):.2f} s "
-                    f"of {float(length):.2f} s could be decoded"
+                    f"of {float(max(promised, end)):.2f} s could be decoded"
                 )
 
     def _frame(self, picture: Any, index: int) -> Frame:
@@ -176,6 +174,15 @@ def _open(path: Path) -> tuple[Any, Any]:
         container.close()
         raise DataError(f"{path}: holds no video stream; allowed is {_ALLOWED}")
     return container, container.streams.video[0]
+
+
+def _end(container: Any, stream: Any) -> Fraction:
+    """Return when the header says that the pictures end, in seconds; 0 where it does not."""
+    if stream.duration is not None and stream.time_base is not None:
+        return Fraction((stream.start_time or 0) + stream.duration) * Fraction(stream.time_base)
+    # Matroska knows the length of the whole alone, which may be that of its sound.
+    alone = len(container.streams) == 1 and container.duration is not None
+    return Fraction(container.duration, 1_000_000) if alone else Fraction(0)
 
 
 def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
@@ -239,7 +246,7 @@ def _open_path(given: str) -> list[Source]:
 
 def _open_file(path: Path) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return PictureSource(str(path), [path])
+        return PictureSource(str(path), {"": path})
     video = VideoSource(path)
     video.probe()
     return video
@@ -251,8 +258,10 @@ def _open_folder(path: Path) -> list[Source]:
     if not files:
         raise DataError(f"{path}: an empty folder, or nothing in it is {_ALLOWED}")
     # A broken video among good ones is named when its turn comes.
-    videos: list[Source] = [VideoSource(p) for p in files if p not in set(pictures)]
-    return [PictureSource(str(path), pictures), *videos] if pictures else videos
+    videos: list[Source] = [VideoSource(p) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
+    stems = Counter(p.stem for p in pictures)
+    items = {p.stem if stems[p.stem] == 1 else p.name: p for p in pictures}
+    return [PictureSource(str(path), items), *videos] if pictures else videos
 
 
 def _is_known(path: Path) -> bool:

@@ -9,7 +9,6 @@ The meaning of "exact" is `dense_labels`: float32, in one written order of opera
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +27,16 @@ Logits = NDArray[np.float32]
 # We ask for gap > 16·u·A = 2⁻²⁰·A, twice that, which also covers the rounding of the gap itself; fused
 # multiply-adds only round less. Products below 2⁻¹²⁶ may be flushed to zero: seven operations a pixel
 # and two classes lose less than 2⁻¹²² by that, hence the floor.
+# The bound is used twice: a cell whose corners all have p as their winner by that gap is p throughout;
+# and in other cells q need not be looked at where its highest corner lies that gap below some p's lowest.
 _MARGIN = np.float32(2.0**-20)
 _FLOOR = np.float32(2.0**-120)
 # Far beyond any network, far from float32's end, so that no sum above overflows.
 _LARGEST = np.float32(1e37)
-# Mixed cells are taken a few at a time, so that the work of K planes stays in the cache.
-_CELLS = 1024
+# Mixed cells are sorted by how many classes can still win in them, and work on as many planes.
+_CANDIDATES = (2, 3, 5, 9, 255)
+# They are taken a few at a time, so that the planes stay in the cache.
+_CELLS = 2048
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,12 @@ def labels_from_logits(logits_khw: Logits, size_hw: tuple[int, int], *, align_co
     y = axis_taps(height, size_hw[0], align_corners=align_corners)
     x = axis_taps(width, size_hw[1], align_corners=align_corners)
     classes, gap = _winner(logits_khw)
-    sure = gap > np.maximum(largest * _MARGIN, _FLOOR)
+    margin = np.maximum(largest * _MARGIN, _FLOOR)
     labels = classes[y.low][:, x.low]
-    cells = _mixed_cells(classes, sure, y, x)
-    for start in range(0, len(cells[0]), _CELLS):
-        rows, columns = (axis[start : start + _CELLS] for axis in cells)
-        _fill_cells(labels, logits_khw, rows, columns, y, x)
+    rows, columns = _mixed_cells(classes, gap > margin, y, x)
+    for start in range(0, len(rows), _CELLS):
+        some = slice(start, start + _CELLS)
+        _fill_cells(labels, logits_khw, (rows[some], columns[some]), y, x, margin)
     return labels
 
 
@@ -185,44 +188,69 @@ def _mixed_cells(
 def _fill_cells(
     labels: NDArray[np.uint8],
     logits_khw: Logits,
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
+    cells: tuple[NDArray[np.intp], NDArray[np.intp]],
+    y: Taps,
+    x: Taps,
+    margin: np.float32,
+) -> None:
+    """Interpolate all pixels of some cells, which come sorted by falling number of pixel rows."""
+    rows, columns = cells
+    below = np.minimum(rows + 1, logits_khw.shape[1] - 1)
+    beside = np.minimum(columns + 1, logits_khw.shape[2] - 1)
+    corners = np.stack(
+        [logits_khw[:, v, u] for v, u in ((rows, columns), (rows, beside), (below, columns), (below, beside))]
+    )
+    possible = corners.max(0) >= corners.min(0).max(0) - margin
+    count = possible.sum(0)
+    order = np.argsort(~possible, axis=0, kind="stable")
+    least = 0
+    for most in _CANDIDATES:
+        group = np.flatnonzero((count > least) & (count <= most))
+        least = most
+        if len(group):
+            # Cells with fewer candidates repeat their last one, which changes no maximum.
+            places = np.minimum(np.arange(count[group].max())[:, None], count[group] - 1)
+            chosen = order[places, group]
+            _interpolate(labels, corners[:, chosen, group], chosen, (rows[group], columns[group]), y, x)
+
+
+def _interpolate(
+    labels: NDArray[np.uint8],
+    corners: NDArray[np.float32],
+    classes: NDArray[np.intp],
+    cells: tuple[NDArray[np.intp], NDArray[np.intp]],
     y: Taps,
     x: Taps,
 ) -> None:
-    """Interpolate all pixels of some cells, which come sorted by falling number of pixel rows.
+    """Write the labels of n cells with C rising candidate `classes` (C, n) and their `corners` (4, C, n).
 
-    All cells' pixels at the same place (dy, dx) within their cell are done at once, K × cells.
+    One pixel column of all cells at once, (C, rows, n). A cell with fewer pixel rows than the tallest
+    does its last one again.
     """
-    below = np.minimum(rows + 1, logits_khw.shape[1] - 1)
-    beside = np.minimum(columns + 1, logits_khw.shape[2] - 1)
-    upper_left, upper_right = logits_khw[:, rows, columns], logits_khw[:, rows, beside]
-    lower_left, lower_right = logits_khw[:, below, columns], logits_khw[:, below, beside]
+    rows, columns = cells
+    height = np.arange(y.count[rows].max())[:, None]
+    py = y.first[rows] + np.minimum(height, y.count[rows] - 1)
+    y_low, y_high = y.w_low[py], y.w_high[py]
+    ids = classes.astype(np.uint8)
     for dx in range(x.count[columns].max()):
-        kept = np.flatnonzero(x.count[columns] > dx)
-        px = x.first[columns[kept]] + dx
+        kept = x.count[columns] > dx
+        # A slice where all are kept, as most often, spares copies.
+        some = slice(None) if kept.all() else np.flatnonzero(kept)
+        px = x.first[columns[some]] + dx
         w_low, w_high = x.w_low[px], x.w_high[px]
-        upper = upper_left[:, kept] * w_low + upper_right[:, kept] * w_high
-        lower = lower_left[:, kept] * w_low + lower_right[:, kept] * w_high
-        for py, some in _pixel_rows(rows[kept], y):
-            z = upper[:, some] * y.w_low[py] + lower[:, some] * y.w_high[py]
-            labels[py, px[some]] = _argmax(np.asarray(z, np.float32))
+        upper_left, upper_right, lower_left, lower_right = corners[:, :, some]
+        upper = (upper_left * w_low + upper_right * w_high)[:, None]
+        lower = (lower_left * w_low + lower_right * w_high)[:, None]
+        z = np.asarray(upper * y_low[:, some] + lower * y_high[:, some], np.float32)
+        labels[py[:, some], px] = _winner_of(z, ids[:, None, some])
 
 
-def _pixel_rows(rows: NDArray[np.intp], y: Taps) -> Iterator[tuple[NDArray[np.intp], slice]]:
-    """Yield, for dy = 0, 1, …, the pixel rows of those leading cells that have a row dy."""
-    count = y.count[rows]
-    for dy in range(count.max(initial=0)):
-        some = slice(0, np.searchsorted(-count, -dy, "left"))
-        yield y.first[rows[some]] + dy, some
-
-
-def _argmax(z: Logits) -> NDArray[np.uint8]:
-    """Return the argmax over the first axis of (K, n), the lower class on a tie."""
+def _winner_of(z: Logits, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the class with the largest z, the first on a tie: (C, rows, n), (C, 1, n) → (rows, n)."""
     # np.argmax along a strided axis is several times slower than this.
-    best = z[0].copy()
-    classes = np.zeros(len(best), np.uint8)
-    for index, row in enumerate(z[1:], 1):
-        np.copyto(classes, np.uint8(index), where=row > best)
-        np.maximum(best, row, out=best)
-    return classes
+    best = z[0]
+    winner = np.broadcast_to(classes[0], best.shape).copy()
+    for candidate, plane in zip(classes[1:], z[1:], strict=True):
+        np.copyto(winner, candidate, where=plane > best)
+        best = np.maximum(best, plane)
+    return winner

@@ -11,7 +11,7 @@ from fada_deploy.runtime.backends.base import Backend, Prediction
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
 
-__all__ = ["BACKENDS", "Backend", "Prediction", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "Prediction", "installed_backend", "open_backend"]
 
 # Name of the backend, which is also the package it needs → constructor(path, device=…). The order is
 # what `auto` prefers.
@@ -32,10 +32,11 @@ def open_backend(path: Path, *, device: str = "auto", backend: str = "auto") -> 
         raise UsageError(f"no backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; `fada export` makes one")
-    return BACKENDS[_installed() if backend == "auto" else backend](path, device=device)
+    return BACKENDS[installed_backend() if backend == "auto" else backend](path, device=device)
 
 
-def _installed() -> str:
+def installed_backend() -> str:
+    """Return the first engine that is installed; raise `UsageError` saying what to type if none is."""
     for name in BACKENDS:
         if importlib.util.find_spec(name) is not None:
             return name

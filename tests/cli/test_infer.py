@@ -1,0 +1,190 @@
+"""`fada infer` from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from fada_deploy.cli import main
+from fada_deploy.common.images import read_indices
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+import toy
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return toy.color_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return toy.write_video(tmp_path / "drive.mp4", [toy.scene(i)[0] for i in range(10)])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def infer(*args: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["infer", *map(str, args)])
+    return int(stop.value.code or 0)
+
+
+def newest(monkeypatch: pytest.MonkeyPatch, models: list[Path]) -> None:
+    runs = ModuleType("fada_deploy.common.runs")
+    runs.newest_models = lambda: models  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fada_deploy.common.runs", runs)
+
+
+def test_a_video_by_the_newest_model(
+    model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"rubbish")
+    newest(monkeypatch, [broken, model])
+    assert infer(video) == 0
+    assert infer(video) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"skipped {broken}: is no ONNX file" in said.err
+    assert f"model {model}: 13 classes at 128x64, fp32, onnxruntime on cpu" in said.err
+    assert "10 frames in" in said.err and "fps; ms a frame: decode" in said.err
+    assert f"saved {Path('runs/infer-002/overlay')}" in said.err
+    assert len(toy.read_video(Path("runs/infer-002/overlay/drive.mp4"))) == 10
+
+
+def test_no_model(video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    newest(monkeypatch, [])
+    assert infer(video) == 1
+    assert "no model under runs/: type `fada export` first, or give --model PATH" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_json_is_one_document_and_everything_is_saved(
+    model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
+    args = ["--model", model, "--out", "here", "--save", "overlay, mask,color,npz,json", "--ids", "labelId"]
+    args += ["--alpha", "0.3", "--no-legend", "--batch", "3", "--backend", "openvino", "--device", "cpu", "--json"]
+    assert infer(video, picture, *args) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["frames"], summary["failed"], summary["backend"]) == (11, [], "openvino")
+    assert summary["input_size"] == {"width": 128, "height": 64} and summary["fps"] > 0
+    assert set(summary["ms_per_frame"]) == {"decode", "resize", "network", "upsample", "draw", "write"}
+    assert list(summary["saved"]) == ["overlay", "mask", "color", "npz", "json"]
+    assert all(any(Path(folder).iterdir()) for folder in summary["saved"].values())
+    labels = read_indices(Path("here/mask/photo.png"))
+    assert np.isin(labels, [c.label_id for c in toy.SPACE.classes]).all() and labels.max() > 6
+
+
+def test_a_corrupt_picture_among_good_ones(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    for i in range(3):
+        toy.write_image(folder / f"{i}.png", toy.scene(i)[0])
+    (folder / "1.png").write_bytes(b"rubbish")
+    assert infer(folder, "--model", model, "--out", "here", "--json") == 1
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert summary["frames"] == 2 and len(summary["failed"]) == 1 and "1.png" in summary["failed"][0]
+    assert "failed: " in said.err and "1 failed, see above; the others are done" in said.err
+    assert sorted(p.name for p in Path("here/overlay/in").iterdir()) == ["0.jpg", "2.jpg"]
+
+
+def test_a_video_cut_midway(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = list(np.random.default_rng(0).integers(0, 256, (20, 64, 128, 3), dtype=np.uint8))
+    whole = toy.write_video(tmp_path / "cut.mkv", pictures)
+    data = whole.read_bytes()
+    whole.write_bytes(data[: len(data) // 2])
+    assert infer(whole, "--model", model, "--out", "here") == 1
+    said = capsys.readouterr().err
+    assert "cut.mkv: cut short or damaged" in said
+    assert 5 < len(toy.read_video(Path("here/overlay/cut.mp4"))) < 12
+
+
+def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"rubbish")
+    assert infer(tmp_path / "a.png", tmp_path / "b.png", "--model", model) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said and "a.png" in said and "b.png" in said
+    # No empty folder is left behind.
+    assert not list(Path("runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "expected"),
+    [
+        ([], 2, "Missing argument"),
+        (["nowhere.mp4"], 1, "nowhere.mp4: no such file or folder"),
+        (["VIDEO", "--model", "nowhere.onnx"], 1, "nowhere.onnx: no such model file"),
+        (["VIDEO", "--save", "film"], 2, "choose from overlay, mask, color, npz, json"),
+        (["VIDEO", "--save", ","], 2, "choose from overlay, mask, color, npz, json"),
+        (["VIDEO", "--ids", "id"], 2, "'trainId', 'labelId'"),
+        (["VIDEO", "--alpha", "2"], 2, "alpha"),
+        (["VIDEO", "--batch", "0"], 2, "batch"),
+        (["VIDEO", "--model", "MODEL", "--device", "tpu"], 2, "there are auto, cpu and cuda[:N]"),
+        (["VIDEO", "--model", "MODEL", "--backend", "jax"], 2, "there are auto, onnxruntime, openvino"),
+        (["VIDEO", "--model", "MODEL", "--out", "MODEL"], 1, "cannot be written"),
+    ],
+)
+def test_bad_calls(
+    args: list[str], code: int, expected: str, model: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {"VIDEO": str(video), "MODEL": str(model)}
+    assert infer(*(named.get(a, a) for a in args)) == code
+    said = capsys.readouterr()
+    assert expected in said.err and "Traceback" not in said.err and said.out == ""
+
+
+def test_no_engine_says_what_to_type(
+    video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest(monkeypatch, [])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert infer(video) == 2
+    assert "type: pip install 'fada_deploy[cpu]'" in capsys.readouterr().err
+
+
+def test_no_torch(model: Path, video: Path) -> None:
+    code = (
+        "import sys\nfrom fada_deploy.cli import main\n"
+        f"try: main(['infer', {str(video)!r}, '--model', {str(model)!r}, '--save', 'overlay,npz'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print(*[m for m in ('torch', 'onnx', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Not a terminal: no progress bar either.
+    assert done.stdout.strip() == "" and "\r" not in done.stderr
+
+
+def test_interrupted(model: Path, tmp_path: Path) -> None:
+    picture = toy.scene(0, (512, 1024))[0]
+    film = toy.write_video(tmp_path / "long.mp4", [picture] * 400)
+    command = [sys.executable, "-c", "from fada_deploy.cli import main; main()", "infer", str(film)]
+    command += ["--model", str(model), "--out", "here", "--save", "overlay,mask"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not Path("here/mask/long/000003.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    assert not list(Path("here/overlay").iterdir())

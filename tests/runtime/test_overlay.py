@@ -1,0 +1,76 @@
+"""Drawing equals the plain NumPy formula; the legend fits and tells the classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import toy
+
+from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.runtime import overlay as drawing
+from fada_deploy.runtime.overlay import Legend, class_shares, colorize, overlay
+
+
+def random_labels(size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 19, size, dtype=np.uint8)
+
+
+def test_colours_are_the_palette() -> None:
+    labels = random_labels((33, 47))
+    np.testing.assert_array_equal(colorize(labels, CITYSCAPES_19.palette), CITYSCAPES_19.palette[labels])
+    bgr = CITYSCAPES_19.palette[:, ::-1]
+    np.testing.assert_array_equal(colorize(labels, bgr), bgr[labels])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_blending(alpha: float) -> None:
+    labels = random_labels((20, 30))
+    frame = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    expected = alpha * CITYSCAPES_19.palette[labels].astype(float) + (1 - alpha) * frame
+    np.testing.assert_allclose(overlay(frame, labels, CITYSCAPES_19.palette, alpha), expected, atol=0.51)
+
+
+def test_contours_lie_between_classes_only() -> None:
+    frame, labels = toy.scene(0)
+    plain = overlay(frame, labels, toy.SPACE.palette, 0.5)
+    lined = overlay(frame, labels, toy.SPACE.palette, 0.5, contours=True)
+    assert sorted(set(np.nonzero((plain != lined).any(-1))[1])) == [32, 64, 96]
+
+
+def test_shares() -> None:
+    labels = random_labels((64, 100))
+    expected = np.bincount(labels.ravel(), minlength=19) / labels.size
+    np.testing.assert_allclose(class_shares(labels, 19), expected)
+
+
+@pytest.mark.parametrize("has_type", [True, False])
+@pytest.mark.parametrize("size", [(1080, 1920), (540, 960), (192, 320), (64, 300), (300, 64), (9, 9), (1, 1)])
+def test_a_legend_stays_inside_and_shows_its_colours(
+    size: tuple[int, int], has_type: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_type and not drawing._HAS_TYPE:
+        pytest.skip("this OpenCV has no typeface")
+    monkeypatch.setattr(drawing, "_HAS_TYPE", has_type)
+    picture = np.full((*size, 3), 128, np.uint8)
+    shares = np.zeros(19)
+    shares[[0, 13]] = 0.7, 0.3
+    Legend(CITYSCAPES_19.names, CITYSCAPES_19.palette, size).draw(picture, shares)
+    colors = {tuple(int(v) for v in c) for c in np.unique(picture.reshape(-1, 3), axis=0)}
+    if min(size) > 190:
+        assert {(128, 64, 128), (0, 0, 142)} <= colors
+        assert (244, 35, 232) not in colors
+        assert (picture[:, size[1] // 2 :] == 128).all()
+    if min(size) < 64:
+        assert colors == {(128, 128, 128)}
+
+
+def test_a_legend_keeps_the_classes_it_has_shown() -> None:
+    legend = Legend(CITYSCAPES_19.names, CITYSCAPES_19.palette, (540, 960))
+    heights = []
+    for present in ([0, 1, 2], [0, 1], [0, 1, 2]):
+        picture = np.zeros((540, 960, 3), np.uint8)
+        shares = np.zeros(19)
+        shares[present] = 1 / len(present)
+        legend.draw(picture, shares)
+        heights.append(int(np.nonzero(picture.any((1, 2)))[0].max()))
+    assert len(set(heights)) == 1

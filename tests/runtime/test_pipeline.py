@@ -1,0 +1,195 @@
+"""Order kept, memory bounded, and every failure ends the run with its cause and no thread left over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.runtime import Segmenter, sinks
+from fada_deploy.runtime.pipeline import End, Timings, chain, read, resize
+from fada_deploy.runtime.sinks import Saving, label_to_files
+from fada_deploy.runtime.sources import Frame
+
+
+class Fake:
+    """A source of `count` scenes that can fail, and says how far it has been read."""
+
+    moving = False
+    rate = None
+    audio = None
+
+    def __init__(self, name: str = "fake", count: int = 50, fails_at: int | None = None) -> None:
+        self.name, self._count, self._fails_at = name, count, fails_at
+        self.given = 0
+        self.closed = False
+
+    def count(self) -> int | None:
+        return self._count
+
+    def frames(self) -> Generator[Frame | DataError, None, None]:
+        try:
+            for i in range(self._count):
+                if i == self._fails_at:
+                    raise RuntimeError("the camera is on fire")
+                self.given += 1
+                yield Frame(toy.scene(i)[0], self.name, i, str(i), time.monotonic())
+        finally:
+            self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    yield
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("fada-")]
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Segmenter:
+    return Segmenter(toy.color_model(tmp_path / "m.onnx"))
+
+
+def fail_at(count: int, what: BaseException) -> Any:
+    """A stage that passes on `count` items and then raises."""
+
+    def stage(items: Iterator[Any]) -> Generator[Any, None, None]:
+        for i, item in enumerate(items):
+            if i == count:
+                raise what
+            yield item
+
+    return stage
+
+
+def through(items: Iterator[Any]) -> Generator[Any, None, None]:
+    yield from items
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failure_in_any_stage_comes_behind_the_good_items(failing: int) -> None:
+    stages = {f"s{i}": through for i in range(3)}
+    stages[f"s{failing}"] = fail_at(7, ValueError("broken"))
+    found = []
+    with pytest.raises(ValueError, match="broken"):
+        for item in chain(range(100), stages):
+            found.append(item)
+    assert found == list(range(7))
+
+
+def test_a_failure_in_the_source_and_none_at_all() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError("unplugged")
+
+    with pytest.raises(OSError, match="unplugged"):
+        list(chain(source(), {"a": through}))
+    assert list(chain(range(1000), {"a": through, "b": through})) == list(range(1000))
+    assert list(chain([], {"a": through})) == []
+
+
+def test_a_slow_reader_holds_the_writer_back() -> None:
+    given = 0
+
+    def source() -> Iterator[int]:
+        nonlocal given
+        for i in range(1000):
+            given = i
+            yield i
+
+    items = chain(source(), {"a": through, "b": through}, depth=2)
+    assert next(items) == 0
+    time.sleep(0.1)
+    # One item in the caller's hand, two in each channel, one in each stage's.
+    assert given <= 7
+    items.close()
+
+
+def test_interrupt_in_the_caller_joins_all() -> None:
+    def caller() -> None:
+        for item in chain(range(1000), {"a": through, "b": through}):
+            if item == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        caller()
+
+
+def test_a_reader_that_fails(segmenter: Segmenter, tmp_path: Path) -> None:
+    source = Fake(fails_at=5)
+    with pytest.raises(RuntimeError, match="the camera is on fire"):
+        list(label_to_files(segmenter, [source], Saving(tmp_path / "out", ("mask", "json"))))
+    assert source.closed
+    # What is per frame is done; the document of the whole source is not there at all.
+    assert len(list((tmp_path / "out/mask/fake").iterdir())) == 5
+    assert not list((tmp_path / "out/json").iterdir())
+
+
+def test_a_network_that_fails(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = segmenter.backend.submit, 0
+
+    def submit(frames: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("out of memory")
+        return real(frames)
+
+    monkeypatch.setattr(segmenter.backend, "submit", submit)
+    source = Fake(count=10_000)
+    found = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        for result in segmenter.stream(source):
+            found.append(result.index)
+    assert found == [0, 1, 2] and source.closed and source.given < 20
+
+
+@pytest.mark.parametrize("part", ["overlay", "write_png"])
+def test_drawing_or_writing_that_fails(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"{part} is broken")
+
+    monkeypatch.setattr(sinks, part, fail)
+    source = Fake(count=10_000)
+    with pytest.raises(RuntimeError, match=f"{part} is broken"):
+        list(label_to_files(segmenter, [source], Saving(tmp_path / "out", ("overlay", "mask"))))
+    assert source.closed and source.given < 20
+
+
+def test_a_full_disk_is_one_line(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: np.ndarray) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(sinks, "write_png", full)
+    with pytest.raises(DataError, match=r"0\.png: cannot be written \(No space left on device\)"):
+        list(label_to_files(segmenter, [Fake()], Saving(tmp_path / "out", ("mask",))))
+
+
+def test_batches_fill_across_sources_and_keep_the_order() -> None:
+    timings = Timings()
+    sources = [Fake("a", 3), Fake("b", 0), Fake("c", 4)]
+    batches = list(resize(read(sources, timings), (64, 128), 3, timings))
+    assert [len(b.pictures) for b in batches if b.pictures] == [3, 3, 1]
+    flat = [item for b in batches for item in b.items]
+    told = [f"{i.source}{i.index}" if isinstance(i, Frame) else f"end {i.source.name}" for i in flat]  # type: ignore[union-attr]
+    assert told == ["a0", "a1", "a2", "end a", "end b", "c0", "c1", "c2", "c3", "end c"]
+    assert set(timings.seconds) == {"decode", "resize"}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_ends_come_behind_the_last_result(tmp_path: Path, batch: int) -> None:
+    segmenter = Segmenter(toy.color_model(tmp_path / "m.onnx"), batch=batch)
+    sources = [Fake("a", 3), Fake("b", 2)]
+    timings = Timings()
+    items = list(label_to_files(segmenter, sources, Saving(tmp_path / "out"), timings=timings))
+    told = ["end" if isinstance(i, End) else f"{i.source}{i.index}" for i in items]  # type: ignore[union-attr]
+    assert told == ["a0", "a1", "a2", "end", "b0", "b1", "end"]
+    assert set(timings.seconds) == set(["decode", "resize", "network", "upsample", "draw", "write"])

@@ -1,0 +1,192 @@
+"""What lies on the disk afterwards: films that play with the source's clock, masks by id, whole files only."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import toy
+
+from fada_deploy import runtime
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.images import read_indices, read_rgb
+from fada_deploy.runtime import Segmenter
+from fada_deploy.runtime.film import film
+from fada_deploy.runtime.sinks import SINKS, Saving, file_keys, label_to_files
+from fada_deploy.runtime.sources import open_sources
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Segmenter:
+    return Segmenter(toy.color_model(tmp_path / "m.onnx"))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def run(segmenter: Segmenter, sources: list[Path], saving: Saving) -> list[object]:
+    return list(label_to_files(segmenter, open_sources(sources), saving))
+
+
+@pytest.mark.parametrize("size", [(64, 128), (61, 97)])
+@pytest.mark.parametrize("start", [0, 1500])
+def test_a_film_keeps_count_size_and_clock(
+    tmp_path: Path, segmenter: Segmenter, size: tuple[int, int], start: int
+) -> None:
+    pts = [start + p for p in (0, 33, 34, 100, 101, 250, 333, 500, 1000)]
+    pictures = [toy.scene(i, size)[0] for i in range(9)]
+    source = toy.write_video(
+        tmp_path / "drive.mkv", pictures, pts=pts, time_base=Fraction(1, 1000), codec="ffv1", pix_fmt="bgr0"
+    )
+    run(segmenter, [source], Saving(tmp_path / "out", alpha=0.0, legend=False))
+    written = toy.read_video(tmp_path / "out/overlay/drive.mp4")
+    assert [t for t, _ in written] == [t for t, _ in toy.read_video(source)]
+    height, width = size
+    assert written[0][1].shape == (height + height % 2, width + width % 2, 3)
+    for (_, found), picture in zip(written, pictures, strict=True):
+        # At alpha 0 the film shows the frame itself: order and colours survive BT.709 and H.264.
+        assert np.median(np.abs(found[:height, :width].astype(int) - picture)) < 6
+    data = (tmp_path / "out/overlay/drive.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(tmp_path / "out/overlay/drive.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_sound_is_copied(tmp_path: Path, segmenter: Segmenter) -> None:
+    source = toy.write_video(tmp_path / "v.mp4", [toy.scene(i)[0] for i in range(20)], audio=True)
+    run(segmenter, [source], Saving(tmp_path / "out"))
+
+    def sound(path: Path) -> list[tuple[Fraction, bytes]]:
+        with av.open(str(path)) as container:
+            return [(p.pts * p.time_base, bytes(p)) for p in container.demux(audio=0) if p.size]
+
+    assert sound(tmp_path / "out/overlay/v.mp4") == sound(source) and len(sound(source)) > 10
+    assert len(toy.read_video(tmp_path / "out/overlay/v.mp4")) == 20
+
+
+def test_sound_that_an_mp4_cannot_hold_is_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "v.mkv"
+    with av.open(str(source), "w") as out:
+        tone = out.add_stream("pcm_s16le", rate=16_000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
+        samples.sample_rate = 16_000
+        out.mux(tone.encode(samples))
+    path = tmp_path / "o.mp4"
+    with film(path, (64, 64), time_base=Fraction(1, 10), rate=None, audio=source) as add:
+        add(np.zeros((64, 64, 3), np.uint8), 0)
+    with av.open(str(path)) as container:
+        assert [s.type for s in container.streams] == ["video"]
+
+
+def test_a_clock_that_stands_still_and_a_size_that_changes(tmp_path: Path) -> None:
+    path = tmp_path / "o.mp4"
+    with film(path, (64, 64), time_base=Fraction(1, 10), rate=Fraction(10), audio=None) as add:
+        for pts, size in ((0, 64), (0, 64), (5, 32), (4, 64)):
+            add(np.zeros((size, size, 3), np.uint8), pts)
+    assert [t * 10 for t, _ in toy.read_video(path)] == [0, 1, 5, 6]
+
+
+def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out" / "o.mp4"
+    black = np.zeros((64, 64, 3), np.uint8)
+
+    def make(error: BaseException | None) -> None:
+        with film(path, (64, 64), time_base=Fraction(1, 10), rate=None, audio=None) as add:
+            add(black, 0)
+            if error:
+                raise error
+
+    with pytest.raises(RuntimeError, match="half way"):
+        make(RuntimeError("half way"))
+    monkeypatch.setattr(runtime.film, "_ENCODER", {"preset": "no such"})
+    with pytest.raises(DataError, match=r"o\.mp4: cannot be written") as error:
+        make(None)
+    assert "\n" not in str(error.value)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("ids", ["trainId", "labelId"])
+def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -> None:
+    scenes = [toy.scene(i) for i in range(3)]
+    source = toy.write_video(tmp_path / "drive.mp4", [f for f, _ in scenes])
+    run(segmenter, [source], Saving(tmp_path / "out", tuple(SINKS), ids=ids))
+    numbers = ["000000", "000001", "000002"]
+    assert files(tmp_path / "out") == [
+        *(f"color/drive/{n}.png" for n in numbers),
+        "json/drive.json",
+        *(f"mask/drive/{n}.png" for n in numbers),
+        *(f"npz/drive/{n}.npz" for n in numbers),
+        "overlay/drive.mp4",
+    ]
+    document = json.loads((tmp_path / "out/json/drive.json").read_text())
+    assert document["source"] == str(source) and document["classes"] == list(toy.SPACE.names)
+    results = list(segmenter.stream(source))
+    for number, result, told in zip(numbers, results, document["frames"], strict=True):
+        wanted = [c.train_id if ids == "trainId" else c.label_id for c in toy.SPACE.classes]
+        mask = read_indices(tmp_path / f"out/mask/drive/{number}.png")
+        np.testing.assert_array_equal(mask, np.array(wanted)[result.labels])
+        color = read_rgb(tmp_path / f"out/color/drive/{number}.png")
+        np.testing.assert_array_equal(color, toy.SPACE.palette[result.labels])
+        arrays = np.load(tmp_path / f"out/npz/drive/{number}.npz")
+        np.testing.assert_array_equal(arrays["labels"], result.labels)
+        assert arrays["confidence"].dtype == np.float16 and list(arrays["classes"]) == list(toy.SPACE.names)
+        assert (told["index"], told["item"]) == (result.index, number)
+        assert told["time_s"] == pytest.approx(result.index / 10)
+        assert sum(told["shares"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_pictures_alone_and_in_a_folder(tmp_path: Path, segmenter: Segmenter) -> None:
+    for name in ("in/a.png", "in/b.jpg", "a.png"):
+        toy.write_image(tmp_path / name, toy.scene(len(name), (50, 71))[0])
+    run(segmenter, [tmp_path / "in", tmp_path / "a.png"], Saving(tmp_path / "out", ("overlay", "mask", "json")))
+    assert files(tmp_path / "out") == [
+        "json/a.json",
+        "json/in.json",
+        "mask/a.png",
+        "mask/in/a.png",
+        "mask/in/b.png",
+        "overlay/a.jpg",
+        "overlay/in/a.jpg",
+        "overlay/in/b.jpg",
+    ]
+    assert read_rgb(tmp_path / "out/overlay/in/b.jpg").shape == (50, 71, 3)
+
+
+def test_a_labels_head_has_no_confidence_to_save(tmp_path: Path) -> None:
+    segmenter = Segmenter(toy.color_model(tmp_path / "m.onnx", head="labels"))
+    picture = toy.write_image(tmp_path / "a.png", toy.scene(0)[0])
+    run(segmenter, [picture], Saving(tmp_path / "out", ("npz",)))
+    assert sorted(np.load(tmp_path / "out/npz/a.npz")) == ["classes", "labels"]
+
+
+def test_stopping_midway_leaves_no_half_film(tmp_path: Path, segmenter: Segmenter) -> None:
+    scenes = [toy.scene(i)[0] for i in range(30)]
+    sources = [toy.write_video(tmp_path / f"{n}.mp4", scenes) for n in ("first", "second")]
+    items = label_to_files(segmenter, open_sources(sources), Saving(tmp_path / "out"))
+    for _ in range(40):
+        next(items)
+    items.close()
+    assert files(tmp_path / "out") == ["overlay/first.mp4"]
+    assert len(toy.read_video(tmp_path / "out/overlay/first.mp4")) == 30
+
+
+def test_names_that_meet_are_numbered(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        toy.write_image(tmp_path / folder / "a.png", toy.scene(0)[0])
+    sources = open_sources([tmp_path / "x/a.png", tmp_path / "y/a.png", tmp_path / "x"])
+    assert list(file_keys(sources).values()) == ["a", "a-2", "x"]
+
+
+def test_savings_that_make_no_sense() -> None:
+    with pytest.raises(UsageError, match="cannot save 'video'; there are overlay, mask, color, npz, json"):
+        Saving(Path("out"), ("video",))
+    with pytest.raises(UsageError, match="there are trainId, labelId"):
+        Saving(Path("out"), ids="id")
+    with pytest.raises(UsageError, match="0 to 1"):
+        Saving(Path("out"), alpha=2.0)
