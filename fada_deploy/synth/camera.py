@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ class Bend:
     length: float
     phase: float
 
-    def shift(self, z: FLOATS) -> FLOATS:
+    def shift(self, z: NDArray[np.floating[Any]]) -> FLOATS:
         """Return the sideways shift at each z."""
         return np.asarray(self.amplitude * np.sin(z / self.length + self.phase))
 
@@ -44,6 +45,7 @@ class Camera:
     `focal` and `centre` (u, v) are in pixels; the centre of pixel (i, j) lies at u = j, v = i.
     """
 
+    size_hw: tuple[int, int]
     x: float
     y: float
     z: float
@@ -61,14 +63,18 @@ class Camera:
         # The shorter view decides, so that narrow pictures crop the sides and do not shrink the street.
         focal = 1.1 * height
         heading = math.atan(bend.slope_at(z)) + yaw
-        return cls(x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend)
+        return cls(size_hw, x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend)
+
+    def turn(self, vectors: FLOATS) -> FLOATS:
+        """Turn street directions (N, 3) into view space (N, 3): right, up, depth."""
+        cos, sin = math.cos(self.heading), math.sin(self.heading)
+        x, z = vectors[:, 0], vectors[:, 2]
+        return np.stack((cos * x - sin * z, vectors[:, 1], sin * x + cos * z), 1)
 
     def view(self, points: FLOATS) -> FLOATS:
-        """Turn street points (N, 3) into view space (N, 3): right, up, depth."""
+        """Turn street points (N, 3), bend included, into view space (N, 3)."""
         x = points[:, 0] + self.bend.shift(points[:, 2]) - (self.x + self.bend.shift_at(self.z))
-        z = points[:, 2] - self.z
-        cos, sin = math.cos(self.heading), math.sin(self.heading)
-        return np.stack((cos * x - sin * z, points[:, 1] - self.y, sin * x + cos * z), 1)
+        return self.turn(np.stack((x, points[:, 1] - self.y, points[:, 2] - self.z), 1))
 
     def pixels(self, view: FLOATS) -> FLOATS:
         """Project view points (N, 3) with positive depth to pixels (N, 2): u, v."""

@@ -1,4 +1,7 @@
-"""What separates the two domains: every parameter of palette, weather, lens, sensor and layout."""
+"""What separates the two domains: every parameter of palette, weather, lens and sensor.
+
+The layout of a town knows nothing of looks: one seed gives one town, and so one label map, in both.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +44,6 @@ class Look:
     noise: Range
     vignette: Range
     jpeg: tuple[int, int]
-    # Layout: shares in 0…1, densities in things per 100 m of one side of the street.
-    bare_trees: float
-    trees: float
-    people: float
-    parked: float
-    traffic: float
-    riders: float
-    storeys: Range
-    green_blocks: float
-    street_bend: Range
-    camera_height: Range
-    horizon: Range
 
 
 _COMMON: Palette = {
@@ -90,6 +81,9 @@ _SOURCE: Palette = {
     "fence": ((214, 160, 96), (238, 230, 214), (186, 128, 82)),
     "pole": ((136, 142, 152), (116, 122, 134)),
     "lightbox": ((36, 40, 44),),
+    "light_green": ((60, 250, 150),),
+    "light_yellow": ((255, 210, 60),),
+    "light_red": ((255, 60, 50),),
     "sign_red": ((226, 32, 44),),
     "sign_blue": ((32, 92, 214),),
     "sign_yellow": ((252, 206, 44),),
@@ -116,7 +110,6 @@ _SOURCE: Palette = {
     "trousers": ((50, 70, 130), (70, 70, 80), (150, 110, 70)),
     "helmet": ((250, 250, 250), (240, 200, 40), (230, 50, 60)),
     "bike": ((220, 50, 60), (40, 150, 210), (60, 190, 110), (40, 44, 52)),
-    "bin": ((80, 150, 110), (110, 116, 126)),
     "sky_top": ((72, 150, 240), (58, 136, 232)),
     "sky_low": ((186, 224, 252), (206, 232, 250)),
     "cloud": ((255, 255, 255),),
@@ -152,6 +145,9 @@ _TARGET: Palette = {
     "fence": ((112, 92, 72), (150, 144, 134), (88, 78, 70)),
     "pole": ((98, 98, 98), (84, 88, 88), (116, 112, 106)),
     "lightbox": ((34, 36, 34),),
+    "light_green": ((120, 230, 190),),
+    "light_yellow": ((240, 206, 120),),
+    "light_red": ((238, 92, 70),),
     "sign_red": ((172, 44, 46),),
     "sign_blue": ((50, 84, 146),),
     "sign_yellow": ((204, 170, 62),),
@@ -178,11 +174,13 @@ _TARGET: Palette = {
     "trousers": ((48, 54, 72), (52, 50, 52), (98, 86, 72)),
     "helmet": ((200, 200, 196), (60, 62, 66), (150, 60, 58)),
     "bike": ((96, 50, 50), (56, 78, 98), (42, 44, 46), (120, 122, 122)),
-    "bin": ((74, 88, 78), (92, 92, 92)),
     "sky_top": ((176, 186, 198), (188, 192, 196), (160, 176, 196)),
     "sky_low": ((216, 216, 214), (208, 212, 216), (222, 216, 206)),
     "cloud": ((226, 226, 226), (196, 200, 206)),
 }
+
+# Names of all colour slots; a mesh refers to them by position.
+SLOTS = tuple(sorted(_SOURCE))
 
 _SOURCE_LOOK = Look(
     name="source",
@@ -203,17 +201,6 @@ _SOURCE_LOOK = Look(
     noise=(0.0, 0.0),
     vignette=(0.0, 0.0),
     jpeg=(0, 0),
-    bare_trees=0.08,
-    trees=5.0,
-    people=7.0,
-    parked=7.0,
-    traffic=2.6,
-    riders=1.2,
-    storeys=(1.0, 4.0),
-    green_blocks=0.34,
-    street_bend=(0.0, 7.0),
-    camera_height=(1.5, 1.8),
-    horizon=(0.46, 0.52),
 )
 
 _TARGET_LOOK = Look(
@@ -226,7 +213,7 @@ _TARGET_LOOK = Look(
     ambient=0.72,
     haze=(0.004, 0.011),
     clouds=(0.3, 1.0),
-    exposure=(0.82, 1.16),
+    exposure=(0.92, 1.28),
     warmth=(-0.05, 0.09),
     contrast=(0.90, 1.12),
     saturation=(0.75, 1.0),
@@ -235,17 +222,6 @@ _TARGET_LOOK = Look(
     noise=(2.0, 6.0),
     vignette=(0.10, 0.32),
     jpeg=(72, 92),
-    bare_trees=0.35,
-    trees=6.0,
-    people=8.0,
-    parked=8.5,
-    traffic=2.8,
-    riders=1.4,
-    storeys=(2.0, 5.0),
-    green_blocks=0.28,
-    street_bend=(0.0, 5.0),
-    camera_height=(1.4, 1.6),
-    horizon=(0.46, 0.52),
 )
 
 LOOKS: dict[str, Look] = {look.name: look for look in (_SOURCE_LOOK, _TARGET_LOOK)}

@@ -1,0 +1,290 @@
+"""Draw a town from a camera into one map of face numbers: painter's algorithm, no antialiasing.
+
+Labels, colours, depth and surface coordinates are all looked up by that number, so they agree
+pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.synth.camera import FLOATS, NEAR, Camera, clip_near
+from fada_deploy.synth.looks import SLOTS
+from fada_deploy.synth.mesh import LABEL, Surface
+from fada_deploy.synth.things import Band, Thing
+
+# Face numbers are drawn at twice the resolution; every second one is the centre of a pixel.
+SCALE = 2
+_BITS = 4
+FINE_SIGHT = 45.0
+SKY, LAND, FIRST = 0, 1, 2
+_MAX_COORDINATE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Faces:
+    """What was drawn, by face number N: 0 the sky, 1 the endless plain, then the faces in order.
+
+    `planes` (N, 3) give 1/depth as a·u + b·v + c; `normals` (N, 3) and `origins` (N, 3), the first
+    corner, are in view space; `lit` (N,) is false where a face is a flat figure.
+    """
+
+    labels: NDArray[np.uint8]
+    surfaces: NDArray[np.uint8]
+    slots: NDArray[np.intp]
+    gains: FLOATS
+    seeds: NDArray[np.int64]
+    planes: FLOATS
+    normals: FLOATS
+    origins: FLOATS
+    lit: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """`numbers` (2H, 2W) uint16 indexes `faces`; `numbers[::2, ::2]` are the centres of the pixels."""
+
+    numbers: NDArray[np.uint16]
+    faces: Faces
+    camera: Camera
+
+    @property
+    def centres(self) -> NDArray[np.uint16]:
+        """Face number at the centre of every pixel, (H, W) uint16."""
+        return self.numbers[::SCALE, ::SCALE]
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """Class of the nearest thing at the centre of every pixel, (H, W) uint8."""
+        return np.ascontiguousarray(self.faces.labels[self.centres])
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Things at one moment: params (T, 8) x, y, z, yaw, sx, sy, sz, reach, in drawing order."""
+
+    things: list[Thing]
+    params: FLOATS
+
+
+def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float, sight: float) -> Placed:
+    """Choose the things in sight `time` seconds in and put them in drawing order, far to near."""
+    near, far = camera.z - 3.0, camera.z + sight
+    keys, chosen, rows = [], [], []
+    for thing in things:
+        z = thing.z + thing.vz * time
+        front, reach = z - thing.reach, thing.reach if thing.reach else thing.sz * 0.5
+        if (z + reach < near or front > far) and thing.band > Band.BACKDROP:
+            continue
+        if thing.band < Band.BACKDROP and z + thing.sz / 2 < near:
+            continue
+        band = thing.band
+        slab = 0 if band < Band.BACKDROP else -bisect.bisect(borders, front)
+        order = -1 if band < Band.BACKDROP else 0
+        keys.append((order, slab, band, -z))
+        chosen.append(thing)
+        yaw = camera.heading if thing.facing else thing.yaw
+        rows.append((thing.x + thing.vx * time, thing.y, z, yaw, thing.sx, thing.sy, thing.sz, thing.reach))
+    order_of = sorted(range(len(keys)), key=keys.__getitem__)
+    return Placed([chosen[i] for i in order_of], np.array([rows[i] for i in order_of]))
+
+
+def draw(placed: Placed, camera: Camera, time: float) -> Drawing:
+    """Draw placed things."""
+    meshes = [thing.mesh_at(time) for thing in placed.things]
+    counts = np.array([len(m.corners) for m in meshes])
+    view = camera.view(_stand(np.concatenate([m.corners for m in meshes]), np.repeat(placed.params, counts, 0)))
+    firsts = np.concatenate(([0], np.cumsum(counts)))[:-1]
+    starts = np.concatenate([m.starts[:-1] + f for m, f in zip(meshes, firsts, strict=True)])
+    ends = np.concatenate((starts[1:], [len(view)]))
+    owners = np.repeat(np.arange(len(meshes)), [len(m) for m in meshes])
+    solid = np.concatenate([m.solid for m in meshes])
+    fine = np.concatenate([m.fine for m in meshes])
+
+    normals, origins = _normals(view, starts)
+    kept = _visible(view, starts, normals, origins, camera, solid=solid, fine=fine)
+    numbers = _blank(camera)
+    cuts = np.minimum.reduceat(view[:, 2], starts) < NEAR
+    _fill(numbers, view, starts[kept], ends[kept], cuts[kept], camera)
+
+    owners = owners[kept]
+    seeds = np.array([t.seed for t in placed.things], np.int64)[owners]
+    table = _Tables.collect(meshes, kept)
+    flip = np.where((normals[kept] * origins[kept]).sum(1) > 0, -1.0, 1.0)[:, None]
+    faces = _number(table, seeds, normals[kept] * flip, origins[kept], camera, solid[kept])
+    return Drawing(numbers, faces, camera)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    labels: NDArray[np.uint8]
+    surfaces: NDArray[np.uint8]
+    slots: NDArray[np.intp]
+    gains: FLOATS
+
+    @classmethod
+    def collect(cls, meshes: Sequence[object], kept: NDArray[np.intp]) -> _Tables:
+        """Return what the kept faces are made of."""
+        names = ("labels", "surfaces", "slots", "gains")
+        return cls(*(np.concatenate([getattr(m, n) for m in meshes])[kept] for n in names))
+
+
+def _number(
+    table: _Tables,
+    seeds: NDArray[np.int64],
+    normals: FLOATS,
+    origins: FLOATS,
+    camera: Camera,
+    solid: NDArray[np.bool_],
+) -> Faces:
+    """Put sky and plain before the drawn faces."""
+    up = np.array([[0.0, 1.0, 0.0]])
+    plain = np.array([[0.0, -camera.y, 0.0]])
+    normals = np.concatenate((up, up, normals))
+    origins = np.concatenate((plain, plain, origins))
+    u0, v0 = camera.centre
+    distance = np.minimum((normals * origins).sum(1), -1e-6)
+    rays = np.stack(
+        (
+            normals[:, 0] / camera.focal,
+            -normals[:, 1] / camera.focal,
+            normals[:, 2] - normals[:, 0] * u0 / camera.focal + normals[:, 1] * v0 / camera.focal,
+        ),
+        1,
+    )
+    planes = rays / distance[:, None]
+    planes[SKY] = 0.0
+    return Faces(
+        np.concatenate((np.array([LABEL["sky"], LABEL["terrain"]], np.uint8), table.labels)),
+        np.concatenate((np.array([Surface.PLAIN, Surface.GRASS], np.uint8), table.surfaces)),
+        np.concatenate((np.array([SLOTS.index("sky_low"), SLOTS.index("terrain")], np.intp), table.slots)),
+        np.concatenate((np.ones(2), table.gains)),
+        np.concatenate((np.zeros(2, np.int64), seeds)),
+        planes,
+        normals,
+        origins,
+        np.concatenate((np.array([False, True]), solid)),
+    )
+
+
+def _stand(corners: FLOATS, params: FLOATS) -> FLOATS:
+    """Scale, turn and place corners (C, 3) by their things' params (C, 8)."""
+    x, y, z = (corners * params[:, 4:7]).T
+    cos, sin = np.cos(params[:, 3]), np.sin(params[:, 3])
+    return np.stack((cos * x + sin * z + params[:, 0], y + params[:, 1], cos * z - sin * x + params[:, 2]), 1)
+
+
+def _normals(view: FLOATS, starts: NDArray[np.intp]) -> tuple[FLOATS, FLOATS]:
+    """Return unit normals and first corners of faces, (F, 3) each."""
+    origins = view[starts]
+    a, b = view[starts + 1] - origins, view[starts + 2] - origins
+    normals = np.stack(
+        (
+            a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1],
+            a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2],
+            a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0],
+        ),
+        1,
+    )
+    return normals / np.maximum(np.sqrt((normals**2).sum(1, keepdims=True)), 1e-9), origins
+
+
+def _visible(
+    view: FLOATS,
+    starts: NDArray[np.intp],
+    normals: FLOATS,
+    origins: FLOATS,
+    camera: Camera,
+    *,
+    solid: NDArray[np.bool_],
+    fine: NDArray[np.bool_],
+) -> NDArray[np.intp]:
+    """Return the faces worth drawing: turned to us, in the picture, and not too small."""
+    depth = view[:, 2]
+    nearest, furthest = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
+    scale = camera.focal / np.maximum(depth, NEAR)
+    u, v = view[:, 0] * scale, view[:, 1] * scale
+    left, right = np.minimum.reduceat(u, starts), np.maximum.reduceat(u, starts)
+    low, high = np.minimum.reduceat(v, starts), np.maximum.reduceat(v, starts)
+    height, width = camera.size_hw
+    u0, v0 = camera.centre
+    inside = (right > -u0 - 1) & (left < width - u0) & (low < v0 + 1) & (high > v0 - height)
+    inside &= (right - left) + (high - low) > 0.5
+    # Seen edge on, a face would be no more than a line.
+    facing = ~solid | ((normals * origins).sum(1) < -0.01 * np.abs(origins).sum(1))
+    keep = (furthest > NEAR) & (inside | (nearest < NEAR)) & facing & ~(fine & (nearest > FINE_SIGHT))
+    return np.flatnonzero(keep)
+
+
+def _blank(camera: Camera) -> NDArray[np.uint16]:
+    height, width = camera.size_hw
+    numbers = np.full((height * SCALE, width * SCALE), SKY, np.uint16)
+    numbers[max(0, math.floor(camera.centre[1] * SCALE) + 1) :] = LAND
+    return numbers
+
+
+def _fill(
+    numbers: NDArray[np.uint16],
+    view: FLOATS,
+    starts: NDArray[np.intp],
+    ends: NDArray[np.intp],
+    cuts: NDArray[np.bool_],
+    camera: Camera,
+) -> None:
+    """Fill the faces one over the other; a face's value is its place in the order."""
+    depth = np.maximum(view[:, 2:], NEAR)
+    pixels = camera.pixels(np.concatenate((view[:, :2], depth), 1)) * (SCALE << _BITS)
+    fixed = np.clip(pixels, -_MAX_COORDINATE, _MAX_COORDINATE).astype(np.int32)
+    for number, (start, end, cut) in enumerate(
+        zip(starts.tolist(), ends.tolist(), cuts.tolist(), strict=True), FIRST
+    ):
+        if cut:
+            points = clip_near(view[start:end])
+            if len(points) < 3:
+                continue
+            shape = camera.pixels(points) * (SCALE << _BITS)
+            corners = np.clip(shape, -_MAX_COORDINATE, _MAX_COORDINATE).astype(np.int32)
+        else:
+            corners = fixed[start:end]
+        cv2.fillPoly(numbers, [corners], number, cv2.LINE_8, _BITS)
+
+
+def shadows(placed: Placed, camera: Camera, sun: tuple[float, float, float], time: float) -> NDArray[np.uint8]:
+    """Return what the sun does not reach on the ground, (H, W) uint8: 0 lit, 1 in shadow, 2 under something."""
+    height, width = camera.size_hw
+    mask = np.zeros((height, width), np.uint8)
+    boxes = [(i, c) for i, t in enumerate(placed.things) if (c := t.mesh_at(time).cast) and t.band > Band.BEHIND]
+    if not boxes:
+        return mask
+    rows = placed.params[[i for i, _ in boxes]]
+    casts = np.array([c for _, c in boxes])
+    drift = np.array([-sun[0] / sun[1], -sun[2] / sun[1]])
+    signs = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    half = casts[:, None, :2] * np.abs(rows[:, None, [4, 6]]) * signs
+    cos, sin = np.cos(rows[:, 3])[:, None], np.sin(rows[:, 3])[:, None]
+    foot = np.stack((cos * half[..., 0] + sin * half[..., 1], cos * half[..., 1] - sin * half[..., 0]), 2)
+    foot += rows[:, None, [0, 2]]
+    low, high = ((casts[:, k] * rows[:, 5])[:, None, None] * drift for k in (2, 3))
+    for value, outlines in ((1, np.concatenate((foot + low, foot + high), 1)), (2, foot)):
+        for (i, _), outline in zip(boxes, outlines, strict=True):
+            if value == 2 and placed.things[i].band < Band.PARKED:
+                continue
+            _fill_ground(mask, outline, camera, value)
+    return mask
+
+
+def _fill_ground(mask: NDArray[np.uint8], outline: FLOATS, camera: Camera, value: int) -> None:
+    hull = cv2.convexHull(outline.astype(np.float32))[:, 0].astype(np.float64)
+    view = camera.view(np.stack((hull[:, 0], np.zeros(len(hull)), hull[:, 1]), 1))
+    if view[:, 2].max() <= NEAR:
+        return
+    points = view if view[:, 2].min() >= NEAR else clip_near(view)
+    shape = np.clip(camera.pixels(points) * (1 << _BITS), -_MAX_COORDINATE, _MAX_COORDINATE)
+    cv2.fillConvexPoly(mask, shape.astype(np.int32), value, cv2.LINE_8, _BITS)

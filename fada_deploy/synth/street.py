@@ -1,0 +1,116 @@
+"""The street itself: its cross-section, its markings and the furniture of its pavements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+from fada_deploy.synth.lots import Lot
+from fada_deploy.synth.mesh import Mesh, Surface
+from fada_deploy.synth.models import furniture
+from fada_deploy.synth.things import Band, Thing
+
+LANE = 3.25
+DASH, GAP = 3.0, 5.0
+
+
+@dataclass(frozen=True)
+class Street:
+    """Half a cross-section in metres from the centre line: lanes, kerb, verge, and the line of the lots."""
+
+    lanes: int
+    lane_edge: float
+    kerb: float
+    verge: float
+    line: float
+
+    @classmethod
+    def draw(cls, rng: Random) -> Street:
+        """Draw a cross-section."""
+        lanes = rng.choice((1, 1, 1, 1, 2))
+        edge = lanes * LANE
+        kerb = edge + rng.choice((0.4, 0.4, 2.2))
+        verge = rng.choice((0.18, 0.18, 1.9))
+        return cls(lanes, edge, kerb, verge, kerb + verge + rng.uniform(2.2, 4.2))
+
+    @property
+    def has_parking(self) -> bool:
+        return self.kerb - self.lane_edge > 1.0
+
+    def lane(self, index: int) -> float:
+        """Return the x of the middle of a lane: 0 is next to the centre line."""
+        return (index + 0.5) * LANE
+
+    def markings(self, z0: float, z1: float) -> list[Thing]:
+        """Return the paint of a slab: dashes on a grid of the whole street, edges of the parking strip."""
+        things: list[Thing] = []
+        dash = furniture.ground("marking", "road", Surface.PAINT)
+        inner = [0.0] if self.lanes == 1 else [-LANE, LANE]
+        period = DASH + GAP
+        first = math.ceil(z0 / period)
+        for k in range(first, math.ceil(z1 / period)):
+            for x in inner:
+                things.append(Thing((dash,), x, k * period, Band.PAINT, 0, sx=0.14, sz=DASH))
+        lines = [s * (self.lane_edge + 0.02) for s in (-1, 1)]
+        if self.lanes > 1:
+            lines += [-0.12, 0.12]
+        for x in lines:
+            things.append(Thing((dash,), x, (z0 + z1) / 2, Band.PAINT, 0, sx=0.13, sz=z1 - z0))
+        return things
+
+
+def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
+    """Stand lamps, trees, signs, lights and bollards on the pavement of one lot."""
+    rng, side = lot.rng, lot.side
+    kerbside = side * (street.kerb + max(0.55, street.verge * 0.55))
+
+    def stand(mesh: Mesh, x: float, z: float, *, mirror: bool = False, size: float = 1.0) -> None:
+        lot.things.append(
+            Thing((mesh,), x, z, Band.TREES, lot.seed(), sx=-size if mirror else size, sy=size, facing=True)
+        )
+
+    if is_junction:
+        _signals(lot, street, kerbside)
+        return
+    if rng.random() < 0.55:
+        stand(furniture.lamp(), kerbside, lot.z0 + rng.uniform(0.5, 2.5), mirror=side > 0)
+    if rng.random() < 0.62:
+        for _ in range(rng.randint(1, 2)):
+            band = Band.TREES
+            lot.plant("leafy", back=abs(kerbside) - lot.line + 0.2, z=lot.along(0.25, 0.95), band=band, size=1.0)
+    if rng.random() < 0.50:
+        stand(rng.choice(furniture.signs()[:-1]), kerbside, lot.along(), size=rng.uniform(1.1, 1.35))
+    if rng.random() < 0.07:
+        stand(furniture.signs()[-1], side * (street.line - 1.4), lot.along(), size=1.1)
+    if rng.random() < 0.18:
+        z = lot.along(0.1, 0.5)
+        for i in range(rng.randint(2, 5)):
+            stand(furniture.bollard(), side * (street.kerb + 0.4), z + 1.6 * i)
+
+
+def _signals(lot: Lot, street: Street, kerbside: float) -> None:
+    rng, side = lot.rng, lot.side
+    lit = rng.choice((0, 0, 2, 1))
+    for z, chance in ((lot.z0 + 1.2, 1.0 if side > 0 else 0.5), (lot.z1 - 1.2, 0.6)):
+        if rng.random() < chance:
+            post, arm = furniture.signals()[lit]
+            mesh = arm if side > 0 and rng.random() < 0.5 else post
+            size = 1.3
+            lot.things.append(
+                Thing(
+                    (mesh,),
+                    kerbside,
+                    z,
+                    Band.TREES,
+                    lot.seed(),
+                    sx=-size if side > 0 else size,
+                    sy=size,
+                    facing=True,
+                )
+            )
+    if rng.random() < 0.6:
+        x = side * (street.line - 0.8)
+        lot.things.append(
+            Thing((rng.choice(furniture.signs()[:-1]),), x, lot.z1 - 0.9, Band.WALK, lot.seed(), facing=True)
+        )

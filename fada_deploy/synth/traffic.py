@@ -1,0 +1,178 @@
+"""What moves or could move: parked cars, traffic in the lanes, people on foot and on two wheels."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from fada_deploy.synth.lots import Lot
+from fada_deploy.synth.mesh import Mesh, Surface
+from fada_deploy.synth.models import furniture, people, vehicles
+from fada_deploy.synth.street import LANE, Street
+from fada_deploy.synth.things import Band, Thing
+
+# Speed of the camera's own lane and the others, m/s; one speed a lane keeps the gaps.
+OWN_SPEED, ONCOMING = 9.0, -8.0
+CYCLE_SPEED = 5.0
+
+
+def vehicle(
+    rng: Random,
+    x: float,
+    z: float,
+    *,
+    yaw: float = 0.0,
+    band: Band = Band.ROAD,
+    vz: float = 0.0,
+    parked: bool = False,
+) -> list[Thing]:
+    """Return a car, or now and then a truck, bus or tram, whose middle is at (x, z)."""
+    seed, pick = rng.getrandbits(30), rng.random()
+    turned = abs(yaw) > 0.1
+    if pick < (0.92 if parked else 0.70):
+        mesh = rng.choice(vehicles.cars())
+        return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=2.2, vz=vz)]
+    if pick < (0.985 if parked else 0.85):
+        return _truck(rng, x, z, yaw=yaw, band=band, vz=vz, seed=seed)
+    if parked and turned:
+        return []
+    mesh = vehicles.tram() if pick > 0.988 and not parked else vehicles.bus()
+    reach = 11.0 if mesh is vehicles.tram() else 5.5
+    return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=reach, vz=vz)]
+
+
+def _truck(rng: Random, x: float, z: float, *, yaw: float, band: Band, vz: float, seed: int) -> list[Thing]:
+    cab, box, tipper = vehicles.truck()
+    back = 2.0 * math.cos(yaw)
+    # The nearer part is drawn last: its `z` says so.
+    parts = [
+        Thing((cab,), x, z + back, band, seed, yaw=yaw, reach=1.0, vz=vz),
+        Thing((rng.choice((box, box, tipper)),), x, z + back, band, seed, yaw=yaw, reach=6.0, vz=vz),
+    ]
+    return parts if back > 0 else [parts[1], parts[0]]
+
+
+def park_cars(lot: Lot, street: Street) -> None:
+    """Park cars along the kerb of one lot."""
+    rng = lot.rng
+    if not street.has_parking:
+        return
+    z = lot.z0 + 3.0
+    while z < lot.z1 - 2.4:
+        if rng.random() < 0.45:
+            x = lot.side * (street.kerb - 1.06)
+            lot.things += [
+                t
+                for t in vehicle(rng, x, z, yaw=0.0 if lot.side > 0 else math.pi, band=Band.PARKED, parked=True)
+                if isinstance(t, Thing)
+            ]
+            if lot.things[-1].reach > 3.0:
+                z += 4.5
+        z += rng.uniform(5.2, 7.0)
+
+
+def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
+    """Put people and parked bicycles on the pavement of one lot."""
+    rng = lot.rng
+    low, high = street.kerb + street.verge + 0.3, street.line - 0.3
+    for _ in range(rng.choice((0, 1, 2, 3, 4, 5))):
+        x, z = lot.side * rng.uniform(low, high), lot.along(0, 1)
+        lot.things.append(walker(rng, x, z, vz=rng.choice((-1.3, 1.3)), side_on=rng.random() < 0.25))
+        if rng.random() < 0.3:
+            lot.things.append(walker(rng, x + 0.55, z + 0.2, vz=lot.things[-1].vz, side_on=False))
+    if not is_junction and rng.random() < 0.6:
+        mesh = people.parked_bikes()[int(rng.random() < 0.40)]
+        size = rng.choice((-1.0, 1.0))
+        x, z = lot.side * (street.kerb + street.verge + 0.4), lot.along(0.0, 0.7)
+        for i in range(rng.randint(1, 4)):
+            lot.things.append(Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.seed(), sx=size, facing=True))
+
+
+def walker(rng: Random, x: float, z: float, *, vz: float = 0.0, vx: float = 0.0, side_on: bool) -> Thing:
+    """Return somebody on foot."""
+    kinds = people.walkers()
+    half = len(kinds) // 2
+    meshes = kinds[rng.randrange(half) + (half if side_on else 0)]
+    size = rng.uniform(0.92, 1.08) if rng.random() < 0.88 else rng.uniform(0.6, 0.75)
+    flip = -size if vx < 0 or (not vx and rng.random() < 0.5) else size
+    return Thing(
+        meshes,
+        x,
+        z,
+        Band.WALK if vx == 0 else Band.ROAD,
+        rng.getrandbits(30),
+        sx=flip,
+        sy=size,
+        facing=True,
+        vx=vx,
+        vz=vz,
+        rate=9.0,
+    )
+
+
+def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]:
+    """Return a zebra crossing before a junction, its stop line and the people on it."""
+    stripe = furniture.ground("marking", "road", Surface.PAINT)
+    things: list[Thing] = []
+    if rng.random() < 0.75:
+        count = int(street.kerb / 0.55)
+        for i in range(-count + 1, count):
+            if i % 2:
+                things.append(Thing((stripe,), i * 0.55, z0 + 0.9, Band.PAINT, 0, sx=0.5, sz=2.6))
+        if rng.random() < 0.4:
+            meshes = people.riders()[rng.random() < 0.4, True]
+            x, z = rng.uniform(-street.kerb, street.kerb), z0 + rng.uniform(3.0, 5.0)
+            things.append(Thing(meshes, x, z, Band.ROAD, rng.getrandbits(30), facing=True, vx=4.0, rate=8.0))
+        for _ in range(rng.choice((0, 1, 2, 3))):
+            vx = rng.choice((-1.2, 1.2))
+            x = rng.uniform(-street.kerb, street.kerb)
+            things.append(walker(rng, x, z0 + 0.9 + rng.uniform(-0.8, 0.8), vx=vx, side_on=True))
+    middle = street.lanes * LANE / 2
+    things.append(Thing((stripe,), middle, z0 - 1.2, Band.PAINT, 0, sx=street.lanes * LANE - 0.2, sz=0.4))
+    for lane in range(street.lanes):
+        things.append(Thing((furniture.arrow(),), street.lane(lane), z0 - 6.0, Band.PAINT, 0))
+    things.append(Thing((furniture.manhole(),), rng.uniform(0.5, street.lane_edge), z0 - 9.0, Band.PAINT, ground))
+    return things
+
+
+def cross_traffic(rng: Random, street: Street, z: float) -> list[Thing]:
+    """Return vehicles waiting in the side street."""
+    things: list[Thing] = []
+    for side in (-1, 1):
+        x = street.line + 4.0
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            lane = z + 1.7 * side
+            things += vehicle(rng, side * x, lane, yaw=-side * math.pi / 2, band=Band.BORDER)
+            x += 9.0
+    return things
+
+
+def drive(rng: Random, street: Street, end: float) -> list[Thing]:
+    """Fill the lanes with traffic and let people ride at their right edge."""
+    things: list[Thing] = []
+    for lane in range(street.lanes):
+        # The camera drives in the outermost lane and needs some room ahead.
+        own = lane == street.lanes - 1
+        for direction, speed in ((1, OWN_SPEED), (-1, ONCOMING)):
+            z = rng.uniform(16, 34) if own and direction > 0 else rng.uniform(-10, 20)
+            stop = end if direction > 0 else end * 2.0
+            while z < stop:
+                yaw = 0.0 if direction > 0 else math.pi
+                x = direction * street.lane(lane) + rng.uniform(-0.2, 0.2)
+                new = vehicle(rng, x, z, yaw=yaw, vz=speed)
+                things += new
+                z += max(t.reach for t in new) * 2 + rng.uniform(12, 48)
+    for direction in (1, -1):
+        z = rng.uniform(4, 30)
+        while z < end:
+            motor = rng.random() < 0.42
+            meshes = people.riders()[motor, False]
+            x = direction * (street.lane_edge - (0.35 if not motor else 0.9))
+            things.append(_ride(rng, meshes, x, z, direction * CYCLE_SPEED))
+            z += rng.uniform(12, 45)
+    return things
+
+
+def _ride(rng: Random, meshes: tuple[Mesh, ...], x: float, z: float, vz: float) -> Thing:
+    size = rng.uniform(0.95, 1.08)
+    return Thing(meshes, x, z, Band.ROAD, rng.getrandbits(30), sx=size, sy=size, facing=True, vz=vz, rate=8.0)
