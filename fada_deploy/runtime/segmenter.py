@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self, overload
@@ -134,13 +135,15 @@ class Segmenter:
         on_error: Callable[[DataError], None] | None,
         timings: Timings,
     ) -> Iterator[Result]:
-        for item in results_of(sources, self.backend, batch=self.batch, confidence=confidence, timings=timings):
-            if isinstance(item, Result):
-                yield item
-            elif isinstance(item, DataError):
-                if on_error is None:
-                    raise item
-                on_error(item)
+        results = results_of(sources, self.backend, batch=self.batch, confidence=confidence, timings=timings)
+        with closing(results) as items:
+            for item in items:
+                if isinstance(item, Result):
+                    yield item
+                elif isinstance(item, DataError):
+                    if on_error is None:
+                        raise item
+                    on_error(item)
 
     def _run(self, frames: list[Frame], color: str) -> Iterator[Prediction]:
         """Yield predictions for `batch` frames at a time."""

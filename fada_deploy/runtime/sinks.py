@@ -249,8 +249,13 @@ def label_to_files(
     """Label all sources into files; yield each `Result` once it is written, and what could not be read.
 
     An `End` says that a source's files lie under their names. A generator that is closed, abandoned
-    or interrupted leaves finished files and no others.
+    or interrupted leaves finished files and no others. Raise `UsageError` for a source that lies where
+    its own product would be written.
     """
+    for source in sources:
+        for kind in saving.kinds:
+            if Path(source.name).resolve().parent == (saving.out / kind).resolve():
+                raise UsageError(f"{source.name}: lies where its own {kind} is written; give another --out")
     clock = timings or Timings()
     return results_of(
         sources,

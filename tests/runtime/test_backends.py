@@ -250,6 +250,17 @@ def test_backends_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_missing_package_names_the_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
+    model = toy.color_model(tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, backend, None)
     with pytest.raises(MissingExtraError, match=f"{backend} is not installed; type: pip install"):
-        open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend)
+        open_backend(model, backend=backend)
+
+
+@every_backend
+def test_an_engine_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    model = toy.color_model(tmp_path / "m.onnx")
+    (tmp_path / f"{backend}.py").write_text("raise ImportError('libsomething.so.1: cannot open shared object')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, backend, raising=False)
+    with pytest.raises(DeviceError, match=rf"{backend} is installed but does not load \(libsomething"):
+        open_backend(model, backend=backend)

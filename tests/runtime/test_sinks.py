@@ -183,6 +183,13 @@ def test_names_that_meet_are_numbered(tmp_path: Path) -> None:
     assert list(file_keys(sources).values()) == ["a", "a-2", "x"]
 
 
+def test_a_source_is_not_overwritten_by_its_product(tmp_path: Path, segmenter: Segmenter) -> None:
+    source = toy.write_video(tmp_path / "v.mp4", [toy.scene(0)[0]] * 2)
+    run(segmenter, [source], Saving(tmp_path / "out"))
+    with pytest.raises(UsageError, match="lies where its own overlay is written"):
+        run(segmenter, [tmp_path / "out/overlay/v.mp4"], Saving(tmp_path / "out"))
+
+
 def test_savings_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="cannot save 'video'; there are overlay, mask, color, npz, json"):
         Saving(Path("out"), ("video",))

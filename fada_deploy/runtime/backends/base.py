@@ -99,6 +99,11 @@ def refuse_cuda(engine: str, device: str, have: str) -> DeviceError:
     )
 
 
+def broken_engine(engine: str, error: ImportError) -> DeviceError:
+    """Return the error for an engine that is installed but does not load, as when a library is missing."""
+    return DeviceError(f"{engine} is installed but does not load ({one_line(error)}); install it again")
+
+
 def batch_for(frames_bhwc: Frames, metadata: ModelMetadata) -> Frames:
     """Check frames against the contract and pad a short batch with its last frame."""
     expected = (*metadata.input_size_hw, 3)

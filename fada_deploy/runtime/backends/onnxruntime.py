@@ -13,6 +13,7 @@ from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
     batch_for,
+    broken_engine,
     cuda_index,
     one_line,
     prediction_of,
@@ -34,8 +35,10 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Path, *, device: str = "auto") -> None:
         try:
             import onnxruntime
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingExtraError("onnxruntime", "cpu") from None
+        except ImportError as error:
+            raise broken_engine(self.name, error) from None
         self.metadata = read_metadata(path)
         self._where = str(path)
         index = cuda_index(device)

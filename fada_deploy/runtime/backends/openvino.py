@@ -14,6 +14,7 @@ from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
     batch_for,
+    broken_engine,
     cuda_index,
     one_line,
     prediction_of,
@@ -33,8 +34,10 @@ class OpenVinoBackend:
     def __init__(self, path: Path, *, device: str = "auto") -> None:
         try:
             import openvino
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingExtraError("openvino", "openvino") from None
+        except ImportError as error:
+            raise broken_engine(self.name, error) from None
         self.metadata = read_metadata(path)
         self._where = str(path)
         if cuda_index(device) is not None:
