@@ -22,8 +22,8 @@ from fada_deploy.synth.things import Band, Thing
 
 # Face numbers are drawn at twice the resolution; every second one is the centre of a pixel.
 SCALE = 2
-_BITS = 4
-FINE_SIGHT = 45.0
+BITS = 4
+FINE_SIGHT, FURTHEST = 45.0, 320.0
 SKY, LAND, FIRST = 0, 1, 2
 _MAX_COORDINATE = 1 << 24
 
@@ -74,9 +74,9 @@ class Placed:
     params: FLOATS
 
 
-def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float, sight: float) -> Placed:
+def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float) -> Placed:
     """Choose the things in sight `time` seconds in and put them in drawing order, far to near."""
-    near, far = camera.z - 3.0, camera.z + sight
+    near, far = camera.z - 3.0, camera.z + FURTHEST
     keys, chosen, rows = [], [], []
     for thing in things:
         z = thing.z + thing.vz * time
@@ -91,7 +91,8 @@ def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, tim
         keys.append((order, slab, band, -z))
         chosen.append(thing)
         yaw = camera.heading if thing.facing else thing.yaw
-        rows.append((thing.x + thing.vx * time, thing.y, z, yaw, thing.sx, thing.sy, thing.sz, thing.reach))
+        x = min(max(thing.x + thing.vx * time, -thing.limit), thing.limit) if thing.vx else thing.x
+        rows.append((x, thing.y, z, yaw, thing.sx, thing.sy, thing.sz, thing.reach))
     order_of = sorted(range(len(keys)), key=keys.__getitem__)
     return Placed([chosen[i] for i in order_of], np.array([rows[i] for i in order_of]))
 
@@ -240,8 +241,7 @@ def _fill(
 ) -> None:
     """Fill the faces one over the other; a face's value is its place in the order."""
     depth = np.maximum(view[:, 2:], NEAR)
-    pixels = camera.pixels(np.concatenate((view[:, :2], depth), 1)) * (SCALE << _BITS)
-    fixed = np.clip(pixels, -_MAX_COORDINATE, _MAX_COORDINATE).astype(np.int32)
+    fixed = fixed_point(camera.pixels(np.concatenate((view[:, :2], depth), 1)), SCALE)
     for number, (start, end, cut) in enumerate(
         zip(starts.tolist(), ends.tolist(), cuts.tolist(), strict=True), FIRST
     ):
@@ -249,42 +249,13 @@ def _fill(
             points = clip_near(view[start:end])
             if len(points) < 3:
                 continue
-            shape = camera.pixels(points) * (SCALE << _BITS)
-            corners = np.clip(shape, -_MAX_COORDINATE, _MAX_COORDINATE).astype(np.int32)
+            corners = fixed_point(camera.pixels(points), SCALE)
         else:
             corners = fixed[start:end]
-        cv2.fillPoly(numbers, [corners], number, cv2.LINE_8, _BITS)
+        cv2.fillPoly(numbers, [corners], number, cv2.LINE_8, BITS)
 
 
-def shadows(placed: Placed, camera: Camera, sun: tuple[float, float, float], time: float) -> NDArray[np.uint8]:
-    """Return what the sun does not reach on the ground, (H, W) uint8: 0 lit, 1 in shadow, 2 under something."""
-    height, width = camera.size_hw
-    mask = np.zeros((height, width), np.uint8)
-    boxes = [(i, c) for i, t in enumerate(placed.things) if (c := t.mesh_at(time).cast) and t.band > Band.BEHIND]
-    if not boxes:
-        return mask
-    rows = placed.params[[i for i, _ in boxes]]
-    casts = np.array([c for _, c in boxes])
-    drift = np.array([-sun[0] / sun[1], -sun[2] / sun[1]])
-    signs = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    half = casts[:, None, :2] * np.abs(rows[:, None, [4, 6]]) * signs
-    cos, sin = np.cos(rows[:, 3])[:, None], np.sin(rows[:, 3])[:, None]
-    foot = np.stack((cos * half[..., 0] + sin * half[..., 1], cos * half[..., 1] - sin * half[..., 0]), 2)
-    foot += rows[:, None, [0, 2]]
-    low, high = ((casts[:, k] * rows[:, 5])[:, None, None] * drift for k in (2, 3))
-    for value, outlines in ((1, np.concatenate((foot + low, foot + high), 1)), (2, foot)):
-        for (i, _), outline in zip(boxes, outlines, strict=True):
-            if value == 2 and placed.things[i].band < Band.PARKED:
-                continue
-            _fill_ground(mask, outline, camera, value)
-    return mask
-
-
-def _fill_ground(mask: NDArray[np.uint8], outline: FLOATS, camera: Camera, value: int) -> None:
-    hull = cv2.convexHull(outline.astype(np.float32))[:, 0].astype(np.float64)
-    view = camera.view(np.stack((hull[:, 0], np.zeros(len(hull)), hull[:, 1]), 1))
-    if view[:, 2].max() <= NEAR:
-        return
-    points = view if view[:, 2].min() >= NEAR else clip_near(view)
-    shape = np.clip(camera.pixels(points) * (1 << _BITS), -_MAX_COORDINATE, _MAX_COORDINATE)
-    cv2.fillConvexPoly(mask, shape.astype(np.int32), value, cv2.LINE_8, _BITS)
+def fixed_point(pixels: FLOATS, scale: int) -> NDArray[np.int32]:
+    """Return pixel coordinates (N, 2) times `scale` as OpenCV takes them, with `BITS` bits of fraction."""
+    scaled = np.rint(pixels * (scale << BITS))
+    return np.asarray(np.clip(scaled, -_MAX_COORDINATE, _MAX_COORDINATE), np.int32)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from fada_deploy.synth.camera import Camera
 from fada_deploy.synth.looks import Look, find_look
 from fada_deploy.synth.optics import develop
-from fada_deploy.synth.raster import Drawing, draw, place, shadows
+from fada_deploy.synth.raster import Drawing, draw, place
 from fada_deploy.synth.shade import shade
-from fada_deploy.synth.town import SIGHT, Town, build_town
+from fada_deploy.synth.shadows import shadows
+from fada_deploy.synth.town import Town, build_town
 from fada_deploy.synth.weather import Weather
 
 DEFAULT_SIZE_HW = (192, 320)
@@ -57,5 +58,5 @@ def photograph(
 
 def sketch(town: Town, camera: Camera, *, time: float = 0.0) -> tuple[Drawing, NDArray[np.uint8]]:
     """Draw a town without any look: faces, and shadows (H, W) uint8."""
-    placed = place(town.things, town.borders, camera, time, SIGHT)
+    placed = place(town.things, town.borders, camera, time)
     return draw(placed, camera, time), shadows(placed, camera, town.sun, time)

@@ -33,20 +33,19 @@ class _Geometry:
 def shade(
     drawing: Drawing, shadow: NDArray[np.uint8], look: Look, weather: Weather, sun: tuple[float, float, float]
 ) -> F32:
-    """Return the picture (H, W, 3) float32 RGB in 0…255 before the camera; `shadow` is of `raster.shadows`."""
+    """Return the picture (H, W, 3) float32 RGB in 0…255 before the camera; `shadow` is of `shadows.shadows`."""
     colours, light = _paint(drawing, look, weather, sun)
     height, width = drawing.camera.size_hw
-    picture = _smooth(colours.astype(np.float32)[drawing.numbers.ravel()], height, width)
+    picture = _smooth(colours.take(drawing.numbers.ravel(), 0), height, width)
     space = _geometry(drawing)
     flat = picture.reshape(-1, 3)
-    surfaces = drawing.faces.surfaces[space.faces]
+    surfaces = drawing.faces.surfaces.take(space.faces)
     for surface, texture in TEXTURES.items():
         index = np.flatnonzero(surfaces == surface)
         if index.size:
-            flat[index] = texture(
-                _points(index, space, drawing, light, look, ground=_GROUND_TABLE[surface]), flat[index]
-            )
-    _darken(flat, shadow, _GROUND_TABLE[surfaces], look, weather)
+            points = _points(index, space, drawing, light, look, ground=bool(_GROUND_TABLE[surface]))
+            flat[index] = texture(points, flat.take(index, 0))
+    _darken(flat, shadow, _GROUND_TABLE.take(surfaces), look, weather)
     _haze(flat, space, look, weather)
     _sky(flat, space, drawing, look, weather)
     return picture
@@ -87,7 +86,7 @@ def _geometry(drawing: Drawing) -> _Geometry:
     numbers = np.ascontiguousarray(drawing.centres)
     planes = drawing.faces.planes.astype(np.float32)
     u, v = np.arange(width, dtype=np.float32)[None], np.arange(height, dtype=np.float32)[:, None]
-    inverse = planes[:, 0][numbers] * u + planes[:, 1][numbers] * v + planes[:, 2][numbers]
+    inverse = planes[:, 0].take(numbers) * u + planes[:, 1].take(numbers) * v + planes[:, 2].take(numbers)
     depth = 1 / np.maximum(inverse, np.float32(1 / FURTHEST))
     right = depth * ((u - np.float32(u0)) / np.float32(drawing.camera.focal))
     up = depth * ((np.float32(v0) - v) / np.float32(drawing.camera.focal))

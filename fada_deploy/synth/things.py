@@ -36,7 +36,8 @@ class Thing:
     """A mesh at (x, y, z) street metres, scaled, then turned by `yaw` (radians to the right).
 
     Several meshes are the phases of a stride, changed `rate` times a second. `facing` things turn
-    to the camera instead. `vx`, `vz` are m/s. `reach` is the half length along the street, `seed`
+    to the camera instead. `vx`, `vz` are m/s; sideways it
+    goes no further than ±`limit`. `reach` is the half length along the street, `seed`
     decides the colours.
     """
 
@@ -55,6 +56,7 @@ class Thing:
     vx: float = 0.0
     vz: float = 0.0
     rate: float = 0.0
+    limit: float = 60.0
 
     def mesh_at(self, time: float) -> Mesh:
         """Return the mesh to draw `time` seconds in."""

@@ -88,7 +88,9 @@ def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
             lot.things.append(Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.seed(), sx=size, facing=True))
 
 
-def walker(rng: Random, x: float, z: float, *, vz: float = 0.0, vx: float = 0.0, side_on: bool) -> Thing:
+def walker(
+    rng: Random, x: float, z: float, *, vz: float = 0.0, vx: float = 0.0, side_on: bool, limit: float = 60.0
+) -> Thing:
     """Return somebody on foot."""
     kinds = people.walkers()
     half = len(kinds) // 2
@@ -107,6 +109,7 @@ def walker(rng: Random, x: float, z: float, *, vz: float = 0.0, vx: float = 0.0,
         vx=vx,
         vz=vz,
         rate=9.0,
+        limit=limit,
     )
 
 
@@ -126,7 +129,9 @@ def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]
         for _ in range(rng.choice((0, 1, 2, 3))):
             vx = rng.choice((-1.2, 1.2))
             x = rng.uniform(-street.kerb, street.kerb)
-            things.append(walker(rng, x, z0 + 0.9 + rng.uniform(-0.8, 0.8), vx=vx, side_on=True))
+            things.append(
+                walker(rng, x, z0 + 0.9 + rng.uniform(-0.8, 0.8), vx=vx, side_on=True, limit=street.line - 0.6)
+            )
     middle = street.lanes * LANE / 2
     things.append(Thing((stripe,), middle, z0 - 1.2, Band.PAINT, 0, sx=street.lanes * LANE - 0.2, sz=0.4))
     for lane in range(street.lanes):
@@ -167,7 +172,7 @@ def drive(rng: Random, street: Street, end: float) -> list[Thing]:
         while z < end:
             motor = rng.random() < 0.42
             meshes = people.riders()[motor, False]
-            x = direction * (street.lane_edge - (0.35 if not motor else 0.9))
+            x = direction * (street.lane_edge - rng.uniform(0.0, 0.2))
             things.append(_ride(rng, meshes, x, z, direction * CYCLE_SPEED))
             z += rng.uniform(12, 45)
     return things
