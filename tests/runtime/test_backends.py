@@ -214,7 +214,7 @@ def test_a_cuda_provider_that_silently_falls_back(
 
     fake = SimpleNamespace(
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        SessionOptions=SimpleNamespace,
+        SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda key, value: None),
         InferenceSession=Session,
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)

@@ -61,6 +61,8 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads()
         options.inter_op_num_threads = 1
+        # Threads that spin while they wait take the cores from decoding, drawing and encoding.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         providers: list[Any] = [(_CUDA, {"device_id": index}), _CPU] if use_cuda else [_CPU]
         try:
