@@ -39,7 +39,7 @@ class Drive:
     def begin(cls, look: str | Look, seed: int, *, size_hw: tuple[int, int], seconds: float) -> Drive:
         """Build a town long enough and stand the camera at its beginning."""
         style = find_look(look)
-        town = build_town(seed, SIGHT + OWN_SPEED * seconds)
+        town = build_town(seed, SIGHT + OWN_SPEED * seconds, is_green=True)
         rng = Random(seed * 2)
         camera = Camera.place(
             size_hw=size_hw,

@@ -16,10 +16,19 @@ class Lot:
     """One side of one slab of the street: from `z0` to `z1`, outwards from x = `side`·`line`."""
 
     def __init__(
-        self, rng: Random, *, side: int, line: float, z0: float, z1: float, bare: float, ground: int
+        self,
+        rng: Random,
+        *,
+        side: int,
+        line: float,
+        z0: float,
+        z1: float,
+        bare: float,
+        ground: int,
+        is_green: bool,
     ) -> None:
         self.rng, self.side, self.line, self.z0, self.z1, self.bare = rng, side, line, z0, z1, bare
-        self.ground = ground
+        self.ground, self.is_green = ground, is_green
         self.length, self.middle = z1 - z0, (z0 + z1) / 2
         self.things: list[Thing] = []
 

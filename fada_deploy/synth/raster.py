@@ -76,7 +76,7 @@ class Placed:
 
 def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float) -> Placed:
     """Choose the things in sight `time` seconds in and put them in drawing order, far to near."""
-    near, far = camera.z - 3.0, camera.z + FURTHEST
+    near, far = camera.z - 7.0, camera.z + FURTHEST
     keys, chosen, rows = [], [], []
     for thing in things:
         z = thing.z + thing.vz * time
@@ -88,7 +88,7 @@ def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, tim
         band = thing.band
         slab = 0 if band < Band.BACKDROP else -bisect.bisect(borders, front)
         order = -1 if band < Band.BACKDROP else 0
-        keys.append((order, slab, band, -z))
+        keys.append((order, slab, band, -front))
         chosen.append(thing)
         yaw = camera.heading if thing.facing else thing.yaw
         x = min(max(thing.x + thing.vx * time, -thing.limit), thing.limit) if thing.vx else thing.x

@@ -92,6 +92,8 @@ def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
 def _signals(lot: Lot, street: Street, kerbside: float) -> None:
     rng, side = lot.rng, lot.side
     lit = rng.choice((0, 0, 2, 1))
+    if lot.is_green:
+        lit = 0
     for z, chance in ((lot.z0 + 1.2, 1.0 if side > 0 else 0.5), (lot.z1 - 1.2, 0.6)):
         if rng.random() < chance:
             post, arm = furniture.signals()[lit]

@@ -37,7 +37,8 @@ class Thing:
 
     Several meshes are the phases of a stride, changed `rate` times a second. `facing` things turn
     to the camera instead. `vx`, `vz` are m/s; sideways it
-    goes no further than ±`limit`. `reach` is the half length along the street, `seed`
+    goes no further than ±`limit`. `reach` is how far it comes
+    towards the camera from z, along the street, `seed`
     decides the colours.
     """
 

@@ -40,8 +40,11 @@ class Town:
     seed: int
 
 
-def build_town(seed: int, length: float = SIGHT) -> Town:
-    """Build the town of a seed, from z = −12 to `length` metres; the same seed gives the same town."""
+def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> Town:
+    """Build the town of a seed, from z = −12 to `length` metres; the same seed gives the same town.
+
+    `is_green` turns all traffic lights green, for a camera that does not stop.
+    """
     rng = Random(seed * 2 + 1)
     street = Street.draw(rng)
     bend = Bend(rng.uniform(0.0, 5.0), rng.uniform(45.0, 90.0), rng.uniform(0.0, 6.28))
@@ -57,7 +60,7 @@ def build_town(seed: int, length: float = SIGHT) -> Town:
         borders.append(z1)
         things += _ground(street, z0, z1, ground, is_junction=is_junction)
         for side in (-1, 1):
-            lot = Lot(rng, side=side, line=street.line, z0=z0, z1=z1, bare=bare, ground=ground)
+            lot = Lot(rng, side=side, line=street.line, z0=z0, z1=z1, bare=bare, ground=ground, is_green=is_green)
             if is_junction:
                 junction(lot)
             else:

@@ -28,28 +28,36 @@ def vehicle(
 ) -> list[Thing]:
     """Return a car, or now and then a truck, bus or tram, whose middle is at (x, z)."""
     seed, pick = rng.getrandbits(30), rng.random()
-    turned = abs(yaw) > 0.1
+    turned = abs(math.sin(yaw)) > 0.5
     if pick < (0.92 if parked else 0.70):
         mesh = rng.choice(vehicles.cars())
-        return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=2.2, vz=vz)]
+        return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=0.9 if turned else 2.2, vz=vz)]
     if pick < (0.985 if parked else 0.85):
         return _truck(rng, x, z, yaw=yaw, band=band, vz=vz, seed=seed)
-    if parked and turned:
-        return []
     mesh = vehicles.tram() if pick > 0.988 and not parked else vehicles.bus()
     reach = 11.0 if mesh is vehicles.tram() else 5.5
-    return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=reach, vz=vz)]
+    return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=1.3 if turned else reach, vz=vz)]
 
 
 def _truck(rng: Random, x: float, z: float, *, yaw: float, band: Band, vz: float, seed: int) -> list[Thing]:
     cab, box, tipper = vehicles.truck()
-    back = 2.0 * math.cos(yaw)
-    # The nearer part is drawn last: its `z` says so.
-    parts = [
-        Thing((cab,), x, z + back, band, seed, yaw=yaw, reach=1.0, vz=vz),
-        Thing((rng.choice((box, box, tipper)),), x, z + back, band, seed, yaw=yaw, reach=6.0, vz=vz),
+    body = rng.choice((box, box, tipper))
+    # Both parts stand on the joint between them; `reach` is how far each comes towards the camera from it.
+    ahead = math.cos(yaw)
+    joint = z + 2.0 * ahead
+    reaches = (6.0, 0.0) if ahead > 0.5 else (0.0, 2.2) if ahead < -0.5 else (1.25, 1.25)
+    return [
+        Thing((mesh,), x, joint, band, seed, yaw=yaw, reach=reach, vz=vz)
+        for mesh, reach in zip((body, cab), reaches, strict=True)
     ]
-    return parts if back > 0 else [parts[1], parts[0]]
+
+
+def vehicle_length(parts: list[Thing]) -> float:
+    """Return the length in metres of the vehicle whose parts end the list."""
+    mesh = parts[-1].meshes[0]
+    if mesh is vehicles.truck()[0]:
+        return 8.2
+    return 2 * parts[-1].reach
 
 
 def park_cars(lot: Lot, street: Street) -> None:
@@ -66,7 +74,7 @@ def park_cars(lot: Lot, street: Street) -> None:
                 for t in vehicle(rng, x, z, yaw=0.0 if lot.side > 0 else math.pi, band=Band.PARKED, parked=True)
                 if isinstance(t, Thing)
             ]
-            if lot.things[-1].reach > 3.0:
+            if vehicle_length(lot.things) > 6.0:
                 z += 4.5
         z += rng.uniform(5.2, 7.0)
 
@@ -166,7 +174,7 @@ def drive(rng: Random, street: Street, end: float) -> list[Thing]:
                 x = direction * street.lane(lane) + rng.uniform(-0.2, 0.2)
                 new = vehicle(rng, x, z, yaw=yaw, vz=speed)
                 things += new
-                z += max(t.reach for t in new) * 2 + rng.uniform(12, 48)
+                z += vehicle_length(new) + rng.uniform(12, 48)
     for direction in (1, -1):
         z = rng.uniform(4, 30)
         while z < end:
