@@ -68,8 +68,8 @@ def command(
         say=log,
     )
     for name, v in result.verification.items():
-        error = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
-        log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{error}")
+        logits = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
+        log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{logits}")
     log(f"done: {result.model} and {result.proof}")
     log("next: fada infer video.mp4")
     if as_json:
