@@ -1,0 +1,47 @@
+"""Data that the tests share, made here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+
+def draw_blocks(rng: np.random.Generator, *, target: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a 96×64 picture of a road, a sky and two boxes, and its trainIds; the target is darker and noisy."""
+    labels = np.full((64, 96), 10, np.uint8)
+    labels[40:] = 0
+    for train_id in (2, 13):
+        x, y = int(rng.integers(0, 60)), int(rng.integers(20, 40))
+        labels[y : y + 20, x : x + 30] = train_id
+    colors = {10: (90, 160, 240), 0: (110, 100, 110), 2: (220, 160, 120), 13: (30, 30, 200)}
+    picture = np.zeros((64, 96, 3), np.float64)
+    for train_id, color in colors.items():
+        picture[labels == train_id] = color
+    if target:
+        picture = picture * 0.6 + rng.normal(0, 12, picture.shape)
+    return picture.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `source.toml` and `target.toml`, small custom data sets (12 frames a split)."""
+    root = tmp_path_factory.mktemp("blocks")
+    rng = np.random.default_rng(0)
+    for domain in ("source", "target"):
+        lines = []
+        for split in ("train", "val"):
+            for sub in ("images", "labels"):
+                (root / domain / split / sub).mkdir(parents=True)
+            for i in range(12):
+                picture, labels = draw_blocks(rng, target=domain == "target")
+                assert cv2.imwrite(str(root / f"{domain}/{split}/images/{i:02d}.png"), picture[..., ::-1])
+                assert cv2.imwrite(str(root / f"{domain}/{split}/labels/{i:02d}.png"), labels)
+            folder = f"{domain}/{split}"
+            lines += [
+                f'[splits.{split}]\nimages = "{folder}/images/*.png"\nlabels = "{folder}/labels/{{stem}}.png"\n'
+            ]
+        (root / f"{domain}.toml").write_text("".join(lines))
+    return root

@@ -1,0 +1,97 @@
+"""Settings: the paper's numbers, the order of precedence, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fada_deploy.common.errors import UsageError
+from fada_deploy.training.config import RunConfig, make_config
+
+PAIR = {"src": "gta5", "tgt": "cityscapes"}
+
+
+def config(*settings: str, file: Path | None = None, preset: str = "paper", **options: Any) -> RunConfig:
+    return make_config(preset=preset, file=file, settings=settings, options={**PAIR, **options})
+
+
+def test_the_default_preset_is_the_papers() -> None:
+    c = config()
+    assert (c.backbone, c.src_size, c.size, c.distill.size) == (
+        "resnet101",
+        (720, 1280),
+        (512, 1024),
+        (1024, 2048),
+    )
+    assert (c.source.lr, c.source.batch, c.source.iterations, c.source.max_iterations) == (5e-4, 8, 20_000, 31_250)
+    a = c.adversarial
+    assert (a.lr, a.batch, a.iterations, a.max_iterations) == (2.5e-4, 4, 40_000, 62_500)
+    assert (a.temperature, a.clip, a.adversarial_weight, a.encodings) == (1.8, 0.9, 0.001, "soft")
+    assert (a.discriminator_lr, a.discriminator_betas, a.full_resolution) == (1e-4, (0.9, 0.99), True)
+    assert a.jitter == (0.5, 0.5, 0.5, 0.2) and c.source.jitter == (0, 0, 0, 0)
+    assert c.distill.scale == (0.5, 1.5) and c.distill.crop == (512, 1024) and c.distill.flip == 0.5
+    for stage in (c.source, a, c.distill):
+        assert (stage.optimiser, stage.momentum, stage.weight_decay, stage.power) == ("sgd", 0.9, 5e-4, 0.9)
+        assert (stage.classifier_lr_factor, stage.ema, stage.warmup) == (10, 0, 0)
+
+
+def test_the_command_line_beats_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('backbone = "ddrnet23-slim"\nseed = 5\nsize = [256, 512]\n[source]\nlr = 0.1\nbatch = 2\n')
+    c = config("source.lr=0.2", file=file, seed=7)
+    assert (c.backbone, c.seed, c.size, c.source.lr, c.source.batch) == ("ddrnet23-slim", 7, (256, 512), 0.2, 2)
+
+
+def test_settings_take_the_type_of_what_they_replace() -> None:
+    c = config(
+        "adversarial.full_resolution=no",
+        "distill.crop=320x192",
+        "adversarial.jitter=0,0,0,0.1",
+        "stages=source,distill",
+    )
+    assert c.adversarial.full_resolution is False
+    assert c.distill.crop == (192, 320)
+    assert c.adversarial.jitter == (0.0, 0.0, 0.0, 0.1)
+    assert c.stages == ("source", "distill")
+
+
+def test_a_written_configuration_reads_back_equal() -> None:
+    c = config("source.ema=0.99", preset="small")
+    assert RunConfig.from_dict(c.to_dict()) == c
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["source.speed=3"], "no setting 'source.speed'; there are iterations, max_iterations"),
+        (["colour=3"], "no setting 'colour'"),
+        (["sources.lr=3"], "no setting 'sources.lr'"),
+        (["source=3"], "no setting 'source'"),
+        (["source.lr"], "--set takes key=value"),
+        (["source.lr=fast"], "source.lr cannot be 'fast'"),
+        (["size=12"], "size cannot be '12'; it is something like 1024x512"),
+        (["adversarial.encodings=softer"], "no encodings 'softer'; there are soft, hard, two-way"),
+        (["adversarial.bn_statistics=all"], "must be one of target, source, both"),
+        (["source.optimiser=lion"], "source.optimiser must be one of sgd, adamw"),
+        (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),
+        (["source.batch=0"], "must be at least 1"),
+        (["source.iterations=40000"], "beyond the schedule's end, max_iterations 31250"),
+        (["norm=layer"], "norm must be auto, batch or frozen"),
+        (["adversarial.jitter=1,2"], "adversarial.jitter cannot be"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(settings: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        config(*settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_domain_preset_or_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--src and --tgt"):
+        make_config(preset="paper", file=None, settings=[], options={})
+    with pytest.raises(UsageError, match="no preset 'large'; there are paper, small"):
+        config(preset="large")
+    with pytest.raises(UsageError, match="cannot be read as TOML"):
+        config(file=tmp_path / "no.toml")

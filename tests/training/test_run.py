@@ -1,0 +1,226 @@
+"""A whole small run: exact resume, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fada_deploy.common.errors import DataError, FadaError, InterruptedRunError, ModelError, UsageError
+from fada_deploy.training import run as run_module
+from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_state
+from fada_deploy.training.config import STAGES, RunConfig, make_config
+from fada_deploy.training.run import Outcome, load_config, train
+from fada_deploy.training.session import Session
+
+CPU = torch.device("cpu")
+ITERATIONS = 5
+
+
+def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
+    small = [f"{stage}.{key}" for stage in STAGES for key in (f"iterations={ITERATIONS}", "batch=2", "ema=0.9")]
+    small += ["distill.size=96x64", "distill.crop=64x64", "size=96x64", "src_size=96x64", "save_every=2"]
+    paths = {"src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"), "backbone": "ddrnet23-slim"}
+    return make_config(preset="paper", file=None, settings=[*small, *settings], options=paths | options)
+
+
+def go(config: RunConfig, folder: Path, said: list[str] | None = None) -> Outcome:
+    return train(config, folder, device=CPU, say=(said if said is not None else []).append)
+
+
+@pytest.fixture(scope="module")
+def whole(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    go(config(blocks), folder)
+    return folder
+
+
+def test_a_run_leaves_weights_scores_and_metrics(whole: Path) -> None:
+    for stage in STAGES:
+        model, provenance = load_segmenter(whole / stage / "weights.safetensors")
+        assert model.spec.size_hw == (64, 96) and provenance["stage"] == stage
+        lines = [json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [line["iteration"] for line in lines] == list(range(1, ITERATIONS + 1))
+        assert not (whole / stage / "state.pt").exists()
+        scores = json.loads((whole / stage / "scores.json").read_text())
+        assert scores["input"] == "96x64" and 0 <= scores["miou"] <= 1 and "pole" in scores["absent"]
+    assert load_config(whole).backbone == "ddrnet23-slim"
+    assert len(list((whole / "distill" / "pseudo").glob("*.png"))) == 12
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    blocks: Path, whole: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupt one stage after its third iteration; the weights of all must equal the whole run's."""
+    logged = 0
+    log = Session.log
+
+    def interrupting_log(self: Session, **values: Any) -> None:
+        nonlocal logged
+        log(self, **values)
+        if self.folder.name == stage:
+            logged += 1
+            if logged == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Session, "log", interrupting_log)
+    with pytest.raises(
+        InterruptedRunError, match=rf"after 3 iterations of {stage}; go on with: fada train --resume"
+    ):
+        go(config(blocks), tmp_path)
+    go(load_config(tmp_path), tmp_path)
+    for name in STAGES:
+        want, got = (load_file(folder / name / "weights.safetensors") for folder in (whole, tmp_path))
+        assert all(torch.equal(want[k], got[k]) for k in want), name
+        lines = [(f / name / "metrics.jsonl").read_text().splitlines() for f in (whole, tmp_path)]
+        series = [[{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in part] for part in lines]
+        assert series[0] == series[1]
+
+
+def test_a_run_killed_between_saves_goes_on_from_the_last_one(
+    blocks: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killing(original: Callable[..., None]) -> Callable[..., None]:
+        def log(self: Session, **values: Any) -> None:
+            original(self, **values)
+            if len(self._metrics.read_text().splitlines() if self._metrics.is_file() else []) == 3:
+                raise Killed
+
+        return log
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "log", killing(Session.log))
+        with pytest.raises(Killed):
+            go(config(blocks, stages=("source",)), tmp_path)
+    assert (tmp_path / "source" / "state.pt").is_file()
+    go(load_config(tmp_path), tmp_path)
+    want, got = (load_file(folder / "source" / "weights.safetensors") for folder in (whole, tmp_path))
+    assert all(torch.equal(want[k], got[k]) for k in want)
+
+
+def test_adaptation_never_reads_a_target_label(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames_class = run_module.FrameDataset
+    original = frames_class.labels
+
+    def guarded(self: Any, i: int) -> np.ndarray:
+        assert not (self.name == "target" and self.split == "train"), "a target training label was read"
+        return original(self, i)
+
+    monkeypatch.setattr(frames_class, "labels", guarded)
+    go(config(blocks), tmp_path)
+
+
+def test_a_bad_source_file_is_named_and_the_run_finishes(blocks: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(blocks, root)
+    assert cv2.imwrite(str(root / "source/train/labels/03.png"), np.zeros((10, 10), np.uint8))
+    (root / "source/train/labels/04.png").write_bytes(b"nothing")
+    outcome = go(config(root, "source.iterations=12", stages=("source",)), tmp_path / "run")
+    named = " ".join(outcome.bad_files)
+    assert "03.png: the frame is 96x64 but its labels are 10x10" in named and "04.png" in named
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(blocks: Path, tmp_path: Path) -> None:
+    with pytest.raises(FadaError, match=r"source: segmentation is no finite number.*lower source\.lr"):
+        go(config(blocks, "source.lr=1e30", stages=("source",)), tmp_path)
+    assert not (tmp_path / "source" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (["norm=frozen"], {}, "frozen normalisation over random weights cannot learn"),
+        ([], {"init": "no.pth"}, "--init no.pth: no such file"),
+        ([], {"backbone": "vgg99"}, "no backbone 'vgg99'; there are resnet101, ddrnet23-slim"),
+        ([], {"src": "kitti"}, "no data set 'kitti'; there are gta5, cityscapes, custom"),
+        ([], {"stages": ("adversarial",)}, "adversarial builds on an earlier stage"),
+        (["size=100x64"], {}, "cannot take 100x64"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_leaves_no_run(
+    blocks: Path, tmp_path: Path, settings: list[str], options: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        go(config(blocks, *settings, **options), folder)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "config.json").exists() or options.get("stages")
+
+
+def test_a_source_without_labels_is_refused(blocks: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text(f'[splits.train]\nimages = "{blocks}/source/train/images/*.png"\n')
+    # Globs are relative to the file, so the pictures are found by a link.
+    (tmp_path / "source").symlink_to(blocks / "source")
+    (tmp_path / "bare.toml").write_text('[splits.train]\nimages = "source/train/images/*.png"\n')
+    with pytest.raises(DataError, match="the source must be labelled"):
+        go(config(blocks, src=str(tmp_path / "bare.toml")), tmp_path / "run")
+
+
+def test_recordings_are_a_target_and_nothing_is_scored(blocks: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    target = str(blocks / "target" / "train" / "images")
+    outcome = go(config(blocks, tgt=target, stages=("source", "adversarial")), tmp_path, said)
+    assert not outcome.scores and (tmp_path / "adversarial" / "weights.safetensors").is_file()
+    assert any("12 of 12 pictures" in line for line in said)
+
+
+def test_init_loads_torchvisions_names_and_counts_what_is_missing(blocks: Path, tmp_path: Path) -> None:
+    model, _ = load_segmenter_of(blocks, tmp_path)
+    backbone = model.feature_extractor["backbone"].state_dict()
+    state = {f"module.{k}": torch.randn_like(v) if v.is_floating_point() else v for k, v in backbone.items()}
+    torch.save({"state_dict": state | {"module.linear.weight": torch.zeros(3)}}, tmp_path / "init.pth")
+    load_backbone(model, tmp_path / "init.pth")
+    for name, value in model.feature_extractor["backbone"].state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, state[f"module.{name}"])
+    del state["module.layer1.0.conv1.weight"]
+    torch.save(state, tmp_path / "less.pth")
+    with pytest.raises(ModelError, match=r"1 of \d+ parameters missing.*the first layer1\.0\.conv1\.weight"):
+        load_backbone(model, tmp_path / "less.pth")
+    (tmp_path / "text.pth").write_text("words")
+    with pytest.raises(ModelError, match="not a file of weights"):
+        load_backbone(model, tmp_path / "text.pth")
+
+
+def load_segmenter_of(blocks: Path, folder: Path) -> tuple[Any, dict[str, Any]]:
+    go(config(blocks, "source.iterations=1", stages=("source",)), folder / "made")
+    return load_segmenter(folder / "made" / "source" / "weights.safetensors")
+
+
+def test_a_pickle_of_code_is_never_run(tmp_path: Path, blocks: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ModelError, match="not a file of weights"):
+        go(config(blocks, init=str(tmp_path / "evil.pth")), tmp_path / "run")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_another_stages_state_is_refused(blocks: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    save_state(tmp_path / "source" / "state.pt", 3, {"model": torch.nn.Linear(1, 1)})
+    with pytest.raises(ModelError, match="not this run's training state"):
+        go(config(blocks, stages=("source",)), tmp_path)

@@ -1,0 +1,79 @@
+"""Augmentation: colour formulae on single pixels, and frames and labels moving together."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import pytest
+
+from fada_deploy.training.transforms import color_jitter, flip, scale_and_crop
+
+COLORS = np.array([[[200, 40, 90], [10, 120, 60], [70, 70, 200]]], np.uint8)
+
+
+class Fixed(np.random.Generator):
+    """A generator whose uniform draws are given; the order of changes is 0, 1, 2, 3."""
+
+    def __init__(self, *draws: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.draws = list(draws)
+
+    def permutation(self, *args: object, **kwargs: object) -> np.ndarray:  # type: ignore[override]
+        return np.arange(4)
+
+    def uniform(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
+        return self.draws.pop(0)
+
+
+def luma(color: np.ndarray) -> np.ndarray:
+    return color @ np.array([0.299, 0.587, 0.114])
+
+
+def test_brightness_contrast_and_saturation_are_blends() -> None:
+    x = COLORS.astype(float)
+    strength = (0.5, 0.5, 0.5, 0.2)
+    got = color_jitter(COLORS, strength, Fixed(1.2, 1, 1, 0))
+    np.testing.assert_allclose(got, np.minimum(x * 1.2, 255), atol=0.51)
+    got = color_jitter(COLORS, strength, Fixed(1, 0.6, 1, 0))
+    np.testing.assert_allclose(got, 0.6 * x + 0.4 * luma(x).mean(), atol=0.51)
+    got = color_jitter(COLORS, strength, Fixed(1, 1, 0.3, 0))
+    np.testing.assert_allclose(got, 0.3 * x + 0.7 * luma(x)[..., None], atol=0.51)
+
+
+def test_hue_turns_the_circle() -> None:
+    got = color_jitter(COLORS, (0.5, 0.5, 0.5, 0.2), Fixed(1, 1, 1, 0.15))
+    for before, after in zip(COLORS[0], got[0], strict=True):
+        h, s, v = colorsys.rgb_to_hsv(*(before / 255))
+        np.testing.assert_allclose(after / 255, colorsys.hsv_to_rgb((h + 0.15) % 1, s, v), atol=0.01)
+
+
+def test_no_strength_is_no_change_and_a_seed_is_a_choice() -> None:
+    rng = np.random.default_rng(0)
+    assert color_jitter(COLORS, (0, 0, 0, 0), rng) is COLORS
+    strong = (0.5, 0.5, 0.5, 0.2)
+    a, b = (color_jitter(COLORS, strong, np.random.default_rng(s)) for s in (1, 1))
+    assert np.array_equal(a, b) and not np.array_equal(a, color_jitter(COLORS, strong, np.random.default_rng(2)))
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.5), (1.0, 1.0), (1.5, 1.5)])
+def test_scaled_crops_keep_frame_and_labels_together(scale: tuple[float, float]) -> None:
+    # Columns of 8 pixels: the frame's value names its label.
+    labels = np.repeat(np.repeat(np.arange(8, dtype=np.uint8), 8)[None], 32, 0)
+    frame = np.repeat((labels * 30)[..., None], 3, 2)
+    for seed in range(5):
+        got_frame, got_labels = scale_and_crop(
+            frame, labels, size_hw=(32, 64), scale=scale, crop_hw=(24, 48), rng=np.random.default_rng(seed)
+        )
+        assert got_frame.shape == (24, 48, 3) and got_labels.shape == (24, 48)
+        inside = got_labels != 255
+        near = np.abs(got_frame[..., 0].astype(int) - got_labels.astype(int) * 30) <= 15
+        assert near[inside].mean() > 0.95
+        assert inside.all() == (scale[0] >= 0.75)
+
+
+def test_mirroring_moves_both() -> None:
+    frame, labels = COLORS, np.array([[1, 2, 3]], np.uint8)
+    got_frame, got_labels = flip(frame, labels, 1.0, np.random.default_rng(0))
+    assert got_labels.tolist() == [[3, 2, 1]] and np.array_equal(got_frame[:, 0], frame[:, 2])
+    assert flip(frame, labels, 0.0, np.random.default_rng(0))[1] is labels
