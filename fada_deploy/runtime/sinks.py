@@ -233,13 +233,15 @@ def _said_in_one_line(out: Path) -> Iterator[None]:
 def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:
     """Return each source's name in files, by its own name: its stem, numbered where two share one."""
     keys: dict[str, str] = {}
+    taken: set[str] = set()
     for source in sources:
         path = Path(source.name)
         stem = (path.resolve().name if path.is_dir() else path.stem) or "source"
         key, number = stem, 2
-        while key in keys.values():
+        while key in taken:
             key, number = f"{stem}-{number}", number + 1
         keys[source.name] = key
+        taken.add(key)
     return keys
 
 

@@ -70,6 +70,15 @@ def test_sound_is_copied(tmp_path: Path, segmenter: Segmenter) -> None:
     assert len(toy.read_video(tmp_path / "out/overlay/v.mp4")) == 20
 
 
+def test_a_film_with_sound_that_is_cut_midway(tmp_path: Path, segmenter: Segmenter) -> None:
+    noise = list(np.random.default_rng(0).integers(0, 256, (20, 64, 128, 3), dtype=np.uint8))
+    source = toy.write_video(tmp_path / "v.ts", noise, audio=True)
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) // 2])
+    run(segmenter, [source], Saving(tmp_path / "out"))
+    assert 5 < len(toy.read_video(tmp_path / "out/overlay/v.mp4")) < 15
+
+
 def test_sound_that_an_mp4_cannot_hold_is_left_out(tmp_path: Path) -> None:
     source = tmp_path / "v.mkv"
     with av.open(str(source), "w") as out:

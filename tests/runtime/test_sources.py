@@ -136,6 +136,19 @@ def test_damage_in_the_middle_costs_no_more_than_it_must(tmp_path: Path) -> None
     assert isinstance(items[-1], DataError) and "cut short or damaged" in str(items[-1])
 
 
+def test_packets_that_do_not_decode_are_stepped_over(tmp_path: Path) -> None:
+    film = toy.write_video(tmp_path / "v.mp4", films(20), codec="mpeg4", time_base=Fraction(1, 1000))
+    data = bytearray(film.read_bytes())
+    with av.open(str(film)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for start, size in packets[8:10]:
+        data[start : start + size] = bytes(size)
+    film.write_bytes(data)
+    *good, error = VideoSource(film).frames()
+    assert isinstance(error, DataError) and "cut short or damaged" in str(error)
+    assert len(good) >= 16 and all(isinstance(f, Frame) for f in good)
+
+
 def test_pictures_of_a_folder_in_order(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "a.jpg", "c.bmp"):
         toy.write_image(tmp_path / name, toy.scene(ord(name[0]))[0])
