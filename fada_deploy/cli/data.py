@@ -51,7 +51,11 @@ def _usable_cores() -> int:
     show_default="usable cores",
     help="Processes to render with.",
 )
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write into a folder that is not empty; files of the same name are replaced, others stay.",
+)
 def render(
     *,
     out: Path,
@@ -71,11 +75,13 @@ def render(
     from tqdm import tqdm
 
     from fada_deploy.common.errors import UsageError
-    from fada_deploy.synth.clip import FPS, write_clip
+    from fada_deploy.synth.clip import FPS, check_video_size, write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise UsageError(f"{out} exists and is not empty; name another folder with --out, or add --force")
+    if clip:
+        check_video_size(size)
     total = source + target + val + round(clip * FPS)
     with tqdm(total=total, desc="render", unit="frame", disable=None) as bar:
         common = {"size_hw": size, "seed": seed, "progress": bar.update}

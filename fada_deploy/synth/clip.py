@@ -69,6 +69,13 @@ class Drive:
             yield photograph(self.town, self.at(time), self.look, self.weather, time=time, frame=i)
 
 
+def check_video_size(size_hw: tuple[int, int]) -> None:
+    """Raise `UsageError` for an odd size: H.264's colour planes are half the picture."""
+    height, width = size_hw
+    if height % 2 or width % 2:
+        raise UsageError(f"a video of {width}x{height} cannot be written; both numbers must be even")
+
+
 def write_clip(
     root: Path,
     seconds: float,
@@ -79,12 +86,11 @@ def write_clip(
 ) -> None:
     """Write `clip.mp4` (target look, H.264 that browsers play) and `labels/000000.png` … (labelIds).
 
-    The town is in no data set of the same render. Raise `UsageError` for an odd size, which H.264's
-    half-size colour planes cannot hold. `progress` is called with 1 after every frame.
+    The town is in no data set of the same render. Raise `UsageError` for an odd size. `progress` is
+    called with 1 after every frame.
     """
     height, width = size_hw
-    if height % 2 or width % 2:
-        raise UsageError(f"a video of {width}x{height} cannot be written; both must be even")
+    check_video_size(size_hw)
     drive = Drive.begin("target", first_seed(seed, CLIP), size_hw=size_hw, seconds=seconds)
     with (
         atomic_path(root / "clip.mp4") as temporary,

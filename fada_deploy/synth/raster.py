@@ -6,7 +6,6 @@ pixel by pixel.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 from fada_deploy.synth.camera import FLOATS, NEAR, Camera, clip_near
 from fada_deploy.synth.looks import SLOTS
 from fada_deploy.synth.mesh import LABEL, Surface
-from fada_deploy.synth.things import Band, Thing
+from fada_deploy.synth.placing import Placed
 
 # Face numbers are drawn at twice the resolution; every second one is the centre of a pixel.
 SCALE = 2
 BITS = 4
-FINE_SIGHT, FURTHEST = 45.0, 320.0
+FINE_SIGHT = 45.0
 SKY, LAND, FIRST = 0, 1, 2
 _MAX_COORDINATE = 1 << 24
 
@@ -64,37 +63,6 @@ class Drawing:
     def labels(self) -> NDArray[np.uint8]:
         """Class of the nearest thing at the centre of every pixel, (H, W) uint8."""
         return np.ascontiguousarray(self.faces.labels[self.centres])
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Things at one moment: params (T, 8) x, y, z, yaw, sx, sy, sz, reach, in drawing order."""
-
-    things: list[Thing]
-    params: FLOATS
-
-
-def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float) -> Placed:
-    """Choose the things in sight `time` seconds in and put them in drawing order, far to near."""
-    near, far = camera.z - 7.0, camera.z + FURTHEST
-    keys, chosen, rows = [], [], []
-    for thing in things:
-        z = thing.z + thing.vz * time
-        front, reach = z - thing.reach, thing.reach if thing.reach else thing.sz * 0.5
-        if (z + reach < near or front > far) and thing.band > Band.BACKDROP:
-            continue
-        if thing.band < Band.BACKDROP and z + thing.sz / 2 < near:
-            continue
-        band = thing.band
-        slab = 0 if band < Band.BACKDROP else -bisect.bisect(borders, front)
-        order = -1 if band < Band.BACKDROP else 0
-        keys.append((order, slab, band, -front))
-        chosen.append(thing)
-        yaw = camera.heading if thing.facing else thing.yaw
-        x = min(max(thing.x + thing.vx * time, -thing.limit), thing.limit) if thing.vx else thing.x
-        rows.append((x, thing.y, z, yaw, thing.sx, thing.sy, thing.sz, thing.reach))
-    order_of = sorted(range(len(keys)), key=keys.__getitem__)
-    return Placed([chosen[i] for i in order_of], np.array([rows[i] for i in order_of]))
 
 
 def draw(placed: Placed, camera: Camera, time: float) -> Drawing:

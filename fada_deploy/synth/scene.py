@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fada_deploy.synth.camera import Camera
 from fada_deploy.synth.looks import Look, find_look
 from fada_deploy.synth.optics import develop
-from fada_deploy.synth.raster import Drawing, draw, place
+from fada_deploy.synth.placing import place
+from fada_deploy.synth.raster import Drawing, draw
 from fada_deploy.synth.shade import shade
 from fada_deploy.synth.shadows import shadows
 from fada_deploy.synth.town import Town, build_town

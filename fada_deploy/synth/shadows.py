@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.synth.camera import FLOATS, NEAR, Camera, clip_near
-from fada_deploy.synth.raster import BITS, Placed, fixed_point
+from fada_deploy.synth.placing import Placed
+from fada_deploy.synth.raster import BITS, fixed_point
 from fada_deploy.synth.things import Band
 
 # Further off a shadow is thinner than a pixel.

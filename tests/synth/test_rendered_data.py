@@ -1,0 +1,143 @@
+"""What is written against what was rendered, read by the package's own readers and decoded anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fada_deploy.cli import cli, main
+from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.data import open_dataset
+from fada_deploy.synth.clip import FPS, Drive, write_clip
+from fada_deploy.synth.dataset import CLIP, SOURCE, TRAIN, VAL, first_seed, write_source, write_target
+from fada_deploy.synth.scene import render
+
+SIZE = (64, 96)
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("rendered") / "data"
+    args = ["--source", "5", "--target", "4", "--val", "3", "--clip", "0.4", "--size", "96x64"]
+    result = CliRunner().invoke(cli, ["data", "render", "--out", str(out), "--seed", str(SEED), *args])
+    assert result.exit_code == 0, result.output
+    assert f"FADA_DATASETS={out} fada train --src gta5 --tgt cityscapes" in result.output
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "look", "part", "count"),
+    [
+        ("gta5", "train", "source", SOURCE, 5),
+        ("cityscapes", "train", "target", TRAIN, 4),
+        ("cityscapes", "val", "target", VAL, 3),
+    ],
+)
+def test_readers_read_what_was_rendered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str, look: str, part: int, count: int
+) -> None:
+    monkeypatch.setenv("FADA_DATASETS", str(folder))
+    frames = open_dataset(name, None, split=split, space=CITYSCAPES_19)
+    assert len(frames) == count and frames.labelled
+    rendered = [render(look, first_seed(SEED, part) + i, SIZE) for i in range(count)]
+    for i in range(count):
+        picture, labels = frames.pair(i)
+        # Readers sort by name, so compare as sets: each frame is one of the scenes, labels and all.
+        assert any(np.array_equal(picture, p) and np.array_equal(labels, t) for p, t in rendered)
+    assert len({frames.image(i).tobytes() for i in range(count)}) == count
+
+
+def test_gta5_labels_are_palette_pngs_of_label_ids(folder: Path) -> None:
+    path = folder / "gta5" / "labels" / "00001.png"
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] == 3
+    labels = render("source", first_seed(SEED, SOURCE), SIZE)[1]
+    # OpenCV decodes the palette to colours, which must be the official ones.
+    assert np.array_equal(cv2.imread(str(path))[..., ::-1], CITYSCAPES_19.palette[labels])
+
+
+def test_no_town_is_in_two_parts(folder: Path) -> None:
+    maps = [p.read_bytes() for p in folder.rglob("*labelIds.png")]
+    assert len(set(maps)) == len(maps) == 7
+    towns = {
+        split: {p.name for p in (folder / "cityscapes/leftImg8bit" / split).iterdir()}
+        for split in ("train", "val")
+    }
+    assert towns["train"] and towns["val"] and not towns["train"] & towns["val"]
+
+
+def test_clip_has_a_label_map_a_frame_and_browsers_play_it(folder: Path) -> None:
+    maps = sorted((folder / "clip" / "labels").iterdir())
+    with av.open(str(folder / "clip" / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate) == FPS
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
+    assert len(frames) == len(maps) == round(0.4 * FPS)
+    assert [m.name for m in maps[:2]] == ["000000.png", "000001.png"]
+    drive = Drive.begin("target", first_seed(SEED, CLIP), size_hw=SIZE, seconds=0.4)
+    for frame, path, (picture, labels) in zip(frames, maps, drive.frames(len(maps)), strict=True):
+        assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), CITYSCAPES_19.to_label_ids[labels])
+        assert np.abs(frame.astype(int) - picture).mean() < 8
+
+
+def test_a_drive_is_smooth() -> None:
+    drive = Drive.begin("target", 1, size_hw=SIZE, seconds=2)
+    labels = [frame for _, frame in drive.frames(2 * FPS)]
+    changes = [float((a != b).mean()) for a, b in zip(labels, labels[1:], strict=False)]
+    assert min(changes) > 0
+    assert max(changes) < 0.25
+    places = np.array([[drive.at(t).x, drive.at(t).z, drive.at(t).heading] for t in np.arange(0, 10, 1 / FPS)])
+    # Second differences: no jerk in place or heading from frame to frame.
+    assert np.abs(np.diff(places, 2, axis=0)).max() < 0.01
+    assert np.diff(places[:, 1]).min() > 0.2
+
+
+def test_progress_counts_every_frame(tmp_path: Path) -> None:
+    counts: list[int] = []
+    write_source(tmp_path / "a", 3, size_hw=(32, 32), progress=counts.append)
+    write_target(tmp_path / "b", "val", 2, size_hw=(32, 32), progress=counts.append)
+    write_clip(tmp_path / "c", 0.2, size_hw=(32, 32), progress=counts.append)
+    assert sum(counts) == 3 + 2 + round(0.2 * FPS)
+
+
+def test_processes_write_the_same_files(tmp_path: Path) -> None:
+    for jobs in (1, 2):
+        write_source(tmp_path / str(jobs), 33, size_hw=(16, 16), jobs=jobs)
+    one, two = (sorted((tmp_path / str(jobs)).rglob("*.png")) for jobs in (1, 2))
+    assert len(one) == 66
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ([], "is not empty; name another folder with --out, or add --force"),
+        (["--force", "--size", "97x64"], "a video of 97x64 cannot be written; both numbers must be even"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], text: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "render", "--out", str(tmp_path), *args])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and text in error
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_force_writes_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    args = ["--source", "1", "--target", "0", "--val", "0", "--clip", "0", "--size", "32x32", "--force"]
+    result = CliRunner().invoke(cli, ["data", "render", "--out", str(tmp_path), *args])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+    assert (tmp_path / "gta5" / "images" / "00001.png").is_file()
