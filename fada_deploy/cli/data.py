@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -74,7 +75,7 @@ def render(
     """
     from tqdm import tqdm
 
-    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.errors import DataError, UsageError
     from fada_deploy.synth.clip import FPS, check_video_size, write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
@@ -83,14 +84,19 @@ def render(
     if clip:
         check_video_size(size)
     total = source + target + val + round(clip * FPS)
-    with tqdm(total=total, desc="render", unit="frame", disable=None) as bar:
-        common = {"size_hw": size, "seed": seed, "progress": bar.update}
-        write_source(out / "gta5", source, jobs=jobs, **common)
-        write_target(out / "cityscapes", "train", target, jobs=jobs, **common)
-        write_target(out / "cityscapes", "val", val, jobs=jobs, **common)
-        if clip:
-            write_clip(out / "clip", clip, **common)
+    try:
+        with tqdm(total=total, desc="render", unit="frame", disable=None) as bar:
+            common = {"size_hw": size, "seed": seed, "progress": bar.update}
+            write_source(out / "gta5", source, jobs=jobs, **common)
+            write_target(out / "cityscapes", "train", target, jobs=jobs, **common)
+            write_target(out / "cityscapes", "val", val, jobs=jobs, **common)
+            if clip:
+                write_clip(out / "clip", clip, **common)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror or error}); free space or name another --out"
+        ) from None
     log(
         f"{out}: {source} source, {target} target and {val} validation scenes, {clip:g} s of video; "
-        f"next: FADA_DATASETS={out} fada train --src gta5 --tgt cityscapes"
+        f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes"
     )

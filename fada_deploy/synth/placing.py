@@ -17,7 +17,7 @@ _Key = tuple[int, int, int, float]
 
 @dataclass(frozen=True)
 class Placed:
-    """Things at one moment: params (T, 8) x, y, z, yaw, sx, sy, sz, reach, in drawing order."""
+    """Things at one moment: params (T, 7) x, y, z, yaw, sx, sy, sz, in drawing order."""
 
     things: list[Thing]
     params: FLOATS
@@ -38,7 +38,7 @@ def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, tim
         chosen.append(thing)
         yaw = camera.heading if thing.facing else thing.yaw
         x = min(max(thing.x + thing.vx * time, -thing.limit), thing.limit) if thing.vx else thing.x
-        rows.append((x, thing.y, z, yaw, thing.sx, thing.sy, thing.sz, thing.reach))
+        rows.append((x, thing.y, z, yaw, thing.sx, thing.sy, thing.sz))
     ranks = sorted(range(len(keys)), key=keys.__getitem__)
     return Placed([chosen[i] for i in ranks], np.array([rows[i] for i in ranks]))
 

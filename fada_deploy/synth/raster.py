@@ -144,7 +144,7 @@ def _number(
 
 
 def _stand(corners: FLOATS, params: FLOATS) -> FLOATS:
-    """Scale, turn and place corners (C, 3) by their things' params (C, 8)."""
+    """Scale, turn and place corners (C, 3) by their things' params (C, 7)."""
     x, y, z = (corners * params[:, 4:7]).T
     cos, sin = np.cos(params[:, 3]), np.sin(params[:, 3])
     return np.stack((cos * x + sin * z + params[:, 0], y + params[:, 1], cos * z - sin * x + params[:, 2]), 1)

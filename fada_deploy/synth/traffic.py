@@ -69,11 +69,8 @@ def park_cars(lot: Lot, street: Street) -> None:
     while z < lot.z1 - 2.4:
         if rng.random() < 0.45:
             x = lot.side * (street.kerb - 1.06)
-            lot.things += [
-                t
-                for t in vehicle(rng, x, z, yaw=0.0 if lot.side > 0 else math.pi, band=Band.PARKED, parked=True)
-                if isinstance(t, Thing)
-            ]
+            yaw = 0.0 if lot.side > 0 else math.pi
+            lot.things += vehicle(rng, x, z, yaw=yaw, band=Band.PARKED, parked=True)
             if vehicle_length(lot.things) > 6.0:
                 z += 4.5
         z += rng.uniform(5.2, 7.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -90,7 +91,7 @@ def test_clip_has_a_label_map_a_frame_and_browsers_play_it(folder: Path) -> None
 def test_a_drive_is_smooth() -> None:
     drive = Drive.begin("target", 1, size_hw=SIZE, seconds=2)
     labels = [frame for _, frame in drive.frames(2 * FPS)]
-    changes = [float((a != b).mean()) for a, b in zip(labels, labels[1:], strict=False)]
+    changes = [float((a != b).mean()) for a, b in pairwise(labels)]
     assert min(changes) > 0
     assert max(changes) < 0.25
     places = np.array([[drive.at(t).x, drive.at(t).z, drive.at(t).heading] for t in np.arange(0, 10, 1 / FPS)])
@@ -141,3 +142,14 @@ def test_force_writes_beside_what_is_there(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (tmp_path / "mine.txt").read_text() == "kept"
     assert (tmp_path / "gta5" / "images" / "00001.png").is_file()
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "render", "--out", str(tmp_path / "file" / "in"), "--source", "1", "--size", "32x32"])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot be written" in error

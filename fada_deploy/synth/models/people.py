@@ -95,8 +95,8 @@ def _bicycle_end(b: MeshBuilder) -> None:
 
 def _motorcycle_side(b: MeshBuilder) -> None:
     for x in (-0.68, 0.68):
-        b.face(disc((x, 0.32, 0), 0.32), "tyre")
-        b.face(disc((x, 0.32, 0), 0.17, sides=8), "hub", fine=True)
+        b.face(disc((x, 0.32, 0), 0.32, sides=16), "tyre")
+        b.face(disc((x, 0.32, 0), 0.15, sides=12), "hub", fine=True)
     b.face(
         [
             (-0.85, 0.72, 0),
@@ -123,7 +123,7 @@ def _motorcycle_end(b: MeshBuilder) -> None:
 
 
 def _rider(b: MeshBuilder, phase: float, *, side: bool, seat: float) -> None:
-    turn, who = math.sin(phase), "rider"
+    who, turn = "rider", math.sin(phase)
     for sign, gain in ((-1, 0.8), (1, 1.0)):
         pedal = 0.36 + 0.10 * turn * sign
         if side:
@@ -140,6 +140,11 @@ def _rider(b: MeshBuilder, phase: float, *, side: bool, seat: float) -> None:
         else:
             b.face(bar((sign * 0.10, seat), (sign * 0.17, pedal), (0.19, 0.12)), "trousers", gain=gain, label=who)
             b.face(bar((sign * 0.19, pedal), (sign * 0.17, pedal - 0.03), (0.12, 0.12)), "dark", label=who)
+    _torso(b, side=side, seat=seat)
+
+
+def _torso(b: MeshBuilder, *, side: bool, seat: float) -> None:
+    who = "rider"
     if side:
         b.face(bar((-0.16, seat - 0.05), (0.10, seat + 0.48), (0.30, 0.34)), "top", label=who)
         b.face(bar((0.08, seat + 0.42), (0.36, seat + 0.12), (0.12, 0.09)), "top", gain=0.85, label=who)

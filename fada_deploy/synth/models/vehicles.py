@@ -57,11 +57,19 @@ def _car(length: float, width: float, height: float, cabin: tuple[float, float, 
     for x, out in ((-half * 1.003, LEFT), (half * 1.003, RIGHT)):
         b.face(_flank(x, -length * 0.47, length * 0.47, 0.2, 0.34), "dark", out=out, gain=1.2)
         b.face(_flank(x, 0.0, 0.035, 0.34, belt), "dark", out=out, fine=True)
-    # The wheel arches again: the body was drawn over them.
+    # Again, since the body was drawn over the sides of the wheels but belongs over their ends.
     _wheels(b, half, 0.33, (-length * 0.30, length * 0.31), (-length * 0.49, length * 0.49))
+    _cabin(b, half, (belt, height), (rear, front, roof_rear, roof_front))
+    _lamps(b, half, length, (belt * 0.72, belt * 0.93))
+    return b.build((half, length / 2, 0.15, height * 0.9))
+
+
+def _cabin(b: MeshBuilder, half: float, y: tuple[float, float], z: tuple[float, float, float, float]) -> None:
+    """Set windows, roof, pillars and mirrors on a car's belt line; `z` as in `_car`, in metres."""
+    rear, front, roof_rear, roof_front = z
     b.frustum(
-        (-half * 0.94, half * 0.94, rear, front, belt),
-        (-half * 0.74, half * 0.74, roof_rear, roof_front, height),
+        (-half * 0.94, half * 0.94, rear, front, y[0]),
+        (-half * 0.74, half * 0.74, roof_rear, roof_front, y[1]),
         "car",
         pane=(0.07, 0.12),
     )
@@ -69,20 +77,18 @@ def _car(length: float, width: float, height: float, cabin: tuple[float, float, 
         pillar = sorted((x * 0.80, x * 0.99))
         middle = (rear + front) / 2 - 0.1
         b.face(
-            _flank(pillar[0] if x < 0 else pillar[1], middle, middle + 0.09, belt, height * 0.94),
+            _flank(pillar[0] if x < 0 else pillar[1], middle, middle + 0.09, y[0], y[1] * 0.94),
             "car",
             out=LEFT if x < 0 else RIGHT,
             fine=True,
         )
         b.face(
-            _flank(x * 1.08, front * 0.72, front * 0.95, belt, belt + 0.15),
+            _flank(x * 1.08, front * 0.72, front * 0.95, y[0], y[0] + 0.15),
             "car",
             gain=0.8,
             out=LEFT if x < 0 else RIGHT,
             fine=True,
         )
-    _lamps(b, half, length, (belt * 0.72, belt * 0.93))
-    return b.build((half, length / 2, 0.15, height * 0.9))
 
 
 @lru_cache(maxsize=1)
