@@ -45,3 +45,52 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
         (root / f"{domain}.toml").write_text("".join(lines))
     return root
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of rendered streets, 192×128: gta5/, cityscapes/ and clip/."""
+    from fada_deploy.synth.clip import write_clip
+    from fada_deploy.synth.dataset import write_source, write_target
+
+    root, size_hw = tmp_path_factory.mktemp("streets"), (128, 192)
+    write_source(root / "gta5", 64, size_hw=size_hw)
+    write_target(root / "cityscapes", "train", 16, size_hw=size_hw)
+    write_target(root / "cityscapes", "val", 6, size_hw=size_hw)
+    write_clip(root / "clip", 0.4, size_hw=size_hw)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run whose source stage has learned to tell the rendered streets' classes apart."""
+    import torch
+
+    from fada_deploy.training.config import make_config
+    from fada_deploy.training.run import train
+
+    settings = [
+        "optimiser=adamw",
+        "lr=0.003",
+        "classifier_lr_factor=1",
+        "iterations=120",
+        "max_iterations=130",
+        "batch=4",
+    ]
+    config = make_config(
+        preset="paper",
+        file=None,
+        settings=[f"source.{s}" for s in settings] + ["size=192x128", "src_size=192x128"],
+        options={
+            "src": "gta5",
+            "tgt": "cityscapes",
+            "src_root": str(streets / "gta5"),
+            "tgt_root": str(streets / "cityscapes"),
+            "backbone": "ddrnet23-slim",
+            "stages": ("source",),
+        },
+    )
+    run = tmp_path_factory.mktemp("runs") / "streets"
+    run.mkdir()
+    train(config, run, device=torch.device("cpu"), say=lambda text: None)
+    return run

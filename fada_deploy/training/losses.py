@@ -31,7 +31,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     `logits` (B, K, H, W) float, `labels` (B, H, W) int64 with 255 ignored. A batch with no labelled
     pixel has loss 0, not NaN.
     """
-    total = F.cross_entropy(logits / temperature, labels, ignore_index=IGNORE, reduction="sum")
+    scaled = logits if temperature == 1 else logits / temperature
+    total = F.cross_entropy(scaled, labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1)
 
 
