@@ -20,6 +20,7 @@ Jitter = tuple[float, float, float, float]
 STAGES = ("source", "adversarial", "distill")
 ENCODINGS = ("soft", "hard", "two-way")
 OPTIMISERS = ("sgd", "adamw")
+AMP = ("off", "bf16", "auto")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class RunConfig:
 
     `init` is a file of ImageNet weights for the backbone, `start` trained weights that stand in for
     the stage before the first one. `src_size` is what source frames are resized to, `size` what
-    target frames are: the network's input. Both are (height, width).
+    target frames are: the network's input. Both are (height, width). `amp` is off, bf16, or auto:
+    bfloat16 where the device is made for it.
     """
 
     src: str
@@ -121,7 +123,7 @@ class RunConfig:
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
     seed: int = 1
-    amp: bool = False
+    amp: str = "off"
     save_every: int = 500
     source: SourceStage = field(default_factory=SourceStage)
     adversarial: AdversarialStage = field(default_factory=AdversarialStage)
@@ -252,5 +254,6 @@ def _checked(config: RunConfig) -> RunConfig:
             f"{name}.iterations {stage.iterations} is beyond the schedule's end, max_iterations "
             f"{stage.max_iterations}; raise max_iterations too",
         )
+    need(config.amp in AMP, f"amp must be one of {', '.join(AMP)}; found {config.amp!r}")
     need(config.norm in ("auto", "batch", "frozen"), f"norm must be auto, batch or frozen; found {config.norm!r}")
     return config

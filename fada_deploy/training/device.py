@@ -1,4 +1,4 @@
-"""Choosing where to train."""
+"""Choosing where to train, and in what precision."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def choose_device(name: str) -> torch.device:
         # A container's share of the host, not the host's cores.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     return torch.device(name)
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Say whether the device multiplies bfloat16 matrices in hardware: a recent GPU, or a CPU with AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Newer than the oldest torch that is allowed; without it the safe answer is no.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))

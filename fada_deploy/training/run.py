@@ -32,6 +32,7 @@ from fada_deploy.evaluate import Evaluation, evaluate
 from fada_deploy.training.batches import Batches, Order, Sample
 from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
+from fada_deploy.training.device import bf16_pays
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size
 from fada_deploy.training.predict import Predictor
@@ -102,6 +103,7 @@ class Run:
 
     def __init__(self, config: RunConfig, run: Path, *, device: torch.device, say: Say) -> None:
         self.config, self.folder, self.device, self.say = config, run, device, say
+        self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
         self.outcome = Outcome(run)
         self.space = load_label_space(config.label_space)
         frozen = config.norm == "frozen" or (config.norm == "auto" and config.init != "none")
@@ -136,7 +138,7 @@ class Run:
         load = partial(self._source_sample, jitter=stage.jitter, mirror=stage.flip)
         batches = self._batches(load, self._source_order("source"), "source", stage.batch)
         average = train_supervised(
-            model, batches, stage, amp=self.config.amp, open_session=self._session("source", stage.iterations)
+            model, batches, stage, amp=self.amp, open_session=self._session("source", stage.iterations)
         )
         self._keep("source", average.weights(), model.spec, batches)
 
@@ -157,7 +159,7 @@ class Run:
         tgt = self._batches(self._target_sample, tgt_order, "target", stage.batch, tgt_ego)
         average = train_adversarial(
             model, src, tgt, stage,
-            discriminator=discriminator, amp=self.config.amp,
+            discriminator=discriminator, amp=self.amp,
             open_session=self._session("adversarial", stage.iterations),
         )  # fmt: skip
         self._keep("adversarial", average.weights(), model.spec, src, tgt)
@@ -173,7 +175,7 @@ class Run:
         load = PseudoLabelled(self.target_frames, pseudo, stage)
         batches = self._batches(load, order, "distill", stage.batch)
         average = train_supervised(
-            student, batches, stage, amp=self.config.amp, open_session=self._session("distill", stage.iterations)
+            student, batches, stage, amp=self.amp, open_session=self._session("distill", stage.iterations)
         )
         self._keep("distill", average.weights(), student.spec, batches)
 
