@@ -12,6 +12,8 @@ import click
 
 from fada_deploy.cli.options import SIZE, log
 
+# What it renders: scenes, and seconds of video.
+SCENES = {"source": 400, "target": 400, "val": 100, "clip": 6}
 _SHEET_FRAMES = 4
 _STAGE_NAMES = {
     "source": "source only (stage 1)",
@@ -48,7 +50,8 @@ def command(out: Path, size: tuple[int, int], seed: int, device: str) -> None:
     data, run, text = out / "data", numbered_dir(RUNS, "demo"), f"{size[1]}x{size[0]}"
     roots = ["--src-root", data / "gta5", "--tgt-root", data / "cityscapes"]
     clip = data / "clip" / "clip.mp4"
-    _step("data", "render", "--out", data, "--size", text, "--seed", seed)
+    counts = [word for name, count in SCENES.items() for word in (f"--{name}", count)]
+    _step("data", "render", "--out", data, *counts, "--size", text, "--seed", seed)
     _step(
         "train", "--src", "gta5", "--tgt", "cityscapes", *roots,
         "--preset", "small", "--size", text, "--seed", seed, "--device", device, "--out", run,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fada_deploy.common.images import parse_size
+from fada_deploy.common.sizes import parse_size
 
 
 class SizeType(click.ParamType[tuple[int, int]]):

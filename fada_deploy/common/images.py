@@ -110,12 +110,3 @@ def resize_labels(labels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArra
         return labels
     resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.uint8)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read "WIDTHxHEIGHT" into (height, width); raise `ValueError` on anything else."""
-    width, _, height = text.lower().partition("x")
-    size = (int(height), int(width))
-    if min(size) < 1:
-        raise ValueError(f"{text!r} is no size")
-    return size

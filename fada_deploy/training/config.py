@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.images import parse_size
+from fada_deploy.common.sizes import parse_size
 
 SizeHW = tuple[int, int]
 Jitter = tuple[float, float, float, float]

@@ -18,7 +18,7 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"no device {name!r}; there are auto, cpu, cuda and cuda:N")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise DeviceError(f"{name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu")
-    if kind == "cpu":
+    if kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # A container's share of the host, not the host's cores.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     return torch.device(name)
