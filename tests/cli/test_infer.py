@@ -13,12 +13,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import toy
 
 from fada_deploy.cli import main
 from fada_deploy.common.images import read_indices
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-import toy
 
 
 @pytest.fixture
