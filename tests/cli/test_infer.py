@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -43,18 +42,13 @@ def infer(*args: object) -> int:
     return int(stop.value.code or 0)
 
 
-def newest(monkeypatch: pytest.MonkeyPatch, models: list[Path]) -> None:
-    runs = ModuleType("fada_deploy.common.runs")
-    runs.newest_models = lambda: models  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fada_deploy.common.runs", runs)
-
-
-def test_a_video_by_the_newest_model(
-    model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = tmp_path / "broken.onnx"
+def test_a_video_by_the_newest_model(model: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exports = Path("runs/a-b-net-001/export")
+    exports.mkdir(parents=True)
+    model = model.rename(exports / "model.onnx")
+    os.utime(model, (0, 0))
+    broken = exports / "broken.onnx"
     broken.write_bytes(b"rubbish")
-    newest(monkeypatch, [broken, model])
     assert infer(video) == 0
     assert infer(video) == 0
     said = capsys.readouterr()
@@ -66,8 +60,7 @@ def test_a_video_by_the_newest_model(
     assert len(toy.read_video(Path("runs/infer-002/overlay/drive.mp4"))) == 10
 
 
-def test_no_model(video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    newest(monkeypatch, [])
+def test_no_model(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert infer(video) == 1
     assert "no model under runs/: type `fada export` first, or give --model PATH" in capsys.readouterr().err
     assert not Path("runs").exists()

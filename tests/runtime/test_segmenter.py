@@ -7,7 +7,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -133,9 +132,7 @@ def test_stream_and_a_bad_picture(tmp_path: Path, model: Path) -> None:
 
 
 def newest(monkeypatch: pytest.MonkeyPatch, models: list[Path]) -> None:
-    runs = ModuleType("fada_deploy.common.runs")
-    runs.newest_models = lambda: models  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fada_deploy.common.runs", runs)
+    monkeypatch.setattr("fada_deploy.common.runs.newest_models", lambda: models)
 
 
 def test_the_newest_model_that_runs_here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
