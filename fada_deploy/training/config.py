@@ -164,6 +164,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adversarial": {
             **_SMALL_STAGE,
             "lr": 1e-3,
+            "jitter": (0.3, 0.3, 0.3, 0.1),
             "iterations": 200,
             "max_iterations": 220,
             "adversarial_weight": 0.01,
@@ -173,11 +174,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill": {
             **_SMALL_STAGE,
             "lr": 2e-3,
-            "iterations": 400,
-            "max_iterations": 400,
+            "jitter": (0.0, 0.0, 0.0, 0.0),
+            "iterations": 900,
+            "max_iterations": 900,
             "size": (192, 320),
             "crop": (192, 320),
-            "scale": (0.75, 1.5),
+            "scale": (1.0, 1.0),
         },
     },
 }
