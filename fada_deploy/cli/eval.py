@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.options import emit_json, log
+from fada_deploy.cli.options import emit_json, log, newest
 
 if TYPE_CHECKING:
     from fada_deploy.common.labels import LabelSpace
@@ -58,15 +58,11 @@ def command(
 def _opened(
     model: Path | None, device: str, backend: str
 ) -> Iterator[tuple[str, Predict, LabelSpace, tuple[int, int]]]:
-    from fada_deploy.common.errors import MissingExtraError, ModelError
-    from fada_deploy.common.runs import MODEL_SUFFIXES, RUNS, final_weights, newest_runs
+    from fada_deploy.common.errors import MissingExtraError
+    from fada_deploy.common.runs import MODEL_SUFFIXES, final_weights
 
     if model is None:
-        found = newest_runs()
-        if not found:
-            raise ModelError(f"no finished run under {RUNS}/; make one with `fada train`, or name a model")
-        model = found[0]
-        log(f"run {model}, the newest")
+        model = newest()
     if model.suffix in MODEL_SUFFIXES:
         from fada_deploy.runtime.segmenter import Segmenter
 

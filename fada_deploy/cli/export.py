@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json, log
+from fada_deploy.cli.options import SIZE, emit_json, log, newest
 
 
 @click.command("export")
@@ -38,17 +38,13 @@ def command(
 
     Nothing is written unless every backend installed here gives the network's own answers on real frames.
     """
-    from fada_deploy.common.errors import MissingExtraError, ModelError, UsageError
-    from fada_deploy.common.runs import RUNS, final_weights, newest_runs
+    from fada_deploy.common.errors import MissingExtraError, UsageError
+    from fada_deploy.common.runs import final_weights
 
     if batch != "dynamic" and not (batch.isdigit() and int(batch) > 0):
         raise UsageError(f"--batch is dynamic or a number from 1; found {batch!r}")
     if run is None:
-        found = newest_runs()
-        if not found:
-            raise ModelError(f"no finished run under {RUNS}/; make one with `fada train`, or name one")
-        run = found[0]
-        log(f"run {run}, the newest")
+        run = newest()
     weights = final_weights(run)
     if out is None:
         if run.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,3 +38,14 @@ def emit_json(document: Any) -> None:
     """Print the one JSON document of a `--json` call."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def newest() -> Path:
+    """Return the newest run, saying which it is and what newer ones were passed over."""
+    from fada_deploy.common.runs import newest_run
+
+    run, skipped = newest_run()
+    for line in skipped:
+        log(f"skipped {line}")
+    log(f"run {run}, the newest")
+    return run

@@ -17,6 +17,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
     "--src-root", type=click.Path(), help="Where the source lies [$FADA_DATASETS/NAME or datasets/NAME]."
 )
 @click.option("--tgt-root", type=click.Path(), help="Where the target lies.")
+@click.option("--ego-mask", type=click.Path(), help="Picture, not black where recordings show the car itself.")
 @click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [cityscapes-19].")
 @click.option("--backbone", help="resnet101 or ddrnet23-slim.")
 @click.option("--preset", default="paper", help="paper (the published numbers) or small (two CPU cores) [paper].")

@@ -17,14 +17,27 @@ STAGES = ("source", "adversarial", "distill")
 MODEL_SUFFIXES = frozenset({".onnx"})
 
 
-def newest_runs(root: Path = RUNS) -> list[Path]:
-    """Return the runs with at least one finished stage, newest first."""
-    finished: dict[Path, float] = {}
-    for weights in root.glob(f"*/*/{WEIGHTS}"):
-        run = weights.parent.parent
-        if (run / CONFIG).is_file():
-            finished[run] = max(finished.get(run, 0.0), weights.stat().st_mtime)
-    return sorted(finished, key=lambda run: finished[run], reverse=True)
+def newest_run(root: Path = RUNS) -> tuple[Path, list[str]]:
+    """Return the run that was worked on last and has a finished stage, and a line for each newer one.
+
+    Raise `ModelError` when there is none.
+    """
+    runs = [config.parent for config in root.glob(f"*/{CONFIG}")]
+    skipped: list[str] = []
+    for run in sorted(runs, key=_last_change, reverse=True):
+        if _finished(run):
+            return run, skipped
+        skipped.append(f"{run}: no stage is finished; go on with `fada train --resume {run}`")
+    found = "; ".join(skipped) or f"no run under {root}/"
+    raise ModelError(f"{found}; make one with `fada train`, or name one")
+
+
+def _finished(run: Path) -> list[Path]:
+    return [w for s in STAGES if (w := run / s / WEIGHTS).is_file()]
+
+
+def _last_change(run: Path) -> float:
+    return max(p.stat().st_mtime for p in (run / CONFIG, *_finished(run)))
 
 
 def newest_models(root: Path = RUNS) -> list[Path]:
@@ -40,9 +53,9 @@ def final_weights(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    candidates = [path / WEIGHTS, *(path / stage / WEIGHTS for stage in reversed(STAGES))]
-    for weights in candidates:
-        if weights.is_file():
-            return weights
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    if finished := _finished(path):
+        return finished[-1]
     what = "holds no finished stage" if path.is_dir() else "no such run"
     raise ModelError(f"{path}: {what}; a run is what `fada train` makes under {RUNS}/")

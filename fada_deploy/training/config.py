@@ -103,16 +103,18 @@ class DistillStage(Stage):
 class RunConfig:
     """Everything that decides a run, written to its `config.json`.
 
-    `init` is a file of ImageNet weights for the backbone, `start` trained weights that stand in for
-    the stage before the first one. `src_size` is what source frames are resized to, `size` what
-    target frames are: the network's input. Both are (height, width). `amp` is off, bf16, or auto:
-    bfloat16 where the device is made for it.
+    `ego_mask` is a picture that is not black where recordings show the car itself. `init` is a file
+    of ImageNet weights for the backbone, `start` trained weights that stand in for the stage before
+    the first one. `src_size` is what source frames are resized to, `size` what target frames are:
+    the network's input. Both are (height, width). `amp` is off, bf16, or auto: bfloat16 where the
+    device is made for it.
     """
 
     src: str
     tgt: str
     src_root: str | None = None
     tgt_root: str | None = None
+    ego_mask: str | None = None
     label_space: str = "cityscapes-19"
     backbone: str = "resnet101"
     preset: str = "paper"

@@ -88,8 +88,11 @@ def open_target(config: RunConfig, cache: Path, say: Say) -> tuple[FrameDataset,
     root = None if config.tgt_root is None else Path(config.tgt_root)
     path = Path(config.tgt)
     if path.suffix != ".toml" and is_recording(path):
-        train_set, held_out = open_recordings(path, cache=cache, space=space, progress=say)
+        mask = None if config.ego_mask is None else Path(config.ego_mask)
+        train_set, held_out = open_recordings(path, cache=cache, space=space, ego_mask=mask, progress=say)
         return train_set, held_out if len(held_out) else None
+    if config.ego_mask is not None:
+        raise UsageError("--ego-mask is for recordings; a custom data set names its own, [labels] ego_mask")
     train_set = open_dataset(config.tgt, root, split="train", space=space)
     try:
         return train_set, open_dataset(config.tgt, root, split="val", space=space)

@@ -9,7 +9,7 @@ import pytest
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import atomic_path, numbered_dir, write_text
-from fada_deploy.common.runs import final_weights, newest_models, newest_runs
+from fada_deploy.common.runs import final_weights, newest_models, newest_run
 from fada_deploy.common.sizes import parse_size
 
 
@@ -39,13 +39,16 @@ def touch(path: Path, age: int) -> Path:
 
 def test_the_newest_run_is_the_one_finished_last(tmp_path: Path) -> None:
     for name, age in (("a", 5), ("b", 50)):
-        touch(tmp_path / name / "config.json", 0)
+        touch(tmp_path / name / "config.json", 200)
         touch(tmp_path / name / "source" / "weights.safetensors", 100)
         touch(tmp_path / name / "adversarial" / "weights.safetensors", age)
     touch(tmp_path / "unfinished" / "config.json", 0)
     touch(tmp_path / "stray" / "source" / "weights.safetensors", 0)
-    assert [r.name for r in newest_runs(tmp_path)] == ["a", "b"]
-    assert newest_runs(tmp_path / "nowhere") == []
+    run, skipped = newest_run(tmp_path)
+    assert run.name == "a" and len(skipped) == 1
+    assert "unfinished: no stage is finished; go on with `fada train --resume" in skipped[0]
+    with pytest.raises(ModelError, match=r"no run under .*; make one with `fada train`"):
+        newest_run(tmp_path / "nowhere")
 
 
 def test_models_are_found_newest_first_and_drafts_are_not(tmp_path: Path) -> None:

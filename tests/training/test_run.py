@@ -224,3 +224,17 @@ def test_another_stages_state_is_refused(blocks: Path, tmp_path: Path) -> None:
     save_state(tmp_path / "source" / "state.pt", 3, {"model": torch.nn.Linear(1, 1)})
     with pytest.raises(ModelError, match="not this run's training state"):
         go(config(blocks, stages=("source",)), tmp_path)
+
+
+def test_a_bonnet_mask_is_for_recordings(blocks: Path, tmp_path: Path) -> None:
+    mask = np.zeros((64, 96), np.uint8)
+    mask[56:] = 255
+    assert cv2.imwrite(str(tmp_path / "bonnet.png"), mask)
+    options: dict[str, Any] = {"ego_mask": str(tmp_path / "bonnet.png")}
+    recordings = str(blocks / "target" / "train" / "images")
+    stages = ("source", "adversarial", "distill")
+    go(config(blocks, tgt=recordings, stages=stages, **options), tmp_path / "run")
+    pseudo = cv2.imread(str(tmp_path / "run/distill/pseudo/000000.png"), cv2.IMREAD_UNCHANGED)
+    assert (pseudo[56:] == 255).all() and (pseudo[:56] != 255).all()
+    with pytest.raises(UsageError, match="--ego-mask is for recordings"):
+        go(config(blocks, **options), tmp_path / "other")
