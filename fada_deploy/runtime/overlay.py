@@ -16,6 +16,8 @@ Picture = NDArray[np.uint8]
 
 # Classes below this share of the pictures so far are not worth a line of the legend.
 _WORTH_A_LINE = 0.002
+# A panel wider than this share of the picture hides more than it tells.
+_WIDEST = 0.4
 _PANEL, _RIM = 24, 110
 _INK, _FAINT = (238, 238, 238), (150, 150, 150)
 _PANEL_OPACITY = 0.72
@@ -53,7 +55,7 @@ class Legend:
     """A panel of colour, name and share for the classes that a film shows, made for one picture size.
 
     The lines are the classes most seen so far, in the label space's order, so that the panel does not
-    jump about; as many as fit into the picture's height.
+    jump about; as many as fit into the picture's height. A picture too small for a panel gets none.
     """
 
     def __init__(self, names: Sequence[str], palette: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
@@ -77,7 +79,7 @@ class Legend:
         lines = np.sort(worthy[np.argsort(-self._seen[worthy], kind="stable")][: max(most, 0)])
         swatch = round(self._letter * 1.5)
         width = swatch + self._name_width + self._share_width + round(4.2 * self._pad)
-        if len(lines) == 0 or width + 2 * self._pad > self._size_hw[1]:
+        if len(lines) == 0 or width > _WIDEST * self._size_hw[1]:
             return
         left = top = self._pad
         height = len(lines) * self._row + self._pad
