@@ -37,11 +37,6 @@ class Sampling:
     min_change: float = 3.0
 
 
-def is_recording(path: Path) -> bool:
-    """Say whether a path can be opened by `open_recordings`."""
-    return path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
-
-
 def open_recordings(
     path: Path,
     *,
@@ -58,7 +53,9 @@ def open_recordings(
     the same length, since there is no other clip to give. Raise `DataError` when nothing is usable.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; a target is a data set, a video or a folder")
+        raise DataError(
+            f"{path}: no such file or folder; recordings are a video, or a folder of videos or pictures"
+        )
     sampling = sampling or Sampling()
     clips: dict[str, list[Pair]] = {}
     for video in _videos(path):

@@ -25,9 +25,9 @@ from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.images import resize_frame, resize_labels
 from fada_deploy.common.labels import IGNORE, load_label_space
 from fada_deploy.common.runs import CONFIG, WEIGHTS, final_weights
-from fada_deploy.data import open_dataset
+from fada_deploy.data import DATASETS, open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.unlabelled import is_recording, open_recordings
+from fada_deploy.data.unlabelled import open_recordings
 from fada_deploy.evaluate import Evaluation, evaluate
 from fada_deploy.training.batches import Batches, Order, Sample
 from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_weights
@@ -87,7 +87,15 @@ def open_target(config: RunConfig, cache: Path, say: Say) -> tuple[FrameDataset,
     space = load_label_space(config.label_space)
     root = None if config.tgt_root is None else Path(config.tgt_root)
     path = Path(config.tgt)
-    if path.suffix != ".toml" and is_recording(path):
+    # A data set's name means the data set, also where a folder of that name lies about.
+    if config.tgt not in DATASETS and path.suffix != ".toml":
+        if not path.exists():
+            known = ", ".join(DATASETS)
+            raise UsageError(
+                f"no target {config.tgt!r}: it is a data set ({known}), a .toml file, a video or a folder"
+            )
+        if (path / "leftImg8bit").is_dir():
+            raise UsageError(f"{path} holds Cityscapes; say --tgt cityscapes --tgt-root {path}")
         mask = None if config.ego_mask is None else Path(config.ego_mask)
         train_set, held_out = open_recordings(path, cache=cache, space=space, ego_mask=mask, progress=say)
         return train_set, held_out if len(held_out) else None

@@ -44,7 +44,9 @@ def test_shares() -> None:
 
 
 @pytest.mark.parametrize("has_type", [True, False])
-@pytest.mark.parametrize("size", [(1080, 1920), (540, 960), (360, 480), (192, 320), (64, 300), (300, 64), (9, 9), (1, 1)])
+@pytest.mark.parametrize(
+    "size", [(1080, 1920), (540, 960), (360, 480), (192, 320), (64, 300), (300, 64), (9, 9), (1, 1)]
+)
 def test_a_legend_stays_inside_and_shows_its_colours(
     size: tuple[int, int], has_type: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

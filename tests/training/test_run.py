@@ -151,6 +151,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(blocks: Path, tmp_path: Path)
         ([], {"init": "no.pth"}, "--init no.pth: no such file"),
         ([], {"backbone": "vgg99"}, "no backbone 'vgg99'; there are resnet101, ddrnet23-slim"),
         ([], {"src": "kitti"}, "no data set 'kitti'; there are gta5, cityscapes, custom"),
+        ([], {"tgt": "drives"}, "no target 'drives': it is a data set (gta5, cityscapes, custom), a .toml file"),
         ([], {"stages": ("adversarial",)}, "adversarial builds on an earlier stage"),
         (["size=100x64"], {}, "cannot take 100x64"),
     ],
@@ -238,3 +239,9 @@ def test_a_bonnet_mask_is_for_recordings(blocks: Path, tmp_path: Path) -> None:
     assert (pseudo[56:] == 255).all() and (pseudo[:56] != 255).all()
     with pytest.raises(UsageError, match="--ego-mask is for recordings"):
         go(config(blocks, **options), tmp_path / "other")
+
+
+def test_a_data_sets_folder_is_no_recording(blocks: Path, tmp_path: Path) -> None:
+    (tmp_path / "city" / "leftImg8bit").mkdir(parents=True)
+    with pytest.raises(UsageError, match="say --tgt cityscapes --tgt-root"):
+        go(config(blocks, tgt=str(tmp_path / "city")), tmp_path / "run")
