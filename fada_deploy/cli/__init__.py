@@ -79,4 +79,8 @@ def main(args: list[str] | None = None) -> Any:
         # The reader of our output left (`fada … | head`); there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # A full disk, a folder that may not be written: the system's own line says it best.
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

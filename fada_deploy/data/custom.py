@@ -37,10 +37,13 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
     if root.is_dir():
         raise DataError(f"{root}: is a folder; a custom data set is {LAYOUT}")
     try:
-        spec = tomllib.loads(root.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        spec = tomllib.loads(_read_text(root))
+    except tomllib.TOMLDecodeError as error:
         raise DataError(f"{root}: not valid TOML: {error}") from None
     splits, labels = spec.get("splits", {}), spec.get("labels", {})
+    tables = [splits, labels, *splits.values()] if isinstance(splits, dict) else [splits]
+    if not all(isinstance(table, dict) for table in tables):
+        raise DataError(f"{root}: `splits` and `labels` must be tables; a custom data set is {LAYOUT}")
     if split not in splits:
         raise UsageError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     where = f"{root} [splits.{split}]"
@@ -52,15 +55,22 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
     )  # fmt: skip
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from None
+
+
 def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> list[Pair]:
     unknown = set(spec) - {"images", "labels", "list"}
-    if "images" not in spec or unknown:
-        found = ", ".join(spec) or "none"
-        raise DataError(f"{where}: needs `images`, may have `labels` and `list`; found {found}")
+    if "images" not in spec or unknown or not all(isinstance(v, str) for v in spec.values()):
+        found = ", ".join(f"{k} = {v!r}" for k, v in spec.items()) or "none"
+        raise DataError(f"{where}: needs `images`, may have `labels` and `list`, all texts; found {found}")
     images = sorted(folder.glob(spec["images"]))
     if "list" in spec:
         # A list may carry suffixes or folders; its stems are what counts.
-        lines = (folder / spec["list"]).read_text("utf-8").splitlines()
+        lines = _read_text(folder / spec["list"]).splitlines()
         keep = {Path(line.split()[0]).stem for line in lines if line.strip()}
         images = [i for i in images if i.stem in keep]
     if "labels" not in spec:

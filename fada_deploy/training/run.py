@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -147,16 +147,18 @@ class Run:
         stage = self.config.source
         model = self.fresh()
         load = partial(self._source_sample, jitter=stage.jitter, mirror=stage.flip)
-        batches = self._batches(load, self._source_order("source"), "source", stage.batch)
-        average = train_supervised(
-            model, batches, stage, amp=self.amp, open_session=self._session("source", stage.iterations)
-        )
+        with closing(self._batches(load, self._source_order("source"), "source", stage.batch)) as batches:
+            average = train_supervised(
+                model, batches, stage, amp=self.amp, open_session=self._session("source", stage.iterations)
+            )
         self._keep("source", average.weights(), model.spec, batches)
 
     def adversarial(self) -> None:
         """Adapt the source stage's network to the target."""
         stage = self.config.adversarial
-        model, _ = load_segmenter(self._before("adversarial"), self.device)
+        model = self._before("adversarial")
+        if model.spec.backbone != self.config.backbone:
+            raise UsageError(f"--start has a {model.spec.backbone}; give --backbone {model.spec.backbone}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
             outputs = 1 if stage.encodings == "two-way" else self.space.num_classes
@@ -164,30 +166,32 @@ class Run:
         load = partial(self._source_sample, jitter=stage.jitter, mirror=0.0)
         order = self._source_order("adversarial")
         src_ego = _ego(self.source_frames, self.config.src_size)
-        src = self._batches(load, order, "adversarial", stage.batch, src_ego)
         tgt_order = ShuffledOrder(len(self.target_frames), self._seed("target"))
         tgt_ego = _ego(self.target_frames, self.config.size)
-        tgt = self._batches(self._target_sample, tgt_order, "target", stage.batch, tgt_ego)
-        average = train_adversarial(
-            model, src, tgt, stage,
-            discriminator=discriminator, amp=self.amp,
-            open_session=self._session("adversarial", stage.iterations),
-        )  # fmt: skip
-        self._keep("adversarial", average.weights(), model.spec, src, tgt)
+        with (
+            closing(self._batches(load, order, "adversarial", stage.batch, src_ego)) as src,
+            closing(self._batches(self._target_sample, tgt_order, "target", stage.batch, tgt_ego)) as tgt,
+        ):
+            average = train_adversarial(
+                model, src, tgt, stage,
+                discriminator=discriminator, amp=self.amp,
+                open_session=self._session("adversarial", stage.iterations),
+            )  # fmt: skip
+        self._keep("adversarial", average.weights(), replace(model.spec, size_hw=self.config.size), src, tgt)
 
     def distill(self) -> None:
         """Train a fresh student on the adapted network's pseudo-labels."""
         stage = self.config.distill
-        teacher, _ = load_segmenter(self._before("distill"), self.device)
+        teacher = self._before("distill")
         pseudo = self.folder / "distill" / "pseudo"
         write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
         student = self.fresh(replace(self.spec, size_hw=stage.size))
         order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
         load = PseudoLabelled(self.target_frames, pseudo, stage)
-        batches = self._batches(load, order, "distill", stage.batch)
-        average = train_supervised(
-            student, batches, stage, amp=self.amp, open_session=self._session("distill", stage.iterations)
-        )
+        with closing(self._batches(load, order, "distill", stage.batch)) as batches:
+            average = train_supervised(
+                student, batches, stage, amp=self.amp, open_session=self._session("distill", stage.iterations)
+            )
         self._keep("distill", average.weights(), student.spec, batches)
 
     def score(self, stage: str) -> None:
@@ -202,14 +206,23 @@ class Run:
         write_text(self.folder / stage / "scores.json", json.dumps(document, indent=2))
         self.say(f"{stage}: mIoU {100 * result.scores.miou:.1f} on {result.frames} frames at {width}x{height}")
 
-    def _before(self, stage: str) -> Path:
-        """Return the weights that a stage builds on: the nearest stage before it, or `start`."""
-        for earlier in reversed(STAGES[: STAGES.index(stage)]):
-            if (self.folder / earlier / WEIGHTS).is_file():
-                return self.folder / earlier / WEIGHTS
-        if self.config.start is None:
-            raise UsageError(f"{stage} builds on an earlier stage; add source to --stages, or give --start RUN")
-        return final_weights(Path(self.config.start))
+    def _before(self, stage: str) -> Segmenter:
+        """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
+        earlier = [self.folder / name / WEIGHTS for name in reversed(STAGES[: STAGES.index(stage)])]
+        weights = next((path for path in earlier if path.is_file()), None)
+        if weights is None:
+            if self.config.start is None:
+                raise UsageError(
+                    f"{stage} builds on an earlier stage; add source to --stages, or give --start RUN"
+                )
+            weights = final_weights(Path(self.config.start))
+        model, _ = load_segmenter(weights, self.device)
+        if model.spec.space != self.space:
+            raise UsageError(
+                f"{weights} tells {model.spec.space.name} apart, this run {self.space.name}; "
+                "give --label-space what it was trained with"
+            )
+        return model
 
     def _seed(self, purpose: str) -> int:
         purposes = ("source", "adversarial", "target", "distill")
@@ -257,7 +270,6 @@ class Run:
 
     def _keep(self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches) -> None:
         for each in batches:
-            each.close()
             self.outcome.bad_files |= each.bad
         provenance: dict[str, Any] = {"version": __version__, "stage": stage, "config": self.config.to_dict()}
         save_weights(self.folder / stage / WEIGHTS, weights, spec, provenance)

@@ -80,6 +80,8 @@ def test_a_list_keeps_only_its_stems(tmp_path: Path) -> None:
         ('[labels]\nencoding = "mapping"\nvalues = { x = "car" }', "whole numbers 0 to 255"),
         ('[labels]\nencoding = "palette"\ncolors = { car = [1, 2] }', r"it must be \[R, G, B\]"),
         ("[labels", "not valid TOML"),
+        ('[splits.train]\nimages = "x"\n[splits]\nval = 3', "not valid TOML"),
+        ("labels = 3", "must be tables"),
     ],
 )
 def test_a_bad_description_is_one_clear_line(tmp_path: Path, spec: str, message: str) -> None:
@@ -101,3 +103,20 @@ def test_missing_labels_and_splits_are_named(tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "mine.toml"), None, split="val", space=CITYSCAPES_19)
     with pytest.raises(UsageError, match="no split 'train'; it has val"):
         open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('list = "gone.txt"', "gone.txt: cannot be read as text"),
+        ("list = 3", "all texts; found images"),
+        ('mask = "a.png"', "needs `images`, may have `labels` and `list`"),
+    ],
+)
+def test_a_bad_split_is_one_clear_line(tmp_path: Path, line: str, message: str) -> None:
+    make(tmp_path, row(0, 1), "")
+    toml = tmp_path / "mine.toml"
+    toml.write_text(f"{toml.read_text()}{line}\n")
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(str(toml), None, split="val", space=CITYSCAPES_19)
+    assert "\n" not in str(caught.value)

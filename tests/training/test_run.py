@@ -245,3 +245,14 @@ def test_a_data_sets_folder_is_no_recording(blocks: Path, tmp_path: Path) -> Non
     (tmp_path / "city" / "leftImg8bit").mkdir(parents=True)
     with pytest.raises(UsageError, match="say --tgt cityscapes --tgt-root"):
         go(config(blocks, tgt=str(tmp_path / "city")), tmp_path / "run")
+
+
+def test_a_start_must_fit_the_run(blocks: Path, whole: Path, tmp_path: Path) -> None:
+    start: dict[str, Any] = {"start": str(whole), "stages": ("adversarial",)}
+    with pytest.raises(UsageError, match="give --label-space what it was trained with"):
+        go(config(blocks, label_space="cityscapes-13", **start), tmp_path / "a")
+    with pytest.raises(UsageError, match="give --backbone ddrnet23-slim"):
+        go(config(blocks, **start | {"backbone": "resnet101"}), tmp_path / "b")
+    go(config(blocks, "size=128x64", **start), tmp_path / "c")
+    model, _ = load_segmenter(tmp_path / "c" / "adversarial" / "weights.safetensors")
+    assert model.spec.size_hw == (64, 128)
