@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
 HELD_OUT = 0.1
 _THUMB_WH = (32, 18)
 
@@ -70,7 +70,7 @@ def open_recordings(
             progress(f"{folder}: {len(clips[folder])} of {len(images)} pictures")
     clips = {name: pairs for name, pairs in clips.items() if pairs}
     if not clips:
-        raise DataError(f"{path}: no video and no picture that can be read; allowed are {_allowed()}")
+        raise DataError(f"{path}: no video and no picture that can be read; allowed is {ALLOWED}")
     train, held_out = split_by_clip(clips)
     mask = None if ego_mask is None else read_mask(ego_mask)
 
@@ -93,10 +93,6 @@ def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]
     chosen = set(by_hash[: max(1, round(HELD_OUT * len(clips)))])
     train = [pair for name, pairs in clips.items() if name not in chosen for pair in pairs]
     return train, [pair for name, pairs in clips.items() if name in chosen for pair in pairs]
-
-
-def _allowed() -> str:
-    return ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
 
 
 def _videos(path: Path) -> list[Path]:
@@ -161,22 +157,16 @@ def _timed_frames(video: Path, every: float) -> Iterator[tuple[int, NDArray[np.u
     """Yield (frame number, RGB) at least `every` seconds apart, by the frames' own timestamps."""
     import av
 
-    try:
-        container = av.open(str(video))
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{video}: not a video that can be read ({error.strerror or error})") from None
+    container, stream = open_video(video)
     with container:
-        if not container.streams.video:
-            raise DataError(f"{video}: holds no video stream")
         due = float("-inf")
-        stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
             for index, frame in enumerate(container.decode(stream)):
                 seconds = index / 25 if frame.time is None else frame.time
                 if seconds >= due:
                     due = seconds + every - 1e-6
-                    yield index, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                    yield index, upright_rgb(frame)
         except av.error.FFmpegError:
             # A recording cut short still has all its frames up to the cut.
             return

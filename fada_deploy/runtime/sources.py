@@ -16,21 +16,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
+from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
 
-VIDEO_SUFFIXES = frozenset(
-    {".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
-    | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
-)
-_ALLOWED = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
 # A container's length may end half a second after the last picture without anything being missing.
 _SLACK_S = 0.5
-_QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ class VideoSource:
 
     def probe(self) -> None:
         """Read the header; raise `DataError` for what is no video."""
-        container, stream = _open(self._path)
+        container, stream = open_video(self._path)
         with container:
             self.rate = stream.average_rate
             self.audio = self._path if container.streams.audio else None
@@ -125,7 +119,7 @@ class VideoSource:
         """Yield all frames that decode; behind them the error, if the file is cut short or damaged."""
         try:
             self.probe()
-            container, stream = _open(self._path)
+            container, stream = open_video(self._path)
         except DataError as error:
             yield error
             return
@@ -149,31 +143,11 @@ class VideoSource:
                 )
 
     def _frame(self, picture: Any, index: int) -> Frame:
-        rgb = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
-        turn = _QUARTER_TURNS.get(picture.rotation % 360)
-        if turn is not None:
-            rgb = np.asarray(cv2.rotate(rgb, turn), np.uint8)
         pts, time_base = picture.pts, picture.time_base
         if pts is None or time_base is None:
             # Bare streams carry no clock.
             pts, time_base = index, 1 / (self.rate or Fraction(25))
-        return Frame(rgb, self.name, index, f"{index:06d}", time.monotonic(), pts, time_base)
-
-
-def _open(path: Path) -> tuple[Any, Any]:
-    """Open a video; return its container and its first video stream."""
-    import av
-
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(
-            f"{path}: is no video that can be read ({error.strerror}); allowed is {_ALLOWED}"
-        ) from None
-    if not container.streams.video:
-        container.close()
-        raise DataError(f"{path}: holds no video stream; allowed is {_ALLOWED}")
-    return container, container.streams.video[0]
+        return Frame(upright_rgb(picture), self.name, index, f"{index:06d}", time.monotonic(), pts, time_base)
 
 
 def _end(container: Any, stream: Any) -> Fraction:
@@ -221,7 +195,7 @@ def open_sources(sources: Sequence[str | Path | Source]) -> list[Source]:
     does not exist, holds nothing, or is neither video nor picture, and `UsageError` for nothing at all.
     """
     if not sources:
-        raise UsageError(f"nothing to label; give {_ALLOWED}, a folder or a glob")
+        raise UsageError(f"nothing to label; give {ALLOWED}, a folder or a glob")
     found: dict[str, Source] = {}
     for given in sources:
         for source in [given] if not isinstance(given, str | Path) else _open_path(str(given)):
@@ -239,9 +213,9 @@ def _open_path(given: str) -> list[Source]:
     if glob.has_magic(given):
         matches = [Path(m) for m in sorted(glob.glob(given, recursive=True)) if _is_known(Path(m))]
         if not matches:
-            raise DataError(f"{given}: matches no file that is {_ALLOWED}")
+            raise DataError(f"{given}: matches no file that is {ALLOWED}")
         return [_open_file(m) for m in matches]
-    raise DataError(f"{given}: no such file or folder; give {_ALLOWED}, a folder or a glob")
+    raise DataError(f"{given}: no such file or folder; give {ALLOWED}, a folder or a glob")
 
 
 def _open_file(path: Path) -> Source:
@@ -256,7 +230,7 @@ def _open_folder(path: Path) -> list[Source]:
     files = sorted(p for p in path.iterdir() if _is_known(p))
     pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise DataError(f"{path}: an empty folder, or nothing in it is {_ALLOWED}")
+        raise DataError(f"{path}: an empty folder, or nothing in it is {ALLOWED}")
     # A broken video among good ones is named when its turn comes.
     videos: list[Source] = [VideoSource(p) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
     stems = Counter(p.stem for p in pictures)

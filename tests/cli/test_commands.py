@@ -126,6 +126,8 @@ def test_bad_models_are_refused_in_one_line(fada: Run, trained: Path) -> None:
         assert code == 1 and message in error_line(err)
     code, _, err = fada("export", "text.safetensors", "--out", "x.onnx")
     assert code == 1 and "not weights written by `fada train`" in error_line(err)
+    code, _, err = fada("export", trained, "--out", "good.onnx/below.onnx")
+    assert code == 1 and "good.onnx" in error_line(err)
     code, _, err = fada("export", trained, "--size", "100x100")
     assert code == 2 and "cannot take 100x100" in error_line(err) and "nearest is" in err
 

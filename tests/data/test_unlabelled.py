@@ -8,6 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+import toy
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.labels import CITYSCAPES_19
@@ -82,7 +83,16 @@ def test_nothing_usable_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no video and no picture.*\.mp4"):
         recordings(tmp_path / "empty", tmp_path / "cache")
     (tmp_path / "fake.mp4").write_bytes(b"words")
-    with pytest.raises(DataError, match=r"fake\.mp4: not a video"):
+    with pytest.raises(DataError, match=r"fake\.mp4: is no video that can be read"):
         recordings(tmp_path / "fake.mp4", tmp_path / "cache")
     with pytest.raises(DataError, match="no such file"):
         recordings(tmp_path / "gone.mp4", tmp_path / "cache")
+
+
+def test_a_film_held_sideways_is_turned_upright_as_in_the_runtime(tmp_path: Path) -> None:
+    video(tmp_path / "phone.mp4", [3] * 3)
+    clockwise = (0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    train, _ = recordings(toy.turned(tmp_path / "phone.mp4", clockwise), tmp_path / "cache")
+    want = cv2.rotate(picture(3), cv2.ROTATE_90_CLOCKWISE)
+    assert train.image(0).shape == want.shape
+    assert np.abs(train.image(0).astype(int) - want).mean() < 12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -62,16 +61,6 @@ def test_odd_sizes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[2].rgb, pictures[2])
 
 
-def turned(film: Path, matrix: tuple[int, ...]) -> Path:
-    """Overwrite the display matrix in the track header of an MP4."""
-    data = bytearray(film.read_bytes())
-    start = data.index(b"tkhd") + 4 + 40
-    assert struct.unpack(">9i", data[start : start + 36])[0] == 1 << 16
-    data[start : start + 36] = struct.pack(">9i", *matrix)
-    film.write_bytes(data)
-    return film
-
-
 @pytest.mark.parametrize(
     ("matrix", "code"),
     [
@@ -83,7 +72,7 @@ def turned(film: Path, matrix: tuple[int, ...]) -> Path:
 def test_rotation_flags(tmp_path: Path, matrix: tuple[int, ...], code: int) -> None:
     picture = toy.scene(0)[0]
     picture[:32] //= 2
-    film = turned(toy.write_video(tmp_path / "v.mp4", [picture] * 3), matrix)
+    film = toy.turned(toy.write_video(tmp_path / "v.mp4", [picture] * 3), matrix)
     for frame in frames_of(VideoSource(film)):
         assert close(frame.rgb, cv2.rotate(picture, code))
 

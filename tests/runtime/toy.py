@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -115,6 +116,16 @@ def write_video(
                 out.mux(tone.encode(samples))
             out.mux(tone.encode())
     return path
+
+
+def turned(film: Path, matrix: tuple[int, ...]) -> Path:
+    """Overwrite the display matrix in the track header of an MP4."""
+    data = bytearray(film.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    assert struct.unpack(">9i", data[start : start + 36])[0] == 1 << 16
+    data[start : start + 36] = struct.pack(">9i", *matrix)
+    film.write_bytes(data)
+    return film
 
 
 def read_video(path: Path) -> list[tuple[Fraction, np.ndarray]]:

@@ -1,0 +1,41 @@
+"""Video in, for training and runtime alike: which files are videos, opening one, a frame upright."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.common.images import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = frozenset(
+    {".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+    | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
+)
+ALLOWED = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
+_QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+
+
+def open_video(path: Path) -> tuple[Any, Any]:
+    """Open a video; return its PyAV container and its first video stream. Raise `DataError` for no video."""
+    import av
+
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{path}: is no video that can be read ({error.strerror}); allowed is {ALLOWED}") from None
+    if not container.streams.video:
+        container.close()
+        raise DataError(f"{path}: holds no video stream; allowed is {ALLOWED}")
+    return container, container.streams.video[0]
+
+
+def upright_rgb(picture: Any) -> NDArray[np.uint8]:
+    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, turned as its rotation flag says."""
+    rgb = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+    turn = _QUARTER_TURNS.get(picture.rotation % 360)
+    return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
