@@ -23,19 +23,13 @@ _STAGE_NAMES = {
 
 
 @click.command("demo")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("demo"),
-    show_default=True,
-    help="For all it makes but the run.",
-)
+@click.option("--out", type=click.Path(path_type=Path), help="For all it makes but the run [demo-NNN].")
 @click.option("--size", type=SIZE, default="320x192", show_default=True)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another town, another training."
 )
 @click.option("--device", default="auto", show_default=True)
-def command(out: Path, size: tuple[int, int], seed: int, device: str) -> None:
+def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> None:
     """Render streets in two looks, adapt from one to the other, export, label a clip.
 
     Takes minutes on two cores and ends with scores, an overlay video and a contact sheet.
@@ -44,7 +38,9 @@ def command(out: Path, size: tuple[int, int], seed: int, device: str) -> None:
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import RUNS
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is None:
+        out = numbered_dir(Path(), "demo")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; remove it or name another folder with --out")
     began = time.monotonic()
     data, run, text = out / "data", numbered_dir(RUNS, "demo"), f"{size[1]}x{size[0]}"

@@ -155,12 +155,12 @@ def test_the_demo_goes_the_whole_road(fada: Run, monkeypatch: pytest.MonkeyPatch
     assert code == 0, err
     for words in ("source only (stage 1)", "self-distilled", "$ fada train", "fada export && fada infer"):
         assert words in err
-    sheet = cv2.imread("demo/contact-sheet.png")
+    sheet = cv2.imread("demo-001/contact-sheet.png")
     assert sheet is not None and sheet.shape == (28 + 4 * 96, 4 * 128, 3)
-    with av.open("demo/overlay/clip.mp4") as video:
+    with av.open("demo-001/overlay/clip.mp4") as video:
         assert len(list(video.decode(video=0))) == 10
-    code, _, err = fada("demo")
-    assert code == 2 and "demo exists and is not empty" in error_line(err)
+    code, _, err = fada("demo", "--out", "demo-001")
+    assert code == 2 and "demo-001 exists and is not empty" in error_line(err)
 
 
 def imported_by(*arguments: object) -> set[str]:
