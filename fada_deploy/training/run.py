@@ -123,6 +123,9 @@ class Run:
                 "norm = frozen needs trained statistics: give --init FILE with ImageNet weights, or let "
                 "norm be batch (frozen normalisation over random weights cannot learn)"
             )
+        alone = [name for name in config.stages if getattr(config, name).batch < 2]
+        if alone and not frozen:
+            raise UsageError(f"trainable normalisation needs a batch of 2 or more; found 1 in {', '.join(alone)}")
         self.spec = ModelSpec(config.backbone, self.space, config.size, "frozen" if frozen else "batch")
         for size in {config.size, config.distill.size} if "distill" in config.stages else {config.size}:
             check_size(config.backbone, size)

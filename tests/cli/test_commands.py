@@ -43,6 +43,7 @@ def error_line(err: str) -> str:
     return lines[-1]
 
 
+@pytest.mark.slow
 def test_the_three_commands_chain_without_arguments(fada: Run, blocks: Path, tmp_path: Path) -> None:
     code, _, err = fada(
         "train", "--src", blocks / "source.toml", "--tgt", blocks / "target.toml", *small("source", "adversarial")
@@ -56,6 +57,7 @@ def test_the_three_commands_chain_without_arguments(fada: Run, blocks: Path, tmp
     assert len(list((tmp_path / "runs/infer-001/mask").rglob("*.png"))) == 12
 
 
+@pytest.mark.slow
 def test_scores_of_a_run_and_of_its_file_agree(fada: Run, trained: Path, streets: Path) -> None:
     fada("export", trained, "--out", "model.onnx")
     documents = []
@@ -144,6 +146,7 @@ def test_a_bad_label_among_good_ones_is_named_and_the_rest_scored(fada: Run, tra
     assert "its labels are 10x10" in err and second.name in err
 
 
+@pytest.mark.slow
 def test_the_demo_goes_the_whole_road(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo at a tenth of its length: its products are there, and decode."""
     from fada_deploy.training import config
@@ -182,6 +185,7 @@ def test_help_imports_no_heavy_package(command: str) -> None:
     assert not heavy & imported_by(*words)
 
 
+@pytest.mark.slow
 def test_running_an_export_never_imports_torch(trained: Path, streets: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     assert "torch" in imported_by("export", trained, "--out", model), "the check must be able to see torch"

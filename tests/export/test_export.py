@@ -27,6 +27,7 @@ from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.predict import Predictor
 
 BACKENDS = ("onnxruntime", "openvino")
+pytestmark = pytest.mark.slow
 
 
 def quiet(text: str) -> None:
@@ -192,3 +193,34 @@ def test_own_size_is_nearest(frames: list[Frame]) -> None:
     small = np.array([[0, 1], [2, 3]], np.uint8)
     (got,) = own_size([small], [np.zeros((4, 4, 3), np.uint8)])
     assert got.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+
+
+def test_resnet101_from_init_weights_is_frozen_and_exports(blocks: Path, tmp_path: Path) -> None:
+    """The paper's network through all of the road; a few steps show that it runs, not that it is good."""
+    from fada_deploy.training.config import make_config
+    from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+    from fada_deploy.training.run import train
+
+    torch.manual_seed(0)
+    fresh = Segmenter(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch"))
+    torch.save(fresh.feature_extractor["backbone"].state_dict(), tmp_path / "resnet101.pth")
+    settings = [f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=2", "batch=1")]
+    options = {
+        "src": str(blocks / "source.toml"),
+        "tgt": str(blocks / "target.toml"),
+        "stages": "source,adversarial",
+    }
+    config = make_config(
+        preset="paper",
+        file=None,
+        settings=[*settings, "size=96x64", "src_size=104x64"],
+        options=options | {"init": str(tmp_path / "resnet101.pth")},
+    )
+    train(config, tmp_path / "run", device=torch.device("cpu"), say=quiet)
+    weights = tmp_path / "run" / "adversarial" / "weights.safetensors"
+    model, _ = load_segmenter(weights)
+    backbone = model.feature_extractor["backbone"]
+    assert model.spec.norm == "frozen" and torch.equal(backbone.bn1.running_var, torch.ones(64))
+    assert not torch.equal(backbone.conv1.weight, fresh.feature_extractor["backbone"].conv1.weight)
+    made = export(weights, tmp_path / "model.onnx", say=quiet)
+    assert set(made.verification) == set(BACKENDS)

@@ -153,6 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(blocks: Path, tmp_path: Path)
         ([], {"src": "kitti"}, "no data set 'kitti'; there are gta5, cityscapes, custom"),
         ([], {"tgt": "drives"}, "no target 'drives': it is a data set (gta5, cityscapes, custom), a .toml file"),
         ([], {"stages": ("adversarial",)}, "adversarial builds on an earlier stage"),
+        (["distill.batch=1"], {}, "trainable normalisation needs a batch of 2 or more; found 1 in distill"),
         (["size=100x64"], {}, "cannot take 100x64"),
     ],
 )
