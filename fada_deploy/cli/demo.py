@@ -34,10 +34,15 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
 
     Takes minutes on two cores and ends with scores, an overlay video and a contact sheet.
     """
-    from fada_deploy.common.errors import UsageError
+    from importlib.util import find_spec
+
+    from fada_deploy.common.errors import MissingExtraError, UsageError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import RUNS
 
+    for package in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "demo")
     if out is None:
         out = numbered_dir(Path(), "demo")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

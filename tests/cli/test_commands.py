@@ -178,6 +178,13 @@ def imported_by(*arguments: object) -> set[str]:
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
+def test_a_demo_that_cannot_end_does_not_begin(fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    code, _, err = fada("demo")
+    assert code == 2 and "onnxscript is not installed; type: pip install 'fada_deploy[demo]'" in error_line(err)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_imports_no_heavy_package(command: str) -> None:
     words = [w for w in (command, "--help") if w]
