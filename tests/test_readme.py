@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def commands() -> Iterator[tuple[str, str]]:
     """Yield (page, command line) for each `fada …` in code blocks and in code spans."""
     for page in PAGES:
-        text = page.read_text("utf-8")
+        text = page.read_text("utf-8").replace("\\\n", " ")
         blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for line in [*(x for b in blocks for x in b.splitlines()), *spans]:
@@ -82,3 +82,9 @@ def test_make_targets_written_down_exist() -> None:
     for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE):
             assert target in rules, f"{page.name}: make {target}"
+
+
+def test_no_page_holds_a_blank_to_fill() -> None:
+    for page in PAGES:
+        blanks = re.findall(r"\b(?:TABLE|NOTES|REAL|DEMO)_[A-Z]+\b", page.read_text("utf-8"))
+        assert not blanks, f"{page.name}: {', '.join(blanks)}"

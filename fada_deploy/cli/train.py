@@ -54,11 +54,10 @@ def command(
     from fada_deploy.common.errors import MissingExtraError, UsageError
 
     try:
-        import torch  # noqa: F401 -- only to say what to type when it is missing
-    except ImportError:
-        raise MissingExtraError("torch", "train") from None
-    from fada_deploy.training.device import choose_device
-    from fada_deploy.training.run import load_config, train
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.run import load_config, train
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
 
     where = choose_device(device)
     if resume is not None:

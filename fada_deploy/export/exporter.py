@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from fada_deploy import __version__
-from fada_deploy.common.errors import DataError, FadaError, UsageError
+from fada_deploy.common.errors import DataError, FadaError, MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.labels import load_label_space
+from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import HEADS, ModelMetadata
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.unlabelled import open_recordings
@@ -70,7 +71,13 @@ def export(
         raise UsageError(f"no head {head!r}; there are {', '.join(HEADS)}")
     if out.suffix != ".onnx":
         raise UsageError(f"{out}: an ONNX file ends in .onnx")
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "export")
     backends = [name for name in BACKENDS if find_spec(name) is not None]
+    if not backends:
+        # With nothing to run the file on, nothing would be proven.
+        raise MissingExtraError("onnxruntime", "export")
     trained, provenance = load_segmenter(weights)
     model = _at_size(trained, size_hw)
     metadata = ModelMetadata(
@@ -83,7 +90,8 @@ def export(
         provenance=provenance,
         versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     )
-    pictures = _proof_frames(provenance, weights, frames, say)
+    with TemporaryDirectory() as cache:
+        pictures = _proof_frames(provenance, model.spec.space, frames, Path(cache), say)
     proof, labels = make_proof(model, pictures)
     if head == "labels":
         labels = own_size(list(proof.labels), pictures)
@@ -131,16 +139,17 @@ def _at_size(trained: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
     return model.eval()
 
 
-def _proof_frames(provenance: dict[str, Any], weights: Path, frames: Path | None, say: Say) -> list[Frame]:
+def _proof_frames(
+    provenance: dict[str, Any], space: LabelSpace, frames: Path | None, cache: Path, say: Say
+) -> list[Frame]:
     """Return frames spread evenly over `frames`, or over the run's held-out target frames."""
     config = RunConfig.from_dict(provenance["config"])
-    cache = weights.parent.parent / "target_frames"
     dataset: FrameDataset
     try:
         if frames is not None:
-            dataset, _ = open_recordings(frames, cache=cache, space=load_label_space(config.label_space))
+            dataset, _ = open_recordings(frames, cache=cache, space=space)
         else:
-            train_set, held_out = open_target(config, cache, say)
+            train_set, held_out = open_target(config, cache, space, say)
             dataset = train_set if held_out is None else held_out
     except FadaError as error:
         raise DataError(

@@ -1,6 +1,6 @@
 """A trained network → one ONNX file that says all about itself.
 
-The only module of the export, with `proof`, that imports torch.
+The only module of the export, with `exporter`, that imports torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fada_deploy.common.errors import MissingExtraError
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 from fada_deploy.training.losses import upsample
 from fada_deploy.training.models.segmenter import Segmenter
@@ -58,11 +57,7 @@ HEADS: dict[str, type[LogitsHead | LabelsHead]] = {"logits": LogitsHead, "labels
 
 def write_onnx(model: Segmenter, metadata: ModelMetadata, path: Path) -> None:
     """Export `model` (on the CPU) as `metadata` describes it and check the file; `path` is overwritten."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 -- the exporter needs it, and says so in a page of traceback
-    except ImportError as error:
-        raise MissingExtraError(str(error.name), "export") from None
+    import onnx
 
     height, width = metadata.input_size_hw
     # An example of two images, since a batch of one would be taken for a constant.

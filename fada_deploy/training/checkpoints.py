@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fada_deploy.common.errors import FadaError, ModelError, UsageError
@@ -32,8 +34,6 @@ def save_weights(
     path: Path, weights: Mapping[str, Tensor], spec: ModelSpec, provenance: Mapping[str, Any]
 ) -> None:
     """Write weights with all that is needed to build their network."""
-    from safetensors.torch import save_file
-
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     document = json.dumps({"model": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)
     with atomic_path(path) as temporary:
@@ -42,8 +42,6 @@ def save_weights(
 
 def load_segmenter(path: Path, device: torch.device | None = None) -> tuple[Segmenter, dict[str, Any]]:
     """Return the network of a weights file in evaluation mode, and the file's provenance."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(path), "pt") as file:
             document = json.loads((file.metadata() or {})[PROPERTY])
@@ -106,8 +104,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"--init {path}: no such file; give ImageNet weights of the backbone, or `none`")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content)

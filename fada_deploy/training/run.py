@@ -23,7 +23,7 @@ from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.labels import IGNORE, load_label_space
+from fada_deploy.common.labels import IGNORE, LabelSpace, load_label_space
 from fada_deploy.common.runs import CONFIG, WEIGHTS, final_weights
 from fada_deploy.data import DATASETS, open_dataset
 from fada_deploy.data.base import FrameDataset
@@ -82,9 +82,10 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
     return job.outcome
 
 
-def open_target(config: RunConfig, cache: Path, say: Say) -> tuple[FrameDataset, FrameDataset | None]:
+def open_target(
+    config: RunConfig, cache: Path, space: LabelSpace, say: Say
+) -> tuple[FrameDataset, FrameDataset | None]:
     """Return the target's training frames and, where there are any, its held-out frames."""
-    space = load_label_space(config.label_space)
     root = None if config.tgt_root is None else Path(config.tgt_root)
     path = Path(config.tgt)
     # A data set's name means the data set, also where a folder of that name lies about.
@@ -132,7 +133,7 @@ class Run:
         self.fresh()  # Bad --init is said before the data is read.
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
-        self.target_frames, self.validation = open_target(config, run / "target_frames", say)
+        self.target_frames, self.validation = open_target(config, run / "target_frames", self.space, say)
         if not self.source_frames.labelled:
             raise DataError(f"{config.src}: some source frames have no labels; the source must be labelled")
 
