@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError, FadaError
+from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
 HELD_OUT = 0.1
+_LABEL_FOLDERS = frozenset({"annotations", "gtFine", "labels", "masks"})
 _THUMB_WH = (32, 18)
 
 
@@ -44,13 +45,15 @@ def open_recordings(
     space: LabelSpace,
     sampling: Sampling | None = None,
     ego_mask: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    left_out: Callable[[DataError], None] = lambda error: None,
 ) -> tuple[FrameDataset, FrameDataset]:
     """Sample recordings into (train, held-out) data sets without labels.
 
-    Frames of videos are kept as PNG under `cache`; pictures are used where they lie. With several
-    clips about a tenth of the clips is held out; a single clip gives its last tenth, after a gap of
-    the same length, since there is no other clip to give. Raise `DataError` when nothing is usable.
+    Frames of videos are kept as PNG under `cache`; pictures are used where they lie, but for folders
+    of label maps. At most a tenth of the frames is held out, in whole clips; where no clip is that
+    short the longest gives its last tenth, after a gap of the same length. `left_out` gets an error
+    for each file that cannot be used. Raise `DataError` when nothing is usable.
     """
     if not path.exists():
         raise DataError(
@@ -59,15 +62,20 @@ def open_recordings(
     sampling = sampling or Sampling()
     clips: dict[str, list[Pair]] = {}
     for video in _videos(path):
-        clips[str(video)] = _sample_video(video, cache, sampling)
-        if progress:
-            progress(f"{video.name}: {len(clips[str(video)])} frames")
+        try:
+            clips[str(video)] = _sample_video(video, cache, sampling, left_out)
+        except DataError as error:
+            if video == path:
+                raise
+            left_out(error)
+            continue
+        say(f"{video.name}: {len(clips[str(video)])} frames")
     for folder, images in _picture_folders(path).items():
-        clips[folder], bad = _distinct_pictures(images, folder, sampling)
-        if progress:
-            for error in bad:
-                progress(f"left out: {error}")
-            progress(f"{folder}: {len(clips[folder])} of {len(images)} pictures")
+        if Path(folder).name in _LABEL_FOLDERS:
+            say(f"{folder}: passed over, as label maps are no target")
+            continue
+        clips[folder] = _distinct_pictures(images, folder, sampling, left_out)
+        say(f"{folder}: {len(clips[folder])} of {len(images)} pictures")
     clips = {name: pairs for name, pairs in clips.items() if pairs}
     if not clips:
         raise DataError(f"{path}: no video and no picture that can be read; allowed is {ALLOWED}")
@@ -82,29 +90,31 @@ def open_recordings(
 
 
 def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]:
-    """Split clips into (train, held-out) frames; the choice depends on the clips' names alone."""
-    if len(clips) == 1:
-        (frames,) = clips.values()
-        tenth = max(1, round(HELD_OUT * len(frames)))
-        if len(frames) < 5:
-            return frames, []
-        return frames[: len(frames) - 2 * tenth], frames[-tenth:]
-    by_hash = sorted(clips, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest())
-    chosen = set(by_hash[: max(1, round(HELD_OUT * len(clips)))])
-    train = [pair for name, pairs in clips.items() if name not in chosen for pair in pairs]
-    return train, [pair for name, pairs in clips.items() if name in chosen for pair in pairs]
+    """Split clips into (train, held-out) frames; the choice depends on the clips' names and lengths alone."""
+    room = HELD_OUT * sum(map(len, clips.values()))
+    held_out: list[Pair] = []
+    train = dict(clips)
+    for name in sorted(clips, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest()):
+        if len(held_out) + len(clips[name]) <= room:
+            held_out += train.pop(name)
+    longest = max(train, key=lambda name: len(train[name]))
+    if not held_out and len(train[longest]) >= 5:
+        tenth = max(1, round(HELD_OUT * len(train[longest])))
+        held_out = train[longest][-tenth:]
+        train[longest] = train[longest][: -2 * tenth]
+    return [pair for pairs in train.values() for pair in pairs], held_out
 
 
 def _videos(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def _picture_folders(path: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     if path.is_dir():
-        for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        for image in sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES):
             found.setdefault(str(image.parent), []).append(image)
     return found
 
@@ -119,41 +129,44 @@ def _changed(last: NDArray[np.float32] | None, thumb: NDArray[np.float32], sampl
 
 
 def _distinct_pictures(
-    images: Sequence[Path], group: str, sampling: Sampling
-) -> tuple[list[Pair], list[FadaError]]:
+    images: Sequence[Path], group: str, sampling: Sampling, left_out: Callable[[DataError], None]
+) -> list[Pair]:
     pairs: list[Pair] = []
-    bad: list[FadaError] = []
     last: NDArray[np.float32] | None = None
     for image in images:
         try:
             thumb = _thumb(read_rgb(image))
-        except FadaError as error:
-            bad.append(error)
+        except DataError as error:
+            left_out(error)
             continue
         if _changed(last, thumb, sampling):
             pairs.append(Pair(image, None, group))
             last = thumb
-    return pairs, bad
+    return pairs
 
 
-def _sample_video(video: Path, cache: Path, sampling: Sampling) -> list[Pair]:
+def _sample_video(
+    video: Path, cache: Path, sampling: Sampling, left_out: Callable[[DataError], None]
+) -> list[Pair]:
     # One name a video, a sampling and a version of the file, so that a resumed run finds its frames.
     stat = video.stat()
     key = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{sampling.every}:{sampling.min_change}"
     folder = cache / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if not (folder / "done").is_file():
         last: NDArray[np.float32] | None = None
-        for index, rgb in _timed_frames(video, sampling.every):
+        for index, rgb in _timed_frames(video, sampling.every, left_out):
             thumb = _thumb(rgb)
             if _changed(last, thumb, sampling):
                 write_png(folder / f"{index:07d}.png", rgb)
                 last = thumb
         if folder.is_dir():
             (folder / "done").touch()
-    return [Pair(image, None, str(video)) for image in sorted(folder.glob("*.png"))]
+    return [Pair(image, None, str(video)) for image in sorted(folder.glob("[!.]*.png"))]
 
 
-def _timed_frames(video: Path, every: float) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _timed_frames(
+    video: Path, every: float, left_out: Callable[[DataError], None]
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield (frame number, RGB) at least `every` seconds apart, by the frames' own timestamps."""
     import av
 
@@ -169,4 +182,4 @@ def _timed_frames(video: Path, every: float) -> Iterator[tuple[int, NDArray[np.u
                     yield index, upright_rgb(frame)
         except av.error.FFmpegError:
             # A recording cut short still has all its frames up to the cut.
-            return
+            left_out(DataError(f"{video}: cut short or damaged; the frames up to there are used"))

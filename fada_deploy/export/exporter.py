@@ -145,11 +145,15 @@ def _proof_frames(
     """Return frames spread evenly over `frames`, or over the run's held-out target frames."""
     config = RunConfig.from_dict(provenance["config"])
     dataset: FrameDataset
+
+    def left_out(error: DataError) -> None:
+        say(f"left out of the proof: {error}")
+
     try:
         if frames is not None:
-            dataset, _ = open_recordings(frames, cache=cache, space=space)
+            dataset, _ = open_recordings(frames, cache=cache, space=space, left_out=left_out)
         else:
-            train_set, held_out = open_target(config, cache, space, say)
+            train_set, held_out = open_target(config, cache, space, say, left_out)
             dataset = train_set if held_out is None else held_out
     except FadaError as error:
         raise DataError(
@@ -161,7 +165,7 @@ def _proof_frames(
         try:
             found.append(dataset.image(i))
         except DataError as error:
-            say(f"left out of the proof: {error}")
+            left_out(error)
     if not found:
         raise DataError("no frame to prove the export on could be read, so nothing is written; give --frames")
     return found

@@ -83,7 +83,7 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
 
 
 def open_target(
-    config: RunConfig, cache: Path, space: LabelSpace, say: Say
+    config: RunConfig, cache: Path, space: LabelSpace, say: Say, left_out: Callable[[DataError], None]
 ) -> tuple[FrameDataset, FrameDataset | None]:
     """Return the target's training frames and, where there are any, its held-out frames."""
     root = None if config.tgt_root is None else Path(config.tgt_root)
@@ -98,7 +98,9 @@ def open_target(
         if (path / "leftImg8bit").is_dir():
             raise UsageError(f"{path} holds Cityscapes; say --tgt cityscapes --tgt-root {path}")
         mask = None if config.ego_mask is None else Path(config.ego_mask)
-        train_set, held_out = open_recordings(path, cache=cache, space=space, ego_mask=mask, progress=say)
+        train_set, held_out = open_recordings(
+            path, cache=cache, space=space, ego_mask=mask, say=say, left_out=left_out
+        )
         return train_set, held_out if len(held_out) else None
     if config.ego_mask is not None:
         raise UsageError("--ego-mask is for recordings; a custom data set names its own, [labels] ego_mask")
@@ -133,9 +135,14 @@ class Run:
         self.fresh()  # Bad --init is said before the data is read.
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
-        self.target_frames, self.validation = open_target(config, run / "target_frames", self.space, say)
         if not self.source_frames.labelled:
             raise DataError(f"{config.src}: some source frames have no labels; the source must be labelled")
+        self.target_frames, self.validation = open_target(
+            config, run / "target_frames", self.space, say, self._left_out
+        )
+
+    def _left_out(self, error: DataError) -> None:
+        self.outcome.bad_files[str(error)] = None
 
     def fresh(self, spec: ModelSpec | None = None) -> Segmenter:
         """Return the network as it is before any training: a pure function of seed and init."""

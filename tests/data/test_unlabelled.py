@@ -72,10 +72,11 @@ def test_bad_pictures_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
     for i in range(3):
         assert cv2.imwrite(str(folder / f"{i}.png"), picture(i))
     (folder / "3.png").write_bytes(b"no picture")
-    said: list[str] = []
-    train, _ = open_recordings(folder, cache=tmp_path / "cache", space=CITYSCAPES_19, progress=said.append)
-    assert len(train) == 3
-    assert any("left out" in line and "3.png" in line for line in said)
+    (folder / "4.mp4").write_bytes(b"no film")
+    bad: list[DataError] = []
+    train, held_out = open_recordings(folder, cache=tmp_path / "cache", space=CITYSCAPES_19, left_out=bad.append)
+    assert len(train) == 3 and not len(held_out)
+    assert [Path(str(e).split(":")[0]).name for e in bad] == ["4.mp4", "3.png"]
 
 
 def test_nothing_usable_is_one_clear_line(tmp_path: Path) -> None:
@@ -96,3 +97,22 @@ def test_a_film_held_sideways_is_turned_upright_as_in_the_runtime(tmp_path: Path
     want = cv2.rotate(picture(3), cv2.ROTATE_90_CLOCKWISE)
     assert train.image(0).shape == want.shape
     assert np.abs(train.image(0).astype(int) - want).mean() < 12
+
+
+def test_a_few_long_clips_keep_nine_tenths_for_training() -> None:
+    clips = {f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(20)] for c in range(3)}
+    train, held_out = split_by_clip(clips)
+    assert len(held_out) == 2 and len(train) == 60 - 4
+    assert {p.group for p in held_out} == {"clip0"}
+
+
+def test_label_maps_and_drafts_are_no_target(tmp_path: Path) -> None:
+    for sub, count in (("images", 6), ("labels", 6)):
+        (tmp_path / sub).mkdir()
+        for i in range(count):
+            assert cv2.imwrite(str(tmp_path / sub / f"{i}.png"), picture(i))
+    assert cv2.imwrite(str(tmp_path / "images" / ".9.partial.png"), picture(9))
+    said: list[str] = []
+    train, held_out = open_recordings(tmp_path, cache=tmp_path / "c", space=CITYSCAPES_19, say=said.append)
+    assert {p.image.parent.name for p in [*train.pairs, *held_out.pairs]} == {"images"}
+    assert any("label maps are no target" in line for line in said) and not any("of 7" in line for line in said)
