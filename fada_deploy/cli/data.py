@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 import click
 
 from fada_deploy.cli.options import SIZE, log
+from fada_deploy.common.cores import usable_cores
 
 
 @click.group("data", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Render data sets."""
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @command.command("render")
@@ -48,7 +44,7 @@ def _usable_cores() -> int:
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    default=_usable_cores,
+    default=usable_cores,
     show_default="usable cores",
     help="Processes to render with.",
 )

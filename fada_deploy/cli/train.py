@@ -20,7 +20,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option("--ego-mask", type=click.Path(), help="Picture, not black where recordings show the car itself.")
 @click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [cityscapes-19].")
 @click.option("--backbone", help="resnet101 or ddrnet23-slim.")
-@click.option("--preset", default="paper", help="paper (the published numbers) or small (two CPU cores) [paper].")
+@click.option("--preset", help="paper (the published numbers) or small (two CPU cores) [paper].")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings from a TOML file.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. adversarial.lr=1e-4."
@@ -61,9 +61,8 @@ def command(
 
     where = choose_device(device)
     if resume is not None:
-        del options["preset"]
         options |= {"config": config_file, "set": settings, "out": out}
-        given = [name for name, value in options.items() if value]
+        given = [name.replace("_", "-") for name, value in options.items() if value not in (None, ())]
         if given:
             raise UsageError(f"--resume goes on with a run as it was; leave out --{', --'.join(given)}")
         config, run = load_config(resume), resume

@@ -26,10 +26,10 @@ from fada_deploy.export.verify import Frame, Proof, Thresholds, Verification, ga
 from fada_deploy.runtime.backends import BACKENDS
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.datasets import open_target
 from fada_deploy.training.losses import upsample
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size
 from fada_deploy.training.predict import Predictor
-from fada_deploy.training.run import open_target
 
 PROOF_FRAMES = 6
 Say = Callable[[str], None]

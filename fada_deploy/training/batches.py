@@ -6,7 +6,6 @@ generator seeded with (seed, position): nothing to save, so a resumed run sees w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -75,7 +75,7 @@ class Batches:
         self._load, self._order, self._batch, self._seed = load, order, batch, seed
         self._device, self._ahead = device, ahead
         self._ego = None if ego is None else torch.from_numpy(ego).to(device)
-        self._pool = ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0)))), "batches")
+        self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")
         self._waiting: dict[int, list[Future[tuple[int, Sample]]]] = {}
         self.bad: dict[str, None] = {}
 

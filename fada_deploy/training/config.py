@@ -6,6 +6,7 @@ every deviation and why).
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -85,7 +86,8 @@ class DistillStage(Stage):
     """A fresh student on the adapted network's pseudo-labels of the target's training frames.
 
     Frames and pseudo-labels are scaled by a factor from `scale`, relative to the distilled
-    network's input size, and cropped to `crop` (0 × 0: that whole size).
+    network's input size, and cropped to `crop`. The student's normalisation is `norm`: trainable in
+    the published GTA5 run with ResNet-101, frozen for SYNTHIA.
     """
 
     iterations: int = 20_000
@@ -97,6 +99,7 @@ class DistillStage(Stage):
     scale: tuple[float, float] = (0.5, 1.5)
     size: SizeHW = (1024, 2048)
     crop: SizeHW = (512, 1024)
+    norm: str = "batch"
 
 
 @dataclass(frozen=True)
@@ -188,26 +191,32 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_config(
-    *, preset: str, file: Path | None, settings: Iterable[str], options: Mapping[str, Any]
+    *, preset: str | None, file: Path | None, settings: Iterable[str], options: Mapping[str, Any]
 ) -> RunConfig:
     """Build a configuration: the preset, then a TOML file, then `options`, then `stage.key=value` settings.
 
-    Options that are None are left alone. Raise `UsageError` for anything unknown.
+    The preset itself may be named by the file; the default is "paper". Options that are None are left
+    alone. Raise `UsageError` for anything unknown.
     """
-    if preset not in PRESETS:
-        raise UsageError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    merged: dict[str, Any] = _flat(PRESETS[preset]) | {"preset": preset}
+    from_file: dict[str, Any] = {}
     if file is not None:
         try:
-            merged |= _flat(tomllib.loads(file.read_text("utf-8")))
+            from_file = _flat(tomllib.loads(file.read_text("utf-8")))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"{file}: cannot be read as TOML ({error})") from None
+    preset = preset or str(from_file.get("preset", "paper"))
+    if preset not in PRESETS:
+        raise UsageError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    merged: dict[str, Any] = _flat(PRESETS[preset]) | from_file
     merged |= {k: v for k, v in options.items() if v is not None}
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
             raise UsageError(f"--set takes key=value, for example source.iterations=500; found {setting!r}")
+        if key.strip() == "preset":
+            raise UsageError("a preset is no single setting; name it with --preset")
         merged[key.strip()] = text.strip()
+    merged["preset"] = preset
     missing = [name for name in ("src", "tgt") if name not in merged]
     if missing:
         options_missing = " and ".join(f"--{name}" for name in missing)
@@ -239,10 +248,13 @@ def _assign(config: RunConfig, key: str, value: Any) -> RunConfig:
     return changed if not dot else replace(config, **{stage: changed})
 
 
+_SIZES = ("size", "src_size", "crop")
+
+
 def _convert(value: Any, default: Any, name: str, key: str) -> Any:
     """Turn text or TOML into the type of the default it replaces."""
     try:
-        if name in ("size", "src_size", "crop") and isinstance(value, str):
+        if name in _SIZES and isinstance(value, str):
             return parse_size(value)
         if isinstance(default, bool):
             words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -259,7 +271,7 @@ def _convert(value: Any, default: Any, name: str, key: str) -> Any:
                 raise ValueError(f"{len(default)} values are needed")
             return converted
     except (KeyError, TypeError, ValueError):
-        example = "x".join(map(str, reversed(default))) if "size" in name else default
+        example = "x".join(map(str, reversed(default))) if name in _SIZES else default
         raise UsageError(f"{key} cannot be {value!r}; it is something like {example}") from None
     return None if value is None else str(value)
 
@@ -287,11 +299,27 @@ def _checked(config: RunConfig) -> RunConfig:
         need(stage.optimiser in OPTIMISERS, f"{name}.optimiser must be one of {', '.join(OPTIMISERS)}")
         positive = min(stage.iterations, stage.batch, stage.max_iterations) >= 1
         need(positive, f"{name}: iterations, max_iterations and batch must be at least 1")
+        need(0 <= stage.lr < math.inf, f"{name}.lr must be finite and not negative; found {stage.lr}")
+        need(0 <= stage.ema < 1, f"{name}.ema is a decay from 0 to below 1; found {stage.ema}")
+        need(stage.warmup >= 0, f"{name}.warmup must not be negative; found {stage.warmup}")
+        fair = min(stage.jitter) >= 0 and max(stage.jitter[:3]) <= 1 and stage.jitter[3] <= 0.5
+        need(fair, f"{name}.jitter must lie in 0 to 1, its last, the hue, in 0 to 0.5; found {stage.jitter}")
         need(
             stage.iterations <= stage.max_iterations,
             f"{name}.iterations {stage.iterations} is beyond the schedule's end, max_iterations "
             f"{stage.max_iterations}; raise max_iterations too",
         )
+    need(adversarial.temperature > 0, f"adversarial.temperature must be above 0; found {adversarial.temperature}")
+    low, high = config.distill.scale
+    need(0 < low <= high, f"distill.scale must be two factors above 0, the smaller first; found {low}, {high}")
+    for name, share in (("source.flip", config.source.flip), ("distill.flip", config.distill.flip)):
+        need(0 <= share <= 1, f"{name} is a probability; found {share}")
+    need(config.seed >= 0, f"seed must not be negative; found {config.seed}")
+    need(config.save_every >= 1, f"save_every must be at least 1; found {config.save_every}")
     need(config.amp in AMP, f"amp must be one of {', '.join(AMP)}; found {config.amp!r}")
+    need(
+        config.distill.norm in ("batch", "frozen"),
+        f"distill.norm must be batch or frozen; found {config.distill.norm!r}",
+    )
     need(config.norm in ("auto", "batch", "frozen"), f"norm must be auto, batch or frozen; found {config.norm!r}")
     return config

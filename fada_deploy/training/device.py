@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, UsageError
 
 
@@ -20,7 +21,7 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"{name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu")
     if kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # A container's share of the host, not the host's cores.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(usable_cores())
     return torch.device(name)
 
 

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,18 +23,18 @@ from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.labels import IGNORE, LabelSpace, load_label_space
+from fada_deploy.common.labels import IGNORE, load_label_space
 from fada_deploy.common.runs import CONFIG, WEIGHTS, final_weights
-from fada_deploy.data import DATASETS, open_dataset
+from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.unlabelled import open_recordings
 from fada_deploy.evaluate import Evaluation, evaluate
 from fada_deploy.training.batches import Batches, Order, Sample
 from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
+from fada_deploy.training.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.device import bf16_pays
 from fada_deploy.training.models.discriminator import PixelDiscriminator
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size
+from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.sampling import ClassBalancedOrder, ShuffledOrder
 from fada_deploy.training.session import OpenSession, Session
@@ -82,36 +82,6 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
     return job.outcome
 
 
-def open_target(
-    config: RunConfig, cache: Path, space: LabelSpace, say: Say, left_out: Callable[[DataError], None]
-) -> tuple[FrameDataset, FrameDataset | None]:
-    """Return the target's training frames and, where there are any, its held-out frames."""
-    root = None if config.tgt_root is None else Path(config.tgt_root)
-    path = Path(config.tgt)
-    # A data set's name means the data set, also where a folder of that name lies about.
-    if config.tgt not in DATASETS and path.suffix != ".toml":
-        if not path.exists():
-            known = ", ".join(DATASETS)
-            raise UsageError(
-                f"no target {config.tgt!r}: it is a data set ({known}), a .toml file, a video or a folder"
-            )
-        if (path / "leftImg8bit").is_dir():
-            raise UsageError(f"{path} holds Cityscapes; say --tgt cityscapes --tgt-root {path}")
-        mask = None if config.ego_mask is None else Path(config.ego_mask)
-        train_set, held_out = open_recordings(
-            path, cache=cache, space=space, ego_mask=mask, say=say, left_out=left_out
-        )
-        return train_set, held_out if len(held_out) else None
-    if config.ego_mask is not None:
-        raise UsageError("--ego-mask is for recordings; a custom data set names its own, [labels] ego_mask")
-    train_set = open_dataset(config.tgt, root, split="train", space=space)
-    try:
-        return train_set, open_dataset(config.tgt, root, split="val", space=space)
-    except (DataError, UsageError) as error:
-        say(f"no validation split, so nothing is scored: {error}")
-        return train_set, None
-
-
 class Run:
     """The data, networks and folders of one run."""
 
@@ -120,19 +90,10 @@ class Run:
         self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
         self.outcome = Outcome(run)
         self.space = load_label_space(config.label_space)
-        frozen = config.norm == "frozen" or (config.norm == "auto" and config.init != "none")
-        if frozen and config.init == "none" and config.start is None:
-            raise UsageError(
-                "norm = frozen needs trained statistics: give --init FILE with ImageNet weights, or let "
-                "norm be batch (frozen normalisation over random weights cannot learn)"
-            )
-        alone = [name for name in config.stages if getattr(config, name).batch < 2]
-        if alone and not frozen:
-            raise UsageError(f"trainable normalisation needs a batch of 2 or more; found 1 in {', '.join(alone)}")
-        self.spec = ModelSpec(config.backbone, self.space, config.size, "frozen" if frozen else "batch")
-        for size in {config.size, config.distill.size} if "distill" in config.stages else {config.size}:
-            check_size(config.backbone, size)
-        self.fresh()  # Bad --init is said before the data is read.
+        self.spec = ModelSpec(config.backbone, self.space, config.size, initial_norm(config))
+        self.student_spec = replace(self.spec, size_hw=config.distill.size, norm=config.distill.norm)
+        # Whatever cannot work is said here, before any data is read.
+        self._check_networks()
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
         if not self.source_frames.labelled:
@@ -140,15 +101,59 @@ class Run:
         self.target_frames, self.validation = open_target(
             config, run / "target_frames", self.space, say, self._left_out
         )
+        self._check_data()
+
+    def _check_networks(self) -> None:
+        config = self.config
+        made = {"source": self.spec, "adversarial": self.spec, "distill": self.student_spec}
+        self.start: Segmenter | None = None
+        if config.start is not None:
+            self.start = self._load(final_weights(Path(config.start)))
+            made["adversarial"] = replace(self.start.spec, size_hw=config.size)
+        first = next(stage for stage in STAGES if stage in config.stages)
+        if first == "source" and self.start is not None:
+            raise UsageError("--start stands in for the source stage; leave out --start, or source from --stages")
+        if first != "source" and self.start is None and not self._earlier(first):
+            raise UsageError(f"{first} builds on an earlier stage; add source to --stages, or give --start RUN")
+        if "adversarial" in config.stages and made["adversarial"].backbone != config.backbone:
+            found = made["adversarial"].backbone
+            raise UsageError(f"--start {config.start} has a {found}; give --backbone {found}")
+        for stage in config.stages:
+            spec, batch = made[stage], getattr(config, stage).batch
+            check_size(spec.backbone, spec.size_hw)
+            if spec.norm == "frozen" and config.init == "none" and stage != "adversarial":
+                raise UsageError(
+                    f"{stage}: frozen normalisation over random weights cannot learn; give --init FILE with "
+                    "ImageNet weights, or let norm be batch"
+                )
+            if spec.norm == "batch" and batch < 2:
+                raise UsageError(f"{stage}: trainable normalisation needs a batch of 2 or more; found {batch}")
+        self.fresh(self.spec)
+
+    def _check_data(self) -> None:
+        """Remember which frames the run began with; refuse to go on with others."""
+        path = self.folder / "data.json"
+        frames = {"source": self.source_frames, "target": self.target_frames}
+        found = {name: fingerprint(dataset) for name, dataset in frames.items()}
+        if path.is_file():
+            known = json.loads(path.read_text("utf-8"))
+            changed = [name for name in found if found[name] != known.get(name)]
+            if changed:
+                raise DataError(
+                    f"the frames or classes of the {' and '.join(changed)} changed since {self.folder} began; "
+                    "put them back, or begin a new run"
+                )
+        else:
+            write_text(path, json.dumps(found, indent=2))
 
     def _left_out(self, error: DataError) -> None:
         self.outcome.bad_files[str(error)] = None
 
-    def fresh(self, spec: ModelSpec | None = None) -> Segmenter:
+    def fresh(self, spec: ModelSpec) -> Segmenter:
         """Return the network as it is before any training: a pure function of seed and init."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            model = Segmenter(spec or self.spec)
+            model = Segmenter(spec)
         if self.config.init != "none":
             load_backbone(model, Path(self.config.init))
         return model.to(self.device)
@@ -156,7 +161,7 @@ class Run:
     def source(self) -> None:
         """Train on the labelled source alone."""
         stage = self.config.source
-        model = self.fresh()
+        model = self.fresh(self.spec)
         load = partial(self._source_sample, jitter=stage.jitter, mirror=stage.flip)
         with closing(self._batches(load, self._source_order("source"), "source", stage.batch)) as batches:
             average = train_supervised(
@@ -168,8 +173,6 @@ class Run:
         """Adapt the source stage's network to the target."""
         stage = self.config.adversarial
         model = self._before("adversarial")
-        if model.spec.backbone != self.config.backbone:
-            raise UsageError(f"--start has a {model.spec.backbone}; give --backbone {model.spec.backbone}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
             outputs = 1 if stage.encodings == "two-way" else self.space.num_classes
@@ -196,7 +199,7 @@ class Run:
         teacher = self._before("distill")
         pseudo = self.folder / "distill" / "pseudo"
         write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
-        student = self.fresh(replace(self.spec, size_hw=stage.size))
+        student = self.fresh(self.student_spec)
         order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
         load = PseudoLabelled(self.target_frames, pseudo, stage)
         with closing(self._batches(load, order, "distill", stage.batch)) as batches:
@@ -207,26 +210,37 @@ class Run:
 
     def score(self, stage: str) -> None:
         """Score a finished stage on the target's labelled validation frames, if it has them."""
-        if self.validation is None or not self.validation.labelled:
+        if self.validation is None:
             return
         model, _ = load_segmenter(self.folder / stage / WEIGHTS, self.device)
-        result = evaluate(Predictor(model, self.device).labels, self.validation)
+        total = len(self.validation)
+        try:
+            with tqdm(total=total, desc="scoring", unit="frame", disable=None, file=sys.stderr) as bar:
+                result = evaluate(Predictor(model, self.device).labels, self.validation, progress=bar.update)
+        except DataError as error:
+            self.say(f"{stage}: not scored: {error}")
+            return
+        self.outcome.bad_files |= dict.fromkeys(result.failed)
         self.outcome.scores[stage] = result
         height, width = model.spec.size_hw
         document = {"input": f"{width}x{height}", "frames": result.frames, **result.scores.to_dict()}
         write_text(self.folder / stage / "scores.json", json.dumps(document, indent=2))
         self.say(f"{stage}: mIoU {100 * result.scores.miou:.1f} on {result.frames} frames at {width}x{height}")
 
+    def _earlier(self, stage: str) -> list[Path]:
+        """Return the weights of this run's finished stages before `stage`, the nearest first."""
+        earlier = [self.folder / name / WEIGHTS for name in reversed(STAGES[: STAGES.index(stage)])]
+        return [path for path in earlier if path.is_file()]
+
     def _before(self, stage: str) -> Segmenter:
         """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
-        earlier = [self.folder / name / WEIGHTS for name in reversed(STAGES[: STAGES.index(stage)])]
-        weights = next((path for path in earlier if path.is_file()), None)
-        if weights is None:
-            if self.config.start is None:
-                raise UsageError(
-                    f"{stage} builds on an earlier stage; add source to --stages, or give --start RUN"
-                )
-            weights = final_weights(Path(self.config.start))
+        earlier = self._earlier(stage)
+        if earlier:
+            return self._load(earlier[0])
+        assert self.start is not None, "checked before anything was trained"
+        return self.start
+
+    def _load(self, weights: Path) -> Segmenter:
         model, _ = load_segmenter(weights, self.device)
         if model.spec.space != self.space:
             raise UsageError(
@@ -291,26 +305,13 @@ def _ego(frames: FrameDataset, size_hw: tuple[int, int]) -> NDArray[np.bool_] | 
     return None if frames.ego_mask is None else frames.ego(size_hw)
 
 
-def class_contents(dataset: FrameDataset) -> tuple[NDArray[np.bool_], dict[str, None]]:
-    """Return which file holds which class, (N, K) bool, and a line for each file that cannot be read.
-
-    A bad file holds nothing, so that class-balanced sampling never draws it.
-    """
-    contents = np.zeros((len(dataset), dataset.space.num_classes), bool)
-    bad: dict[str, None] = {}
-
-    def read(i: int) -> None:
-        try:
-            present = np.bincount(dataset.labels(i).ravel(), minlength=256) > 0
-            contents[i] = present[: dataset.space.num_classes]
-        except DataError as error:
-            bad[str(error)] = None
-
-    with ThreadPoolExecutor() as pool:
-        list(tqdm(pool.map(read, range(len(dataset))), total=len(dataset), desc="source classes", disable=None))
-    if len(bad) == len(dataset):
-        raise DataError(f"no source label can be used, the first: {next(iter(bad))}")
-    return contents, bad
+def initial_norm(config: RunConfig) -> str:
+    """Return the normalisation of a network that starts from `init`."""
+    if config.norm != "auto":
+        return config.norm
+    # Only what a file supplied can be frozen, and DDRNet's ImageNet weights leave out its pyramid.
+    supplied = config.init != "none" and find_backbone(config.backbone).init_is_whole
+    return "frozen" if supplied else "batch"
 
 
 def save_config(config: RunConfig, run: Path) -> None:

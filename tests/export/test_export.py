@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import onnx
 import pytest
@@ -164,9 +165,13 @@ def test_without_frames_to_prove_on_nothing_is_written(weights: Path, tmp_path: 
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_given_frames_are_the_proof(weights: Path, streets: Path, tmp_path: Path) -> None:
+def test_given_frames_are_the_proof(weights: Path, streets: Path, tmp_path: Path, logits_file: Exported) -> None:
     made = export(weights, tmp_path / "model.onnx", frames=streets / "clip" / "clip.mp4", say=quiet)
-    assert made.verification["onnxruntime"].frames == len(Proof.load(made.proof).frames)
+    with av.open(str(streets / "clip" / "clip.mp4")) as clip:
+        first = next(clip.decode(video=0)).to_ndarray(format="rgb24")
+    frames = Proof.load(made.proof).frames
+    np.testing.assert_array_equal(frames[0], first)
+    assert not np.array_equal(frames[0], Proof.load(logits_file.proof).frames[0])
 
 
 @pytest.mark.parametrize(

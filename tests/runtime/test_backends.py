@@ -13,11 +13,11 @@ import onnx
 import pytest
 import toy
 
+from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, FadaError, MissingExtraError, ModelError, UsageError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime import backends
 from fada_deploy.runtime.backends import BACKENDS, open_backend
-from fada_deploy.runtime.backends.base import threads
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
 every_backend = pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -221,7 +221,7 @@ def test_a_cuda_provider_that_silently_falls_back(
     open_ort = BACKENDS["onnxruntime"]
     model = toy.color_model(tmp_path / "m.onnx")
     assert open_ort(model, device="auto").device == ("cuda:0" if starts else "cpu")
-    assert asked[-1] == ([("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"], threads())
+    assert asked[-1] == ([("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"], usable_cores())
     assert open_ort(model, device="cpu").device == "cpu"
     assert asked[-1][0] == ["CPUExecutionProvider"]
     if starts:

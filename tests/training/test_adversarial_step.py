@@ -177,3 +177,24 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses() -> None:
         return [v.item() for v in got.values()]
 
     assert losses(3) == pytest.approx(losses(4), rel=1e-12)
+
+
+@pytest.mark.parametrize("whose", ["source", "target", "both"])
+def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> None:
+    class Normed(Pixel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def features(self, frames: Tensor) -> Tensor:
+            return self.feature_extractor(self.norm(frames.double().permute(0, 3, 1, 2)))
+
+    model = Normed().double().train()
+    discriminator = PixelDiscriminator(C, K).double()
+    optimisers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
+    src, tgt = batch(1), batch(2)
+    stage = AdversarialStage(bn_statistics=whose)
+    adversarial_step(model, discriminator, *optimisers, src, tgt, stage)  # type: ignore[arg-type]
+    mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
+    want = {"source": 0.1 * mean_s, "target": 0.1 * mean_t, "both": 0.9 * 0.1 * mean_s + 0.1 * mean_t}[whose]
+    torch.testing.assert_close(model.norm.running_mean, want)

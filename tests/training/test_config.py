@@ -44,6 +44,14 @@ def test_the_command_line_beats_the_file_and_the_file_the_preset(tmp_path: Path)
     assert (c.backbone, c.seed, c.size, c.source.lr, c.source.batch) == ("ddrnet23-slim", 7, (256, 512), 0.2, 2)
 
 
+def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "small"\n[source]\nbatch = 2\n')
+    c = make_config(preset=None, file=file, settings=[], options=PAIR)
+    assert (c.preset, c.backbone, c.source.batch, c.distill.batch) == ("small", "ddrnet23-slim", 2, 4)
+    assert make_config(preset="paper", file=file, settings=[], options=PAIR).backbone == "resnet101"
+
+
 def test_settings_take_the_type_of_what_they_replace() -> None:
     c = config(
         "adversarial.full_resolution=no",
@@ -78,6 +86,16 @@ def test_a_written_configuration_reads_back_equal() -> None:
         (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),
         (["source.batch=0"], "must be at least 1"),
         (["source.iterations=40000"], "beyond the schedule's end, max_iterations 31250"),
+        (["seed=-1"], "seed must not be negative"),
+        (["save_every=0"], "save_every must be at least 1"),
+        (["source.lr=nan"], "source.lr must be finite"),
+        (["source.ema=2"], "source.ema is a decay"),
+        (["source.flip=5"], "source.flip is a probability"),
+        (["distill.scale=0,1"], "distill.scale must be two factors above 0"),
+        (["distill.norm=none"], "distill.norm must be batch or frozen"),
+        (["adversarial.temperature=0"], "temperature must be above 0"),
+        (["adversarial.jitter=0,0,0,0.9"], "adversarial.jitter must lie in"),
+        (["preset=small"], "a preset is no single setting; name it with --preset"),
         (["norm=layer"], "norm must be auto, batch or frozen"),
         (["adversarial.jitter=1,2"], "adversarial.jitter cannot be"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 import numpy as np
@@ -74,11 +73,6 @@ class Backend(Protocol):
     def close(self) -> None:
         """Let the engine go."""
         ...
-
-
-def threads() -> int:
-    """Return how many CPU cores this process may use, which in a container is fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cuda_index(device: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import MissingExtraError, ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
@@ -18,7 +19,6 @@ from fada_deploy.runtime.backends.base import (
     one_line,
     prediction_of,
     refuse_cuda,
-    threads,
 )
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
 
     def _open(self, ort: Any, path: Path, index: int, *, use_cuda: bool) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads()
+        options.intra_op_num_threads = usable_cores()
         options.inter_op_num_threads = 1
         # Threads that spin while they wait take the cores from decoding, drawing and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

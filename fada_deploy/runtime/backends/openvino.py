@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import MissingExtraError, ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
@@ -19,7 +20,6 @@ from fada_deploy.runtime.backends.base import (
     one_line,
     prediction_of,
     refuse_cuda,
-    threads,
 )
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
@@ -50,7 +50,7 @@ class OpenVinoBackend:
     def _compile(self, openvino: Any, path: Path) -> Any:
         config = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_NUM_THREADS": usable_cores(),
             # On CPUs that have it, bf16 is taken unless told otherwise, and labels then differ.
             "INFERENCE_PRECISION_HINT": "f32",
             "LOG_LEVEL": "LOG_NONE",

@@ -19,16 +19,20 @@ from fada_deploy.training.models.resnet import resnet101
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone with the classifier it is published with; sizes must be multiples of `multiple`."""
+    """A backbone with the classifier it is published with; sizes must be multiples of `multiple`.
+
+    `init_is_whole`: its ImageNet weights fill all of it, so that its normalisation can be frozen.
+    """
 
     backbone: Callable[[Norm], Any]
     classifier: Callable[[int, int, Norm], nn.Module]
     multiple: int
+    init_is_whole: bool
 
 
 BACKBONES = {
-    "resnet101": Architecture(resnet101, ASPPClassifier, 8),
-    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, 8),
+    "resnet101": Architecture(resnet101, ASPPClassifier, 8, True),
+    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, 8, False),
 }
 
 # torchvision's ImageNet statistics, RGB in 0…1; the normalisation of the weights both backbones start from.

@@ -52,6 +52,7 @@ class PseudoLabelled:
         stage = self._stage
         frame = self._frames.image(index)
         labels = read_indices(pseudo_path(self._folder, index)).astype(np.uint8)
-        crop = stage.crop if min(stage.crop) else stage.size
-        frame, labels = scale_and_crop(frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=crop, rng=rng)
+        frame, labels = scale_and_crop(
+            frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
+        )
         return flip(color_jitter(frame, stage.jitter, rng), labels, stage.flip, rng)
