@@ -43,6 +43,12 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
     for package in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "demo")
+    from fada_deploy.training.config import PRESETS
+    from fada_deploy.training.device import choose_device
+    from fada_deploy.training.models.segmenter import check_size
+
+    choose_device(device)
+    check_size(PRESETS["small"]["backbone"], size)
     if out is None:
         out = numbered_dir(Path(), "demo")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ def command(
     Nothing is written unless every backend installed here gives the network's own answers on real frames.
     """
     from fada_deploy.common.errors import MissingExtraError, UsageError
-    from fada_deploy.common.runs import final_weights
+    from fada_deploy.common.runs import final_weights, newest_models
 
     if batch != "dynamic" and not (batch.isdigit() and int(batch) > 0):
         raise UsageError(f"--batch is dynamic or a number from 1; found {batch!r}")
@@ -67,7 +68,9 @@ def command(
         logits = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
         log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{logits}")
     log(f"done: {result.model} and {result.proof}")
-    log("next: fada infer video.mp4")
+    # Only an export under runs/ is found without being named.
+    named = "" if result.model in newest_models() else f" --model {shlex.quote(str(result.model))}"
+    log(f"next: fada infer video.mp4{named}")
     if as_json:
         verified = {name: v.to_dict() for name, v in result.verification.items()}
         emit_json({"model": str(result.model), "proof": str(result.proof), "verification": verified})

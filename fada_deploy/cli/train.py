@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ def command(
     fada train --src gta5 --tgt drives/ --preset small
     fada train --resume runs/gta5-cityscapes-resnet101-001
     """
-    from fada_deploy.common.errors import MissingExtraError, UsageError
+    from fada_deploy.common.errors import DeviceError, MissingExtraError, UsageError
 
     try:
+        import torch
+
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import load_config, train
     except ImportError as error:
@@ -70,7 +73,12 @@ def command(
         config = _config(config_file, settings, options)
         run = _new_run(config, out)
     log(f"run {run}, training on {where}")
-    outcome = train(config, run, device=where, say=log)
+    try:
+        outcome = train(config, run, device=where, say=log)
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"{where} has too little memory for this run; begin again with a smaller --batch or --size"
+        ) from None
     return _report(outcome, as_json=as_json)
 
 
@@ -105,5 +113,5 @@ def _report(outcome: Any, *, as_json: bool) -> int:
     for line in outcome.bad_files:
         log(f"left out: {line}")
     log(f"done: {outcome.run}")
-    log(f"next: fada export {outcome.run}")
+    log(f"next: fada export {shlex.quote(str(outcome.run))}")
     return 1 if outcome.bad_files else 0

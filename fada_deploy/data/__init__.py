@@ -48,6 +48,8 @@ def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace)
     """
     if name.endswith(".toml"):
         name, root = "custom", Path(name)
+        if not root.exists():
+            raise DataError(f"{root}: no such file; a custom data set is {DATASETS[name].layout}")
     if name not in DATASETS:
         raise UsageError(f"no data set {name!r}; there are {', '.join(DATASETS)}, or the path of a .toml file")
     reader = DATASETS[name]

@@ -14,6 +14,7 @@ list = "train.txt"          # optional: the stems to keep, one a line
 
 from __future__ import annotations
 
+import glob
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,8 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
     where = f"{root} [splits.{split}]"
     pairs = need_pairs(_pairs(root.parent, splits[split], where), where, LAYOUT)
     mask = labels.get("ego_mask")
+    if mask is not None and not isinstance(mask, str):
+        raise DataError(f"{root}: ego_mask must be the name of a picture; found {mask!r}")
     return FrameDataset(
         root.stem, split, space, pairs, _reader(labels, space, str(root)),
         None if mask is None else read_mask(root.parent / mask),
@@ -67,17 +70,21 @@ def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> list[Pair]:
     if "images" not in spec or unknown or not all(isinstance(v, str) for v in spec.values()):
         found = ", ".join(f"{k} = {v!r}" for k, v in spec.items()) or "none"
         raise DataError(f"{where}: needs `images`, may have `labels` and `list`, all texts; found {found}")
-    images = sorted(folder.glob(spec["images"]))
+    # glob.glob, unlike Path.glob, takes absolute patterns too.
+    images = sorted(Path(found) for found in glob.glob(str(folder / spec["images"]), recursive=True))
+    images = [image for image in images if image.is_file()]
     if "list" in spec:
-        # A list may carry suffixes or folders; its stems are what counts.
-        lines = _read_text(folder / spec["list"]).splitlines()
-        keep = {Path(line.split()[0]).stem for line in lines if line.strip()}
-        images = [i for i in images if i.stem in keep]
+        # A list holds stems, names or paths.
+        keep = {line.strip() for line in _read_text(folder / spec["list"]).splitlines()} - {""}
+        named = {Path(line).name for line in keep}
+        images = [i for i in images if i.name in named or i.stem in named]
+        if not images:
+            raise DataError(f"{where}: none of the {len(keep)} lines of {spec['list']} names a frame of `images`")
     if "labels" not in spec:
         return [Pair(i, None, i.parent.name) for i in images]
     if "{stem}" not in spec["labels"]:
         raise DataError(f'{where}: `labels` must hold {{stem}}, for example "labels/{{stem}}.png"')
-    pairs = [Pair(i, folder / spec["labels"].format(stem=i.stem), i.parent.name) for i in images]
+    pairs = [Pair(i, folder / spec["labels"].replace("{stem}", i.stem), i.parent.name) for i in images]
     missing = [p.labels for p in pairs if p.labels is not None and not p.labels.is_file()]
     if missing:
         raise DataError(f"{where}: {len(missing)} of {len(pairs)} frames lack labels, the first {missing[0]}")
@@ -95,14 +102,21 @@ def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelRead
     if encoding == "index":
         return _checked_reader(dict(enumerate(space.names)), {IGNORE}, space)
     if encoding == "mapping":
-        values = {_number(k, where): str(v) for k, v in spec.get("values", {}).items()}
+        values = {_number(k, where): str(v) for k, v in _table(spec, "values", where).items()}
         _check_names(values.values(), space, where)
         return table_reader(space.from_ids(values))
     if encoding == "palette":
-        colors = spec.get("colors", {})
+        colors = _table(spec, "colors", where)
         _check_names(colors, space, where)
         return _palette_reader(colors, space, where)
     raise DataError(f"{where}: unknown label encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
+
+
+def _table(spec: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    table = spec.get(key, {})
+    if not isinstance(table, Mapping):
+        raise DataError(f"{where}: `{key}` must be a table; found {table!r}")
+    return table
 
 
 def _number(text: str, where: str) -> int:
@@ -149,7 +163,11 @@ def _palette_reader(colors: Mapping[str, Any], space: LabelSpace, where: str) ->
     known = {name: i for i, name in enumerate(space.names)}
     codes: dict[int, int] = {}
     for name, color in colors.items():
-        if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+        if (
+            not isinstance(color, list)
+            or len(color) != 3
+            or not all(isinstance(v, int) and 0 <= v <= 255 for v in color)
+        ):
             raise DataError(f"{where}: color of {name} is {color!r}; it must be [R, G, B], each 0 to 255")
         codes[color[0] << 16 | color[1] << 8 | color[2]] = known.get(name, IGNORE)
     keys = np.array(sorted(codes))

@@ -61,7 +61,8 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay = model, decay
         self._parameters = {name for name, _ in model.named_parameters()}
-        self.average: dict[str, Tensor] = {n: t.detach().clone() for n, t in self._live().items()}
+        kept = self._live() if decay else {}
+        self.average: dict[str, Tensor] = {name: t.detach().clone() for name, t in kept.items()}
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:

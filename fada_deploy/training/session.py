@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -115,7 +116,7 @@ class Session:
         self._save(done)
         raise InterruptedRunError(
             f"stopped after {done} iterations of {self.folder.name}; go on with: "
-            f"fada train --resume {self.folder.parent}"
+            f"fada train --resume {shlex.quote(str(self.folder.parent))}"
         )
 
     def _catch_signals(self) -> dict[int, Any]:

@@ -61,6 +61,10 @@ def test_a_space_from_a_file_may_name_cityscapes_classes(tmp_path: Path) -> None
             'name = "x"\nclasses = [{ name = "a", trainId = 0, labelId = 0, color = [1, 2, 999] }, "car"]',
             "malformed",
         ),
+        (
+            'name = "x"\nclasses = [{ name = "a", trainId = 300, labelId = 0, color = [1, 2, 9] }, "car"]',
+            "has id 300",
+        ),
         ("name =", "not valid TOML"),
     ],
 )

@@ -79,6 +79,9 @@ def test_a_list_keeps_only_its_stems(tmp_path: Path) -> None:
         ('[labels]\nencoding = "mapping"\nvalues = { 3 = "cat" }', "unknown class cat; cityscapes-19 has road"),
         ('[labels]\nencoding = "mapping"\nvalues = { x = "car" }', "whole numbers 0 to 255"),
         ('[labels]\nencoding = "palette"\ncolors = { car = [1, 2] }', r"it must be \[R, G, B\]"),
+        ('[labels]\nencoding = "mapping"\nvalues = 3', "`values` must be a table"),
+        ('[labels]\nencoding = "palette"\ncolors = { car = 3 }', r"it must be \[R, G, B\]"),
+        ("[labels]\nego_mask = 3", "ego_mask must be the name of a picture"),
         ("[labels", "not valid TOML"),
         ('[splits.train]\nimages = "x"\n[splits]\nval = 3', "not valid TOML"),
         ("labels = 3", "must be tables"),
@@ -109,14 +112,28 @@ def test_missing_labels_and_splits_are_named(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('list = "gone.txt"', "gone.txt: cannot be read as text"),
+        ('list = "other.txt"', r"none of the 1 lines of other\.txt names a frame"),
         ("list = 3", "all texts; found images"),
         ('mask = "a.png"', "needs `images`, may have `labels` and `list`"),
     ],
 )
 def test_a_bad_split_is_one_clear_line(tmp_path: Path, line: str, message: str) -> None:
     make(tmp_path, row(0, 1), "")
+    (tmp_path / "other.txt").write_text("unknown frame\n")
     toml = tmp_path / "mine.toml"
     toml.write_text(f"{toml.read_text()}{line}\n")
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(str(toml), None, split="val", space=CITYSCAPES_19)
     assert "\n" not in str(caught.value)
+
+
+def test_patterns_may_be_absolute_and_names_may_hold_dots(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name in ("a.1", "a.2"):
+        assert cv2.imwrite(str(folder / f"{name}.png"), np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "keep.txt").write_text("a.1\n")
+    toml = tmp_path / "mine.toml"
+    toml.write_text(f'[splits.val]\nimages = "{folder}/*.png"\nlist = "keep.txt"\n')
+    dataset = open_dataset(str(toml), None, split="val", space=CITYSCAPES_19)
+    assert [p.image.name for p in dataset.pairs] == ["a.1.png"]
