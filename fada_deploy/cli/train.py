@@ -72,7 +72,6 @@ def command(
     else:
         config = _config(config_file, settings, options)
         run = _new_run(config, out)
-    log(f"run {run}, training on {where}")
     try:
         outcome = train(config, run, device=where, say=log)
     except torch.OutOfMemoryError:

@@ -95,7 +95,10 @@ def table_reader(table: NDArray[np.uint8]) -> LabelReader:
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Read an ego mask: an image whose non-black pixels are the car itself."""
     rgb = read_rgb(path)
-    return np.asarray(rgb.any(axis=2))
+    mask = np.asarray(rgb.any(axis=2))
+    if mask.all():
+        raise DataError(f"{path}: an ego mask must be black where the street is; this one leaves nothing")
+    return mask
 
 
 def need_pairs(pairs: Sequence[Pair], where: str, layout: str) -> Sequence[Pair]:

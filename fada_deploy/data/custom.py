@@ -28,6 +28,7 @@ from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.labels import CITYSCAPES_19, IGNORE, LabelSpace
 from fada_deploy.data.base import FrameDataset, LabelReader, Pair, need_pairs, read_mask, table_reader
 
+_LABEL_KEYS = frozenset({"encoding", "values", "colors", "ego_mask"})
 ENCODINGS = ("trainId", "labelId", "index", "mapping", "palette")
 LAYOUT = "a .toml file with [labels] encoding and [splits.NAME] images, labels (docs/guide.md)"
 PUBLISHED = "Write it for your own data."
@@ -45,6 +46,12 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
     tables = [splits, labels, *splits.values()] if isinstance(splits, dict) else [splits]
     if not all(isinstance(table, dict) for table in tables):
         raise DataError(f"{root}: `splits` and `labels` must be tables; a custom data set is {LAYOUT}")
+    unknown = [*(set(spec) - {"labels", "splits"}), *(f"labels.{k}" for k in set(labels) - _LABEL_KEYS)]
+    if unknown:
+        raise DataError(
+            f"{root}: unknown key {', '.join(sorted(unknown))}; there are [splits.NAME] and [labels] with "
+            f"{', '.join(sorted(_LABEL_KEYS))}"
+        )
     if split not in splits:
         raise UsageError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     where = f"{root} [splits.{split}]"
@@ -103,11 +110,11 @@ def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelRead
         return _checked_reader(dict(enumerate(space.names)), {IGNORE}, space)
     if encoding == "mapping":
         values = {_number(k, where): str(v) for k, v in _table(spec, "values", where).items()}
-        _check_names(values.values(), space, where)
+        _check_names(values.values(), space, f"{where}: `values`")
         return table_reader(space.from_ids(values))
     if encoding == "palette":
         colors = _table(spec, "colors", where)
-        _check_names(colors, space, where)
+        _check_names(colors, space, f"{where}: `colors`")
         return _palette_reader(colors, space, where)
     raise DataError(f"{where}: unknown label encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
 
@@ -127,10 +134,11 @@ def _number(text: str, where: str) -> int:
 
 def _check_names(names: Any, space: LabelSpace, where: str) -> None:
     known = {c.name for c in CITYSCAPES_19.classes} | set(space.names)
+    if not names:
+        raise DataError(f"{where} is missing; it names the classes of the files' values")
     unknown = sorted(set(names) - known)
-    if unknown or not names:
-        found = ", ".join(unknown) or "nothing"
-        raise DataError(f"{where}: unknown class {found}; {space.name} has {', '.join(space.names)}")
+    if unknown:
+        raise DataError(f"{where}: unknown class {', '.join(unknown)}; {space.name} has {', '.join(space.names)}")
 
 
 def _checked_reader(ids: Mapping[int, str], nothing: set[int], space: LabelSpace) -> LabelReader:

@@ -86,7 +86,7 @@ class Segmenter:
 
         Raise `UsageError` for what is no such frame.
         """
-        if isinstance(frames, np.ndarray) and frames.ndim == 3:
+        if frames is None or (isinstance(frames, np.ndarray) and frames.ndim != 4):
             return self._predict([frames], color, confidence=confidence)[0]
         return self._predict(list(frames), color, confidence=confidence)
 
@@ -152,6 +152,8 @@ class Segmenter:
         if not frames:
             raise UsageError("no frame to label; give at least one of shape (H, W, 3)")
         for frame in frames:
+            if not isinstance(frame, np.ndarray):
+                raise UsageError(f"a frame is a NumPy array (H, W, 3), not {type(frame).__name__}; was it read?")
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
                 raise UsageError(f"a frame is uint8 of shape (H, W, 3), not {frame.dtype} {frame.shape}")
         for start in range(0, len(frames), self.batch):

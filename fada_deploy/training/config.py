@@ -15,6 +15,7 @@ from typing import Any
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.sizes import parse_size
+from fada_deploy.data import DATASETS
 
 SizeHW = tuple[int, int]
 Jitter = tuple[float, float, float, float]
@@ -224,7 +225,17 @@ def make_config(
     config = RunConfig(src=str(merged.pop("src")), tgt=str(merged.pop("tgt")))
     for key, value in merged.items():
         config = _assign(config, key, value)
-    return _checked(config)
+    return _checked(_absolute(config))
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Make the paths of existing files absolute, so that the run can be used from any folder."""
+    paths = {n: getattr(config, n) for n in ("src_root", "tgt_root", "ego_mask", "init", "start", "label_space")}
+    paths |= {n: v for n in ("src", "tgt") if (v := getattr(config, n)) not in DATASETS}
+    found: dict[str, Any] = {
+        name: str(Path(p).resolve()) for name, p in paths.items() if p is not None and Path(p).exists()
+    }
+    return replace(config, **found)
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
             run.rmdir()
         raise
     save_config(config, run)
+    say(f"run {run}, training on {device}")
     train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
     for stage in STAGES:
         weights = run / stage / WEIGHTS

@@ -100,6 +100,12 @@ class Session:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **means}) + "\n")
         self._bar.set_postfix({n: f"{v:.3g}" for n, v in means.items()})
+        tenth = max(1, self._iterations // 10)
+        if self._bar.disable and done // tenth > (done - self._log_every) // tenth:
+            # In a log file: ten lines a stage in place of a bar.
+            left = seconds / max(1, done - self._start) * (self._iterations - done)
+            numbers = ", ".join(f"{n} {v:.3g}" for n, v in means.items())
+            print(f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {numbers}", file=sys.stderr)
 
     def _suggest(self, done: int) -> None:
         seconds = (time.monotonic() - self._began) / (done - self._start) * (self._iterations - done)

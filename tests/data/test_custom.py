@@ -82,6 +82,8 @@ def test_a_list_keeps_only_its_stems(tmp_path: Path) -> None:
         ('[labels]\nencoding = "mapping"\nvalues = 3', "`values` must be a table"),
         ('[labels]\nencoding = "palette"\ncolors = { car = 3 }', r"it must be \[R, G, B\]"),
         ("[labels]\nego_mask = 3", "ego_mask must be the name of a picture"),
+        ('[labels]\negomask = "x.png"', "unknown key labels.egomask; there are"),
+        ('[labels]\nencoding = "mapping"', "`values` is missing"),
         ("[labels", "not valid TOML"),
         ('[splits.train]\nimages = "x"\n[splits]\nval = 3', "not valid TOML"),
         ("labels = 3", "must be tables"),

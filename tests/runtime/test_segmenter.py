@@ -171,3 +171,11 @@ def test_running_imports_no_torch(model: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "" and done.stderr.strip() == ""
+
+
+def test_what_is_no_frame_is_said_as_it_was_given(model: Path) -> None:
+    with Segmenter(model) as segmenter:
+        with pytest.raises(UsageError, match=r"not uint8 \(9, 12\)"):
+            segmenter.predict(np.zeros((9, 12), np.uint8))
+        with pytest.raises(UsageError, match="not NoneType; was it read"):
+            segmenter.predict(None)  # type: ignore[call-overload]
