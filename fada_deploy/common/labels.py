@@ -8,7 +8,7 @@ everywhere.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -168,11 +168,6 @@ def _class_from_dict(data: Mapping[str, Any] | str) -> LabelClass:
     if min(r, g, b) < 0 or max(r, g, b) > 255:
         raise ValueError(f"color {(r, g, b)} outside 0…255")
     return LabelClass(str(data["name"]), int(data["trainId"]), int(data["labelId"]), (r, g, b))
-
-
-def subset(name: str, class_names: Sequence[str]) -> LabelSpace:
-    """Return the space of the named Cityscapes classes, in the order given."""
-    return LabelSpace.from_dict({"name": name, "classes": list(class_names)})
 
 
 def load_label_space(name_or_path: str) -> LabelSpace:

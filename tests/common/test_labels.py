@@ -15,7 +15,6 @@ from fada_deploy.common.labels import (
     LabelClass,
     LabelSpace,
     load_label_space,
-    subset,
 )
 
 
@@ -47,7 +46,6 @@ def test_a_space_from_a_file_may_name_cityscapes_classes(tmp_path: Path) -> None
     space = load_label_space(str(file))
     assert space.names == ("road", "car", "tram track") and space.to_train_ids[1] == 13
     assert load_label_space("cityscapes-13") is CITYSCAPES_13
-    assert subset("two", ["sky", "road"]).index_of("road") == 1
 
 
 @pytest.mark.parametrize(
