@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fada_deploy.training.config import make_config
+from fada_deploy.training.settings import make_config
 
 SMALL = make_config(preset="small", file=None, settings=[], options={"src": "gta5", "tgt": "cityscapes"})
 BEFORE = SMALL.source.iterations + SMALL.adversarial.iterations
@@ -41,8 +41,8 @@ RUNS: dict[str, tuple[str | None, list[str]]] = {
     "src": (None, ["--stages", "source"]),
     "soft": ("src", ADAPT),
     "only_total": (None, source_only(TOTAL)),
-    "hard": ("src", [*ADAPT, "--set", "adversarial.encodings=hard"]),
-    "twoway": ("src", [*ADAPT, "--set", "adversarial.encodings=two-way"]),
+    "hard": ("src", [*ADAPT, "--method", "fada-hard"]),
+    "twoway": ("src", [*ADAPT, "--method", "feature"]),
     "only": (None, source_only(BEFORE)),
     "only_distill": ("only", ["--stages", "distill"]),
     "bn": ("only", ["--stages", "adversarial", *(word for s in STANDING for word in ("--set", s))]),

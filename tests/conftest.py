@@ -66,8 +66,8 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose source stage has learned to tell the rendered streets' classes apart."""
     import torch
 
-    from fada_deploy.training.config import make_config
     from fada_deploy.training.run import train
+    from fada_deploy.training.settings import make_config
 
     settings = [
         "optimiser=adamw",

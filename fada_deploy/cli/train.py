@@ -26,12 +26,14 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. adversarial.lr=1e-4."
 )
+@click.option("--method", help="source, feature, fada-hard, fada, adaptsegnet or advent [fada].")
 @click.option("--stages", help="Comma-separated: source,adversarial,distill.")
 @click.option("--batch", type=click.IntRange(1), help="Images a step; of each domain in the adversarial stage.")
 @click.option("--size", type=SIZE, help="The network's input; also what source frames are resized to.")
 @click.option("--seed", type=int)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--init", help="File of ImageNet weights for the backbone, or none [none].")
+@click.option("--init-norm", help="Input normalisation of --init: torchvision or caffe [told by the file].")
 @click.option("--start", help="Run or weights that stand in for the stages that are left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN].")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run, exactly.")
@@ -82,7 +84,8 @@ def command(
 
 
 def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]) -> Any:
-    from fada_deploy.training.config import STAGES, make_config
+    from fada_deploy.training.config import STAGES
+    from fada_deploy.training.settings import make_config
 
     batch, size = options.pop("batch"), options.pop("size")
     if options["stages"] is not None:

@@ -1,7 +1,8 @@
 """Where runs lie and which is the newest: `runs/<src>-<tgt>-<backbone>-NNN/<stage>/`.
 
-A run is a folder with a `config.json`; a finished stage holds `weights.safetensors`; exports lie in
-`<run>/export/`. The commands chain by these names alone.
+A run is a folder with a `config.json`; a finished stage holds `weights.safetensors`, and weights kept
+on the way in `checkpoints/<iteration>.safetensors`; exports lie in `<run>/export/`. The commands
+chain by these names alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from fada_deploy.common.errors import ModelError
 RUNS = Path("runs")
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
+CHECKPOINTS = "checkpoints"
 STAGES = ("source", "adversarial", "distill")
 MODEL_SUFFIXES = frozenset({".onnx"})
 
@@ -59,3 +61,19 @@ def final_weights(path: Path) -> Path:
         return finished[-1]
     what = "holds no finished stage" if path.is_dir() else "no such run"
     raise ModelError(f"{path}: {what}; a run is what `fada train` makes under {RUNS}/")
+
+
+def checkpoint_path(stage: Path, iteration: int) -> Path:
+    """Return where the weights kept on the way of a stage lie."""
+    return stage / CHECKPOINTS / f"{iteration:06d}.safetensors"
+
+
+def all_weights(run: Path) -> list[Path]:
+    """Return every weights file of a run in the order of training, each stage's last one last."""
+    found = []
+    for stage in STAGES:
+        found += sorted((run / stage / CHECKPOINTS).glob("[!.]*.safetensors"))
+        found += [w for w in (run / stage / WEIGHTS,) if w.is_file()]
+    if not found:
+        raise ModelError(f"{run}: holds no weights; a run is what `fada train` makes under {RUNS}/")
+    return found

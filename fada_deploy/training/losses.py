@@ -50,11 +50,6 @@ def hard_encodings(logits: Tensor) -> Tensor:
     return torch.zeros_like(logits.detach()).scatter_(1, winner, 1.0)
 
 
-def two_way_encodings(logits: Tensor) -> Tensor:
-    """Return ones (B, 1, H, W): with K = 1 the domain loss is the traditional two-way discriminator's."""
-    return torch.ones_like(logits.detach()[:, :1])
-
-
 def domain_loss(domain_logits: Tensor, encodings: Tensor, *, target: bool, ignore: Tensor | None = None) -> Tensor:
     """Return −mean over pixels of Σ_k a_k log softmax(D)[d, k].
 

@@ -105,3 +105,10 @@ def held_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
     finally:
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Let batch normalisation keep and use its running statistics, as the published frozen layers do."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()

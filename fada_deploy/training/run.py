@@ -22,9 +22,8 @@ from tqdm import tqdm
 from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import atomic_path, write_text
-from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.labels import IGNORE, load_label_space
-from fada_deploy.common.runs import CONFIG, WEIGHTS, final_weights
+from fada_deploy.common.labels import load_label_space
+from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path, final_weights
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import Evaluation, evaluate
@@ -33,15 +32,16 @@ from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.device import bf16_pays
-from fada_deploy.training.models.discriminator import PixelDiscriminator
+from fada_deploy.training.methods import make_method
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
+from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor
+from fada_deploy.training.samples import PseudoLabelled, SourceSamples, TargetSamples
 from fada_deploy.training.sampling import ClassBalancedOrder, ShuffledOrder
-from fada_deploy.training.session import OpenSession, Session
+from fada_deploy.training.session import OpenSession, Parts, Session
 from fada_deploy.training.stages.adversarial import train_adversarial
-from fada_deploy.training.stages.distill import PseudoLabelled, write_pseudo_labels
+from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.source import train_supervised
-from fada_deploy.training.transforms import color_jitter, flip
 
 Say = Callable[[str], None]
 Load = Callable[[int, np.random.Generator], Sample]
@@ -163,36 +163,37 @@ class Run:
         """Train on the labelled source alone."""
         stage = self.config.source
         model = self.fresh(self.spec)
-        load = partial(self._source_sample, jitter=stage.jitter, mirror=stage.flip)
+        load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter, stage.flip)
+        session = self._session("source", stage.iterations, model.spec)
         with closing(self._batches(load, self._source_order("source"), "source", stage.batch)) as batches:
-            average = train_supervised(
-                model, batches, stage, amp=self.amp, open_session=self._session("source", stage.iterations)
-            )
+            average = train_supervised(model, batches, stage, amp=self.amp, open_session=session)
         self._keep("source", average.weights(), model.spec, batches)
 
     def adversarial(self) -> None:
         """Adapt the source stage's network to the target."""
         stage = self.config.adversarial
         model = self._before("adversarial")
+        spec = replace(model.spec, size_hw=self.config.size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
-            outputs = 1 if stage.encodings == "two-way" else self.space.num_classes
-            discriminator = PixelDiscriminator(model.channels, outputs).to(self.device)
-        load = partial(self._source_sample, jitter=stage.jitter, mirror=0.0)
+            method = make_method(self.config.method, model, stage)
+            discriminator = method.make_discriminator().to(self.device)
+        load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter)
+        tgt_load = TargetSamples(self.target_frames, self.config.size)
         order = self._source_order("adversarial")
         src_ego = _ego(self.source_frames, self.config.src_size)
         tgt_order = ShuffledOrder(len(self.target_frames), self._seed("target"))
         tgt_ego = _ego(self.target_frames, self.config.size)
         with (
             closing(self._batches(load, order, "adversarial", stage.batch, src_ego)) as src,
-            closing(self._batches(self._target_sample, tgt_order, "target", stage.batch, tgt_ego)) as tgt,
+            closing(self._batches(tgt_load, tgt_order, "target", stage.batch, tgt_ego)) as tgt,
         ):
             average = train_adversarial(
                 model, src, tgt, stage,
-                discriminator=discriminator, amp=self.amp,
-                open_session=self._session("adversarial", stage.iterations),
+                method=method, discriminator=discriminator, amp=self.amp,
+                open_session=self._session("adversarial", stage.iterations, spec),
             )  # fmt: skip
-        self._keep("adversarial", average.weights(), replace(model.spec, size_hw=self.config.size), src, tgt)
+        self._keep("adversarial", average.weights(), spec, src, tgt)
 
     def distill(self) -> None:
         """Train a fresh student on the adapted network's pseudo-labels."""
@@ -201,23 +202,24 @@ class Run:
         pseudo = self.folder / "distill" / "pseudo"
         write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
         student = self.fresh(self.student_spec)
+        session = self._session("distill", stage.iterations, student.spec)
         order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
         load = PseudoLabelled(self.target_frames, pseudo, stage)
         with closing(self._batches(load, order, "distill", stage.batch)) as batches:
-            average = train_supervised(
-                student, batches, stage, amp=self.amp, open_session=self._session("distill", stage.iterations)
-            )
+            average = train_supervised(student, batches, stage, amp=self.amp, open_session=session)
         self._keep("distill", average.weights(), student.spec, batches)
 
     def score(self, stage: str) -> None:
         """Score a finished stage on the target's labelled validation frames, if it has them."""
         if self.validation is None:
             return
+        config = self.config
         model, _ = load_segmenter(self.folder / stage / WEIGHTS, self.device)
         total = len(self.validation)
         try:
+            predictor = Predictor(model, self.device, scales=config.test_scales, flip=config.test_flip)
             with tqdm(total=total, desc="scoring", unit="frame", disable=None, file=sys.stderr) as bar:
-                result = evaluate(Predictor(model, self.device).labels, self.validation, progress=bar.update)
+                result = evaluate(predictor.labels, self.validation, progress=bar.update)
         except DataError as error:
             self.say(f"{stage}: not scored: {error}")
             return
@@ -226,7 +228,11 @@ class Run:
         height, width = model.spec.size_hw
         document = {"input": f"{width}x{height}", "frames": result.frames, **result.scores.to_dict()}
         write_text(self.folder / stage / "scores.json", json.dumps(document, indent=2))
-        self.say(f"{stage}: mIoU {100 * result.scores.miou:.1f} on {result.frames} frames at {width}x{height}")
+        # The published figure is of the whole road, so it stands beside the last stage alone.
+        is_last = stage == [s for s in STAGES if s in config.stages][-1]
+        published = f" (published: {config.published:.1f})" if is_last and config.published is not None else ""
+        score = f"mIoU {100 * result.scores.miou:.1f}{published}"
+        self.say(f"{stage}: {score} on {result.frames} frames at {width}x{height}")
 
     def _earlier(self, stage: str) -> list[Path]:
         """Return the weights of this run's finished stages before `stage`, the nearest first."""
@@ -262,19 +268,6 @@ class Run:
     def _source_order(self, purpose: str) -> Order:
         return ClassBalancedOrder(self._contents(), self._seed(purpose))
 
-    def _source_sample(
-        self, index: int, rng: np.random.Generator, *, jitter: tuple[float, float, float, float], mirror: float
-    ) -> Sample:
-        frame, labels = self.source_frames.pair(index)
-        size = self.config.src_size
-        frame = color_jitter(resize_frame(frame, size), jitter, rng)
-        return flip(frame, resize_labels(labels, size), mirror, rng)
-
-    def _target_sample(self, index: int, rng: np.random.Generator) -> Sample:
-        frame = resize_frame(self.target_frames.image(index), self.config.size)
-        # The target's labels are never read.
-        return frame, np.full(self.config.size, IGNORE, np.uint8)
-
     def _contents(self) -> NDArray[np.bool_]:
         """Return which source file holds which class (N, K), read once a run."""
         path = self.folder / "source_classes.npz"
@@ -285,21 +278,31 @@ class Run:
                 np.savez_compressed(temporary, contents=contents)
         return np.asarray(np.load(path)["contents"], bool)
 
-    def _session(self, stage: str, iterations: int) -> OpenSession:
+    def _session(self, stage: str, iterations: int, spec: ModelSpec) -> OpenSession:
         suggestion = None
         if self.device.type == "cpu" and self.config.preset == "paper":
             suggestion = "this is the paper's preset on a CPU; --preset small is made for it"
+
+        def keep(done: int, parts: Parts) -> None:
+            average = parts["average"]
+            assert isinstance(average, AveragedWeights)
+            self._save(checkpoint_path(self.folder / stage, done), stage, average.weights(), spec)
+
         return partial(
             Session, self.folder / stage,
-            iterations=iterations, device=self.device, save_every=self.config.save_every, suggestion=suggestion,
+            iterations=iterations, device=self.device, save_every=self.config.save_every,
+            keep_every=self.config.keep_every, keep=keep, suggestion=suggestion,
         )  # fmt: skip
 
     def _keep(self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches) -> None:
         for each in batches:
             self.outcome.bad_files |= each.bad
-        provenance: dict[str, Any] = {"version": __version__, "stage": stage, "config": self.config.to_dict()}
-        save_weights(self.folder / stage / WEIGHTS, weights, spec, provenance)
+        self._save(self.folder / stage / WEIGHTS, stage, weights, spec)
         (self.folder / stage / "state.pt").unlink(missing_ok=True)
+
+    def _save(self, path: Path, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec) -> None:
+        provenance: dict[str, Any] = {"version": __version__, "stage": stage, "config": self.config.to_dict()}
+        save_weights(path, weights, spec, provenance)
 
 
 def _ego(frames: FrameDataset, size_hw: tuple[int, int]) -> NDArray[np.bool_] | None:

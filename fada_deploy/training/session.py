@@ -28,25 +28,33 @@ from fada_deploy.training.checkpoints import Stateful, load_state, save_state
 SUGGEST_AFTER = 20
 
 
-OpenSession = Callable[[Mapping[str, Stateful]], "Session"]
+Parts = Mapping[str, Stateful]
+OpenSession = Callable[[Parts], "Session"]
 
 
 class Session:
-    """Run a stage of `iterations` in `folder`; `parts` is all the state there is."""
+    """Run a stage of `iterations` in `folder`; `parts` is all the state there is.
+
+    Every `save_every` iterations the state is saved, to go on from; every `keep_every` (0: never)
+    `keep(done, parts)` is called, which puts weights aside to be compared later.
+    """
 
     def __init__(
         self,
         folder: Path,
-        parts: Mapping[str, Stateful],
+        parts: Parts,
         *,
         iterations: int,
         device: torch.device,
         save_every: int,
+        keep_every: int = 0,
+        keep: Callable[[int, Parts], None] = lambda done, parts: None,
         suggestion: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._iterations, self._parts = folder, iterations, parts
         self._save_every, self._suggestion = save_every, suggestion
+        self._keep_every, self._keep = keep_every, keep
         self._log_every = max(1, min(50, iterations // 50))
         self._state = folder / "state.pt"
         self._metrics = folder / "metrics.jsonl"
@@ -71,6 +79,8 @@ class Session:
                     self._flush(done)
                 if done == self._start + SUGGEST_AFTER:
                     self._suggest(done)
+                if self._keep_every and done % self._keep_every == 0 and done < self._iterations:
+                    self._keep(done, self._parts)
                 if self._stop is not None:
                     self._interrupt(done)
                 if done % self._save_every == 0 and done < self._iterations:

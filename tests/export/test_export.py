@@ -202,9 +202,9 @@ def test_own_size_is_nearest(frames: list[Frame]) -> None:
 
 def test_resnet101_from_init_weights_is_frozen_and_exports(blocks: Path, tmp_path: Path) -> None:
     """The paper's network through all of the road; a few steps show that it runs, not that it is good."""
-    from fada_deploy.training.config import make_config
     from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
     from fada_deploy.training.run import train
+    from fada_deploy.training.settings import make_config
 
     torch.manual_seed(0)
     fresh = Segmenter(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch"))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.training.config import RunConfig, make_config
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.settings import make_config
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
@@ -28,7 +29,7 @@ def test_the_default_preset_is_the_papers() -> None:
     assert (c.source.lr, c.source.batch, c.source.iterations, c.source.max_iterations) == (5e-4, 8, 20_000, 31_250)
     a = c.adversarial
     assert (a.lr, a.batch, a.iterations, a.max_iterations) == (2.5e-4, 4, 40_000, 62_500)
-    assert (a.temperature, a.clip, a.adversarial_weight, a.encodings) == (1.8, 0.9, 0.001, "soft")
+    assert (a.temperature, a.clip, a.adversarial_weight, c.method) == (1.8, 0.9, 0.001, "fada")
     assert (a.discriminator_lr, a.discriminator_betas, a.full_resolution) == (1e-4, (0.9, 0.99), True)
     assert a.jitter == (0.5, 0.5, 0.5, 0.2) and c.source.jitter == (0, 0, 0, 0)
     assert c.distill.scale == (0.5, 1.5) and c.distill.crop == (512, 1024) and c.distill.flip == 0.5
@@ -80,8 +81,12 @@ def test_a_written_configuration_reads_back_equal() -> None:
         (["source.lr"], "--set takes key=value"),
         (["source.lr=fast"], "source.lr cannot be 'fast'"),
         (["size=12"], "size cannot be '12'; it is something like 1024x512"),
-        (["adversarial.encodings=softer"], "no encodings 'softer'; there are soft, hard, two-way"),
-        (["adversarial.bn_statistics=all"], "must be one of target, source, both"),
+        (["method=softer"], "no method 'softer'; there are source, feature, fada-hard, fada, adaptsegnet, advent"),
+        (["method=source", "stages=source,adversarial"], "method source has no adversarial stage"),
+        (["keep_every=-1"], "keep_every must not be negative"),
+        (["test_scales=0"], "test_scales must lie in 0 to 4"),
+        (["init_norm=bgr"], "init_norm must be torchvision or caffe"),
+        (["adversarial.bn_statistics=all"], "must be one of target, source, both, frozen; found 'all'"),
         (["source.optimiser=lion"], "source.optimiser must be one of sgd, adamw"),
         (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),
         (["source.batch=0"], "must be at least 1"),

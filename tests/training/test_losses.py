@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fada_deploy.training import losses
+from fada_deploy.training.methods import two_way_encodings
 
 K, H, W = 4, 3, 5
 
@@ -71,7 +72,7 @@ def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax(targe
 def test_one_class_of_ones_is_the_two_way_discriminator() -> None:
     domain = normal(7, 2)
     want = np.log1p(np.exp(domain[:, 1] - domain[:, 0])).mean()  # softplus: binary cross entropy of "source"
-    encodings = losses.two_way_encodings(torch.tensor(normal(8, K)))
+    encodings = two_way_encodings(torch.tensor(normal(8, K)), (H, W))
     got = losses.domain_loss(torch.tensor(domain), encodings, target=False)
     assert got.item() == pytest.approx(want, rel=1e-12)
 

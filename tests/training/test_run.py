@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from fada_deploy.common.errors import DataError, FadaError, InterruptedRunError, ModelError, UsageError
 from fada_deploy.training import run as run_module
 from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_state
-from fada_deploy.training.config import STAGES, RunConfig, make_config
+from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.run import Outcome, load_config, train
 from fada_deploy.training.session import Session
+from fada_deploy.training.settings import make_config
 
 CPU = torch.device("cpu")
 ITERATIONS = 5

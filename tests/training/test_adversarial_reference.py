@@ -1,0 +1,269 @@
+"""One adversarial step of every method against the published algorithm in NumPy, in float64.
+
+Pictures with height and width, source and target of unequal size, strided and padded convolutions,
+upsampling with align_corners: forward and backward are written out here and share nothing with the
+package but the initial weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
+from fada_deploy.training.batches import Batch
+from fada_deploy.training.config import AdversarialStage
+from fada_deploy.training.methods import make_method
+from fada_deploy.training.models.segmenter import ModelSpec
+from fada_deploy.training.stages.adversarial import adversarial_step
+
+K, C, B, T, CLIP, WEIGHT = 3, 4, 2, 1.8, 0.9, 0.001
+SRC_HW, TGT_HW = (32, 40), (40, 32)
+METHODS = ["fada", "fada-hard", "feature", "adaptsegnet", "advent"]
+Array = np.ndarray
+
+
+# --- layers by hand: each returns its output and a function from the output's gradient to the input's
+
+
+def conv(x: Array, weight: Array, bias: Array, stride: int, pad: int) -> tuple[Array, Callable[[Array], tuple]]:
+    k = weight.shape[-1]
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
+    y = np.einsum("bchwij,ocij->bohw", windows, weight, optimize=True) + bias[:, None, None]
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dw = np.einsum("bohw,bchwij->ocij", dy, windows, optimize=True)
+        dx = np.zeros_like(padded)
+        h, w = dy.shape[-2:]
+        for i in range(k):
+            for j in range(k):
+                part = np.einsum("bohw,oc->bchw", dy, weight[:, :, i, j], optimize=True)
+                dx[:, :, i : i + stride * h : stride, j : j + stride * w : stride] += part
+        inner = dx[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]]
+        return inner, dw, dy.sum((0, 2, 3))
+
+    return y, backward
+
+
+def interpolation(n_in: int, n_out: int) -> Array:
+    """The matrix of linear interpolation whose first and last samples are the input's (align_corners)."""
+    m = np.zeros((n_out, n_in))
+    for o in range(n_out):
+        at = o * (n_in - 1) / (n_out - 1)
+        low = min(int(at), n_in - 2)
+        m[o, low], m[o, low + 1] = 1 - (at - low), at - low
+    return m
+
+
+def upsampled(x: Array, hw: tuple[int, int]) -> tuple[Array, Callable[[Array], Array]]:
+    my, mx = interpolation(x.shape[2], hw[0]), interpolation(x.shape[3], hw[1])
+    y = np.einsum("oh,bchw,pw->bcop", my, x, mx, optimize=True)
+    return y, lambda dy: np.einsum("oh,bcop,pw->bchw", my, dy, mx, optimize=True)
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def pooled(frames: Array) -> Array:
+    """The network's fixed part: the mean of every 2×2 pixels of frames (B, H, W, 3), in 0…1."""
+    x = frames.transpose(0, 3, 1, 2) / 255
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
+
+
+def discriminate(layers: list[tuple[Array, Array, int]], heads: int, x: Array) -> tuple[Array, Callable]:
+    """A discriminator as (weight, bias, stride) with leaky ReLUs between; its last `heads` share an input."""
+    steps: list[tuple[Callable, Array]] = []
+    body, last = layers[:-heads], layers[-heads:]
+    for weight, bias, stride in body:
+        u, back = conv(x, weight, bias, stride, 1)
+        steps.append((back, np.where(u > 0, 1.0, 0.2)))
+        x = np.where(u > 0, u, 0.2 * u)
+    outs = [conv(x, w, b, s, 1) for w, b, s in last]
+    z = np.concatenate([y for y, _ in outs], 1)
+
+    def backward(dz: Array) -> tuple[Array, list[tuple[Array, Array]]]:
+        pieces = [back(d) for (_, back), d in zip(outs, np.split(dz, heads, 1), strict=True)]
+        dx = sum(p[0] for p in pieces)
+        grads = [(p[1], p[2]) for p in pieces]
+        for back, slope in reversed(steps):
+            dx, dw, db = back(dx * slope)
+            grads.insert(0, (dw, db))
+        return dx, grads
+
+    return z, backward
+
+
+# --- the published losses
+
+
+def domain_loss(z: Array, a: Array, *, target: bool) -> tuple[float, Array]:
+    """−mean over pixels of Σ_k a_k log softmax(z)[d, k], and its gradient in z."""
+    k = a.shape[1]
+    both = np.zeros_like(z)
+    both[:, k:] = a if target else 0
+    both[:, :k] = 0 if target else a
+    p, pixels = softmax(z), z.shape[0] * z.shape[2] * z.shape[3]
+    return -(both * np.log(p)).sum() / pixels, (p * both.sum(1, keepdims=True) - both) / pixels
+
+
+def binary_loss(z: Array, *, target: bool) -> tuple[float, Array]:
+    """Binary cross entropy of one logit, source 0 and target 1, and its gradient."""
+    p = 1 / (1 + np.exp(-z))
+    return -np.log(p if target else 1 - p).mean(), (p - float(target)) / z.size
+
+
+def view_of(method: str, logits: Array, features: Array, hw: tuple[int, int]) -> tuple[Array, Callable]:
+    """What D sees, and a function from its gradient to (gradient in logits, gradient in features)."""
+    if method in ("fada", "fada-hard", "feature"):
+        return features, lambda d: (np.zeros_like(logits), d)
+    up, back = upsampled(logits, hw)
+    p = softmax(up)
+    if method == "adaptsegnet":
+        y, dp_of = p, lambda d: d
+    else:
+        y, dp_of = -p * np.log(p) / np.log(K), lambda d: d * -(np.log(p) + 1) / np.log(K)
+
+    def backward(d: Array) -> tuple[Array, Array]:
+        dp = dp_of(d)
+        return back(p * (dp - (dp * p).sum(1, keepdims=True))), np.zeros_like(features)
+
+    return y, backward
+
+
+def loss_of(method: str, z: Array, logits: Array, hw: tuple[int, int], *, target: bool) -> tuple[float, Array]:
+    """The domain loss of D's answers `z`, and its gradient in them."""
+    if method in ("adaptsegnet", "advent"):
+        return binary_loss(z, target=target)
+    up, back = upsampled(z, hw)
+    at_input, _ = upsampled(logits, hw)
+    if method == "fada":
+        a = np.minimum(softmax(at_input / T), CLIP)
+    elif method == "fada-hard":
+        a = np.eye(K)[at_input.argmax(1)].transpose(0, 3, 1, 2)
+    else:
+        a = np.ones((len(z), 1, *hw))
+    loss, d = domain_loss(up, a, target=target)
+    return loss, back(d)
+
+
+class Small(nn.Module):
+    """F: the mean of 2×2 pixels and a 3×3 convolution of stride 2; G: a 1×1 convolution. In float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        space = LabelSpace("three", CITYSCAPES_19.classes[:K])
+        self.spec = ModelSpec("resnet101", space, SRC_HW)
+        self.channels = C
+        self.feature_extractor = nn.Conv2d(3, C, 3, 2, padding=1)
+        self.classifier = nn.Conv2d(C, K, 1)
+        self.gradients: list[Tensor] = []
+
+    def features(self, frames: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(frames.double().permute(0, 3, 1, 2) / 255, 2)
+        features = self.feature_extractor(x)
+        features.register_hook(self.gradients.append)
+        return features
+
+
+def batch(seed: int, hw: tuple[int, int]) -> Batch:
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (B, *hw, 3), dtype=np.uint8)
+    labels = rng.integers(0, K, (B, *hw))
+    labels[:, :5] = 255
+    return Batch(torch.from_numpy(frames), torch.from_numpy(labels), tuple(range(B)))
+
+
+def weights_of(module: nn.Module) -> list[tuple[Array, Array, int]]:
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    return [(m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy(), m.stride[0]) for m in convs]
+
+
+def assert_close(got: Array, want: Array) -> None:
+    """Largest difference below 1e-9 of the largest value: five orders inside what the paper's step needs."""
+    assert np.abs(got - want).max() <= 1e-9 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_step_equals_the_reference(name: str) -> None:
+    torch.manual_seed(0)
+    stage = AdversarialStage(temperature=T, clip=CLIP, adversarial_weight=WEIGHT)
+    model = Small().double()
+    with torch.no_grad():
+        model.classifier.weight.mul_(60)  # confident, so that the clip is at work
+    method = make_method(name, model, stage)  # type: ignore[arg-type]
+    discriminator = method.make_discriminator().double()
+    (wf, bf, _), (wg, bg, _) = weights_of(model)
+    d_layers = weights_of(discriminator)
+    heads = 1 if name in ("adaptsegnet", "advent") else 2
+    src, tgt = batch(1, SRC_HW), batch(2, TGT_HW)
+    optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
+
+    got = adversarial_step(model, discriminator, *optimisers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+
+    seen = []
+    for b in (src, tgt):
+        f, back_f = conv(pooled(b.frames_bhwc.numpy()), wf, bf, 2, 1)
+        z, back_g = conv(f, wg, bg, 1, 0)
+        seen.append((f, z, back_f, back_g))
+    (fs, zs, back_fs, back_gs), (ft, zt, back_ft, back_gt) = seen
+
+    # Segmentation on the source, over the labelled pixels.
+    temperature = T if heads == 2 else 1.0
+    up, back = upsampled(zs, SRC_HW)
+    labels = src.labels.numpy()
+    truth = np.eye(K)[np.minimum(labels, K - 1)].transpose(0, 3, 1, 2) * (labels != 255)[:, None]
+    p = softmax(up / temperature)
+    segmentation = -(truth * np.log(p)).sum() / truth.sum()
+    dz = back((p * truth.sum(1, keepdims=True) - truth) / temperature / truth.sum())
+    df_seg, dwg_seg, dbg_seg = back_gs(dz)
+    _, dwf_seg, dbf_seg = back_fs(df_seg)
+
+    # Adversarial on the target, held against the source's half.
+    x, back_view = view_of(name, zt, ft, TGT_HW)
+    answers, back_d = discriminate(d_layers, heads, x)
+    adversarial, d = loss_of(name, answers, zt, TGT_HW, target=False)
+    dzt, dft = back_view(back_d(WEIGHT * d)[0])
+    through_g, dwg_adv, dbg_adv = back_gt(dzt)
+    dft = dft + through_g
+    _, dwf_adv, dbf_adv = back_ft(dft)
+
+    # D on both, on what F and G said before their step.
+    d_losses, d_grads = [], [(np.zeros_like(w), np.zeros_like(b)) for w, b, _ in d_layers]
+    for f, z, hw, target in ((fs, zs, SRC_HW, False), (ft, zt, TGT_HW, True)):
+        x, _ = view_of(name, z, f, hw)
+        answers, back_d = discriminate(d_layers, heads, x)
+        loss, d = loss_of(name, answers, z, hw, target=target)
+        d_losses.append(0.5 * loss)
+        d_grads = [(a + e, b + g) for (a, b), (e, g) in zip(d_grads, back_d(0.5 * d)[1], strict=True)]
+
+    names = ("segmentation", "adversarial", "discriminator_source", "discriminator_target")
+    want = np.array([segmentation, adversarial, *d_losses])
+    assert_close(np.array([got[n].item() for n in names]), want)
+    # Gradients in the features: the source's from the segmentation, the target's from the adversary.
+    assert_close(model.gradients[0].numpy(), df_seg)
+    assert_close(model.gradients[1].numpy(), dft)
+    for parameter, gradient in (
+        (model.feature_extractor.weight, dwf_seg + dwf_adv),
+        (model.feature_extractor.bias, dbf_seg + dbf_adv),
+        (model.classifier.weight, dwg_seg + dwg_adv),
+        (model.classifier.bias, dbg_seg + dbg_adv),
+    ):
+        assert_close(parameter.grad.numpy(), gradient)
+    convs = [m for m in discriminator.modules() if isinstance(m, nn.Conv2d)]
+    for module, (dw, db) in zip(convs, d_grads, strict=True):
+        assert_close(module.weight.grad.numpy(), dw)
+        assert_close(module.bias.grad.numpy(), db)
+    # The steps themselves.
+    assert_close(model.classifier.weight.detach().numpy(), wg - 0.1 * (dwg_seg + dwg_adv))
+    assert_close(convs[0].weight.detach().numpy(), d_layers[0][0] - 0.1 * d_grads[0][0])
+    if name == "fada":
+        clipped = softmax(upsampled(zt, TGT_HW)[0] / T) > CLIP
+        assert clipped.any() and not clipped.all(), "the example must hold clipped encodings"
