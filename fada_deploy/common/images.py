@@ -13,6 +13,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
@@ -51,9 +52,12 @@ def read_indices(path: Path) -> NDArray[np.integer[Any]]:
             head = handle.read(26)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[25:26] == b"\x03":
+    if head[:8] == PNG and head[25:26] == b"\x03":
         return _palette_indices(path)
     image = read_raw(path)
+    if image.ndim == 2 and head[:8] == PNG and head[25:26] == b"\x00" and 0 < head[24] < 8:
+        # Grey of 1, 2 or 4 bits, as PNG optimisers write few ids, is decoded spread over 0…255.
+        return np.asarray(image, np.uint8) // np.uint8(255 // (2 ** head[24] - 1))
     if image.ndim != 2 or not np.issubdtype(image.dtype, np.integer):
         raise DataError(
             f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are grey or palette ids, "

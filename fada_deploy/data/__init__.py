@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.data import cityscapes, custom, gta5
+from fada_deploy.data import cityscapes, crosscity, custom, gta5, synthia
 from fada_deploy.data.base import FrameDataset
 
 __all__ = ["DATASETS", "FrameDataset", "default_root", "open_dataset"]
@@ -26,18 +26,27 @@ class Reader:
     open: Callable[[Path, str, LabelSpace], FrameDataset]
     layout: str
     published: str
+    folder: str | None = None
 
 
 DATASETS = {
     "gta5": Reader(gta5.open_split, gta5.LAYOUT, gta5.PUBLISHED),
+    "synthia": Reader(synthia.open_split, synthia.LAYOUT, synthia.PUBLISHED),
     "cityscapes": Reader(cityscapes.open_split, cityscapes.LAYOUT, cityscapes.PUBLISHED),
+    **{
+        name: Reader(open_split, crosscity.LAYOUT, crosscity.PUBLISHED, "crosscity")
+        for name, open_split in crosscity.READERS.items()
+    },
     "custom": Reader(custom.open_split, custom.LAYOUT, custom.PUBLISHED),
 }
 
 
 def default_root(name: str) -> Path:
-    """Return where a data set lies unless told: `$FADA_DATASETS/<name>`, else `datasets/<name>`."""
-    return Path(os.environ.get("FADA_DATASETS", "datasets")) / name
+    """Return where a data set lies unless told: `$FADA_DATASETS/<name>`, else `datasets/<name>`.
+
+    The cities of Cross-City lie in one folder, `crosscity`.
+    """
+    return Path(os.environ.get("FADA_DATASETS", "datasets")) / (DATASETS[name].folder or name)
 
 
 def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace) -> FrameDataset:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.images import read_indices, read_rgb, resize_labels
+from fada_deploy.common.images import read_rgb, resize_labels
 from fada_deploy.common.labels import IGNORE, LabelSpace
 
 LabelReader = Callable[[Path], NDArray[np.uint8]]
@@ -31,7 +30,7 @@ class FrameDataset:
     """One split of a data set: frames (H, W, 3) uint8 RGB and labels (H, W) uint8 indices of `space`.
 
     `ego_mask`, (h, w) bool, is true on the car's own bonnet; those pixels are ignored wherever
-    labels or statistics are taken.
+    labels or statistics are taken. `left_out` says of each file that makes no pair why it does not.
     """
 
     name: str
@@ -40,6 +39,7 @@ class FrameDataset:
     pairs: Sequence[Pair]
     read_labels: LabelReader
     ego_mask: NDArray[np.bool_] | None = field(default=None, compare=False)
+    left_out: Mapping[Path, str] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -65,12 +65,16 @@ class FrameDataset:
     def pair(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return frame and labels `i`; raise `DataError` when their sizes differ."""
         image, labels = self.image(i), self.labels(i)
-        if image.shape[:2] != labels.shape:
-            raise DataError(
-                f"{self.pairs[i].image}: the frame is {image.shape[1]}x{image.shape[0]} but its labels are "
-                f"{labels.shape[1]}x{labels.shape[0]}; both must be of one size"
-            )
+        self.check_sizes(i, image.shape, labels.shape)
         return image, labels
+
+    def check_sizes(self, i: int, frame_hw: tuple[int, ...], labels_hw: tuple[int, ...]) -> None:
+        """Raise `DataError` where the sizes of frame and labels `i` differ."""
+        if frame_hw[:2] != labels_hw[:2]:
+            raise DataError(
+                f"{self.pairs[i].image}: the frame is {frame_hw[1]}x{frame_hw[0]} but its labels are "
+                f"{labels_hw[1]}x{labels_hw[0]}; both must be of one size"
+            )
 
     def ego(self, size_hw: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return the bonnet mask at a size, (H, W) bool, all false when there is none."""
@@ -78,18 +82,6 @@ class FrameDataset:
         if self.ego_mask is None:
             return np.zeros((height, width), bool)
         return resize_labels(self.ego_mask.astype(np.uint8), (height, width)).astype(bool)
-
-
-def table_reader(table: NDArray[np.uint8]) -> LabelReader:
-    """Return a reader of id images: ids looked up in a (256,) table, larger ids ignored."""
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        ids = read_indices(path)
-        if ids.dtype == np.uint8:
-            return np.asarray(cv2.LUT(ids.astype(np.uint8, copy=False), table), np.uint8)
-        return np.where(ids < 256, table[np.minimum(ids, 255)], np.uint8(IGNORE))
-
-    return read
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -101,8 +93,24 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return mask
 
 
-def need_pairs(pairs: Sequence[Pair], where: str, layout: str) -> Sequence[Pair]:
+def files_by_stem(folder: Path, suffixes: Collection[str] = (".png",)) -> dict[str, Path]:
+    """Return the files of a folder that have one of the suffixes by their stem, in order of their names."""
+    # A dot's file is the shadow that some archives leave beside each picture.
+    found = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
+    return {path.stem: path for path in found}
+
+
+def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[list[Pair], dict[Path, str]]:
+    """Pair frames with the labels of the same stem; return the pairs, and why each other file is in none."""
+    pairs = [Pair(image, labels[stem]) for stem, image in images.items() if stem in labels]
+    left_out = {image: "no labels" for stem, image in images.items() if stem not in labels}
+    left_out |= {path: "no frame" for stem, path in labels.items() if stem not in images}
+    return pairs, left_out
+
+
+def need_pairs(pairs: Sequence[Pair], where: str, layout: str, left_out: Collection[Path] = ()) -> Sequence[Pair]:
     """Return the pairs, or raise `DataError` saying what the folder should hold."""
     if not pairs:
-        raise DataError(f"{where}: no frames found. It must look like this: {layout}")
+        found = f"no frame has labels, of {len(left_out)} files" if left_out else "no frames found"
+        raise DataError(f"{where}: {found}. It must look like this: {layout}")
     return pairs

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
-from fada_deploy.data.base import FrameDataset, Pair, need_pairs, table_reader
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.data.base import FrameDataset, Pair, need_pairs
+from fada_deploy.data.label_files import ALL_LABEL_IDS, LABEL_IDS, table_reader
 
 LAYOUT = "leftImg8bit/{train,val}/{city}/*_leftImg8bit.png and gtFine/{train,val}/{city}/*_gtFine_labelIds.png"
 PUBLISHED = "It is published at https://www.cityscapes-dataset.com (registration needed)."
@@ -23,6 +24,5 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
         city = image.parent.name
         labels = root / "gtFine" / split / city / (image.name.removesuffix(_FRAME) + _LABELS)
         pairs.append(Pair(image, labels if labels.is_file() else None, city))
-    ids = {c.label_id: c.name for c in CITYSCAPES_19.classes}
     need_pairs(pairs, f"{root} ({split})", LAYOUT)
-    return FrameDataset("cityscapes", split, space, pairs, table_reader(space.from_ids(ids)))
+    return FrameDataset("cityscapes", split, space, pairs, table_reader(LABEL_IDS, space, known=ALL_LABEL_IDS))

@@ -20,13 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.labels import CITYSCAPES_19, IGNORE, LabelSpace
-from fada_deploy.data.base import FrameDataset, LabelReader, Pair, need_pairs, read_mask, table_reader
+from fada_deploy.data.base import FrameDataset, LabelReader, Pair, need_pairs, read_mask
+from fada_deploy.data.label_files import ALL_LABEL_IDS, ColorReader, table_reader
 
 _LABEL_KEYS = frozenset({"encoding", "values", "colors", "ego_mask"})
 ENCODINGS = ("trainId", "labelId", "index", "mapping", "palette")
@@ -102,16 +99,16 @@ def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelRead
     encoding = spec.get("encoding", "trainId")
     everything = CITYSCAPES_19.classes + space.classes
     if encoding == "trainId":
-        return _checked_reader({c.train_id: c.name for c in everything}, {IGNORE}, space)
+        return table_reader({c.train_id: c.name for c in everything}, space, known={IGNORE}, strict=True)
     if encoding == "labelId":
-        # Cityscapes has labelIds 0 to 33; those that are no class of the space are ignored.
-        return _checked_reader({c.label_id: c.name for c in everything}, {*range(34), IGNORE}, space)
+        # Cityscapes' labelIds that are no class of the space are ignored.
+        return table_reader({c.label_id: c.name for c in everything}, space, known=ALL_LABEL_IDS, strict=True)
     if encoding == "index":
-        return _checked_reader(dict(enumerate(space.names)), {IGNORE}, space)
+        return table_reader(dict(enumerate(space.names)), space, known={IGNORE}, strict=True)
     if encoding == "mapping":
         values = {_number(k, where): str(v) for k, v in _table(spec, "values", where).items()}
         _check_names(values.values(), space, f"{where}: `values`")
-        return table_reader(space.from_ids(values))
+        return table_reader(values, space, known={IGNORE})
     if encoding == "palette":
         colors = _table(spec, "colors", where)
         _check_names(colors, space, f"{where}: `colors`")
@@ -141,32 +138,6 @@ def _check_names(names: Any, space: LabelSpace, where: str) -> None:
         raise DataError(f"{where}: unknown class {', '.join(unknown)}; {space.name} has {', '.join(space.names)}")
 
 
-def _checked_reader(ids: Mapping[int, str], nothing: set[int], space: LabelSpace) -> LabelReader:
-    """Return a reader that refuses ids which the encoding does not have, as wrong encodings show so."""
-    table = space.from_ids(ids)
-    strange = np.ones(256, bool)
-    strange[[*ids, *nothing]] = False
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        raw = read_indices(path)
-        present = np.unique(raw)
-        bad = [int(v) for v in present if v > 255 or strange[v]]
-        if bad:
-            raise DataError(
-                f"{path}: unknown class id {', '.join(map(str, bad[:5]))}; allowed are {_ranges(ids)} and "
-                f"{IGNORE} (ignore); is `encoding` right?"
-            )
-        return np.asarray(table[raw], np.uint8)
-
-    return read
-
-
-def _ranges(ids: Mapping[int, str]) -> str:
-    found = sorted(ids)
-    whole = found == [*range(found[0], found[-1] + 1)]
-    return f"{found[0]} to {found[-1]}" if whole else ", ".join(map(str, found))
-
-
 def _palette_reader(colors: Mapping[str, Any], space: LabelSpace, where: str) -> LabelReader:
     known = {name: i for i, name in enumerate(space.names)}
     codes: dict[int, int] = {}
@@ -178,13 +149,4 @@ def _palette_reader(colors: Mapping[str, Any], space: LabelSpace, where: str) ->
         ):
             raise DataError(f"{where}: color of {name} is {color!r}; it must be [R, G, B], each 0 to 255")
         codes[color[0] << 16 | color[1] << 8 | color[2]] = known.get(name, IGNORE)
-    keys = np.array(sorted(codes))
-    values = np.array([codes[k] for k in keys.tolist()], np.uint8)
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        rgb = read_rgb(path).astype(np.int64)
-        code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-        at = np.searchsorted(keys, code).clip(max=len(keys) - 1)
-        return np.where(keys[at] == code, values[at], np.uint8(IGNORE))
-
-    return read
+    return ColorReader(tuple(sorted(codes)), bytes(codes[code] for code in sorted(codes)))

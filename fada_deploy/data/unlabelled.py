@@ -22,7 +22,7 @@ from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, uprigh
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
 HELD_OUT = 0.1
-_LABEL_FOLDERS = frozenset({"annotations", "gtFine", "labels", "masks"})
+_LABEL_FOLDERS = frozenset({"annotations", "gtfine", "labels", "masks"})
 _THUMB_WH = (32, 18)
 
 
@@ -71,7 +71,7 @@ def open_recordings(
             continue
         say(f"{video.name}: {len(clips[str(video)])} frames")
     for folder, images in _picture_folders(path).items():
-        if Path(folder).name in _LABEL_FOLDERS:
+        if _LABEL_FOLDERS & {part.lower() for part in (path.name, *Path(folder).relative_to(path).parts)}:
             say(f"{folder}: passed over, as label maps are no target")
             continue
         clips[folder] = _distinct_pictures(images, folder, sampling, left_out)

@@ -107,8 +107,8 @@ def test_a_few_long_clips_keep_nine_tenths_for_training() -> None:
 
 
 def test_label_maps_and_drafts_are_no_target(tmp_path: Path) -> None:
-    for sub, count in (("images", 6), ("labels", 6)):
-        (tmp_path / sub).mkdir()
+    for sub, count in (("images", 6), ("labels", 6), ("gtFine/val/bonn", 6), ("Labels/Test", 6)):
+        (tmp_path / sub).mkdir(parents=True)
         for i in range(count):
             assert cv2.imwrite(str(tmp_path / sub / f"{i}.png"), picture(i))
     assert cv2.imwrite(str(tmp_path / "images" / ".9.partial.png"), picture(9))
