@@ -1,4 +1,4 @@
-"""`fada data`: render data sets."""
+"""`fada data`: check data sets, render data sets."""
 
 from __future__ import annotations
 
@@ -7,13 +7,65 @@ from pathlib import Path
 
 import click
 
-from fada_deploy.cli.options import SIZE, log
+from fada_deploy.cli.options import SIZE, emit_json, log
 from fada_deploy.common.cores import usable_cores
 
 
 @click.group("data", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Render data sets."""
+    """Check a data set before training on it, or render one."""
+
+
+@command.command("check")
+@click.argument("name")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME]."
+)
+@click.option("--split", default="train", show_default=True)
+@click.option(
+    "--label-space",
+    default="cityscapes-19",
+    show_default=True,
+    help="Classes to count: a name, or the path of a .toml file.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=usable_cores,
+    show_default="usable cores",
+    help="Threads to read with.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def check(*, name: str, root: Path | None, split: str, label_space: str, jobs: int, as_json: bool) -> int:
+    """Read every file of NAME, a data set or the path of a .toml file; say what it holds and what is bad.
+
+    Pairs, sizes, each class's pixels and files, and each file that cannot be used, with the reason;
+    without labels the frames alone. `fada train` takes the class statistics from here. Exits with 1
+    when a file is bad.
+    """
+    import sys
+    import time
+
+    from tqdm import tqdm
+
+    from fada_deploy.common.labels import load_label_space
+    from fada_deploy.data import open_dataset
+    from fada_deploy.data.census import save_census, take_census
+    from fada_deploy.data.report import as_text, describe
+
+    dataset = open_dataset(name, root, split=split, space=load_label_space(label_space))
+    began = time.perf_counter()
+    with tqdm(total=len(dataset), desc="check", unit="file", disable=None, file=sys.stderr) as bar:
+        census = take_census(dataset, frames=True, jobs=jobs, progress=bar.update)
+    seconds = time.perf_counter() - began
+    kept = save_census(dataset, census, log)
+    report = describe(dataset, census)
+    if as_json:
+        emit_json(report | {"seconds": round(seconds, 3), "jobs": jobs, "kept": kept and str(kept)})
+    else:
+        click.echo(as_text(report))
+    log(f"read in {seconds:.1f} s, {len(dataset) / seconds:.1f} files/s with {jobs} threads")
+    return 1 if report["bad"] else 0
 
 
 @command.command("render")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.data import DATASETS, open_dataset
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.census import load_census, save_census, take_census
 from fada_deploy.data.unlabelled import open_recordings
 from fada_deploy.training.config import RunConfig
 
@@ -54,26 +54,27 @@ def open_target(
         return train_set, None
 
 
-def class_contents(dataset: FrameDataset) -> tuple[NDArray[np.bool_], dict[str, None]]:
-    """Return which file holds which class, (N, K) bool, and a line for each file that cannot be read.
+def _tell(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
 
-    A bad file holds nothing, so that class-balanced sampling never draws it.
+
+def class_contents(
+    dataset: FrameDataset, say: Callable[[str], None] = _tell
+) -> tuple[NDArray[np.bool_], dict[str, None]]:
+    """Return which file holds which class, (N, K) bool, and a line for each file that cannot be used.
+
+    A bad file holds nothing, so that class-balanced sampling never draws it. What `fada data check` or
+    an earlier run counted in the same files is taken from the cache.
     """
-    contents = np.zeros((len(dataset), dataset.space.num_classes), bool)
-    bad: dict[str, None] = {}
-
-    def read(i: int) -> None:
-        try:
-            present = np.bincount(dataset.labels(i).ravel(), minlength=256) > 0
-            contents[i] = present[: dataset.space.num_classes]
-        except DataError as error:
-            bad[str(error)] = None
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        list(tqdm(pool.map(read, range(len(dataset))), total=len(dataset), desc="source classes", disable=None))
-    if len(bad) == len(dataset):
+    census = load_census(dataset)
+    if census is None:
+        with tqdm(total=len(dataset), desc="source classes", unit="file", disable=None, file=sys.stderr) as bar:
+            census = take_census(dataset, frames=False, progress=bar.update)
+        save_census(dataset, census, say)
+    bad = dict.fromkeys(census.bad.values())
+    if len(census.bad) == len(dataset):
         raise DataError(f"no source label can be used, the first: {next(iter(bad))}")
-    return contents, bad
+    return census.contents, bad
 
 
 def fingerprint(dataset: FrameDataset) -> str:
