@@ -18,9 +18,11 @@ from fada_deploy import __version__
 # name: (module, one line for `fada --help`); the help must not cost an import.
 COMMANDS = {
     "demo": ("demo", "Render streets, adapt, export and infer: the whole road in minutes."),
-    "data": ("data", "Render data sets."),
+    "data": ("data", "Check and render data sets."),
     "train": ("train", "Adapt a segmenter from labelled source to unlabelled target data."),
     "eval": ("eval", "Score a model or a run on labelled frames."),
+    "ccd": ("ccd", "Measure how tightly features gather around their classes' centres."),
+    "import": ("import_", "Make a run of a checkpoint of the released FADA code."),
     "export": ("export", "Turn a run into a proven ONNX file."),
     "infer": ("infer", "Label videos, images and folders; write overlays and masks."),
 }

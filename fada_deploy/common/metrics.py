@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.labels import LABEL_SPACES, LabelSpace
 
 
 def confusion_matrix(
@@ -52,6 +52,23 @@ class Scores:
         """Mean IoU over the classes present in the truth; NaN when there is none."""
         return float(self.iou[self.present].mean()) if self.present.any() else float("nan")
 
+    def mean_over(self, space: LabelSpace) -> float | None:
+        """Return the mean IoU over the classes that `space` names, as smaller sets are reported.
+
+        The 13-class mean of a 16-class network is taken so, without training again. None when this
+        space lacks one of the classes or they are all of it; NaN when none is present.
+        """
+        if not set(space.names) < set(self.space.names):
+            return None
+        chosen = np.isin(self.space.names, space.names) & self.present
+        return float(self.iou[chosen].mean()) if chosen.any() else float("nan")
+
+    @property
+    def smaller_means(self) -> dict[str, float]:
+        """The means over the field's smaller sets that this space holds, by label-space name."""
+        means = {name: self.mean_over(space) for name, space in LABEL_SPACES.items()}
+        return {name: mean for name, mean in means.items() if mean is not None and not np.isnan(mean)}
+
     @property
     def pixel_accuracy(self) -> float:
         total = int(self.matrix.sum())
@@ -61,6 +78,7 @@ class Scores:
         """Return a JSON-ready summary; absent classes are null."""
         return {
             "miou": None if np.isnan(self.miou) else self.miou,
+            "means": self.smaller_means,
             "pixel_accuracy": None if np.isnan(self.pixel_accuracy) else self.pixel_accuracy,
             "iou": {n: None if np.isnan(v) else float(v) for n, v in zip(self.space.names, self.iou, strict=True)},
             "absent": list(self.absent),

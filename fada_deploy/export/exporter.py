@@ -28,8 +28,8 @@ from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.datasets import open_target
 from fada_deploy.training.losses import upsample
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size
-from fada_deploy.training.predict import Predictor
+from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.predict import Predictor, at_size
 
 PROOF_FRAMES = 6
 Say = Callable[[str], None]
@@ -79,7 +79,7 @@ def export(
         # With nothing to run the file on, nothing would be proven.
         raise MissingExtraError("onnxruntime", "export")
     trained, provenance = load_segmenter(weights)
-    model = _at_size(trained, size_hw)
+    model = at_size(trained, size_hw)
     metadata = ModelMetadata(
         label_space=model.spec.space,
         input_size_hw=model.spec.size_hw,
@@ -127,16 +127,6 @@ def make_proof(model: Segmenter, frames: Sequence[Frame]) -> tuple[Proof, list[F
     at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
     proof = Proof(np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy())
     return proof, predictor.labels(frames)
-
-
-def _at_size(trained: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
-    if size_hw is None or size_hw == trained.spec.size_hw:
-        return trained
-    check_size(trained.spec.backbone, size_hw)
-    spec: ModelSpec = replace(trained.spec, size_hw=size_hw)
-    model = Segmenter(spec)
-    model.load_state_dict(trained.state_dict())
-    return model.eval()
 
 
 def _proof_frames(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fada_deploy.common.errors import UsageError
+
 SizeHW = tuple[int, int]
 Jitter = tuple[float, float, float, float]
 STAGES = ("source", "adversarial", "distill")
@@ -146,11 +148,14 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote; raise `UsageError` for settings this version does not know."""
         stages = {"source": SourceStage, "adversarial": AdversarialStage, "distill": DistillStage}
         plain = {k: v for k, v in data.items() if k not in stages}
-        config = cls(**{k: _tuples(v) for k, v in plain.items()})
-        built = {k: make(**{n: _tuples(v) for n, v in data[k].items()}) for k, make in stages.items()}
+        try:
+            config = cls(**{k: _tuples(v) for k, v in plain.items()})
+            built = {k: make(**{n: _tuples(v) for n, v in data[k].items()}) for k, make in stages.items()}
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"the run's settings are of another version of fada_deploy ({error})") from None
         return replace(config, **built)
 
 

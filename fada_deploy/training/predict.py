@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,15 @@ from fada_deploy.training.losses import upsample
 from fada_deploy.training.models.segmenter import Segmenter, find_backbone
 
 Frame = NDArray[np.uint8]
+
+
+def at_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
+    """Return the network with another input size; the same one when it has it, or None is asked for."""
+    if size_hw is None or size_hw == model.spec.size_hw:
+        return model
+    resized = Segmenter(replace(model.spec, size_hw=size_hw))
+    resized.load_state_dict(model.state_dict())
+    return resized.to(next(model.parameters()).device).eval()
 
 
 class Predictor:

@@ -1,0 +1,81 @@
+"""Pictures of numbers, drawn by matplotlib: confusion matrices and class center distances.
+
+`fada eval --confusion matrix.png`, `fada ccd --plot ccd.png`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import MissingExtraError
+from fada_deploy.common.files import atomic_path
+from fada_deploy.common.metrics import Scores
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot") from None
+    # A Figure of its own draws without a display and without pyplot's global state.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def plot_confusion(scores: Scores, title: str, path: Path) -> None:
+    """Draw the confusion matrix: rows are the truth, each summing to 100 %; absent classes are left out."""
+    kept = np.flatnonzero(scores.present | (scores.matrix.sum(0) > 0))
+    matrix = scores.matrix[np.ix_(kept, kept)].astype(float)
+    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    names = [scores.space.names[i] for i in kept]
+    size = 2.5 + 0.42 * len(kept)
+    figure, axes = _figure(size + 1, size)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(kept)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(kept)), names)
+    for row, column in np.argwhere(share >= 0.5):
+        value = share[row, column]
+        color = "white" if value > 55 else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set(xlabel="predicted", ylabel="truth", title=title)
+    figure.colorbar(image, ax=axes, label="% of the true class's pixels", shrink=0.8)
+    _save(figure, path)
+
+
+def plot_bars(
+    names: Sequence[str],
+    series: Mapping[str, NDArray[np.float64]],
+    *,
+    colors: NDArray[np.uint8],
+    ylabel: str,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw a group of bars for each class, one bar a series; NaN leaves a gap.
+
+    `colors` (K, 3) uint8 RGB marks the classes below the bars with the palette's own colours.
+    """
+    figure, axes = _figure(2 + 0.55 * len(names), 4.2)
+    width = 0.8 / len(series)
+    at = np.arange(len(names))
+    for i, (label, values) in enumerate(series.items()):
+        axes.bar(at + (i - (len(series) - 1) / 2) * width, values, width, label=label)
+    axes.set_xticks(at, names, rotation=45, ha="right", rotation_mode="anchor")
+    for x, color in zip(at, colors, strict=True):
+        axes.plot(x, 0, "s", color=color / 255, markersize=9, clip_on=False, zorder=3)
+    axes.set(ylabel=ylabel, title=title)
+    axes.margins(x=0.02)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend()
+    _save(figure, path)

@@ -1,0 +1,145 @@
+"""`fada eval` and `fada ccd` on runs that keep checkpoints: tables, JSON, pictures, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fada_deploy.cli import main
+from fada_deploy.training.run import train
+from fada_deploy.training.settings import make_config
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fada(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of two short stages with a checkpoint in the middle of each."""
+    settings = [f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=8", "batch=2", "lr=0.002")]
+    config = make_config(
+        preset="small",
+        file=None,
+        settings=[*settings, "keep_every=4", "size=192x128", "src_size=192x128"],
+        options={
+            "src": "gta5",
+            "tgt": "cityscapes",
+            "src_root": str(streets / "gta5"),
+            "tgt_root": str(streets / "cityscapes"),
+            "stages": ("source", "adversarial"),
+        },
+    )
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    folder.mkdir()
+    train(config, folder, device=torch.device("cpu"), say=lambda text: None)
+    return folder
+
+
+def data(streets: Path) -> list[object]:
+    return ["--data", "cityscapes", "--root", streets / "cityscapes"]
+
+
+def test_all_checkpoints_with_last_and_best_apart(fada: Run, run: Path, streets: Path) -> None:
+    code, out, _ = fada("eval", run, *data(streets), "--all", "--json")
+    document = json.loads(out)
+    assert code == 0
+    found = [(c["stage"], c["iteration"], c["last"]) for c in document["checkpoints"]]
+    assert found == [
+        ("source", 4, False),
+        ("source", 8, True),
+        ("adversarial", 4, False),
+        ("adversarial", 8, True),
+    ]
+    scores = [c["miou"] for c in document["checkpoints"]]
+    assert document["last"]["miou"] == scores[-1]
+    assert document["best"]["miou"] == max(scores) and document["best"]["oracle"] is True
+    assert scores[-1] == json.loads((run / "adversarial/scores.json").read_text())["miou"]
+    code, out, _ = fada("eval", run, *data(streets), "--all")
+    assert code == 0 and "last of the stage" in out and "an oracle: chosen by the target's own labels" in out
+
+
+def test_confusion_as_table_and_picture(fada: Run, run: Path, streets: Path, tmp_path: Path) -> None:
+    table, picture = tmp_path / "m.csv", tmp_path / "m.png"
+    code, out, _ = fada("eval", run, *data(streets), "--confusion", table, "--json")
+    document = json.loads(out)
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    matrix = np.array([[int(v) for v in row[1:]] for row in rows[1:]])
+    np.testing.assert_array_equal(matrix, document["confusion"])
+    assert code == 0 and rows[0][1:] == [row[0] for row in rows[1:]] and matrix.sum() > 0
+    hit, union = matrix[0, 0], matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0]
+    assert document["iou"]["road"] == pytest.approx(hit / union)
+    code, out, err = fada("eval", run, *data(streets), "--confusion", picture)
+    assert code == 0 and cv2.imread(str(picture)).shape[0] > 500 and "confusion matrix" in err
+    assert "cityscapes-13" in out and "cityscapes-16" in out
+
+
+def test_smaller_means_are_over_their_own_classes(fada: Run, run: Path, streets: Path) -> None:
+    _, out, _ = fada("eval", run, *data(streets), "--json")
+    document = json.loads(out)
+    left_out = {16: {"terrain", "truck", "train"}, 13: {"terrain", "truck", "train", "wall", "fence", "pole"}}
+    for number, names in left_out.items():
+        kept = [v for n, v in document["iou"].items() if n not in names and v is not None]
+        assert document["means"][f"cityscapes-{number}"] == pytest.approx(np.mean(kept))
+
+
+def test_several_scales_score_another_number(fada: Run, run: Path, streets: Path) -> None:
+    _, one, _ = fada("eval", run, *data(streets), "--json")
+    _, many, _ = fada("eval", run, *data(streets), "--mst", "--json")
+    _, large, _ = fada("eval", run, *data(streets), "--size", "256x128", "--json")
+    assert len({json.loads(d)["miou"] for d in (one, many, large)}) == 3
+    assert json.loads(many)["views"] == "scales 0.7, 1, 1.3 + mirror images"
+    assert json.loads(large)["input"] == "256x128"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN", "--confusion", "m.txt"], "writes a .csv or .png file"),
+        (["RUN", "--confusion", "m.csv", "--all"], "leave out --all"),
+        (["model.onnx", "--mst"], "are for runs; an exported file has one input size"),
+    ],
+)
+def test_what_eval_cannot_do_is_one_line(
+    fada: Run, run: Path, streets: Path, arguments: list[str], message: str
+) -> None:
+    code, _, err = fada("eval", *[run if a == "RUN" else a for a in arguments], *data(streets))
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_class_center_distance_of_two_stages(fada: Run, run: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "ccd.png"
+    stages = (run / "source", run / "adversarial")
+    code, out, err = fada("ccd", *stages, "--frames", 3, "--plot", plot)
+    assert code == 0 and "[1]" in out and "road" in out and "mean" in out and f"plot: {plot}" in err
+    assert cv2.imread(str(plot)).shape[1] > 500
+    documents = {}
+    for form in ("squared", "plain"):
+        code, out, _ = fada("ccd", *stages, "--frames", 3, "--denominator", form, "--json")
+        documents[form] = json.loads(out)["runs"]
+    assert set(documents["squared"]) == set(map(str, stages))
+    for name, values in documents["squared"].items():
+        kept = [v for v in values["ccd"].values() if v is not None]
+        assert values["mean"] == pytest.approx(np.mean(kept)) and values != documents["plain"][name]
+
+
+def test_centres_need_labels_of_both_domains(fada: Run, streets: Path, tmp_path: Path, run: Path) -> None:
+    code, _, err = fada("ccd", run, "--plot", tmp_path / "p.txt")
+    assert code == 2 and "writes .png, .svg or .pdf" in err
+    code, _, err = fada("ccd", tmp_path / "none")
+    assert code == 1 and "no such run" in err

@@ -1,0 +1,63 @@
+"""Multi-scale prediction against the average written out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fada_deploy.common.images import resize_frame
+from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.data import open_dataset
+from fada_deploy.training.checkpoints import load_segmenter
+from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.predict import Predictor, at_size
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network(trained: Path) -> Segmenter:
+    return load_segmenter(trained / "source" / "weights.safetensors")[0]
+
+
+@pytest.fixture(scope="module")
+def frame(streets: Path) -> np.ndarray:
+    return open_dataset("cityscapes", streets / "cityscapes", split="val", space=CITYSCAPES_19).image(0)
+
+
+def test_views_are_averaged_as_probabilities_at_the_frames_size(network: Segmenter, frame: np.ndarray) -> None:
+    frame = frame[:119, :173]  # a size of its own
+    total = np.zeros((19, 119, 173))
+    # 192x128 at 0.75 and 1.25, in multiples of 8.
+    for size_hw in ((96, 144), (128, 192), (160, 240)):
+        for mirrored in (False, True):
+            x = resize_frame(frame, size_hw)
+            x = x[:, ::-1].copy() if mirrored else x
+            with torch.no_grad():
+                logits = network(torch.from_numpy(x)[None])
+            logits = logits.flip(3) if mirrored else logits
+            at_frame = F.interpolate(logits, (119, 173), mode="bilinear", align_corners=True)
+            total += at_frame.softmax(1)[0].double().numpy()
+    got = Predictor(network, CPU, scales=(0.75, 1.0, 1.25), flip=True).labels([frame])[0]
+    assert (got == total.argmax(0)).mean() > 0.9999
+    single = Predictor(network, CPU).labels([frame])[0]
+    assert (got != single).mean() > 0.01, "the views must matter in this example"
+
+
+def test_frames_of_two_sizes_are_labelled_together(network: Segmenter, frame: np.ndarray) -> None:
+    frames = [frame, frame[:100, :150]]
+    together = Predictor(network, CPU, flip=True).labels(frames)
+    for labels, each in zip(together, frames, strict=True):
+        np.testing.assert_array_equal(labels, Predictor(network, CPU, flip=True).labels([each])[0])
+
+
+def test_another_input_size_keeps_the_weights(network: Segmenter) -> None:
+    assert at_size(network, None) is network and at_size(network, (128, 192)) is network
+    larger = at_size(network, (192, 256))
+    assert larger.spec.size_hw == (192, 256) and not larger.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, larger.state_dict()[name])
