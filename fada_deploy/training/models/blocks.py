@@ -1,4 +1,4 @@
-"""Residual blocks and frozen normalisation, with torchvision's parameter names."""
+"""What several networks are made of: residual blocks under torchvision's parameter names, frozen normalisation."""
 
 from __future__ import annotations
 
@@ -39,23 +39,39 @@ class FrozenBatchNorm2d(nn.Module):
 NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
 
 
+def resize_to(x: Tensor, like: Tensor) -> Tensor:
+    """Interpolate `x` bilinearly to the height and width of `like`."""
+    height, width = like.shape[-2:]
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+
+
 def conv3x3(inner: int, outer: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Return a 3×3 convolution that keeps the size at stride 1."""
     return nn.Conv2d(inner, outer, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut; `final_relu` off leaves the sum signed."""
+    """Two 3×3 convolutions and a shortcut; `final_relu` off leaves the sum signed.
+
+    `dilations`: of the first convolution, where a stride would stand, and of the second, behind it.
+    """
 
     expansion = 1
 
     def __init__(
-        self, inner: int, planes: int, norm: Norm, *, stride: int = 1, dilation: int = 1, final_relu: bool = True
+        self,
+        inner: int,
+        planes: int,
+        norm: Norm,
+        *,
+        stride: int = 1,
+        dilations: tuple[int, int] = (1, 1),
+        final_relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inner, planes, stride=stride, dilation=dilation)
+        self.conv1 = conv3x3(inner, planes, stride=stride, dilation=dilations[0])
         self.bn1 = norm(planes)
-        self.conv2 = conv3x3(planes, planes, dilation=dilation)
+        self.conv2 = conv3x3(planes, planes, dilation=dilations[1])
         self.bn2 = norm(planes)
         self.downsample = shortcut(inner, planes * self.expansion, norm, stride=stride)
         self.final_relu = final_relu
@@ -68,7 +84,12 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 and a shortcut; stride and dilation sit on the 3×3."""
+    """1×1, 3×3, 1×1 and a shortcut; the stride and the first of `dilations` sit on the 3×3.
+
+    Nothing behind the 3×3 looks around, so the second of `dilations` is for `BasicBlock` alone.
+    """
+
+    expansion = 4
 
     def __init__(
         self,
@@ -77,14 +98,14 @@ class Bottleneck(nn.Module):
         norm: Norm,
         *,
         stride: int = 1,
-        dilation: int = 1,
+        dilations: tuple[int, int] = (1, 1),
         final_relu: bool = True,
-        expansion: int = 4,
+        expansion: int = expansion,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inner, planes, 1, bias=False)
         self.bn1 = norm(planes)
-        self.conv2 = conv3x3(planes, planes, stride=stride, dilation=dilation)
+        self.conv2 = conv3x3(planes, planes, stride=stride, dilation=dilations[0])
         self.bn2 = norm(planes)
         self.conv3 = nn.Conv2d(planes, planes * expansion, 1, bias=False)
         self.bn3 = norm(planes * expansion)
@@ -104,3 +125,10 @@ def shortcut(inner: int, outer: int, norm: Norm, *, stride: int) -> nn.Sequentia
     if stride == 1 and inner == outer:
         return None
     return nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), norm(outer))
+
+
+def signed_layer(inner: int, planes: int, norm: Norm, *, blocks: int = 2, stride: int = 1) -> nn.Sequential:
+    """Return basic blocks of which the last leaves its sum signed; whoever reads it applies the ReLU."""
+    layer = [BasicBlock(inner, planes, norm, stride=stride)]
+    layer += [BasicBlock(planes, planes, norm) for _ in range(blocks - 2)]
+    return nn.Sequential(*layer, BasicBlock(planes, planes, norm, final_relu=False))

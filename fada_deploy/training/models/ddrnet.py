@@ -5,47 +5,11 @@ The published widths and the published parameter names, so that its ImageNet wei
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, Norm, conv3x3
-
-
-def resize_to(x: Tensor, like: Tensor) -> Tensor:
-    """Interpolate `x` bilinearly to the height and width of `like`."""
-    height, width = like.shape[-2:]
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def norm_relu_conv(inner: int, outer: int, norm: Norm, *, kernel: int) -> list[nn.Module]:
-    """Return the pre-activated convolution that the pyramid is made of."""
-    conv = nn.Conv2d(inner, outer, 1, bias=False) if kernel == 1 else conv3x3(inner, outer)
-    return [norm(inner), nn.ReLU(), conv]
-
-
-class DAPPM(nn.Module):
-    """Deep aggregation pyramid pooling: context of five sizes, each refined on top of the one before."""
-
-    def __init__(self, inner: int, branch: int, outer: int, norm: Norm) -> None:
-        super().__init__()
-        pools: list[nn.Module] = [nn.AvgPool2d(k, s, p) for k, s, p in ((5, 2, 2), (9, 4, 4), (17, 8, 8))]
-        pools.append(nn.AdaptiveAvgPool2d(1))
-        self.scale0 = nn.Sequential(*norm_relu_conv(inner, branch, norm, kernel=1))
-        for i, pool in enumerate(pools, 1):
-            self.add_module(f"scale{i}", nn.Sequential(pool, *norm_relu_conv(inner, branch, norm, kernel=1)))
-            self.add_module(f"process{i}", nn.Sequential(*norm_relu_conv(branch, branch, norm, kernel=3)))
-        self.compression = nn.Sequential(*norm_relu_conv(5 * branch, outer, norm, kernel=1))
-        self.shortcut = nn.Sequential(*norm_relu_conv(inner, outer, norm, kernel=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, inner, h, w) to (B, outer, h, w)."""
-        scales = [self.scale0(x)]
-        for i in range(1, 5):
-            pooled = resize_to(self.get_submodule(f"scale{i}")(x), x)
-            scales.append(self.get_submodule(f"process{i}")(pooled + scales[-1]))
-        context: Tensor = self.compression(torch.cat(scales, 1)) + self.shortcut(x)
-        return context
+from fada_deploy.training.models.blocks import Bottleneck, Norm, conv3x3, resize_to, signed_layer
+from fada_deploy.training.models.pyramids import DAPPM
 
 
 class DDRNet(nn.Module):
@@ -60,10 +24,10 @@ class DDRNet(nn.Module):
             nn.Conv2d(3, planes, 3, 2, padding=1), norm(planes), nn.ReLU(),
             nn.Conv2d(planes, planes, 3, 2, padding=1), norm(planes), nn.ReLU(),
         )  # fmt: skip
-        self.layer1 = _layer(planes, planes, norm)
-        self.layer2 = _layer(planes, planes * 2, norm, stride=2)
-        self.layer3 = _layer(planes * 2, planes * 4, norm, stride=2)
-        self.layer4 = _layer(planes * 4, planes * 8, norm, stride=2)
+        self.layer1 = signed_layer(planes, planes, norm)
+        self.layer2 = signed_layer(planes, planes * 2, norm, stride=2)
+        self.layer3 = signed_layer(planes * 2, planes * 4, norm, stride=2)
+        self.layer4 = signed_layer(planes * 4, planes * 8, norm, stride=2)
         self.layer5 = nn.Sequential(
             Bottleneck(planes * 8, planes * 8, norm, stride=2, final_relu=False, expansion=2)
         )
@@ -74,8 +38,8 @@ class DDRNet(nn.Module):
             conv3x3(high, planes * 4, stride=2), norm(planes * 4), nn.ReLU(),
             conv3x3(planes * 4, planes * 8, stride=2), norm(planes * 8),
         )  # fmt: skip
-        self.layer3_ = _layer(planes * 2, high, norm)
-        self.layer4_ = _layer(high, high, norm)
+        self.layer3_ = signed_layer(planes * 2, high, norm)
+        self.layer4_ = signed_layer(high, high, norm)
         self.layer5_ = nn.Sequential(Bottleneck(high, high, norm, final_relu=False, expansion=2))
         self.spp = DAPPM(planes * 16, planes * 4, planes * 4, norm)
 
@@ -98,14 +62,6 @@ class DDRNet(nn.Module):
         context = self.spp(self.layer5(F.relu(low)))
         fused: Tensor = high + resize_to(context, high)
         return fused
-
-
-def _layer(inner: int, planes: int, norm: Norm, *, stride: int = 1) -> nn.Sequential:
-    # The second block leaves its sum signed; whoever reads it applies the ReLU.
-    return nn.Sequential(
-        BasicBlock(inner, planes, norm, stride=stride),
-        BasicBlock(planes, planes, norm, final_relu=False),
-    )
 
 
 def ddrnet23_slim(norm: Norm) -> DDRNet:

@@ -26,17 +26,31 @@ class ASPPClassifier(nn.Module):
 
 
 class SegmentHead(nn.Module):
-    """DDRNet's classifier: normalise, 3×3 to 64 channels, normalise, 1×1 to the classes."""
+    """DDRNet's and PIDNet's classifier: normalise, 3×3 to `hidden` channels, normalise, 1×1 to the classes."""
 
-    def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
+    def __init__(self, channels: int, num_classes: int, norm: Norm, *, hidden: int = 64) -> None:
         super().__init__()
         self.bn1 = norm(channels)
-        self.conv1 = conv3x3(channels, 64)
-        self.bn2 = norm(64)
-        self.conv2 = nn.Conv2d(64, num_classes, 1)
+        self.conv1 = conv3x3(channels, hidden)
+        self.bn2 = norm(hidden)
+        self.conv2 = nn.Conv2d(hidden, num_classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, h, w) to logits (B, K, h, w)."""
         hidden = self.conv1(F.relu(self.bn1(features)))
         logits: Tensor = self.conv2(F.relu(self.bn2(hidden)))
+        return logits
+
+
+class PointClassifier(nn.Module):
+    """SegFormer's classifier: one 1×1 convolution."""
+
+    def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
+        super().__init__()
+        del norm
+        self.linear_pred = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, h, w) to logits (B, K, h, w)."""
+        logits: Tensor = self.linear_pred(features)
         return logits

@@ -1,27 +1,30 @@
-"""ResNet-101 at output stride 8, as torchvision's `replace_stride_with_dilation=[False, True, True]`."""
+"""ResNets at output stride 8: torchvision's parameter names, the last two strides replaced by dilation."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.training.models.blocks import Bottleneck, Norm
+from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, Norm
 
 
 class ResNet(nn.Module):
-    """(B, 3, H, W) normalised RGB → (B, 2048, H/8, W/8)."""
+    """(B, 3, H, W) normalised RGB → (B, 512 · expansion, H/8, W/8)."""
 
-    out_channels = 2048
-
-    def __init__(self, layers: tuple[int, int, int, int], norm: Norm) -> None:
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], layers: tuple[int, int, int, int], norm: Norm
+    ) -> None:
         super().__init__()
+        wide = block.expansion
+        self.out_channels = 512 * wide
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = norm(64)
-        self.layer1 = _layer(64, 64, layers[0], norm)
-        self.layer2 = _layer(256, 128, layers[1], norm, stride=2)
-        # A dilated layer's first block keeps the dilation before it: it stands where the stride stood.
-        self.layer3 = _layer(512, 256, layers[2], norm, dilations=(1, 2))
-        self.layer4 = _layer(1024, 512, layers[3], norm, dilations=(2, 4))
+        self.layer1 = _layer(block, 64, 64, layers[0], norm)
+        self.layer2 = _layer(block, 64 * wide, 128, layers[1], norm, stride=2)
+        # What stands where the stride stood keeps the dilation before it, all behind it has the new one:
+        # every fourth feature is then exactly the one of the network that was trained on ImageNet.
+        self.layer3 = _layer(block, 128 * wide, 256, layers[2], norm, dilations=(1, 2))
+        self.layer4 = _layer(block, 256 * wide, 512, layers[3], norm, dilations=(2, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
@@ -32,14 +35,31 @@ class ResNet(nn.Module):
 
 
 def _layer(
-    inner: int, planes: int, blocks: int, norm: Norm, *, stride: int = 1, dilations: tuple[int, int] = (1, 1)
+    block: type[BasicBlock | Bottleneck],
+    inner: int,
+    planes: int,
+    blocks: int,
+    norm: Norm,
+    *,
+    stride: int = 1,
+    dilations: tuple[int, int] = (1, 1),
 ) -> nn.Sequential:
-    first, rest = dilations
-    layer = [Bottleneck(inner, planes, norm, stride=stride, dilation=first)]
-    layer += [Bottleneck(planes * 4, planes, norm, dilation=rest) for _ in range(blocks - 1)]
+    layer = [block(inner, planes, norm, stride=stride, dilations=dilations)]
+    rest = (dilations[1], dilations[1])
+    layer += [block(planes * block.expansion, planes, norm, dilations=rest) for _ in range(blocks - 1)]
     return nn.Sequential(*layer)
 
 
+def resnet18(norm: Norm) -> ResNet:
+    """Return ResNet-18, 512 features, 11.2 M parameters."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), norm)
+
+
+def resnet50(norm: Norm) -> ResNet:
+    """Return ResNet-50, 2048 features, 23.5 M parameters."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), norm)
+
+
 def resnet101(norm: Norm) -> ResNet:
-    """Return the backbone of DeepLab-v2 as FADA uses it."""
-    return ResNet((3, 4, 23, 3), norm)
+    """Return ResNet-101, the backbone of DeepLab-v2 as FADA uses it: 2048 features, 42.5 M parameters."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), norm)

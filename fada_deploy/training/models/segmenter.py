@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,31 +12,53 @@ from torch import Tensor, nn
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.labels import LabelSpace
+from fada_deploy.training.models import pidnet, vgg
 from fada_deploy.training.models.blocks import NORMS, Norm
 from fada_deploy.training.models.ddrnet import ddrnet23_slim
-from fada_deploy.training.models.deeplab import ASPPClassifier, SegmentHead
-from fada_deploy.training.models.resnet import resnet101
+from fada_deploy.training.models.deeplab import ASPPClassifier, PointClassifier, SegmentHead
+from fada_deploy.training.models.resnet import resnet18, resnet50, resnet101
+from fada_deploy.training.models.segformer import segformer_b0
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone with the classifier it is published with; sizes must be multiples of `multiple`.
+    """A backbone with the classifier it is published with.
 
-    `init_is_whole`: its ImageNet weights fill all of it, so that its normalisation can be frozen.
+    `multiple`: what height and width must be multiples of. `beyond_init`: beginnings of the names that its
+    ImageNet weights leave out; `renames`: beginnings they have → ours; `init_norm`: how their input is
+    normalised, a name in `normalisation.INIT_NORMS`, or None where the names do not tell.
     """
 
     backbone: Callable[[Norm], Any]
     classifier: Callable[[int, int, Norm], nn.Module]
-    multiple: int
-    init_is_whole: bool
+    multiple: int = 8
+    beyond_init: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
+    init_norm: str | None = "torchvision"
+    has_norms: bool = True
+
+    @property
+    def init_is_whole(self) -> bool:
+        """Whether ImageNet weights fill all of it, so that its normalisation can be frozen."""
+        return not self.beyond_init
 
 
 BACKBONES = {
-    "resnet101": Architecture(resnet101, ASPPClassifier, 8, True),
-    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, 8, False),
-}
+    "resnet101": Architecture(resnet101, ASPPClassifier),
+    "resnet50": Architecture(resnet50, ASPPClassifier),
+    "resnet18": Architecture(resnet18, ASPPClassifier),
+    "vgg16": Architecture(
+        vgg.vgg16, ASPPClassifier,
+        beyond_init=vgg.BEYOND_IMAGENET, renames=vgg.RENAMES, init_norm=None, has_norms=False,
+    ),
+    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, beyond_init=("spp.",)),
+    "pidnet-s": Architecture(
+        pidnet.pidnet_s, partial(SegmentHead, hidden=128), beyond_init=pidnet.BEYOND_IMAGENET
+    ),
+    "segformer-b0": Architecture(segformer_b0, PointClassifier, beyond_init=("decode_head.",)),
+}  # fmt: skip
 
-# torchvision's ImageNet statistics, RGB in 0…1; the normalisation of the weights both backbones start from.
+# torchvision's ImageNet statistics, RGB in 0…1; the normalisation of most weights that a backbone starts from.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

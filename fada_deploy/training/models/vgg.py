@@ -1,0 +1,55 @@
+"""VGG-16 at output stride 8, as DeepLab and FADA use it: two fully connected layers turned into convolutions.
+
+torchvision's numbering of `features`, less the pool that is left out: its 24, 26 and 28 are 23, 25 and 27 here.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fada_deploy.training.models.blocks import Norm
+
+# (channels, dilation) of the 3×3 convolutions, None for a pool. The last two are fc6 and fc7.
+_LAYOUT = (
+    (64, 1), (64, 1), None,
+    (128, 1), (128, 1), None,
+    (256, 1), (256, 1), (256, 1), None,
+    (512, 1), (512, 1), (512, 1),
+    (512, 2), (512, 2), (512, 2),
+    (1024, 4), (1024, 4),
+)  # fmt: skip
+
+# torchvision's names → ours, where they differ, and what no ImageNet file holds: fc6 and fc7.
+RENAMES = {"24.": "23.", "26.": "25.", "28.": "27."}
+BEYOND_IMAGENET = ("29.", "31.")
+
+
+class VGG16(nn.Sequential):
+    """(B, 3, H, W) normalised RGB → (B, 1024, H/8, W/8)."""
+
+    out_channels = 1024
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        inner = 3
+        for layer in _LAYOUT:
+            if layer is None:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            outer, dilation = layer
+            conv = nn.Conv2d(inner, outer, 3, padding=dilation, dilation=dilation)
+            if outer < self.out_channels:
+                # Without normalisation layers, PyTorch's default would fade to nothing on the way. fc6 and
+                # fc7 start from the default behind ImageNet weights, as published.
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
+            layers += [conv, nn.ReLU(inplace=True)]
+            inner = outer
+        super().__init__(*layers)
+
+
+def vgg16(norm: Norm) -> VGG16:
+    """Return VGG-16, 28.9 M parameters; there is nothing in it that `norm` could be of."""
+    del norm
+    return VGG16()
