@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fada_deploy.common.errors import FadaError, ModelError, UsageError
+from fada_deploy.common.errors import FadaError, ModelError
 from fada_deploy.common.files import atomic_path
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.normalisation import require_init
+from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, find_backbone
 
 PROPERTY = "fada"
+
+# What frameworks put before a backbone's own names, one inside another.
+_WRAPPERS = re.compile(r"^(?:(?:module|model|backbone|features)\.)+")
 
 
 class Stateful(Protocol):
@@ -79,29 +84,48 @@ def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) 
         ) from None
 
 
-def load_backbone(model: Segmenter, path: Path) -> None:
-    """Load ImageNet weights (torchvision's names, or DDRNet's own) into the backbone, key by key.
+def load_backbone(model: Segmenter, path: Path, *, bgr: bool = False) -> None:
+    """Load ImageNet weights under their published names into the backbone, key by key.
 
-    Prefixes `module.` and `backbone.` are taken off and the file's own classifier is left out. Raise
-    `ModelError` naming what is missing or of another shape.
+    What wrappers put before the names is taken off, the file's own classifier and heads are left out, and
+    what ImageNet weights do not have (`Architecture.beyond_init`) stays as it is where the file lacks it.
+    `bgr`: the file's first convolution reads blue first; its channels are turned round. Raise `ModelError`
+    naming what is missing, of another shape or too many, as of a deeper network.
     """
-    found = {name.removeprefix("module.").removeprefix("backbone."): t for name, t in _read_tensors(path).items()}
-    backbone = model.feature_extractor["backbone"]
-    wanted = {n: t for n, t in backbone.state_dict().items() if not n.endswith("num_batches_tracked")}
-    # DDRNet's pyramid is not part of the network that is trained on ImageNet.
-    missing = [n for n in wanted if n not in found and not n.startswith("spp.")]
+    architecture, backbone = find_backbone(model.spec.backbone), model.feature_extractor["backbone"]
+    found = _uncounted({_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()})
+    wanted = _uncounted(backbone.state_dict())
+    missing = [n for n in wanted if n not in found and not n.startswith(architecture.beyond_init)]
     odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
-    if missing or odd:
+    parts = {n.partition(".")[0] for n in wanted}
+    extra = [n for n in found if n not in wanted and n.partition(".")[0] in parts]
+    if missing or odd or extra:
         raise ModelError(
             f"{path}: does not fit {model.spec.backbone}: {len(missing)} of {len(wanted)} parameters missing, "
-            f"{len(odd)} of another shape, the first {(missing + odd)[0]}"
+            f"{len(odd)} of another shape, {len(extra)} too many, the first {(missing + odd + extra)[0]}"
         )
+    if bgr:
+        # A backbone's first parameter is its first convolution, (C, 3, h, w).
+        first = next(iter(wanted))
+        found[first] = found[first].flip(1)
     backbone.load_state_dict({n: found[n] for n in wanted if n in found}, strict=False)
 
 
+def _uncounted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out how many batches a normalisation has seen, which frozen ones do not count."""
+    return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _our_name(name: str, renames: Mapping[str, str]) -> str:
+    name = _WRAPPERS.sub("", name)
+    for theirs, ours in renames.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UsageError(f"--init {path}: no such file; give ImageNet weights of the backbone, or `none`")
+    require_init(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
