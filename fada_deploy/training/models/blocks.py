@@ -13,10 +13,14 @@ Norm = Callable[[int], nn.Module]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with fixed statistics and scale, **without eps**, as in the released FADA code."""
+    """Batch normalisation with fixed statistics and scale, **without eps**, as in the released FADA code.
+
+    A network whose weights were trained with a large one sets `eps`.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.eps = 0.0
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -25,7 +29,7 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
         buffers = cast("dict[str, Tensor]", self._buffers)
-        scale = buffers["weight"] * buffers["running_var"].rsqrt()
+        scale = buffers["weight"] * (buffers["running_var"] + self.eps).rsqrt()
         shift = buffers["bias"] - buffers["running_mean"] * scale
         return x * scale[:, None, None] + shift[:, None, None]
 

@@ -27,6 +27,8 @@ INIT_NORMS = {
     "torchvision": InitNorm(IMAGENET_MEAN, IMAGENET_STD, bgr=False),
     # BGR in 0…255 less (103.939, 116.779, 123.68), undivided: said in RGB, since networks here read RGB.
     "caffe": InitNorm((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True),
+    # RGB in 0…255, (x − 127) / 128.
+    "efficientnet-lite": InitNorm((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255), bgr=False),
 }
 
 # The first digits of the SHA-256 of the published VGG-16 files.
@@ -40,12 +42,12 @@ def init_normalisation(backbone: str, path: Path | None, init_norm: str | None =
     missing, where it contradicts a published file, and where there is nothing it could be about.
     """
     if init_norm is not None and init_norm not in INIT_NORMS:
-        raise UsageError(f"--init-norm must be {' or '.join(INIT_NORMS)}; found {init_norm!r}")
+        raise UsageError(f"--init-norm must be one of {', '.join(INIT_NORMS)}; found {init_norm!r}")
     usual = find_backbone(backbone).init_norm
     if path is None:
         if init_norm is not None:
             raise UsageError(f"--init-norm {init_norm} tells how --init was trained; give --init FILE, or neither")
-        return INIT_NORMS["torchvision"]
+        return INIT_NORMS[usual or "torchvision"]
     if usual is None:
         return INIT_NORMS[_of_file(path, init_norm)]
     return INIT_NORMS[init_norm or usual]

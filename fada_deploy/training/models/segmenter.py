@@ -16,6 +16,7 @@ from fada_deploy.training.models import pidnet, vgg
 from fada_deploy.training.models.blocks import NORMS, Norm
 from fada_deploy.training.models.ddrnet import ddrnet23_slim
 from fada_deploy.training.models.deeplab import ASPPClassifier, PointClassifier, SegmentHead
+from fada_deploy.training.models.efficientnet import efficientnet_lite0
 from fada_deploy.training.models.resnet import resnet18, resnet50, resnet101
 from fada_deploy.training.models.segformer import segformer_b0
 
@@ -54,6 +55,9 @@ BACKBONES = {
     "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, beyond_init=("spp.",)),
     "pidnet-s": Architecture(
         pidnet.pidnet_s, partial(SegmentHead, hidden=128), beyond_init=pidnet.BEYOND_IMAGENET
+    ),
+    "efficientnet-lite0": Architecture(
+        efficientnet_lite0, SegmentHead, beyond_init=("pyramid.",), init_norm="efficientnet-lite"
     ),
     "segformer-b0": Architecture(segformer_b0, PointClassifier, beyond_init=("decode_head.",)),
 }  # fmt: skip
