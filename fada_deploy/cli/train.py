@@ -55,6 +55,7 @@ def command(
     fada train --resume runs/gta5-cityscapes-resnet101-001
     """
     from fada_deploy.common.errors import DeviceError, MissingExtraError, UsageError
+    from fada_deploy.common.runs import new_run
 
     try:
         import torch
@@ -73,7 +74,7 @@ def command(
         config, run = load_config(resume), resume
     else:
         config = _config(config_file, settings, options)
-        run = _new_run(config, out)
+        run = new_run(config.src, config.tgt, config.backbone, out)
     try:
         outcome = train(config, run, device=where, say=log)
     except torch.OutOfMemoryError:
@@ -96,16 +97,6 @@ def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[s
         options |= {"size": size, "src_size": size, "distill.size": size, "distill.crop": size}
     preset = options.pop("preset")
     return make_config(preset=preset, file=config_file, settings=settings, options=options)
-
-
-def _new_run(config: Any, out: Path | None) -> Path:
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.common.files import numbered_dir
-    from fada_deploy.common.runs import RUNS
-
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not empty; go on with it by --resume {out}, or name another")
-    return out or numbered_dir(RUNS, f"{Path(config.src).stem}-{Path(config.tgt).stem}-{config.backbone}")
 
 
 def _report(outcome: Any, *, as_json: bool) -> int:

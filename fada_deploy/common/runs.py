@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fada_deploy.common.errors import ModelError
+from fada_deploy.common.errors import ModelError, UsageError
+from fada_deploy.common.files import numbered_dir
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -61,6 +62,19 @@ def final_weights(path: Path) -> Path:
         return finished[-1]
     what = "holds no finished stage" if path.is_dir() else "no such run"
     raise ModelError(f"{path}: {what}; a run is what `fada train` makes under {RUNS}/")
+
+
+def new_run(src: str, tgt: str, backbone: str, out: Path | None) -> Path:
+    """Create and return a run's folder: `out`, or the next `runs/<src>-<tgt>-<backbone>-NNN`.
+
+    Raise `UsageError` when `out` is not empty.
+    """
+    if out is None:
+        return numbered_dir(RUNS, f"{Path(src).stem}-{Path(tgt).stem}-{backbone}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not empty; go on with it by --resume {out}, or name another")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def checkpoint_path(stage: Path, iteration: int) -> Path:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fada_deploy.common.errors import FadaError, ModelError
+from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.training.models.normalisation import require_init
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, find_backbone
@@ -126,15 +126,24 @@ def _our_name(name: str, renames: Mapping[str, str]) -> str:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     require_init(path)
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: not a file of weights ({error})") from None
+    content = read_checkpoint(path)
+    content = content.get("state_dict", content)
+    return {n: t for n, t in content.items() if isinstance(t, Tensor)}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the dictionary of a torch file, read without running code; raise `ModelError` for anything else."""
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-        return {n: t for n, t in content.items() if isinstance(t, Tensor)}
-    except FadaError:
-        raise
     except Exception as error:
         # torch.load raises whatever a foreign file makes it raise.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: not a file of weights ({reason})") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a file of weights (it holds a {type(content).__name__})")
+    return content

@@ -33,6 +33,7 @@ from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.device import bf16_pays
 from fada_deploy.training.methods import make_method
+from fada_deploy.training.models.normalisation import init_normalisation
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor
@@ -91,7 +92,10 @@ class Run:
         self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
         self.outcome = Outcome(run)
         self.space = load_label_space(config.label_space)
-        self.spec = ModelSpec(config.backbone, self.space, config.size, initial_norm(config))
+        self.init = None if config.init == "none" else Path(config.init)
+        self.init_norm = init_normalisation(config.backbone, self.init, config.init_norm)
+        mean, std, _ = self.init_norm
+        self.spec = ModelSpec(config.backbone, self.space, config.size, initial_norm(config), mean, std)
         self.student_spec = replace(self.spec, size_hw=config.distill.size, norm=config.distill.norm)
         # Whatever cannot work is said here, before any data is read.
         self._check_networks()
@@ -119,10 +123,18 @@ class Run:
         if "adversarial" in config.stages and made["adversarial"].backbone != config.backbone:
             found = made["adversarial"].backbone
             raise UsageError(f"--start {config.start} has a {found}; give --backbone {found}")
+        begins_anew = self.start is None or "distill" in config.stages
+        if config.published is not None and self.init is None and begins_anew:
+            raise UsageError(
+                f"these settings are of a published score, begun from ImageNet weights of {config.backbone}; "
+                "give --init FILE, or leave `published` out"
+            )
         for stage in config.stages:
             spec, batch = made[stage], getattr(config, stage).batch
             check_size(spec.backbone, spec.size_hw)
-            if spec.norm == "frozen" and config.init == "none" and stage != "adversarial":
+            if not find_backbone(spec.backbone).has_norms:
+                continue
+            if spec.norm == "frozen" and self.init is None and stage != "adversarial":
                 raise UsageError(
                     f"{stage}: frozen normalisation over random weights cannot learn; give --init FILE with "
                     "ImageNet weights, or let norm be batch"
@@ -155,8 +167,8 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model = Segmenter(spec)
-        if self.config.init != "none":
-            load_backbone(model, Path(self.config.init))
+        if self.init is not None:
+            load_backbone(model, self.init, bgr=self.init_norm.bgr)
         return model.to(self.device)
 
     def source(self) -> None:
@@ -272,7 +284,7 @@ class Run:
         """Return which source file holds which class (N, K), read once a run."""
         path = self.folder / "source_classes.npz"
         if not path.is_file():
-            contents, bad = class_contents(self.source_frames)
+            contents, bad = class_contents(self.source_frames, self.say)
             self.outcome.bad_files |= bad
             with atomic_path(path) as temporary:
                 np.savez_compressed(temporary, contents=contents)
@@ -313,9 +325,10 @@ def initial_norm(config: RunConfig) -> str:
     """Return the normalisation of a network that starts from `init`."""
     if config.norm != "auto":
         return config.norm
-    # Only what a file supplied can be frozen, and DDRNet's ImageNet weights leave out its pyramid.
-    supplied = config.init != "none" and find_backbone(config.backbone).init_is_whole
-    return "frozen" if supplied else "batch"
+    architecture = find_backbone(config.backbone)
+    # Only what a file supplied can be frozen, and some ImageNet weights leave out a pyramid or decoder.
+    supplied = config.init != "none" and architecture.init_is_whole
+    return "frozen" if supplied or not architecture.has_norms else "batch"
 
 
 def save_config(config: RunConfig, run: Path) -> None:

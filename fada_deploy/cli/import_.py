@@ -1,0 +1,91 @@
+"""`fada import`: a checkpoint of the released FADA code → a run that eval, export and infer take."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from fada_deploy.cli.options import SIZE, emit_json, log
+
+
+@click.command("import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--src", help="What it was trained on [gta5 for 19 classes, synthia for 16].")
+@click.option("--tgt", default="cityscapes", show_default=True, help="What it was adapted to: proves exports.")
+@click.option("--tgt-root", type=click.Path(), help="Where the target lies.")
+@click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [told by the number of classes].")
+@click.option("--stage", help="source, adversarial or distill [told by what the file holds].")
+@click.option("--size", type=SIZE, help="The network's input [1024x512; 2048x1024 when distilled].")
+@click.option("--init-norm", help="torchvision or caffe [torchvision for ResNets, caffe for VGG-16].")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(
+    checkpoint: Path,
+    src: str | None,
+    tgt: str,
+    tgt_root: str | None,
+    label_space: str | None,
+    stage: str | None,
+    size: tuple[int, int] | None,
+    init_norm: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a run of CHECKPOINT, a .pth file in the layout of the released FADA code.
+
+    \b
+    fada import g2c_tgt_self_distill_r101_model_iter018000.pth
+    fada eval --data cityscapes --mst
+    """
+    from fada_deploy.common.errors import MissingExtraError, UsageError
+    from fada_deploy.common.files import sha256
+    from fada_deploy.common.labels import load_label_space
+    from fada_deploy.common.runs import WEIGHTS, new_run
+
+    try:
+        from fada_deploy import __version__
+        from fada_deploy.training.checkpoints import save_weights
+        from fada_deploy.training.released import read_released
+        from fada_deploy.training.run import save_config
+        from fada_deploy.training.settings import make_config
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+
+    if not checkpoint.is_file():
+        raise UsageError(f"{checkpoint}: no such file; give a .pth file of the released FADA code")
+    space = None if label_space is None else load_label_space(label_space)
+    found = read_released(checkpoint, space=space, stage=stage, size_hw=size, init_norm=init_norm)
+    spec = found.model.spec
+    config = make_config(
+        preset="paper",
+        file=None,
+        settings=[],
+        options={
+            "src": src or ("synthia" if spec.space.num_classes == 16 else "gta5"),
+            "tgt": tgt,
+            "tgt_root": tgt_root,
+            "label_space": label_space or spec.space.name,
+            "backbone": spec.backbone,
+            "stages": (found.stage,),
+            "method": "source" if found.stage == "source" else "fada",
+            "size": spec.size_hw,
+        },
+    )
+    run = new_run(config.src, config.tgt, spec.backbone, out)
+    origin = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
+    provenance = {"version": __version__, "stage": found.stage, "config": config.to_dict(), "imported": origin}
+    save_weights(run / found.stage / WEIGHTS, found.model.state_dict(), spec, provenance)
+    save_config(config, run)
+    norm = "BatchNorm, eps 1e-5" if spec.norm == "batch" else "frozen, without eps"
+    log(
+        f"{spec.backbone}, {spec.space.num_classes} classes, input {spec.size_hw[1]}x{spec.size_hw[0]}"
+        + ("" if spec.backbone == "vgg16" else f", normalisation {norm}")
+    )
+    log(f"taken for the {found.stage} stage, since {found.reason}; --stage says otherwise")
+    log(f"done: {run}")
+    name = shlex.quote(str(run))
+    log(f"next: fada eval {name} --data {shlex.quote(tgt)}, or fada export {name} --frames PICTURES")
+    if as_json:
+        emit_json({"run": str(run), "stage": found.stage, "model": spec.to_dict(), "imported": origin})

@@ -1,0 +1,60 @@
+"""The files under `configs/`: each is a run that can be made, and docs/reproduce.md gives its figure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fada_deploy.training.config import AdversarialStage, SourceStage
+from fada_deploy.training.settings import make_config
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").glob("*.toml"))
+# The published figures, from the paper's tables: (source, feature, hard, soft, distilled, several scales).
+PUBLISHED = {
+    "gta5-resnet101": (36.8, 39.3, 45.7, 46.9, 49.2, 50.1),
+    "gta5-vgg16": (28.3, 34.1, None, None, 43.8, None),
+    "synthia-resnet101": (33.5, 35.4, 40.8, 41.5, 45.2, None),
+    "synthia-vgg16": (25.6, 31.0, None, None, 39.5, None),
+    "crosscity-rome-resnet101": (50.9, None, None, None, 54.7, None),
+    "crosscity-rio-resnet101": (48.2, None, None, None, 54.7, None),
+    "crosscity-tokyo-resnet101": (42.8, None, None, None, 51.3, None),
+    "crosscity-taipei-resnet101": (39.6, None, None, None, 52.7, None),
+}
+KINDS = ("source", "feature", "fada-hard", "fada", "fada-distill", "fada-distill-mst")
+WANTED = {f"{pair}-{k}": v for pair, row in PUBLISHED.items() for k, v in zip(KINDS, row, strict=True) if v}
+
+
+def test_there_is_a_file_a_row() -> None:
+    assert {f.stem for f in FILES} == set(WANTED)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_each_file_is_the_papers_settings(file: Path) -> None:
+    config = make_config(preset=None, file=file, settings=[], options={})
+    name = file.stem
+    kind = max((k for k in KINDS if name.endswith(f"-{k}")), key=len)
+    assert config.published == WANTED[name]
+    assert config.preset == "paper" and (config.adversarial, config.source) == (AdversarialStage(), SourceStage())
+    assert config.backbone == re.search(r"resnet101|vgg16", name).group()  # type: ignore[union-attr]
+    stages = {"source": 1, "feature": 2, "fada-hard": 2, "fada": 2}.get(kind, 3)
+    assert config.stages == ("source", "adversarial", "distill")[:stages]
+    assert config.method == kind.split("-distill")[0]
+    assert (config.test_scales, config.test_flip) == (
+        ((0.7, 1.0, 1.3), True) if "mst" in kind else ((1.0,), False)
+    )
+    sizes = {"gta5": (720, 1280), "synthia": (760, 1280), "cityscapes": (512, 1024)}
+    assert config.src_size == sizes[config.src] and config.size == (512, 1024)
+    assert config.label_space == ("cityscapes-16" if config.src == "synthia" else "cityscapes-19")
+    if kind.startswith("fada-distill"):
+        frozen = config.src == "synthia" and config.backbone == "resnet101"
+        assert config.distill.norm == ("frozen" if frozen else "batch")
+        assert any(config.distill.jitter) == (config.backbone == "resnet101")
+
+
+def test_the_page_gives_each_files_figure() -> None:
+    page = (ROOT / "docs" / "reproduce.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| \[([a-z0-9-]+)\]\(\.\./configs/.*\| ([0-9.]+)[^|]*\|$", page, re.MULTILINE))
+    assert {name: float(score) for name, score in rows.items()} == WANTED
