@@ -12,7 +12,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 
 
 @click.command("train")
-@click.option("--src", help="Labelled source: gta5, cityscapes, or the path of a .toml file.")
+@click.option("--src", help="Labelled source: gta5, synthia, cityscapes, or the path of a .toml file.")
 @click.option("--tgt", help="Unlabelled target: a data set, a .toml file, a video, or a folder of either.")
 @click.option(
     "--src-root", type=click.Path(), help="Where the source lies [$FADA_DATASETS/NAME or datasets/NAME]."
@@ -20,7 +20,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option("--tgt-root", type=click.Path(), help="Where the target lies.")
 @click.option("--ego-mask", type=click.Path(), help="Picture, not black where recordings show the car itself.")
 @click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [cityscapes-19].")
-@click.option("--backbone", help="resnet101 or ddrnet23-slim.")
+@click.option("--backbone", help="A network by name; an unknown one lists them [resnet101].")
 @click.option("--preset", help="paper (the published numbers) or small (two CPU cores) [paper].")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings from a TOML file.")
 @click.option(
@@ -32,7 +32,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option("--size", type=SIZE, help="The network's input; also what source frames are resized to.")
 @click.option("--seed", type=int)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--init", help="File of ImageNet weights for the backbone, or none [none].")
+@click.option("--init", help="File of ImageNet weights, imagenet (an installed package's), or none [none].")
 @click.option("--init-norm", help="Input normalisation of --init: torchvision or caffe [told by the file].")
 @click.option("--start", help="Run or weights that stand in for the stages that are left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN].")

@@ -33,7 +33,7 @@ from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.device import bf16_pays
 from fada_deploy.training.methods import make_method
-from fada_deploy.training.models.normalisation import init_normalisation
+from fada_deploy.training.models.normalisation import find_init, init_normalisation
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor
@@ -92,7 +92,7 @@ class Run:
         self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
         self.outcome = Outcome(run)
         self.space = load_label_space(config.label_space)
-        self.init = None if config.init == "none" else Path(config.init)
+        self.init = find_init(config.backbone, config.init)
         self.init_norm = init_normalisation(config.backbone, self.init, config.init_norm)
         mean, std, _ = self.init_norm
         self.spec = ModelSpec(config.backbone, self.space, config.size, initial_norm(config), mean, std)

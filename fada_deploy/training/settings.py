@@ -156,8 +156,6 @@ def _checked(config: RunConfig) -> RunConfig:
     views = config.test_scales
     need(bool(views) and 0 < min(views) <= max(views) <= 4, f"test_scales must lie in 0 to 4; found {views}")
     need(config.save_every >= 1, f"save_every must be at least 1; found {config.save_every}")
-    norms = (None, "torchvision", "caffe")
-    need(config.init_norm in norms, f"init_norm must be torchvision or caffe; found {config.init_norm!r}")
     need(config.amp in AMP, f"amp must be one of {', '.join(AMP)}; found {config.amp!r}")
     need(
         config.distill.norm in ("batch", "frozen"),

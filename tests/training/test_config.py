@@ -85,7 +85,6 @@ def test_a_written_configuration_reads_back_equal() -> None:
         (["method=source", "stages=source,adversarial"], "method source has no adversarial stage"),
         (["keep_every=-1"], "keep_every must not be negative"),
         (["test_scales=0"], "test_scales must lie in 0 to 4"),
-        (["init_norm=bgr"], "init_norm must be torchvision or caffe"),
         (["adversarial.bn_statistics=all"], "must be one of target, source, both, frozen; found 'all'"),
         (["source.optimiser=lion"], "source.optimiser must be one of sgd, adamw"),
         (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),

