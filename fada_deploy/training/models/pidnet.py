@@ -1,7 +1,8 @@
 """PIDNet-S (Xu et al., CVPR 2023): a detail, a context and a boundary branch, fused at 1/8.
 
 The published widths and the published parameter names, so that its ImageNet weights load. The auxiliary
-heads of the published training are not part of the network that is deployed.
+heads of the published training are not part of the network that is deployed. What ImageNet weights leave
+out starts as PyTorch starts it: from random weights that learned faster than the published initialisation.
 """
 
 from __future__ import annotations
@@ -90,9 +91,6 @@ class PIDNet(nn.Module):
         self.diff4 = nn.Sequential(conv3x3(planes * 8, high), norm(high))
         self.spp = PAPPM(planes * 16, branch, planes * 4, norm)
         self.dfm = LightBag(planes * 4, norm)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the fused features."""
