@@ -27,7 +27,7 @@ from fada_deploy.runtime.backends import BACKENDS
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.datasets import open_target
-from fada_deploy.training.losses import upsample
+from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, at_size
 

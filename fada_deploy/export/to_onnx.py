@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
-from fada_deploy.training.losses import upsample
+from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
 
 if TYPE_CHECKING:

@@ -1,69 +1,138 @@
-"""The losses of fine-grained adversarial domain adaptation, as pure functions of tensors.
+"""The losses of fine-grained adversarial domain adaptation, at the input's size, with their gradients.
 
 With K classes the discriminator has 2K outputs: the first K say "source, class k", the last K
-"target, class k". An encoding is a distribution-like (B, K, H, W) tensor that says which class a
-pixel stands for; its domain decides which half of the outputs it is held against (Wang et al.,
-ECCV 2020, eq. 4–8).
+"target, class k". An encoding is a distribution-like tensor that says which class a pixel stands
+for; its domain decides which half of the outputs it is held against (Wang et al., ECCV 2020, eq. 4–8).
+
+At full resolution logits of 2K classes fill hundreds of megabytes, and every elementwise operation
+walks through all of them. So a few rows at a time are interpolated, their loss and its gradient are
+taken while they are in the cache, and the gradient is carried back to the network's resolution. What
+autograd would have kept is never made: a fifth of the time of the plain reading, and none of its memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fada_deploy.common.labels import IGNORE
+from fada_deploy.training.interpolation import Interpolation, SizeHW, full_precision, row_chunks
 
-
-def upsample(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Interpolate (B, C, h, w) to (B, C, *size_hw) bilinearly with align_corners, as published.
-
-    Half-precision logits come out as float32: losses are taken in full precision.
-    """
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=True)
-
-
-def segmentation_loss(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Return the cross entropy of logits / `temperature`, averaged over the labelled pixels.
-
-    `logits` (B, K, H, W) float, `labels` (B, H, W) int64 with 255 ignored. A batch with no labelled
-    pixel has loss 0, not NaN.
-    """
-    scaled = logits if temperature == 1 else logits / temperature
-    total = F.cross_entropy(scaled, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+# Class logits (…, K) → encodings (…, K). None is 1 everywhere, one class a domain: a two-way discriminator.
+Encode = Callable[[Tensor], Tensor] | None
 
 
 def soft_encodings(logits: Tensor, *, temperature: float, clip: float) -> Tensor:
-    """Return softmax(logits / T) with entries above `clip` cut to it, **not renormalised**, detached.
+    """Return softmax(logits / T) over the last axis, entries above `clip` cut to it, **not renormalised**.
 
-    (B, K, H, W) → the same shape. Clipping keeps confident pixels from drowning the others (eq. 9).
+    Clipping keeps confident pixels from drowning the others (eq. 9).
     """
-    return F.softmax(logits.detach() / temperature, dim=1).clamp(max=clip)
+    return torch.softmax(logits / temperature, -1).clamp_(max=clip)
 
 
 def hard_encodings(logits: Tensor) -> Tensor:
-    """Return the one-hot of the arg max, (B, K, H, W), detached."""
-    winner = logits.detach().argmax(dim=1, keepdim=True)
-    return torch.zeros_like(logits.detach()).scatter_(1, winner, 1.0)
+    """Return the one-hot of the arg max over the last axis."""
+    return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
-def domain_loss(domain_logits: Tensor, encodings: Tensor, *, target: bool, ignore: Tensor | None = None) -> Tensor:
-    """Return −mean over pixels of Σ_k a_k log softmax(D)[d, k].
+def segmentation_loss(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return the cross entropy of logits / `temperature`, interpolated to the labels' size, over labelled pixels.
 
-    `domain_logits` (B, 2K, H, W); `encodings` (B, K, H, W), held against the last K outputs when
-    `target`, else the first. The softmax runs over all 2K. `ignore` (B, H, W) bool takes pixels out
-    of sum and mean. The adversarial loss is this function with target features and `target=False`.
+    `logits` (B, K, h, w) float, `labels` (B, H, W) int64 with 255 ignored. A batch with no labelled
+    pixel has loss 0, not NaN.
     """
-    num_classes = encodings.shape[1]
-    if domain_logits.shape[1] != 2 * num_classes:
-        raise ValueError(f"{domain_logits.shape[1]} domain outputs do not fit {num_classes} classes")
-    log_probability = F.log_softmax(domain_logits, dim=1)
-    half = log_probability[:, num_classes:] if target else log_probability[:, :num_classes]
-    per_pixel = -(encodings * half).sum(dim=1)
-    if ignore is None:
-        return per_pixel.mean()
-    kept = (~ignore).to(per_pixel.dtype)
-    return (per_pixel * kept).sum() / kept.sum().clamp(min=1)
+    loss: Tensor = _Segmentation.apply(logits, labels, temperature)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _Segmentation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        low = full_precision(logits)
+        across = Interpolation((low.shape[2], low.shape[3]), (labels.shape[1], labels.shape[2]), low)
+        wide = across.widen(low)
+        gradient = torch.zeros_like(wide)
+        total = low.new_zeros(())
+        batch, height, width = labels.shape
+        for chosen in row_chunks(height, batch * width * low.shape[1], low.device):
+            truth = labels[:, chosen]
+            kept = truth != IGNORE
+            index = truth.masked_fill(~kept, 0)[..., None]
+            scaled = across.rows(wide, chosen).div_(temperature)
+            log_p = torch.log_softmax(scaled, -1)
+            total -= log_p.gather(-1, index)[..., 0].mul_(kept).sum()
+            slope = log_p.exp_()
+            slope.scatter_add_(-1, index, slope.new_full((), -1.0).expand(index.shape))
+            across.add_rows(gradient, slope.mul_(kept[..., None]), chosen)
+        count = (labels != IGNORE).sum().clamp(min=1)
+        ctx.save_for_backward(across.narrow(gradient.div_(temperature).div_(count)).to(logits.dtype))
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0], None, None
+
+
+@dataclass(frozen=True)
+class DomainTerms:
+    """A domain loss held against either half of the discriminator's answers, with gradients in the answers.
+
+    Losses are scalars, gradients have the answers' shape (B, 2K, h, w).
+    """
+
+    as_source: Tensor
+    as_target: Tensor
+    gradient_as_source: Tensor
+    gradient_as_target: Tensor
+
+
+@torch.no_grad()
+def domain_terms(
+    answers: Tensor, logits: Tensor, encode: Encode, size_hw: SizeHW, ignore: Tensor | None = None
+) -> DomainTerms:
+    """Return −mean over pixels of Σ_k a_k log softmax(D)[d, k] for either domain d, and gradients in `answers`.
+
+    `answers` (B, 2K, h, w) and class `logits` (B, C, h, w) are interpolated to `size_hw`, where
+    `encode` makes the encodings a of the logits; the softmax runs over all 2K. `ignore` (B, *size_hw)
+    bool takes pixels out of sum and mean. The target's adversarial loss and its discriminator's loss
+    differ in the half alone, so one pass serves both.
+    """
+    low, classes = full_precision(answers), full_precision(logits)
+    across = Interpolation((low.shape[2], low.shape[3]), size_hw, low)
+    wide = across.widen(low)
+    wide_classes = None
+    if encode is not None:
+        across_classes = Interpolation((classes.shape[2], classes.shape[3]), size_hw, classes)
+        wide_classes = across_classes.widen(classes)
+    num_classes = low.shape[1] // 2
+    if num_classes != (1 if encode is None else classes.shape[1]):
+        raise ValueError(f"{low.shape[1]} domain outputs do not fit {classes.shape[1]} classes")
+    shared, own = torch.zeros_like(wide), torch.zeros_like(wide[..., :num_classes])
+    totals = [low.new_zeros(()), low.new_zeros(())]
+    for chosen in row_chunks(size_hw[0], low.shape[0] * size_hw[1] * low.shape[1], low.device):
+        x = across.rows(wide, chosen)
+        if encode is None or wide_classes is None:
+            encodings = x.new_ones((*x.shape[:3], 1))
+        else:
+            encodings = encode(across_classes.rows(wide_classes, chosen))
+        if ignore is not None:
+            encodings = encodings * ~ignore[:, chosen, :, None]
+        weight = encodings.sum(-1, keepdim=True)
+        log_p = torch.log_softmax(x, -1)
+        totals[0] -= (encodings * log_p[..., :num_classes]).sum()
+        totals[1] -= (encodings * log_p[..., num_classes:]).sum()
+        # d/dx of −Σ a_k log softmax(x)_k is p Σ a − a; the a of either half is taken off at the end.
+        across.add_rows(shared, log_p.exp_().mul_(weight), chosen)
+        across.add_rows(own, encodings, chosen)
+    pixels = low.shape[0] * size_hw[0] * size_hw[1] if ignore is None else int((~ignore).sum().clamp(min=1))
+    both, a = across.narrow(shared).div_(pixels), across.narrow(own).div_(pixels)
+    as_source, as_target = both.clone(), both
+    as_source[:, :num_classes] -= a
+    as_target[:, num_classes:] -= a
+    gradients = (as_source.to(answers.dtype), as_target.to(answers.dtype))
+    return DomainTerms(totals[0] / pixels, totals[1] / pixels, *gradients)

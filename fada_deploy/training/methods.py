@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,10 @@ from torch.nn import functional as F
 
 from fada_deploy.training.batches import Batch
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.losses import hard_encodings, soft_encodings, upsample
+from fada_deploy.training.interpolation import SizeHW, upsample
+from fada_deploy.training.losses import Encode, hard_encodings, soft_encodings
 from fada_deploy.training.models.discriminator import OutputDiscriminator, PixelDiscriminator
 from fada_deploy.training.models.segmenter import Segmenter
-
-SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Seen:
 class Method:
     """One way to align two domains.
 
-    `view` is what the discriminator sees of a batch, `encode` maps logits and a size to encodings
-    (B, classes, *size). `temperature` divides the source's logits in the segmentation loss.
+    `view` is what the discriminator sees of a batch; `encode` makes encodings of class logits, None
+    for a two-way discriminator. `temperature` divides the source's logits in the segmentation loss.
     `at_input_size` takes the domain losses at the input's size, else at the discriminator's own.
     """
 
     make_discriminator: Callable[[], nn.Module]
     view: Callable[[Seen], Tensor]
-    encode: Callable[[Tensor, SizeHW], Tensor]
+    encode: Encode
     temperature: float
     at_input_size: bool
 
@@ -68,7 +68,7 @@ def make_method(name: str, model: Segmenter, stage: AdversarialStage) -> Method:
     """Return a method by name for a network and the stage's settings."""
     num_classes = model.spec.space.num_classes
 
-    def feature_level(classes: int, encode: Callable[[Tensor, SizeHW], Tensor]) -> Method:
+    def feature_level(classes: int, encode: Encode) -> Method:
         return Method(
             make_discriminator=lambda: PixelDiscriminator(model.channels, classes),
             view=lambda seen: seen.features,
@@ -81,31 +81,20 @@ def make_method(name: str, model: Segmenter, stage: AdversarialStage) -> Method:
         return Method(
             make_discriminator=lambda: OutputDiscriminator(num_classes),
             view=view,
-            encode=two_way_encodings,
+            encode=None,
             temperature=1.0,
             at_input_size=False,
         )
 
-    def soft(logits: Tensor, size_hw: SizeHW) -> Tensor:
-        return soft_encodings(upsample(logits, size_hw), temperature=stage.temperature, clip=stage.clip)
-
-    def hard(logits: Tensor, size_hw: SizeHW) -> Tensor:
-        return hard_encodings(upsample(logits, size_hw))
-
+    soft = partial(soft_encodings, temperature=stage.temperature, clip=stage.clip)
     makers: dict[str, Callable[[], Method]] = {
         "fada": lambda: feature_level(num_classes, soft),
-        "fada-hard": lambda: feature_level(num_classes, hard),
-        "feature": lambda: feature_level(1, two_way_encodings),
+        "fada-hard": lambda: feature_level(num_classes, hard_encodings),
+        "feature": lambda: feature_level(1, None),
         "adaptsegnet": lambda: output_level(output_map),
         "advent": lambda: output_level(entropy_map),
     }
     return makers[name]()
-
-
-def two_way_encodings(logits: Tensor, size_hw: SizeHW) -> Tensor:
-    """Return ones (B, 1, *size_hw): with one class a domain the domain loss is the two-way one."""
-    return torch.ones((len(logits), 1, *size_hw), dtype=torch.promote_types(logits.dtype, torch.float32),
-                      device=logits.device)  # fmt: skip
 
 
 def output_map(seen: Seen) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fada_deploy.common.images import resize_frame
-from fada_deploy.training.losses import upsample
+from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter, find_backbone
 
 Frame = NDArray[np.uint8]

@@ -1,15 +1,19 @@
-"""The losses against the paper's formulae, written again in NumPy and float64."""
+"""The losses against the paper's formulae in NumPy, and at full resolution against the plain reading."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from fada_deploy.training import losses
-from fada_deploy.training.methods import two_way_encodings
+from fada_deploy.training import interpolation, losses
 
 K, H, W = 4, 3, 5
+LOW, HIGH = (5, 7), (19, 26)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -17,8 +21,13 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def normal(seed: int, channels: int, scale: float = 2.0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, scale, (2, channels, H, W))
+def normal(seed: int, channels: int, scale: float = 2.0, hw: tuple[int, int] = (H, W)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, (2, channels, *hw))
+
+
+def last(array: np.ndarray) -> Tensor:
+    """Channels last, as encodings are made."""
+    return torch.tensor(array).permute(0, 2, 3, 1)
 
 
 def test_segmentation_loss_divides_by_temperature_and_leaves_out_ignored_pixels() -> None:
@@ -44,39 +53,134 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
 def test_soft_encodings_are_clipped_and_not_renormalised() -> None:
     logits = normal(2, K, scale=6.0)
     want = np.minimum(softmax(logits / 1.8), 0.9)
-    got = losses.soft_encodings(torch.tensor(logits, requires_grad=True), temperature=1.8, clip=0.9)
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-12)
-    assert not got.requires_grad
+    got = losses.soft_encodings(last(logits), temperature=1.8, clip=0.9)
+    np.testing.assert_allclose(got.permute(0, 3, 1, 2).numpy(), want, rtol=1e-12)
     assert (want.sum(axis=1) < 0.99).any(), "the example must hold a clipped pixel"
 
 
 def test_hard_encodings_are_one_hot_of_the_arg_max() -> None:
     logits = normal(3, K)
     want = (logits == logits.max(axis=1, keepdims=True)).astype(float)
-    np.testing.assert_array_equal(losses.hard_encodings(torch.tensor(logits)).numpy(), want)
+    np.testing.assert_array_equal(losses.hard_encodings(last(logits)).permute(0, 3, 1, 2).numpy(), want)
 
 
-@pytest.mark.parametrize("target", [False, True])
-def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax(target: bool) -> None:
-    domain, encodings = normal(4, 2 * K), np.minimum(softmax(normal(5, K)), 0.9)
+def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax() -> None:
+    domain, logits = normal(4, 2 * K), normal(5, K)
     ignore = np.random.default_rng(6).random((2, H, W)) < 0.3
-    log_p = np.log(softmax(domain))
-    half = log_p[:, K:] if target else log_p[:, :K]
-    want = -(encodings * half).sum(axis=1)[~ignore].mean()
-    got = losses.domain_loss(
-        torch.tensor(domain), torch.tensor(encodings), target=target, ignore=torch.tensor(ignore)
-    )
-    assert got.item() == pytest.approx(want, rel=1e-12)
+    encodings, log_p = np.minimum(softmax(logits), 0.9), np.log(softmax(domain))
+    want = [-(encodings * half).sum(axis=1)[~ignore].mean() for half in (log_p[:, :K], log_p[:, K:])]
+
+    def encode(z: Tensor) -> Tensor:
+        return losses.soft_encodings(z, temperature=1.0, clip=0.9)
+
+    got = losses.domain_terms(torch.tensor(domain), torch.tensor(logits), encode, (H, W), torch.tensor(ignore))
+    np.testing.assert_allclose([got.as_source.item(), got.as_target.item()], want, rtol=1e-12)
 
 
-def test_one_class_of_ones_is_the_two_way_discriminator() -> None:
+def test_without_encodings_it_is_the_two_way_discriminator() -> None:
     domain = normal(7, 2)
     want = np.log1p(np.exp(domain[:, 1] - domain[:, 0])).mean()  # softplus: binary cross entropy of "source"
-    encodings = two_way_encodings(torch.tensor(normal(8, K)), (H, W))
-    got = losses.domain_loss(torch.tensor(domain), encodings, target=False)
-    assert got.item() == pytest.approx(want, rel=1e-12)
+    got = losses.domain_terms(torch.tensor(domain), torch.tensor(normal(8, K)), None, (H, W))
+    assert got.as_source.item() == pytest.approx(want, rel=1e-12)
 
 
 def test_a_discriminator_of_the_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match="6 domain outputs do not fit 4 classes"):
-        losses.domain_loss(torch.zeros(1, 6, 2, 2), torch.zeros(1, 4, 2, 2), target=True)
+        losses.domain_terms(torch.zeros(1, 6, 2, 2), torch.zeros(1, 4, 2, 2), losses.hard_encodings, (2, 2))
+
+
+def plain(z: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Interpolate by PyTorch; in float64 by matrices, since PyTorch's own gradient is good to 8 digits alone."""
+    if z.dtype == torch.float32:
+        return F.interpolate(z, size=size_hw, mode="bilinear", align_corners=True)
+    rows, columns = (torch.tensor(interpolation_matrix(n, m)) for n, m in zip(z.shape[2:], size_hw, strict=True))
+    return rows @ z @ columns.T
+
+
+def interpolation_matrix(n_in: int, n_out: int) -> np.ndarray:
+    at = np.linspace(0, n_in - 1, n_out)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_in)))
+
+
+SIZES = [(LOW, HIGH), ((1, 7), (4, 26)), ((5, 1), (19, 3)), (HIGH, HIGH), ((8, 9), (5, 4)), ((5, 7), (1, 1))]
+
+
+@pytest.fixture(params=[40, 1 << 18], ids=["a row at a time", "at once"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interpolation._AT_ONCE, "cpu", request.param)
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize(("low", "high"), SIZES)
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_segmentation_at_full_resolution_equals_the_plain_reading(
+    low: tuple[int, int], high: tuple[int, int], precision: torch.dtype
+) -> None:
+    logits = torch.tensor(normal(0, K, hw=low), dtype=precision)
+    labels = torch.tensor(np.random.default_rng(1).choice([0, 1, 2, 3, 255], (2, *high)))
+    found = []
+    for loss_of in (
+        lambda z: F.cross_entropy(plain(z, high) / 1.8, labels, ignore_index=255),
+        lambda z: losses.segmentation_loss(z, labels, temperature=1.8),
+    ):
+        z = logits.clone().requires_grad_()
+        loss = loss_of(z)
+        (3 * loss).backward()
+        found.append((loss.detach(), z.grad))
+    tolerance = 1e-12 if precision == torch.float64 else 1e-5
+    assert_close(found[1][0], found[0][0], tolerance)
+    assert_close(found[1][1], found[0][1], tolerance)
+
+
+ENCODINGS: dict[str, tuple[losses.Encode, Callable[[Tensor], Tensor]]] = {
+    "soft": (
+        lambda z: losses.soft_encodings(z, temperature=1.8, clip=0.9),
+        lambda z: (z / 1.8).softmax(1).clamp(max=0.9),
+    ),
+    "hard": (losses.hard_encodings, lambda z: F.one_hot(z.argmax(1), K).permute(0, 3, 1, 2).to(z)),
+    "two-way": (None, lambda z: torch.ones_like(z[:, :1])),
+}
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize(("low", "high"), SIZES)
+@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_domain_terms_at_full_resolution_equal_the_plain_reading(
+    low: tuple[int, int], high: tuple[int, int], kind: str, masked: bool
+) -> None:
+    encode, by_hand = ENCODINGS[kind]
+    classes = K if encode else 1
+    answers, logits = torch.tensor(normal(4, 2 * classes, hw=low)), torch.tensor(normal(5, K, 6.0, hw=low))
+    kept = torch.tensor(np.random.default_rng(6).random((2, *high)) < 0.7)
+    kept[0, 0, 0] = True
+    kept = kept if masked else torch.ones_like(kept)
+    got = losses.domain_terms(answers, logits, encode, high, ~kept if masked else None)
+    for half, loss, gradient in (
+        (0, got.as_source, got.gradient_as_source),
+        (1, got.as_target, got.gradient_as_target),
+    ):
+        z = answers.clone().requires_grad_()
+        log_p = plain(z, high).log_softmax(1).chunk(2, 1)[half]
+        want = -(by_hand(plain(logits, high)) * log_p).sum(1)[kept].mean()
+        want.backward()
+        assert_close(loss, want.detach(), 1e-12)
+        assert_close(gradient, z.grad, 1e-11)
+
+
+def test_half_precision_is_taken_in_full_and_answered_in_half() -> None:
+    logits = torch.tensor(normal(0, K, hw=LOW)).bfloat16()
+    labels = torch.zeros((2, *HIGH), dtype=torch.long)
+    z = logits.clone().requires_grad_()
+    loss = losses.segmentation_loss(z, labels)
+    loss.backward()
+    want = F.cross_entropy(plain(logits.float(), HIGH), labels)
+    assert loss.dtype == torch.float32 and z.grad is not None and z.grad.dtype == torch.bfloat16
+    assert_close(loss.detach(), want, 1e-6)
+    got = losses.domain_terms(torch.tensor(normal(4, 2, hw=LOW)).bfloat16(), logits, None, HIGH)
+    assert got.as_source.dtype == torch.float32 and got.gradient_as_source.dtype == torch.bfloat16
+
+
+def assert_close(got: Tensor, want: Tensor | None, tolerance: float) -> None:
+    assert want is not None
+    assert (got - want).abs().max() <= tolerance * want.abs().max()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fada_deploy.training.batches import Batch, Batches
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.losses import domain_loss, segmentation_loss, upsample
+from fada_deploy.training.losses import DomainTerms, domain_terms, segmentation_loss
 from fada_deploy.training.methods import Method, Seen
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import (
@@ -86,42 +86,40 @@ def adversarial_step(
             features = model.features(batch.frames_bhwc)
             return Seen(batch, features, model.classifier(features))
 
+    def terms(seen: Seen, answers: Tensor) -> DomainTerms:
+        size = method.size_hw(seen.batch, answers)
+        return domain_terms(answers, seen.logits, method.encode, size, seen.batch.ignore(size))
+
     # F and G: classes on the source.
     optimiser.zero_grad(set_to_none=True)
     on_src = look(src, hold=stage.bn_statistics == "target")
-    segmentation = segmentation_loss(
-        upsample(on_src.logits, src.size_hw), src.labels, temperature=method.temperature
-    )
+    segmentation = segmentation_loss(on_src.logits, src.labels, temperature=method.temperature)
     segmentation.backward()
 
-    # F and G: the target must pass for the source, class by class.
+    # F and G: the target must pass for the source, class by class. D stays as it is meanwhile, so what it
+    # says of the target here is what it will learn from below.
     on_tgt = look(tgt, hold=stage.bn_statistics == "source")
-    discriminator.requires_grad_(False)
+    view = method.view(on_tgt)
+    tgt_view = view.detach().requires_grad_()
     with autocast:
-        answers = discriminator(method.view(on_tgt))
-    size = method.size_hw(tgt, answers)
-    tgt_encodings = method.encode(on_tgt.logits.detach(), size)
-    adversarial = domain_loss(upsample(answers, size), tgt_encodings, target=False, ignore=tgt.ignore(size))
-    (stage.adversarial_weight * adversarial).backward()
-    discriminator.requires_grad_(True)
+        tgt_answers = discriminator(tgt_view)
+    tgt_terms = terms(on_tgt, tgt_answers)
+    pull = stage.adversarial_weight * tgt_terms.gradient_as_source
+    view.backward(*torch.autograd.grad(tgt_answers, tgt_view, pull, retain_graph=True))
     optimiser.step()
 
     # D: tell the domains apart, class by class, on what F and G said before their step.
     d_optimiser.zero_grad(set_to_none=True)
-    d_losses = []
-    for seen, is_target in ((on_src.detached(), False), (on_tgt.detached(), True)):
-        with autocast:
-            answers = discriminator(method.view(seen))
-        size = method.size_hw(seen.batch, answers)
-        encodings = tgt_encodings if is_target else method.encode(seen.logits, size)
-        ignore = seen.batch.ignore(size)
-        loss = 0.5 * domain_loss(upsample(answers, size), encodings, target=is_target, ignore=ignore)
-        loss.backward()
-        d_losses.append(loss.detach())
+    with autocast:
+        src_answers = discriminator(method.view(on_src.detached()))
+    src_terms = terms(on_src, src_answers)
+    weights = list(discriminator.parameters())
+    torch.autograd.backward(src_answers, 0.5 * src_terms.gradient_as_source, inputs=weights)
+    torch.autograd.backward(tgt_answers, 0.5 * tgt_terms.gradient_as_target, inputs=weights)
     d_optimiser.step()
     return {
         "segmentation": segmentation.detach(),
-        "adversarial": adversarial.detach(),
-        "discriminator_source": d_losses[0],
-        "discriminator_target": d_losses[1],
+        "adversarial": tgt_terms.as_source,
+        "discriminator_source": 0.5 * src_terms.as_source,
+        "discriminator_target": 0.5 * tgt_terms.as_target,
     }
