@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.options import emit_json, log, newest
+from fada_deploy.cli.options import emit_json, log, need_extra, newest
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from fada_deploy.common.labels import LabelSpace
     from fada_deploy.training.ccd import ClassMoments
     from fada_deploy.training.config import RunConfig
+
+    # A network's moments and the size of its input.
+    Measured = tuple[ClassMoments, str]
 
 
 @click.command("ccd")
@@ -43,30 +43,29 @@ def command(
     """
     from fada_deploy.common.errors import MissingExtraError, UsageError
 
-    if plot is not None and plot.suffix not in (".pdf", ".png", ".svg"):
-        raise UsageError(f"--plot {plot}: writes .png, .svg or .pdf")
+    if plot is not None:
+        if plot.suffix.lower() not in (".pdf", ".png", ".svg"):
+            raise UsageError(f"--plot {plot}: writes .png, .svg or .pdf")
+        need_extra("matplotlib", "plot")
     paths = runs or (newest(),)
     try:
-        space, moments, left_out = _measure(paths, frames, device)
+        space, measured, left_out = _measure(paths, frames, device)
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
-    squared = denominator == "squared"
-    distances = {str(p): m.distances(squared=squared) for p, m in zip(paths, moments, strict=True)}
     for line in left_out:
         log(f"left out: {line}")
+    table = Table(space, measured, denominator)
     if as_json:
-        emit_json(_document(space, distances, moments[0], denominator))
+        emit_json(table.document())
     else:
-        click.echo(_table(space, distances, moments[0], denominator))
+        click.echo(table.text())
     if plot is not None:
         from fada_deploy.plots import plot_bars
 
-        there = moments[0].count.numpy() > 0
-        names = [n for n, seen in zip(space.names, there, strict=True) if seen]
         plot_bars(
-            names,
-            {name: values[there] for name, values in distances.items()},
-            colors=space.palette[: space.num_classes][there],
+            [n for n, there in zip(space.names, table.common, strict=True) if there],
+            {name: values[table.common] for name, values in table.distances.items()},
+            colors=space.palette[: space.num_classes][table.common],
             ylabel="CCD (lower is better)",
             title="Class Center Distance",
             path=plot,
@@ -75,9 +74,54 @@ def command(
     return 1 if left_out else 0
 
 
+class Table:
+    """The distances of several networks, among the classes that all of them saw."""
+
+    def __init__(self, space: LabelSpace, measured: dict[str, Measured], denominator: str) -> None:
+        import numpy as np
+
+        self.space, self.measured, self.denominator = space, measured, denominator
+        self.common = np.logical_and.reduce([m.seen for m, _ in measured.values()])
+        squared = denominator == "squared"
+        self.distances = {
+            name: m.distances(among=self.common, squared=squared) for name, (m, _) in measured.items()
+        }
+        self.means = {name: float(np.nanmean(v)) for name, v in self.distances.items()}
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document; classes that some network did not see are null."""
+        runs = {}
+        for name, (moments, size) in self.measured.items():
+            rows = zip(self.space.names, self.distances[name].tolist(), self.common, strict=True)
+            runs[name] = {
+                "input": size,
+                "mean": self.means[name],
+                "ccd": {n: v if there else None for n, v, there in rows},
+                "features": dict(zip(self.space.names, map(int, moments.count), strict=True)),
+            }
+        return {"denominator": self.denominator, "runs": runs}
+
+    def text(self) -> str:
+        """Return the table for people."""
+        width = max(map(len, self.space.names))
+        lines = [f"Class Center Distance, {self.denominator} denominator; lower is better"]
+        for i, (name, (moments, size)) in enumerate(self.measured.items(), 1):
+            lines.append(f"  [{i}] {name}, input {size}, {int(moments.count.sum()):,} features")
+        heads = "".join(f"{f'[{i}]':>9}" for i in range(1, len(self.measured) + 1))
+        lines.append(f"  {'class':<{width}}{heads}")
+        for k, name in enumerate(self.space.names):
+            if self.common[k]:
+                lines.append(f"  {name:<{width}}" + "".join(f"{v[k]:9.2f}" for v in self.distances.values()))
+        lines.append(f"  {'mean':<{width}}" + "".join(f"{mean:9.2f}" for mean in self.means.values()))
+        absent = [n for n, there in zip(self.space.names, self.common, strict=True) if not there]
+        if absent:
+            lines.append(f"not seen, or not by all: {', '.join(absent)}")
+        return "\n".join(lines)
+
+
 def _measure(
     paths: Sequence[Path], frames: int, device: str
-) -> tuple[LabelSpace, list[ClassMoments], dict[str, None]]:
+) -> tuple[LabelSpace, dict[str, Measured], dict[str, None]]:
     from tqdm import tqdm
 
     from fada_deploy.common.errors import UsageError
@@ -100,12 +144,12 @@ def _measure(
     left_out: dict[str, None] = {}
     total = len(loaded) * sum(len(chosen_frames(len(d), frames)) for d in datasets)
     with tqdm(total=total, desc="ccd", unit="frame", disable=None, file=sys.stderr) as bar:
-        moments = [
-            measure(model, datasets, frames=frames, device=where, progress=bar.update,
-                    left_out=lambda error: left_out.update({str(error): None}))
-            for model, _ in loaded
-        ]  # fmt: skip
-    return space, moments, left_out
+        measured = {}
+        for path, (model, _) in zip(paths, loaded, strict=True):
+            moments = measure(model, datasets, frames=frames, device=where, progress=bar.update,
+                              left_out=lambda error: left_out.update({str(error): None}))  # fmt: skip
+            measured[str(path)] = (moments, f"{model.spec.size_hw[1]}x{model.spec.size_hw[0]}")
+    return space, measured, left_out
 
 
 def _labelled(config: RunConfig, space: LabelSpace) -> list[Any]:
@@ -125,39 +169,3 @@ def _labelled(config: RunConfig, space: LabelSpace) -> list[Any]:
         if not dataset.labelled:
             raise UsageError(f"{dataset.name} {dataset.split}: has no labels; centres need labels of both domains")
     return found
-
-
-def _document(
-    space: LabelSpace, distances: dict[str, NDArray[np.float64]], moments: ClassMoments, denominator: str
-) -> dict[str, Any]:
-    from math import isnan
-
-    import numpy as np
-
-    def by_class(values: NDArray[np.float64]) -> dict[str, float | None]:
-        return {n: None if isnan(v) else float(v) for n, v in zip(space.names, values, strict=True)}
-
-    runs = {name: {"mean": float(np.nanmean(v)), "ccd": by_class(v)} for name, v in distances.items()}
-    pixels = dict(zip(space.names, map(int, moments.count), strict=True))
-    return {"denominator": denominator, "features": pixels, "runs": runs}
-
-
-def _table(
-    space: LabelSpace, distances: dict[str, NDArray[np.float64]], moments: ClassMoments, denominator: str
-) -> str:
-    import numpy as np
-
-    width = max(map(len, space.names))
-    columns = range(1, len(distances) + 1)
-    lines = [f"Class Center Distance, {denominator} denominator; lower is better"]
-    lines += [f"  [{i}] {name}" for i, name in zip(columns, distances, strict=True)]
-    lines.append(f"  {'class':<{width}}" + "".join(f"{f'[{i}]':>9}" for i in columns) + "    features")
-    for k, name in enumerate(space.names):
-        if moments.count[k] > 0:
-            values = "".join(f"{v[k]:9.2f}" for v in distances.values())
-            lines.append(f"  {name:<{width}}{values}{int(moments.count[k]):12,}")
-    lines.append(f"  {'mean':<{width}}" + "".join(f"{np.nanmean(v):9.2f}" for v in distances.values()))
-    absent = [n for n, c in zip(space.names, moments.count, strict=True) if c == 0]
-    if absent:
-        lines.append(f"not in these labels: {', '.join(absent)}")
-    return "\n".join(lines)

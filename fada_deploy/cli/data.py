@@ -24,9 +24,7 @@ def command() -> None:
 @click.option("--split", default="train", show_default=True)
 @click.option(
     "--label-space",
-    default="cityscapes-19",
-    show_default=True,
-    help="Classes to count: a name, or the path of a .toml file.",
+    help="Classes to count: a name or a .toml file [cityscapes-19; cityscapes-16 for synthia].",
 )
 @click.option(
     "--jobs",
@@ -36,7 +34,7 @@ def command() -> None:
     help="Threads to read with.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def check(*, name: str, root: Path | None, split: str, label_space: str, jobs: int, as_json: bool) -> int:
+def check(*, name: str, root: Path | None, split: str, label_space: str | None, jobs: int, as_json: bool) -> int:
     """Read every file of NAME, a data set or the path of a .toml file; say what it holds and what is bad.
 
     Pairs, sizes, each class's pixels and files, and each file that cannot be used, with the reason;
@@ -53,7 +51,9 @@ def check(*, name: str, root: Path | None, split: str, label_space: str, jobs: i
     from fada_deploy.data.census import save_census, take_census
     from fada_deploy.data.report import as_text, describe
 
-    dataset = open_dataset(name, root, split=split, space=load_label_space(label_space))
+    # What the paper's settings train on each.
+    space = load_label_space(label_space or ("cityscapes-16" if name == "synthia" else "cityscapes-19"))
+    dataset = open_dataset(name, root, split=split, space=space)
     began = time.perf_counter()
     with tqdm(total=len(dataset), desc="check", unit="file", disable=None, file=sys.stderr) as bar:
         census = take_census(dataset, frames=True, jobs=jobs, progress=bar.update)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json, log, newest
+from fada_deploy.cli.options import SIZE, emit_json, log, need_extra, newest
 
 if TYPE_CHECKING:
     from fada_deploy.common.labels import LabelSpace
@@ -21,14 +21,13 @@ MULTI_SCALE = (0.7, 1.0, 1.3)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored: a name, its predictor, and the stage and iteration of weights."""
+    """What is scored: its name and, of weights, their stage and iteration (None: not known)."""
 
     name: str
-    predict: Predict
     space: LabelSpace
     size_hw: tuple[int, int]
     stage: str = ""
-    iteration: int = 0
+    iteration: int | None = None
     last: bool = True
 
     @property
@@ -74,9 +73,12 @@ def command(
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import MODEL_SUFFIXES
 
-    if confusion is not None and (confusion.suffix not in (".csv", ".png") or all_weights):
-        what = "the matrix of one model, so leave out --all" if all_weights else "a .csv or .png file"
-        raise UsageError(f"--confusion {confusion}: writes {what}")
+    if confusion is not None:
+        if confusion.suffix.lower() not in (".csv", ".png") or all_weights:
+            what = "the matrix of one model, so leave out --all" if all_weights else "a .csv or .png file"
+            raise UsageError(f"--confusion {confusion}: writes {what}")
+        if confusion.suffix.lower() == ".png":
+            need_extra("matplotlib", "plot")
     if model is None:
         model = newest()
     if model.suffix in MODEL_SUFFIXES:
@@ -85,10 +87,11 @@ def command(
         subjects = _exported(model, device, backend)
     else:
         subjects = _weights(model, device, size, mst=mst, every=all_weights)
-    results = [(subject, _score(subject, data, root, split)) for subject in subjects]
+    # Each network is let go before the next one comes.
+    results = [(subject, _score(subject, predict, data, root, split)) for subject, predict in subjects]
     for line in dict.fromkeys(line for _, result in results for line in result.failed):
         log(f"left out: {line}")
-    views = f"scales {', '.join(f'{s:g}' for s in MULTI_SCALE)} + mirror images" if mst else ""
+    views = "scales 0.7, 1, 1.3 + mirror images" if mst else ""
     if all_weights:
         _tell_all(model, f"{data} {split}", results, views, as_json=as_json)
     else:
@@ -98,7 +101,7 @@ def command(
     return 1 if any(result.failed for _, result in results) else 0
 
 
-def _score(subject: Subject, data: str, root: Path | None, split: str) -> Evaluation:
+def _score(subject: Subject, predict: Predict, data: str, root: Path | None, split: str) -> Evaluation:
     from tqdm import tqdm
 
     from fada_deploy.data import open_dataset
@@ -107,20 +110,20 @@ def _score(subject: Subject, data: str, root: Path | None, split: str) -> Evalua
     dataset = open_dataset(data, root, split=split, space=subject.space)
     what = f"{subject.stage} {subject.iteration}" if subject.iteration else "eval"
     with tqdm(total=len(dataset), desc=what, unit="frame", disable=None, file=sys.stderr) as bar:
-        return evaluate(subject.predict, dataset, progress=bar.update)
+        return evaluate(predict, dataset, progress=bar.update)
 
 
-def _exported(model: Path, device: str, backend: str) -> Iterator[Subject]:
+def _exported(model: Path, device: str, backend: str) -> Iterator[tuple[Subject, Predict]]:
     from fada_deploy.runtime.segmenter import Segmenter
 
     with Segmenter(model, device=device, backend=backend) as segmenter:
         metadata = segmenter.metadata
-        yield Subject(str(model), segmenter.labels, metadata.label_space, metadata.input_size_hw)
+        yield Subject(str(model), metadata.label_space, metadata.input_size_hw), segmenter.labels
 
 
 def _weights(
     run: Path, device: str, size_hw: tuple[int, int] | None, *, mst: bool, every: bool
-) -> Iterator[Subject]:
+) -> Iterator[tuple[Subject, Predict]]:
     """Yield a run's last weights, or every checkpoint, each loaded when its turn comes."""
     from fada_deploy.common.errors import MissingExtraError
     from fada_deploy.common.runs import WEIGHTS, all_weights, final_weights
@@ -136,11 +139,9 @@ def _weights(
         network, provenance = load_segmenter(path, where)
         network = at_size(network, size_hw)
         predictor = Predictor(network, where, scales=MULTI_SCALE if mst else (1.0,), flip=mst)
-        stage, last = str(provenance["stage"]), path.name == WEIGHTS
-        iteration = provenance["config"][stage]["iterations"] if last else int(path.stem)
-        yield Subject(
-            str(path), predictor.labels, network.spec.space, network.spec.size_hw, stage, iteration, last
-        )
+        spec, last = network.spec, path.name == WEIGHTS
+        stage, iteration = str(provenance["stage"]), provenance["iteration"]
+        yield Subject(str(path), spec.space, spec.size_hw, stage, iteration, last), predictor.labels
 
 
 def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:
@@ -185,16 +186,17 @@ def _tell_all(
         emit_json({"run": str(run), "data": data, "views": views, "checkpoints": documents,
                    "last": _document(*last), "best": oracle})  # fmt: skip
         return
-    click.echo(_head(str(run), data, *last, views))
-    click.echo("  stage        iteration  mIoU %")
+    click.echo(f"{run} on {data}, {last[1].frames} frames{', ' + views if views else ''}")
+    click.echo("  stage        iteration      input  mIoU %")
     for subject, result in results:
         mark = "  last of the stage" if subject.last else ""
-        click.echo(f"  {subject.stage:<11}  {subject.iteration:9}  {100 * result.scores.miou:6.1f}{mark}")
+        row = f"  {subject.stage:<11}  {subject.iteration or '-':>9}  {subject.input:>9}"
+        click.echo(f"{row}  {100 * result.scores.miou:6.1f}{mark}")
     for name, (subject, result), note in (
         ("last", last, "what to report"),
         ("best", best, "an oracle: chosen by the target's own labels"),
     ):
-        where = f"{subject.stage} {subject.iteration}"
+        where = f"{subject.stage} {subject.iteration or ''}".strip()
         click.echo(f"{name}: {100 * result.scores.miou:.1f} after {where} ({note})")
 
 
@@ -204,7 +206,7 @@ def _head(name: str, data: str, subject: Subject, result: Evaluation, views: str
 
 def _write_confusion(subject: Subject, result: Evaluation, path: Path) -> None:
     scores = result.scores
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         from fada_deploy.plots import plot_confusion
 
         plot_confusion(scores, f"{subject.name}, mIoU {100 * scores.miou:.1f}", path)

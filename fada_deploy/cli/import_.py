@@ -54,7 +54,8 @@ def command(
         raise MissingExtraError(str(error.name), "train") from None
 
     if not checkpoint.is_file():
-        raise UsageError(f"{checkpoint}: no such file; give a .pth file of the released FADA code")
+        what = "is a folder" if checkpoint.is_dir() else "no such file"
+        raise UsageError(f"{checkpoint}: {what}; give a .pth file of the released FADA code")
     space = None if label_space is None else load_label_space(label_space)
     found = read_released(checkpoint, space=space, stage=stage, size_hw=size, init_norm=init_norm)
     spec = found.model.spec
@@ -70,18 +71,20 @@ def command(
             "backbone": spec.backbone,
             "stages": (found.stage,),
             "method": "source" if found.stage == "source" else "fada",
-            "size": spec.size_hw,
+            "distill.size" if found.stage == "distill" else "size": spec.size_hw,
         },
     )
     run = new_run(config.src, config.tgt, spec.backbone, out)
     origin = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
-    provenance = {"version": __version__, "stage": found.stage, "config": config.to_dict(), "imported": origin}
+    about = {"version": __version__, "stage": found.stage, "iteration": found.iteration}
+    provenance = {**about, "config": config.to_dict(), "imported": origin}
     save_weights(run / found.stage / WEIGHTS, found.model.state_dict(), spec, provenance)
     save_config(config, run)
     norm = "BatchNorm, eps 1e-5" if spec.norm == "batch" else "frozen, without eps"
     log(
         f"{spec.backbone}, {spec.space.num_classes} classes, input {spec.size_hw[1]}x{spec.size_hw[0]}"
         + ("" if spec.backbone == "vgg16" else f", normalisation {norm}")
+        + f", input as {found.init_norm} weights take it (--init-norm)"
     )
     log(f"taken for the {found.stage} stage, since {found.reason}; --stage says otherwise")
     log(f"done: {run}")

@@ -40,6 +40,16 @@ def emit_json(document: Any) -> None:
     sys.stdout.write("\n")
 
 
+def need_extra(package: str, extra: str) -> None:
+    """Raise `MissingExtraError` now, before any work, when a package that it will need is not installed."""
+    from importlib.util import find_spec
+
+    from fada_deploy.common.errors import MissingExtraError
+
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
+
+
 def newest() -> Path:
     """Return the newest run, saying which it is and what newer ones were passed over."""
     from fada_deploy.common.runs import newest_run

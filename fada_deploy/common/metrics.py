@@ -44,6 +44,10 @@ class Scores:
         return np.asarray(self.matrix.sum(1) > 0)
 
     @property
+    def present_names(self) -> tuple[str, ...]:
+        return tuple(n for n, there in zip(self.space.names, self.present, strict=True) if there)
+
+    @property
     def absent(self) -> tuple[str, ...]:
         return tuple(n for n, there in zip(self.space.names, self.present, strict=True) if not there)
 
@@ -66,8 +70,13 @@ class Scores:
     @property
     def smaller_means(self) -> dict[str, float]:
         """The means over the field's smaller sets that this space holds, by label-space name."""
-        means = {name: self.mean_over(space) for name, space in LABEL_SPACES.items()}
-        return {name: mean for name, mean in means.items() if mean is not None and not np.isnan(mean)}
+        means = {}
+        for name, space in LABEL_SPACES.items():
+            mean = self.mean_over(space)
+            # Where all that is present lies within the smaller set, its mean is the mean.
+            if mean is not None and not set(self.present_names) <= set(space.names):
+                means[name] = mean
+        return means
 
     @property
     def pixel_accuracy(self) -> float:

@@ -39,16 +39,14 @@ class Census:
 
     `pixels` (N, K + 1) int64: each class's pixels in each file and, last, the ignored ones; all 0 for
     a bad file and one without labels. `sizes` (N, 2) int64: height and width, 0 where unknown.
-    `unknown`: pixels of ids that the format does not have, 256 standing for all above 255.
-    `bad`: frame number → why it cannot be used. `frames_read`: whether the frames were decoded too,
-    or the labels alone.
+    `unknown`: pixels of ids that the format does not have, 256 standing for all above 255. `bad`: frame
+    number → why it cannot be used.
     """
 
     pixels: NDArray[np.int64]
     sizes: NDArray[np.int64]
     unknown: dict[int, int]
     bad: dict[int, str]
-    frames_read: bool
 
     @property
     def contents(self) -> NDArray[np.bool_]:
@@ -99,7 +97,7 @@ def take_census(
             if progress:
                 progress(1)
     strange = {i: int(unknown[i]) for i in np.flatnonzero(unknown).tolist()}
-    return Census(pixels, sizes, strange, bad, frames)
+    return Census(pixels, sizes, strange, bad)
 
 
 def load_census(dataset: FrameDataset) -> Census | None:
@@ -110,7 +108,6 @@ def load_census(dataset: FrameDataset) -> Census | None:
             return Census(
                 kept["pixels"], kept["sizes"],
                 {int(i): n for i, n in about["unknown"].items()}, {int(i): t for i, t in about["bad"].items()},
-                bool(about["frames_read"]),
             )  # fmt: skip
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         # Not there, or damaged: either way it is counted again.
@@ -119,7 +116,7 @@ def load_census(dataset: FrameDataset) -> Census | None:
 
 def save_census(dataset: FrameDataset, census: Census, say: Callable[[str], None]) -> Path | None:
     """Keep a census in the cache and return its path; where that cannot be written say so and return None."""
-    about = {"unknown": census.unknown, "bad": census.bad, "frames_read": census.frames_read}
+    about = {"unknown": census.unknown, "bad": census.bad}
     try:
         path = census_path(dataset)
         with atomic_path(path) as temporary:

@@ -7,7 +7,7 @@ data set (`data.census`) rely on.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ LABEL_IDS = {c.label_id: c.name for c in CITYSCAPES_19.classes}
 ALL_LABEL_IDS = (*range(34), IGNORE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TableReader:
     """Read an id image (H, W) as indices: `table` holds each id's index in 256 bytes, larger ids are ignored.
 
@@ -36,7 +36,11 @@ class TableReader:
     table: bytes
     known: tuple[int, ...]
     strict: bool = False
-    read_ids: Callable[[Path], Ids] = field(default=read_indices, repr=False)
+    read_ids: Callable[[Path], Ids] = read_indices
+
+    def __repr__(self) -> str:
+        # A function prints its address, which is another in each process.
+        return f"TableReader({self.table!r}, {self.known}, {self.strict}, {self.read_ids.__qualname__})"
 
     def ids(self, path: Path) -> Ids:
         """Return the ids as they are in the file, (H, W) integers; raise `DataError` naming a bad file."""

@@ -133,7 +133,6 @@ def _proof_frames(
     provenance: dict[str, Any], space: LabelSpace, frames: Path | None, cache: Path, say: Say
 ) -> list[Frame]:
     """Return frames spread evenly over `frames`, or over the run's held-out target frames."""
-    config = RunConfig.from_dict(provenance["config"])
     dataset: FrameDataset
 
     def left_out(error: DataError) -> None:
@@ -143,6 +142,7 @@ def _proof_frames(
         if frames is not None:
             dataset, _ = open_recordings(frames, cache=cache, space=space, left_out=left_out)
         else:
+            config = RunConfig.from_dict(provenance["config"])
             train_set, held_out = open_target(config, cache, space, say, left_out)
             dataset = train_set if held_out is None else held_out
     except FadaError as error:

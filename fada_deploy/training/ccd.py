@@ -40,17 +40,25 @@ class ClassMoments:
         self.total.index_add_(0, classes, x)
         self.squares.index_add_(0, classes, x.square().sum(1))
 
-    def distances(self, *, squared: bool = True) -> NDArray[np.float64]:
-        """Return CCD by class, (K,); NaN for a class without features. K counts the classes that have some."""
-        present = self.count > 0
-        count = self.count[present]
-        centres = self.total[present] / count[:, None]
-        spread = self.squares[present] / count - centres.square().sum(1)
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which classes have features enough to have a spread: two."""
+        return np.asarray((self.count > 1).numpy())
+
+    def distances(self, *, among: NDArray[np.bool_] | None = None, squared: bool = True) -> NDArray[np.float64]:
+        """Return CCD by class, (K,), over the centres of the classes `among` (default: those seen).
+
+        NaN for the others. Networks compare where both are taken among the same classes.
+        """
+        chosen = torch.from_numpy(self.seen if among is None else self.seen & among)
+        count = self.count[chosen]
+        centres = self.total[chosen] / count[:, None]
+        spread = self.squares[chosen] / count - centres.square().sum(1)
         apart = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
         ratios = spread[:, None] / (apart.square() if squared else apart)
         ratios.fill_diagonal_(0)
         result = np.full(len(self.count), np.nan)
-        result[present.numpy()] = (ratios.sum(1) / (len(count) - 1)).numpy()
+        result[chosen.numpy()] = (ratios.sum(1) / (len(count) - 1)).numpy()
         return result
 
 
@@ -82,7 +90,7 @@ def measure(
                 features = model.features(resized[None].to(device))[0]
             at_features = resize_labels(labels, (features.shape[1], features.shape[2]))
             moments.add(features, torch.from_numpy(at_features).to(device))
-    if int((moments.count > 0).sum()) < 2:
+    if moments.seen.sum() < 2:
         raise DataError("fewer than two classes were seen, so there are no centres to compare")
     return moments
 

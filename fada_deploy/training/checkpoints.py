@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import atomic_path
-from fada_deploy.training.models.normalisation import require_init
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, find_backbone
+from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 
 PROPERTY = "fada"
-
-# What frameworks put before a backbone's own names, one inside another.
-_WRAPPERS = re.compile(r"^(?:(?:module|model|backbone|features)\.)+")
 
 
 class Stateful(Protocol):
@@ -82,58 +77,6 @@ def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) 
         raise ModelError(
             f"{path}: not this run's training state ({reason}); delete it to start the stage again"
         ) from None
-
-
-def load_backbone(model: Segmenter, path: Path, *, bgr: bool = False) -> None:
-    """Load ImageNet weights under their published names into the backbone, key by key.
-
-    What wrappers put before the names is taken off, the file's own classifier and heads are left out, and
-    what ImageNet weights do not have (`Architecture.beyond_init`) stays as it is where the file lacks it.
-    `bgr`: the file's first convolution reads blue first; its channels are turned round. Raise `ModelError`
-    naming what is missing, of another shape or too many, as of a deeper network.
-    """
-    architecture, backbone = find_backbone(model.spec.backbone), model.feature_extractor["backbone"]
-    found = _uncounted({_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()})
-    wanted = _uncounted(backbone.state_dict())
-    missing = [n for n in wanted if n not in found and not n.startswith(architecture.beyond_init)]
-    odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
-    parts = {n.partition(".")[0] for n in wanted}
-    extra = [n for n in found if n not in wanted and n.partition(".")[0] in parts]
-    if missing or odd or extra:
-        raise ModelError(
-            f"{path}: does not fit {model.spec.backbone}: {len(missing)} of {len(wanted)} parameters missing, "
-            f"{len(odd)} of another shape, {len(extra)} too many, the first {(missing + odd + extra)[0]}"
-        )
-    if bgr:
-        # A backbone's first parameter is its first convolution, (C, 3, h, w).
-        first = next(iter(wanted))
-        found[first] = found[first].flip(1)
-    backbone.load_state_dict({n: found[n] for n in wanted if n in found}, strict=False)
-
-
-def _uncounted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out how many batches a normalisation has seen, which frozen ones do not count."""
-    return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
-
-
-def _our_name(name: str, renames: Mapping[str, str]) -> str:
-    name = _WRAPPERS.sub("", name)
-    for theirs, ours in renames.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    require_init(path)
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: not a file of weights ({error})") from None
-    content = read_checkpoint(path)
-    content = content.get("state_dict", content)
-    return {n: t for n, t in content.items() if isinstance(t, Tensor)}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -44,21 +44,24 @@ class Interpolation:
 
     def widen(self, low: Tensor) -> Tensor:
         """Interpolate the columns: (B, C, h, w) → (B, h, W, C)."""
-        return torch.einsum("xw,bchw->bhxc", self._across, low).contiguous()
+        wide: Tensor = torch.einsum("xw,bchw->bhxc", self._across, low)
+        return wide.contiguous()
 
     def rows(self, wide: Tensor, chosen: slice) -> Tensor:
         """Interpolate some of the rows: (B, h, W, C) → (B, R, W, C)."""
         weights, near = self._near(chosen)
-        return torch.matmul(weights, wide[:, near].flatten(2)).unflatten(2, wide.shape[2:])
+        rows: Tensor = torch.matmul(weights, wide[:, near].flatten(2))
+        return rows.reshape(len(wide), -1, *wide.shape[2:])
 
     def add_rows(self, wide: Tensor, gradient: Tensor, chosen: slice) -> None:
         """Add the transpose of `rows` of a gradient (B, R, W, C) to `wide`."""
         weights, near = self._near(chosen)
-        wide[:, near] += torch.matmul(weights.T, gradient.flatten(2)).unflatten(2, wide.shape[2:])
+        wide[:, near] += torch.matmul(weights.T, gradient.flatten(2)).view_as(wide[:, near])
 
     def narrow(self, wide: Tensor) -> Tensor:
         """Return the transpose of `widen`: (B, h, W, C) → (B, C, h, w)."""
-        return torch.einsum("xw,bhxc->bchw", self._across, wide)
+        low: Tensor = torch.einsum("xw,bhxc->bchw", self._across, wide)
+        return low
 
     def _near(self, chosen: slice) -> tuple[Tensor, slice]:
         """Return the weights of the few low rows that some high rows lie between, and which those are."""

@@ -18,6 +18,12 @@ from fada_deploy.training.models.segmenter import Segmenter, find_backbone
 Frame = NDArray[np.uint8]
 
 
+def views_text(scales: Sequence[float], flip: bool) -> str:
+    """Say which views are averaged; nothing for the one plain view."""
+    parts = [] if tuple(scales) == (1.0,) else [f"scales {', '.join(f'{s:g}' for s in scales)}"]
+    return " + ".join([*parts, "mirror images"] if flip else parts)
+
+
 def at_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
     """Return the network with another input size; the same one when it has it, or None is asked for."""
     if size_hw is None or size_hw == model.spec.size_hw:

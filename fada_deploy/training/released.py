@@ -17,7 +17,7 @@ from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
 from fada_deploy.training.checkpoints import read_checkpoint
 from fada_deploy.training.config import STAGES
-from fada_deploy.training.models.normalisation import INIT_NORMS
+from fada_deploy.training.init import INIT_NORMS, turn_round
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 
 SPACES = {space.num_classes: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
@@ -29,11 +29,16 @@ _RESNETS = {6: "resnet50", 23: "resnet101"}
 
 @dataclass(frozen=True)
 class Released:
-    """A network read from a released checkpoint, the stage it comes from, and how that was told."""
+    """A network read from a released checkpoint, the stage it comes from, and how that was told.
+
+    `init_norm` names the normalisation of its input, `iteration` is None where the file does not tell.
+    """
 
     model: Segmenter
     stage: str
     reason: str
+    init_norm: str
+    iteration: int | None
 
 
 def read_released(
@@ -64,10 +69,6 @@ def read_released(
     if kind not in INIT_NORMS:
         raise UsageError(f"no --init-norm {kind!r}; there are {', '.join(INIT_NORMS)}")
     normalisation = INIT_NORMS[kind]
-    if normalisation.bgr:
-        # The network takes RGB; turning the first kernels round is exact.
-        first = next(iter(features))
-        features[first] = features[first].flip(1)
     spec = ModelSpec(
         backbone,
         space or _space(classifier, path),
@@ -83,8 +84,11 @@ def read_released(
     wrong += [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
     if wrong:
         raise ModelError(f"{path}: does not fit {backbone}: {len(wrong)} parameters differ, the first {wrong[0]}")
+    if normalisation.bgr:
+        turn_round(weights, model)
     model.load_state_dict(weights)
-    return Released(model.eval(), told, reason)
+    iteration = content.get("iteration")
+    return Released(model.eval(), told, reason, kind, iteration if isinstance(iteration, int) else None)
 
 
 def _tensors(content: dict[str, object], part: str, path: Path) -> dict[str, Tensor]:
@@ -117,9 +121,10 @@ def _stage(has_discriminator: bool, counts_batches: bool) -> tuple[str, str]:
 
 def _space(classifier: dict[str, Tensor], path: Path) -> LabelSpace:
     weight = classifier.get("conv2d_list.0.weight", torch.empty(0))
-    if len(weight) not in SPACES:
+    classes = weight.shape[0] if weight.ndim == 4 else 0
+    if classes not in SPACES:
         raise ModelError(
-            f"{path}: its classifier tells {len(weight)} classes apart, for which no label space is known; "
+            f"{path}: its classifier tells {classes} classes apart, for which no label space is known; "
             "give --label-space"
         )
-    return SPACES[len(weight)]
+    return SPACES[classes]

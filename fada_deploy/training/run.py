@@ -23,20 +23,20 @@ from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.labels import load_label_space
-from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path, final_weights
+from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import Evaluation, evaluate
 from fada_deploy.training.batches import Batches, Order, Sample
-from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_weights
+from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.device import bf16_pays
 from fada_deploy.training.methods import make_method
-from fada_deploy.training.models.normalisation import find_init, init_normalisation
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
+from fada_deploy.training.models.segmenter import ModelSpec
+from fada_deploy.training.networks import Networks
 from fada_deploy.training.optim import AveragedWeights
-from fada_deploy.training.predict import Predictor
+from fada_deploy.training.predict import Predictor, views_text
 from fada_deploy.training.samples import PseudoLabelled, SourceSamples, TargetSamples
 from fada_deploy.training.sampling import ClassBalancedOrder, ShuffledOrder
 from fada_deploy.training.session import OpenSession, Parts, Session
@@ -92,13 +92,8 @@ class Run:
         self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
         self.outcome = Outcome(run)
         self.space = load_label_space(config.label_space)
-        self.init = find_init(config.backbone, config.init)
-        self.init_norm = init_normalisation(config.backbone, self.init, config.init_norm)
-        mean, std, _ = self.init_norm
-        self.spec = ModelSpec(config.backbone, self.space, config.size, initial_norm(config), mean, std)
-        self.student_spec = replace(self.spec, size_hw=config.distill.size, norm=config.distill.norm)
         # Whatever cannot work is said here, before any data is read.
-        self._check_networks()
+        self.networks = Networks(config, run, self.space, device)
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
         if not self.source_frames.labelled:
@@ -107,41 +102,6 @@ class Run:
             config, run / "target_frames", self.space, say, self._left_out
         )
         self._check_data()
-
-    def _check_networks(self) -> None:
-        config = self.config
-        made = {"source": self.spec, "adversarial": self.spec, "distill": self.student_spec}
-        self.start: Segmenter | None = None
-        if config.start is not None:
-            self.start = self._load(final_weights(Path(config.start)))
-            made["adversarial"] = replace(self.start.spec, size_hw=config.size)
-        first = next(stage for stage in STAGES if stage in config.stages)
-        if first == "source" and self.start is not None:
-            raise UsageError("--start stands in for the source stage; leave out --start, or source from --stages")
-        if first != "source" and self.start is None and not self._earlier(first):
-            raise UsageError(f"{first} builds on an earlier stage; add source to --stages, or give --start RUN")
-        if "adversarial" in config.stages and made["adversarial"].backbone != config.backbone:
-            found = made["adversarial"].backbone
-            raise UsageError(f"--start {config.start} has a {found}; give --backbone {found}")
-        begins_anew = self.start is None or "distill" in config.stages
-        if config.published is not None and self.init is None and begins_anew:
-            raise UsageError(
-                f"these settings are of a published score, begun from ImageNet weights of {config.backbone}; "
-                "give --init FILE, or leave `published` out"
-            )
-        for stage in config.stages:
-            spec, batch = made[stage], getattr(config, stage).batch
-            check_size(spec.backbone, spec.size_hw)
-            if not find_backbone(spec.backbone).has_norms:
-                continue
-            if spec.norm == "frozen" and self.init is None and stage != "adversarial":
-                raise UsageError(
-                    f"{stage}: frozen normalisation over random weights cannot learn; give --init FILE with "
-                    "ImageNet weights, or let norm be batch"
-                )
-            if spec.norm == "batch" and batch < 2:
-                raise UsageError(f"{stage}: trainable normalisation needs a batch of 2 or more; found {batch}")
-        self.fresh(self.spec)
 
     def _check_data(self) -> None:
         """Remember which frames the run began with; refuse to go on with others."""
@@ -162,19 +122,10 @@ class Run:
     def _left_out(self, error: DataError) -> None:
         self.outcome.bad_files[str(error)] = None
 
-    def fresh(self, spec: ModelSpec) -> Segmenter:
-        """Return the network as it is before any training: a pure function of seed and init."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            model = Segmenter(spec)
-        if self.init is not None:
-            load_backbone(model, self.init, bgr=self.init_norm.bgr)
-        return model.to(self.device)
-
     def source(self) -> None:
         """Train on the labelled source alone."""
         stage = self.config.source
-        model = self.fresh(self.spec)
+        model = self.networks.fresh(self.networks.spec)
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter, stage.flip)
         session = self._session("source", stage.iterations, model.spec)
         with closing(self._batches(load, self._source_order("source"), "source", stage.batch)) as batches:
@@ -184,7 +135,7 @@ class Run:
     def adversarial(self) -> None:
         """Adapt the source stage's network to the target."""
         stage = self.config.adversarial
-        model = self._before("adversarial")
+        model = self.networks.before("adversarial")
         spec = replace(model.spec, size_hw=self.config.size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
@@ -210,10 +161,10 @@ class Run:
     def distill(self) -> None:
         """Train a fresh student on the adapted network's pseudo-labels."""
         stage = self.config.distill
-        teacher = self._before("distill")
+        teacher = self.networks.before("distill")
         pseudo = self.folder / "distill" / "pseudo"
         write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
-        student = self.fresh(self.student_spec)
+        student = self.networks.fresh(self.networks.student_spec)
         session = self._session("distill", stage.iterations, student.spec)
         order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
         load = PseudoLabelled(self.target_frames, pseudo, stage)
@@ -238,35 +189,15 @@ class Run:
         self.outcome.bad_files |= dict.fromkeys(result.failed)
         self.outcome.scores[stage] = result
         height, width = model.spec.size_hw
-        document = {"input": f"{width}x{height}", "frames": result.frames, **result.scores.to_dict()}
+        views = views_text(config.test_scales, config.test_flip)
+        about = {"input": f"{width}x{height}", "views": views, "frames": result.frames}
+        document = {**about, **result.scores.to_dict()}
         write_text(self.folder / stage / "scores.json", json.dumps(document, indent=2))
         # The published figure is of the whole road, so it stands beside the last stage alone.
         is_last = stage == [s for s in STAGES if s in config.stages][-1]
         published = f" (published: {config.published:.1f})" if is_last and config.published is not None else ""
         score = f"mIoU {100 * result.scores.miou:.1f}{published}"
-        self.say(f"{stage}: {score} on {result.frames} frames at {width}x{height}")
-
-    def _earlier(self, stage: str) -> list[Path]:
-        """Return the weights of this run's finished stages before `stage`, the nearest first."""
-        earlier = [self.folder / name / WEIGHTS for name in reversed(STAGES[: STAGES.index(stage)])]
-        return [path for path in earlier if path.is_file()]
-
-    def _before(self, stage: str) -> Segmenter:
-        """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
-        earlier = self._earlier(stage)
-        if earlier:
-            return self._load(earlier[0])
-        assert self.start is not None, "checked before anything was trained"
-        return self.start
-
-    def _load(self, weights: Path) -> Segmenter:
-        model, _ = load_segmenter(weights, self.device)
-        if model.spec.space != self.space:
-            raise UsageError(
-                f"{weights} tells {model.spec.space.name} apart, this run {self.space.name}; "
-                "give --label-space what it was trained with"
-            )
-        return model
+        self.say(f"{stage}: {score} on {result.frames} frames at {width}x{height}{views and ', ' + views}")
 
     def _seed(self, purpose: str) -> int:
         purposes = ("source", "adversarial", "target", "distill")
@@ -298,7 +229,7 @@ class Run:
         def keep(done: int, parts: Parts) -> None:
             average = parts["average"]
             assert isinstance(average, AveragedWeights)
-            self._save(checkpoint_path(self.folder / stage, done), stage, average.weights(), spec)
+            self._save(checkpoint_path(self.folder / stage, done), stage, average.weights(), spec, done)
 
         return partial(
             Session, self.folder / stage,
@@ -309,26 +240,19 @@ class Run:
     def _keep(self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches) -> None:
         for each in batches:
             self.outcome.bad_files |= each.bad
-        self._save(self.folder / stage / WEIGHTS, stage, weights, spec)
+        iterations = getattr(self.config, stage).iterations
+        self._save(self.folder / stage / WEIGHTS, stage, weights, spec, iterations)
         (self.folder / stage / "state.pt").unlink(missing_ok=True)
 
-    def _save(self, path: Path, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec) -> None:
-        provenance: dict[str, Any] = {"version": __version__, "stage": stage, "config": self.config.to_dict()}
-        save_weights(path, weights, spec, provenance)
+    def _save(
+        self, path: Path, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, iteration: int
+    ) -> None:
+        about: dict[str, Any] = {"version": __version__, "stage": stage, "iteration": iteration}
+        save_weights(path, weights, spec, {**about, "config": self.config.to_dict()})
 
 
 def _ego(frames: FrameDataset, size_hw: tuple[int, int]) -> NDArray[np.bool_] | None:
     return None if frames.ego_mask is None else frames.ego(size_hw)
-
-
-def initial_norm(config: RunConfig) -> str:
-    """Return the normalisation of a network that starts from `init`."""
-    if config.norm != "auto":
-        return config.norm
-    architecture = find_backbone(config.backbone)
-    # Only what a file supplied can be frozen, and some ImageNet weights leave out a pyramid or decoder.
-    supplied = config.init != "none" and architecture.init_is_whole
-    return "frozen" if supplied or not architecture.has_norms else "batch"
 
 
 def save_config(config: RunConfig, run: Path) -> None:

@@ -35,32 +35,58 @@ def make_config(
     preset = preset or str(from_file.get("preset", "paper"))
     if preset not in PRESETS:
         raise UsageError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    merged: dict[str, Any] = _flat(PRESETS[preset]) | from_file
-    merged |= {k: v for k, v in options.items() if v is not None}
+    written: dict[str, Any] = _flat(PRESETS[preset]) | from_file | {"preset": preset}
+    said = {k: v for k, v in options.items() if v is not None} | _parse(settings)
+    config = _build(written | said)
+    if (
+        "published" not in said
+        and config.published is not None
+        and _decisive(config) != _decisive(_build(written))
+    ):
+        # The figure in the file is of the file's experiment.
+        config = replace(config, published=None)
+    return _checked(_absolute(config))
+
+
+def _parse(settings: Iterable[str]) -> dict[str, str]:
+    parsed = {}
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
             raise UsageError(f"--set takes key=value, for example source.iterations=500; found {setting!r}")
         if key.strip() == "preset":
             raise UsageError("a preset is no single setting; name it with --preset")
-        merged[key.strip()] = text.strip()
-    merged["preset"] = preset
-    if merged.get("method") == "source":
-        merged.setdefault("stages", ("source",))
-    missing = [name for name in ("src", "tgt") if name not in merged]
+        parsed[key.strip()] = text.strip()
+    return parsed
+
+
+def _build(merged: Mapping[str, Any]) -> RunConfig:
+    rest = dict(merged)
+    if rest.get("method") == "source":
+        rest.setdefault("stages", ("source",))
+    missing = [name for name in ("src", "tgt") if name not in rest]
     if missing:
         options_missing = " and ".join(f"--{name}" for name in missing)
         raise UsageError(f"say what to train on: {options_missing} (a data set, a .toml file or recordings)")
-    config = RunConfig(src=str(merged.pop("src")), tgt=str(merged.pop("tgt")))
-    for key, value in merged.items():
+    config = RunConfig(src=str(rest.pop("src")), tgt=str(rest.pop("tgt")))
+    for key, value in rest.items():
         config = _assign(config, key, value)
-    return _checked(_absolute(config))
+    return config
+
+
+def _decisive(config: RunConfig) -> tuple[Any, ...]:
+    """Return what a published score is of: pair, network, classes, method, and the last stage."""
+    names = ("src", "tgt", "backbone", "label_space", "method", "preset")
+    return *(getattr(config, name) for name in names), config.stages[-1:]
 
 
 def _absolute(config: RunConfig) -> RunConfig:
     """Make the paths of existing files absolute, so that the run can be used from any folder."""
     paths = {n: getattr(config, n) for n in ("src_root", "tgt_root", "ego_mask", "init", "start", "label_space")}
     paths |= {n: v for n in ("src", "tgt") if (v := getattr(config, n)) not in DATASETS}
+    if config.init in ("none", "imagenet"):
+        # Words, also where a folder of that name lies about.
+        del paths["init"]
     found: dict[str, Any] = {
         name: str(Path(p).resolve()) for name, p in paths.items() if p is not None and Path(p).exists()
     }
@@ -101,8 +127,10 @@ def _convert(value: Any, default: Any, name: str, key: str) -> Any:
             return words[str(value).lower()]
         if isinstance(default, int):
             return int(value)
-        if isinstance(default, float) or name == "published":
-            return None if value is None else float(value)
+        if name == "published":
+            return None if value in (None, "none") else float(value)
+        if isinstance(default, float):
+            return float(value)
         if isinstance(default, tuple):
             parts = value.split(",") if isinstance(value, str) else value
             kind = type(default[0])
@@ -111,7 +139,7 @@ def _convert(value: Any, default: Any, name: str, key: str) -> Any:
                 raise ValueError(f"{len(default)} values are needed")
             return converted
     except (KeyError, TypeError, ValueError):
-        example = "x".join(map(str, reversed(default))) if name in _SIZES else default
+        example = "x".join(map(str, reversed(default))) if name in _SIZES else default or "46.9, or none"
         raise UsageError(f"{key} cannot be {value!r}; it is something like {example}") from None
     return None if value is None else str(value)
 

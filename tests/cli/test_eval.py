@@ -89,6 +89,20 @@ def test_confusion_as_table_and_picture(fada: Run, run: Path, streets: Path, tmp
     assert "cityscapes-13" in out and "cityscapes-16" in out
 
 
+def test_a_copied_weights_file_and_its_input_are_named(
+    fada: Run, run: Path, streets: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes((run / "adversarial/checkpoints/000004.safetensors").read_bytes())
+    code, out, _ = fada("eval", copy, *data(streets), "--json")
+    document = json.loads(out)
+    assert code == 0 and (document["stage"], document["iteration"], document["input"]) == (
+        "adversarial",
+        4,
+        "192x128",
+    )
+
+
 def test_smaller_means_are_over_their_own_classes(fada: Run, run: Path, streets: Path) -> None:
     _, out, _ = fada("eval", run, *data(streets), "--json")
     document = json.loads(out)

@@ -47,6 +47,18 @@ def test_streamed_moments_give_the_definition(squared: bool) -> None:
     np.testing.assert_allclose([got[k] for k in want], list(want.values()), rtol=1e-8)
 
 
+def test_a_class_of_one_feature_has_no_spread_and_is_left_out() -> None:
+    moments = ClassMoments(K, C)
+    features = torch.randn(C, 1, 5, generator=torch.Generator().manual_seed(0))
+    moments.add(features, torch.tensor([[0, 0, 1, 1, 3]]))
+    assert np.isnan(moments.distances()).tolist() == [False, False, True, True]
+    # Among fewer classes there are fewer centres to be far from.
+    moments.add(features, torch.tensor([[3, 3, 255, 255, 255]]))
+    pair = np.array([True, True, False, False])
+    assert np.isnan(moments.distances(among=pair)).tolist() == [False, False, True, True]
+    assert not np.allclose(moments.distances(among=pair)[:2], moments.distances()[:2])
+
+
 def test_squared_distance_does_not_change_with_the_features_scale() -> None:
     """Why the squared form is the default: networks of unlike feature scale compare."""
     rng = torch.Generator().manual_seed(0)

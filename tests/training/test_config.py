@@ -117,3 +117,24 @@ def test_a_missing_domain_preset_or_file_is_said(tmp_path: Path) -> None:
         config(preset="large")
     with pytest.raises(UsageError, match="cannot be read as TOML"):
         config(file=tmp_path / "no.toml")
+
+
+def test_a_published_score_stays_with_its_own_experiment(tmp_path: Path) -> None:
+    file = tmp_path / "row.toml"
+    file.write_text(
+        'src = "gta5"\ntgt = "cityscapes"\nmethod = "fada"\nstages = ["source", "adversarial"]\npublished = 46.9\n'
+    )
+
+    def made(*settings: str, **options: Any) -> float | None:
+        return make_config(preset=None, file=file, settings=settings, options=options).published
+
+    assert made() == made("seed=3", stages=("adversarial",)) == 46.9
+    assert made(method="feature") is made(stages=("source",)) is made(backbone="vgg16") is None
+    assert made("published=none") is None
+
+
+def test_words_for_init_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("none", "imagenet"):
+        (tmp_path / word).mkdir()
+        assert config(init=word).init == word

@@ -45,13 +45,17 @@ def test_each_file_is_the_papers_settings(file: Path) -> None:
     assert (config.test_scales, config.test_flip) == (
         ((0.7, 1.0, 1.3), True) if "mst" in kind else ((1.0,), False)
     )
+    pair = name.split("-resnet101")[0].split("-vgg16")[0]
+    source, target = ("cityscapes", pair) if pair.startswith("crosscity-") else (pair, "cityscapes")
+    assert (config.src, config.tgt) == (source, target)
     sizes = {"gta5": (720, 1280), "synthia": (760, 1280), "cityscapes": (512, 1024)}
-    assert config.src_size == sizes[config.src] and config.size == (512, 1024)
-    assert config.label_space == ("cityscapes-16" if config.src == "synthia" else "cityscapes-19")
+    assert config.src_size == sizes[source] and config.size == (512, 1024)
+    assert config.label_space == ("cityscapes-16" if source == "synthia" else "cityscapes-19")
+    assert config.norm == ("frozen" if "resnet101" in name else "auto") and config.keep_every == 5000
     if kind.startswith("fada-distill"):
-        frozen = config.src == "synthia" and config.backbone == "resnet101"
+        frozen = name.startswith("synthia-resnet101")
         assert config.distill.norm == ("frozen" if frozen else "batch")
-        assert any(config.distill.jitter) == (config.backbone == "resnet101")
+        assert any(config.distill.jitter) == ("resnet101" in name)
 
 
 def test_the_page_gives_each_files_figure() -> None:

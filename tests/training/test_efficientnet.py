@@ -19,10 +19,9 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.to_onnx import write_onnx
-from fada_deploy.training.checkpoints import load_backbone
+from fada_deploy.training.init import init_normalisation, load_backbone
 from fada_deploy.training.models.blocks import NORMS
 from fada_deploy.training.models.efficientnet import EfficientNetLite, SameConv2d, efficientnet_lite0
-from fada_deploy.training.models.normalisation import init_normalisation
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 
 NAME = "efficientnet-lite0"

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.training.checkpoints import load_backbone
-from fada_deploy.training.models import normalisation
-from fada_deploy.training.models.normalisation import INIT_NORMS, find_init, init_normalisation
+from fada_deploy.training import init
+from fada_deploy.training.init import INIT_NORMS, find_init, init_normalisation, load_backbone
 from fada_deploy.training.models.segmenter import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
 
 Tensors = dict[str, Tensor]
@@ -182,7 +181,7 @@ def test_weights_of_vgg16_tell_their_normalisation_by_hash_or_by_the_user(
     assert init_normalisation("vgg16", path, "caffe") == INIT_NORMS["caffe"]
     with pytest.raises(UsageError, match=r"must be one of torchvision, caffe, .*; found 'detectron'"):
         init_normalisation("vgg16", path, "detectron")
-    monkeypatch.setitem(normalisation.PUBLISHED, sha256(path)[:8], "caffe")
+    monkeypatch.setitem(init.PUBLISHED, sha256(path)[:8], "caffe")
     assert init_normalisation("vgg16", path) == init_normalisation("vgg16", path, "caffe") == INIT_NORMS["caffe"]
     with pytest.raises(UsageError, match=r"is the published file of caffe weights .*leave --init-norm out"):
         init_normalisation("vgg16", path, "torchvision")
@@ -191,7 +190,7 @@ def test_weights_of_vgg16_tell_their_normalisation_by_hash_or_by_the_user(
 
 
 def test_the_published_files_are_known() -> None:
-    assert normalisation.PUBLISHED == {"397923af": "torchvision", "00b39a1b": "caffe"}
+    assert init.PUBLISHED == {"397923af": "torchvision", "00b39a1b": "caffe"}
     mean, std, bgr = INIT_NORMS["caffe"]
     assert bgr and [round(255 * v, 3) for v in mean] == [123.68, 116.779, 103.939]
     assert [255 * v for v in std] == [1, 1, 1]

@@ -196,7 +196,12 @@ def test_the_stage_and_size_are_told_by_the_file_or_by_the_user(tmp_path: Path) 
     found = read_released(small_vgg(tmp_path), stage="distill")
     assert (found.stage, found.model.spec.size_hw, found.reason) == ("distill", (1024, 2048), "as you say")
     found = read_released(small_vgg(tmp_path, model_D={}))
-    assert found.stage == "adversarial"
+    assert (found.stage, found.iteration, found.init_norm) == ("adversarial", 18000, "caffe")
+    # Whatever order a file has its names in.
+    backwards = dict(reversed(vgg16_weights().items()))
+    found = read_released(checkpoint(tmp_path / "b.pth", backwards, classifier_weights(1024, 19)))
+    first = found.model.feature_extractor["backbone"].state_dict()["0.weight"]
+    assert torch.equal(first, vgg16_weights()["backbone.0.weight"].flip(1))
     # torchvision's own VGG-16 as a start reads RGB, so its kernels stay as they are.
     kept = read_released(small_vgg(tmp_path), init_norm="torchvision").model
     first = kept.feature_extractor["backbone"].state_dict()["0.weight"]

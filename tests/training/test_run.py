@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from fada_deploy.common.errors import DataError, FadaError, InterruptedRunError, ModelError, UsageError
 from fada_deploy.common.runs import all_weights
 from fada_deploy.training import run as run_module
-from fada_deploy.training.checkpoints import load_backbone, load_segmenter, save_state
+from fada_deploy.training.checkpoints import load_segmenter, save_state
 from fada_deploy.training.config import STAGES, RunConfig
+from fada_deploy.training.init import load_backbone
 from fada_deploy.training.run import Outcome, load_config, train
 from fada_deploy.training.session import Session
 from fada_deploy.training.settings import make_config
@@ -188,6 +189,11 @@ def test_a_loss_that_is_not_finite_stops_the_stage(blocks: Path, tmp_path: Path)
         ([], {"stages": ("adversarial",)}, "adversarial builds on an earlier stage"),
         (["distill.batch=1"], {}, "distill: trainable normalisation needs a batch of 2 or more; found 1"),
         (["size=100x64"], {}, "cannot take 100x64"),
+        (
+            ["norm=frozen"],
+            {"backbone": "efficientnet-lite0", "init": "FILE"},
+            "leave a part out, so let norm be batch",
+        ),
         (["published=46.9"], {}, "begun from ImageNet weights of ddrnet23-slim; give --init FILE"),
         ([], {"init_norm": "caffe"}, "give --init FILE, or neither"),
     ],
@@ -197,6 +203,9 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_no_run(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
+    if options.get("init") == "FILE":
+        (tmp_path / "init.pth").write_bytes(b"")
+        options = options | {"init": str(tmp_path / "init.pth")}
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         go(config(blocks, *settings, **options), folder)
     assert "\n" not in str(caught.value)
@@ -291,6 +300,8 @@ def test_a_start_must_fit_the_run(blocks: Path, whole: Path, tmp_path: Path) -> 
         go(config(blocks, **start | {"backbone": "resnet101"}), tmp_path / "b")
     with pytest.raises(UsageError, match="--start stands in for the source stage"):
         go(config(blocks, start=str(whole)), tmp_path / "d")
+    with pytest.raises(UsageError, match="was trained with norm batch; give --set norm=batch"):
+        go(config(blocks, "norm=frozen", **start), tmp_path / "f")
     with pytest.raises(ModelError, match="gone: no such run"):
         go(config(blocks, **start | {"start": "gone"}), tmp_path / "e")
     go(config(blocks, "size=128x64", **start), tmp_path / "c")

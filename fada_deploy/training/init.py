@@ -1,17 +1,25 @@
-"""Which input the weights of an initial file were born with: it travels into the network's description.
+"""ImageNet weights that a backbone begins with: which file, how its input is normalised, loading it key by key.
 
-Files of two kinds carry VGG-16's names; fed with the other's input they load and compute rubbish.
+Files of two kinds carry VGG-16's names; fed with the other's input they load and compute rubbish. So the
+input's normalisation travels with the weights into the network's description.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from fada_deploy.common.errors import UsageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.training.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, find_backbone
+from fada_deploy.training.checkpoints import read_checkpoint
+from fada_deploy.training.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, find_backbone
 
 Triple = tuple[float, float, float]
 
@@ -31,6 +39,9 @@ INIT_NORMS = {
     # RGB in 0…255, (x − 127) / 128.
     "efficientnet-lite": InitNorm((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255), bgr=False),
 }
+
+# What frameworks put before a backbone's own names, one inside another.
+_WRAPPERS = re.compile(r"^(?:(?:module|model|backbone|features)\.)+")
 
 # The first digits of the SHA-256 of the published VGG-16 files.
 PUBLISHED = {"397923af": "torchvision", "00b39a1b": "caffe"}
@@ -102,3 +113,60 @@ def _of_file(path: Path, init_norm: str | None) -> str:
             f"leave --init-norm out, or give {known}"
         )
     return known
+
+
+def load_backbone(model: Segmenter, path: Path, *, bgr: bool = False) -> None:
+    """Load ImageNet weights under their published names into the backbone, key by key.
+
+    What wrappers put before the names is taken off, the file's own classifier and heads are left out, and
+    what ImageNet weights do not have (`Architecture.beyond_init`) stays as it is where the file lacks it.
+    `bgr`: the file's first convolution reads blue first; its channels are turned round. Raise `ModelError`
+    naming what is missing, of another shape or too many, as of a deeper network.
+    """
+    architecture, backbone = find_backbone(model.spec.backbone), model.feature_extractor["backbone"]
+    found = _uncounted({_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()})
+    wanted = _uncounted(backbone.state_dict())
+    missing = [n for n in wanted if n not in found and not n.startswith(architecture.beyond_init)]
+    odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    parts = {n.partition(".")[0] for n in wanted}
+    extra = [n for n in found if n not in wanted and n.partition(".")[0] in parts]
+    if missing or odd or extra:
+        raise ModelError(
+            f"{path}: does not fit {model.spec.backbone}: {len(missing)} of {len(wanted)} parameters missing, "
+            f"{len(odd)} of another shape, {len(extra)} too many, the first {(missing + odd + extra)[0]}"
+        )
+    if bgr:
+        turn_round(found, backbone)
+    backbone.load_state_dict({n: found[n] for n in wanted if n in found}, strict=False)
+
+
+def _uncounted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out how many batches a normalisation has seen, which frozen ones do not count."""
+    return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def turn_round(weights: dict[str, Tensor], network: nn.Module) -> None:
+    """Make a network's weights that read BGR read RGB, exactly: its first convolution's channels change places."""
+    # A network's first parameter is its first convolution, (C, 3, h, w).
+    first, _ = next(network.named_parameters())
+    weights[first] = weights[first].flip(1)
+
+
+def _our_name(name: str, renames: Mapping[str, str]) -> str:
+    name = _WRAPPERS.sub("", name)
+    for theirs, ours in renames.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    require_init(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: not a file of weights ({error})") from None
+    content = read_checkpoint(path)
+    content = content.get("state_dict", content)
+    return {n: t for n, t in content.items() if isinstance(t, Tensor)}
