@@ -38,13 +38,11 @@ def make_config(
     written: dict[str, Any] = _flat(PRESETS[preset]) | from_file | {"preset": preset}
     said = {k: v for k, v in options.items() if v is not None} | _parse(settings)
     config = _build(written | said)
-    if (
-        "published" not in said
-        and config.published is not None
-        and _decisive(config) != _decisive(_build(written))
-    ):
-        # The figure in the file is of the file's experiment.
-        config = replace(config, published=None)
+    if "published" in from_file and "published" not in said:
+        of_the_file = _build({"src": config.src, "tgt": config.tgt} | written)
+        if _decisive(config) != _decisive(of_the_file):
+            # The figure in the file is of the file's experiment.
+            config = replace(config, published=None)
     return _checked(_absolute(config))
 
 
