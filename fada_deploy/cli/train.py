@@ -100,9 +100,8 @@ def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[s
 
 
 def _report(outcome: Any, *, as_json: bool) -> int:
-    scores = {name: result.scores.to_dict() for name, result in outcome.scores.items()}
     if as_json:
-        emit_json({"run": str(outcome.run), "scores": scores, "bad_files": list(outcome.bad_files)})
+        emit_json({"run": str(outcome.run), "scores": outcome.scores, "bad_files": list(outcome.bad_files)})
     for line in outcome.bad_files:
         log(f"left out: {line}")
     log(f"done: {outcome.run}")

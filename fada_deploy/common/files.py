@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fada_deploy.common.errors import UsageError
 
 
 @contextmanager
@@ -24,6 +27,36 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed left half-written anywhere under `folder`."""
+    for path in folder.rglob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; raise `UsageError` when another one holds it.
+
+    The lock is the operating system's, which lets go of it however the process ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{folder}: another process is at work on it; wait for it, or stop it with Ctrl-C or `kill`"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_text(final: Path, text: str) -> None:

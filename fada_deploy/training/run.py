@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
-from fada_deploy.common.files import atomic_path, write_text
+from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial, write_text
 from fada_deploy.common.labels import load_label_space
 from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.evaluate import Evaluation, evaluate
+from fada_deploy.evaluate import evaluate
 from fada_deploy.training.batches import Batches, Order, Sample
 from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
@@ -50,10 +50,10 @@ Load = Callable[[int, np.random.Generator], Sample]
 
 @dataclass
 class Outcome:
-    """What a run came to: its folder, the scores of each stage, and the files that could not be used."""
+    """What a run came to: its folder, each stage's `scores.json`, and the files that could not be used."""
 
     run: Path
-    scores: dict[str, Evaluation] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad_files: dict[str, None] = field(default_factory=dict)
 
 
@@ -62,25 +62,27 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
 
     Raise `FadaError` with one line for anything that cannot work, before anything is trained.
     """
-    try:
-        job = Run(config, run, device=device, say=say)
-    except FadaError:
-        # Nothing was made yet: leave no empty run behind.
-        with suppress(OSError):
-            run.rmdir()
-        raise
-    save_config(config, run)
-    say(f"run {run}, training on {device}")
-    train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
-    for stage in STAGES:
-        weights = run / stage / WEIGHTS
-        if stage not in config.stages:
-            continue
-        if weights.is_file():
-            say(f"{stage}: already trained")
-        else:
-            train_stage[stage]()
-        job.score(stage)
+    with lock(run):
+        try:
+            job = Run(config, run, device=device, say=say)
+        except FadaError:
+            # Nothing was made yet: leave no empty run behind.
+            with suppress(OSError):
+                (run / LOCK).unlink()
+                run.rmdir()
+            raise
+        remove_partial(run)
+        save_config(config, run)
+        say(f"run {run}, training on {device}")
+        train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
+        for stage in STAGES:
+            if stage not in config.stages:
+                continue
+            if (run / stage / WEIGHTS).is_file():
+                say(f"{stage}: already trained")
+            else:
+                train_stage[stage]()
+            job.score(stage)
     return job.outcome
 
 
@@ -173,31 +175,39 @@ class Run:
         self._keep("distill", average.weights(), student.spec, batches)
 
     def score(self, stage: str) -> None:
-        """Score a finished stage on the target's labelled validation frames, if it has them."""
+        """Score a finished stage on the target's labelled validation frames, if it has them; once."""
         if self.validation is None:
             return
-        config = self.config
-        model, _ = load_segmenter(self.folder / stage / WEIGHTS, self.device)
-        total = len(self.validation)
-        try:
-            predictor = Predictor(model, self.device, scales=config.test_scales, flip=config.test_flip)
-            with tqdm(total=total, desc="scoring", unit="frame", disable=None, file=sys.stderr) as bar:
-                result = evaluate(predictor.labels, self.validation, progress=bar.update)
-        except DataError as error:
-            self.say(f"{stage}: not scored: {error}")
-            return
-        self.outcome.bad_files |= dict.fromkeys(result.failed)
-        self.outcome.scores[stage] = result
-        height, width = model.spec.size_hw
-        views = views_text(config.test_scales, config.test_flip)
-        about = {"input": f"{width}x{height}", "views": views, "frames": result.frames}
-        document = {**about, **result.scores.to_dict()}
-        write_text(self.folder / stage / "scores.json", json.dumps(document, indent=2))
+        path, weights = self.folder / stage / "scores.json", self.folder / stage / WEIGHTS
+        if path.is_file() and path.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
+            document = json.loads(path.read_text("utf-8"))
+        else:
+            try:
+                document = self._evaluate(weights, self.validation)
+            except DataError as error:
+                self.say(f"{stage}: not scored: {error}")
+                return
+            write_text(path, json.dumps(document, indent=2))
+        self.outcome.bad_files |= dict.fromkeys(document["failed"])
+        self.outcome.scores[stage] = document
         # The published figure is of the whole road, so it stands beside the last stage alone.
-        is_last = stage == [s for s in STAGES if s in config.stages][-1]
-        published = f" (published: {config.published:.1f})" if is_last and config.published is not None else ""
-        score = f"mIoU {100 * result.scores.miou:.1f}{published}"
-        self.say(f"{stage}: {score} on {result.frames} frames at {width}x{height}{views and ', ' + views}")
+        is_last = stage == [s for s in STAGES if s in self.config.stages][-1]
+        figure = self.config.published
+        published = f" (published: {figure:.1f})" if is_last and figure is not None else ""
+        where = f"on {document['frames']} frames at {document['input']}"
+        views = f", {document['views']}" if document["views"] else ""
+        self.say(f"{stage}: mIoU {100 * document['miou']:.1f}{published} {where}{views}")
+
+    def _evaluate(self, weights: Path, validation: FrameDataset) -> dict[str, Any]:
+        model, _ = load_segmenter(weights, self.device)
+        scales, mirrored = self.config.test_scales, self.config.test_flip
+        predictor = Predictor(model, self.device, scales=scales, flip=mirrored)
+        total = len(validation)
+        with tqdm(total=total, desc="scoring", unit="frame", disable=None, file=sys.stderr) as bar:
+            result = evaluate(predictor.labels, validation, progress=bar.update)
+        height, width = model.spec.size_hw
+        about = {"input": f"{width}x{height}", "views": views_text(scales, mirrored), "frames": result.frames}
+        return {**about, "failed": list(result.failed), **result.scores.to_dict()}
 
     def _seed(self, purpose: str) -> int:
         purposes = ("source", "adversarial", "target", "distill")

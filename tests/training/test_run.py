@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fada_deploy.common.errors import DataError, FadaError, InterruptedRunError, ModelError, UsageError
+from fada_deploy.common.files import lock
 from fada_deploy.common.runs import all_weights
 from fada_deploy.training import run as run_module
 from fada_deploy.training.checkpoints import load_segmenter, save_state
@@ -320,3 +321,22 @@ def test_a_run_does_not_go_on_with_other_frames(blocks: Path, tmp_path: Path) ->
         shutil.copy(folder / "00.png", folder / "000.png")
     with pytest.raises(DataError, match="frames or classes of the target changed since"):
         go(config(root), tmp_path / "run")
+
+
+def test_a_finished_stage_is_scored_once(blocks: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = json.loads((whole / "source" / "scores.json").read_text())
+
+    def never(*_: Any) -> None:
+        raise AssertionError("the score is there")
+
+    monkeypatch.setattr(run_module.Run, "_evaluate", never)
+    said: list[str] = []
+    outcome = go(load_config(whole), whole, said)
+    assert outcome.scores["source"] == before and sum("mIoU" in line for line in said) == 3
+
+
+def test_two_processes_do_not_train_one_run(blocks: Path, tmp_path: Path) -> None:
+    with lock(tmp_path / "run"), pytest.raises(UsageError, match="another process is at work on it"):
+        go(config(blocks, stages=("source",)), tmp_path / "run")
+    go(config(blocks, stages=("source",)), tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
