@@ -67,7 +67,7 @@ def command(
             {name: values[table.common] for name, values in table.distances.items()},
             colors=space.palette[: space.num_classes][table.common],
             ylabel="CCD (lower is better)",
-            title="Class Center Distance",
+            title=f"Class Center Distance, {denominator} denominator, {frames or 'all'} frames of each domain",
             path=plot,
         )
         log(f"plot: {plot}")

@@ -146,5 +146,5 @@ def render(
         ) from None
     log(
         f"{out}: {source} source, {target} target and {val} validation scenes, {clip:g} s of video; "
-        f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes"
+        f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes --preset small"
     )

@@ -97,7 +97,7 @@ def command(
     else:
         _tell_one(*results[0], f"{data} {split}", views, as_json=as_json)
         if confusion is not None:
-            _write_confusion(*results[0], confusion)
+            _write_confusion(*results[0], f"{data} {split}", confusion)
     return 1 if any(result.failed for _, result in results) else 0
 
 
@@ -204,12 +204,13 @@ def _head(name: str, data: str, subject: Subject, result: Evaluation, views: str
     return f"{name} on {data}, {result.frames} frames, input {subject.input}{', ' + views if views else ''}"
 
 
-def _write_confusion(subject: Subject, result: Evaluation, path: Path) -> None:
+def _write_confusion(subject: Subject, result: Evaluation, data: str, path: Path) -> None:
     scores = result.scores
     if path.suffix.lower() == ".png":
         from fada_deploy.plots import plot_confusion
 
-        plot_confusion(scores, f"{subject.name}, mIoU {100 * scores.miou:.1f}", path)
+        about = f"{data}, {result.frames} frames, input {subject.input}, mIoU {100 * scores.miou:.1f}"
+        plot_confusion(scores, f"{subject.name}\n{about}", path)
     else:
         from fada_deploy.common.files import write_text
 

@@ -43,6 +43,7 @@ def command(
     from fada_deploy.common.files import sha256
     from fada_deploy.common.labels import load_label_space
     from fada_deploy.common.runs import WEIGHTS, new_run
+    from fada_deploy.data import DATASETS
 
     try:
         from fada_deploy import __version__
@@ -56,6 +57,8 @@ def command(
     if not checkpoint.is_file():
         what = "is a folder" if checkpoint.is_dir() else "no such file"
         raise UsageError(f"{checkpoint}: {what}; give a .pth file of the released FADA code")
+    if tgt not in DATASETS and not Path(tgt).exists():
+        raise UsageError(f"no target {tgt!r}: it is a data set, a .toml file, a video or a folder")
     space = None if label_space is None else load_label_space(label_space)
     found = read_released(checkpoint, space=space, stage=stage, size_hw=size, init_norm=init_norm)
     spec = found.model.spec
@@ -86,9 +89,11 @@ def command(
         + ("" if spec.backbone == "vgg16" else f", normalisation {norm}")
         + f", input as {found.init_norm} weights take it (--init-norm)"
     )
-    log(f"taken for the {found.stage} stage, since {found.reason}; --stage says otherwise")
+    if stage is None:
+        log(f"taken for the {found.stage} stage, since {found.reason}; --stage says otherwise")
     log(f"done: {run}")
     name = shlex.quote(str(run))
-    log(f"next: fada eval {name} --data {shlex.quote(tgt)}, or fada export {name} --frames PICTURES")
+    log(f"next: fada eval {name} --data {shlex.quote(tgt)}")
+    log(f"or:   fada export {name}, with --frames PICTURES where {tgt} is not at hand")
     if as_json:
         emit_json({"run": str(run), "stage": found.stage, "model": spec.to_dict(), "imported": origin})

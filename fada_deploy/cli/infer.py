@@ -42,7 +42,7 @@ class _Tally:
 
 @click.command("infer")
 @click.argument("source", nargs=-1, required=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Exported file [default: the newest under runs/].")
+@click.option("--model", type=click.Path(path_type=Path), help="Exported file, or a run [the newest under runs/].")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/infer-NNN].")
 @click.option(
     "--save", type=_Kinds(), default="overlay", show_default=True, help=f"What to save: {', '.join(_KINDS)}."
@@ -84,12 +84,15 @@ def command(
     """
     from fada_deploy.common.errors import DataError
     from fada_deploy.common.files import numbered_dir
+    from fada_deploy.common.runs import exported_model
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sinks import Saving
     from fada_deploy.runtime.sources import open_sources
 
     sources = open_sources(source)
+    if model is not None:
+        model = exported_model(model)
     with Segmenter(model, device=device, backend=backend, batch=batch) as segmenter:
         for line in segmenter.skipped:
             log(f"skipped {line}")

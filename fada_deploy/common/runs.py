@@ -49,6 +49,14 @@ def newest_models(root: Path = RUNS) -> list[Path]:
     return sorted(models, key=lambda p: p.stat().st_mtime, reverse=True)
 
 
+def exported_model(path: Path) -> Path:
+    """Return a run's newest export for its folder, and any other path as it is."""
+    models = [p for p in (path / "export").glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
+    if path.is_dir() and not models:
+        raise ModelError(f"{path}: holds no export; type: fada export {path}")
+    return max(models, key=lambda p: p.stat().st_mtime) if models else path
+
+
 def final_weights(path: Path) -> Path:
     """Return the weights of a run's last finished stage; a stage's folder or a weights file name their own.
 
@@ -83,11 +91,11 @@ def checkpoint_path(stage: Path, iteration: int) -> Path:
 
 
 def all_weights(run: Path) -> list[Path]:
-    """Return every weights file of a run in the order of training, each stage's last one last."""
+    """Return every weights file of a run, or of a stage, in the order of training, a stage's last one last."""
     found = []
-    for stage in STAGES:
-        found += sorted((run / stage / CHECKPOINTS).glob("[!.]*.safetensors"))
-        found += [w for w in (run / stage / WEIGHTS,) if w.is_file()]
+    for stage in (run, *(run / name for name in STAGES)):
+        found += sorted((stage / CHECKPOINTS).glob("[!.]*.safetensors"))
+        found += [w for w in (stage / WEIGHTS,) if w.is_file()]
     if not found:
         raise ModelError(f"{run}: holds no weights; a run is what `fada train` makes under {RUNS}/")
     return found

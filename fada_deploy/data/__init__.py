@@ -16,7 +16,7 @@ from fada_deploy.common.labels import LabelSpace
 from fada_deploy.data import cityscapes, crosscity, custom, gta5, synthia
 from fada_deploy.data.base import FrameDataset
 
-__all__ = ["DATASETS", "FrameDataset", "default_root", "open_dataset"]
+__all__ = ["DATASETS", "NAMES", "FrameDataset", "default_root", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,16 @@ DATASETS = {
 }
 
 
+# What a user may say; `custom` is said by the path of its TOML file.
+NAMES = tuple(name for name in DATASETS if name != "custom")
+
+
 def default_root(name: str) -> Path:
     """Return where a data set lies unless told: `$FADA_DATASETS/<name>`, else `datasets/<name>`.
 
     The cities of Cross-City lie in one folder, `crosscity`.
     """
-    return Path(os.environ.get("FADA_DATASETS", "datasets")) / (DATASETS[name].folder or name)
+    return Path(os.environ.get("FADA_DATASETS") or "datasets") / (DATASETS[name].folder or name)
 
 
 def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace) -> FrameDataset:
@@ -60,7 +64,13 @@ def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace)
         if not root.exists():
             raise DataError(f"{root}: no such file; a custom data set is {DATASETS[name].layout}")
     if name not in DATASETS:
-        raise UsageError(f"no data set {name!r}; there are {', '.join(DATASETS)}, or the path of a .toml file")
+        recordings = "; recordings are a target, and are sampled and checked by `fada train`"
+        raise UsageError(
+            f"no data set {name!r}; there are {', '.join(NAMES)}, or the path of a .toml file"
+            f"{recordings if Path(name).exists() else ''}"
+        )
+    if name == "custom" and root is None:
+        raise UsageError("a custom data set is named by the path of its .toml file (docs/guide.md)")
     reader = DATASETS[name]
     root = default_root(name) if root is None else root
     if not root.exists():

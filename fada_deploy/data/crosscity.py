@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.labels import CITYSCAPES_13, LabelSpace
 from fada_deploy.data.base import FrameDataset, Pair, files_by_stem, need_pairs, pair_up
 from fada_deploy.data.label_files import ALL_LABEL_IDS, table_reader
@@ -30,6 +30,9 @@ def open_split(root: Path, split: str, space: LabelSpace, *, name: str) -> Frame
     if split not in SPLITS:
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
     folder = root / CITIES[name] if (root / CITIES[name]).is_dir() else root
+    others = sorted(p.name for p in root.iterdir() if p.name in CITIES.values()) if folder == root else []
+    if others:
+        raise DataError(f"{root}: holds no {CITIES[name]}; found {', '.join(others)}")
     part = "Train" if split == "train" else "Test"
     images = files_by_stem(folder / "Images" / part, _FRAMES)
     left_out: dict[Path, str] = {}

@@ -22,7 +22,7 @@ from typing import Any
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.labels import CITYSCAPES_19, IGNORE, LabelSpace
-from fada_deploy.data.base import FrameDataset, LabelReader, Pair, need_pairs, read_mask
+from fada_deploy.data.base import FrameDataset, LabelReader, Pair, read_mask
 from fada_deploy.data.label_files import ALL_LABEL_IDS, ColorReader, table_reader
 
 _LABEL_KEYS = frozenset({"encoding", "values", "colors", "ego_mask"})
@@ -52,24 +52,27 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
     if split not in splits:
         raise UsageError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     where = f"{root} [splits.{split}]"
-    pairs = need_pairs(_pairs(root.parent, splits[split], where), where, LAYOUT)
+    pairs, left_out = _pairs(root.parent, splits[split], where)
     mask = labels.get("ego_mask")
     if mask is not None and not isinstance(mask, str):
         raise DataError(f"{root}: ego_mask must be the name of a picture; found {mask!r}")
     return FrameDataset(
         root.stem, split, space, pairs, _reader(labels, space, str(root)),
-        None if mask is None else read_mask(root.parent / mask),
+        None if mask is None else read_mask(root.parent / mask), left_out,
     )  # fmt: skip
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from None
 
 
-def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> list[Pair]:
+def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> tuple[list[Pair], dict[Path, str]]:
+    """Return the pairs, and why each frame that the list names is in none."""
     unknown = set(spec) - {"images", "labels", "list"}
     if "images" not in spec or unknown or not all(isinstance(v, str) for v in spec.values()):
         found = ", ".join(f"{k} = {v!r}" for k, v in spec.items()) or "none"
@@ -77,22 +80,27 @@ def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> list[Pair]:
     # glob.glob, unlike Path.glob, takes absolute patterns too.
     images = sorted(Path(found) for found in glob.glob(str(folder / spec["images"]), recursive=True))
     images = [image for image in images if image.is_file()]
+    if not images:
+        raise DataError(f"{where}: no file matches images = {spec['images']!r} under {folder.resolve()}")
+    left_out: dict[Path, str] = {}
     if "list" in spec:
         # A list holds stems, names or paths.
         keep = {line.strip() for line in _read_text(folder / spec["list"]).splitlines()} - {""}
         named = {Path(line).name for line in keep}
+        known = {n for i in images for n in (i.name, i.stem)}
+        left_out = {Path(name): f"named in {spec['list']}, not there" for name in sorted(named - known)}
         images = [i for i in images if i.name in named or i.stem in named]
         if not images:
             raise DataError(f"{where}: none of the {len(keep)} lines of {spec['list']} names a frame of `images`")
     if "labels" not in spec:
-        return [Pair(i, None, i.parent.name) for i in images]
+        return [Pair(i, None, i.parent.name) for i in images], left_out
     if "{stem}" not in spec["labels"]:
         raise DataError(f'{where}: `labels` must hold {{stem}}, for example "labels/{{stem}}.png"')
     pairs = [Pair(i, folder / spec["labels"].replace("{stem}", i.stem), i.parent.name) for i in images]
     missing = [p.labels for p in pairs if p.labels is not None and not p.labels.is_file()]
     if missing:
         raise DataError(f"{where}: {len(missing)} of {len(pairs)} frames lack labels, the first {missing[0]}")
-    return pairs
+    return pairs, left_out
 
 
 def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelReader:

@@ -59,6 +59,8 @@ def open_recordings(
         raise DataError(
             f"{path}: no such file or folder; recordings are a video, or a folder of videos or pictures"
         )
+    # Before hours of video are sampled.
+    mask = None if ego_mask is None else read_mask(ego_mask)
     sampling = sampling or Sampling()
     clips: dict[str, list[Pair]] = {}
     for video in _videos(path):
@@ -80,7 +82,6 @@ def open_recordings(
     if not clips:
         raise DataError(f"{path}: no video and no picture that can be read; allowed is {ALLOWED}")
     train, held_out = split_by_clip(clips)
-    mask = None if ego_mask is None else read_mask(ego_mask)
 
     def no_labels(labels: Path) -> NDArray[np.uint8]:
         raise DataError(f"{labels}: recordings have no labels")

@@ -32,7 +32,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames (B, H, W, 3) uint8 RGB, labels (B, H, W) int64 with 255 ignored, and the frames' numbers.
+    """Frames (B, H, W, 3) uint8 RGB, labels (B, H, W) int64 with 255 ignored, the frames' numbers and files.
 
     `ego` (H, W) bool is true on the car's own bonnet, in every frame alike; None where none is known.
     """
@@ -40,6 +40,7 @@ class Batch:
     frames_bhwc: Tensor
     labels: Tensor
     indices: tuple[int, ...]
+    files: tuple[str, ...] = ()
     ego: Tensor | None = None
 
     @property
@@ -57,8 +58,8 @@ class Batch:
 class Batches:
     """`batches[i]` is iteration i's batch; the next ones are prepared meanwhile.
 
-    `load(index, rng)` gives one augmented sample. A frame that cannot be read is replaced by the
-    next of the order and named in `bad`; `MAX_BAD_IN_A_ROW` of them raise `DataError`.
+    `load(index, rng)` gives one augmented sample, `file(index)` names it. A frame that cannot be read is
+    replaced by the next of the order and named in `bad`; `MAX_BAD_IN_A_ROW` of them raise `DataError`.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Batches:
         batch: int,
         seed: int,
         device: torch.device,
+        file: Callable[[int], str] = str,
         ego: NDArray[np.bool_] | None = None,
         ahead: int = 3,
     ) -> None:
         self._load, self._order, self._batch, self._seed = load, order, batch, seed
-        self._device, self._ahead = device, ahead
+        self._device, self._file, self._ahead = device, file, ahead
         self._ego = None if ego is None else torch.from_numpy(ego).to(device)
         self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")
         self._waiting: dict[int, list[Future[tuple[int, Sample]]]] = {}
@@ -88,7 +90,8 @@ class Batches:
         indices, samples = zip(*(f.result() for f in self._waiting.pop(iteration)), strict=True)
         frames = torch.from_numpy(np.stack([frame for frame, _ in samples]))
         labels = torch.from_numpy(np.stack([labels for _, labels in samples]))
-        return Batch(frames.to(self._device), labels.to(self._device).long(), indices, self._ego)
+        files = tuple(map(self._file, indices))
+        return Batch(frames.to(self._device), labels.to(self._device).long(), indices, files, self._ego)
 
     def close(self) -> None:
         """Stop the threads."""

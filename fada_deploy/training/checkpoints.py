@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,9 +85,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch.load raises whatever a foreign file makes it raise.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: not a file of weights ({reason})") from None
+        # torch.load raises whatever a foreign file makes it raise, in words that are not for our users.
+        if not zipfile.is_zipfile(path):
+            reason = "it is text, cut short, or holds Python objects"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "it holds Python objects, which may run code when they are read"
+        else:
+            reason = "it is cut short or damaged"
+        raise ModelError(f"{path}: not a file of weights that can be read ({reason})") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a file of weights (it holds a {type(content).__name__})")
+        raise ModelError(f"{path}: not a file of weights that can be read (it holds a {type(content).__name__})")
     return content

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.data import DATASETS, open_dataset
+from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.census import load_census, save_census, take_census
 from fada_deploy.data.unlabelled import open_recordings
@@ -33,7 +33,7 @@ def open_target(
     # A data set's name means the data set, also where a folder of that name lies about.
     if config.tgt not in DATASETS and path.suffix != ".toml":
         if not path.exists():
-            known = ", ".join(DATASETS)
+            known = ", ".join(NAMES)
             raise UsageError(
                 f"no target {config.tgt!r}: it is a data set ({known}), a .toml file, a video or a folder"
             )

@@ -33,6 +33,19 @@ class Networks:
         # An initial file that does not fit is said now.
         self.fresh(self.spec)
 
+    def notes(self) -> list[str]:
+        """Say what a user should know before the work begins: what it starts from, and what will not do."""
+        config, lines = self.config, []
+        if config.start is not None:
+            lines.append(f"begins from {final_weights(Path(config.start))}")
+        elif self.init is None and config.preset == "paper":
+            lines.append(
+                f"note: {config.backbone} starts from random weights, in the paper from ImageNet's (--init FILE)"
+            )
+        if self.device.type == "cpu" and config.preset == "paper":
+            lines.append("note: this is the paper's preset on a CPU, for days; --preset small is made for one")
+        return lines
+
     def fresh(self, spec: ModelSpec) -> Segmenter:
         """Return the network as it is before any training: a pure function of seed and init."""
         with torch.random.fork_rng(devices=[]):
@@ -99,7 +112,9 @@ class Networks:
         if not architecture.has_norms:
             return
         if spec.norm == "batch" and batch < 2:
-            raise UsageError(f"{stage}: trainable normalisation needs a batch of 2 or more; found {batch}")
+            raise UsageError(
+                f"{stage}: trainable normalisation needs a batch of 2 or more; found {batch}; give --batch 2"
+            )
         if spec.norm == "frozen" and stage != "adversarial":
             if self.init is None:
                 remedy = "give --init FILE with ImageNet weights, or let norm be batch"

@@ -79,16 +79,28 @@ def read_released(
     )
     model = Segmenter(spec)
     weights = {f"{part}.{name}": tensor for part, names in parts.items() for name, tensor in names.items()}
-    wanted = model.state_dict()
-    wrong = sorted(wanted.keys() ^ weights.keys())
-    wrong += [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
-    if wrong:
-        raise ModelError(f"{path}: does not fit {backbone}: {len(wrong)} parameters differ, the first {wrong[0]}")
+    _check_fit(weights, model, path)
     if normalisation.bgr:
         turn_round(weights, model)
     model.load_state_dict(weights)
     iteration = content.get("iteration")
     return Released(model.eval(), told, reason, kind, iteration if isinstance(iteration, int) else None)
+
+
+def _check_fit(weights: dict[str, Tensor], model: Segmenter, path: Path) -> None:
+    wanted = model.state_dict()
+    odd = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
+    missing = [n for n in wanted if n not in weights]
+    extra = [n for n in weights if n not in wanted]
+    if not (missing or odd or extra):
+        return
+    first = (odd + missing + extra)[0]
+    found, needed = (tuple(t[first].shape) if first in t else "nothing" for t in (weights, wanted))
+    raise ModelError(
+        f"{path}: does not fit {model.spec.backbone} with {model.spec.space.num_classes} classes: {len(missing)} "
+        f"parameters missing, {len(odd)} of another shape, {len(extra)} too many; {first} is {found}, "
+        f"{needed} is needed"
+    )
 
 
 def _tensors(content: dict[str, object], part: str, path: Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
-from fada_deploy.training.batches import Batches, Order, Sample
+from fada_deploy.training.batches import Batches, Order
 from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.datasets import class_contents, fingerprint, open_target
@@ -45,7 +45,7 @@ from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.source import train_supervised
 
 Say = Callable[[str], None]
-Load = Callable[[int, np.random.Generator], Sample]
+Load = SourceSamples | TargetSamples | PseudoLabelled
 
 
 @dataclass
@@ -74,6 +74,8 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
         remove_partial(run)
         save_config(config, run)
         say(f"run {run}, training on {device}")
+        for line in job.networks.notes():
+            say(line)
         train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
         for stage in STAGES:
             if stage not in config.stages:
@@ -146,12 +148,10 @@ class Run:
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter)
         tgt_load = TargetSamples(self.target_frames, self.config.size)
         order = self._source_order("adversarial")
-        src_ego = _ego(self.source_frames, self.config.src_size)
         tgt_order = ShuffledOrder(len(self.target_frames), self._seed("target"))
-        tgt_ego = _ego(self.target_frames, self.config.size)
         with (
-            closing(self._batches(load, order, "adversarial", stage.batch, src_ego)) as src,
-            closing(self._batches(tgt_load, tgt_order, "target", stage.batch, tgt_ego)) as tgt,
+            closing(self._batches(load, order, "adversarial", stage.batch)) as src,
+            closing(self._batches(tgt_load, tgt_order, "target", stage.batch)) as tgt,
         ):
             average = train_adversarial(
                 model, src, tgt, stage,
@@ -213,10 +213,13 @@ class Run:
         purposes = ("source", "adversarial", "target", "distill")
         return int(np.random.SeedSequence([self.config.seed, purposes.index(purpose)]).generate_state(1)[0])
 
-    def _batches(
-        self, load: Load, order: Order, purpose: str, batch: int, ego: NDArray[np.bool_] | None = None
-    ) -> Batches:
-        return Batches(load, order, batch=batch, seed=self._seed(purpose), device=self.device, ego=ego)
+    def _batches(self, load: Load, order: Order, purpose: str, batch: int) -> Batches:
+        frames = load.frames
+        return Batches(
+            load, order, batch=batch, seed=self._seed(purpose), device=self.device,
+            file=lambda index: str(frames.pairs[index].image),
+            ego=load.ego,
+        )  # fmt: skip
 
     def _source_order(self, purpose: str) -> Order:
         return ClassBalancedOrder(self._contents(), self._seed(purpose))
@@ -232,10 +235,6 @@ class Run:
         return np.asarray(np.load(path)["contents"], bool)
 
     def _session(self, stage: str, iterations: int, spec: ModelSpec) -> OpenSession:
-        suggestion = None
-        if self.device.type == "cpu" and self.config.preset == "paper":
-            suggestion = "this is the paper's preset on a CPU; --preset small is made for it"
-
         def keep(done: int, parts: Parts) -> None:
             average = parts["average"]
             assert isinstance(average, AveragedWeights)
@@ -244,7 +243,7 @@ class Run:
         return partial(
             Session, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
-            keep_every=self.config.keep_every, keep=keep, suggestion=suggestion,
+            keep_every=self.config.keep_every, keep=keep,
         )  # fmt: skip
 
     def _keep(self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches) -> None:
@@ -259,10 +258,6 @@ class Run:
     ) -> None:
         about: dict[str, Any] = {"version": __version__, "stage": stage, "iteration": iteration}
         save_weights(path, weights, spec, {**about, "config": self.config.to_dict()})
-
-
-def _ego(frames: FrameDataset, size_hw: tuple[int, int]) -> NDArray[np.bool_] | None:
-    return None if frames.ego_mask is None else frames.ego(size_hw)
 
 
 def save_config(config: RunConfig, run: Path) -> None:

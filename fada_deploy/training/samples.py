@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fada_deploy.common.images import read_indices, resize_frame, resize_labels
 from fada_deploy.common.labels import IGNORE
@@ -28,6 +29,11 @@ class SourceSamples:
     jitter: Jitter
     mirror: float = 0.0
 
+    @property
+    def ego(self) -> NDArray[np.bool_] | None:
+        """Where the car itself is in every sample, (H, W) bool, or None."""
+        return None if self.frames.ego_mask is None else self.frames.ego(self.size_hw)
+
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the sample."""
         frame, labels = self.frames.pair(index)
@@ -41,6 +47,11 @@ class TargetSamples:
 
     frames: FrameDataset
     size_hw: SizeHW
+
+    @property
+    def ego(self) -> NDArray[np.bool_] | None:
+        """Where the car itself is in every sample, (H, W) bool, or None."""
+        return None if self.frames.ego_mask is None else self.frames.ego(self.size_hw)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame with nothing but ignored labels."""
@@ -60,6 +71,9 @@ class PseudoLabelled:
     frames: FrameDataset
     folder: Path
     stage: DistillStage
+
+    # The car itself is ignored in the pseudo-labels already, and moves with them.
+    ego: None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the sample."""

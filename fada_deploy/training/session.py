@@ -25,9 +25,6 @@ from tqdm import tqdm
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.training.checkpoints import Stateful, load_state, save_state
 
-SUGGEST_AFTER = 20
-
-
 Parts = Mapping[str, Stateful]
 OpenSession = Callable[[Parts], "Session"]
 
@@ -49,16 +46,16 @@ class Session:
         save_every: int,
         keep_every: int = 0,
         keep: Callable[[int, Parts], None] = lambda done, parts: None,
-        suggestion: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._iterations, self._parts = folder, iterations, parts
-        self._save_every, self._suggestion = save_every, suggestion
+        self._save_every = save_every
         self._keep_every, self._keep = keep_every, keep
         self._log_every = max(1, min(50, iterations // 50))
         self._state = folder / "state.pt"
         self._metrics = folder / "metrics.jsonl"
         self._pending: list[dict[str, Tensor | float]] = []
+        self._files: list[tuple[str, ...]] = []
         self._stop: int | None = None
         self._start = self._saved = load_state(self._state, parts, device)
         self._truncate_metrics()
@@ -77,8 +74,6 @@ class Session:
                 bar.update()
                 if done % self._log_every == 0 or done == self._iterations:
                     self._flush(done)
-                if done == self._start + SUGGEST_AFTER:
-                    self._suggest(done)
                 if self._keep_every and done % self._keep_every == 0 and done < self._iterations:
                     self._keep(done, self._parts)
                 if self._stop is not None:
@@ -90,22 +85,22 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def log(self, **values: Tensor | float) -> None:
-        """Remember an iteration's numbers; their means go to `metrics.jsonl` now and then."""
+    def log(self, files: tuple[str, ...], **values: Tensor | float) -> None:
+        """Remember an iteration's numbers and files; the numbers' means go to `metrics.jsonl` now and then."""
         self._pending.append({n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()})
+        self._files.append(files)
 
     def _flush(self, done: int) -> None:
         if not self._pending:
             return
-        means = {n: sum(float(p[n]) for p in self._pending) / len(self._pending) for n in self._pending[0]}
+        # Read here and not at every iteration, since reading makes a GPU wait.
+        numbers = [{n: float(v) for n, v in each.items()} for each in self._pending]
+        files, self._files = self._files, []
         self._pending.clear()
-        bad = [n for n, v in means.items() if not math.isfinite(v)]
-        if bad:
-            saved = f"the state of iteration {self._saved} is kept" if self._saved else "nothing was saved yet"
-            raise FadaError(
-                f"{self.folder.name}: {', '.join(bad)} is no finite number near iteration {done}; {saved}; lower "
-                f"{self.folder.name}.lr and start again"
-            )
+        for step, (each, names) in enumerate(zip(numbers, files, strict=True), 1):
+            if bad := [n for n, v in each.items() if not math.isfinite(v)]:
+                self._refuse(done - len(numbers) + step, bad, names)
+        means = {n: sum(each[n] for each in numbers) / len(numbers) for n in numbers[0]}
         seconds = time.monotonic() - self._began
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **means}) + "\n")
@@ -114,13 +109,17 @@ class Session:
         if self._bar.disable and done // tenth > (done - self._log_every) // tenth:
             # In a log file: ten lines a stage in place of a bar.
             left = seconds / max(1, done - self._start) * (self._iterations - done)
-            numbers = ", ".join(f"{n} {v:.3g}" for n, v in means.items())
-            print(f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {numbers}", file=sys.stderr)
+            latest = ", ".join(f"{n} {v:.3g}" for n, v in means.items())
+            print(f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {latest}", file=sys.stderr)
 
-    def _suggest(self, done: int) -> None:
-        seconds = (time.monotonic() - self._began) / (done - self._start) * (self._iterations - done)
-        if self._suggestion and seconds > 3600:
-            self._bar.write(f"about {seconds / 3600:.0f} h to go; {self._suggestion}", file=sys.stderr)
+    def _refuse(self, iteration: int, bad: list[str], files: tuple[str, ...]) -> None:
+        stage = self.folder.name
+        saved = f"the state of iteration {self._saved} is kept" if self._saved else "nothing was saved yet"
+        on = f" on {', '.join(files)}" if files else ""
+        raise FadaError(
+            f"{stage}: {', '.join(bad)} is no finite number at iteration {iteration}{on}; {saved}; look at these "
+            f"files, or lower {stage}.lr and start again"
+        )
 
     def _save(self, done: int) -> None:
         # Flushed first: a state is only worth keeping if the losses behind it are finite.
@@ -137,7 +136,10 @@ class Session:
 
     def _catch_signals(self) -> dict[int, Any]:
         def remember(number: int, frame: FrameType | None) -> None:
+            if self._stop is not None:
+                raise KeyboardInterrupt
             self._stop = number
+            print("\nstopping after this iteration; once more stops now, without saving", file=sys.stderr)
 
         if threading.current_thread() is not threading.main_thread():
             return {}

@@ -30,7 +30,9 @@ def make_config(
     if file is not None:
         try:
             from_file = _flat(tomllib.loads(file.read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"{file}: cannot be read as TOML ({error})") from None
     preset = preset or str(from_file.get("preset", "paper"))
     if preset not in PRESETS:
@@ -72,10 +74,17 @@ def _build(merged: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _decisive(config: RunConfig) -> tuple[Any, ...]:
-    """Return what a published score is of: pair, network, classes, method, and the last stage."""
-    names = ("src", "tgt", "backbone", "label_space", "method", "preset")
-    return *(getattr(config, name) for name in names), config.stages[-1:]
+def _decisive(config: RunConfig) -> RunConfig:
+    """Return what a published score is of: all but places, the seed, and what is kept on the way."""
+    neutral: dict[str, Any] = {
+        **dict.fromkeys(("published", "start", "src_root", "tgt_root", "init_norm")),
+        "init": "none",
+        "seed": 0,
+        "amp": "off",
+        "save_every": 1,
+        "keep_every": 0,
+    }
+    return replace(config, **neutral, stages=config.stages[-1:])
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -107,7 +116,9 @@ def _assign(config: RunConfig, key: str, value: Any) -> RunConfig:
     names = [f.name for f in fields(owner)] if owner is not None else []
     if name not in names or (not dot and name in STAGES):
         allowed = ", ".join(n for n in names if n not in STAGES) or f"{', '.join(STAGES)} followed by .key"
-        raise UsageError(f"no setting {key!r}; there are {allowed}")
+        owners = [s for s in STAGES if not dot and key in {f.name for f in fields(getattr(config, s))}]
+        meant = f"; did you mean {', '.join(f'{s}.{key}' for s in owners)}?" if owners else ""
+        raise UsageError(f"no setting {key!r}{meant or f'; there are {allowed}'}")
     changed = replace(owner, **{name: _convert(value, getattr(owner, name), name, key)})
     return changed if not dot else replace(config, **{stage: changed})
 

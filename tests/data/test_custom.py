@@ -113,7 +113,7 @@ def test_missing_labels_and_splits_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('list = "gone.txt"', "gone.txt: cannot be read as text"),
+        ('list = "gone.txt"', "gone.txt: cannot be read .No such file"),
         ('list = "other.txt"', r"none of the 1 lines of other\.txt names a frame"),
         ("list = 3", "all texts; found images"),
         ('mask = "a.png"', "needs `images`, may have `labels` and `list`"),
@@ -139,3 +139,13 @@ def test_patterns_may_be_absolute_and_names_may_hold_dots(tmp_path: Path) -> Non
     toml.write_text(f'[splits.val]\nimages = "{folder}/*.png"\nlist = "keep.txt"\n')
     dataset = open_dataset(str(toml), None, split="val", space=CITYSCAPES_19)
     assert [p.image.name for p in dataset.pairs] == ["a.1.png"]
+
+
+def test_a_list_may_name_frames_that_are_not_there_and_they_are_told(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    assert cv2.imwrite(str(tmp_path / "images/a.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "train.txt").write_text("a\nzz\n")
+    (tmp_path / "mine.toml").write_text('[splits.train]\nimages = "images/*.png"\nlist = "train.txt"\n')
+    dataset = open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
+    assert [p.image.stem for p in dataset.pairs] == ["a"]
+    assert dataset.left_out == {Path("zz"): "named in train.txt, not there"}

@@ -191,7 +191,7 @@ def test_the_cities_of_crosscity_lie_in_one_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("FADA_DATASETS", str(tmp_path))
     rio(tmp_path / "crosscity/Rio")
     assert len(open_dataset("crosscity-rio", None, split="train", space=CITYSCAPES_19)) == 2
-    with pytest.raises(DataError, match=r"crosscity \(train\): no frames found.*Images/\{Train,Test\}"):
+    with pytest.raises(DataError, match="holds no Tokyo; found Rio"):
         open_dataset("crosscity-tokyo", None, split="train", space=CITYSCAPES_19)
 
 
@@ -247,7 +247,7 @@ def test_a_missing_root_says_the_layout_and_where_it_is_published(tmp_path: Path
 
 
 def test_an_unknown_data_set_or_split_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gta5, synthia, cityscapes, crosscity-rio, .* custom"):
+    with pytest.raises(UsageError, match=r"gta5, synthia, cityscapes, crosscity-rio, .*or the path"):
         open_dataset("kitti", tmp_path, split="train", space=CITYSCAPES_19)
     with pytest.raises(UsageError, match="it has train, val, test"):
         open_dataset("cityscapes", tmp_path, split="tst", space=CITYSCAPES_19)

@@ -70,7 +70,7 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, ans
         base[:, 4:] = torch.randint(0, 256, (2, 2, 6, 3), generator=under, dtype=torch.uint8)
         labels = torch.zeros(2, 6, 6, dtype=torch.long)
         labels[:, 4:] = 255
-        masked = Batch(base, labels, (0, 1), ego)
+        masked = Batch(base, labels, (0, 1), ego=ego)
         optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
         method = make_method(name, model, stage)  # type: ignore[arg-type]
         got = adversarial_step(model, discriminator, *optimisers, masked, masked, stage, method=method)  # type: ignore[arg-type]

@@ -100,9 +100,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     logged = 0
     log = Session.log
 
-    def interrupting_log(self: Session, **values: Any) -> None:
+    def interrupting_log(self: Session, *files: Any, **values: Any) -> None:
         nonlocal logged
-        log(self, **values)
+        log(self, *files, **values)
         if self.folder.name == stage:
             logged += 1
             if logged == 3:
@@ -129,8 +129,8 @@ def test_a_run_killed_between_saves_goes_on_from_the_last_one(
         pass
 
     def killing(original: Callable[..., None]) -> Callable[..., None]:
-        def log(self: Session, **values: Any) -> None:
-            original(self, **values)
+        def log(self: Session, *files: Any, **values: Any) -> None:
+            original(self, *files, **values)
             if len(self._metrics.read_text().splitlines() if self._metrics.is_file() else []) == 3:
                 raise Killed
 
@@ -172,10 +172,31 @@ def test_a_bad_source_file_is_named_and_the_run_finishes(blocks: Path, tmp_path:
     assert "03.png: the frame is 96x64 but its labels are 10x10" in named and "04.png" in named
 
 
-def test_a_loss_that_is_not_finite_stops_the_stage(blocks: Path, tmp_path: Path) -> None:
-    with pytest.raises(FadaError, match=r"source: segmentation is no finite number.*lower source\.lr"):
-        go(config(blocks, "source.lr=1e30", stages=("source",)), tmp_path)
+def test_a_loss_that_is_not_finite_stops_the_stage_and_names_its_frames(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames named are those of the first bad iteration, and the state before it is kept and goes on."""
+    drawn: list[tuple[str, ...]] = []
+    log = Session.log
+
+    def spoiling(self: Session, files: tuple[str, ...], **values: Any) -> None:
+        drawn.append(files)
+        log(self, files, **values | ({"segmentation": float("nan")} if len(drawn) == 4 else {}))
+
+    with monkeypatch.context() as patch, pytest.raises(FadaError) as caught:
+        patch.setattr(Session, "log", spoiling)
+        go(config(blocks, stages=("source",)), tmp_path)
+    message = str(caught.value)
+    assert "source: segmentation is no finite number at iteration 4 on " in message and "\n" not in message
+    assert len(drawn[3]) == 2 and all(name in message and Path(name).is_file() for name in drawn[3])
+    assert "the state of iteration 2 is kept" in message and "lower source.lr" in message
     assert not (tmp_path / "source" / "weights.safetensors").exists()
+    go(load_config(tmp_path), tmp_path)
+
+
+def test_a_rate_too_high_is_said(blocks: Path, tmp_path: Path) -> None:
+    with pytest.raises(FadaError, match=r"segmentation is no finite number at iteration \d.*lower source\.lr"):
+        go(config(blocks, "source.lr=1e30", stages=("source",)), tmp_path)
 
 
 @pytest.mark.parametrize(

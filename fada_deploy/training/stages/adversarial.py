@@ -57,12 +57,12 @@ def train_adversarial(
     for iteration in session:
         rate = set_learning_rate(optimiser, iteration, stage)
         set_learning_rate(d_optimiser, iteration, stage)
+        src, tgt = source[iteration], target[iteration]
         losses = adversarial_step(
-            model, discriminator, optimiser, d_optimiser, source[iteration], target[iteration], stage,
-            method=method, amp=amp,
-        )  # fmt: skip
+            model, discriminator, optimiser, d_optimiser, src, tgt, stage, method=method, amp=amp
+        )
         average.update(iteration)
-        session.log(**losses, lr=rate)
+        session.log(src.files + tgt.files, **losses, lr=rate)
     return average
 
 

@@ -35,5 +35,5 @@ def train_supervised(
         loss.backward()
         optimiser.step()
         average.update(iteration)
-        session.log(segmentation=loss, lr=rate)
+        session.log(batch.files, segmentation=loss, lr=rate)
     return average
