@@ -122,6 +122,20 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         assert series[0] == series[1]
 
 
+def test_a_second_signal_stops_at_once(blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Session.log
+
+    def signalling_log(self: Session, *files: Any, **values: Any) -> None:
+        log(self, *files, **values)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "log", signalling_log)
+        go(config(blocks, stages=("source",)), tmp_path)
+    go(load_config(tmp_path), tmp_path)
+
+
 def test_a_run_killed_between_saves_goes_on_from_the_last_one(
     blocks: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
