@@ -156,7 +156,8 @@ def main() -> None:
     for backbone in backbones:
         _, src_hw, tgt_hw, images = CASES[backbone]
         plain = gradients(backbone, device, "plain")
-        differences = {v: disagreement(gradients(backbone, device, v), plain) for v in VARIANTS[1:]}
+        # In bfloat16 the gradients of random weights are noise; tests compare them on a trained network.
+        differs = disagreement(gradients(backbone, device, "ours"), plain)
         del plain
         steps = {v: make(backbone, device, variant=v)[2] for v in VARIANTS}
         times: dict[str, list[float]] = {v: [] for v in VARIANTS}
@@ -173,9 +174,9 @@ def main() -> None:
         print(f"{backbone}, {size}")
         for v in VARIANTS:
             ratios = f"time {seconds[v] / seconds['plain']:.2f}  memory {memory[v] / memory['plain']:.2f}"
-            gradient = "" if v == "plain" else f"  gradients differ by {differences[v]:.0e}"
+            gradient = f"  gradients differ by {differs:.0e}" if v == "ours" else ""
             print(f"  {v:<10} {seconds[v]:7.3f} s  {memory[v]:7.0f} MiB  {ratios}{gradient}")
-        rows.append({"backbone": backbone, "size": size, "seconds": seconds, "mib": memory, "differ": differences})
+        rows.append({"backbone": backbone, "size": size, "seconds": seconds, "mib": memory, "differ": differs})
     print(json.dumps({"benchmark": "train_step", "device": args.device, "threads": args.threads, "rows": rows}))
 
 

@@ -31,6 +31,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option("--batch", type=click.IntRange(1), help="Images a step; of each domain in the adversarial stage.")
 @click.option("--size", type=SIZE, help="The network's input; also what source frames are resized to.")
 @click.option("--seed", type=int)
+@click.option("--amp", help="bf16, off, or auto: bfloat16 where the device multiplies it [off; auto when small].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--init", help="File of ImageNet weights, imagenet (an installed package's), or none [none].")
 @click.option("--init-norm", help="Input normalisation of --init: torchvision or caffe [told by the file].")

@@ -25,8 +25,9 @@ AMP = ("off", "bf16", "auto")
 class Stage:
     """What every stage has. `max_iterations` is the poly schedule's length; training stops earlier.
 
-    The classifier learns at `lr` × `classifier_lr_factor`. `ema` 0 is off, else the decay of averaged
-    weights. `jitter` is brightness, contrast, saturation, hue.
+    The classifier learns at `lr` × `classifier_lr_factor`. `max_norm` is what the norm of F's and G's
+    gradients is clipped to (0: not at all). `ema` 0 is off, else the decay of averaged weights.
+    `jitter` is brightness, contrast, saturation, hue.
     """
 
     iterations: int
@@ -39,6 +40,7 @@ class Stage:
     weight_decay: float = 5e-4
     power: float = 0.9
     warmup: int = 0
+    max_norm: float = 0.0
     ema: float = 0.0
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
 

@@ -13,6 +13,14 @@ from fada_deploy.training.config import AdversarialStage, Stage
 from fada_deploy.training.models.segmenter import Segmenter
 
 
+def take_step(optimiser: Optimizer, stage: Stage) -> None:
+    """Step with the gradients there are, scaled down together where their norm exceeds `max_norm`."""
+    if stage.max_norm:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, stage.max_norm)
+    optimiser.step()
+
+
 def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: int = 0) -> float:
     """Return (1 − i/max)^power, times (i + 1)/warmup during a warm-up."""
     rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0

@@ -175,6 +175,7 @@ def _checked(config: RunConfig) -> RunConfig:
         need(positive, f"{name}: iterations, max_iterations and batch must be at least 1")
         need(0 <= stage.lr < math.inf, f"{name}.lr must be finite and not negative; found {stage.lr}")
         need(0 <= stage.ema < 1, f"{name}.ema is a decay from 0 to below 1; found {stage.ema}")
+        need(stage.max_norm >= 0, f"{name}.max_norm must not be negative; found {stage.max_norm}")
         need(stage.warmup >= 0, f"{name}.warmup must not be negative; found {stage.warmup}")
         fair = min(stage.jitter) >= 0 and max(stage.jitter[:3]) <= 1 and stage.jitter[3] <= 0.5
         need(fair, f"{name}.jitter must lie in 0 to 1, its last, the hue, in 0 to 0.5; found {stage.jitter}")

@@ -5,13 +5,17 @@ Its arithmetic is held against NumPy in `test_adversarial_reference.py`.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
+from fada_deploy.data import open_dataset
 from fada_deploy.training.batches import Batch
+from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.methods import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
@@ -99,3 +103,27 @@ def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> 
     mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
     want = {"source": 0.1 * mean_s, "target": 0.1 * mean_t, "both": 0.9 * 0.1 * mean_s + 0.1 * mean_t}[whose]
     torch.testing.assert_close(model.norm.running_mean, want)
+
+
+def test_bfloat16_pulls_a_trained_network_the_same_way(trained: Path, streets: Path) -> None:
+    """The gradients of one step on rendered streets, in bfloat16 and in float32: cosine above 0.99."""
+
+    def gradients(amp: bool) -> list[Tensor]:
+        model = load_segmenter(trained / "source" / "weights.safetensors")[0].train()
+        torch.manual_seed(0)
+        stage = AdversarialStage()
+        method = make_method("fada", model, stage)
+        discriminator = method.make_discriminator()
+        optimisers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
+        batches = []
+        for name, folder, split in (("gta5", "gta5", "train"), ("cityscapes", "cityscapes", "val")):
+            frames = open_dataset(name, streets / folder, split=split, space=model.spec.space)
+            pictures, labels = zip(*(frames.pair(i) for i in range(2)), strict=True)
+            stacked = [torch.from_numpy(np.stack(part)) for part in (pictures, labels)]
+            batches.append(Batch(stacked[0], stacked[1].long(), (0, 1)))
+        adversarial_step(model, discriminator, *optimisers, *batches, stage, method=method, amp=amp)
+        return [p.grad.flatten() for m in (model, discriminator) for p in m.parameters() if p.grad is not None]
+
+    full, half = (torch.cat(gradients(amp)) for amp in (False, True))
+    assert float(full @ half / full.norm() / half.norm()) > 0.99
+    assert not torch.equal(full, half)

@@ -16,6 +16,7 @@ from fada_deploy.training.optim import (
     make_optimiser,
     poly_factor,
     set_learning_rate,
+    take_step,
 )
 
 
@@ -72,3 +73,18 @@ def test_a_held_pass_normalises_by_its_own_batch_and_leaves_the_running_statisti
     with held_statistics(norm, False):
         norm(x)
     assert norm.running_mean.item() == pytest.approx(0.1 * x.mean().item(), rel=1e-5)
+
+
+def test_gradients_are_clipped_together_and_only_when_asked() -> None:
+    def stepped(max_norm: float) -> list[torch.Tensor]:
+        a, b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+        a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+        optimiser = torch.optim.SGD([{"params": [a]}, {"params": [b]}], lr=1.0)
+        take_step(optimiser, SourceStage(max_norm=max_norm))
+        return [a.detach(), b.detach()]
+
+    torch.testing.assert_close(stepped(0.0), [torch.tensor([-3.0, 0.0]), torch.tensor([0.0, -4.0])])
+    torch.testing.assert_close(stepped(9.0), stepped(0.0))
+    # The norm of both is 5.
+    want = [torch.tensor([-0.6, 0.0]), torch.tensor([0.0, -0.8])]
+    torch.testing.assert_close(stepped(1.0), want, atol=1e-5, rtol=0)

@@ -23,6 +23,7 @@ from fada_deploy.training.optim import (
     make_discriminator_optimiser,
     make_optimiser,
     set_learning_rate,
+    take_step,
 )
 from fada_deploy.training.session import OpenSession
 
@@ -106,7 +107,7 @@ def adversarial_step(
     tgt_terms = terms(on_tgt, tgt_answers)
     pull = stage.adversarial_weight * tgt_terms.gradient_as_source
     view.backward(*torch.autograd.grad(tgt_answers, tgt_view, pull, retain_graph=True))
-    optimiser.step()
+    take_step(optimiser, stage)
 
     # D: tell the domains apart, class by class, on what F and G said before their step.
     d_optimiser.zero_grad(set_to_none=True)

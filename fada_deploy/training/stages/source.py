@@ -11,7 +11,7 @@ from fada_deploy.training.batches import Batches
 from fada_deploy.training.config import DistillStage, SourceStage
 from fada_deploy.training.losses import segmentation_loss
 from fada_deploy.training.models.segmenter import Segmenter
-from fada_deploy.training.optim import AveragedWeights, make_optimiser, set_learning_rate
+from fada_deploy.training.optim import AveragedWeights, make_optimiser, set_learning_rate, take_step
 from fada_deploy.training.session import OpenSession
 
 
@@ -33,7 +33,7 @@ def train_supervised(
 
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        take_step(optimiser, stage)
         average.update(iteration)
         session.log(batch.files, segmentation=loss, lr=rate)
     return average
