@@ -1,11 +1,12 @@
-"""Pictures of numbers, drawn by matplotlib: confusion matrices and class center distances.
+"""Pictures of numbers, drawn by matplotlib: confusion matrices, class center distances, curves.
 
-`fada eval --confusion matrix.png`, `fada ccd --plot ccd.png`.
+`fada eval --confusion matrix.png`, `fada ccd --plot ccd.png`, `fada report`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,18 @@ def plot_bars(
     axes.set_axisbelow(True)
     axes.legend()
     _save(figure, path)
+
+
+def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str) -> str:
+    """Return curves of (iterations, values) as an SVG element, to stand in a page."""
+    figure, axes = _figure(5.2, 3.0)
+    for label, (at, values) in series.items():
+        axes.plot(at, values, label=label, linewidth=1.2)
+    axes.set(xlabel="iteration", title=title)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.01)
+    axes.legend(fontsize=8)
+    with StringIO() as text:
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        document = text.getvalue()
+    return document[document.index("<svg") :]

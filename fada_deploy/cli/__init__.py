@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": ("eval", "Score a model or a run on labelled frames."),
     "ccd": ("ccd", "Measure how tightly features gather around their classes' centres."),
     "import": ("import_", "Make a run of a checkpoint of the released FADA code."),
+    "report": ("report", "Write a page about a run, or runs side by side."),
     "export": ("export", "Turn a run into a proven ONNX file."),
     "infer": ("infer", "Label videos, images and folders; write overlays and masks."),
 }

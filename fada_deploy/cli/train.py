@@ -82,6 +82,7 @@ def command(
         raise DeviceError(
             f"{where} has too little memory for this run; begin again with a smaller --batch or --size"
         ) from None
+    _write_report(outcome, where)
     return _report(outcome, as_json=as_json)
 
 
@@ -98,6 +99,19 @@ def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[s
         options |= {"size": size, "src_size": size, "distill.size": size, "distill.crop": size}
     preset = options.pop("preset")
     return make_config(preset=preset, file=config_file, settings=settings, options=options)
+
+
+def _write_report(outcome: Any, device: Any) -> None:
+    from importlib.util import find_spec
+
+    from fada_deploy.training.report import REPORT, write_report
+
+    if find_spec("matplotlib") is None:
+        log("for a page about the run: pip install 'fada_deploy[plot]', then fada report")
+        return
+    path = outcome.run / REPORT
+    write_report([outcome.run], path, frames=outcome.frames, device=device)
+    log(f"report: {path}")
 
 
 def _report(outcome: Any, *, as_json: bool) -> int:

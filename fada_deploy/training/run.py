@@ -50,9 +50,13 @@ Load = SourceSamples | TargetSamples | PseudoLabelled
 
 @dataclass
 class Outcome:
-    """What a run came to: its folder, each stage's `scores.json`, and the files that could not be used."""
+    """What a run came to: its folder, each stage's `scores.json`, and the files that could not be used.
+
+    `frames` are the target's held-out frames, or else its training frames.
+    """
 
     run: Path
+    frames: FrameDataset | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad_files: dict[str, None] = field(default_factory=dict)
 
@@ -105,6 +109,7 @@ class Run:
         self.target_frames, self.validation = open_target(
             config, run / "target_frames", self.space, say, self._left_out
         )
+        self.outcome.frames = self.validation or self.target_frames
         self._check_data()
 
     def _check_data(self) -> None:

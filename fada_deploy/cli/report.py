@@ -1,0 +1,50 @@
+"""`fada report`: one page about a run, or runs side by side."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from fada_deploy.cli.options import log, need_extra, newest
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page to write [RUN/report.html; report.html].")
+@click.option("--frames", type=click.IntRange(0), default=4, show_default=True, help="Target frames to show.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(runs: tuple[Path, ...], out: Path | None, frames: int, device: str) -> None:
+    """Write a page about RUNS that opens offline [the newest run].
+
+    Scores, curves, and the same target frames after each stage; several runs are set side by side, on
+    the frames of the first.
+    """
+    from fada_deploy.common.errors import FadaError, MissingExtraError
+
+    need_extra("matplotlib", "plot")
+    try:
+        from fada_deploy.training.datasets import open_target
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.report import REPORT, write_report
+        from fada_deploy.training.run import load_config
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+    from fada_deploy.common.labels import load_label_space
+
+    where = choose_device(device)
+    paths = runs or (newest(),)
+    out = out or (paths[0] / REPORT if len(paths) == 1 else Path(REPORT))
+    config = load_config(paths[0])
+    dataset = None
+    with tempfile.TemporaryDirectory() as cache:
+        if frames:
+            try:
+                space = load_label_space(config.label_space)
+                train_set, held_out = open_target(config, Path(cache), space, log, lambda error: log(str(error)))
+                dataset = held_out or train_set
+            except FadaError as error:
+                log(f"without pictures of the target: {error}")
+        write_report(paths, out, frames=dataset, device=where, count=frames)
+    log(f"report: {out}")
