@@ -86,6 +86,8 @@ def command(
             raise UsageError(f"{model}: --size, --mst and --all are for runs; an exported file has one input size")
         subjects = _exported(model, device, backend)
     else:
+        if backend != "auto":
+            raise UsageError(f"{model}: --backend is for exported files; a run's network answers for itself")
         subjects = _weights(model, device, size, mst=mst, every=all_weights)
     # Each network is let go before the next one comes.
     results = [(subject, _score(subject, predict, data, root, split)) for subject, predict in subjects]

@@ -35,7 +35,8 @@ def open_target(
         if not path.exists():
             known = ", ".join(NAMES)
             raise UsageError(
-                f"no target {config.tgt!r}: it is a data set ({known}), a .toml file, a video or a folder"
+                f"no target {config.tgt!r}: it is a data set ({known}), a .toml file, a video or a folder, and "
+                "must be where it was while its run goes on"
             )
         if (path / "leftImg8bit").is_dir():
             raise UsageError(f"{path} holds Cityscapes; say --tgt cityscapes --tgt-root {path}")

@@ -126,6 +126,7 @@ def test_several_scales_score_another_number(fada: Run, run: Path, streets: Path
     [
         (["RUN", "--confusion", "m.txt"], "writes a .csv or .png file"),
         (["RUN", "--confusion", "m.csv", "--all"], "leave out --all"),
+        (["RUN", "--backend", "openvino"], "--backend is for exported files"),
         (["model.onnx", "--mst"], "are for runs; an exported file has one input size"),
     ],
 )
