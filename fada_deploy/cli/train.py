@@ -54,6 +54,7 @@ def command(
     fada train --src gta5 --tgt cityscapes
     fada train --src gta5 --tgt drives/ --preset small
     fada train --resume runs/gta5-cityscapes-resnet101-001
+    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt cityscapes
     """
     from fada_deploy.common.errors import DeviceError, MissingExtraError, UsageError
     from fada_deploy.common.runs import new_run
@@ -61,12 +62,15 @@ def command(
     try:
         import torch
 
+        from fada_deploy.training import distributed
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import load_config, train
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
-    where = choose_device(device)
+    where = choose_device(distributed.local_device(device))
+    distributed.join(where)
+    main_process = distributed.is_main()
     if resume is not None:
         options |= {"config": config_file, "set": settings, "out": out}
         given = [name.replace("_", "-") for name, value in options.items() if value not in (None, ())]
@@ -75,13 +79,19 @@ def command(
         config, run = load_config(resume), resume
     else:
         config = _config(config_file, settings, options)
-        run = new_run(config.src, config.tgt, config.backbone, out)
+        # One process makes the folder, all use it.
+        made = new_run(config.src, config.tgt, config.backbone, out) if distributed.is_main() else None
+        run = distributed.gather(made)[0]
     try:
-        outcome = train(config, run, device=where, say=log)
+        outcome = train(config, run, device=where, say=log if distributed.is_main() else lambda line: None)
     except torch.OutOfMemoryError:
         raise DeviceError(
             f"{where} has too little memory for this run; begin again with a smaller --batch or --size"
         ) from None
+    finally:
+        distributed.leave()
+    if not main_process:
+        return 0
     _write_report(outcome, where)
     return _report(outcome, as_json=as_json)
 

@@ -1,7 +1,8 @@
 """Batches as a pure function of the iteration, decoded ahead in threads.
 
 Slot s of iteration i shows the frame at position i · batch + s of its order, augmented by a
-generator seeded with (seed, position): nothing to save, so a resumed run sees what the whole run saw.
+generator seeded with (seed, position): nothing to save, so a resumed run sees what the whole run saw,
+and several processes that share a batch's slots see what one would.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError
+from fada_deploy.training.distributed import share
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_BAD_IN_A_ROW = 20
@@ -75,6 +77,7 @@ class Batches:
         ahead: int = 3,
     ) -> None:
         self._load, self._order, self._batch, self._seed = load, order, batch, seed
+        self._slots = share(batch)
         self._device, self._file, self._ahead = device, file, ahead
         self._ego = None if ego is None else torch.from_numpy(ego).to(device)
         self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")
@@ -86,7 +89,7 @@ class Batches:
         for i in range(iteration, iteration + self._ahead):
             if i not in self._waiting:
                 first = i * self._batch
-                self._waiting[i] = [self._pool.submit(self._sample, first + s) for s in range(self._batch)]
+                self._waiting[i] = [self._pool.submit(self._sample, first + slot) for slot in self._slots]
         indices, samples = zip(*(f.result() for f in self._waiting.pop(iteration)), strict=True)
         frames = torch.from_numpy(np.stack([frame for frame, _ in samples]))
         labels = torch.from_numpy(np.stack([labels for _, labels in samples]))

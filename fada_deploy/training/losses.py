@@ -39,19 +39,23 @@ def hard_encodings(logits: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, pixels: Tensor | None = None
+) -> Tensor:
     """Return the cross entropy of logits / `temperature`, interpolated to the labels' size, over labelled pixels.
 
-    `logits` (B, K, h, w) float, `labels` (B, H, W) int64 with 255 ignored. A batch with no labelled
-    pixel has loss 0, not NaN.
+    `logits` (B, K, h, w) float, `labels` (B, H, W) int64 with 255 ignored. `pixels` is how many labelled
+    ones the sum is divided by, where the batch is a part of one; by default its own. A batch with no
+    labelled pixel has loss 0, not NaN.
     """
-    loss: Tensor = _Segmentation.apply(logits, labels, temperature)  # type: ignore[no-untyped-call]
+    pixels = labelled_pixels(labels) if pixels is None else pixels
+    loss: Tensor = _Segmentation.apply(logits, labels, temperature, pixels)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _Segmentation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float, pixels: Tensor) -> Tensor:
         low = full_precision(logits)
         across = Interpolation((low.shape[2], low.shape[3]), (labels.shape[1], labels.shape[2]), low)
         wide = across.widen(low)
@@ -68,14 +72,19 @@ class _Segmentation(torch.autograd.Function):
             slope = log_p.exp_()
             slope.scatter_add_(-1, index, slope.new_full((), -1.0).expand(index.shape))
             across.add_rows(gradient, slope.mul_(kept[..., None]), chosen)
-        count = (labels != IGNORE).sum().clamp(min=1)
+        count = pixels.clamp(min=1)
         ctx.save_for_backward(across.narrow(gradient.div_(temperature).div_(count)).to(logits.dtype))
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0], None, None
+        return gradient * outer[0], None, None, None
+
+
+def labelled_pixels(labels: Tensor) -> Tensor:
+    """Return how many pixels have a label, a scalar int64 tensor."""
+    return (labels != IGNORE).sum()
 
 
 @dataclass(frozen=True)
@@ -93,13 +102,20 @@ class DomainTerms:
 
 @torch.no_grad()
 def domain_terms(
-    answers: Tensor, logits: Tensor, encode: Encode, size_hw: SizeHW, ignore: Tensor | None = None
+    answers: Tensor,
+    logits: Tensor,
+    encode: Encode,
+    size_hw: SizeHW,
+    ignore: Tensor | None = None,
+    *,
+    parts: int = 1,
 ) -> DomainTerms:
     """Return −mean over pixels of Σ_k a_k log softmax(D)[d, k] for either domain d, and gradients in `answers`.
 
     `answers` (B, 2K, h, w) and class `logits` (B, C, h, w) are interpolated to `size_hw`, where
     `encode` makes the encodings a of the logits; the softmax runs over all 2K. `ignore` (B, *size_hw)
-    bool takes pixels out of sum and mean. The target's adversarial loss and its discriminator's loss
+    bool takes pixels out of sum and mean; `parts` is how many equal parts the mean's batch has, of which
+    this is one. The target's adversarial loss and its discriminator's loss
     differ in the half alone, so one pass serves both.
     """
     low, classes = full_precision(answers), full_precision(logits)
@@ -130,6 +146,7 @@ def domain_terms(
         across.add_rows(shared, log_p.exp_().mul_(weight), chosen)
         across.add_rows(own, encodings, chosen)
     pixels = low.shape[0] * size_hw[0] * size_hw[1] if ignore is None else int((~ignore).sum().clamp(min=1))
+    pixels *= parts
     both, a = across.narrow(shared).div_(pixels), across.narrow(own).div_(pixels)
     as_source, as_target = both.clone(), both
     as_source[:, :num_classes] -= a

@@ -10,8 +10,10 @@ import torch
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.runs import WEIGHTS, final_weights
+from fada_deploy.training import distributed
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import STAGES, RunConfig
+from fada_deploy.training.distributed import synchronised
 from fada_deploy.training.init import find_init, init_normalisation, load_backbone
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
 
@@ -53,15 +55,15 @@ class Networks:
             model = Segmenter(spec)
         if self.init is not None:
             load_backbone(model, self.init, bgr=self._bgr)
-        return model.to(self.device)
+        return synchronised(model.to(self.device))
 
     def before(self, stage: str) -> Segmenter:
         """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
         earlier = self._earlier(stage)
         if earlier:
-            return self._load(earlier[0])
+            return synchronised(self._load(earlier[0]))
         assert self.start is not None, "checked before anything was trained"
-        return self.start
+        return synchronised(self.start)
 
     def _earlier(self, stage: str) -> list[Path]:
         """Return the weights of this run's finished stages before `stage`, the nearest first."""
@@ -111,6 +113,11 @@ class Networks:
         architecture, batch = find_backbone(spec.backbone), getattr(self.config, stage).batch
         if not architecture.has_norms:
             return
+        if spec.norm == "batch" and distributed.size() > 1 and self.device.type != "cuda":
+            raise UsageError(
+                f"{stage}: trainable normalisation cannot be shared among processes on a CPU; train in one "
+                "process, or freeze it (norm=frozen, with --init FILE)"
+            )
         if spec.norm == "batch" and batch < 2:
             raise UsageError(
                 f"{stage}: trainable normalisation needs a batch of 2 or more; found {batch}; give --batch 2"

@@ -7,16 +7,19 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fada_deploy.training.config import AdversarialStage, Stage
+from fada_deploy.training.distributed import add_gradients
 from fada_deploy.training.models.segmenter import Segmenter
 
 
 def take_step(optimiser: Optimizer, stage: Stage) -> None:
-    """Step with the gradients there are, scaled down together where their norm exceeds `max_norm`."""
+    """Step with all processes' gradients, scaled down together where their norm exceeds `max_norm`."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    add_gradients(parameters)
     if stage.max_norm:
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, stage.max_norm)
     optimiser.step()
 
@@ -104,7 +107,7 @@ class AveragedWeights:
 @contextmanager
 def held_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
     """Let a pass use its own batch statistics without moving the running ones, when `hold`."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if hold else []
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if hold else []
     momenta = [m.momentum for m in norms]
     for module in norms:
         module.momentum = 0.0
@@ -118,5 +121,5 @@ def held_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
 def freeze_statistics(model: nn.Module) -> None:
     """Let batch normalisation keep and use its running statistics, as the published frozen layers do."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             module.eval()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
+from fada_deploy.training import distributed
 from fada_deploy.training.batches import Batches, Order
 from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
@@ -66,18 +67,20 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
 
     Raise `FadaError` with one line for anything that cannot work, before anything is trained.
     """
-    with lock(run):
+    with lock(run) if distributed.is_main() else nullcontext():
         try:
-            job = Run(config, run, device=device, say=say)
+            with distributed.main_first():
+                job = Run(config, run, device=device, say=say)
         except FadaError:
             # Nothing was made yet: leave no empty run behind.
             with suppress(OSError):
                 (run / LOCK).unlink()
                 run.rmdir()
             raise
-        remove_partial(run)
-        save_config(config, run)
-        say(f"run {run}, training on {device}")
+        if distributed.is_main():
+            remove_partial(run)
+            save_config(config, run)
+        say(f"run {run}, training on {device}" + (f", {distributed.size()} processes" * (distributed.size() > 1)))
         for line in job.networks.notes():
             say(line)
         train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
@@ -88,7 +91,10 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
                 say(f"{stage}: already trained")
             else:
                 train_stage[stage]()
-            job.score(stage)
+            # The others go on when the weights are there and scored.
+            if distributed.is_main():
+                job.score(stage)
+            distributed.wait()
     return job.outcome
 
 
@@ -232,11 +238,12 @@ class Run:
     def _contents(self) -> NDArray[np.bool_]:
         """Return which source file holds which class (N, K), read once a run."""
         path = self.folder / "source_classes.npz"
-        if not path.is_file():
-            contents, bad = class_contents(self.source_frames, self.say)
-            self.outcome.bad_files |= bad
-            with atomic_path(path) as temporary:
-                np.savez_compressed(temporary, contents=contents)
+        with distributed.main_first():
+            if not path.is_file():
+                contents, bad = class_contents(self.source_frames, self.say)
+                self.outcome.bad_files |= bad
+                with atomic_path(path) as temporary:
+                    np.savez_compressed(temporary, contents=contents)
         return np.asarray(np.load(path)["contents"], bool)
 
     def _session(self, stage: str, iterations: int, spec: ModelSpec) -> OpenSession:
@@ -256,13 +263,15 @@ class Run:
             self.outcome.bad_files |= each.bad
         iterations = getattr(self.config, stage).iterations
         self._save(self.folder / stage / WEIGHTS, stage, weights, spec, iterations)
+        distributed.wait()
         (self.folder / stage / "state.pt").unlink(missing_ok=True)
 
     def _save(
         self, path: Path, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, iteration: int
     ) -> None:
         about: dict[str, Any] = {"version": __version__, "stage": stage, "iteration": iteration}
-        save_weights(path, weights, spec, {**about, "config": self.config.to_dict()})
+        if distributed.is_main():
+            save_weights(path, weights, spec, {**about, "config": self.config.to_dict()})
 
 
 def save_config(config: RunConfig, run: Path) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fada_deploy.common.errors import FadaError, InterruptedRunError
+from fada_deploy.training import distributed
 from fada_deploy.training.checkpoints import Stateful, load_state, save_state
 
 Parts = Mapping[str, Stateful]
@@ -48,6 +49,7 @@ class Session:
         keep: Callable[[int, Parts], None] = lambda done, parts: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._device = device
         self.folder, self._iterations, self._parts = folder, iterations, parts
         self._save_every = save_every
         self._keep_every, self._keep = keep_every, keep
@@ -58,14 +60,17 @@ class Session:
         self._files: list[tuple[str, ...]] = []
         self._stop: int | None = None
         self._start = self._saved = load_state(self._state, parts, device)
-        self._truncate_metrics()
+        if distributed.is_main():
+            self._truncate_metrics()
         self._bar: Any = None
         self._began = 0.0
 
     def __iter__(self) -> Iterator[int]:
         previous = self._catch_signals()
         name, total = self.folder.name, self._iterations
-        bar = tqdm(total=total, initial=self._start, desc=name, unit="it", disable=None, file=sys.stderr)
+        # None is silent where nobody watches, True where another process speaks.
+        silent = None if distributed.is_main() else True
+        bar = tqdm(total=total, initial=self._start, desc=name, unit="it", disable=silent, file=sys.stderr)
         self._bar, self._began = bar, time.monotonic()
         try:
             for iteration in range(self._start, self._iterations):
@@ -76,7 +81,7 @@ class Session:
                     self._flush(done)
                 if self._keep_every and done % self._keep_every == 0 and done < self._iterations:
                     self._keep(done, self._parts)
-                if self._stop is not None:
+                if distributed.any_of(self._stop is not None, self._device):
                     self._interrupt(done)
                 if done % self._save_every == 0 and done < self._iterations:
                     self._save(done)
@@ -85,22 +90,32 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def log(self, files: tuple[str, ...], **values: Tensor | float) -> None:
-        """Remember an iteration's numbers and files; the numbers' means go to `metrics.jsonl` now and then."""
-        self._pending.append({n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()})
+    def log(self, files: tuple[str, ...], *, lr: float, **losses: Tensor) -> None:
+        """Remember an iteration's numbers and files; the numbers' means go to `metrics.jsonl` now and then.
+
+        Losses are this process's part of the global batch's.
+        """
+        self._pending.append({"lr": lr, **{n: v.detach() for n, v in losses.items()}})
         self._files.append(files)
 
     def _flush(self, done: int) -> None:
         if not self._pending:
             return
         # Read here and not at every iteration, since reading makes a GPU wait.
-        numbers = [{n: float(v) for n, v in each.items()} for each in self._pending]
+        names = [n for n in self._pending[0] if n != "lr"]
+        parts = torch.tensor([[float(each[n]) for n in names] for each in self._pending], dtype=torch.float64)
+        summed = distributed.total(parts.to(self._device)).tolist()
+        rates = [float(each["lr"]) for each in self._pending]
+        numbers = [dict(zip(names, row, strict=True)) | {"lr": lr} for row, lr in zip(summed, rates, strict=True)]
         files, self._files = self._files, []
         self._pending.clear()
-        for step, (each, names) in enumerate(zip(numbers, files, strict=True), 1):
+        for step, each in enumerate(numbers):
             if bad := [n for n, v in each.items() if not math.isfinite(v)]:
-                self._refuse(done - len(numbers) + step, bad, names)
+                seen = sum(distributed.gather(files[step]), ())
+                self._refuse(done - len(numbers) + step + 1, bad, seen)
         means = {n: sum(each[n] for each in numbers) / len(numbers) for n in numbers[0]}
+        if not distributed.is_main():
+            return
         seconds = time.monotonic() - self._began
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **means}) + "\n")
@@ -124,8 +139,10 @@ class Session:
     def _save(self, done: int) -> None:
         # Flushed first: a state is only worth keeping if the losses behind it are finite.
         self._flush(done)
-        save_state(self._state, done, self._parts)
+        if distributed.is_main():
+            save_state(self._state, done, self._parts)
         self._saved = done
+        distributed.wait()
 
     def _interrupt(self, done: int) -> None:
         self._save(done)

@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_its_frames(
 
     def spoiling(self: Session, files: tuple[str, ...], **values: Any) -> None:
         drawn.append(files)
-        log(self, files, **values | ({"segmentation": float("nan")} if len(drawn) == 4 else {}))
+        log(self, files, **values | ({"segmentation": torch.tensor(float("nan"))} if len(drawn) == 4 else {}))
 
     with monkeypatch.context() as patch, pytest.raises(FadaError) as caught:
         patch.setattr(Session, "log", spoiling)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fada_deploy.training import distributed
 from fada_deploy.training.batches import Batch, Batches
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.losses import DomainTerms, domain_terms, segmentation_loss
+from fada_deploy.training.losses import DomainTerms, domain_terms, labelled_pixels, segmentation_loss
 from fada_deploy.training.methods import Method, Seen
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import (
@@ -89,12 +90,14 @@ def adversarial_step(
 
     def terms(seen: Seen, answers: Tensor) -> DomainTerms:
         size = method.size_hw(seen.batch, answers)
-        return domain_terms(answers, seen.logits, method.encode, size, seen.batch.ignore(size))
+        ignore = seen.batch.ignore(size)
+        return domain_terms(answers, seen.logits, method.encode, size, ignore, parts=distributed.size())
 
     # F and G: classes on the source.
     optimiser.zero_grad(set_to_none=True)
     on_src = look(src, hold=stage.bn_statistics == "target")
-    segmentation = segmentation_loss(on_src.logits, src.labels, temperature=method.temperature)
+    pixels = distributed.total(labelled_pixels(src.labels))
+    segmentation = segmentation_loss(on_src.logits, src.labels, temperature=method.temperature, pixels=pixels)
     segmentation.backward()
 
     # F and G: the target must pass for the source, class by class. D stays as it is meanwhile, so what it
@@ -117,6 +120,7 @@ def adversarial_step(
     weights = list(discriminator.parameters())
     torch.autograd.backward(src_answers, 0.5 * src_terms.gradient_as_source, inputs=weights)
     torch.autograd.backward(tgt_answers, 0.5 * tgt_terms.gradient_as_target, inputs=weights)
+    distributed.add_gradients(weights)
     d_optimiser.step()
     return {
         "segmentation": segmentation.detach(),

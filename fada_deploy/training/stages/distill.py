@@ -15,6 +15,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import write_png
 from fada_deploy.common.labels import IGNORE
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.training import distributed
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.samples import pseudo_path
 
@@ -24,11 +25,14 @@ def write_pseudo_labels(predictor: Predictor, frames: FrameDataset, folder: Path
 
     A frame that cannot be read gets no file; training passes over it and names it.
     """
-    waiting = [i for i in range(len(frames)) if not pseudo_path(folder, i).is_file()]
-    for i in tqdm(waiting, desc="pseudo-labels", unit="frame", disable=None, file=sys.stderr):
+    mine = [i for i in range(len(frames)) if i % distributed.size() == distributed.rank()]
+    waiting = [i for i in mine if not pseudo_path(folder, i).is_file()]
+    silent = None if distributed.is_main() else True
+    for i in tqdm(waiting, desc="pseudo-labels", unit="frame", disable=silent, file=sys.stderr):
         try:
             frame = frames.image(i)
         except DataError:
             continue
         labels = predictor.labels([frame])[0]
         write_png(pseudo_path(folder, i), np.where(frames.ego(labels.shape), np.uint8(IGNORE), labels))
+    distributed.wait()

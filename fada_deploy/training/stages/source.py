@@ -9,7 +9,8 @@ import torch
 
 from fada_deploy.training.batches import Batches
 from fada_deploy.training.config import DistillStage, SourceStage
-from fada_deploy.training.losses import segmentation_loss
+from fada_deploy.training.distributed import total
+from fada_deploy.training.losses import labelled_pixels, segmentation_loss
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import AveragedWeights, make_optimiser, set_learning_rate, take_step
 from fada_deploy.training.session import OpenSession
@@ -29,7 +30,7 @@ def train_supervised(
 
         with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
             logits = model(batch.frames_bhwc)
-        loss = segmentation_loss(logits, batch.labels)
+        loss = segmentation_loss(logits, batch.labels, pixels=total(labelled_pixels(batch.labels)))
 
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
