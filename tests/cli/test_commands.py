@@ -13,23 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.cli import COMMANDS, main
+from fada_deploy.cli import COMMANDS
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fada(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Return a function that runs `fada …` in an empty working directory: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 def small(*stages: str) -> list[str]:

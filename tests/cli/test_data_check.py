@@ -16,26 +16,11 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.cli import main
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.data.census import load_census
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fada(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Return a function that runs `fada …` in an empty working directory: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

@@ -11,22 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from fada_deploy.cli import main
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fada(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
