@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fada_deploy.cli import main
+
+
+def listen_to_sigint() -> None:
+    """Undo, in a child, what a background shell does to its children: let SIGINT be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def interruptible() -> Callable[[], None]:
+    """Return what a child must run first (`preexec_fn`) to be interrupted wherever the tests run."""
+    return listen_to_sigint
 
 
 @pytest.fixture

@@ -110,7 +110,8 @@ def test_a_mistake_is_one_line(fada: Run, line: str, code: int, message: str) ->
     assert got == code and not out and message in err.splitlines()[-1]
 
 
-def test_an_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
+def test_an_interrupt_is_one_line_and_130(tmp_path: Path, interruptible: Callable[[], None]) -> None:
+    pipe = subprocess.PIPE
     for sub in ("images", "labels"):
         (tmp_path / sub).mkdir()
     assert cv2.imwrite(str(tmp_path / "images/0.png"), np.zeros((2000, 3000, 3), np.uint8))
@@ -120,7 +121,7 @@ def test_an_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
             os.link(tmp_path / sub / "0.png", tmp_path / sub / f"{i}.png")
     program = "from tqdm import tqdm; from fada_deploy.cli import main; print('ready', flush=True); main()"
     check = [sys.executable, "-c", program, "data", "check", "gta5", "--root", str(tmp_path), "--jobs", "2"]
-    with subprocess.Popen(check, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(check, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(1)
         process.send_signal(signal.SIGINT)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,12 +166,14 @@ def test_no_torch(model: Path, video: Path) -> None:
     assert done.stdout.strip() == "" and "\r" not in done.stderr
 
 
-def test_interrupted(model: Path, tmp_path: Path) -> None:
+def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], None]) -> None:
     picture = toy.scene(0, (512, 1024))[0]
     film = toy.write_video(tmp_path / "long.mp4", [picture] * 400)
     command = [sys.executable, "-c", "from fada_deploy.cli import main; main()", "infer", str(film)]
     command += ["--model", str(model), "--out", "here", "--save", "overlay,mask"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible
+    )
     deadline = time.monotonic() + 30
     while not Path("here/mask/long/000003.png").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
