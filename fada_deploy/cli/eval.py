@@ -29,6 +29,7 @@ class Subject:
     stage: str = ""
     iteration: int | None = None
     last: bool = True
+    views: str = ""
 
     @property
     def input(self) -> str:
@@ -93,7 +94,7 @@ def command(
     results = [(subject, _score(subject, predict, data, root, split)) for subject, predict in subjects]
     for line in dict.fromkeys(line for _, result in results for line in result.failed):
         log(f"left out: {line}")
-    views = "scales 0.7, 1, 1.3 + mirror images" if mst else ""
+    views = results[0][0].views
     if all_weights:
         _tell_all(model, f"{data} {split}", results, views, as_json=as_json)
     else:
@@ -133,17 +134,19 @@ def _weights(
     try:
         from fada_deploy.training.checkpoints import load_segmenter
         from fada_deploy.training.device import choose_device
-        from fada_deploy.training.predict import Predictor, at_size
+        from fada_deploy.training.predict import Predictor, at_size, views_text
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
     where = choose_device(device)
     for path in all_weights(run) if every else [final_weights(run)]:
         network, provenance = load_segmenter(path, where)
         network = at_size(network, size_hw)
-        predictor = Predictor(network, where, scales=MULTI_SCALE if mst else (1.0,), flip=mst)
+        scales = MULTI_SCALE if mst else (1.0,)
+        predictor = Predictor(network, where, scales=scales, flip=mst)
         spec, last = network.spec, path.name == WEIGHTS
-        stage, iteration = str(provenance["stage"]), provenance["iteration"]
-        yield Subject(str(path), spec.space, spec.size_hw, stage, iteration, last), predictor.labels
+        stage, iteration = str(provenance["stage"]), provenance.get("iteration")
+        views = views_text(scales, mst)
+        yield Subject(str(path), spec.space, spec.size_hw, stage, iteration, last, views), predictor.labels
 
 
 def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fada_deploy.cli.options import SIZE, emit_json, log
+
+if TYPE_CHECKING:
+    from fada_deploy.training.config import RunConfig
+    from fada_deploy.training.released import Released
 
 
 @click.command("import")
@@ -50,7 +55,6 @@ def command(
         from fada_deploy.training.checkpoints import save_weights
         from fada_deploy.training.released import read_released
         from fada_deploy.training.run import save_config
-        from fada_deploy.training.settings import make_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
@@ -62,21 +66,7 @@ def command(
     space = None if label_space is None else load_label_space(label_space)
     found = read_released(checkpoint, space=space, stage=stage, size_hw=size, init_norm=init_norm)
     spec = found.model.spec
-    config = make_config(
-        preset="paper",
-        file=None,
-        settings=[],
-        options={
-            "src": src or ("synthia" if spec.space.num_classes == 16 else "gta5"),
-            "tgt": tgt,
-            "tgt_root": tgt_root,
-            "label_space": label_space or spec.space.name,
-            "backbone": spec.backbone,
-            "stages": (found.stage,),
-            "method": "source" if found.stage == "source" else "fada",
-            "distill.size" if found.stage == "distill" else "size": spec.size_hw,
-        },
-    )
+    config = _settings(found, src=src, tgt=tgt, tgt_root=tgt_root, label_space=label_space)
     run = new_run(config.src, config.tgt, spec.backbone, out)
     origin = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
     about = {"version": __version__, "stage": found.stage, "iteration": found.iteration}
@@ -97,3 +87,23 @@ def command(
     log(f"or:   fada export {name}, with --frames PICTURES where {tgt} is not at hand")
     if as_json:
         emit_json({"run": str(run), "stage": found.stage, "model": spec.to_dict(), "imported": origin})
+
+
+def _settings(
+    found: Released, *, src: str | None, tgt: str, tgt_root: str | None, label_space: str | None
+) -> RunConfig:
+    """Return the settings of a run that would have ended in this checkpoint."""
+    from fada_deploy.training.settings import make_config
+
+    spec = found.model.spec
+    options = {
+        "src": src or ("synthia" if spec.space.num_classes == 16 else "gta5"),
+        "tgt": tgt,
+        "tgt_root": tgt_root,
+        "label_space": label_space or spec.space.name,
+        "backbone": spec.backbone,
+        "stages": (found.stage,),
+        "method": "source" if found.stage == "source" else "fada",
+        "distill.size" if found.stage == "distill" else "size": spec.size_hw,
+    }
+    return make_config(preset="paper", file=None, settings=[], options=options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -38,13 +37,14 @@ def command(runs: tuple[Path, ...], out: Path | None, frames: int, device: str) 
     out = out or (paths[0] / REPORT if len(paths) == 1 else Path(REPORT))
     config = load_config(paths[0])
     dataset = None
-    with tempfile.TemporaryDirectory() as cache:
-        if frames:
-            try:
-                space = load_label_space(config.label_space)
-                train_set, held_out = open_target(config, Path(cache), space, log, lambda error: log(str(error)))
-                dataset = held_out or train_set
-            except FadaError as error:
-                log(f"without pictures of the target: {error}")
-        write_report(paths, out, frames=dataset, device=where, count=frames)
+    if frames:
+        try:
+            space = load_label_space(config.label_space)
+            # Frames of recordings lie there since training.
+            kept = paths[0] / "target_frames"
+            train_set, held_out = open_target(config, kept, space, log, lambda error: log(str(error)))
+            dataset = held_out or train_set
+        except FadaError as error:
+            log(f"without pictures of the target: {error}")
+    write_report(paths, out, frames=dataset, device=where, count=frames)
     log(f"report: {out}")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
 
@@ -89,6 +90,16 @@ def test_a_copied_weights_file_and_its_input_are_named(
         4,
         "192x128",
     )
+
+
+def test_weights_that_do_not_tell_their_iteration_are_scored(
+    fada: Run, run: Path, streets: Path, tmp_path: Path
+) -> None:
+    model, provenance = load_segmenter(run / "source/weights.safetensors")
+    del provenance["iteration"]
+    save_weights(tmp_path / "old.safetensors", model.state_dict(), model.spec, provenance)
+    code, out, _ = fada("eval", tmp_path / "old.safetensors", *data(streets), "--json")
+    assert code == 0 and json.loads(out)["iteration"] is None
 
 
 def test_smaller_means_are_over_their_own_classes(fada: Run, run: Path, streets: Path) -> None:
