@@ -60,11 +60,12 @@ def plot_bars(
     colors: NDArray[np.uint8],
     ylabel: str,
     title: str,
-    path: Path,
-) -> None:
+    path: Path | None = None,
+) -> str:
     """Draw a group of bars for each class, one bar a series; NaN leaves a gap.
 
-    `colors` (K, 3) uint8 RGB marks the classes below the bars with the palette's own colours.
+    `colors` (K, 3) uint8 RGB marks the classes below the bars with the palette's own colours. Written to
+    `path`, or else returned as an SVG element.
     """
     figure, axes = _figure(2 + 0.55 * len(names), 4.2)
     width = 0.8 / len(series)
@@ -79,18 +80,29 @@ def plot_bars(
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend()
+    if path is None:
+        return _svg(figure)
     _save(figure, path)
+    return ""
 
 
-def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str) -> str:
-    """Return curves of (iterations, values) as an SVG element, to stand in a page."""
+def curves_svg(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, mark: float | None = None
+) -> str:
+    """Return curves of (iterations, values) as an SVG element, to stand in a page; `mark` is a level to see."""
     figure, axes = _figure(5.2, 3.0)
+    if mark is not None:
+        axes.axhline(mark, color="0.6", linewidth=1, linestyle="--")
     for label, (at, values) in series.items():
         axes.plot(at, values, label=label, linewidth=1.2)
     axes.set(xlabel="iteration", title=title)
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)
     axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
     with StringIO() as text:
         figure.savefig(text, format="svg", metadata={"Date": None})
         document = text.getvalue()

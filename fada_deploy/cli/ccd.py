@@ -14,7 +14,6 @@ from fada_deploy.cli.options import emit_json, log, need_extra, newest
 if TYPE_CHECKING:
     from fada_deploy.common.labels import LabelSpace
     from fada_deploy.training.ccd import ClassMoments
-    from fada_deploy.training.config import RunConfig
 
     # A network's moments and the size of its input.
     Measured = tuple[ClassMoments, str]
@@ -129,6 +128,7 @@ def _measure(
     from fada_deploy.training.ccd import chosen_frames, measure
     from fada_deploy.training.checkpoints import load_segmenter
     from fada_deploy.training.config import RunConfig
+    from fada_deploy.training.datasets import labelled_pair
     from fada_deploy.training.device import choose_device
 
     where = choose_device(device)
@@ -140,7 +140,7 @@ def _measure(
                 f"{path} tells {model.spec.space.name} apart, {paths[0]} {space.name}; compare runs of one "
                 "label space"
             )
-    datasets = _labelled(RunConfig.from_dict(loaded[0][1]["config"]), space)
+    datasets = labelled_pair(RunConfig.from_dict(loaded[0][1]["config"]), space)
     left_out: dict[str, None] = {}
     total = len(loaded) * sum(len(chosen_frames(len(d), frames)) for d in datasets)
     with tqdm(total=total, desc="ccd", unit="frame", disable=None, file=sys.stderr) as bar:
@@ -150,22 +150,3 @@ def _measure(
                               left_out=lambda error: left_out.update({str(error): None}))  # fmt: skip
             measured[str(path)] = (moments, f"{model.spec.size_hw[1]}x{model.spec.size_hw[0]}")
     return space, measured, left_out
-
-
-def _labelled(config: RunConfig, space: LabelSpace) -> list[Any]:
-    """Return the labelled frames of both domains: source train, target val."""
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.data import DATASETS, open_dataset
-
-    if config.tgt not in DATASETS and not config.tgt.endswith(".toml"):
-        raise UsageError(
-            f"the target {config.tgt} is recordings without labels; centres need labels of both domains"
-        )
-    found = [
-        open_dataset(name, None if root is None else Path(root), split=split, space=space)
-        for name, root, split in ((config.src, config.src_root, "train"), (config.tgt, config.tgt_root, "val"))
-    ]
-    for dataset in found:
-        if not dataset.labelled:
-            raise UsageError(f"{dataset.name} {dataset.split}: has no labels; centres need labels of both domains")
-    return found

@@ -13,8 +13,15 @@ from fada_deploy.cli.options import log, need_extra, newest
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The page to write [RUN/report.html; report.html].")
 @click.option("--frames", type=click.IntRange(0), default=4, show_default=True, help="Target frames to show.")
+@click.option(
+    "--ccd-frames",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Labelled frames of each domain for class center distances; 0 leaves them out.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def command(runs: tuple[Path, ...], out: Path | None, frames: int, device: str) -> None:
+def command(runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str) -> None:
     """Write a page about RUNS that opens offline [the newest run].
 
     Scores, curves, and the same target frames after each stage; several runs are set side by side, on
@@ -46,5 +53,5 @@ def command(runs: tuple[Path, ...], out: Path | None, frames: int, device: str) 
             dataset = held_out or train_set
         except FadaError as error:
             log(f"without pictures of the target: {error}")
-    write_report(paths, out, frames=dataset, device=where, count=frames)
+    write_report(paths, out, frames=dataset, device=where, count=frames, ccd_frames=ccd_frames)
     log(f"report: {out}")

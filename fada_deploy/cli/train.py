@@ -32,6 +32,9 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option("--size", type=SIZE, help="The network's input; also what source frames are resized to.")
 @click.option("--seed", type=int)
 @click.option("--amp", help="bf16, off, or auto: bfloat16 where the device multiplies it [off; auto when small].")
+@click.option("--accumulate", type=click.IntRange(1), help="Take a batch in so many parts, for less memory.")
+@click.option("--compile", is_flag=True, default=None, help="Have torch compile the networks.")
+@click.option("--tensorboard", is_flag=True, help="Write scalars and pictures to RUN/tensorboard as well.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--init", help="File of ImageNet weights, imagenet (an installed package's), or none [none].")
 @click.option("--init-norm", help="Input normalisation of --init: torchvision or caffe [told by the file].")
@@ -45,6 +48,7 @@ def command(
     device: str,
     out: Path | None,
     resume: Path | None,
+    tensorboard: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -82,8 +86,9 @@ def command(
         # One process makes the folder, all use it.
         made = new_run(config.src, config.tgt, config.backbone, out) if distributed.is_main() else None
         run = distributed.gather(made)[0]
+    say = log if distributed.is_main() else lambda line: None
     try:
-        outcome = train(config, run, device=where, say=log if distributed.is_main() else lambda line: None)
+        outcome = train(config, run, device=where, say=say, tensorboard=tensorboard)
     except torch.OutOfMemoryError:
         raise DeviceError(
             f"{where} has too little memory for this run; begin again with a smaller --batch or --size"
@@ -100,11 +105,13 @@ def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[s
     from fada_deploy.training.config import STAGES
     from fada_deploy.training.settings import make_config
 
-    batch, size = options.pop("batch"), options.pop("size")
+    batch, size, accumulate = (options.pop(name) for name in ("batch", "size", "accumulate"))
     if options["stages"] is not None:
         options["stages"] = tuple(s.strip() for s in options["stages"].split(","))
     if batch is not None:
         options |= {f"{stage}.batch": batch for stage in STAGES}
+    if accumulate is not None:
+        options |= {f"{stage}.accumulate": accumulate for stage in STAGES}
     if size is not None:
         options |= {"size": size, "src_size": size, "distill.size": size, "distill.crop": size}
     preset = options.pop("preset")

@@ -16,6 +16,9 @@ from fada_deploy.common.labels import LabelSpace
 PROPERTY = "fada"
 SCHEMA = 1
 HEADS = ("logits", "labels")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+# CPUs and TensorRT want different int8; everything else runs anywhere.
+MADE_FOR = ("any", "cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class ModelMetadata:
     Input: uint8 RGB (B, H, W, 3) at `input_size_hw`, made from a frame by
     `common.images.resize_frame`. Output: head `logits` float (B, K, h, w) at the network's own
     resolution, to be upsampled with `align_corners`; head `labels` uint8 (B, H, W) indices.
+    `precision` is what the network computes in, `made_for` whom an int8 file is quantised for, `quantisation`
+    how. `verification` has a backend's findings under its name; empty where nothing here could run the file.
     """
 
     label_space: LabelSpace
@@ -33,12 +38,14 @@ class ModelMetadata:
     align_corners: bool
     batch: int | None = None
     precision: str = "fp32"
+    made_for: str = "any"
     geometry: str = "stretch"
     resize: str = "area"
     hashes: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] | None = None
+    quantisation: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Serialise; `from_json` reads it back."""
@@ -59,6 +66,8 @@ class ModelMetadata:
             "head": self.head,
             "align_corners": self.align_corners,
             "precision": self.precision,
+            "made_for": self.made_for,
+            "quantisation": None if self.quantisation is None else dict(self.quantisation),
             "hashes": dict(self.hashes),
             "provenance": dict(self.provenance),
             "versions": dict(self.versions),
@@ -89,6 +98,9 @@ class ModelMetadata:
                 align_corners=bool(data["align_corners"]),
                 batch=None if batch is None else int(batch),
                 precision=str(data["precision"]),
+                # Files of before these were written are fp32, for any engine.
+                made_for=str(data.get("made_for", "any")),
+                quantisation=data.get("quantisation"),
                 geometry=str(source["geometry"]),
                 resize=str(source["resize"]),
                 hashes=data["hashes"],

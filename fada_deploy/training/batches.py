@@ -49,6 +49,17 @@ class Batch:
     def size_hw(self) -> tuple[int, int]:
         return self.labels.shape[1], self.labels.shape[2]
 
+    def parts(self, count: int) -> tuple[Batch, ...]:
+        """Return the batch in `count` equal parts, to be taken one after another."""
+        if len(self.indices) % count:
+            raise ValueError(f"{len(self.indices)} frames make no {count} equal parts")
+        each = len(self.indices) // count
+        files = self.files or ("",) * len(self.indices)
+        slots = [slice(i * each, (i + 1) * each) for i in range(count)]
+        return tuple(
+            Batch(self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego) for s in slots
+        )
+
     def ignore(self, size_hw: tuple[int, int]) -> Tensor | None:
         """Return the pixels to leave out of a domain loss at a size, (B, *size_hw) bool, or None."""
         if self.ego is None:

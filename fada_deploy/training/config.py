@@ -26,7 +26,9 @@ class Stage:
     """What every stage has. `max_iterations` is the poly schedule's length; training stops earlier.
 
     The classifier learns at `lr` × `classifier_lr_factor`. `max_norm` is what the norm of F's and G's
-    gradients is clipped to (0: not at all). `ema` 0 is off, else the decay of averaged weights.
+    gradients is clipped to (0: not at all). `accumulate` takes a process's share of a batch in so many equal
+    parts and adds up their gradients: less memory, the same step, but that trainable normalisation takes its
+    statistics over a part. `ema` 0 is off, else the decay of averaged weights.
     `jitter` is brightness, contrast, saturation, hue.
     """
 
@@ -41,6 +43,7 @@ class Stage:
     power: float = 0.9
     warmup: int = 0
     max_norm: float = 0.0
+    accumulate: int = 1
     ema: float = 0.0
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
 
@@ -114,7 +117,8 @@ class RunConfig:
     device is made for it. `init_norm` names the input normalisation of `init` where the file does
     not tell. Weights are kept for comparison every `keep_every` iterations (0: the last alone).
     `test_scales` and `test_flip` are the views that scores average over; `published` is the mIoU in
-    percent that the paper gives for these settings, shown beside the last score.
+    percent that the paper gives for these settings, shown beside the last score. `compile` has torch compile
+    the networks.
     """
 
     src: str
@@ -135,6 +139,7 @@ class RunConfig:
     size: SizeHW = (512, 1024)
     seed: int = 1
     amp: str = "off"
+    compile: bool = False
     save_every: int = 500
     keep_every: int = 0
     test_scales: tuple[float, ...] = (1.0,)

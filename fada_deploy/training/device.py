@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 
 import torch
+from torch import nn
 
 from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, UsageError
@@ -23,6 +26,31 @@ def choose_device(name: str) -> torch.device:
         # A container's share of the host, not the host's cores.
         torch.set_num_threads(usable_cores())
     return torch.device(name)
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Return the most memory held on a GPU, or by this process on a CPU, since it began, in MiB."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) >> 20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return int(peak >> (20 if sys.platform == "darwin" else 10))
+
+
+def compiled(network: nn.Module) -> None:
+    """Let torch compile a network, in place; its parameters keep their names."""
+    # Source and target have two sizes, and each gets kernels of its own.
+    network.compile(dynamic=False)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise `UsageError` where torch cannot compile for a device, before any work is done."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        # Whatever is missing (a C++ compiler, Triton, Python's headers), each raises something else.
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--compile: torch cannot compile for {device} here ({reason}); leave it out") from None
 
 
 def bf16_pays(device: torch.device) -> bool:

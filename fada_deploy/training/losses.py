@@ -153,3 +153,17 @@ def domain_terms(
     as_target[:, num_classes:] -= a
     gradients = (as_source.to(answers.dtype), as_target.to(answers.dtype))
     return DomainTerms(totals[0] / pixels, totals[1] / pixels, *gradients)
+
+
+@torch.no_grad()
+def source_share(answers: Tensor, ignore: Callable[[SizeHW], Tensor | None] = lambda size_hw: None) -> Tensor:
+    """Return the share of pixels that the discriminator's answers (B, 2K, h, w) take for the source, a scalar.
+
+    At the answers' own resolution; `ignore(size)` gives pixels to leave out, (B, *size) bool, or None.
+    """
+    num_classes = answers.shape[1] // 2
+    source = answers[:, :num_classes].logsumexp(1) > answers[:, num_classes:].logsumexp(1)
+    left_out = ignore((answers.shape[-2], answers.shape[-1]))
+    if left_out is None:
+        return source.float().mean()
+    return (source & ~left_out).sum() / (~left_out).sum().clamp(min=1)

@@ -110,7 +110,13 @@ class Networks:
         if stage == "adversarial" and self.start is not None:
             spec = replace(self.start.spec, size_hw=self.config.size)
         check_size(spec.backbone, spec.size_hw)
-        architecture, batch = find_backbone(spec.backbone), getattr(self.config, stage).batch
+        architecture, settings = find_backbone(spec.backbone), getattr(self.config, stage)
+        share = len(distributed.share(settings.batch))
+        if share % settings.accumulate:
+            raise UsageError(
+                f"{stage}: a process's {share} images make no {settings.accumulate} equal parts to accumulate"
+            )
+        part = share // settings.accumulate if distributed.size() == 1 else settings.batch // settings.accumulate
         if not architecture.has_norms:
             return
         if spec.norm == "batch" and distributed.size() > 1 and self.device.type != "cuda":
@@ -118,9 +124,10 @@ class Networks:
                 f"{stage}: trainable normalisation cannot be shared among processes on a CPU; train in one "
                 "process, or freeze it (norm=frozen, with --init FILE)"
             )
-        if spec.norm == "batch" and batch < 2:
+        if spec.norm == "batch" and part < 2:
             raise UsageError(
-                f"{stage}: trainable normalisation needs a batch of 2 or more; found {batch}; give --batch 2"
+                f"{stage}: trainable normalisation needs 2 or more images at a time; found {part}; "
+                f"give --batch {2 * settings.accumulate}"
             )
         if spec.norm == "frozen" and stage != "adversarial":
             if self.init is None:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
+from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter, find_backbone
 
@@ -31,6 +33,19 @@ def at_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
     resized = Segmenter(replace(model.spec, size_hw=size_hw))
     resized.load_state_dict(model.state_dict())
     return resized.to(next(model.parameters()).device).eval()
+
+
+def pick_frames(frames: FrameDataset, count: int) -> tuple[list[int], list[Frame]]:
+    """Return evenly spaced frames that can be read, and their numbers."""
+    chosen, pictures = [], []
+    for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int).tolist():
+        try:
+            picture = frames.pair(i)[0] if frames.labelled else frames.image(i)
+        except DataError:
+            continue
+        chosen.append(i)
+        pictures.append(picture)
+    return chosen, pictures
 
 
 class Predictor:

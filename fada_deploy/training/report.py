@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,17 +21,22 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.runs import CONFIG, STAGES, WEIGHTS
+from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.plots import curves_svg
+from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.runtime.overlay import overlay
+from fada_deploy.training.ccd import chosen_frames, measure
 from fada_deploy.training.checkpoints import load_segmenter
-from fada_deploy.training.predict import Predictor
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.datasets import labelled_pair
+from fada_deploy.training.predict import Predictor, pick_frames
+from fada_deploy.training.run_files import RunFiles, discriminator_health
 
 REPORT = "report.html"
 _STRIP_WIDTH = 320
@@ -40,6 +45,7 @@ _TITLES = {"source": "source only", "adversarial": "adapted", "distill": "self-d
 _CURVES = {
     "segmentation": ("segmentation",),
     "alignment": ("adversarial", "discriminator_source", "discriminator_target"),
+    "share of pixels that D puts right": ("discriminator_accuracy",),
 }
 
 _STYLE = """
@@ -65,41 +71,24 @@ pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; font-size: 12px }
 """
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """What a run's folder holds: settings, and each finished stage's numbers and scores."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    metrics: Mapping[str, Sequence[Mapping[str, float]]]
-    scores: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def read(cls, folder: Path) -> RunFiles:
-        """Read a run's folder; raise `FadaError` when it is none."""
-        try:
-            config = json.loads((folder / CONFIG).read_text("utf-8"))
-        except (OSError, ValueError):
-            raise FadaError(f"{folder}: no run; a run is what `fada train` makes under runs/") from None
-        metrics, scores = {}, {}
-        for stage in STAGES:
-            if (path := folder / stage / "metrics.jsonl").is_file():
-                metrics[stage] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            if (path := folder / stage / "scores.json").is_file():
-                scores[stage] = json.loads(path.read_text("utf-8"))
-        return cls(folder, config, metrics, scores)
-
-
 def write_report(
-    runs: Sequence[Path], out: Path, *, frames: FrameDataset | None, device: torch.device, count: int = 4
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    frames: FrameDataset | None,
+    device: torch.device,
+    count: int = 4,
+    ccd_frames: int = 20,
 ) -> None:
     """Write the report of one run, or of several side by side, to `out`.
 
     `frames` are the target frames to show the networks' answers on, `count` of them, evenly spaced;
-    None leaves the pictures out.
+    None leaves the pictures out. Class center distances are of `ccd_frames` labelled frames of each domain.
     """
     read = [RunFiles.read(run) for run in runs]
-    parts = [_scores(read), _curves(read)]
+    parts = [_scores(read), _curves(read), _speed(read)]
+    if ccd_frames:
+        parts.append(_distances(read, device, ccd_frames))
     if frames is not None and len(frames):
         parts.insert(1, _strips(read, frames, device, count))
     parts += [_settings(read), _environment(device)]
@@ -155,7 +144,7 @@ def _shade(value: float, low: float, high: float) -> str:
 
 
 def _strips(runs: Sequence[RunFiles], frames: FrameDataset, device: torch.device, count: int) -> str:
-    chosen, pictures = _pictures(frames, count)
+    chosen, pictures = pick_frames(frames, count)
     columns = [("target frame", pictures)]
     for run in runs:
         prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
@@ -176,19 +165,6 @@ def _strips(runs: Sequence[RunFiles], frames: FrameDataset, device: torch.device
         for name, (r, g, b) in zip(frames.space.names, palette.tolist(), strict=False)
     )
     return f'<h2>On the same target frames</h2>{"".join(rows)}<p class="legend">{legend}</p>'
-
-
-def _pictures(frames: FrameDataset, count: int) -> tuple[list[int], list[NDArray[np.uint8]]]:
-    """Return evenly spaced frames that can be read, and their numbers."""
-    chosen, pictures = [], []
-    for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int).tolist():
-        try:
-            picture = frames.pair(i)[0] if frames.labelled else frames.image(i)
-        except DataError:
-            continue
-        chosen.append(i)
-        pictures.append(picture)
-    return chosen, pictures
 
 
 def _drawn(
@@ -223,8 +199,69 @@ def _curves(runs: Sequence[RunFiles]) -> str:
                 if name in lines[0]
             }
             if series:
-                pictures.append(curves_svg(series, title=f"{stage}: {title}"))
-    return f'<h2>Losses</h2><div class="curves">{"".join(pictures)}</div>' if pictures else ""
+                mark = 0.5 if "discriminator_accuracy" in names else None
+                pictures.append(curves_svg(series, title=f"{stage}: {title}", mark=mark))
+    if not pictures:
+        return ""
+    health = "".join(
+        f'<p class="note">{escape(f"{run.folder.name}: {line}")}</p>'
+        for run in runs
+        if (line := discriminator_health(run.metrics.get("adversarial", ())))
+    )
+    return f'<h2>Losses</h2><div class="curves">{"".join(pictures)}</div>{health}'
+
+
+def _speed(runs: Sequence[RunFiles]) -> str:
+    rows = []
+    for run in runs:
+        for stage, lines in run.metrics.items():
+            if not lines or "images_per_second" not in lines[0]:
+                continue
+            rate = float(np.median([line["images_per_second"] for line in lines]))
+            peak = max(line["memory_mib"] for line in lines) / 1024
+            name = f"{run.folder.name}: {stage}" if len(runs) > 1 else stage
+            cells = "".join(f"<td>{v}</td>" for v in (int(lines[-1]["iteration"]), f"{rate:.1f}", f"{peak:.1f}"))
+            rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    heads = "<th>stage</th><th>iterations</th><th>images a second</th><th>memory, GiB</th>"
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<h2>Speed</h2>{table}" if rows else ""
+
+
+def _distances(runs: Sequence[RunFiles], device: torch.device, count: int) -> str:
+    """Return the plot of class center distances by class and stage, or why there is none."""
+    title = "<h2>Class Center Distance</h2>"
+    networks = {}
+    for run in runs:
+        prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
+        for stage in STAGES:
+            if (weights := run.folder / stage / WEIGHTS).is_file():
+                networks[prefix + _TITLES[stage]] = load_segmenter(weights, device)[0]
+    try:
+        if not networks:
+            raise DataError("no stage is trained")
+        space = next(iter(networks.values())).spec.space
+        if any(model.spec.space != space for model in networks.values()):
+            raise DataError("the runs tell different classes apart")
+        datasets = labelled_pair(RunConfig.from_dict(runs[0].config), space)
+        total = len(networks) * sum(len(chosen_frames(len(d), count)) for d in datasets)
+        with tqdm(total=total, desc="class centres", unit="frame", disable=None, file=sys.stderr) as bar:
+            measured = {
+                name: measure(model, datasets, frames=count, device=device, progress=bar.update)
+                for name, model in networks.items()
+            }
+    except FadaError as error:
+        return f'{title}<p class="note">Not measured: {escape(str(error))}.</p>'
+    common = np.logical_and.reduce([moments.seen for moments in measured.values()])
+    values = {name: moments.distances(among=common) for name, moments in measured.items()}
+    means = ", ".join(f"{name} {np.nanmean(v):.2f}" for name, v in values.items())
+    plot = plot_bars(
+        [n for n, there in zip(space.names, common, strict=True) if there],
+        {name: v[common] for name, v in values.items()},
+        colors=space.palette[: space.num_classes][common],
+        ylabel="CCD (lower is better)",
+        title=f"{count} labelled frames of each domain",
+    )
+    return f'{title}<div class="curves">{plot}</div><p class="note">Means: {escape(means)}.</p>'
 
 
 def _settings(runs: Iterable[RunFiles]) -> str:

@@ -29,15 +29,17 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.training import distributed
 from fada_deploy.training.batches import Batches, Order
+from fada_deploy.training.board import Board, check_tensorboard
 from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.datasets import class_contents, fingerprint, open_target
-from fada_deploy.training.device import bf16_pays
+from fada_deploy.training.device import bf16_pays, check_compiler, compiled
 from fada_deploy.training.methods import make_method
-from fada_deploy.training.models.segmenter import ModelSpec
+from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.networks import Networks
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, views_text
+from fada_deploy.training.run_files import RunFiles, discriminator_health
 from fada_deploy.training.samples import PseudoLabelled, SourceSamples, TargetSamples
 from fada_deploy.training.sampling import ClassBalancedOrder, ShuffledOrder
 from fada_deploy.training.session import OpenSession, Parts, Session
@@ -62,15 +64,16 @@ class Outcome:
     bad_files: dict[str, None] = field(default_factory=dict)
 
 
-def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Outcome:
+def train(config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool = False) -> Outcome:
     """Train the stages of `config` that `run` has not finished yet; return scores and bad files.
 
+    `tensorboard` also writes scalars and pictures to `run`/tensorboard.
     Raise `FadaError` with one line for anything that cannot work, before anything is trained.
     """
     with lock(run) if distributed.is_main() else nullcontext():
         try:
             with distributed.main_first():
-                job = Run(config, run, device=device, say=say)
+                job = Run(config, run, device=device, say=say, tensorboard=tensorboard)
         except FadaError:
             # Nothing was made yet: leave no empty run behind.
             with suppress(OSError):
@@ -101,7 +104,11 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say) -> Ou
 class Run:
     """The data, networks and folders of one run."""
 
-    def __init__(self, config: RunConfig, run: Path, *, device: torch.device, say: Say) -> None:
+    def __init__(self, config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool) -> None:
+        if config.compile:
+            check_compiler(device)
+        if tensorboard:
+            check_tensorboard()
         self.config, self.folder, self.device, self.say = config, run, device, say
         self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
         self.outcome = Outcome(run)
@@ -117,6 +124,9 @@ class Run:
         )
         self.outcome.frames = self.validation or self.target_frames
         self._check_data()
+        self.board = None
+        if tensorboard and distributed.is_main():
+            self.board = Board(run / "tensorboard", self.outcome.frames, device)
 
     def _check_data(self) -> None:
         """Remember which frames the run began with; refuse to go on with others."""
@@ -140,7 +150,7 @@ class Run:
     def source(self) -> None:
         """Train on the labelled source alone."""
         stage = self.config.source
-        model = self.networks.fresh(self.networks.spec)
+        model = self._compiled(self.networks.fresh(self.networks.spec))
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter, stage.flip)
         session = self._session("source", stage.iterations, model.spec)
         with closing(self._batches(load, self._source_order("source"), "source", stage.batch)) as batches:
@@ -150,12 +160,14 @@ class Run:
     def adversarial(self) -> None:
         """Adapt the source stage's network to the target."""
         stage = self.config.adversarial
-        model = self.networks.before("adversarial")
+        model = self._compiled(self.networks.before("adversarial"))
         spec = replace(model.spec, size_hw=self.config.size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
             method = make_method(self.config.method, model, stage)
             discriminator = method.make_discriminator().to(self.device)
+        if self.config.compile:
+            compiled(discriminator)
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter)
         tgt_load = TargetSamples(self.target_frames, self.config.size)
         order = self._source_order("adversarial")
@@ -170,6 +182,8 @@ class Run:
                 open_session=self._session("adversarial", stage.iterations, spec),
             )  # fmt: skip
         self._keep("adversarial", average.weights(), spec, src, tgt)
+        if health := discriminator_health(RunFiles.read(self.folder).metrics["adversarial"]):
+            self.say(f"adversarial: {health}")
 
     def distill(self) -> None:
         """Train a fresh student on the adapted network's pseudo-labels."""
@@ -177,7 +191,7 @@ class Run:
         teacher = self.networks.before("distill")
         pseudo = self.folder / "distill" / "pseudo"
         write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
-        student = self.networks.fresh(self.networks.student_spec)
+        student = self._compiled(self.networks.fresh(self.networks.student_spec))
         session = self._session("distill", stage.iterations, student.spec)
         order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
         load = PseudoLabelled(self.target_frames, pseudo, stage)
@@ -252,11 +266,18 @@ class Run:
             assert isinstance(average, AveragedWeights)
             self._save(checkpoint_path(self.folder / stage, done), stage, average.weights(), spec, done)
 
+        watching = {} if self.board is None else self.board.watching(stage)
         return partial(
             Session, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
-            keep_every=self.config.keep_every, keep=keep,
+            keep_every=self.config.keep_every, keep=keep, **watching,
         )  # fmt: skip
+
+    def _compiled(self, model: Segmenter) -> Segmenter:
+        if self.config.compile:
+            for part in (model.feature_extractor["backbone"], model.classifier):
+                compiled(part)
+        return model
 
     def _keep(self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches) -> None:
         for each in batches:

@@ -25,6 +25,14 @@ from tqdm import tqdm
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.training import distributed
 from fada_deploy.training.checkpoints import Stateful, load_state, save_state
+from fada_deploy.training.device import peak_memory_mib
+
+# What a progress line has room for.
+_SHORT = {
+    "discriminator_source": "D_source",
+    "discriminator_target": "D_target",
+    "discriminator_accuracy": "D_right",
+}
 
 Parts = Mapping[str, Stateful]
 OpenSession = Callable[[Parts], "Session"]
@@ -34,7 +42,8 @@ class Session:
     """Run a stage of `iterations` in `folder`; `parts` is all the state there is.
 
     Every `save_every` iterations the state is saved, to go on from; every `keep_every` (0: never)
-    `keep(done, parts)` is called, which puts weights aside to be compared later.
+    `keep(done, parts)` is called, which puts weights aside to be compared later. `watch(done, numbers)` is
+    given what `metrics.jsonl` is, and `look(done, parts)` is called a few times a stage.
     """
 
     def __init__(
@@ -47,31 +56,37 @@ class Session:
         save_every: int,
         keep_every: int = 0,
         keep: Callable[[int, Parts], None] = lambda done, parts: None,
+        watch: Callable[[int, Mapping[str, float]], None] = lambda done, numbers: None,
+        look: Callable[[int, Parts], None] = lambda done, parts: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._device = device
         self.folder, self._iterations, self._parts = folder, iterations, parts
         self._save_every = save_every
         self._keep_every, self._keep = keep_every, keep
+        self._watch, self._look = watch, look
         self._log_every = max(1, min(50, iterations // 50))
         self._state = folder / "state.pt"
         self._metrics = folder / "metrics.jsonl"
-        self._pending: list[dict[str, Tensor | float]] = []
+        self._rates: list[Mapping[str, float]] = []
+        self._losses: list[Mapping[str, Tensor]] = []
         self._files: list[tuple[str, ...]] = []
         self._stop: int | None = None
         self._start = self._saved = load_state(self._state, parts, device)
         if distributed.is_main():
             self._truncate_metrics()
         self._bar: Any = None
-        self._began = 0.0
+        self._began = self._flushed = 0.0
 
     def __iter__(self) -> Iterator[int]:
         previous = self._catch_signals()
         name, total = self.folder.name, self._iterations
+        tenth = max(1, total // 10)
         # None is silent where nobody watches, True where another process speaks.
         silent = None if distributed.is_main() else True
         bar = tqdm(total=total, initial=self._start, desc=name, unit="it", disable=silent, file=sys.stderr)
         self._bar, self._began = bar, time.monotonic()
+        self._flushed = self._began
         try:
             for iteration in range(self._start, self._iterations):
                 yield iteration
@@ -79,6 +94,8 @@ class Session:
                 bar.update()
                 if done % self._log_every == 0 or done == self._iterations:
                     self._flush(done)
+                if done % tenth == 0:
+                    self._look(done, self._parts)
                 if self._keep_every and done % self._keep_every == 0 and done < self._iterations:
                     self._keep(done, self._parts)
                 if distributed.any_of(self._stop is not None, self._device):
@@ -90,42 +107,54 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def log(self, files: tuple[str, ...], *, lr: float, **losses: Tensor) -> None:
-        """Remember an iteration's numbers and files; the numbers' means go to `metrics.jsonl` now and then.
+    def log(self, files: tuple[str, ...], rates: Mapping[str, float], losses: Mapping[str, Tensor]) -> None:
+        """Remember an iteration's files and numbers; the numbers' means go to `metrics.jsonl` now and then.
 
-        Losses are this process's part of the global batch's.
+        Losses are this process's part of the global batch's; rates are what they are.
         """
-        self._pending.append({"lr": lr, **{n: v.detach() for n, v in losses.items()}})
         self._files.append(files)
+        self._rates.append(rates)
+        self._losses.append({name: value.detach() for name, value in losses.items()})
 
     def _flush(self, done: int) -> None:
-        if not self._pending:
+        if not self._losses:
             return
         # Read here and not at every iteration, since reading makes a GPU wait.
-        names = [n for n in self._pending[0] if n != "lr"]
-        parts = torch.tensor([[float(each[n]) for n in names] for each in self._pending], dtype=torch.float64)
+        names = list(self._losses[0])
+        parts = torch.tensor([[float(each[n]) for n in names] for each in self._losses], dtype=torch.float64)
         summed = distributed.total(parts.to(self._device)).tolist()
-        rates = [float(each["lr"]) for each in self._pending]
-        numbers = [dict(zip(names, row, strict=True)) | {"lr": lr} for row, lr in zip(summed, rates, strict=True)]
-        files, self._files = self._files, []
-        self._pending.clear()
-        for step, each in enumerate(numbers):
+        losses = [dict(zip(names, row, strict=True)) for row in summed]
+        files, rates = self._files, self._rates
+        self._files, self._rates, self._losses = [], [], []
+        for step, each in enumerate(losses):
             if bad := [n for n, v in each.items() if not math.isfinite(v)]:
                 seen = sum(distributed.gather(files[step]), ())
-                self._refuse(done - len(numbers) + step + 1, bad, seen)
-        means = {n: sum(each[n] for each in numbers) / len(numbers) for n in numbers[0]}
+                self._refuse(done - len(losses) + step + 1, bad, seen)
         if not distributed.is_main():
             return
-        seconds = time.monotonic() - self._began
+        now = time.monotonic()
+        images = sum(map(len, files)) * distributed.size()
+        means = {name: sum(each[name] for each in losses) / len(losses) for name in names}
+        numbers = {
+            **means,
+            **{name: sum(each[name] for each in rates) / len(rates) for name in rates[0]},
+            "images_per_second": round(images / (now - self._flushed), 2),
+            "memory_mib": peak_memory_mib(self._device),
+        }
+        self._flushed = now
+        seconds = now - self._began
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **means}) + "\n")
-        self._bar.set_postfix({n: f"{v:.3g}" for n, v in means.items()})
+            file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **numbers}) + "\n")
+        self._watch(done, numbers)
+        latest = {_SHORT.get(n, n): f"{v:.3g}" for n, v in means.items()}
+        latest["GiB"] = f"{numbers['memory_mib'] / 1024:.1f}"
+        self._bar.set_postfix(latest)
         tenth = max(1, self._iterations // 10)
         if self._bar.disable and done // tenth > (done - self._log_every) // tenth:
             # In a log file: ten lines a stage in place of a bar.
             left = seconds / max(1, done - self._start) * (self._iterations - done)
-            latest = ", ".join(f"{n} {v:.3g}" for n, v in means.items())
-            print(f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {latest}", file=sys.stderr)
+            shown = ", ".join(f"{n} {v}" for n, v in latest.items())
+            print(f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {shown}", file=sys.stderr)
 
     def _refuse(self, iteration: int, bad: list[str], files: tuple[str, ...]) -> None:
         stage = self.folder.name

@@ -81,6 +81,7 @@ def _decisive(config: RunConfig) -> RunConfig:
         "init": "none",
         "seed": 0,
         "amp": "off",
+        "compile": False,
         "save_every": 1,
         "keep_every": 0,
     }
@@ -176,6 +177,8 @@ def _checked(config: RunConfig) -> RunConfig:
         need(0 <= stage.lr < math.inf, f"{name}.lr must be finite and not negative; found {stage.lr}")
         need(0 <= stage.ema < 1, f"{name}.ema is a decay from 0 to below 1; found {stage.ema}")
         need(stage.max_norm >= 0, f"{name}.max_norm must not be negative; found {stage.max_norm}")
+        equal = stage.accumulate >= 1 and stage.batch % stage.accumulate == 0
+        need(equal, f"{name}: a batch of {stage.batch} makes no {stage.accumulate} equal parts to accumulate")
         need(stage.warmup >= 0, f"{name}.warmup must not be negative; found {stage.warmup}")
         fair = min(stage.jitter) >= 0 and max(stage.jitter[:3]) <= 1 and stage.jitter[3] <= 0.5
         need(fair, f"{name}.jitter must lie in 0 to 1, its last, the hue, in 0 to 0.5; found {stage.jitter}")

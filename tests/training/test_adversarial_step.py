@@ -17,6 +17,7 @@ from fada_deploy.data import open_dataset
 from fada_deploy.training.batches import Batch
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import AdversarialStage
+from fada_deploy.training.losses import source_share
 from fada_deploy.training.methods import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmenter import ModelSpec
@@ -81,6 +82,39 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, ans
         return [v.item() for v in got.values()]
 
     assert losses(3) == pytest.approx(losses(4), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["fada", "feature", "advent"])
+def test_a_batch_in_parts_takes_the_step_of_the_whole(name: str) -> None:
+    """Without batch statistics, and with labels that the parts share out unevenly."""
+    rng = np.random.default_rng(0)
+    src, tgt = (
+        Batch(torch.from_numpy(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)), labels, (0, 1, 2, 3))
+        for labels in torch.from_numpy(rng.integers(0, K, (2, 4, 32, 32)))
+    )
+    src.labels[1, :20] = 255
+    found = []
+    for parts in (1, 2, 4):
+        stage = AdversarialStage(accumulate=parts)
+        torch.manual_seed(1)
+        model = Pixel().double()
+        method = make_method(name, model, stage)  # type: ignore[arg-type]
+        discriminator = method.make_discriminator().double()
+        optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
+        losses = adversarial_step(model, discriminator, *optimisers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+        found.append([*losses.values(), *model.parameters(), *discriminator.parameters()])
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7, check_dtype=False)
+
+
+def test_the_share_of_pixels_put_into_the_right_domain() -> None:
+    """K = 2: a source of 2 + 1 pixels against a target of 1 + 2, of which one is masked."""
+    answers = torch.tensor([[0.0, 0.0, -9.0], [3.0, -9.0, -9.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    answers = answers.reshape(1, 4, 1, 3)
+    assert source_share(answers).item() == pytest.approx(1 / 3)
+    mask = torch.tensor([[[True, False, False]]])
+    assert source_share(answers, lambda size_hw: mask).item() == 0
 
 
 @pytest.mark.parametrize("whose", ["source", "target", "both"])

@@ -72,8 +72,10 @@ def test_two_processes_equal_one(blocks: Path, init: Path, tmp_path: Path) -> No
         series = [[json.loads(line) for line in part] for part in lines]
         assert len(series[0]) == len(series[1]) == ITERATIONS
         for one, two in zip(*series, strict=True):
-            for name in one.keys() - {"iteration", "seconds"}:
-                assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-7), (stage, one["iteration"], name)
+            for name in one.keys() - {"iteration", "seconds", "images_per_second", "memory_mib"}:
+                # Counted pixels, of which one may lie on the border.
+                near = 0.01 if name == "discriminator_accuracy" else 1e-7
+                assert two[name] == pytest.approx(one[name], rel=1e-5, abs=near), (stage, one["iteration"], name)
         want, got = (load_file(tmp_path / n / stage / "weights.safetensors") for n in ("1", "2"))
         for name, tensor in want.items():
             torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)

@@ -47,9 +47,9 @@ def live(config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool
     lived = 0
     log, save = Session.log, torch.save
 
-    def counting(self: Session, *files: Any, **values: Any) -> None:
+    def counting(self: Session, *values: Any) -> None:
         nonlocal lived
-        log(self, *files, **values)
+        log(self, *values)
         lived += 1
         if lived == die_after and not in_a_save:
             os.kill(os.getpid(), signal.SIGKILL)

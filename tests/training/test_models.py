@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.training.models.blocks import FrozenBatchNorm2d
+from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, FrozenBatchNorm2d
 from fada_deploy.training.models.deeplab import ASPPClassifier
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
@@ -50,6 +50,25 @@ def test_frozen_statistics_have_no_eps_and_take_torchvisions_keys() -> None:
     frozen.load_state_dict(state)
     y = frozen(torch.full((1, 2, 1, 1), 2.0))
     torch.testing.assert_close(y.flatten(), torch.tensor([2e3, 1.0]))
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_folding_frozen_statistics_changes_neither_answers_nor_gradients(
+    block: type[BasicBlock | Bottleneck],
+) -> None:
+    """In training the norm goes into the convolution; outside it stays apart. In float64 both are one."""
+    torch.manual_seed(0)
+    layer = block(6, 5, FrozenBatchNorm2d, stride=2, dilations=(2, 2)).double()
+    for norm in (m for m in layer.modules() if isinstance(m, FrozenBatchNorm2d)):
+        for buffer in norm.buffers():
+            buffer.uniform_(0.5, 2)
+    x = torch.randn(2, 6, 8, 10, dtype=torch.float64, requires_grad=True)
+    found = []
+    for training in (True, False):
+        out = layer.train(training)(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
+    for folded, apart in zip(*found, strict=True):
+        torch.testing.assert_close(folded, apart, rtol=1e-10, atol=1e-10)
 
 
 def test_discriminator_has_the_released_names_and_two_halves() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.cli import main
+from fada_deploy.training.run_files import discriminator_health
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -44,6 +45,18 @@ class Page(HTMLParser):
             self.cells[-1].append(data)
 
 
+@pytest.fixture(scope="module")
+def whole_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with a source and an adversarial stage, on a labelled target."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    settings = [f"--set={s}.{k}" for s in ("source", "adversarial") for k in ("iterations=20", "lr=2e-3")]
+    settings += ["--size", "96x64", "--batch", "2", "--set=source.optimiser=adamw"]
+    paths = ("--src", blocks / "source.toml", "--tgt", blocks / "target.toml")
+    stages = ("--stages", "source,adversarial", "--backbone", "ddrnet23-slim", "--out", run)
+    assert fada("train", *paths, *stages, *settings) == 0
+    return run
+
+
 def fada(*arguments: object) -> int:
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in arguments])
@@ -67,6 +80,36 @@ def test_a_page_holds_all_it_shows(trained: Path, streets: Path, tmp_path: Path)
     assert table["mean"] == [f"{100 * scores['miou']:.1f}"]
     assert table["road"] == [f"{100 * scores['iou']['road']:.1f}"]
     assert table["train"] == ([] if scores["iou"]["train"] is None else [f"{100 * scores['iou']['train']:.1f}"])
+
+
+def test_the_page_tells_distances_speed_and_the_discriminators_health(whole_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert fada("report", whole_run, "--out", page, "--frames", 1, "--ccd-frames", 4) == 0
+    text = page.read_text("utf-8")
+    assert "CCD (lower is better)" in text and "Means: source only " in text
+    rows = {row[0]: row[1:] for row in Page(text).cells}
+    lines = [json.loads(x) for x in (whole_run / "adversarial/metrics.jsonl").read_text().splitlines()]
+    assert rows["adversarial"][0] == str(len(lines))
+    assert rows["adversarial"][2] == f"{max(x['memory_mib'] for x in lines) / 1024:.1f}"
+    assert "of the pixels into the right domain" in text
+
+
+def test_recordings_have_no_distances_and_the_page_says_why(trained: Path, streets: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"tgt": str(streets / "clip"), "tgt_root": None}))
+    assert fada("report", run, "--frames", 1) == 0
+    assert "recordings without labels" in (run / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.505, "no more than chance"), (0.8, "80 %"), (0.995, "it is saturated")]
+)
+def test_the_discriminators_health(share: float, said: str) -> None:
+    lines = [{"discriminator_accuracy": 0.7}] * 18 + [{"discriminator_accuracy": share}] * 2
+    assert said in discriminator_health(lines)
+    assert discriminator_health([{"segmentation": 1.0}]) == ""
 
 
 def test_runs_side_by_side_name_their_columns(trained: Path, streets: Path, tmp_path: Path) -> None:

@@ -28,10 +28,14 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
+        scale, shift = self.affine()
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return what it comes to: a scale and a shift a channel."""
         buffers = cast("dict[str, Tensor]", self._buffers)
         scale = buffers["weight"] * (buffers["running_var"] + self.eps).rsqrt()
-        shift = buffers["bias"] - buffers["running_mean"] * scale
-        return x * scale[:, None, None] + shift[:, None, None]
+        return scale, buffers["bias"] - buffers["running_mean"] * scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # torchvision counts batches in every norm; frozen statistics have nothing to count.
@@ -41,6 +45,32 @@ class FrozenBatchNorm2d(nn.Module):
 
 # What a run may ask of its normalisation layers.
 NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
+
+
+def normalised(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Return norm(conv(x)).
+
+    In training a frozen norm is folded into the convolution's weights and bias: two walks through the
+    activations less, and one tensor of them less to keep for the backward pass. What is exported keeps
+    both apart, as plain weights.
+    """
+    if not (norm.training and isinstance(norm, FrozenBatchNorm2d)):
+        result: Tensor = norm(conv(x))
+        return result
+    scale, shift = norm.affine()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, cast("Any", conv.padding), conv.dilation, conv.groups)
+
+
+class Shortcut(nn.Sequential):
+    """The 1×1 projection that a shortcut needs where shapes change, with its norm."""
+
+    def __init__(self, inner: int, outer: int, norm: Norm, *, stride: int) -> None:
+        super().__init__(nn.Conv2d(inner, outer, 1, stride, bias=False), norm(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (B, inner, H, W) to (B, outer, H / stride, W / stride)."""
+        return normalised(cast("nn.Conv2d", self[0]), self[1], x)
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
@@ -82,8 +112,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inner, H, W) to (B, planes, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y)) + (x if self.downsample is None else self.downsample(x))
+        y = F.relu(normalised(self.conv1, self.bn1, x))
+        y = normalised(self.conv2, self.bn2, y) + (x if self.downsample is None else self.downsample(x))
         return F.relu(y) if self.final_relu else y
 
 
@@ -118,17 +148,15 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inner, H, W) to (B, planes · expansion, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x))
+        y = F.relu(normalised(self.conv1, self.bn1, x))
+        y = F.relu(normalised(self.conv2, self.bn2, y))
+        y = normalised(self.conv3, self.bn3, y) + (x if self.downsample is None else self.downsample(x))
         return F.relu(y) if self.final_relu else y
 
 
-def shortcut(inner: int, outer: int, norm: Norm, *, stride: int) -> nn.Sequential | None:
-    """Return the 1×1 projection a shortcut needs, or None where shapes already agree."""
-    if stride == 1 and inner == outer:
-        return None
-    return nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), norm(outer))
+def shortcut(inner: int, outer: int, norm: Norm, *, stride: int) -> Shortcut | None:
+    """Return a shortcut's projection, or None where shapes already agree."""
+    return None if stride == 1 and inner == outer else Shortcut(inner, outer, norm, stride=stride)
 
 
 def signed_layer(inner: int, planes: int, norm: Norm, *, blocks: int = 2, stride: int = 1) -> nn.Sequential:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, Norm
+from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, Norm, normalised
 
 
 class ResNet(nn.Module):
@@ -28,7 +28,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(normalised(self.conv1, self.bn1, x))
         x = F.max_pool2d(x, 3, 2, padding=1)
         features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return features

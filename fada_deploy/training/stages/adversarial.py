@@ -14,7 +14,13 @@ from torch.optim import Optimizer
 from fada_deploy.training import distributed
 from fada_deploy.training.batches import Batch, Batches
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.losses import DomainTerms, domain_terms, labelled_pixels, segmentation_loss
+from fada_deploy.training.losses import (
+    DomainTerms,
+    domain_terms,
+    labelled_pixels,
+    segmentation_loss,
+    source_share,
+)
 from fada_deploy.training.methods import Method, Seen
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import (
@@ -57,14 +63,16 @@ def train_adversarial(
     if stage.bn_statistics == "frozen":
         freeze_statistics(model)
     for iteration in session:
-        rate = set_learning_rate(optimiser, iteration, stage)
-        set_learning_rate(d_optimiser, iteration, stage)
+        rates = {
+            "lr": set_learning_rate(optimiser, iteration, stage),
+            "discriminator_lr": set_learning_rate(d_optimiser, iteration, stage),
+        }
         src, tgt = source[iteration], target[iteration]
         losses = adversarial_step(
             model, discriminator, optimiser, d_optimiser, src, tgt, stage, method=method, amp=amp
         )
         average.update(iteration)
-        session.log(src.files + tgt.files, **losses, lr=rate)
+        session.log(src.files + tgt.files, rates, losses)
     return average
 
 
@@ -80,8 +88,40 @@ def adversarial_step(
     method: Method,
     amp: bool = False,
 ) -> dict[str, Tensor]:
-    """Update F and G, then D, on one source and one target batch; return the losses, unweighted."""
+    """Update F and G, then D, on one source and one target batch; return the losses, unweighted.
+
+    Also how many of the pixels D puts into the right domain, a share: 0.5 is chance, 1 is saturation.
+    """
+    pixels = distributed.total(labelled_pixels(src.labels))
+    optimiser.zero_grad(set_to_none=True)
+    d_optimiser.zero_grad(set_to_none=True)
+    parts = zip(src.parts(stage.accumulate), tgt.parts(stage.accumulate), strict=True)
+    losses = [
+        add_gradients(model, discriminator, *part, stage, method=method, amp=amp, pixels=pixels) for part in parts
+    ]
+    take_step(optimiser, stage)
+    distributed.add_gradients(discriminator.parameters())
+    d_optimiser.step()
+    return {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]}
+
+
+def add_gradients(
+    model: Segmenter,
+    discriminator: nn.Module,
+    src: Batch,
+    tgt: Batch,
+    stage: AdversarialStage,
+    *,
+    method: Method,
+    amp: bool,
+    pixels: Tensor,
+) -> dict[str, Tensor]:
+    """Add a part's gradients to F's, G's and D's; return its part of the losses.
+
+    `pixels` counts the labelled ones of the whole batch.
+    """
     autocast = torch.autocast(src.frames_bhwc.device.type, torch.bfloat16, enabled=amp)
+    shares = distributed.size() * stage.accumulate
 
     def look(batch: Batch, *, hold: bool) -> Seen:
         with autocast, held_statistics(model, hold):
@@ -90,13 +130,10 @@ def adversarial_step(
 
     def terms(seen: Seen, answers: Tensor) -> DomainTerms:
         size = method.size_hw(seen.batch, answers)
-        ignore = seen.batch.ignore(size)
-        return domain_terms(answers, seen.logits, method.encode, size, ignore, parts=distributed.size())
+        return domain_terms(answers, seen.logits, method.encode, size, seen.batch.ignore(size), parts=shares)
 
     # F and G: classes on the source.
-    optimiser.zero_grad(set_to_none=True)
     on_src = look(src, hold=stage.bn_statistics == "target")
-    pixels = distributed.total(labelled_pixels(src.labels))
     segmentation = segmentation_loss(on_src.logits, src.labels, temperature=method.temperature, pixels=pixels)
     segmentation.backward()
 
@@ -110,21 +147,19 @@ def adversarial_step(
     tgt_terms = terms(on_tgt, tgt_answers)
     pull = stage.adversarial_weight * tgt_terms.gradient_as_source
     view.backward(*torch.autograd.grad(tgt_answers, tgt_view, pull, retain_graph=True))
-    take_step(optimiser, stage)
 
     # D: tell the domains apart, class by class, on what F and G said before their step.
-    d_optimiser.zero_grad(set_to_none=True)
     with autocast:
         src_answers = discriminator(method.view(on_src.detached()))
     src_terms = terms(on_src, src_answers)
     weights = list(discriminator.parameters())
     torch.autograd.backward(src_answers, 0.5 * src_terms.gradient_as_source, inputs=weights)
     torch.autograd.backward(tgt_answers, 0.5 * tgt_terms.gradient_as_target, inputs=weights)
-    distributed.add_gradients(weights)
-    d_optimiser.step()
+    right = source_share(src_answers, src.ignore) + 1 - source_share(tgt_answers, tgt.ignore)
     return {
         "segmentation": segmentation.detach(),
         "adversarial": tgt_terms.as_source,
         "discriminator_source": 0.5 * src_terms.as_source,
         "discriminator_target": 0.5 * tgt_terms.as_target,
+        "discriminator_accuracy": 0.5 * right / shares,
     }

@@ -27,14 +27,17 @@ def train_supervised(
     for iteration in session:
         rate = set_learning_rate(optimiser, iteration, stage)
         batch = batches[iteration]
-
-        with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
-            logits = model(batch.frames_bhwc)
-        loss = segmentation_loss(logits, batch.labels, pixels=total(labelled_pixels(batch.labels)))
+        pixels = total(labelled_pixels(batch.labels))
 
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses = []
+        for part in batch.parts(stage.accumulate):
+            with torch.autocast(part.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
+                logits = model(part.frames_bhwc)
+            loss = segmentation_loss(logits, part.labels, pixels=pixels)
+            loss.backward()
+            losses.append(loss.detach())
         take_step(optimiser, stage)
         average.update(iteration)
-        session.log(batch.files, segmentation=loss, lr=rate)
+        session.log(batch.files, {"lr": rate}, {"segmentation": torch.stack(losses).sum()})
     return average
