@@ -24,7 +24,9 @@ COMMANDS = {
     "ccd": ("ccd", "Measure how tightly features gather around their classes' centres."),
     "import": ("import_", "Make a run of a checkpoint of the released FADA code."),
     "report": ("report", "Write a page about a run, or runs side by side."),
-    "export": ("export", "Turn a run into a proven ONNX file."),
+    "export": ("export", "Turn a run into proven ONNX files and engines."),
+    "verify": ("verify", "Hold an exported file against its proof pack, here and now."),
+    "inspect": ("inspect", "Say what a model, proof pack or run says of itself."),
     "infer": ("infer", "Label videos, images and folders; write overlays and masks."),
 }
 

@@ -17,7 +17,7 @@ CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
 STAGES = ("source", "adversarial", "distill")
-MODEL_SUFFIXES = frozenset({".onnx"})
+MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
 
 
 def newest_run(root: Path = RUNS) -> tuple[Path, list[str]]:
@@ -50,8 +50,12 @@ def newest_models(root: Path = RUNS) -> list[Path]:
 
 
 def exported_model(path: Path) -> Path:
-    """Return a run's newest export for its folder, and any other path as it is."""
-    models = [p for p in (path / "export").glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
+    """Return a run's newest export for its folder, and any other path as it is.
+
+    An ONNX file comes before an engine, which may be of another machine.
+    """
+    exports = [p for p in (path / "export").glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
+    models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
         raise ModelError(f"{path}: holds no export; type: fada export {path}")
     return max(models, key=lambda p: p.stat().st_mtime) if models else path

@@ -7,26 +7,21 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 
 from fada_deploy import __version__
-from fada_deploy.common.errors import DataError, FadaError, MissingExtraError, UsageError
+from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import HEADS, ModelMetadata
-from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.unlabelled import open_recordings
-from fada_deploy.export.to_onnx import stamp, write_onnx
-from fada_deploy.export.verify import Frame, Proof, Thresholds, Verification, gate, own_size, verify
-from fada_deploy.runtime.backends import BACKENDS
+from fada_deploy.export.frames import target_frames
+from fada_deploy.export.stamp import stamp
+from fada_deploy.export.to_onnx import write_onnx
+from fada_deploy.export.verify import ONNX_BACKENDS, Frame, own_size, verify
+from fada_deploy.runtime.proof import Proof, Thresholds, Verification, gate, proof_path
 from fada_deploy.training.checkpoints import load_segmenter
-from fada_deploy.training.config import RunConfig
-from fada_deploy.training.datasets import open_target
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, at_size
@@ -43,11 +38,6 @@ class Exported:
     proof: Path
     metadata: ModelMetadata
     verification: dict[str, Verification]
-
-
-def proof_path(model: Path) -> Path:
-    """Return where a model's proof pack lies: `model.proof.npz` beside `model.onnx`."""
-    return model.with_suffix(".proof.npz")
 
 
 def export(
@@ -74,7 +64,7 @@ def export(
     for package in ("onnx", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "export")
-    backends = [name for name in BACKENDS if find_spec(name) is not None]
+    backends = [name for name in ONNX_BACKENDS if find_spec(name) is not None]
     if not backends:
         # With nothing to run the file on, nothing would be proven.
         raise MissingExtraError("onnxruntime", "export")
@@ -90,8 +80,9 @@ def export(
         provenance=provenance,
         versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     )
-    with TemporaryDirectory() as cache:
-        pictures = _proof_frames(provenance, model.spec.space, frames, Path(cache), say)
+    pictures = target_frames(
+        provenance, model.spec.space, frames, count=PROOF_FRAMES, held_out=True, purpose="proof", say=say
+    )
     proof, labels = make_proof(model, pictures)
     if head == "labels":
         labels = own_size(list(proof.labels), pictures)
@@ -127,35 +118,3 @@ def make_proof(model: Segmenter, frames: Sequence[Frame]) -> tuple[Proof, list[F
     at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
     proof = Proof(np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy())
     return proof, predictor.labels(frames)
-
-
-def _proof_frames(
-    provenance: dict[str, Any], space: LabelSpace, frames: Path | None, cache: Path, say: Say
-) -> list[Frame]:
-    """Return frames spread evenly over `frames`, or over the run's held-out target frames."""
-    dataset: FrameDataset
-
-    def left_out(error: DataError) -> None:
-        say(f"left out of the proof: {error}")
-
-    try:
-        if frames is not None:
-            dataset, _ = open_recordings(frames, cache=cache, space=space, left_out=left_out)
-        else:
-            config = RunConfig.from_dict(provenance["config"])
-            train_set, held_out = open_target(config, cache, space, say, left_out)
-            dataset = train_set if held_out is None else held_out
-    except FadaError as error:
-        raise DataError(
-            f"no frames to prove the export on, so nothing is written; give --frames. {error}"
-        ) from None
-    chosen = np.linspace(0, len(dataset) - 1, min(PROOF_FRAMES, len(dataset))).round().astype(int)
-    found: list[Frame] = []
-    for i in chosen.tolist():
-        try:
-            found.append(dataset.image(i))
-        except DataError as error:
-            left_out(error)
-    if not found:
-        raise DataError("no frame to prove the export on could be read, so nothing is written; give --frames")
-    return found

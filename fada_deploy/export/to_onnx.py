@@ -8,17 +8,14 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fada_deploy.common.metadata import PROPERTY, ModelMetadata
+from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.export.stamp import save_onnx
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    import onnx
 
 OPSET = 18
 INPUT = "frames"
@@ -57,8 +54,6 @@ HEADS: dict[str, type[LogitsHead | LabelsHead]] = {"logits": LogitsHead, "labels
 
 def write_onnx(model: Segmenter, metadata: ModelMetadata, path: Path) -> None:
     """Export `model` (on the CPU) as `metadata` describes it and check the file; `path` is overwritten."""
-    import onnx
-
     height, width = metadata.input_size_hw
     # An example of two images, since a batch of one would be taken for a constant.
     frames = torch.zeros(metadata.batch or 2, height, width, 3, dtype=torch.uint8)
@@ -79,22 +74,4 @@ def write_onnx(model: Segmenter, metadata: ModelMetadata, path: Path) -> None:
         )
     assert program is not None, "torch.onnx.export(dynamo=True) returns the program"
     document = program.model_proto
-    _set_property(document, metadata)
-    onnx.checker.check_model(document, full_check=True)
-    onnx.save(document, str(path))
-
-
-def stamp(path: Path, metadata: ModelMetadata) -> None:
-    """Replace the metadata inside an ONNX file."""
-    import onnx
-
-    document = onnx.load(str(path))
-    _set_property(document, metadata)
-    onnx.save(document, str(path))
-
-
-def _set_property(document: onnx.ModelProto, metadata: ModelMetadata) -> None:
-    kept = [p for p in document.metadata_props if p.key != PROPERTY]
-    del document.metadata_props[:]
-    document.metadata_props.extend(kept)
-    document.metadata_props.add(key=PROPERTY, value=metadata.to_json())
+    save_onnx(document, metadata, path)

@@ -1,107 +1,42 @@
-"""Is the file the network? Compare what it says of real frames with a proof pack; knows no torch.
+"""Is the file the network? From the frame on, on labelled frames, and where it differs most; knows no torch.
 
-A proof pack holds a few frames as they were read, what the network was fed, and what it answered.
+`fada export` runs this before it writes, `fada verify MODEL` anywhere and any time after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import GateError, ModelError
+from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_labels
+from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.data.base import FrameDataset
+from fada_deploy.evaluate import evaluate
+from fada_deploy.runtime.backends import Backend, open_backend
+from fada_deploy.runtime.overlay import overlay
+from fada_deploy.runtime.proof import Proof, Verification, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What a file may differ by: share of pixels with equal labels, and logit error.
-
-    The logit error is the largest absolute difference, as a fraction of the largest |logit|.
-    """
-
-    equal_labels: float = 0.9999
-    logit_error: float = 1e-4
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Reference answers of the trained network.
-
-    `frames` (N, H, W, 3) uint8 RGB at the network's input size, `logits` (N, K, h, w) float32,
-    `labels` (N, H, W) uint8 at the input size.
-    """
-
-    frames: NDArray[np.uint8]
-    logits: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-
-    def save(self, path: Path) -> None:
-        """Write the pack atomically."""
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, frames=self.frames, logits=self.logits, labels=self.labels)
-
-    @classmethod
-    def load(cls, path: Path) -> Proof:
-        """Read a pack; raise `ModelError` when it is none."""
-        try:
-            with np.load(path, allow_pickle=False) as pack:
-                return cls(pack["frames"], pack["logits"], pack["labels"])
-        except (OSError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: not a proof pack ({error})") from None
-
-    def classes(self, share: float = 0.01) -> int:
-        """Return how many classes hold more than `share` of the pixels."""
-        counts = np.bincount(self.labels.ravel(), minlength=256)
-        return int((counts > share * self.labels.size).sum())
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far one backend's answers are from the network's.
-
-    `equal_labels` is from the frame on, at each frame's own size; `logit_error` is None for a file
-    whose head gives labels alone.
-    """
-
-    backend: str
-    frames: int
-    classes: int
-    equal_labels: float
-    logit_error: float | None
-    worst_frame: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready summary."""
-        return asdict(self)
-
-    def refusals(self, allowed: Thresholds) -> list[str]:
-        """Say by how much each threshold is missed; nothing when the file is the network."""
-        found = []
-        if not self.equal_labels >= allowed.equal_labels:
-            found.append(
-                f"{self.equal_labels:.4%} of labels equal the network's, {allowed.equal_labels:.2%} are needed "
-                f"(worst: proof frame {self.worst_frame})"
-            )
-        if self.logit_error is not None and not self.logit_error <= allowed.logit_error:
-            found.append(
-                f"logits differ by {self.logit_error:.2e} of the largest, {allowed.logit_error:.0e} is allowed"
-            )
-        return found
+ONNX_BACKENDS = ("onnxruntime", "openvino")
+# What no backend on a CPU has kernels for, but these.
+_RUNS = {"bf16": ("openvino",)}
+_PICTURE_WIDTH = 480
 
 
 def verify(
     model: Path, proof: Proof, *, frames: Sequence[Frame], labels: Sequence[NDArray[np.uint8]], backend: str
 ) -> Verification:
-    """Run `model` on a backend and compare it with the network's answers.
+    """Run `model` on a backend and compare it with the network's answers, from the frame on.
 
     `frames` are the proof's frames as they were read and `labels` the network's label maps at their
     own size, so that resizing and upsampling are proven too.
@@ -126,8 +61,116 @@ def own_size(labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]) -> li
     return [resize_labels(m, f.shape[:2]) for m, f in zip(labels, frames, strict=True)]
 
 
-def gate(found: Mapping[str, Verification], allowed: Thresholds) -> None:
-    """Raise `GateError` when any backend's answers are not the network's."""
-    refused = [f"{name}: {line}" for name, v in found.items() for line in v.refusals(allowed)]
-    if refused:
-        raise GateError("the exported file is not the network; nothing was written. " + "; ".join(refused))
+def backends_for(metadata: ModelMetadata, model: Path) -> list[str]:
+    """Return the installed backends that have kernels for a file's precision."""
+    able = _RUNS.get(metadata.precision, ONNX_BACKENDS)
+    if model.suffix != ".onnx":
+        return ["tensorrt"]
+    return [name for name in ONNX_BACKENDS if name in able and find_spec(name) is not None]
+
+
+def verify_file(
+    model: Path, proof: Proof, backends: Sequence[str], *, device: str = "auto"
+) -> dict[str, Verification]:
+    """Compare a file with its proof pack on each of the backends."""
+    found = {}
+    for name in backends:
+        backend = open_backend(model, backend=name, device=device, allow_unproven=True)
+        try:
+            found[name] = compare(backend, proof)
+        finally:
+            backend.close()
+    return found
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A file beside its float32 original on labelled frames: mIoU of both, and the class that lost most."""
+
+    frames: int
+    miou: float
+    reference: float
+    worst_class: str
+    worst_change: float
+
+    @property
+    def change(self) -> float:
+        """How much the mIoU changed, negative where it fell."""
+        return self.miou - self.reference
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready summary."""
+        return {**asdict(self), "change": self.change}
+
+    def text(self) -> str:
+        """Say it in a line."""
+        return (
+            f"mIoU {100 * self.miou:.2f} on {self.frames} labelled frames, {100 * self.change:+.2f} against fp32; "
+            f"worst class {self.worst_class} {100 * self.worst_change:+.2f}"
+        )
+
+    def check(self, max_drop: float) -> None:
+        """Raise `GateError` when the mIoU fell by more than `max_drop` (0 … 1)."""
+        if not -self.change <= max_drop:
+            raise GateError(f"{self.text()}; a drop of {100 * max_drop:.2f} points is allowed")
+
+
+def judge(
+    model: Path,
+    reference: Path,
+    dataset: FrameDataset,
+    *,
+    backend: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Judgement:
+    """Score a file and its float32 original on labelled frames with one backend."""
+    scores = []
+    for path in (reference, model):
+        # An engine's original is no engine.
+        engine = backend if path.suffix == model.suffix else "auto"
+        with Segmenter(path, backend=engine) as segmenter:
+            result = evaluate(segmenter.labels, dataset, progress=progress)
+        scores.append(result.scores)
+    before, after = (s.iou for s in scores)
+    both = ~(np.isnan(before) | np.isnan(after))
+    change = np.where(both, after - before, np.inf)
+    worst = int(change.argmin())
+    names = dataset.space.names
+    return Judgement(result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst]))
+
+
+def draw_worst(backend: Backend, proof: Proof, index: int, path: Path) -> None:
+    """Draw a proof frame as the network labels it, as the file does, and where they differ (PNG)."""
+    frame = proof.frames[index]
+    size, palette = backend.metadata.input_size_hw, backend.metadata.label_space.palette
+    said = backend.submit(frame[None]).labels(size)[0]
+    differs = frame // 3
+    differs[said != proof.labels[index]] = (255, 40, 40)
+    drawn = [
+        ("network", overlay(frame, proof.labels[index], palette, 0.6)),
+        (f"file on {backend.name}", overlay(frame, said, palette, 0.6)),
+        (f"differs: {(said != proof.labels[index]).mean():.3%}", differs),
+    ]
+    scale = _PICTURE_WIDTH / size[1]
+    panels = []
+    for title, picture in drawn:
+        shown = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        titled = cv2.copyMakeBorder(shown, 28, 0, 2, 2, cv2.BORDER_CONSTANT, value=(24, 24, 24))
+        cv2.putText(titled, title, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (238, 238, 238), 1, cv2.LINE_AA)
+        panels.append(titled)
+    _, data = cv2.imencode(".png", cv2.cvtColor(np.hstack(panels), cv2.COLOR_RGB2BGR))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def try_draw(model: Path, proof: Proof, worst: Verification, path: Path) -> bool:
+    """Draw the worst frame where the backend still opens; say whether it did."""
+    try:
+        backend = open_backend(model, backend=worst.backend, allow_unproven=True)
+    except (DeviceError, MissingExtraError):
+        return False
+    try:
+        draw_worst(backend, proof, worst.worst_frame, path)
+    finally:
+        backend.close()
+    return True

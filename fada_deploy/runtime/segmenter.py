@@ -22,11 +22,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError, DeviceError, FadaError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.errors import (
+    DataError,
+    DeviceError,
+    FadaError,
+    GateError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+)
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backends import Backend, Prediction, installed_backend, open_backend
+from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources import Source, open_sources
@@ -181,18 +189,25 @@ def _open_newest(device: str, backend: str) -> tuple[Path, Backend, tuple[str, .
 
     if backend == "auto":
         # Without an engine no model runs, and that is the thing to say first.
-        installed_backend()
+        require_any()
     errors: list[FadaError] = []
     skipped: list[str] = []
     for path in newest_models():
+        if backend in BACKENDS and backend not in backends_of(path):
+            skipped.append(f"{path}: is not for backend {backend}")
+            continue
         try:
             return path, open_backend(path, device=device, backend=backend), tuple(skipped)
-        except (ModelError, DeviceError, MissingExtraError) as error:
+        except (ModelError, DeviceError, GateError, MissingExtraError) as error:
             errors.append(error)
             # Most messages begin with the path already.
             skipped.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+    if not errors and skipped:
+        raise ModelError(
+            f"no model under runs/ is for backend {backend}; type `fada export` first, or leave it out"
+        )
     if not errors:
         raise ModelError("no model under runs/: type `fada export` first, or give --model PATH")
     if len(errors) == 1:
         raise errors[0]
-    raise ModelError(f"none of the {len(errors)} models under runs/ can run here: {'; '.join(skipped)}")
+    raise ModelError(f"none of the {len(skipped)} models under runs/ can run here: {'; '.join(skipped)}")

@@ -22,7 +22,8 @@ from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.export.exporter import Exported, export, make_proof
-from fada_deploy.export.verify import Frame, Proof, Thresholds, gate, own_size, verify
+from fada_deploy.export.verify import Frame, own_size, verify
+from fada_deploy.runtime.proof import Proof, Thresholds, gate
 from fada_deploy.runtime.segmenter import Segmenter as Runtime
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.predict import Predictor
@@ -160,7 +161,7 @@ def test_a_refused_export_leaves_nothing(weights: Path, tmp_path: Path) -> None:
 
 def test_without_frames_to_prove_on_nothing_is_written(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no frames to prove the export on"):
+    with pytest.raises(DataError, match="no frames for the proof, so nothing is written; give --frames"):
         export(weights, tmp_path / "model.onnx", frames=tmp_path / "empty", say=quiet)
     assert not (tmp_path / "model.onnx").exists()
 

@@ -17,10 +17,10 @@ from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, FadaError, MissingExtraError, ModelError, UsageError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime import backends
-from fada_deploy.runtime.backends import BACKENDS, open_backend
+from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, open_backend
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
-every_backend = pytest.mark.parametrize("backend", sorted(BACKENDS))
+every_backend = pytest.mark.parametrize("backend", ONNX_BACKENDS)
 
 
 def inner(labels: np.ndarray) -> np.ndarray:
@@ -264,3 +264,135 @@ def test_an_engine_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, backend, raising=False)
     with pytest.raises(DeviceError, match=rf"{backend} is installed but does not load \(libsomething"):
         open_backend(model, backend=backend)
+
+
+def with_external_weight(path: Path, location: str, where: str) -> Path:
+    """Rewrite a model so that a weight lies in another file, named in the graph, a node, or a subgraph."""
+    model = onnx.load(path)
+    weight = next(i for i in model.graph.initializer if i.name == "weight")
+    outside = onnx.TensorProto(name="weight", data_type=1, dims=weight.dims, data_location=1)
+    outside.external_data.add(key="location", value=location)
+    if where == "initializer":
+        weight.CopyFrom(outside)
+    else:
+        attribute = onnx.helper.make_attribute("value", outside)
+        node = onnx.helper.make_node("Constant", [], ["unused"])
+        node.attribute.append(attribute)
+        if where == "subgraph":
+            inner = onnx.helper.make_graph([node], "inner", [], [])
+            node = onnx.helper.make_node("If", ["no"], ["unused"], then_branch=inner, else_branch=inner)
+        model.graph.node.insert(0, node)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@every_backend
+@pytest.mark.parametrize("where", ["initializer", "node", "subgraph"])
+@pytest.mark.parametrize("location", ["../../x", "a/../../x", "{folder}/../x"])
+def test_weights_outside_the_models_folder_are_not_read(
+    tmp_path: Path, backend: str, where: str, location: str
+) -> None:
+    path = with_external_weight(
+        toy.color_model(tmp_path / "in" / "m.onnx"), location.format(folder=tmp_path / "in"), where
+    )
+    with pytest.raises(ModelError, match=r"has weights in '.*x', outside its own folder") as error:
+        open_backend(path, backend=backend)
+    one_line(error)
+
+
+def test_a_link_to_weights_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    path = with_external_weight(toy.color_model(tmp_path / "in" / "m.onnx"), "weights.bin", "initializer")
+    (tmp_path / "secret").write_bytes(bytes(4 * 13 * 3))
+    (tmp_path / "in" / "weights.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="outside its own folder"):
+        open_backend(path)
+
+
+@every_backend
+def test_weights_beside_the_model_are_read(tmp_path: Path, backend: str) -> None:
+    path = toy.color_model(tmp_path / "in" / "m.onnx")
+    model = onnx.load(path)
+    weight = next(i for i in model.graph.initializer if i.name == "weight")
+    (tmp_path / "in" / "weights.bin").write_bytes(weight.raw_data)
+    with_external_weight(path, "weights.bin", "initializer")
+    frame, truth = toy.scene(3)
+    labels = open_backend(path, backend=backend).submit(frame[None]).labels((64, 128))
+    np.testing.assert_array_equal(inner(labels[0]), inner(truth))
+
+
+def test_a_graph_of_graphs_without_end_is_no_onnx_file(tmp_path: Path) -> None:
+    path = toy.color_model(tmp_path / "m.onnx")
+    # graph { node { attribute { g { node { … } } } } }: written from the inside out.
+    deep = b""
+    for _ in range(3000):
+        for tag in (0x32, 0x2A, 0x0A):
+            deep = bytes([tag]) + _varint(len(deep)) + deep
+    (tmp_path / "deep.onnx").write_bytes(path.read_bytes() + b"\x3a" + _varint(len(deep)) + deep)
+    with pytest.raises(ModelError, match="is no ONNX file"):
+        open_backend(tmp_path / "deep.onnx")
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def test_runs_with_bound_memory_give_the_same(tmp_path: Path) -> None:
+    """What CUDA runs go through, on the CPU: the binding's calls are real, the device is not."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from fada_deploy.runtime.backends.onnxruntime import _BoundRuns
+
+    path = toy.color_model(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    bound = _BoundRuns(onnxruntime, session, "cpu", 0)
+    rng = np.random.default_rng(0)
+    for count in (2, 1, 2, 3, 4, 5, 2):
+        frames = rng.integers(0, 256, (count, 64, 128, 3), dtype=np.uint8)
+        before = frames.copy()
+        expected = session.run(["logits"], {"frames": frames})[0]
+        np.testing.assert_array_equal(bound.run(frames, "logits"), expected)
+        np.testing.assert_array_equal(frames, before)
+
+
+@every_backend
+def test_pictures_with_colours_over_them(tmp_path: Path, backend: str) -> None:
+    from fada_deploy.runtime.overlay import overlay
+
+    frames, _ = zip(*(toy.scene(i) for i in (1, 4)), strict=True)
+    prediction = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend).submit(np.stack(frames))
+    large = np.stack([np.repeat(f, 2, axis=0) for f in frames])
+    labels, pictures = prediction.overlay(large, toy.SPACE.palette, 0.4)
+    np.testing.assert_array_equal(labels, prediction.labels((128, 128)))
+    for picture, frame, plane in zip(pictures, large, labels, strict=True):
+        np.testing.assert_array_equal(picture, overlay(frame, plane, toy.SPACE.palette, 0.4))
+
+
+def test_a_file_and_a_backend_that_are_not_for_each_other(tmp_path: Path) -> None:
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"plan")
+    with pytest.raises(UsageError, match=r"model\.engine: is not for backend openvino; take tensorrt, or leave"):
+        open_backend(engine, backend="openvino")
+    model = toy.color_model(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match="not for backend tensorrt; take onnxruntime or openvino"):
+        open_backend(model, backend="tensorrt")
+    for name in ("weights.pt", "weights.pth", "weights.safetensors"):
+        (tmp_path / name).write_bytes(b"\x80\x04")
+        with pytest.raises(ModelError, match=r"is no exported model; `fada export` makes one") as error:
+            open_backend(tmp_path / name)
+        one_line(error)
+
+
+def test_with_nothing_installed_the_pip_command_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    hidden = {"onnxruntime", "openvino"}
+    monkeypatch.setattr(
+        backends.importlib.util,
+        "find_spec",
+        lambda name: None if name in hidden else find("json") if name == "tensorrt" else find(name),
+    )
+    backends.require_any()
+    hidden |= {"tensorrt", "tensorrt_rtx"}
+    with pytest.raises(MissingExtraError, match=r"no inference engine is installed.*\[cpu\]"):
+        backends.require_any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -152,6 +153,28 @@ def test_the_newest_model_that_runs_here(tmp_path: Path, model: Path, monkeypatc
     newest(monkeypatch, [model])
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError):
+        Segmenter(backend="openvino")
+
+
+def test_engines_of_other_machines_are_passed_over(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = tmp_path / "runs" / "a" / "export"
+    export.mkdir(parents=True)
+    (export / "model.onnx").write_bytes(model.read_bytes())
+    engine = export / "model.engine"
+    engine.write_bytes(b"plan")
+    os.utime(engine, (2e9, 2e9))
+    monkeypatch.chdir(tmp_path)
+    with Segmenter() as segmenter:
+        assert segmenter.path == Path("runs/a/export/model.onnx")
+        assert "model.engine.json is not beside it" in segmenter.skipped[0]
+    with Segmenter(backend="openvino") as segmenter:
+        assert segmenter.skipped == ("runs/a/export/model.engine: is not for backend openvino",)
+    with pytest.raises(ModelError, match=r"model\.engine\.json is not beside it"):
+        Segmenter(backend="tensorrt")
+    (export / "model.onnx").unlink()
+    with pytest.raises(ModelError, match="no model under runs/ is for backend openvino"):
         Segmenter(backend="openvino")
 
 

@@ -6,41 +6,83 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from fada_deploy.common.errors import ModelError, UsageError
+from fada_deploy.common.errors import MissingExtraError, ModelError, UsageError
 from fada_deploy.runtime.backends.base import Backend, Prediction
+from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVOURS
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
+from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 
-__all__ = ["BACKENDS", "Backend", "Prediction", "installed_backend", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "ONNX_BACKENDS",
+    "Backend",
+    "Prediction",
+    "backends_of",
+    "installed_backend",
+    "open_backend",
+    "require_any",
+]
 
-# Name of the backend, which is also the package it needs → constructor(path, device=…). The order is
-# what `auto` prefers.
+# Name of the backend → constructor(path, device=…). The order is what `auto` prefers.
 BACKENDS: dict[str, Callable[..., Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
     "openvino": OpenVinoBackend,
+    "tensorrt": TensorRtBackend,
 }
+# Those that run an ONNX file; the name is also the package that each needs.
+ONNX_BACKENDS = ("onnxruntime", "openvino")
+# Weights, most of them pickles, which run what they like when they are read.
+_WEIGHTS = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".safetensors"})
 
 
-def open_backend(path: Path, *, device: str = "auto", backend: str = "auto") -> Backend:
+class _NoEngineError(MissingExtraError):
+    def __init__(self) -> None:
+        UsageError.__init__(
+            self,
+            "no inference engine is installed; type: pip install 'fada_deploy[cpu]' "
+            "(or [gpu] for NVIDIA, [openvino] for Intel)",
+        )
+
+
+def open_backend(
+    path: Path, *, device: str = "auto", backend: str = "auto", allow_unproven: bool = False
+) -> Backend:
     """Open a model file on an engine and a device.
 
-    `device` is auto, cpu or cuda[:N]; `backend` is auto (the first one installed) or a key of
-    `BACKENDS`. Raise `UsageError` for an unknown or missing engine, `DeviceError` when the device is
-    not to be had, `ModelError` when the file cannot be used.
+    `device` is auto, cpu or cuda[:N]; `backend` is auto (the first one installed that is for the file) or a
+    key of `BACKENDS`. `allow_unproven` opens an engine whose answers nobody compared with the network's. Raise
+    `UsageError` for an unknown or missing backend and one that is for other files, `DeviceError` when the device
+    is not to be had, `ModelError` when the file cannot be used, `GateError` when it is not the network.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise UsageError(f"no backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; `fada export` makes one")
+    able = backends_of(path)
+    if backend not in ("auto", *able):
+        raise UsageError(f"{path}: is not for backend {backend}; take {' or '.join(able)}, or leave --backend out")
+    if able == ("tensorrt",):
+        return TensorRtBackend(path, device=device, allow_unproven=allow_unproven)
     return BACKENDS[installed_backend() if backend == "auto" else backend](path, device=device)
 
 
+def backends_of(path: Path) -> tuple[str, ...]:
+    """Return the backends that a file is for, by its name; raise `ModelError` for weights."""
+    if path.suffix in _WEIGHTS:
+        raise ModelError(f"{path}: holds weights and is no exported model; `fada export` makes one of a run's")
+    return ("tensorrt",) if path.suffix in ENGINE_SUFFIXES else ONNX_BACKENDS
+
+
 def installed_backend() -> str:
-    """Return the first engine that is installed; raise `UsageError` saying what to type if none is."""
-    for name in BACKENDS:
+    """Return the first engine for ONNX files that is installed; raise `UsageError` saying what to type if none."""
+    for name in ONNX_BACKENDS:
         if importlib.util.find_spec(name) is not None:
             return name
-    raise UsageError(
-        "no inference engine is installed; type: pip install 'fada_deploy[cpu]' "
-        "(or [gpu] for NVIDIA, [openvino] for Intel)"
-    )
+    raise _NoEngineError
+
+
+def require_any() -> None:
+    """Raise `UsageError` saying what to type when nothing at all is installed that runs a model."""
+    if all(importlib.util.find_spec(name) is None for name in (*ONNX_BACKENDS, *FLAVOURS)):
+        raise _NoEngineError

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DeviceError, ModelError, UsageError
+from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, UsageError
 from fada_deploy.common.images import resize_labels
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.runtime.overlay import overlay
 from fada_deploy.runtime.upsample import confidence_from_logits, labels_from_logits
 
 Frames = NDArray[np.uint8]
@@ -54,6 +56,17 @@ class Prediction:
         corners = self._metadata.align_corners
         return np.stack([confidence_from_logits(z, size_hw, align_corners=corners) for z in self.logits()])
 
+    def overlay(
+        self, frames_bhwc: Frames, palette: NDArray[np.uint8], alpha: float
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return labels (B, H, W) and pictures (B, H, W, 3) uint8: the frames with the classes' colours over them.
+
+        Frames (B, H, W, 3) uint8 may have any size; `palette` (256, 3) uint8 is in their channel order.
+        """
+        labels = self.labels((frames_bhwc.shape[1], frames_bhwc.shape[2]))
+        drawn = [overlay(f, m, palette, alpha) for f, m in zip(frames_bhwc, labels, strict=True)]
+        return labels, np.stack(drawn)
+
 
 class Backend(Protocol):
     """An opened model on an engine and a device; safe to use from several threads."""
@@ -93,6 +106,16 @@ def refuse_cuda(engine: str, device: str, have: str) -> DeviceError:
     )
 
 
+def import_engine(package: str, extra: str) -> Any:
+    """Import an engine's package; raise `MissingExtraError` if it is not there, `DeviceError` if it is broken."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError:
+        raise MissingExtraError(package, extra) from None
+    except ImportError as error:
+        raise broken_engine(package, error) from None
+
+
 def broken_engine(engine: str, error: ImportError) -> DeviceError:
     """Return the error for an engine that is installed but does not load, as when a library is missing."""
     return DeviceError(f"{engine} is installed but does not load ({one_line(error)}); install it again")
@@ -117,6 +140,11 @@ def batch_for(frames_bhwc: Frames, metadata: ModelMetadata) -> Frames:
 
 def prediction_of(output: NDArray[np.generic], count: int, metadata: ModelMetadata, where: str) -> Prediction:
     """Drop the padding and check the output's shape against the contract."""
+    return Prediction(checked_output(output, count, metadata, where), metadata)
+
+
+def checked_output(output: Any, count: int, metadata: ModelMetadata, where: str) -> Any:
+    """Return an array, wherever it lies, without its padding; raise `ModelError` when it breaks the contract."""
     output = output[:count]
     if metadata.head == "logits":
         good = output.ndim == 4 and output.shape[1] == metadata.label_space.num_classes
@@ -129,7 +157,7 @@ def prediction_of(output: NDArray[np.generic], count: int, metadata: ModelMetada
             f"{where}: gives {output.shape} where its metadata says head `{metadata.head}`, {expected}; "
             "export it again"
         )
-    return Prediction(output, metadata)
+    return output
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Read the metadata property of an ONNX file without the `onnx` package.
+"""Read the metadata property of an ONNX file, and where its weights lie, without the `onnx` package.
 
 An ONNX file is one protobuf message. Only its outermost fields are walked; the graph, hundreds of
 megabytes perhaps, is stepped over. Both backends read the contract here, since OpenVINO keeps no
@@ -19,6 +19,17 @@ from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# onnx.proto: which fields of a message lead to tensors, and to what message. TensorProto.external_data has
+# string pairs, one of them under the key `location`.
+_TOWARDS_TENSORS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "pair"},
+}
 # A property longer than this is none of ours; it also bounds what a damaged length can make us read.
 _LONGEST = 1 << 24
 
@@ -39,6 +50,50 @@ def read_metadata(path: Path) -> ModelMetadata:
     if not has_graph:
         raise ModelError(f"{path}: is no ONNX file, or one cut short; export it again with `fada export`")
     return ModelMetadata.from_json(properties.get(PROPERTY), str(path))
+
+
+def read_model(path: Path) -> ModelMetadata:
+    """Return the contract of an ONNX file that is about to be opened, its weights all in its own folder."""
+    metadata = read_metadata(path)
+    check_external_data(path)
+    return metadata
+
+
+def check_external_data(path: Path) -> None:
+    """Raise `ModelError` when weights of an ONNX file lie outside its folder: such a file reads what it likes."""
+    folder = path.parent.resolve()
+    try:
+        with path.open("rb") as handle:
+            found = set(_locations(handle, path.stat().st_size, "model"))
+        outside = [place for place in found if not (folder / place).resolve().is_relative_to(folder)]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (_NotProtobuf, ValueError, RecursionError):
+        raise ModelError(
+            f"{path}: is no ONNX file, or one cut short; export it again with `fada export`"
+        ) from None
+    if outside:
+        raise ModelError(
+            f"{path}: has weights in {min(outside)!r}, outside its own folder, which are not read; "
+            "export it again with `fada export`, which keeps them inside the file"
+        )
+
+
+def _locations(handle: BinaryIO, end: int, message: str) -> Iterator[str]:
+    """Yield where the tensors' external data lie, of a message that ends at byte `end`."""
+    for field, length in _fields(handle, end):
+        inner = _TOWARDS_TENSORS[message].get(field)
+        if inner == "pair":
+            yield from _location(handle.read(min(length, _LONGEST)))
+        elif inner is not None:
+            yield from _locations(handle, handle.tell() + length, inner)
+
+
+def _location(entry: bytes) -> Iterator[str]:
+    parts = BytesIO(entry)
+    pair = {f: parts.read(n).decode() for f, n in _fields(parts, len(entry)) if f in (_KEY, _VALUE)}
+    if pair.get(_KEY) == "location":
+        yield pair.get(_VALUE, "")
 
 
 def _properties(handle: BinaryIO, size: int) -> tuple[dict[str, str], bool]:

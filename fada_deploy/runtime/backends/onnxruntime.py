@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fada_deploy.common.cores import usable_cores
-from fada_deploy.common.errors import MissingExtraError, ModelError
+from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
     batch_for,
-    broken_engine,
     cuda_index,
+    import_engine,
     one_line,
     prediction_of,
     refuse_cuda,
 )
-from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.backends.onnx_file import read_model
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_SIZES_KEPT = 4
 
 
 class OnnxRuntimeBackend:
@@ -33,13 +35,8 @@ class OnnxRuntimeBackend:
     metadata: ModelMetadata
 
     def __init__(self, path: Path, *, device: str = "auto") -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise MissingExtraError("onnxruntime", "cpu") from None
-        except ImportError as error:
-            raise broken_engine(self.name, error) from None
-        self.metadata = read_metadata(path)
+        onnxruntime = import_engine("onnxruntime", "cpu")
+        self.metadata = read_model(path)
         self._where = str(path)
         index = cuda_index(device)
         have = onnxruntime.get_available_providers()
@@ -52,6 +49,7 @@ class OnnxRuntimeBackend:
         if index is not None and not on_cuda:
             raise refuse_cuda(self.name, device, "the CPU only, as its CUDA provider did not start")
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
+        self._bound = _BoundRuns(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
         inputs = self._session.get_inputs()
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
             found = ", ".join(f"{i.name} {i.type}" for i in inputs)
@@ -74,11 +72,44 @@ class OnnxRuntimeBackend:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
         batch = batch_for(frames_bhwc, self.metadata)
         try:
-            output = self._session.run([self.metadata.head], {"frames": batch})[0]
+            if self._bound is not None:
+                output = self._bound.run(batch, self.metadata.head)
+            else:
+                output = self._session.run([self.metadata.head], {"frames": batch})[0]
         except Exception as error:
             raise ModelError(f"{self._where}: onnxruntime failed ({one_line(error)})") from None
         return prediction_of(np.asarray(output), len(frames_bhwc), self.metadata, self._where)
 
     def close(self) -> None:
         """Let the session go."""
-        self._session = None
+        self._bound = self._session = None
+
+
+class _BoundRuns:
+    """Runs whose input stays in one place on the device, and whose output comes back in one copy.
+
+    Left to itself a session allocates and frees both for each run.
+    """
+
+    def __init__(self, ort: Any, session: Any, device: str, index: int) -> None:
+        self._ort, self._session = ort, session
+        self._place = (device, index)
+        self._inputs: dict[int, Any] = {}
+        # The input's place is one caller's at a time.
+        self._lock = threading.Lock()
+
+    def run(self, batch: Frames, head: str) -> Any:
+        with self._lock:
+            held = self._inputs.get(len(batch))
+            if held is None:
+                # A stream has one batch size and a shorter last batch; more are not worth their memory.
+                if len(self._inputs) >= _SIZES_KEPT:
+                    self._inputs.clear()
+                held = self._inputs[len(batch)] = self._ort.OrtValue.ortvalue_from_numpy(batch, *self._place)
+            else:
+                held.update_inplace(batch)
+            binding = self._session.io_binding()
+            binding.bind_ortvalue_input("frames", held)
+            binding.bind_output(head, *self._place)
+            self._session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()[0]

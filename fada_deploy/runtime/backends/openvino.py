@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from fada_deploy.common.cores import usable_cores
-from fada_deploy.common.errors import MissingExtraError, ModelError
+from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
     batch_for,
-    broken_engine,
     cuda_index,
+    import_engine,
     one_line,
     prediction_of,
     refuse_cuda,
 )
-from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.backends.onnx_file import read_model
 
 
 class OpenVinoBackend:
@@ -32,13 +32,8 @@ class OpenVinoBackend:
     metadata: ModelMetadata
 
     def __init__(self, path: Path, *, device: str = "auto") -> None:
-        try:
-            import openvino
-        except ModuleNotFoundError:
-            raise MissingExtraError("openvino", "openvino") from None
-        except ImportError as error:
-            raise broken_engine(self.name, error) from None
-        self.metadata = read_metadata(path)
+        openvino = import_engine("openvino", "openvino")
+        self.metadata = read_model(path)
         self._where = str(path)
         if cuda_index(device) is not None:
             raise refuse_cuda(self.name, device, "the CPU only")

@@ -1,0 +1,100 @@
+"""`fada verify`: is a file still the network that it was exported from? On this machine, now."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fada_deploy.cli.options import emit_json, log
+
+
+@click.command("verify")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--backend", default="auto", show_default=True, help="One of them; auto: all that can run it here.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--min-equal", type=float, help="Percent of labels that must equal the network's.")
+@click.option("--max-logit-error", type=float, help="Largest logit error, of the largest logit.")
+@click.option("--data", help="Labelled data set to score it on too, beside --reference.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
+@click.option("--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL].")
+@click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the worst proof frame (.png).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(model: Path | None, picture: Path | None, as_json: bool, **options: Any) -> None:
+    """Hold MODEL (.onnx or .engine) against its proof pack [the newest export]. Exits with 3 when it is another.
+
+    Needs neither torch nor the run: the pack beside it has the network's answers on real frames.
+    """
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.runs import newest_models
+    from fada_deploy.export.derive import Gate
+    from fada_deploy.export.verify import backends_for, try_draw, verify_file
+    from fada_deploy.runtime.proof import Proof, gate
+
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise UsageError(f"--picture {picture}: writes a .png")
+    if model is None:
+        model = next(iter(newest_models()), None)
+        if model is None:
+            raise UsageError("no model under runs/: type `fada export` first, or name one")
+        log(f"model {model}, the newest")
+    metadata = _metadata(model)
+    proof = Proof.of(model, metadata)
+    backend, equal = options["backend"], options["min_equal"]
+    backends = backends_for(metadata, model) if backend == "auto" else [backend]
+    if not backends:
+        raise UsageError(f"nothing installed here runs {metadata.precision} of {model}; see fada export --list")
+    allowed = Gate(None if equal is None else equal / 100, options["max_logit_error"])
+    found = verify_file(model, proof, backends, device=options["device"])
+    for name, v in found.items():
+        logits = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
+        log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{logits}")
+    if picture is not None:
+        worst = min(found.values(), key=lambda v: v.equal_labels)
+        if try_draw(model, proof, worst, picture):
+            log(f"picture: {picture}")
+    judgement = _judged(model, metadata, backends[0], options)
+    if as_json:
+        emit_json(
+            {
+                "model": str(model),
+                "precision": metadata.precision,
+                "verification": {name: v.to_dict() for name, v in found.items()},
+                "labelled": None if judgement is None else judgement.to_dict(),
+            }
+        )
+    gate(found, allowed.thresholds(metadata.precision), lost=f"{model} is not to be used")
+    if judgement is not None:
+        log(judgement.text())
+        judgement.check(options["max_miou_drop"] / 100)
+
+
+def _metadata(model: Path) -> Any:
+    from fada_deploy.common.metadata import ModelMetadata
+    from fada_deploy.runtime.backends.engine_file import read_engine
+    from fada_deploy.runtime.backends.onnx_file import read_metadata
+
+    metadata: ModelMetadata = read_metadata(model) if model.suffix == ".onnx" else read_engine(model).metadata
+    return metadata
+
+
+def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -> Any:
+    from tqdm import tqdm
+
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.data import open_dataset
+    from fada_deploy.export.verify import judge
+    from fada_deploy.runtime.proof import proof_path
+
+    if options["data"] is None:
+        return None
+    pack = proof_path(model)
+    reference = options["reference"] or pack.with_name(pack.name.replace(".proof.npz", ".onnx"))
+    if not reference.is_file():
+        raise UsageError(f"{reference}: no fp32 file to score beside; give --reference")
+    dataset = open_dataset(options["data"], options["data_root"], split="val", space=metadata.label_space)
+    with tqdm(total=2 * len(dataset), desc="labelled frames", unit="frame", disable=None, file=sys.stderr) as bar:
+        return judge(model, reference, dataset, backend=backend, progress=bar.update)

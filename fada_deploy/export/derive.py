@@ -1,0 +1,183 @@
+"""From the fp32 file to another precision, proven before it gets its name: needs neither torch nor the run.
+
+`fada export RUN --precision fp16,int8` and `fada export model.onnx --precision int8`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fada_deploy.common.errors import DataError, GateError, ModelError, UsageError
+from fada_deploy.common.files import sha256
+from fada_deploy.common.images import resize_frame
+from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
+from fada_deploy.data.base import FrameDataset
+from fada_deploy.export.precision import check_precision, to_half
+from fada_deploy.export.quantise import quantise
+from fada_deploy.export.stamp import save_onnx
+from fada_deploy.export.verify import Judgement, backends_for, judge, try_draw, verify_file
+from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.proof import THRESHOLDS, Proof, Thresholds, Verification, gate
+
+Say = Callable[[str], None]
+Frame = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a derived file is held to: thresholds in place of the precision's own, and a labelled data set.
+
+    `max_miou_drop` is a fraction; it counts where there is a data set.
+    """
+
+    equal_labels: float | None = None
+    logit_error: float | None = None
+    dataset: FrameDataset | None = None
+    max_miou_drop: float = 0.02
+
+    def thresholds(self, precision: str) -> Thresholds:
+        """Return what a file of a precision is held to."""
+        own = THRESHOLDS[precision]
+        return Thresholds(
+            own.equal_labels if self.equal_labels is None else self.equal_labels,
+            own.logit_error if self.logit_error is None else self.logit_error,
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How int8 is made: the method, how many layers stay in float (None: measured), and frames when asked for.
+
+    `frames` gives RGB frames of any size.
+    """
+
+    frames: Callable[[], Sequence[Frame]]
+    method: str = "percentile"
+    leave_out: int | None = None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A file that was written, what it computes in, and how it compared."""
+
+    model: Path
+    metadata: ModelMetadata
+    layers: Mapping[str, int]
+    verification: Mapping[str, Verification]
+    judgement: Judgement | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready summary."""
+        return {
+            "model": str(self.model),
+            "precision": self.metadata.precision,
+            "made_for": self.metadata.made_for,
+            "layers": dict(self.layers),
+            "verification": {name: v.to_dict() for name, v in self.verification.items()},
+            "labelled": None if self.judgement is None else self.judgement.to_dict(),
+        }
+
+
+def derived_path(model: Path, precision: str, made_for: str = "any") -> Path:
+    """Return where a derived file lies: `model.fp16.onnx`, `model.int8-cpu.onnx` beside `model.onnx`."""
+    kind = precision if made_for == "any" else f"{precision}-{made_for}"
+    return model.with_name(f"{model.stem}.{kind}{model.suffix}")
+
+
+def derive(
+    model: Path,
+    precision: str,
+    *,
+    made_for: str = "any",
+    calibration: Calibration | None = None,
+    allowed: Gate = Gate(),
+    say: Say,
+) -> Derived:
+    """Write `model` (fp32) in another precision beside it, when it passes the gate.
+
+    Raise `GateError` when it does not, and leave a picture of the worst proof frame in its place.
+    """
+    metadata, proof = _original(model, precision)
+    out = derived_path(model, precision, made_for)
+    draft = out.with_name(f".{out.stem}.partial.onnx")
+    document, left_out, about = _converted(model, metadata, precision, made_for, calibration)
+    layers = check_precision(document, precision, left_out=left_out)
+    metadata = replace(
+        metadata,
+        precision=precision,
+        made_for=made_for,
+        quantisation=about,
+        verification=None,
+        hashes={**metadata.hashes, "fp32": sha256(model)},
+    )
+    picture = out.with_suffix(".worst.png")
+    try:
+        save_onnx(document, metadata, draft)
+        backends = backends_for(metadata, draft)
+        if not backends:
+            say(f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run")
+        found = verify_file(draft, proof, backends)
+        judgement = None
+        try:
+            gate(found, allowed.thresholds(precision))
+            if allowed.dataset is not None and backends:
+                judgement = _judged(draft, model, allowed.dataset, backends[0])
+                judgement.check(allowed.max_miou_drop)
+        except GateError as error:
+            worst = min(found.values(), key=lambda v: v.equal_labels)
+            shown = f"; the worst frame is drawn in {picture}" if try_draw(draft, proof, worst, picture) else ""
+            raise GateError(f"{out.name}: {error}{shown}") from None
+        metadata = replace(metadata, verification=_findings(found, judgement))
+        save_onnx(document, metadata, draft)
+        draft.replace(out)
+        picture.unlink(missing_ok=True)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Derived(out, metadata, layers, found, judgement)
+
+
+def _original(model: Path, precision: str) -> tuple[ModelMetadata, Proof]:
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    metadata = read_metadata(model)
+    if metadata.precision != "fp32":
+        raise ModelError(f"{model}: is {metadata.precision} already; give the fp32 file it was made of")
+    return metadata, Proof.of(model, metadata)
+
+
+def _converted(
+    model: Path, metadata: ModelMetadata, precision: str, made_for: str, calibration: Calibration | None
+) -> tuple[Any, Sequence[str], dict[str, Any] | None]:
+    """Return the graph in the precision, the layers left out of it, and what there is to tell."""
+    import onnx
+
+    if precision != "int8":
+        return to_half(onnx.load(str(model)), precision), (), None
+    if calibration is None:
+        raise DataError("int8 is calibrated on the target's frames; give --frames")
+    frames = np.stack([resize_frame(f, metadata.input_size_hw) for f in calibration.frames()])
+    made = quantise(
+        model, frames, made_for=made_for, calibration=calibration.method, leave_out=calibration.leave_out
+    )
+    return made.document, made.left_out, made.to_dict()
+
+
+def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> Judgement:
+    total = 2 * len(dataset)
+    with tqdm(total=total, desc="labelled frames", unit="frame", disable=None, file=sys.stderr) as bar:
+        return judge(model, reference, dataset, backend=backend, progress=bar.update)
+
+
+def _findings(found: Mapping[str, Verification], judgement: Judgement | None) -> dict[str, Any]:
+    findings: dict[str, Any] = {name: v.to_dict() for name, v in found.items()}
+    if judgement is not None:
+        findings["labelled"] = judgement.to_dict()
+    return findings

@@ -1,0 +1,278 @@
+"""What an ONNX file's graph is made of, read without the `onnx` package and without its weights.
+
+Used by `fada inspect` on machines that only run models: protobuf's wire format is walked over a memory
+map, and only the messages that name things are looked into.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from fada_deploy.common.errors import ModelError
+
+# Numbers of onnx.proto's fields, by message.
+_IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSETS = 1, 2, 3, 7, 8
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_ATTRIBUTE_TENSOR = 5
+_DIMS, _DATA_TYPE, _TENSOR_NAME, _EXTERNAL, _LOCATION = 1, 2, 8, 13, 14
+
+_TYPES: Final = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string",
+    9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 17: "float8e4m3fn",
+    19: "float8e5m2", 21: "uint4", 22: "int4",
+}  # fmt: skip
+_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+# What may stand between stored weights and the layer that multiplies by them.
+_PASSED = frozenset(
+    {"Cast", "DequantizeLinear", "QuantizeLinear", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+)
+
+Message = memoryview
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its element type and shape, with names for free dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass
+class Graph:
+    """An ONNX file's outside and a census of its inside.
+
+    `layers` counts the layers with weights by operator and by the type that their weights are stored in
+    ("activations" where both sides are computed); `external` names files that weights lie in.
+    """
+
+    opset: int = 0
+    ir_version: int = 0
+    producer: str = ""
+    inputs: list[Port] = field(default_factory=list)
+    outputs: list[Port] = field(default_factory=list)
+    operators: Counter[str] = field(default_factory=Counter)
+    layers: dict[str, Counter[str]] = field(default_factory=dict)
+    parameters: int = 0
+    external: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready summary."""
+        return {
+            "opset": self.opset,
+            "ir_version": self.ir_version,
+            "producer": self.producer,
+            "inputs": [{"name": p.name, "type": p.dtype, "shape": list(p.shape)} for p in self.inputs],
+            "outputs": [{"name": p.name, "type": p.dtype, "shape": list(p.shape)} for p in self.outputs],
+            "parameters": self.parameters,
+            "operators": dict(self.operators.most_common()),
+            "layers": {op: dict(kinds) for op, kinds in self.layers.items()},
+            "quantise_nodes": {op: self.operators[op] for op in ("QuantizeLinear", "DequantizeLinear")},
+            "external_data": self.external,
+        }
+
+
+def read_graph(path: Path) -> Graph:
+    """Read an ONNX file's graph; raise `ModelError` when it is none or cut short."""
+    try:
+        with path.open("rb") as handle:
+            # Closed by the last view of it, which an error's traceback may outlive.
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return _Reader().read(memoryview(mapped))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (_NotProtobuf, ValueError):
+        raise ModelError(
+            f"{path}: is no ONNX file, or one cut short; export it again with `fada export`"
+        ) from None
+
+
+class _NotProtobuf(Exception):
+    pass
+
+
+class _Reader:
+    """One walk through a file."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self._stored: dict[str, str] = {}
+        self._makers: dict[str, tuple[str, list[str]]] = {}
+        self._nodes: list[tuple[str, list[str]]] = []
+
+    def read(self, whole: Message) -> Graph:
+        found, producer = False, ["", ""]
+        for number, value in _fields(whole):
+            if number == _IR_VERSION and isinstance(value, int):
+                self.graph.ir_version = value
+            elif number in (_PRODUCER, _PRODUCER_VERSION):
+                producer[number - _PRODUCER] = _text(value)
+            elif number == _OPSETS:
+                self._opset(value)
+            elif number == _GRAPH:
+                found = True
+                self._graph(value)
+        if not found:
+            raise _NotProtobuf("no graph")
+        self.graph.producer = " ".join(part for part in producer if part)
+        self._count_layers()
+        return self.graph
+
+    def _opset(self, message: int | Message) -> None:
+        parts = dict(_fields(message))
+        if _text(parts.get(1, b"")) in ("", "ai.onnx"):
+            self.graph.opset = int(_number(parts.get(2, 0)))
+
+    def _graph(self, message: int | Message) -> None:
+        for number, value in _fields(message):
+            if number == _NODE:
+                self._node(value)
+            elif number == _INITIALIZER:
+                name, dtype = self._tensor(value)
+                self._stored[name] = dtype
+            elif number == _INPUT:
+                self.graph.inputs.append(_port(value))
+            elif number == _OUTPUT:
+                self.graph.outputs.append(_port(value))
+        # Before IR version 4 stored weights are listed as inputs too.
+        self.graph.inputs = [port for port in self.graph.inputs if port.name not in self._stored]
+
+    def _node(self, message: int | Message) -> None:
+        inputs: list[str] = []
+        outputs: list[str] = []
+        op, constant = "", ""
+        for number, value in _fields(message):
+            if number == _NODE_INPUT:
+                inputs.append(_text(value))
+            elif number == _NODE_OUTPUT:
+                outputs.append(_text(value))
+            elif number == _NODE_OP:
+                op = _text(value)
+            elif number == _NODE_ATTRIBUTE:
+                for part, tensor in _fields(value):
+                    if part == _ATTRIBUTE_TENSOR:
+                        constant = self._tensor(tensor)[1]
+        self.graph.operators[op] += 1
+        self._nodes.append((op, inputs))
+        for name in outputs:
+            self._makers[name] = (op, inputs)
+            if op == "Constant" and constant:
+                self._stored[name] = constant
+
+    def _tensor(self, message: int | Message) -> tuple[str, str]:
+        name, dtype, count, external, location = "", 0, 1, False, ""
+        for number, value in _fields(message):
+            if number == _DIMS:
+                for size in [value] if isinstance(value, int) else _packed(value):
+                    count *= size
+            elif number == _DATA_TYPE:
+                dtype = int(_number(value))
+            elif number == _TENSOR_NAME:
+                name = _text(value)
+            elif number == _LOCATION:
+                external = value == 1
+            elif number == _EXTERNAL:
+                entry = {part: _text(said) for part, said in _fields(value)}
+                location = entry.get(2, "") if entry.get(1) == "location" else location
+        if external and location not in self.graph.external:
+            self.graph.external.append(location)
+        self.graph.parameters += count
+        return name, _TYPES.get(dtype, f"type {dtype}")
+
+    def _count_layers(self) -> None:
+        for op, inputs in self._nodes:
+            if op in _LAYERS and len(inputs) > 1:
+                # A MatMul's weights may be on either side.
+                kinds = [kind for name in inputs[1::-1] if (kind := self._stored_as(name))]
+                self.graph.layers.setdefault(op, Counter())[kinds[0] if kinds else "activations"] += 1
+
+    def _stored_as(self, name: str) -> str | None:
+        for _ in range(len(self._nodes) + 1):
+            if name in self._stored:
+                return self._stored[name]
+            op, inputs = self._makers.get(name, ("", []))
+            if op not in _PASSED or not inputs:
+                return None
+            name = inputs[0]
+        return None
+
+
+def _port(message: int | Message) -> Port:
+    name, dtype, shape = "", "unknown", []
+    for number, value in _fields(message):
+        if number == 1:
+            name = _text(value)
+        elif number == 2:
+            for part, tensor in ((p, t) for kind, v in _fields(value) if kind == 1 for p, t in _fields(v)):
+                if part == 1:
+                    dtype = _TYPES.get(int(_number(tensor)), f"type {tensor}")
+                elif part == 2:
+                    shape = [_dimension(d) for _, d in _fields(tensor)]
+    return Port(name, dtype, tuple(shape))
+
+
+def _dimension(message: int | Message) -> int | str:
+    parts = dict(_fields(message))
+    return int(_number(parts[1])) if 1 in parts else _text(parts.get(2, b"?"))
+
+
+def _fields(message: int | Message | bytes) -> Iterator[tuple[int, int | Message]]:
+    """Yield (number, value) of a message: numbers as int, the rest as views of their bytes."""
+    if isinstance(message, int):
+        raise _NotProtobuf("a number where a message should be")
+    view, at, end = memoryview(message), 0, len(message)
+    while at < end:
+        tag, at = _varint(view, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, at = _varint(view, at)
+            yield number, value
+            continue
+        if number == 0 or wire not in (1, 2, 5):
+            raise _NotProtobuf(f"tag {tag}")
+        length = {1: 8, 5: 4}.get(wire, 0)
+        if wire == 2:
+            length, at = _varint(view, at)
+        if at + length > end:
+            raise _NotProtobuf(f"field {number} runs past the end")
+        yield number, view[at : at + length]
+        at += length
+
+
+def _varint(view: Message, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(view):
+            break
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise _NotProtobuf("a number that does not end")
+
+
+def _packed(message: Message) -> Iterator[int]:
+    at = 0
+    while at < len(message):
+        value, at = _varint(message, at)
+        yield value
+
+
+def _text(value: int | Message | bytes) -> str:
+    if isinstance(value, int):
+        raise _NotProtobuf("a number where text should be")
+    return bytes(value).decode("utf-8")
+
+
+def _number(value: int | Message) -> int:
+    if not isinstance(value, int):
+        raise _NotProtobuf("bytes where a number should be")
+    return value

@@ -1,0 +1,164 @@
+"""TensorRT and TensorRT-RTX: NVIDIA GPUs.
+
+Every reason not to run an engine is looked for before it is deserialised, and an engine whose answers were not
+compared with the network's on this card is compared before its first answer is given out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fada_deploy.common.errors import DeviceError, ModelError
+from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.runtime.backends.base import (
+    Frames,
+    Prediction,
+    batch_for,
+    checked_output,
+    cuda_index,
+    import_engine,
+    one_line,
+)
+from fada_deploy.runtime.backends.device_labels import DevicePrediction, Painter
+from fada_deploy.runtime.backends.engine_file import (
+    EngineSidecar,
+    EngineTensor,
+    can_record,
+    check_can_run,
+    load_engine,
+    write_sidecar,
+)
+from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
+from fada_deploy.runtime.backends.lane import Lane
+from fada_deploy.runtime.backends.trt_library import EXTRAS, make_log, said
+from fada_deploy.runtime.backends.trt_runner import EngineRunner
+
+
+class TensorRtBackend:
+    """An engine on an NVIDIA GPU; the library is the one that built it."""
+
+    name = "tensorrt"
+    device: str
+    metadata: ModelMetadata
+
+    def __init__(self, path: Path, *, device: str = "auto", allow_unproven: bool = False) -> None:
+        sidecar, plan = load_engine(path)
+        self.metadata = sidecar.metadata
+        self._where = str(path)
+        index, gpu = _gpu_for(path, device)
+        self.device = f"cuda:{index}"
+        trt = import_engine(sidecar.flavour, EXTRAS[sidecar.flavour])
+        try:
+            check_can_run(sidecar, flavour_version=str(trt.__version__), compute_capability=gpu.compute_capability)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+        cupy = import_engine("cupy", EXTRAS[sidecar.flavour])
+        log = make_log(trt)
+        lane = Lane(cupy, index)
+        with lane.entered():
+            # The library keeps no references of its own to either.
+            self._kept, engine = _deserialised(trt, log, plan, sidecar, path)
+        del plan
+        _check_tensors(engine, trt, sidecar, path)
+        batch = self.metadata.batch
+        least, _, most = sidecar.profile or (batch or 1,) * 3
+        self._runner = EngineRunner(trt, engine, log, lane, self.metadata, (least, most))
+        try:
+            self._painter = Painter(lane)
+            if not allow_unproven:
+                self._prove(path, sidecar, f"{gpu.name}, {sidecar.flavour} {trt.__version__}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _prove(self, path: Path, sidecar: EngineSidecar, here: str) -> None:
+        """Compare the engine with the network unless that was done `here`; raise `GateError` if it is another."""
+        # The proof is made of a backend, so that its module lies above this one.
+        from fada_deploy.runtime.proof import THRESHOLDS, Proof, compare, gate
+
+        known = {} if isinstance(sidecar.verification, str) else dict(sidecar.verification)
+        if known.get(self.name, {}).get("on") == here:
+            return
+        try:
+            proof = Proof.of(path, self.metadata)
+        except ModelError as error:
+            raise ModelError(
+                f"{path}: was not compared with the network on {here}, and cannot be: {error}; copy the export's "
+                ".proof.npz beside it, or run it as it is with --allow-unproven"
+            ) from None
+        found = compare(self, proof)
+        gate({self.name: found}, THRESHOLDS[self.metadata.precision], lost=f"{path} is not run")
+        known[self.name] = {**found.to_dict(), "on": here}
+        if can_record(path):
+            write_sidecar(path, replace(sidecar, verification=known))
+
+    def submit(self, frames_bhwc: Frames) -> Prediction:
+        """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
+        batch = batch_for(frames_bhwc, self.metadata)
+        try:
+            output = self._runner.run(batch)
+        except RuntimeError as error:  # what CuPy's errors have in common
+            raise ModelError(f"{self._where}: the GPU failed ({one_line(error)})") from None
+        except ModelError as error:
+            raise ModelError(f"{self._where}: {error}") from None
+        output = checked_output(output, len(frames_bhwc), self.metadata, self._where)
+        return DevicePrediction(output, self.metadata, self._painter)
+
+    def close(self) -> None:
+        """Let the engine and its memory go."""
+        self._runner.close()
+
+
+def _gpu_for(path: Path, device: str) -> tuple[int, Gpu]:
+    """Return the GPU asked for and its number; raise `DeviceError` when there is none."""
+    index = cuda_index(device)
+    if device == "cpu":
+        raise DeviceError(f"{path}: an engine runs on an NVIDIA GPU, not on the CPU; for that take the .onnx")
+    gpu = find_gpu(index or 0)
+    if gpu is None:
+        raise DeviceError(
+            f"{path}: an engine needs an NVIDIA GPU, and cuda:{index or 0} is not to be had here; take the .onnx "
+            "file, or look at `nvidia-smi`"
+        )
+    return index or 0, gpu
+
+
+def _deserialised(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path: Path) -> tuple[Any, Any]:
+    """Return the library's runtime and the engine; raise `ModelError` when it does not take it."""
+    # `engine_host_code_allowed` stays off: a plan may hold code for the CPU, and none of ours does.
+    runtime = engine = None
+    try:
+        runtime = trt.Runtime(log)
+        engine = runtime.deserialize_cuda_engine(plan)
+    except TypeError:
+        # Without a working driver the constructor gives nothing.
+        pass
+    if engine is None:
+        why = said(log.errors)
+        if sidecar.options.get("version_compatible"):
+            why += "; it is version-compatible, so it carries host code, which is not run here"
+        raise ModelError(f"{path}: {sidecar.flavour} cannot open it ({why}); build it again: {sidecar.rebuild}")
+    return runtime, engine
+
+
+def _check_tensors(engine: Any, trt: Any, sidecar: EngineSidecar, path: Path) -> None:
+    """Raise `ModelError` when the engine's inputs and outputs are not those of its sidecar and metadata."""
+    found = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        kind = "in" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "out"
+        shape = tuple(int(n) for n in engine.get_tensor_shape(name))
+        found.append(EngineTensor(name, kind, engine.get_tensor_dtype(name).name.lower(), shape))
+    metadata = sidecar.metadata
+    batch = metadata.batch or -1
+    frames = EngineTensor("frames", "in", "uint8", (batch, *metadata.input_size_hw, 3))
+    heads = {"logits": "float", "labels": "uint8"}
+    answers = [(t.name, t.dtype) for t in found if t.kind == "out"]
+    expected = [(metadata.head, heads[metadata.head])]
+    if set(found) != set(sidecar.io) or [t for t in found if t.kind == "in"] != [frames] or answers != expected:
+        listed = ", ".join(f"{t.kind} {t.name} {t.dtype} {t.shape}" for t in found)
+        raise ModelError(
+            f"{path}: has {listed}, which is not what its sidecar says of it; build it again: {sidecar.rebuild}"
+        )

@@ -1,0 +1,342 @@
+"""`fada inspect`: what files say of themselves, held against what other readers say of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import pytest
+import toy
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from fada_deploy.cli.inspect import command
+from fada_deploy.common.errors import ModelError
+from fada_deploy.common.files import sha256
+from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.export.describe import describe
+from fada_deploy.export.onnx_graph import read_graph
+from fada_deploy.runtime.backends.engine_file import EngineSidecar, EngineTensor, write_sidecar
+from fada_deploy.runtime.proof import Proof
+
+Fada = Callable[..., tuple[int, str, str]]
+
+
+def contract(**changes: Any) -> ModelMetadata:
+    fixed: dict[str, Any] = {
+        "label_space": toy.SPACE,
+        "input_size_hw": (64, 128),
+        "head": "logits",
+        "align_corners": False,
+        "provenance": {"config": {"src": "gta5", "tgt": "drives", "seed": 3}, "stage": "distill"},
+        "versions": {"fada_deploy": "0.1.0"},
+    }
+    return ModelMetadata(**{**fixed, **changes})
+
+
+def write_proof(path: Path) -> Proof:
+    frames, labels = zip(*(toy.scene(i) for i in range(3)), strict=True)
+    logits = np.zeros((3, toy.SPACE.num_classes, 8, 16), np.float32)
+    proof = Proof(np.stack(frames), logits, np.stack(labels))
+    proof.save(path)
+    return proof
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """Return a model beside its proof pack, which its metadata names."""
+    write_proof(tmp_path / "model.proof.npz")
+    found = {"backend": "onnxruntime", "frames": 3, "classes": 4, "equal_labels": 0.99995, "logit_error": 2e-6}
+    said = contract(
+        hashes={"proof": sha256(tmp_path / "model.proof.npz"), "weights": "0" * 64},
+        verification={"onnxruntime": found},
+    )
+    return toy.color_model(tmp_path / "model.onnx", metadata=said.to_json())
+
+
+def rewritten(source: Path, path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    document = onnx.load(str(source))
+    change(document)
+    onnx.save(document, str(path))
+    return path
+
+
+def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
+    code, out, _ = fada("inspect", export)
+    assert code == 0
+    rows = [line.split("  ", 1)[0] for line in out.splitlines()]
+    assert rows[:3] == ["file", "sha256", "opset"]
+    for part in (
+        sha256(export),
+        "frames uint8 (batch, 64, 128, 3)",
+        "1 Conv in float32",
+        "128x64 RGB uint8 NHWC, stretch, batch dynamic",
+        "logits, align_corners false",
+        "onnxruntime: 99.9950% equal labels on 3 frames, largest logit error 2.0e-06",
+        "model.proof.npz: equal to the one it was made with",
+        "gta5 → drives, seed 3, stage distill",
+        "13, cityscapes-13",
+        "#00008e  car",
+    ):
+        assert part in out, part
+    assert "\x1b" not in out, "no colour where the output is no terminal"
+
+
+def test_classes_are_shown_in_their_colours(export: Path) -> None:
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(command, [str(export)], color=True)
+    assert click.style("  ", bg=(0, 0, 142)) in done.output
+
+
+def test_the_document_holds_the_contract_as_it_was_written(export: Path, fada: Fada) -> None:
+    code, out, err = fada("inspect", export, "--json")
+    document = json.loads(out)
+    assert code == 0 and err == ""
+    (entry,) = [p for p in onnx.load(str(export)).metadata_props if p.key == "fada"]
+    assert document["metadata"] == json.loads(entry.value)
+    assert document["kind"] == "onnx" and document["bytes"] == export.stat().st_size
+    assert document["proof"] == {"path": str(export.with_name("model.proof.npz")), "state": "equal"}
+    assert document["problems"] == []
+
+
+def test_the_graph_is_read_as_the_onnx_package_reads_it(tmp_path: Path) -> None:
+    for name, options in (("a", {}), ("b", {"head": "labels", "batch": 2}), ("c", {"metadata": None})):
+        model = toy.color_model(tmp_path / f"{name}.onnx", **options)  # type: ignore[arg-type]
+        graph, want = read_graph(model), onnx.load(str(model))
+        assert graph.opset == want.opset_import[0].version and graph.ir_version == want.ir_version
+        assert graph.operators == Counter(n.op_type for n in want.graph.node)
+        assert graph.parameters == sum(int(np.prod(t.dims)) for t in want.graph.initializer)
+        for mine, theirs in ((graph.inputs, want.graph.input), (graph.outputs, want.graph.output)):
+            assert [p.name for p in mine] == [v.name for v in theirs]
+            kinds = [np.dtype(p.dtype) for p in mine]
+            assert kinds == [helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in theirs]
+            shapes = [[d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in theirs]
+            assert [list(p.shape) for p in mine] == shapes
+
+
+def test_precision_is_what_the_weights_are_stored_in(tmp_path: Path) -> None:
+    from fada_deploy.export.precision import to_half
+
+    model = toy.color_model(tmp_path / "model.onnx")
+
+    def quantised(document: onnx.ModelProto) -> None:
+        graph = document.graph
+        weight = next(t for t in graph.initializer if t.name == "weight")
+        values = (numpy_helper.to_array(weight) / 4).astype(np.int8)
+        graph.initializer.remove(weight)
+        graph.initializer.append(numpy_helper.from_array(values, "stored"))
+        graph.initializer.append(numpy_helper.from_array(np.float32(4), "scale"))
+        graph.node.insert(0, helper.make_node("DequantizeLinear", ["stored", "scale"], ["weight"]))
+
+    int8 = rewritten(model, tmp_path / "int8.onnx", quantised)
+    assert read_graph(int8).layers == {"Conv": Counter({"int8": 1})}
+    assert read_graph(int8).to_dict()["quantise_nodes"] == {"QuantizeLinear": 0, "DequantizeLinear": 1}
+    for kind, stored in (("fp16", "float16"), ("bf16", "bfloat16")):
+        with np.errstate(over="ignore"):  # the biases are beyond fp16, and are not looked at
+            onnx.save(to_half(onnx.load(str(model)), kind), str(tmp_path / f"{kind}.onnx"))
+        assert read_graph(tmp_path / f"{kind}.onnx").layers == {"Conv": Counter({stored: 1})}
+    # The file still says fp32 of itself.
+    (problem,) = describe(tmp_path / "fp16.onnx")["problems"]
+    assert problem == "the metadata says fp32, the graph's weights are float16"
+
+
+def test_attention_and_constants_are_told_apart(tmp_path: Path) -> None:
+    value = helper.make_tensor("value", TensorProto.FLOAT, [2, 2], [1, 2, 3, 4])
+    nodes = [
+        helper.make_node("Constant", [], ["stored"], value=value),
+        helper.make_node("Transpose", ["stored"], ["turned"]),
+        helper.make_node("MatMul", ["x", "turned"], ["y"]),
+        helper.make_node("MatMul", ["turned", "y"], ["left"]),
+        helper.make_node("MatMul", ["y", "left"], ["z"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in "xz"]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:])), str(tmp_path / "m.onnx"))
+    assert read_graph(tmp_path / "m.onnx").layers == {"MatMul": Counter({"float32": 2, "activations": 1})}
+
+
+def test_what_does_not_hold_is_named_and_exits_with_1(export: Path, tmp_path: Path, fada: Fada) -> None:
+    write_proof(tmp_path / "other.proof.npz")
+    proof = Proof.load(tmp_path / "other.proof.npz")
+    Proof(proof.frames, proof.logits, proof.labels[::-1]).save(tmp_path / "model.proof.npz")
+    code, out, _ = fada("inspect", export)
+    assert code == 1
+    assert "problem: model.proof.npz beside it is not the proof pack that it was exported with" in out
+    code, out, _ = fada("inspect", tmp_path / "model.proof.npz", "--json")
+    assert code == 1 and json.loads(out)["problems"] == ["model.onnx was exported with another pack"]
+    (tmp_path / "model.proof.npz").unlink()
+    code, out, _ = fada("inspect", export)
+    assert code == 0 and "model.proof.npz: not beside it" in out
+
+
+def test_a_contract_of_another_graph_is_seen(tmp_path: Path) -> None:
+    wrong = toy.color_model(tmp_path / "a.onnx", metadata=contract(input_size_hw=(32, 64)).to_json())
+    assert describe(wrong)["problems"] == ["the graph's input is not the one that the metadata tells of"]
+    wrong = toy.color_model(tmp_path / "b.onnx", metadata=contract(head="labels").to_json())
+    assert describe(wrong)["problems"] == ["the graph has no output `labels`"]
+    none = describe(toy.color_model(tmp_path / "c.onnx", metadata=None))
+    assert none["metadata"] is None and "no `fada` metadata" in none["problems"][0]
+
+
+def test_weights_in_other_files_are_listed(tmp_path: Path, fada: Fada) -> None:
+    model = toy.color_model(tmp_path / "model.onnx")
+
+    def outside(document: onnx.ModelProto) -> None:
+        tensor = document.graph.initializer[0]
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../secret.bin")
+
+    (tmp_path / "in").mkdir()
+    document = onnx.load(str(model))
+    outside(document)
+    (tmp_path / "in" / "model.onnx").write_bytes(document.SerializeToString())
+    code, out, _ = fada("inspect", tmp_path / "in" / "model.onnx")
+    assert code == 1 and "external data" in out and "outside its own folder" in out
+
+
+def test_a_proof_pack_names_its_models(export: Path, tmp_path: Path, fada: Fada) -> None:
+    code, out, _ = fada("inspect", tmp_path / "model.proof.npz")
+    assert code == 0
+    assert "3 at 128x64" in out and "13 classes at 16x8" in out
+    assert f"{export}: is proven by this pack" in out
+
+
+def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> None:
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"a plan")
+    sidecar = EngineSidecar(
+        flavour="tensorrt",
+        flavour_version="11.4.0",
+        engine_sha256=sha256(engine),
+        engine_bytes=6,
+        onnx_name="model.onnx",
+        onnx_sha256=sha256(export),
+        metadata=contract(hashes={"proof": sha256(tmp_path / "model.proof.npz")}),
+        io=(EngineTensor("frames", "in", "uint8", (-1, 64, 128, 3)),),
+        precision="fp32",
+        layers={"fp32": 1},
+        compute_capabilities=("SM86",),
+        gpu="a card",
+        profile=(1, 1, 8),
+    )
+    write_sidecar(engine, sidecar)
+    code, out, _ = fada("inspect", engine)
+    assert code == 0
+    for part in (
+        "tensorrt 11.4.0",
+        "SM86, built on a card",
+        "1, usually 1, at most 8",
+        "frames uint8 (-1, 64, 128, 3)",
+        "model.onnx: equal to the one it was made with",
+        "not yet; `fada verify`",
+        "#00008e  car",
+    ):
+        assert part in out, part
+    document = json.loads(fada("inspect", engine, "--json")[1])
+    assert document["engine"]["onnx"]["state"] == "equal" and document["metadata"]["head"] == "logits"
+    engine.write_bytes(b"a fake")
+    code, _, err = fada("inspect", engine)
+    assert code == 1 and "is not the engine that model.engine.json speaks of" in err
+    engine.with_name("model.engine.json").unlink()
+    assert fada("inspect", engine)[2].count("\n") == 1
+
+
+def weights(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = {"backbone": "ddrnet23-slim", "norm": "batch", "size_hw": [64, 128], "mean": [0.5], "std": [0.2]}
+    said = {
+        "model": {**model, "label_space": toy.SPACE.to_dict()},
+        "provenance": {"stage": path.parent.name, "config": {"src": "gta5", "tgt": "drives"}},
+    }
+    tensors = {"a": np.zeros((4, 5), np.float32), "b": np.zeros(3, np.int64)}
+    save_file(tensors, path, {"fada": json.dumps(said)})
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "gta5-drives-ddrnet23-slim-001"
+    weights(folder / "source" / "weights.safetensors")
+    scores = {"miou": 0.4321, "frames": 12, "input": "128x64", "iou": {}, "failed": []}
+    (folder / "source" / "scores.json").write_text(json.dumps(scores))
+    config = {"src": "gta5", "tgt": "drives", "seed": 1, "stages": ["source", "distill"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_weights_and_stages(run: Path, fada: Fada) -> None:
+    code, out, _ = fada("inspect", run / "source" / "weights.safetensors")
+    assert code == 0 and "ddrnet23-slim, normalisation batch, input 128x64" in out
+    assert "20 in F32, 3 in I64, 2 tensors" in out and "stage source" in out
+    code, out, _ = fada("inspect", run / "source")
+    assert code == 0 and "mIoU 43.2 on 12 frames at 128x64" in out
+
+
+def test_a_run_and_its_exports(run: Path, fada: Fada) -> None:
+    digest = sha256(run / "source" / "weights.safetensors")
+    said = contract(hashes={"weights": digest}).to_json()
+    model = toy.color_model(run / "export" / "model.onnx", metadata=said)
+    (run / "export" / "broken.onnx").write_bytes(b"rubbish")
+    code, out, _ = fada("inspect", run)
+    assert code == 1
+    assert "source" in out and "finished, mIoU 43.2" in out
+    assert f"not finished; go on with `fada train --resume {run}`" in out
+    assert f"{model}, fp32" in out and "broken.onnx, unreadable" in out
+    assert "problem: " in out and "is no ONNX file" in out
+    assert describe(model)["weights"]["state"] == "equal"
+    weights_now = run / "source" / "weights.safetensors"
+    weights_now.write_bytes(weights_now.read_bytes() + b" ")
+    assert describe(model)["weights"] == {"path": None, "state": "another"}
+
+
+def test_what_is_no_file_of_ours_is_one_line(tmp_path: Path, fada: Fada) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 40)
+    (tmp_path / "foreign.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    (tmp_path / "bad.proof.npz").write_bytes(b"rubbish")
+    for name, said in (
+        ("notes.txt", "not a file that `fada` writes"),
+        ("none.onnx", "no such file"),
+        ("empty.onnx", "is no ONNX file"),
+        ("bad.safetensors", "not a safetensors file"),
+        ("foreign.safetensors", "say nothing of their network"),
+        ("bad.proof.npz", "not a proof pack"),
+        (".", "not a file that `fada` writes"),
+    ):
+        code, out, err = fada("inspect", tmp_path / name)
+        assert code == 1 and out == "" and said in err and err.count("\n") == 1, err
+
+
+def test_a_damaged_model_is_never_a_traceback(export: Path, tmp_path: Path) -> None:
+    whole = export.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = tmp_path / "damaged.onnx"
+    for trial in range(300):
+        content = bytearray(whole[: int(rng.integers(1, len(whole)))] if trial % 2 else whole)
+        for place in rng.integers(0, len(content), 4):
+            content[place] = int(rng.integers(0, 256))
+        damaged.write_bytes(content)
+        try:
+            json.dumps(describe(damaged))
+        except ModelError as error:
+            assert "damaged.onnx" in str(error)
+
+
+def test_it_needs_no_engine_and_no_onnx(export: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'safetensors'): sys.modules[name] = None\n"
+        "from fada_deploy.cli import main\n"
+        "main(['inspect', sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, export], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,116 @@
+"""Precision is in the graph: what is asked for is there, the sensitive parts stay, and the labels hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fada_deploy.common.errors import GateError, ModelError
+from fada_deploy.export.precision import check_precision, layer_precisions, tensor_types, to_half
+from fada_deploy.export.stamp import save_onnx
+from fada_deploy.export.verify import backends_for, verify_file
+from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.proof import THRESHOLDS, Proof
+
+
+def types_of(document: onnx.ModelProto) -> dict[str, int]:
+    return tensor_types(onnx.shape_inference.infer_shapes(document, data_prop=True).graph)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+@pytest.mark.parametrize("head", ["logits", "labels"])
+def test_a_trained_network_in_half_precision(
+    exported: dict[str, Path], tmp_path: Path, head: str, kind: str
+) -> None:
+    model = exported[head]
+    whole = onnx.load(str(model))
+    half = to_half(onnx.load(str(model)), kind)
+    assert check_precision(half, kind) == {kind: sum(check_precision(whole, "fp32").values())}
+    # What goes in and what comes out is as it was.
+    assert list(half.graph.input) == list(whole.graph.input)
+    assert list(half.graph.output) == list(whole.graph.output)
+    types = types_of(half)
+    first = next(i for i, node in enumerate(half.graph.node) if node.op_type == "Conv")
+    normalisation = [n for n in half.graph.node[:first] if n.op_type in ("Mul", "Add")]
+    assert normalisation and all(types[n.output[0]] == TensorProto.FLOAT for n in normalisation)
+    for node in half.graph.node:
+        if node.op_type == "ArgMax":
+            assert types[node.input[0]] == TensorProto.FLOAT
+    out = tmp_path / "model.onnx"
+    metadata = read_metadata(model)
+    save_onnx(half, metadata, out)
+    backends = ["openvino"] if kind == "bf16" else backends_for(metadata, model)
+    found = verify_file(out, Proof.of(model, metadata), backends)
+    for verification in found.values():
+        assert verification.refusals(THRESHOLDS[kind]) == []
+        assert verification.classes >= 5
+        # Half precision was not a no-op.
+        assert verification.logit_error is None or verification.logit_error > 1e-5
+
+
+def layer(weight: np.ndarray, *, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """A 1×1 convolution behind an addition, y = W (x + 1)."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["y"], name="relu"),
+    ]
+    shape = [1, weight.shape[1], 2, 2]
+    graph = helper.make_graph(
+        nodes, "layer", [value("x", kind, shape)], [value("y", kind, [1, weight.shape[0], 2, 2])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_a_layer_computes_what_numpy_does_in_half() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 4, 1, 1)).astype(np.float32)
+    x = rng.normal(size=(1, 4, 2, 2)).astype(np.float32)
+    half = to_half(layer(weight), "fp16")
+    session = onnxruntime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
+    got = session.run(None, {"x": x})[0]
+    w16, x16 = (a.astype(np.float16).astype(np.float32) for a in (weight[..., 0, 0], x))
+    want = np.maximum(np.einsum("oc,bchw->bohw", w16, x16).astype(np.float16), 0)
+    np.testing.assert_allclose(got, want.astype(np.float32), atol=2e-3)
+    assert got.dtype == np.float32 and not np.allclose(
+        got, np.maximum(np.einsum("oc,bchw->bohw", weight[..., 0, 0], x), 0), atol=1e-7
+    )
+
+
+def test_a_file_that_is_not_what_was_asked_is_refused() -> None:
+    whole = layer(np.ones((2, 2, 1, 1), np.float32))
+    assert layer_precisions(whole) == {"fp32": 1}
+    with pytest.raises(GateError, match="fp16 was asked for, but of the layers with weights there are 1 in fp32"):
+        check_precision(whole, "fp16")
+    with pytest.raises(GateError, match="int8 was asked for"):
+        check_precision(to_half(layer(np.ones((2, 2, 1, 1), np.float32)), "fp16"), "int8")
+
+
+def test_one_layer_left_in_float_is_seen(exported: dict[str, Path]) -> None:
+    document = to_half(onnx.load(str(exported["logits"])), "fp16")
+    convolution = [n for n in document.graph.node if n.op_type == "Conv"][3]
+    for i in (0, 1):
+        made = f"{convolution.input[i]}_back"
+        cast = helper.make_node("Cast", [convolution.input[i]], [made], to=TensorProto.FLOAT)
+        document.graph.node.insert(list(document.graph.node).index(convolution), cast)
+        convolution.input[i] = made
+    (out,) = convolution.output
+    convolution.output[0] = f"{out}_whole"
+    back = helper.make_node("Cast", [f"{out}_whole"], [out], to=TensorProto.FLOAT16)
+    document.graph.node.insert(list(document.graph.node).index(convolution) + 1, back)
+    del document.graph.value_info[:]
+    with pytest.raises(GateError, match="1 in fp32"):
+        check_precision(document, "fp16")
+
+
+def test_a_graph_whose_types_cannot_be_told_is_refused() -> None:
+    document = layer(np.ones((2, 2, 1, 1), np.float32))
+    with pytest.raises(ModelError, match="the types of 1 tensors in the graph cannot be told, the first c"):
+        tensor_types(document.graph)
