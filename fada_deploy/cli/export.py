@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +102,7 @@ class _Plan:
 
     def run(self) -> None:
         """Check what was asked for, then make all of it; a refused file does not stop the others."""
-        from fada_deploy.common.errors import GateError, UsageError
+        from fada_deploy.common.errors import UsageError
 
         wanted = self._wanted()
         if self.source is not None and self.source.suffix == ".onnx":
@@ -110,22 +112,30 @@ class _Plan:
         else:
             base = self._base()
         calibration, allowed = self._calibration(base), self._gate(base)
-        made = [base]
+        made, engines = [base], []
         for precision, made_for in wanted:
-            if precision == "fp32":
-                continue
-            try:
-                derived = self._derive(base, precision, made_for, calibration, allowed)
-            except GateError as error:
-                self.refused.append(error)
-                log(f"refused: {error}")
-                continue
-            made.append(derived)
-        engines = [self._engine(path) for path in made if self._for_engine(path, wanted)]
+            if precision != "fp32":
+                with self._collecting():
+                    made.append(self._derive(base, precision, made_for, calibration, allowed))
+        for path in made:
+            if self._for_engine(path, wanted):
+                with self._collecting():
+                    engines.append(self._engine(path))
         if self.options["triton"]:
-            self._triton((engines or made)[-1])
+            self._triton(made, engines)
         named = "" if self._is_newest(made[-1]) else f" --model {shlex.quote(str(made[-1]))}"
         log(f"next: fada infer video.mp4{named}")
+
+    @contextmanager
+    def _collecting(self) -> Iterator[None]:
+        """Remember what a gate refuses, and go on with the others."""
+        from fada_deploy.common.errors import GateError
+
+        try:
+            yield
+        except GateError as error:
+            self.refused.append(error)
+            log(f"refused: {error}")
 
     def finish(self) -> None:
         """Raise what the gates refused, when all else is done."""
@@ -178,9 +188,7 @@ class _Plan:
         self.document |= {"model": str(result.model), "proof": str(result.proof), "verification": verified}
         return result.model
 
-    def _derive(
-        self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate
-    ) -> Path:
+    def _derive(self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate) -> Path:
         from fada_deploy.export.derive import derive
 
         log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
@@ -245,6 +253,7 @@ class _Plan:
 
     def _engine(self, model: Path) -> Path:
         from fada_deploy.common.errors import UsageError
+        from fada_deploy.export.engines import prove_here
         from fada_deploy.export.to_tensorrt import build_engine
 
         parts = self.options["trt_batch"].split(",")
@@ -264,14 +273,19 @@ class _Plan:
             hardware_compatible=self.options["hardware_compatible"],
             say=log,
         )
-        self.document.setdefault("engines", []).append(str(built.path))
-        engine: Path = built.path
-        return engine
+        layers = ", ".join(f"{count} in {name}" for name, count in built.sidecar.layers.items())
+        log(f"done: {built.path} and its .json, convolutions: {layers}")
+        verification = prove_here(built.path, log)
+        self.document.setdefault("engines", []).append({"model": str(built.path), "verification": verification})
+        return built.path
 
-    def _triton(self, model: Path) -> None:
+    def _triton(self, made: list[Path], engines: list[Path]) -> None:
         from fada_deploy.export.triton import write_repository
+        from fada_deploy.runtime.backends.engine_file import read_engine
 
-        repository: Path = write_repository(model, self.options["triton"])
+        # Triton knows no engines of TensorRT-RTX.
+        served = [engine for engine in engines if read_engine(engine).flavour == "tensorrt"]
+        repository = write_repository((served or made)[-1], self.options["triton"])
         self.document["triton"] = str(repository)
         log(f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}")
 

@@ -19,7 +19,8 @@ from fada_deploy.common.metadata import HEADS, ModelMetadata
 from fada_deploy.export.frames import target_frames
 from fada_deploy.export.stamp import stamp
 from fada_deploy.export.to_onnx import write_onnx
-from fada_deploy.export.verify import ONNX_BACKENDS, Frame, own_size, verify
+from fada_deploy.export.verify import Frame, own_size, verify
+from fada_deploy.runtime.backends import ONNX_BACKENDS
 from fada_deploy.runtime.proof import Proof, Thresholds, Verification, gate, proof_path
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.interpolation import upsample

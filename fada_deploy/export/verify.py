@@ -21,13 +21,12 @@ from fada_deploy.common.images import resize_labels
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
-from fada_deploy.runtime.backends import Backend, open_backend
+from fada_deploy.runtime.backends import ONNX_BACKENDS, Backend, backends_of, open_backend
 from fada_deploy.runtime.overlay import overlay
 from fada_deploy.runtime.proof import Proof, Verification, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]
-ONNX_BACKENDS = ("onnxruntime", "openvino")
 # What no backend on a CPU has kernels for, but these.
 _RUNS = {"bf16": ("openvino",)}
 _PICTURE_WIDTH = 480
@@ -63,10 +62,10 @@ def own_size(labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]) -> li
 
 def backends_for(metadata: ModelMetadata, model: Path) -> list[str]:
     """Return the installed backends that have kernels for a file's precision."""
-    able = _RUNS.get(metadata.precision, ONNX_BACKENDS)
-    if model.suffix != ".onnx":
-        return ["tensorrt"]
-    return [name for name in ONNX_BACKENDS if name in able and find_spec(name) is not None]
+    if (able := backends_of(model)) != ONNX_BACKENDS:
+        return list(able)
+    able = _RUNS.get(metadata.precision, able)
+    return [name for name in able if find_spec(name) is not None]
 
 
 def verify_file(

@@ -86,7 +86,7 @@ class Proof:
 
 
 def proof_path(model: Path) -> Path:
-    """Return where a model's pack lies: `model.proof.npz` beside `model.onnx`, `model.fp16.onnx`, `model.engine`."""
+    """Return where a model's pack lies: `model.proof.npz` beside `model.onnx`, `model.fp16.engine` and others."""
     stem = model.with_suffix("")
     if stem.suffix.removeprefix(".").split("-")[0] in PRECISIONS:
         stem = stem.with_suffix("")

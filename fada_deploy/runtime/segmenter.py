@@ -197,7 +197,11 @@ def _open_newest(device: str, backend: str) -> tuple[Path, Backend, tuple[str, .
             skipped.append(f"{path}: is not for backend {backend}")
             continue
         try:
-            return path, open_backend(path, device=device, backend=backend), tuple(skipped)
+            opened = open_backend(path, device=device, backend=backend)
+            if opened.device == "cpu" and opened.metadata.made_for == "tensorrt":
+                opened.close()
+                raise ModelError(f"{path}: is quantised for TensorRT, and slow on a CPU; name it to run it here")
+            return path, opened, tuple(skipped)
         except (ModelError, DeviceError, GateError, MissingExtraError) as error:
             errors.append(error)
             # Most messages begin with the path already.
