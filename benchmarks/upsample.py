@@ -1,4 +1,4 @@
-"""Exact sparse upsampling against PyTorch's interpolate + argmax: `python benchmarks/upsample.py`.
+"""Exact sparse upsampling, compiled and by NumPy, against PyTorch's interpolate + argmax: `python benchmarks/upsample.py`.
 
 Smooth random logits, both timed in turn in one process with as many threads as the process may use.
 Prints a table and one JSON line.
@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from fada_deploy.common.sizes import parse_size
+from fada_deploy.runtime import upsample
 from fada_deploy.runtime.upsample import labels_from_logits, mixed_share
 
 CLASSES = 19
@@ -51,8 +52,11 @@ def main() -> None:
     grid, size = parse_size(args.grid), parse_size(args.size)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = []
-    print(f"{'mixed cells':>12}{'sparse ms':>11}{'PyTorch ms':>12}{'ratio':>7}{'differ':>8}")
-    for smoothness in (12.0, 6.0, 3.0, 1.5):
+    if not upsample.kernel.wait():
+        raise SystemExit("numba is not installed; type: pip install 'fada_deploy[fast]'")
+    compiled, none = upsample.kernel, lambda: None
+    print(f"{'mixed cells':>12}{'compiled ms':>13}{'NumPy ms':>10}{'PyTorch ms':>12}{'ratio':>7}{'differ':>8}")
+    for smoothness in (25.0, 12.0, 6.0, 3.0):
         logits = smooth_logits(grid, smoothness)
         tensor = torch.from_numpy(logits)[None]
 
@@ -60,19 +64,28 @@ def main() -> None:
             return F.interpolate(tensor, size=size, mode="bilinear", align_corners=True).argmax(1)
 
         def sparse(logits: np.ndarray = logits) -> np.ndarray:
+            upsample.kernel = compiled
+            return labels_from_logits(logits, size, align_corners=True)
+
+        def plain(logits: np.ndarray = logits) -> np.ndarray:
+            upsample.kernel = none  # type: ignore[assignment]
             return labels_from_logits(logits, size, align_corners=True)
 
         differ = int((sparse() != dense()[0].numpy()).sum())
-        ours, theirs = seconds(sparse, args.repeats), seconds(dense, args.repeats)
+        ours, numpy, theirs = (seconds(job, args.repeats) for job in (sparse, plain, dense))
         row = {
             "mixed": mixed_share(logits),
-            "sparse_s": ours,
+            "compiled_s": ours,
+            "numpy_s": numpy,
             "torch_s": theirs,
             "ratio": theirs / ours,
             "differ": differ,
         }
         rows.append(row)
-        print(f"{row['mixed']:12.1%}{1e3 * ours:11.1f}{1e3 * theirs:12.1f}{row['ratio']:7.1f}{differ:8d}")
+        print(
+            f"{row['mixed']:12.1%}{1e3 * ours:13.2f}{1e3 * numpy:10.1f}{1e3 * theirs:12.1f}{row['ratio']:7.0f}"
+            f"{differ:8d}"
+        )
     print(json.dumps({"benchmark": "upsample", "grid": args.grid, "size": args.size, "rows": rows}))
 
 

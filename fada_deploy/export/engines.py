@@ -1,4 +1,4 @@
-"""What becomes of an engine once it is built: compared with the network where a GPU is, or left for its first load."""
+"""What becomes of an engine once it is built: compared with the network where a GPU is, or at its first load."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import ModelError
+from fada_deploy.runtime.compiled import kernel
 
 Logits = NDArray[np.float32]
 
@@ -95,24 +96,36 @@ def dense_labels(logits_khw: Logits, size_hw: tuple[int, int], *, align_corners:
     return labels
 
 
-def labels_from_logits(logits_khw: Logits, size_hw: tuple[int, int], *, align_corners: bool) -> NDArray[np.uint8]:
+def labels_from_logits(
+    logits_khw: Logits, size_hw: tuple[int, int], *, align_corners: bool, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Return the class of each pixel, (H, W) uint8, of logits (K, h, w) float32 enlarged bilinearly.
 
-    Equal to `dense_labels`. No antialiasing when shrinking. Raise `ModelError` where a logit is not
-    finite (or beyond ±1e37).
+    Equal to `dense_labels`, compiled or not. Written into `out` where one is given. No antialiasing when
+    shrinking. Raise `ModelError` where a logit is not finite (or beyond ±1e37).
     """
-    largest = _largest_of(logits_khw)
+    margin = np.float32(np.maximum(_largest_of(logits_khw) * _MARGIN, _FLOOR))
     _, height, width = logits_khw.shape
     y = axis_taps(height, size_hw[0], align_corners=align_corners)
     x = axis_taps(width, size_hw[1], align_corners=align_corners)
+    labels = np.empty(size_hw, np.uint8) if out is None else out
+    write = kernel()
+    if write is not None and labels.flags.c_contiguous and logits_khw.dtype == np.float32:
+        axes = (y.first, y.count, y.w_low, y.w_high, x.first, x.count, x.w_low, x.w_high)
+        write(np.ascontiguousarray(logits_khw), labels, *axes, margin)
+    else:
+        _sparse_labels(logits_khw, labels, y, x, margin)
+    return labels
+
+
+def _sparse_labels(logits_khw: Logits, labels: NDArray[np.uint8], y: Taps, x: Taps, margin: np.float32) -> None:
+    """Write the labels by NumPy."""
     classes, gap = _winner(logits_khw)
-    margin = np.maximum(largest * _MARGIN, _FLOOR)
-    labels = classes[y.low][:, x.low]
+    labels[:] = classes[y.low][:, x.low]
     rows, columns = _mixed_cells(classes, gap > margin, y, x)
     for start in range(0, len(rows), _CELLS):
         some = slice(start, start + _CELLS)
         _fill_cells(labels, logits_khw, (rows[some], columns[some]), y, x, margin)
-    return labels
 
 
 def mixed_share(logits_khw: Logits) -> float:

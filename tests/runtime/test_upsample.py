@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fada_deploy.common.errors import ModelError
+from fada_deploy.runtime import upsample
+from fada_deploy.runtime.compiled import Kernel
 from fada_deploy.runtime.upsample import (
     axis_taps,
     confidence_from_logits,
@@ -15,6 +20,18 @@ from fada_deploy.runtime.upsample import (
     labels_from_logits,
     mixed_share,
 )
+
+
+@pytest.fixture(autouse=True, params=["numpy", "compiled"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run everything here by NumPy alone and by the compiled kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(upsample, "kernel", lambda: None)
+        else:
+            pytest.importorskip("numba")
+            assert upsample.kernel.wait()
+        yield
 
 
 @st.composite
@@ -34,7 +51,7 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int], bool]:
     return z.astype(np.float32), size, draw(st.booleans())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(grids())
 def test_sparse_equals_dense_bit_for_bit(case: tuple[np.ndarray, tuple[int, int], bool]) -> None:
     z, size, align_corners = case
@@ -127,3 +144,41 @@ def test_confidence_is_the_winners_softmax() -> None:
     enlarged = confidence_from_logits(z, (20, 30), align_corners=True)
     assert enlarged.shape == (20, 30) and enlarged.min() >= 0.25 and enlarged.max() <= 1
     assert enlarged[0, 0] == pytest.approx(softmax.max(0)[0, 0], rel=1e-5)
+
+
+def test_labels_are_written_where_they_are_wanted() -> None:
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(5, 6, 9)).astype(np.float32)
+    want = dense_labels(z, (20, 31), align_corners=True)
+    batch = np.full((3, 20, 31), 9, np.uint8)
+    assert labels_from_logits(z, (20, 31), align_corners=True, out=batch[1]) is not None
+    np.testing.assert_array_equal(batch[1], want)
+    assert (batch[[0, 2]] == 9).all()
+    # Views of any strides, in and out.
+    wide = np.full((20, 62), 9, np.uint8)
+    planes = np.asfortranarray(z)
+    labels_from_logits(planes, (20, 31), align_corners=True, out=wide[:, ::2])
+    np.testing.assert_array_equal(wide[:, ::2], want)
+    assert (wide[:, 1::2] == 9).all()
+
+
+def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(Kernel, "_load", lambda self: started.append("now"))
+    kernel = Kernel()
+    assert [kernel() for _ in range(3)] == [None] * 3 and started == []
+    kernel()
+    assert kernel.wait() is False and started == ["now"]
+
+
+def test_without_numba_numpy_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fada_deploy.runtime.compiled.find_spec", lambda name: None)
+    kernel = Kernel()
+    assert kernel.wait() is False and kernel() is None
+
+
+def test_a_kernel_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fada_deploy.runtime.upsample_kernel", None)
+    monkeypatch.setattr("fada_deploy.runtime.compiled.find_spec", lambda name: object())
+    monkeypatch.delattr("fada_deploy.runtime.upsample_kernel", raising=False)
+    assert Kernel().wait() is False

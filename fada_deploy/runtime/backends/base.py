@@ -46,7 +46,10 @@ class Prediction:
         if self._metadata.head == "labels":
             return np.stack([resize_labels(m.astype(np.uint8, copy=False), size_hw) for m in self._output])
         corners = self._metadata.align_corners
-        return np.stack([labels_from_logits(z, size_hw, align_corners=corners) for z in self.logits()])
+        labels = np.empty((len(self), *size_hw), np.uint8)
+        for z, into in zip(self.logits(), labels, strict=True):
+            labels_from_logits(z, size_hw, align_corners=corners, out=into)
+        return labels
 
     def confidence(self, size_hw: tuple[int, int]) -> NDArray[np.float32]:
         """Return the winning class's softmax probability (B, H, W) float32 at any size.
