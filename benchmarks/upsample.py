@@ -1,6 +1,7 @@
-"""Exact sparse upsampling, compiled and by NumPy, against PyTorch's interpolate + argmax: `python benchmarks/upsample.py`.
+"""Exact sparse upsampling, compiled and not, against PyTorch's interpolate + argmax.
 
-Smooth random logits, both timed in turn in one process with as many threads as the process may use.
+`python benchmarks/upsample.py`. Smooth random logits, all timed in turn in one process with as many
+threads as the process may use.
 Prints a table and one JSON line.
 """
 

@@ -111,10 +111,10 @@ class _Plan:
             base, self.document["model"] = self.source, str(self.source)
         else:
             base = self._base()
-        calibration, allowed = self._calibration(base), self._gate(base)
         made, engines = [base], []
-        for precision, made_for in wanted:
-            if precision != "fp32":
+        if others := [each for each in wanted if each[0] != "fp32"]:
+            calibration, allowed = self._calibration(base), self._gate(base)
+            for precision, made_for in others:
                 with self._collecting():
                     made.append(self._derive(base, precision, made_for, calibration, allowed))
         for path in made:
@@ -151,6 +151,10 @@ class _Plan:
         if unknown or not asked:
             raise UsageError(f"no precision {', '.join(unknown)!r}; there are {', '.join(_ORDER)}")
         whom = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "both": ("tensorrt", "cpu")}[self.options["made_for"]]
+        leave = self.options["leave_out"]
+        if leave != "auto" and not leave.isdigit():
+            raise UsageError(f"--leave-out is auto or a number of layers; found {leave!r}")
+        self._engine_batch()
         if self.options["trt"] and "int8" in asked and "tensorrt" not in whom:
             raise UsageError("--trt takes int8 that is quantised for it; leave out --for cpu")
         return [(p, w) for p in _ORDER if p in asked for w in (whom if p == "int8" else ("any",))]
@@ -204,13 +208,10 @@ class _Plan:
         return made.model
 
     def _calibration(self, base: Path) -> Calibration:
-        from fada_deploy.common.errors import UsageError
         from fada_deploy.export.derive import Calibration
         from fada_deploy.runtime.backends.onnx_file import read_metadata
 
         leave = self.options["leave_out"]
-        if leave != "auto" and not leave.isdigit():
-            raise UsageError(f"--leave-out is auto or a number of layers; found {leave!r}")
 
         def frames() -> Any:
             from fada_deploy.export.frames import target_frames
@@ -251,20 +252,24 @@ class _Plan:
             and metadata.precision in {precision for precision, _ in wanted}
         )
 
-    def _engine(self, model: Path) -> Path:
+    def _engine_batch(self) -> tuple[int, int, int]:
         from fada_deploy.common.errors import UsageError
+
+        parts = self.options["trt_batch"].split(",")
+        sizes = [int(p) for p in parts if p.strip().isdigit()]
+        if len(sizes) != 3 or len(parts) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise UsageError(f"--trt-batch is three rising numbers, as 1,1,8; found {self.options['trt_batch']!r}")
+        return sizes[0], sizes[1], sizes[2]
+
+    def _engine(self, model: Path) -> Path:
         from fada_deploy.export.engines import prove_here
         from fada_deploy.export.to_tensorrt import build_engine
 
-        parts = self.options["trt_batch"].split(",")
-        sizes = tuple(int(p) for p in parts if p.strip().isdigit())
-        if len(sizes) != 3 or len(parts) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-            raise UsageError(f"--trt-batch is three rising numbers, as 1,1,8; found {self.options['trt_batch']!r}")
         built = build_engine(
             model,
             model.with_suffix(".engine"),
             flavour=self.options["trt_flavour"],
-            batch=(sizes[0], sizes[1], sizes[2]),
+            batch=self._engine_batch(),
             compute_capabilities=self.options["compute_capability"],
             level=self.options["trt_level"],
             workspace_mib=self.options["trt_workspace"],

@@ -59,6 +59,8 @@ class _Tally:
 @click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or openvino.")
+@click.option("--allow-unproven", is_flag=True, help="Run an engine that was never compared with the network.")
+@click.option("--rebuild", is_flag=True, help="Build an engine that does not fit this machine anew, of its .onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 def command(
     source: tuple[str, ...],
@@ -71,6 +73,8 @@ def command(
     batch: int | None,
     device: str,
     backend: str,
+    allow_unproven: bool,
+    rebuild: bool,
     as_json: bool,
 ) -> int:
     """Label videos, images, folders and globs.
@@ -85,6 +89,7 @@ def command(
     from fada_deploy.common.errors import DataError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
+    from fada_deploy.export.engines import rebuild_if_stale
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sinks import Saving
@@ -93,7 +98,9 @@ def command(
     sources = open_sources(source)
     if model is not None:
         model = exported_model(model)
-    with Segmenter(model, device=device, backend=backend, batch=batch) as segmenter:
+        if rebuild:
+            rebuild_if_stale(model, device, log)
+    with Segmenter(model, device=device, backend=backend, batch=batch, allow_unproven=allow_unproven) as segmenter:
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")

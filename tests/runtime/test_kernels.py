@@ -16,35 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_kernels import compile_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.runtime import upsample
 from fada_deploy.runtime.backends import kernels
 from fada_deploy.runtime.overlay import overlay
 from fada_deploy.runtime.upsample import dense_labels, labels_from_logits
 
-HOST = """
-#define KERNEL extern "C" void
-#define INLINE static inline
-#define FOR_EACH(i, n) for (long long i = 0; i < (n); i++)
-#define MUL(a, b) ((a) * (b))
-#define ADD(a, b) ((a) + (b))
-#define GREATER(a, b) ((a) > (b))
-"""
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed, so the kernels' source cannot be compiled for the CPU")
-    folder = tmp_path_factory.mktemp("kernels")
-    (folder / "kernels.cpp").write_text(HOST + kernels.SOURCE)
-    # No fused operations, as on the device. -Wall: a warning is a defect of the source.
-    flags = ["-O2", "-march=native", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", folder / "kernels.so", folder / "kernels.cpp"], check=True)
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    return compile_kernels(tmp_path_factory.mktemp("kernels"))
 
 
 def pointer(array: np.ndarray) -> ctypes.c_void_p:
@@ -148,6 +133,7 @@ def test_unusable_logits_are_found(library: ctypes.CDLL, value: float, bad: int)
     largest = ctypes.c_float(float(np.float32(1e37)))
     library.find_unusable(pointer(values), ctypes.c_longlong(values.size), largest, pointer(flag))
     assert flag[0] == bad
+    assert kernels.LARGEST == upsample._LARGEST
 
 
 @pytest.mark.slow

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fada_deploy.common.errors import ModelError
+from fada_deploy.runtime.backends.base import one_line
+
 
 class Lane:
     """Where a backend's work goes, in order, from whichever thread."""
@@ -24,10 +27,17 @@ class Lane:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Make this device and stream the thread's own, and keep other threads from putting work between."""
-        # A new Device each time: one object remembers what to return to, and threads would mix that up.
-        with self._lock, self.cupy.cuda.Device(self._index), self.stream:
-            yield
+        """Make this device and stream the thread's own, and keep other threads from putting work between.
+
+        Raise `ModelError` for what the driver reports.
+        """
+        try:
+            # A new Device each time: one object remembers what to return to, and threads would mix that up.
+            with self._lock, self.cupy.cuda.Device(self._index), self.stream:
+                yield
+        except RuntimeError as error:
+            # All of the driver's and CuPy's own errors are of this kind.
+            raise ModelError(f"the GPU failed ({one_line(error)})") from None
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return memory of the host that the device reads and writes by itself."""
@@ -41,7 +51,10 @@ class Lane:
             for host, array in zip(hosts, arrays, strict=True):
                 array.get(stream=self.stream, out=host, blocking=False)
             copied = self.stream.record()
-        copied.synchronize()
+        try:
+            copied.synchronize()
+        except RuntimeError as error:
+            raise ModelError(f"the GPU failed ({one_line(error)})") from None
         return hosts
 
     def to_device(self, array: NDArray[Any]) -> Any:

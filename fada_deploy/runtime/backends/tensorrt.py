@@ -56,7 +56,7 @@ class TensorRtBackend:
             raise ModelError(f"{path}: {error}") from None
         cupy = import_engine("cupy", EXTRAS[sidecar.flavour])
         log = make_log(trt)
-        lane = Lane(cupy, index)
+        lane, self._painter = _lane_on(cupy, index, path)
         with lane.entered():
             # The library keeps no references of its own to either.
             self._kept, engine = _deserialised(trt, log, plan, sidecar, path)
@@ -65,13 +65,12 @@ class TensorRtBackend:
         batch = self.metadata.batch
         least, _, most = sidecar.profile or (batch or 1,) * 3
         self._runner = EngineRunner(trt, engine, log, lane, self.metadata, (least, most))
-        try:
-            self._painter = Painter(lane)
-            if not allow_unproven:
+        if not allow_unproven:
+            try:
                 self._prove(path, sidecar, f"{gpu.name}, {sidecar.flavour} {trt.__version__}")
-        except BaseException:
-            self.close()
-            raise
+            except BaseException:
+                self.close()
+                raise
 
     def _prove(self, path: Path, sidecar: EngineSidecar, here: str) -> None:
         """Compare the engine with the network unless that was done `here`; raise `GateError` if it is another."""
@@ -99,8 +98,6 @@ class TensorRtBackend:
         batch = batch_for(frames_bhwc, self.metadata)
         try:
             output = self._runner.run(batch)
-        except RuntimeError as error:  # what CuPy's errors have in common
-            raise ModelError(f"{self._where}: the GPU failed ({one_line(error)})") from None
         except ModelError as error:
             raise ModelError(f"{self._where}: {error}") from None
         output = checked_output(output, len(frames_bhwc), self.metadata, self._where)
@@ -123,6 +120,18 @@ def _gpu_for(path: Path, device: str) -> tuple[int, Gpu]:
             "file, or look at `nvidia-smi`"
         )
     return index or 0, gpu
+
+
+def _lane_on(cupy: Any, index: int, path: Path) -> tuple[Lane, Painter]:
+    """Return a stream on the GPU and our kernels, compiled for it; raise `DeviceError` when CuPy cannot."""
+    try:
+        lane = Lane(cupy, index)
+        return lane, Painter(lane)
+    except Exception as error:  # of the driver, of the compiler, of a library that is not found
+        raise DeviceError(
+            f"{path}: cupy cannot work on cuda:{index} ({one_line(error)}); it has to be for this driver's CUDA and "
+            "needs NVRTC: pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+        ) from None
 
 
 def _deserialised(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path: Path) -> tuple[Any, Any]:

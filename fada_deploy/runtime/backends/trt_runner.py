@@ -101,11 +101,11 @@ class EngineRunner:
         if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             # RTX compiles for a shape when it meets one, by default behind the first runs; a captured graph
             # would keep the slow kernels of those.
-            config = engine.create_runtime_config()
-            config.dynamic_shapes_kernel_specialization_strategy = (
+            runtime_config = engine.create_runtime_config()
+            runtime_config.dynamic_shapes_kernel_specialization_strategy = (
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
-            context = engine.create_execution_context(config)
+            context = engine.create_execution_context(runtime_config)
         else:
             context = engine.create_execution_context()
         if context is None:

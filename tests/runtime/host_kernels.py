@@ -1,0 +1,33 @@
+"""The device code compiled for the CPU, for tests that share it."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fada_deploy.runtime.backends import kernels
+
+HOST = """
+#define KERNEL extern "C" void
+#define INLINE static inline
+#define FOR_EACH(i, n) for (long long i = 0; i < (n); i++)
+#define MUL(a, b) ((a) * (b))
+#define ADD(a, b) ((a) + (b))
+#define GREATER(a, b) ((a) > (b))
+"""
+
+
+def compile_kernels(folder: Path) -> ctypes.CDLL:
+    """Return the kernels as a library for the CPU; skip the test where there is no compiler."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed, so the kernels' source cannot be compiled for the CPU")
+    (folder / "kernels.cpp").write_text(HOST + kernels.SOURCE)
+    # No fused operations, as on the device. -Wall: a warning is a defect of the source.
+    flags = ["-O2", "-march=native", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", folder / "kernels.so", folder / "kernels.cpp"], check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
