@@ -17,8 +17,7 @@ from statistics import median
 from fada_deploy.common.cores import usable_cores
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluate import evaluate
-from fada_deploy.export.verify import backends_for
-from fada_deploy.runtime.backends import Backend, open_backend
+from fada_deploy.runtime.backends import Backend, open_backend, runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.proof import Proof, compare
 from fada_deploy.runtime.segmenter import Segmenter
@@ -48,14 +47,14 @@ def main() -> None:
     metadata = read_metadata(args.model)
     files = [args.model, *sorted(args.model.parent.glob(f"{args.model.stem}.*.onnx"))]
     proof = Proof.of(args.model, metadata)
-    opened = [(path, name) for path in files for name in backends_for(read_metadata(path), path)]
+    opened = [(path, name) for path in files for name in runnable_backends(path)]
     backends = [open_backend(path, backend=name, device="cpu") for path, name in opened]
     spent = timed(backends, proof, args.repeats)
     scores: dict[Path, float] = {}
     if args.data:
         dataset = open_dataset(args.data, args.root, split="val", space=metadata.label_space)
         for path in files:
-            with Segmenter(path, backend=backends_for(read_metadata(path), path)[0], device="cpu") as segmenter:
+            with Segmenter(path, backend=runnable_backends(path)[0], device="cpu") as segmenter:
                 scores[path] = evaluate(segmenter.labels, dataset).scores.miou
     height, width = metadata.input_size_hw
     print(f"{args.model.name}, {width}x{height}, {usable_cores()} cores; ms for one frame")

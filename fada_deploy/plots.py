@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import MissingExtraError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.metrics import Scores
+from fada_deploy.runtime.bench import Measured
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -100,6 +101,29 @@ def curves_svg(
     axes.margins(x=0.01)
     axes.legend(fontsize=8)
     return _svg(figure)
+
+
+def plot_speed(measured: Sequence[Measured], path: Path) -> None:
+    """Draw frames a second of the bare network and, where measured, of the whole road, a group a model."""
+    names = [f"{Path(m.model).name}\n{m.backend}, {m.precision}" for m in measured]
+    figure, axes = _figure(6.5, 1.4 + 0.62 * len(names))
+    at = np.arange(len(names))
+    with_road = any(m.road is not None for m in measured)
+    height = 0.38 if with_road else 0.6
+    bars = [axes.barh(at - height / 2 * with_road, [m.bare.fps for m in measured], height, label="bare network")]
+    if with_road:
+        road = [0.0 if m.road is None else m.road.fps for m in measured]
+        bars.append(axes.barh(at + height / 2, road, height, label="video → overlay"))
+    for each in bars:
+        axes.bar_label(each, fmt="%.1f", padding=3, fontsize=8)
+    axes.set_yticks(at, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="frames a second", title=f"Input {', '.join(dict.fromkeys(m.input for m in measured))}")
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8)
+    _save(figure, path)
 
 
 def _svg(figure: Any) -> str:

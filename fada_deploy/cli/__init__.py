@@ -27,6 +27,7 @@ COMMANDS = {
     "export": ("export", "Turn a run into proven ONNX files and engines."),
     "verify": ("verify", "Hold an exported file against its proof pack, here and now."),
     "inspect": ("inspect", "Say what a model, proof pack or run says of itself."),
+    "bench": ("bench", "Measure how fast models run here."),
     "infer": ("infer", "Label videos, images and folders; write overlays and masks."),
 }
 

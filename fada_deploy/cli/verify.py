@@ -31,7 +31,8 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import newest_models
     from fada_deploy.export.derive import Gate
-    from fada_deploy.export.verify import backends_for, try_draw, verify_file
+    from fada_deploy.export.verify import try_draw, verify_file
+    from fada_deploy.runtime.backends import runnable_backends
     from fada_deploy.runtime.proof import Proof, gate
 
     if picture is not None and picture.suffix.lower() != ".png":
@@ -44,7 +45,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     metadata = _metadata(model)
     proof = Proof.of(model, metadata)
     backend, equal = options["backend"], options["min_equal"]
-    backends = backends_for(metadata, model) if backend == "auto" else [backend]
+    backends = runnable_backends(model) if backend == "auto" else [backend]
     if not backends:
         raise UsageError(f"nothing installed here runs {metadata.precision} of {model}; see fada export --list")
     allowed = Gate(None if equal is None else equal / 100, options["max_logit_error"])

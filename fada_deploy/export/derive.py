@@ -23,7 +23,8 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.export.precision import check_precision, to_half
 from fada_deploy.export.quantise import quantise
 from fada_deploy.export.stamp import save_onnx
-from fada_deploy.export.verify import Judgement, backends_for, judge, try_draw, verify_file
+from fada_deploy.export.verify import Judgement, judge, try_draw, verify_file
+from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.proof import THRESHOLDS, Proof, Thresholds, Verification, gate
 
@@ -121,7 +122,7 @@ def derive(
     picture = out.with_suffix(".worst.png")
     try:
         save_onnx(document, metadata, draft)
-        backends = backends_for(metadata, draft)
+        backends = runnable_backends(draft)
         if not backends:
             say(f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run")
         found = verify_file(draft, proof, backends)

@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.export.verify import backends_for
+from fada_deploy.runtime.backends import runnable_onnx
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.trt_library import EXTRAS
 
@@ -98,11 +95,8 @@ def table(found: Sequence[Target]) -> str:
 
 
 def _onnx(name: str, command: str, packages: Sequence[str], extra: str, made_of: str) -> Target:
-    kind, _, whom = name.removeprefix("onnx ").partition("-")
-    contract = ModelMetadata(
-        CITYSCAPES_19, (8, 8), "logits", align_corners=True, precision=kind, made_for=whom or "any"
-    )
-    able = tuple(backends_for(contract, Path("model.onnx")))
+    kind = name.removeprefix("onnx ").partition("-")[0]
+    able = tuple(runnable_onnx(kind))
     if able or kind != "bf16":
         not_run = "" if able else _pip("no inference engine is installed", "cpu")
     else:

@@ -7,6 +7,7 @@ says whether that is what it made.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy import __version__
-from fada_deploy.common.errors import ModelError, UsageError
+from fada_deploy.common.errors import FadaError, ModelError, UsageError
 from fada_deploy.common.files import atomic_path, sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.trt_layers import check_precision, layers_of_log, layers_of_network
@@ -111,8 +112,6 @@ def build_engine(
     """
     if out.suffix not in ENGINE_SUFFIXES:
         raise UsageError(f"{out}: an engine ends in {' or '.join(sorted(ENGINE_SUFFIXES))}")
-    metadata = read_model(model)
-    shop = open_workshop(flavour)
     options = Options(
         batch,
         tuple(compute_capabilities),
@@ -122,13 +121,25 @@ def build_engine(
         version_compatible,
         hardware_compatible,
     )
+    try:
+        return _build(model, out, flavour, options, say)
+    except (FadaError, KeyboardInterrupt) as error:
+        # The frames below hold the library's objects. Kept by a traceback they would end whenever garbage is
+        # collected, which may be inside a call that the library makes to us, under its locks.
+        raise error.with_traceback(None) from None
+
+
+def _build(model: Path, out: Path, flavour: str, options: Options, say: Say) -> BuiltEngine:
+    metadata = read_model(model)
+    shop = open_workshop(flavour)
     options.check(shop.flavour)
     say(f"building {out} with {shop.flavour} {shop.trt.__version__} from {model}")
     for note in options.notes(shop.flavour):
         say(f"note: {note}")
-    network, parser = _parse(shop, model)
-    config = shop.builder.create_builder_config()
     gpu = find_gpu()
+    # The parser holds weights that the network points to.
+    network, _parser = _parse(shop, model)
+    config = shop.builder.create_builder_config()
     cache = _configure(shop, config, network, metadata, options, gpu)
     plan = build_in_sight(shop, network, config, str(model))
     layers, seen_in = _layers(shop, network)
@@ -136,31 +147,28 @@ def build_engine(
     check_precision(metadata.precision, layers, left_out=len(left_out))
     if cache is not None:
         _keep(config, cache)
-    built_for = _built_for(shop.flavour, options, gpu)
+    sidecar = EngineSidecar(
+        flavour=shop.flavour,
+        flavour_version=str(shop.trt.__version__),
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        engine_bytes=len(plan),
+        onnx_name=model.name,
+        onnx_sha256=sha256(model),
+        metadata=metadata,
+        io=_tensors(network),
+        precision=metadata.precision,
+        layers=layers,
+        seen_in=seen_in,
+        compute_capabilities=_built_for(shop.flavour, options, gpu),
+        gpu=gpu.name if gpu else "",
+        profile=None if metadata.batch else options.batch,
+        options=_told(options),
+        versions=_versions(shop),
+    )
     with atomic_path(out) as temporary:
         temporary.write_bytes(plan)
-        sidecar = EngineSidecar(
-            flavour=shop.flavour,
-            flavour_version=str(shop.trt.__version__),
-            engine_sha256=sha256(temporary),
-            engine_bytes=len(plan),
-            onnx_name=model.name,
-            onnx_sha256=sha256(model),
-            metadata=metadata,
-            io=_tensors(network),
-            precision=metadata.precision,
-            layers=layers,
-            seen_in=seen_in,
-            compute_capabilities=built_for,
-            gpu=gpu.name if gpu else "",
-            profile=None if metadata.batch else batch,
-            options=_told(options),
-            versions=_versions(shop),
-        )
         # The sidecar first: an engine that is there without it, or beside another's, is not run.
         write_sidecar(out, sidecar)
-    # The parser holds weights that the network points to.
-    del network, parser
     return BuiltEngine(out, sidecar)
 
 

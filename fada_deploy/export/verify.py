@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,14 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_labels
-from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
-from fada_deploy.runtime.backends import ONNX_BACKENDS, Backend, backends_of, open_backend
+from fada_deploy.runtime.backends import Backend, open_backend
 from fada_deploy.runtime.overlay import overlay
 from fada_deploy.runtime.proof import Proof, Verification, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]
-# What no backend on a CPU has kernels for, but these.
-_RUNS = {"bf16": ("openvino",)}
 _PICTURE_WIDTH = 480
 
 
@@ -58,14 +54,6 @@ def verify(
 def own_size(labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
     """Return label maps made at the network's size as a labels head gives them at each frame's size."""
     return [resize_labels(m, f.shape[:2]) for m, f in zip(labels, frames, strict=True)]
-
-
-def backends_for(metadata: ModelMetadata, model: Path) -> list[str]:
-    """Return the installed backends that have kernels for a file's precision."""
-    if (able := backends_of(model)) != ONNX_BACKENDS:
-        return list(able)
-    able = _RUNS.get(metadata.precision, able)
-    return [name for name in able if find_spec(name) is not None]
 
 
 def verify_file(

@@ -31,10 +31,14 @@ DEPTH = 2
 
 
 class Timings:
-    """Seconds of work by stage name, waiting left out. Each name is written by one thread."""
+    """Seconds of work by stage name, waiting left out. Each name is written by one thread.
 
-    def __init__(self) -> None:
+    With `keep` the single times are kept too, in `samples`; they grow with the film.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
         self.seconds: dict[str, float] = {}
+        self.samples: dict[str, list[float]] | None = {} if keep else None
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -43,7 +47,10 @@ class Timings:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            if self.samples is not None:
+                self.samples.setdefault(name, []).append(spent)
 
 
 class _Closed(Exception):

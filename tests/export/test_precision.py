@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fada_deploy.common.errors import GateError, ModelError
 from fada_deploy.export.precision import check_precision, layer_precisions, tensor_types, to_half
 from fada_deploy.export.stamp import save_onnx
-from fada_deploy.export.verify import backends_for, verify_file
+from fada_deploy.export.verify import verify_file
+from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.proof import THRESHOLDS, Proof
 
@@ -45,7 +46,7 @@ def test_a_trained_network_in_half_precision(
     out = tmp_path / "model.onnx"
     metadata = read_metadata(model)
     save_onnx(half, metadata, out)
-    backends = ["openvino"] if kind == "bf16" else backends_for(metadata, model)
+    backends = ["openvino"] if kind == "bf16" else runnable_backends(model)
     found = verify_file(out, Proof.of(model, metadata), backends)
     for verification in found.values():
         assert verification.refusals(THRESHOLDS[kind]) == []

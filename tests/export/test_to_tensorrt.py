@@ -100,6 +100,8 @@ def refusal(kind: type[FadaError], model: Path, out: Path, **options: Any) -> st
         build_engine(model, out, say=quiet, **options)
     assert "\n" not in str(caught.value)
     assert set(out.parent.iterdir()) == before
+    # No frame of the build is kept, nor what it holds of the library.
+    assert [frame.name for frame in caught.traceback][1:] == ["build_engine"]
     return str(caught.value)
 
 

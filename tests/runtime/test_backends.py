@@ -237,11 +237,9 @@ def test_backends_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         open_backend(model, backend="tensorflow")
     assert open_backend(model).name == "onnxruntime"
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        backends.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
-    )
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     assert open_backend(model).name == "openvino"
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"type: pip install 'fada_deploy\[cpu\]'"):
         open_backend(model)
 
@@ -388,7 +386,7 @@ def test_with_nothing_installed_the_pip_command_is_said(monkeypatch: pytest.Monk
     find = importlib.util.find_spec
     hidden = {"onnxruntime", "openvino"}
     monkeypatch.setattr(
-        backends.importlib.util,
+        backends,
         "find_spec",
         lambda name: None if name in hidden else find("json") if name == "tensorrt" else find(name),
     )

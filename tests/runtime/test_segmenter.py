@@ -15,6 +15,7 @@ import toy
 from test_backends import inner
 
 from fada_deploy.common.errors import DataError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.runs import exported_model
 from fada_deploy.runtime import Result, Segmenter
 
 
@@ -173,7 +174,9 @@ def test_engines_of_other_machines_are_passed_over(
         assert segmenter.skipped == ("runs/a/export/model.engine: is not for backend openvino",)
     with pytest.raises(ModelError, match=r"model\.engine\.json is not beside it"):
         Segmenter(backend="tensorrt")
+    assert exported_model(Path("runs/a")) == Path("runs/a/export/model.onnx")
     (export / "model.onnx").unlink()
+    assert exported_model(Path("runs/a")) == Path("runs/a/export/model.engine")
     with pytest.raises(ModelError, match="no model under runs/ is for backend openvino"):
         Segmenter(backend="openvino")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from fada_deploy.common.errors import MissingExtraError, ModelError, UsageError
 from fada_deploy.runtime.backends.base import Backend, Prediction
 from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVOURS
+from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
@@ -22,6 +23,8 @@ __all__ = [
     "installed_backend",
     "open_backend",
     "require_any",
+    "runnable_backends",
+    "runnable_onnx",
 ]
 
 # Name of the backend → constructor(path, device=…). The order is what `auto` prefers.
@@ -32,6 +35,8 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
 }
 # Those that run an ONNX file; the name is also the package that each needs.
 ONNX_BACKENDS = ("onnxruntime", "openvino")
+# What only some of them have kernels for, on a CPU.
+_KERNELS = {"bf16": ("openvino",)}
 # Weights, most of them pickles, which run what they like when they are read.
 _WEIGHTS = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".safetensors"})
 
@@ -74,15 +79,27 @@ def backends_of(path: Path) -> tuple[str, ...]:
     return ("tensorrt",) if path.suffix in ENGINE_SUFFIXES else ONNX_BACKENDS
 
 
+def runnable_backends(path: Path) -> list[str]:
+    """Return the installed backends that have kernels for a file and its precision."""
+    able = backends_of(path)
+    return runnable_onnx(read_metadata(path).precision) if able == ONNX_BACKENDS else list(able)
+
+
+def runnable_onnx(precision: str) -> list[str]:
+    """Return the installed backends that have kernels for ONNX files of a precision."""
+    able = _KERNELS.get(precision, ONNX_BACKENDS)
+    return [name for name in able if find_spec(name) is not None]
+
+
 def installed_backend() -> str:
     """Return the first engine for ONNX files that is installed; raise `UsageError` saying what to type if none."""
     for name in ONNX_BACKENDS:
-        if importlib.util.find_spec(name) is not None:
+        if find_spec(name) is not None:
             return name
     raise _NoEngineError
 
 
 def require_any() -> None:
     """Raise `UsageError` saying what to type when nothing at all is installed that runs a model."""
-    if all(importlib.util.find_spec(name) is None for name in (*ONNX_BACKENDS, *FLAVOURS)):
+    if all(find_spec(name) is None for name in (*ONNX_BACKENDS, *FLAVOURS)):
         raise _NoEngineError

@@ -129,8 +129,8 @@ def _lane_on(cupy: Any, index: int, path: Path) -> tuple[Lane, Painter]:
         return lane, Painter(lane)
     except Exception as error:  # of the driver, of the compiler, of a library that is not found
         raise DeviceError(
-            f"{path}: cupy cannot work on cuda:{index} ({one_line(error)}); it has to be for this driver's CUDA and "
-            "needs NVRTC: pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+            f"{path}: cupy cannot work on cuda:{index} ({one_line(error)}); it has to be for this driver's CUDA "
+            "and needs NVRTC: pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
         ) from None
 
 

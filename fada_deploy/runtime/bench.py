@@ -1,0 +1,189 @@
+"""How fast a model runs here: the bare network, and the whole road from a film to its overlay.
+
+`fada bench MODEL… --source drive.mp4`. Both are measured in this process with the same engine and threads, so
+that their ratio says what the road costs beside the network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.runtime.pipeline import Timings
+from fada_deploy.runtime.result import Result
+from fada_deploy.runtime.segmenter import Segmenter
+from fada_deploy.runtime.sinks import Saving, label_to_files
+from fada_deploy.runtime.sources import Source
+
+# The stages of the road, in order.
+STAGES = ("decode", "resize", "network", "upsample", "draw", "write")
+_LEAST_RUNS = 10
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds that half, 95 % and 99 % of the runs stay below."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Percentiles:
+        """Return the percentiles of measured seconds, in ms."""
+        return cls(*(round(1e3 * float(v), 3) for v in np.percentile(seconds, [50, 95, 99])))
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The network alone on a batch that lies ready: times of a batch, frames a second, CPU time of a frame."""
+
+    batch: int
+    runs: int
+    ms: Percentiles
+    fps: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class Road:
+    """The whole road: decode → resize → network → upsample → draw → H.264; `ms` of each stage and frame."""
+
+    frames: int
+    fps: float
+    cpu_ms: float
+    ms: dict[str, Percentiles]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on one backend. `warm_up_ms` is from opening the file to its first answer."""
+
+    model: str
+    backend: str
+    device: str
+    precision: str
+    input: str
+    warm_up_ms: float
+    bare: Bare
+    road: Road | None
+    memory_mib: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        """The road's frames a second as a share of the bare network's."""
+        return None if self.road is None else self.road.fps / self.bare.fps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready document."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def measure(
+    model: Path,
+    *,
+    backend: str,
+    device: str = "auto",
+    batch: int | None = None,
+    source: Source | None = None,
+    frames: int | None = None,
+    seconds: float = 3.0,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Measured:
+    """Measure a model file; `seconds` are spent on the bare network, `frames` of `source` on the road (None: all).
+
+    Raise the errors of `Segmenter`, and `DataError` for a source without frames.
+    """
+    start = time.perf_counter()
+    with Segmenter(model, backend=backend, device=device, batch=batch) as segmenter:
+        height, width = segmenter.metadata.input_size_hw
+        ready = _pictures(source, segmenter)
+        segmenter.backend.submit(ready)
+        warm_up = time.perf_counter() - start
+        bare = _bare(segmenter, ready, seconds)
+        road = None if source is None else _road(segmenter, source, frames, progress)
+        return Measured(
+            str(model),
+            segmenter.backend.name,
+            segmenter.backend.device,
+            segmenter.metadata.precision,
+            f"{width}x{height}",
+            round(1e3 * warm_up, 1),
+            bare,
+            road,
+            _resident_mib(),
+        )
+
+
+def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return a batch for the bare network: the film's first frames, or a grey one where there is no film."""
+    from fada_deploy.common.images import resize_frame
+
+    height, width = segmenter.metadata.input_size_hw
+    pictures = []
+    if source is not None:
+        with closing(source.frames()) as items:
+            for item in items:
+                if not isinstance(item, DataError):
+                    pictures.append(resize_frame(item.rgb, (height, width)))
+                if len(pictures) == segmenter.batch:
+                    break
+        if not pictures:
+            raise DataError(f"{source.name}: holds no frame")
+    while len(pictures) < segmenter.batch:
+        pictures.append(pictures[-1] if pictures else np.full((height, width, 3), 128, np.uint8))
+    return np.stack(pictures)
+
+
+def _bare(segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seconds: float) -> Bare:
+    for _ in range(3):
+        segmenter.backend.submit(ready)
+    times: list[float] = []
+    cpu, start = time.process_time(), time.perf_counter()
+    while len(times) < _LEAST_RUNS or time.perf_counter() - start < seconds:
+        began = time.perf_counter()
+        segmenter.backend.submit(ready)
+        times.append(time.perf_counter() - began)
+    spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+    done = len(times) * len(ready)
+    return Bare(len(ready), len(times), Percentiles.of(times), round(done / spent, 2), round(1e3 * cpu / done, 2))
+
+
+def _road(segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]) -> Road:
+    timings, done = Timings(keep=True), 0
+    with TemporaryDirectory() as folder:
+        cpu, start = time.process_time(), time.perf_counter()
+        with closing(label_to_files(segmenter, [source], Saving(Path(folder)), timings=timings)) as items:
+            for item in items:
+                if isinstance(item, Result):
+                    done += 1
+                    progress(1)
+                if frames is not None and done == frames:
+                    break
+        spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+    samples = timings.samples or {}
+    # The network's time is a batch's, the others' are a frame's.
+    per_frame = {
+        name: [t / segmenter.batch for t in samples[name]] if name == "network" else samples[name]
+        for name in STAGES
+        if samples.get(name)
+    }
+    stages = {name: Percentiles.of(times) for name, times in per_frame.items()}
+    return Road(done, round(done / spent, 2), round(1e3 * cpu / done, 2), stages)
+
+
+def _resident_mib() -> int | None:
+    """Return this process's resident memory, None where the system does not tell."""
+    try:
+        text = Path("/proc/self/status").read_text("utf-8")
+    except OSError:
+        return None
+    return int(text.split("VmRSS:")[1].split()[0]) >> 10
