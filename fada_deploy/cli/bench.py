@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--frames", type=click.IntRange(1), help="Of it so many frames [all].")
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="On the bare network.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it (.png, .svg or .pdf).")
+@click.option("--choose", is_flag=True, help="Let --backend auto take the fastest for such a model from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     models: tuple[Path, ...],
@@ -33,6 +34,7 @@ def command(
     frames: int | None,
     seconds: float,
     plot: Path | None,
+    choose: bool,
     as_json: bool,
 ) -> None:
     """Measure MODELS on this machine [the newest export], every backend that can run them.
@@ -84,11 +86,24 @@ def command(
         emit_json([each.to_dict() for each in found])
     else:
         click.echo(table(found))
+    if choose:
+        _choose(found)
     if plot is not None:
         from fada_deploy.plots import plot_speed
 
         plot_speed(found, plot)
         log(f"plot: {plot}")
+
+
+def _choose(found: list[Measured]) -> None:
+    """Record each file's fastest backend; engines have one alone."""
+    from fada_deploy.runtime.backends.onnx_file import read_metadata
+    from fada_deploy.runtime.choice import record_choice
+
+    for model in dict.fromkeys(each.model for each in found if each.model.endswith(".onnx")):
+        best = max((each for each in found if each.model == model), key=lambda each: each.bare.fps)
+        kept = record_choice(read_metadata(Path(model)), best.backend)
+        log(f"{model}: --backend auto takes {best.backend} from now on ({kept})")
 
 
 def table(found: list[Measured]) -> str:

@@ -31,6 +31,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import newest_models
     from fada_deploy.export.derive import Gate
+    from fada_deploy.export.engines import prove_here
     from fada_deploy.export.verify import try_draw, verify_file
     from fada_deploy.runtime.backends import runnable_backends
     from fada_deploy.runtime.proof import Proof, gate
@@ -71,6 +72,9 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     if judgement is not None:
         log(judgement.text())
         judgement.check(options["max_miou_drop"] / 100)
+    if model.suffix != ".onnx":
+        # So that the runtime need not compare it again on this card.
+        prove_here(model, log)
 
 
 def _metadata(model: Path) -> Any:

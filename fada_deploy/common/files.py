@@ -35,6 +35,17 @@ def remove_partial(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `$XDG_CACHE_HOME/fada_deploy`, or under `~/.cache`.
+
+    Raise `OSError` when there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fada_deploy"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
 LOCK = ".lock"
 
 

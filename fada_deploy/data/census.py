@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.files import atomic_path
+from fada_deploy.common.files import atomic_path, cache_folder
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.label_files import TableReader, count_ids
 
@@ -142,14 +142,7 @@ def census_path(dataset: FrameDataset) -> Path:
         digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
     for pair in dataset.pairs:
         digest.update(f"{_state(pair.image)}\n{_state(pair.labels)}\n".encode(errors="surrogateescape"))
-    return _cache() / "fada_deploy" / f"census-{digest.hexdigest()[:32]}.npz"
-
-
-def _cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
+    return cache_folder() / f"census-{digest.hexdigest()[:32]}.npz"
 
 
 def _state(path: Path | None) -> str:

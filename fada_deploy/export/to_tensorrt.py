@@ -8,7 +8,6 @@ says whether that is what it made.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from fada_deploy import __version__
 from fada_deploy.common.errors import FadaError, ModelError, UsageError
-from fada_deploy.common.files import atomic_path, sha256
+from fada_deploy.common.files import atomic_path, cache_folder, sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.trt_layers import check_precision, layers_of_log, layers_of_network
 from fada_deploy.export.trt_progress import build_in_sight
@@ -279,9 +278,8 @@ def _versions(shop: Workshop) -> dict[str, str]:
 
 def _cache_path(shop: Workshop, gpu: Gpu | None) -> Path:
     """Return where times are kept: measured by one version on one card, and of no use to others."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     card = gpu.name.replace(" ", "-").replace("/", "-") if gpu else "unknown"
-    return root / "fada_deploy" / f"{shop.flavour}-{shop.trt.__version__}-{card}.timing"
+    return cache_folder() / f"{shop.flavour}-{shop.trt.__version__}-{card}.timing"
 
 
 def _keep(config: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from toy import color_model, scene, write_image, write_video
 
 from fada_deploy.runtime import bench
+from fada_deploy.runtime.backends import open_backend
 from fada_deploy.runtime.bench import Percentiles, measure
 
 Fada = Callable[..., tuple[int, str, str]]
@@ -48,6 +49,17 @@ def test_a_part_of_the_film_and_a_batch(model: Path, tmp_path: Path) -> None:
     (film,) = open_sources([write_video(tmp_path / "film.mp4", [scene(i)[0] for i in range(12)])])
     found = measure(model, backend="onnxruntime", batch=2, source=film, frames=5, seconds=0.1)
     assert found.bare.batch == 2 and found.road is not None and found.road.frames == 5
+
+
+def test_the_fastest_is_chosen_for_auto(
+    fada: Fada, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, out, err = fada("bench", model, "--seconds", 0.2, "--choose", "--json")
+    speeds = {each["backend"]: each["bare"]["fps"] for each in json.loads(out)}
+    best = max(speeds, key=lambda name: speeds[name])
+    assert code == 0 and f"--backend auto takes {best} from now on" in err
+    assert open_backend(model).name == best
 
 
 def test_the_table_names_what_was_measured(fada: Fada, model: Path) -> None:

@@ -13,6 +13,7 @@ from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
+from fada_deploy.runtime.choice import chosen_backend
 
 __all__ = [
     "BACKENDS",
@@ -69,7 +70,16 @@ def open_backend(
         raise UsageError(f"{path}: is not for backend {backend}; take {' or '.join(able)}, or leave --backend out")
     if able == ("tensorrt",):
         return TensorRtBackend(path, device=device, allow_unproven=allow_unproven)
-    return BACKENDS[installed_backend() if backend == "auto" else backend](path, device=device)
+    return BACKENDS[_fastest(path, device) if backend == "auto" else backend](path, device=device)
+
+
+def _fastest(path: Path, device: str) -> str:
+    """Return the backend that was measured to be the fastest here (`fada bench --choose`), else the first one."""
+    if device in ("auto", "cpu"):
+        chosen = chosen_backend(read_metadata(path))
+        if chosen in ONNX_BACKENDS and find_spec(chosen) is not None:
+            return chosen
+    return installed_backend()
 
 
 def backends_of(path: Path) -> tuple[str, ...]:

@@ -1,0 +1,59 @@
+"""The backend that was measured to be the fastest is what `auto` takes, on this machine and for such a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy import color_model
+
+from fada_deploy.common.files import cache_folder
+from fada_deploy.runtime import backends, choice
+from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.choice import chosen_backend, record_choice
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_auto_takes_what_was_measured_to_be_fastest(tmp_path: Path) -> None:
+    model = color_model(tmp_path / "toy.onnx")
+    metadata = read_metadata(model)
+    assert chosen_backend(metadata) is None and open_backend(model).name == "onnxruntime"
+    record_choice(metadata, "openvino")
+    assert chosen_backend(metadata) == "openvino" and open_backend(model).name == "openvino"
+    # Asked for by name, or for a GPU, nothing is chosen.
+    assert open_backend(model, backend="onnxruntime").name == "onnxruntime"
+
+
+def test_another_model_or_machine_is_another_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = read_metadata(color_model(tmp_path / "toy.onnx"))
+    record_choice(metadata, "openvino")
+    assert chosen_backend(replace(metadata, precision="int8")) is None
+    assert chosen_backend(replace(metadata, input_size_hw=(128, 128))) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "usable_cores", lambda: 999)
+        assert chosen_backend(metadata) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "version", lambda name: "99")
+        assert chosen_backend(metadata) is None
+    assert chosen_backend(metadata) == "openvino"
+
+
+def test_a_choice_that_is_gone_or_spoiled_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = color_model(tmp_path / "toy.onnx")
+    record_choice(read_metadata(model), "openvino")
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "find_spec", lambda name: None if name == "openvino" else object())
+        assert open_backend(model).name == "onnxruntime"
+    path = cache_folder() / "backends.json"
+    for text in ("{", "[]", '{"a": 1}'):
+        path.write_text(text)
+        assert open_backend(model).name == "onnxruntime"
+    # What is spoiled is written anew.
+    record_choice(read_metadata(model), "openvino")
+    assert open_backend(model).name == "openvino"
