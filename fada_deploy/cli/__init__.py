@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": ("verify", "Hold an exported file against its proof pack, here and now."),
     "inspect": ("inspect", "Say what a model, proof pack or run says of itself."),
     "bench": ("bench", "Measure how fast models run here."),
+    "doctor": ("doctor", "Try what this machine has, and say what to type for the rest."),
     "infer": ("infer", "Label videos, images and folders; write overlays and masks."),
 }
 

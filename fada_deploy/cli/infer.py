@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +64,14 @@ class _Tally:
 @click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or openvino.")
+@click.option(
+    "--policy",
+    default="drop-oldest",
+    show_default=True,
+    help="Of live sources, what the network is too slow for: drop-oldest, drop-newest or wait.",
+)
+@click.option("--deadline-ms", type=float, help="Of live sources, drop frames that waited for longer.")
+@click.option("--reconnect-s", type=float, default=30.0, show_default=True, help="Give a silent source up after.")
 @click.option("--allow-unproven", is_flag=True, help="Run an engine that was never compared with the network.")
 @click.option("--rebuild", is_flag=True, help="Build an engine that does not fit this machine anew, of its .onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
@@ -73,29 +86,37 @@ def command(
     batch: int | None,
     device: str,
     backend: str,
+    policy: str,
+    deadline_ms: float | None,
+    reconnect_s: float,
     allow_unproven: bool,
     rebuild: bool,
     as_json: bool,
 ) -> int:
-    """Label videos, images, folders and globs.
+    """Label videos, images, folders, globs and live sources.
 
     \b
     fada infer drive.mp4
     fada infer 'frames/*.png' --save overlay,mask --ids labelId
     fada infer a.mp4 b.mp4 photos/ --out labelled --model model.onnx
+    fada infer rtsp://camera/stream --deadline-ms 100
+    ffmpeg … -f mpegts - | fada infer - --policy wait
 
+    Live are rtsp://, http://, a camera's number, and - for a pipe; Ctrl-C ends them, and their film is whole.
     Exits with 1 if some frames could not be read; the others are done.
     """
     from fada_deploy.common.errors import DataError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
     from fada_deploy.export.engines import rebuild_if_stale
+    from fada_deploy.runtime.live import LiveOptions, LiveSource, is_live
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sinks import Saving
     from fada_deploy.runtime.sources import open_sources
 
-    sources = open_sources(source)
+    live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
+    sources = open_sources([LiveSource(each, live) if is_live(each) else each for each in source])
     if model is not None:
         model = exported_model(model)
         if rebuild:
@@ -107,14 +128,15 @@ def command(
         saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids=ids, alpha=alpha, legend=legend)
         timings = Timings()
         try:
-            tally = _label(segmenter, sources, saving, timings)
+            with _stopping(sources):
+                tally = _label(segmenter, sources, saving, timings)
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
         if not tally.frames:
             for line in tally.failed[1:]:
                 log(f"failed: {line}")
             raise DataError(tally.failed[0] if tally.failed else f"{', '.join(source)}: holds no frame")
-        summary = _summary(segmenter, saving, tally, timings)
+        summary = _summary(segmenter, saving, tally, timings) | _counted(sources)
     if as_json:
         emit_json(summary)
     _say(summary)
@@ -159,6 +181,39 @@ def _label(segmenter: Segmenter, sources: list[Source], saving: Saving, timings:
     return tally
 
 
+@contextmanager
+def _stopping(sources: list[Source]) -> Iterator[None]:
+    """Let the first Ctrl-C end live sources, so that their films are finished; the second one stops at once."""
+    from fada_deploy.runtime.live import LiveSource
+
+    live = [source for source in sources if isinstance(source, LiveSource)]
+    if not live or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log("\nfinishing; once more stops now, and what is not whole is lost")
+        for source in live:
+            source.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _counted(sources: list[Source]) -> dict[str, Any]:
+    """Return what live sources dropped and how often they were opened again."""
+    from fada_deploy.runtime.live import LiveSource
+
+    live = [source for source in sources if isinstance(source, LiveSource)]
+    if not live:
+        return {}
+    return {"live": {s.name: {"dropped": s.dropped, "late": s.late, "reconnects": s.reconnects} for s in live}}
+
+
 def _remove_if_empty(out: Path, *, made_here: bool) -> None:
     if made_here and out.is_dir() and not any(out.iterdir()):
         out.rmdir()
@@ -189,6 +244,8 @@ def _say(summary: dict[str, Any]) -> None:
     log(
         f"{summary['frames']} frames in {summary['seconds']:.1f} s, {summary['fps']:.1f} fps; ms a frame: {stages}"
     )
+    for name, live in summary.get("live", {}).items():
+        log(f"{name}: {', '.join(f'{what} {number}' for what, number in live.items())}")
     if summary["failed"]:
         log(f"{len(summary['failed'])} failed, see above; the others are done")
     for path in summary["saved"].values():

@@ -262,4 +262,6 @@ def results_of(
         "run": lambda items: run(items, backend, clock),
         "upsample": lambda items: upsample(items, backend, confidence, clock),
     }
-    return chain(sources, {**stages, **(then or {})})
+    # What waits between stages is old by the time it is done: of a live source as little as can be.
+    live = any(getattr(source, "live", False) for source in sources)
+    return chain(sources, {**stages, **(then or {})}, depth=1 if live else DEPTH)

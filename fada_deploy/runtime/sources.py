@@ -189,18 +189,25 @@ def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
 
 
 def open_sources(sources: Sequence[str | Path | Source]) -> list[Source]:
-    """Turn files, folders and globs into sources; anything that has `frames` is taken as it is.
+    """Turn files, folders, globs and live addresses into sources; what has `frames` is taken as it is.
 
     A folder gives one source of its pictures and one for each video in it. Raise `DataError` for what
     does not exist, holds nothing, or is neither video nor picture, and `UsageError` for nothing at all.
     """
     if not sources:
         raise UsageError(f"nothing to label; give {ALLOWED}, a folder or a glob")
+    # A live source is made of what is here.
+    from fada_deploy.runtime.live import LiveSource, is_live
+
     found: dict[str, Source] = {}
     for given in sources:
+        if isinstance(given, str) and is_live(given):
+            given = LiveSource(given)
         for source in [given] if not isinstance(given, str | Path) else _open_path(str(given)):
             # The same file twice is the same file.
             found.setdefault(source.name, source)
+    if len(found) > 1 and any(getattr(source, "live", False) for source in found.values()):
+        raise UsageError("a live source is labelled alone, or the others would wait for its end; give one")
     return list(found.values())
 
 

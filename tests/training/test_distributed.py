@@ -35,7 +35,7 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(
-    blocks: Path, init: Path, out: Path, *, processes: int, batch: int = 4, more: tuple[str, ...] = ()
+    blocks: Path, init: Path, out: Path, *, processes: int, batch: int = 4, more: tuple[object, ...] = ()
 ) -> str:
     launch = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
@@ -64,11 +64,18 @@ def test_two_processes_equal_one(blocks: Path, init: Path, tmp_path: Path) -> No
         "--set=adversarial.discriminator_lr=1e-7",
         *(f"--set={s}.lr=5e-6" for s in ("source", "adversarial", "distill")),
     )
-    for number in (1, 2):
-        failed = train(blocks, init, tmp_path / str(number), processes=number, more=more)
-        assert not failed, failed[-2000:]
+    # One teacher for both students: of two that differ in the last bit, a pixel in a thousand labels otherwise.
+    teacher = tmp_path / "teaching-1"
+    for part, stages in (("teaching", "source,adversarial"), ("student", "distill")):
+        start = ("--start", teacher) if part == "student" else ()
+        for number in (1, 2):
+            out = tmp_path / f"{part}-{number}"
+            failed = train(blocks, init, out, processes=number, more=(*more, "--stages", stages, *start))
+            assert not failed, failed[-2000:]
     for stage in ("source", "adversarial", "distill"):
-        lines = [(tmp_path / n / stage / "metrics.jsonl").read_text().splitlines() for n in ("1", "2")]
+        part = "student" if stage == "distill" else "teaching"
+        runs = [tmp_path / f"{part}-{number}" for number in (1, 2)]
+        lines = [(run / stage / "metrics.jsonl").read_text().splitlines() for run in runs]
         series = [[json.loads(line) for line in part] for part in lines]
         assert len(series[0]) == len(series[1]) == ITERATIONS
         for one, two in zip(*series, strict=True):
@@ -76,10 +83,10 @@ def test_two_processes_equal_one(blocks: Path, init: Path, tmp_path: Path) -> No
                 # Counted pixels, of which one may lie on the border.
                 near = 0.01 if name == "discriminator_accuracy" else 1e-7
                 assert two[name] == pytest.approx(one[name], rel=1e-5, abs=near), (stage, one["iteration"], name)
-        want, got = (load_file(tmp_path / n / stage / "weights.safetensors") for n in ("1", "2"))
+        want, got = (load_file(run / stage / "weights.safetensors") for run in runs)
         for name, tensor in want.items():
             torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)
-    assert not list((tmp_path / "2").rglob("*.partial*"))
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 @pytest.mark.slow

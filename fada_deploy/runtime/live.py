@@ -1,0 +1,259 @@
+"""Live sources: a camera, `rtsp://` or `http://`, a pipe. Frames come when they come, and what is late is dropped.
+
+A thread of its own reads and decodes all the time. What the network is too slow for is dropped by a named
+policy and counted; a connection that breaks is opened again, with growing pauses.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.video import upright_rgb
+from fada_deploy.runtime.sources import Frame
+
+POLICIES = ("drop-oldest", "drop-newest", "wait")
+SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
+PIPE = "-"
+_CLOCK = Fraction(1, 90_000)
+# Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
+_TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """What becomes of frames that nobody waits for.
+
+    `policy`: drop-oldest keeps the newest frame, drop-newest the one that waits, wait holds the reader back (for
+    pipes). `deadline_s`: a frame older than that is not begun. `give_up_s`: a source that gives no frame for
+    so long has failed.
+    """
+
+    policy: str = "drop-oldest"
+    deadline_s: float | None = None
+    give_up_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise UsageError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}")
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise UsageError(f"a deadline of {1000 * self.deadline_s:g} ms has passed already; it is above 0")
+
+
+def is_live(address: str) -> bool:
+    """Say whether a source is a stream's address, a camera's number, or `-` for a pipe."""
+    return address == PIPE or address.isdigit() or address.startswith(SCHEMES)
+
+
+class _Slot:
+    """Room for one frame between the reader and the pipeline."""
+
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
+        self._items: deque[Frame] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.dropped = 0
+
+    def put(self, frame: Frame) -> bool:
+        """Offer a frame; return False when nobody takes frames any more."""
+        with self._changed:
+            if self._policy == "wait":
+                self._changed.wait_for(lambda: self._closed or not self._items)
+            elif self._items:
+                self.dropped += 1
+                if self._policy == "drop-newest":
+                    return not self._closed
+                self._items.clear()
+            self._items.append(frame)
+            self._changed.notify_all()
+            return not self._closed
+
+    def get(self, timeout: float) -> Frame | None:
+        """Return the next frame, None when none came in time or none will come any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._items, timeout)
+            frame = self._items.popleft() if self._items else None
+            self._changed.notify_all()
+            return frame
+
+    def close(self) -> None:
+        """Let waiting ends go; what lies in the slot can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class LiveSource:
+    """Frames of a stream as they come; `stop` ends it, and what was begun is finished.
+
+    `dropped` counts frames that were never looked at, `late` those past their deadline, `reconnects` how often
+    it was opened again.
+    """
+
+    moving = True
+    live = True
+    rate: Fraction | None = None
+    audio: Path | None = None
+
+    def __init__(self, address: str, options: LiveOptions | None = None) -> None:
+        self.name = {PIPE: "pipe"}.get(address, f"camera-{address}" if address.isdigit() else address)
+        self._address = address
+        self._options = options or LiveOptions()
+        self._stopped = threading.Event()
+        self.dropped = self.late = self.reconnects = 0
+
+    def count(self) -> None:
+        """Return None: nobody knows."""
+        return None
+
+    def stop(self) -> None:
+        """End the stream as if it had ended by itself."""
+        self._stopped.set()
+
+    def frames(self) -> Generator[Frame | DataError, None, None]:
+        """Yield frames until the stream ends, is stopped, or fails; then the error that says why."""
+        slot, failure = _Slot(self._options.policy), _Failure()
+        ended = threading.Event()
+        reader = threading.Thread(target=self._read, args=(slot, failure, ended), name="fada-live", daemon=True)
+        reader.start()
+        try:
+            while not self._stopped.is_set():
+                over = ended.is_set()
+                frame = slot.get(0.1)
+                if frame is None:
+                    if over:
+                        break
+                    continue
+                age = time.monotonic() - frame.captured
+                if self._options.deadline_s is not None and age > self._options.deadline_s:
+                    self.late += 1
+                    continue
+                yield frame
+            if failure.text and not self._stopped.is_set():
+                yield DataError(f"{self.name}: {failure.text}")
+        finally:
+            self._stopped.set()
+            slot.close()
+            self.dropped += slot.dropped
+            # A pipe may hold its reader for ever; the thread is a daemon, and its frames go nowhere.
+            reader.join(timeout=1.0)
+
+    def _read(self, slot: _Slot, failure: _Failure, ended: threading.Event) -> None:
+        try:
+            self._read_on(slot, failure)
+        except Exception as error:
+            failure.text = _one_line(error)
+        finally:
+            ended.set()
+
+    def _read_on(self, slot: _Slot, failure: _Failure) -> None:
+        """Read until the end; open again what broke, until it has given no frame for too long."""
+        index, began, last = 0, None, time.monotonic()
+        pause, whole = _FIRST_PAUSE, self._options.policy == "wait"
+        while not self._stopped.is_set():
+            why = "it ended"
+            try:
+                for picture in _opened(self._address, whole=whole)(self._stopped):
+                    now = time.monotonic()
+                    began = now if began is None else began
+                    pts = round((now - began) / _CLOCK)
+                    frame = Frame(picture, self.name, index, f"{index:06d}", now, pts, _CLOCK)
+                    index, last, pause = index + 1, now, _FIRST_PAUSE
+                    if not slot.put(frame):
+                        return
+            except _Over:
+                return
+            except (OSError, DataError) as error:
+                why = _one_line(error)
+            if self._address == PIPE:
+                # What a pipe has given is all there is.
+                failure.text = "" if index else why
+                return
+            if time.monotonic() - last > self._options.give_up_s:
+                failure.text = f"gave no frame for {self._options.give_up_s:g} s ({why})"
+                return
+            self._stopped.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self.reconnects += 1
+
+
+@dataclass
+class _Failure:
+    text: str = ""
+
+
+class _Over(Exception):
+    """A stream of known length came to its end."""
+
+
+Pictures = Callable[[threading.Event], Iterator[Picture]]
+
+
+def _opened(address: str, *, whole: bool) -> Pictures:
+    """Return the function that opens an address and yields its pictures, from the first one on if `whole`."""
+    if address.isdigit():
+        return lambda stopped: _camera(int(address), stopped)
+    return lambda stopped: _stream(address, stopped, whole=whole)
+
+
+def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[Picture]:
+    """Yield the pictures of a stream or pipe; raise `DataError` when it breaks, `_Over` when it has its end."""
+    import av
+
+    # What was read to find out what it is: shown where every frame counts, else it is old already.
+    options = {} if whole else {"fflags": "nobuffer", "flags": "low_delay"}
+    if address.startswith("rtsp"):
+        # Over UDP lost packets are torn pictures.
+        options["rtsp_transport"] = "tcp"
+    source: Any = sys.stdin.buffer if address == PIPE else address
+    timeout = None if address == PIPE else (_TIMEOUT, _TIMEOUT)
+    try:
+        with av.open(source, options=options, timeout=timeout) as container:
+            if not container.streams.video:
+                raise DataError("holds no video")
+            for picture in container.decode(container.streams.video[0]):
+                if stopped.is_set():
+                    return
+                yield upright_rgb(picture)
+            if container.duration:
+                raise _Over
+    except av.error.FFmpegError as error:
+        raise DataError(error.strerror or str(error)) from None
+
+
+def _camera(number: int, stopped: threading.Event) -> Iterator[Picture]:
+    """Yield the pictures of a camera by its number."""
+    import cv2
+
+    camera = cv2.VideoCapture(number)
+    try:
+        if not camera.isOpened():
+            raise DataError(f"camera {number} does not open; is it connected, and may this user read it?")
+        while not stopped.is_set():
+            there, picture = camera.read()
+            if not there:
+                return
+            yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+    finally:
+        with suppress(Exception):
+            camera.release()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

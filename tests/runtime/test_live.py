@@ -1,0 +1,220 @@
+"""Live sources from a real HTTP server and a real pipe: what comes, what is dropped, what breaks, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from toy import color_model, read_video, scene, write_video
+
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.runtime import live
+from fada_deploy.runtime.live import LiveOptions, LiveSource, _Slot, is_live
+from fada_deploy.runtime.segmenter import Segmenter
+from fada_deploy.runtime.sources import Frame, open_sources
+
+Serve = Callable[[list[bytes]], str]
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Return 20 frames as MPEG-TS, which may begin and end anywhere."""
+    return write_video(tmp_path / "film.ts", [scene(i)[0] for i in range(20)])
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Return a function that serves one body a connection, the last one again and again, without a length."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(bodies: list[bytes], *, endless: bool = False) -> str:
+        waiting = list(bodies)
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+                self.close_connection = True
+                if not body:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "video/mp2t")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                try:
+                    while True:
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body))
+                        if not endless:
+                            break
+                        time.sleep(0.02)
+                    self.wfile.write(b"0\r\n\r\n")
+                except OSError:
+                    return
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/film.ts"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_FIRST_PAUSE", 0.05)
+
+
+def take(source: LiveSource, count: int) -> list[Frame | DataError]:
+    found: list[Frame | DataError] = []
+    for item in source.frames():
+        found.append(item)
+        if len(found) == count:
+            source.stop()
+    return found
+
+
+def test_what_is_live() -> None:
+    addresses = ["rtsp://a/b", "http://a/b", "-", "0", "udp://a:1"]
+    assert all(map(is_live, addresses)) and not any(map(is_live, ["film.mp4", "a/0", "frames/"]))
+    assert [s.name for s in map(LiveSource, ["-", "2", "rtsp://a/b"])] == ["pipe", "camera-2", "rtsp://a/b"]
+    assert isinstance(open_sources(["rtsp://a/b"])[0], LiveSource)
+    with pytest.raises(UsageError, match="a live source is labelled alone"):
+        open_sources(["rtsp://a/b", "rtsp://a/c"])
+
+
+def test_every_frame_comes_where_the_reader_waits(film: Path, serve: Serve) -> None:
+    source = LiveSource(serve([film.read_bytes()]), LiveOptions("wait"))
+    frames = take(source, 20)
+    want = [rgb for _, rgb in read_video(film)]
+    assert len(frames) == 20 and source.dropped == 0
+    for frame, rgb in zip(frames, want, strict=True):
+        assert isinstance(frame, Frame)
+        np.testing.assert_array_equal(frame.rgb, rgb)
+    clock = [f.pts for f in frames if isinstance(f, Frame) and f.pts is not None]
+    assert clock == sorted(clock) and clock[0] == 0
+
+
+def test_a_broken_connection_is_opened_again(film: Path, serve: Serve) -> None:
+    data = film.read_bytes()
+    source = LiveSource(serve([data, b"", data]), LiveOptions("wait"))
+    frames = take(source, 30)
+    assert all(isinstance(f, Frame) for f in frames) and source.reconnects >= 2
+    assert [f.index for f in frames if isinstance(f, Frame)] == list(range(30))
+
+
+def test_a_source_that_gives_nothing_is_given_up(serve: Serve) -> None:
+    found = take(LiveSource(serve([b""]), LiveOptions(give_up_s=0.3)), 1)
+    assert len(found) == 1 and "gave no frame for 0.3 s" in str(found[0]) and "\n" not in str(found[0])
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [4]), ("drop-newest", [0])])
+def test_what_nobody_takes_is_dropped_and_counted(policy: str, kept: list[int]) -> None:
+    slot = _Slot(policy)
+    for index in range(5):
+        assert slot.put(Frame(np.zeros((2, 2, 3), np.uint8), "s", index, "", 0.0))
+    frame = slot.get(0.1)
+    assert frame is not None and [frame.index] == kept and slot.dropped == 4
+    assert slot.get(0.01) is None
+    slot.close()
+    assert not slot.put(frame)
+
+
+def test_waiting_for_room_ends_with_the_slot() -> None:
+    slot, frame = _Slot("wait"), Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0)
+    assert slot.put(frame)
+    refused: list[bool] = []
+    writer = threading.Thread(target=lambda: refused.append(slot.put(frame)))
+    writer.start()
+    slot.close()
+    writer.join(2)
+    assert refused == [False] and slot.dropped == 0
+
+
+def test_frames_past_their_deadline_are_not_begun(film: Path, serve: Serve) -> None:
+    source = LiveSource(serve([film.read_bytes()]), LiveOptions("wait", deadline_s=1e-9))
+
+    def stop_when_enough() -> None:
+        while source.late < 20:
+            time.sleep(0.01)
+        source.stop()
+
+    threading.Thread(target=stop_when_enough, daemon=True).start()
+    assert list(source.frames()) == [] and source.late >= 20
+
+
+def test_wrong_options_are_one_line() -> None:
+    with pytest.raises(UsageError, match="no policy 'hope'; there are drop-oldest, drop-newest, wait"):
+        LiveOptions("hope")
+    with pytest.raises(UsageError, match="a deadline of 0 ms has passed already"):
+        LiveOptions(deadline_s=0)
+
+
+def test_an_abandoned_stream_leaves_no_thread(film: Path, serve: Callable[..., str], tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
+        for result in segmenter.stream(serve([film.read_bytes()], endless=True)):
+            np.testing.assert_array_equal(result.labels.shape, (64, 128))
+            break
+    left = {t.name for t in set(threading.enumerate()) - before}
+    assert not [name for name in left if name.startswith("fada")]
+
+
+def test_a_camera_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    found = take(LiveSource("77", LiveOptions(give_up_s=0.2)), 1)
+    assert "camera 77 does not open" in str(found[0])
+
+
+def test_a_pipe_is_labelled_to_its_end(film: Path, tmp_path: Path) -> None:
+    model = color_model(tmp_path / "toy.onnx")
+    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model, "--policy", "wait"]
+    command += ["--out", tmp_path / "out", "--json", "--save", "overlay,json"]
+    with film.open("rb") as pipe:
+        done = subprocess.run(list(map(str, command)), stdin=pipe, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == 20 and summary["live"]["pipe"] == {"dropped": 0, "late": 0, "reconnects": 0}
+    assert len(read_video(tmp_path / "out/overlay/pipe.mp4")) == 20
+
+
+def test_ctrl_c_finishes_the_film(film: Path, serve: Callable[..., str], tmp_path: Path) -> None:
+    """An endless stream, interrupted: exit 0, and the film is whole."""
+    address = serve([film.read_bytes()], endless=True)
+    model = color_model(tmp_path / "toy.onnx")
+    command = [sys.executable, "-m", "fada_deploy", "infer", address, "--model", model, "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    partial = tmp_path / "out" / "overlay"
+    for _ in range(300):
+        if partial.is_dir() and any(p.stat().st_size for p in partial.iterdir()):
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "finishing; once more stops now" in said and "dropped" in said
+    with av.open(str(partial / "film.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) > 3
+    assert not list(partial.glob(".*"))
