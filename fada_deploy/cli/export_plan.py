@@ -1,0 +1,249 @@
+"""What one call of `fada export` does: the fp32 file, other precisions, engines, a Triton repository."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fada_deploy.cli.options import log, newest
+
+if TYPE_CHECKING:
+    from fada_deploy.common.errors import GateError
+    from fada_deploy.export.derive import Calibration, Derived, Gate
+
+_ORDER = ("fp32", "fp16", "bf16", "int8")
+
+
+@dataclass
+class Plan:
+    """One call: the fp32 file, the precisions made of it, their engines, a repository of the last."""
+
+    source: Path | None
+    options: dict[str, Any]
+    document: dict[str, Any] = field(default_factory=dict)
+    refused: list[GateError] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Check what was asked for, then make all of it; a refused file does not stop the others."""
+        from fada_deploy.common.errors import UsageError
+
+        wanted = self._wanted()
+        if self.source is not None and self.source.suffix == ".onnx":
+            if not (self.options["trt"] or self.options["triton"] or wanted != [("fp32", "any")]):
+                raise UsageError(f"{self.source}: is exported already; say --precision, --trt or --triton")
+            self._check_fixed()
+            base, self.document["model"] = self.source, str(self.source)
+        else:
+            base = self._base()
+        made, engines = [base], []
+        if others := [each for each in wanted if each[0] != "fp32"]:
+            calibration, allowed = self._calibration(base), self._gate(base)
+            for precision, made_for in others:
+                with self._collecting():
+                    made.append(self._derive(base, precision, made_for, calibration, allowed))
+        for path in made:
+            if self._for_engine(path, wanted):
+                with self._collecting():
+                    engines.append(self._engine(path))
+        if self.options["triton"]:
+            self._triton(made, engines)
+        named = "" if self._is_newest(made[-1]) else f" --model {shlex.quote(str(made[-1]))}"
+        log(f"next: fada infer video.mp4{named}")
+
+    @contextmanager
+    def _collecting(self) -> Iterator[None]:
+        """Remember what a gate refuses, and go on with the others."""
+        from fada_deploy.common.errors import GateError
+
+        try:
+            yield
+        except GateError as error:
+            self.refused.append(error)
+            log(f"refused: {error}")
+
+    def finish(self) -> None:
+        """Raise `GateError` for what was refused, when all else is done."""
+        from fada_deploy.common.errors import GateError
+
+        if self.refused:
+            names = ", ".join(str(error).partition(":")[0] for error in self.refused)
+            raise GateError(f"refused and not written, as said above: {names}")
+
+    def _check_fixed(self) -> None:
+        """Refuse what decides the fp32 file when that file is given."""
+        from fada_deploy.common.errors import UsageError
+
+        defaults = {"head": "logits", "size": None, "batch": "dynamic", "out": None}
+        given = [f"--{name}" for name, default in defaults.items() if self.options[name] != default]
+        if given:
+            raise UsageError(
+                f"{self.source}: is exported already; {', '.join(given)} belongs to the export of a run"
+            )
+
+    def _wanted(self) -> list[tuple[str, str]]:
+        """Return (precision, whom for) in the order to make them: what suits this machine's CPU last."""
+        from fada_deploy.common.errors import UsageError
+
+        asked = [p.strip() for p in self.options["precision"].split(",") if p.strip()]
+        unknown = [p for p in asked if p not in _ORDER]
+        if unknown or not asked:
+            raise UsageError(f"no precision {', '.join(unknown)!r}; there are {', '.join(_ORDER)}")
+        whom = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "both": ("tensorrt", "cpu")}[self.options["made_for"]]
+        leave = self.options["leave_out"]
+        if leave != "auto" and not leave.isdigit():
+            raise UsageError(f"--leave-out is auto or a number of layers; found {leave!r}")
+        self._engine_batch()
+        if self.options["trt"] and "int8" in asked and "tensorrt" not in whom:
+            raise UsageError("--trt takes int8 that is quantised for it; leave out --for cpu")
+        return [(p, w) for p in _ORDER if p in asked for w in (whom if p == "int8" else ("any",))]
+
+    def _base(self) -> Path:
+        """Export the network itself, in fp32."""
+        from fada_deploy.common.errors import MissingExtraError, UsageError
+        from fada_deploy.common.runs import final_weights
+
+        batch, out = self.options["batch"], self.options["out"]
+        if batch != "dynamic" and not (batch.isdigit() and int(batch) > 0):
+            raise UsageError(f"--batch is dynamic or a number from 1; found {batch!r}")
+        run = self.source or newest()
+        weights = final_weights(run)
+        if out is None:
+            if run.is_file():
+                raise UsageError("say where to write: --out model.onnx (a weights file alone names no run)")
+            out = (weights.parent.parent if run == weights.parent else run) / "export" / "model.onnx"
+        try:
+            from fada_deploy.export.exporter import export
+        except ImportError as error:
+            raise MissingExtraError(str(error.name), "export") from None
+        result = export(
+            weights,
+            out,
+            head=self.options["head"],
+            size_hw=self.options["size"],
+            batch=None if batch == "dynamic" else int(batch),
+            frames=self.options["frames"],
+            say=log,
+        )
+        _tell(result.verification)
+        log(f"done: {result.model} and {result.proof}")
+        verified = {name: v.to_dict() for name, v in result.verification.items()}
+        self.document |= {"model": str(result.model), "proof": str(result.proof), "verification": verified}
+        return result.model
+
+    def _derive(self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate) -> Path:
+        from fada_deploy.export.derive import derive
+
+        log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
+        made: Derived = derive(
+            base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log
+        )
+        _tell(made.verification)
+        if made.judgement is not None:
+            log(made.judgement.text())
+        layers = ", ".join(f"{count} in {name}" for name, count in made.layers.items())
+        log(f"done: {made.model}, layers: {layers}")
+        self.document.setdefault("derived", []).append(made.to_dict())
+        return made.model
+
+    def _calibration(self, base: Path) -> Calibration:
+        from fada_deploy.export.derive import Calibration
+        from fada_deploy.runtime.backends.onnx_file import read_metadata
+
+        leave = self.options["leave_out"]
+
+        def frames() -> Any:
+            from fada_deploy.export.frames import target_frames
+
+            metadata = read_metadata(base)
+            return target_frames(
+                metadata.provenance, metadata.label_space, self.options["frames"],
+                count=self.options["calibration_frames"], held_out=False, purpose="calibration", say=log,
+            )  # fmt: skip
+
+        return Calibration(frames, self.options["calibration"], None if leave == "auto" else int(leave))
+
+    def _gate(self, base: Path) -> Gate:
+        from fada_deploy.data import open_dataset
+        from fada_deploy.export.derive import Gate
+        from fada_deploy.runtime.backends.onnx_file import read_metadata
+
+        data, equal = self.options["data"], self.options["min_equal"]
+        dataset = None
+        if data is not None:
+            space = read_metadata(base).label_space
+            dataset = open_dataset(data, self.options["data_root"], split="val", space=space)
+        return Gate(
+            equal_labels=None if equal is None else equal / 100,
+            logit_error=self.options["max_logit_error"],
+            dataset=dataset,
+            max_miou_drop=self.options["max_miou_drop"] / 100,
+        )
+
+    def _for_engine(self, path: Path, wanted: list[tuple[str, str]]) -> bool:
+        """Say whether an engine is built of a file: those asked for, and of int8 the one made for it."""
+        from fada_deploy.runtime.backends.onnx_file import read_metadata
+
+        metadata = read_metadata(path)
+        return (
+            self.options["trt"]
+            and metadata.made_for != "cpu"
+            and metadata.precision in {precision for precision, _ in wanted}
+        )
+
+    def _engine_batch(self) -> tuple[int, int, int]:
+        from fada_deploy.common.errors import UsageError
+
+        parts = self.options["trt_batch"].split(",")
+        sizes = [int(p) for p in parts if p.strip().isdigit()]
+        if len(sizes) != 3 or len(parts) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise UsageError(f"--trt-batch is three rising numbers, as 1,1,8; found {self.options['trt_batch']!r}")
+        return sizes[0], sizes[1], sizes[2]
+
+    def _engine(self, model: Path) -> Path:
+        from fada_deploy.export.engines import prove_here
+        from fada_deploy.export.to_tensorrt import build_engine
+
+        built = build_engine(
+            model,
+            model.with_suffix(".engine"),
+            flavour=self.options["trt_flavour"],
+            batch=self._engine_batch(),
+            compute_capabilities=self.options["compute_capability"],
+            level=self.options["trt_level"],
+            workspace_mib=self.options["trt_workspace"],
+            timing_cache=self.options["trt_timing_cache"],
+            version_compatible=self.options["version_compatible"],
+            hardware_compatible=self.options["hardware_compatible"],
+            say=log,
+        )
+        layers = ", ".join(f"{count} in {name}" for name, count in built.sidecar.layers.items())
+        log(f"done: {built.path} and its .json, convolutions: {layers}")
+        verification = prove_here(built.path, log)
+        self.document.setdefault("engines", []).append({"model": str(built.path), "verification": verification})
+        return built.path
+
+    def _triton(self, made: list[Path], engines: list[Path]) -> None:
+        from fada_deploy.export.triton import write_repository
+        from fada_deploy.runtime.backends.engine_file import read_engine
+
+        # Triton knows no engines of TensorRT-RTX.
+        served = [engine for engine in engines if read_engine(engine).flavour == "tensorrt"]
+        repository = write_repository((served or made)[-1], self.options["triton"])
+        self.document["triton"] = str(repository)
+        log(f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}")
+
+    @staticmethod
+    def _is_newest(model: Path) -> bool:
+        from fada_deploy.common.runs import newest_models
+
+        return model in newest_models()
+
+
+def _tell(verification: Any) -> None:
+    for name, v in verification.items():
+        logits = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
+        log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{logits}")
