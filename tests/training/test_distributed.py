@@ -67,7 +67,7 @@ def test_two_processes_equal_one(blocks: Path, init: Path, tmp_path: Path) -> No
     # One teacher for both students: of two that differ in the last bit, a pixel in a thousand labels otherwise.
     teacher = tmp_path / "teaching-1"
     for part, stages in (("teaching", "source,adversarial"), ("student", "distill")):
-        start = ("--start", teacher) if part == "student" else ()
+        start = (f"--set=start={teacher}",) if part == "student" else ()
         for number in (1, 2):
             out = tmp_path / f"{part}-{number}"
             failed = train(blocks, init, out, processes=number, more=(*more, "--stages", stages, *start))
