@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,6 +112,8 @@ def refuse_cuda(engine: str, device: str, have: str) -> DeviceError:
 
 def import_engine(package: str, extra: str) -> Any:
     """Import an engine's package; raise `MissingExtraError` if it is not there, `DeviceError` if it is broken."""
+    # ONNX Runtime writes a device's id and a database of what it did into the user's cache unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError:
