@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -394,3 +396,15 @@ def test_with_nothing_installed_the_pip_command_is_said(monkeypatch: pytest.Monk
     hidden |= {"tensorrt", "tensorrt_rtx"}
     with pytest.raises(MissingExtraError, match=r"no inference engine is installed.*\[cpu\]"):
         backends.require_any()
+
+
+def test_onnxruntime_writes_nothing_about_the_device(tmp_path: Path) -> None:
+    """Its telemetry would leave an id and a database in the user's cache."""
+    model, cache = toy.color_model(tmp_path / "toy.onnx"), tmp_path / "cache"
+    code = (
+        f"from pathlib import Path; from fada_deploy.runtime.backends import *; open_backend(Path({str(model)!r}))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment["XDG_CACHE_HOME"] = str(cache)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert not [p for p in cache.rglob("*") if "Microsoft" in str(p)]
