@@ -50,7 +50,7 @@ def command(
 
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
-    from fada_deploy.runtime.backends import BACKENDS, runnable_backends
+    from fada_deploy.runtime.backends import BACKENDS, runnable_backends, runnable_models
     from fada_deploy.runtime.bench import measure
     from fada_deploy.runtime.sources import open_sources
 
@@ -60,7 +60,7 @@ def command(
         need_extra("matplotlib", "plot")
     if backend not in ("all", *BACKENDS):
         raise UsageError(f"no backend {backend!r}; there are all, {', '.join(BACKENDS)}")
-    paths = [exported_model(path) for path in models] or newest_models()[:1]
+    paths = [exported_model(path) for path in models] or runnable_models(newest_models())[:1]
     if not paths:
         raise UsageError("no model under runs/: type `fada export` first, or name one")
     film = None

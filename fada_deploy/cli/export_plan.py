@@ -26,6 +26,8 @@ class Plan:
     options: dict[str, Any]
     document: dict[str, Any] = field(default_factory=dict)
     refused: list[GateError] = field(default_factory=list)
+    # The precision of a file that is given in place of a run.
+    _given: str = "fp32"
 
     def run(self) -> None:
         """Check what was asked for, then make all of it; a refused file does not stop the others."""
@@ -36,11 +38,12 @@ class Plan:
             if not (self.options["trt"] or self.options["triton"] or wanted != [("fp32", "any")]):
                 raise UsageError(f"{self.source}: is exported already; say --precision, --trt or --triton")
             self._check_fixed()
+            wanted = self._of_file(self.source, wanted)
             base, self.document["model"] = self.source, str(self.source)
         else:
             base = self._base()
         made, engines = [base], []
-        if others := [each for each in wanted if each[0] != "fp32"]:
+        if others := [each for each in wanted if each[0] not in ("fp32", self._given)]:
             calibration, allowed = self._calibration(base), self._gate(base)
             for precision, made_for in others:
                 with self._collecting():
@@ -84,6 +87,19 @@ class Plan:
                 f"{self.source}: is exported already; {', '.join(given)} belongs to the export of a run"
             )
 
+    def _of_file(self, model: Path, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Take a file of another precision as what is wanted, when nothing else was asked for."""
+        from fada_deploy.common.errors import UsageError
+        from fada_deploy.runtime.backends.onnx_file import read_metadata
+
+        metadata = read_metadata(model)
+        if metadata.precision == "fp32" or wanted != [("fp32", "any")]:
+            return wanted
+        if self.options["trt"] and metadata.made_for == "cpu":
+            raise UsageError(f"{model}: is quantised for CPUs; give the file that is for tensorrt")
+        self._given = metadata.precision
+        return [(metadata.precision, metadata.made_for)]
+
     def _wanted(self) -> list[tuple[str, str]]:
         """Return (precision, whom for) in the order to make them: what suits this machine's CPU last."""
         from fada_deploy.common.errors import UsageError
@@ -110,11 +126,15 @@ class Plan:
         if batch != "dynamic" and not (batch.isdigit() and int(batch) > 0):
             raise UsageError(f"--batch is dynamic or a number from 1; found {batch!r}")
         run = self.source or newest()
+        if run.suffix in (".pth", ".pt"):
+            raise UsageError(f"{run}: is a checkpoint and no run; make one of it first: fada import {run}")
         weights = final_weights(run)
         if out is None:
             if run.is_file():
                 raise UsageError("say where to write: --out model.onnx (a weights file alone names no run)")
-            out = (weights.parent.parent if run == weights.parent else run) / "export" / "model.onnx"
+            # Head labels has a name of its own: other precisions beside model.onnx were made of that.
+            name = "model.onnx" if self.options["head"] == "logits" else "model.labels.onnx"
+            out = (weights.parent.parent if run == weights.parent else run) / "export" / name
         try:
             from fada_deploy.export.exporter import export
         except ImportError as error:
@@ -204,6 +224,11 @@ class Plan:
         return sizes[0], sizes[1], sizes[2]
 
     def _engine(self, model: Path) -> Path:
+        from fada_deploy.runtime.backends.onnx_file import read_metadata
+        from fada_deploy.runtime.proof import Proof
+
+        # Without its pack an engine could never be proven.
+        Proof.of(model, read_metadata(model))
         from fada_deploy.export.engines import prove_here
         from fada_deploy.export.to_tensorrt import build_engine
 

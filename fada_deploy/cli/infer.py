@@ -66,9 +66,7 @@ class _Tally:
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or openvino.")
 @click.option(
     "--policy",
-    default="drop-oldest",
-    show_default=True,
-    help="Of live sources, what the network is too slow for: drop-oldest, drop-newest or wait.",
+    help="Of live sources, what the network is too slow for: drop-oldest, drop-newest or wait [wait for a pipe].",
 )
 @click.option("--deadline-ms", type=float, help="Of live sources, drop frames that waited for longer.")
 @click.option("--reconnect-s", type=float, default=30.0, show_default=True, help="Give a silent source up after.")
@@ -86,7 +84,7 @@ def command(
     batch: int | None,
     device: str,
     backend: str,
-    policy: str,
+    policy: str | None,
     deadline_ms: float | None,
     reconnect_s: float,
     allow_unproven: bool,
@@ -100,7 +98,7 @@ def command(
     fada infer 'frames/*.png' --save overlay,mask --ids labelId
     fada infer a.mp4 b.mp4 photos/ --out labelled --model model.onnx
     fada infer rtsp://camera/stream --deadline-ms 100
-    ffmpeg … -f mpegts - | fada infer - --policy wait
+    ffmpeg … -f mpegts - | fada infer -
 
     Live are rtsp://, http://, a camera's number, and - for a pipe; Ctrl-C ends them, and their film is whole.
     Exits with 1 if some frames could not be read; the others are done.

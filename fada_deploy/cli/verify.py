@@ -33,16 +33,17 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     from fada_deploy.export.derive import Gate
     from fada_deploy.export.engines import prove_here
     from fada_deploy.export.verify import try_draw, verify_file
-    from fada_deploy.runtime.backends import runnable_backends
+    from fada_deploy.runtime.backends import backends_of, runnable_backends, runnable_models
     from fada_deploy.runtime.proof import Proof, gate
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise UsageError(f"--picture {picture}: writes a .png")
     if model is None:
-        model = next(iter(newest_models()), None)
+        model = next(iter(runnable_models(newest_models())), None)
         if model is None:
             raise UsageError("no model under runs/: type `fada export` first, or name one")
         log(f"model {model}, the newest")
+    backends_of(model)
     metadata = _metadata(model)
     proof = Proof.of(model, metadata)
     backend, equal = options["backend"], options["min_equal"]

@@ -38,17 +38,17 @@ Picture = NDArray[np.uint8]
 class LiveOptions:
     """What becomes of frames that nobody waits for.
 
-    `policy`: drop-oldest keeps the newest frame, drop-newest the one that waits, wait holds the reader back (for
-    pipes). `deadline_s`: a frame older than that is not begun. `give_up_s`: a source that gives no frame for
-    so long has failed.
+    `policy`: drop-oldest keeps the newest frame, drop-newest the one that waits, wait holds the reader back. By
+    default a pipe waits, which loses nothing, and all others drop the oldest. `deadline_s`: a frame older than
+    that is not begun. `give_up_s`: a source that gives no frame for so long has failed.
     """
 
-    policy: str = "drop-oldest"
+    policy: str | None = None
     deadline_s: float | None = None
     give_up_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
+        if self.policy not in (None, *POLICIES):
             raise UsageError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise UsageError(f"a deadline of {1000 * self.deadline_s:g} ms has passed already; it is above 0")
@@ -114,6 +114,7 @@ class LiveSource:
         self.name = {PIPE: "pipe"}.get(address, f"camera-{address}" if address.isdigit() else address)
         self._address = address
         self._options = options or LiveOptions()
+        self._policy = self._options.policy or ("wait" if address == PIPE else "drop-oldest")
         self._stopped = threading.Event()
         self.dropped = self.late = self.reconnects = 0
 
@@ -127,7 +128,7 @@ class LiveSource:
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
         """Yield frames until the stream ends, is stopped, or fails; then the error that says why."""
-        slot, failure = _Slot(self._options.policy), _Failure()
+        slot, failure = _Slot(self._policy), _Failure()
         ended = threading.Event()
         reader = threading.Thread(target=self._read, args=(slot, failure, ended), name="fada-live", daemon=True)
         reader.start()
@@ -164,7 +165,7 @@ class LiveSource:
     def _read_on(self, slot: _Slot, failure: _Failure) -> None:
         """Read until the end; open again what broke, until it has given no frame for too long."""
         index, began, last = 0, None, time.monotonic()
-        pause, whole = _FIRST_PAUSE, self._options.policy == "wait"
+        pause, whole = _FIRST_PAUSE, self._policy == "wait" or self._address == PIPE
         while not self._stopped.is_set():
             why = "it ended"
             try:

@@ -152,6 +152,7 @@ def test_what_cannot_be_asked_is_one_line(model: Path, fada: Fada, capsys: pytes
         ((model, "--precision", "int8", "--trt", "--for", "cpu"), "leave out --for cpu"),
         ((model, "--precision", "int8", "--leave-out", "some"), "--leave-out is auto or a number"),
         ((model, "--precision", "fp16", "--trt", "--trt-batch", "8,1"), "three rising numbers"),
+        ((model.with_name("best.pth"),), "fada import"),
         ((model, "--precision", "fp16", "--head", "labels"), "--head belongs to the export of a run"),
     ):
         assert fada("export", *arguments) == 2

@@ -139,3 +139,45 @@ def test_the_runtime_says_that_it_takes_a_gpu(
     assert fada("infer", clip, "--model", engine, "--out", engine.parent / "out") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "needs an NVIDIA GPU" in lines[0]
+
+
+def test_a_file_of_another_precision_is_built_as_it_is(
+    exported: dict[str, Path], fada: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in exported["logits"].parent.iterdir():
+        shutil.copy(path, tmp_path)
+    model = tmp_path / "model.fp16.onnx"
+    metadata = read_metadata(tmp_path / "model.onnx")
+    save_onnx(to_half(onnx.load(str(tmp_path / "model.onnx")), "fp16"), replace(metadata, precision="fp16"), model)
+    assert fada("export", model, "--trt", "--trt-flavour", "tensorrt_rtx") == 0
+    assert read_engine(model.with_suffix(".engine")).layers["fp16"] > 40
+    save_onnx(onnx.load(str(model)), replace(metadata, precision="int8", made_for="cpu"), model)
+    capsys.readouterr()
+    assert fada("export", model, "--trt") == 2
+    assert "is quantised for CPUs; give the file that is for tensorrt" in capsys.readouterr().err
+
+
+def test_without_its_pack_no_engine_is_built(
+    exported: dict[str, Path], fada: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.onnx"
+    shutil.copy(exported["logits"], model)
+    assert fada("export", model, "--trt") == 1
+    assert "no such proof pack" in capsys.readouterr().err and not (tmp_path / "model.engine").exists()
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="here it would be run")
+def test_the_newest_to_verify_is_one_that_runs_here(
+    engine: Path, fada: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = engine.parent / "runs" / "a" / "export"
+    export.mkdir(parents=True)
+    for path in engine.parent.glob("model.*"):
+        shutil.copy(path, export)
+    monkeypatch.chdir(engine.parent)
+    assert fada("verify") == 0
+    assert "model runs/a/export/model.onnx, the newest" in capsys.readouterr().err
+    weights = engine.parent / "a.pth"
+    weights.write_bytes(b"x")
+    assert fada("verify", weights) == 1
+    assert "holds weights and is no exported model" in capsys.readouterr().err

@@ -186,7 +186,7 @@ def test_a_camera_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_pipe_is_labelled_to_its_end(film: Path, tmp_path: Path) -> None:
     model = color_model(tmp_path / "toy.onnx")
-    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model, "--policy", "wait"]
+    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model]
     command += ["--out", tmp_path / "out", "--json", "--save", "overlay,json"]
     with film.open("rb") as pipe:
         done = subprocess.run(list(map(str, command)), stdin=pipe, capture_output=True, timeout=120)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 from fada_deploy.common.errors import MissingExtraError, ModelError, UsageError
 from fada_deploy.runtime.backends.base import Backend, Prediction
 from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVOURS
+from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
@@ -25,6 +26,7 @@ __all__ = [
     "open_backend",
     "require_any",
     "runnable_backends",
+    "runnable_models",
     "runnable_onnx",
 ]
 
@@ -93,6 +95,11 @@ def runnable_backends(path: Path) -> list[str]:
     """Return the installed backends that have kernels for a file and its precision."""
     able = backends_of(path)
     return runnable_onnx(read_metadata(path).precision) if able == ONNX_BACKENDS else list(able)
+
+
+def runnable_models(paths: Iterable[Path]) -> list[Path]:
+    """Leave engines out where there is no GPU to run them."""
+    return [path for path in paths if path.suffix not in ENGINE_SUFFIXES or find_gpu() is not None]
 
 
 def runnable_onnx(precision: str) -> list[str]:
