@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from fada_deploy.cli.options import log, newest
 
 if TYPE_CHECKING:
     from fada_deploy.common.errors import GateError
-    from fada_deploy.export.derive import Calibration, Derived, Gate
+    from fada_deploy.export.derive import Calibration, Gate
+    from fada_deploy.runtime.proof import Verification
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
 
@@ -32,6 +33,7 @@ class Plan:
     def run(self) -> None:
         """Check what was asked for, then make all of it; a refused file does not stop the others."""
         from fada_deploy.common.errors import UsageError
+        from fada_deploy.common.runs import newest_models
 
         wanted = self._wanted()
         if self.source is not None and self.source.suffix == ".onnx":
@@ -54,7 +56,7 @@ class Plan:
                     engines.append(self._engine(path))
         if self.options["triton"]:
             self._triton(made, engines)
-        named = "" if self._is_newest(made[-1]) else f" --model {shlex.quote(str(made[-1]))}"
+        named = "" if made[-1] in newest_models() else f" --model {shlex.quote(str(made[-1]))}"
         log(f"next: fada infer video.mp4{named}")
 
     @contextmanager
@@ -158,9 +160,7 @@ class Plan:
         from fada_deploy.export.derive import derive
 
         log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
-        made: Derived = derive(
-            base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log
-        )
+        made = derive(base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log)
         _tell(made.verification)
         if made.judgement is not None:
             log(made.judgement.text())
@@ -224,14 +224,13 @@ class Plan:
         return sizes[0], sizes[1], sizes[2]
 
     def _engine(self, model: Path) -> Path:
+        from fada_deploy.export.engines import prove_here
+        from fada_deploy.export.to_tensorrt import build_engine
         from fada_deploy.runtime.backends.onnx_file import read_metadata
         from fada_deploy.runtime.proof import Proof
 
         # Without its pack an engine could never be proven.
         Proof.of(model, read_metadata(model))
-        from fada_deploy.export.engines import prove_here
-        from fada_deploy.export.to_tensorrt import build_engine
-
         built = build_engine(
             model,
             model.with_suffix(".engine"),
@@ -261,14 +260,7 @@ class Plan:
         self.document["triton"] = str(repository)
         log(f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}")
 
-    @staticmethod
-    def _is_newest(model: Path) -> bool:
-        from fada_deploy.common.runs import newest_models
 
-        return model in newest_models()
-
-
-def _tell(verification: Any) -> None:
-    for name, v in verification.items():
-        logits = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
-        log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{logits}")
+def _tell(verification: Mapping[str, Verification]) -> None:
+    for name, found in verification.items():
+        log(f"{name}: {found.text()}")

@@ -33,7 +33,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     from fada_deploy.export.derive import Gate
     from fada_deploy.export.engines import prove_here
     from fada_deploy.export.verify import try_draw, verify_file
-    from fada_deploy.runtime.backends import backends_of, runnable_backends, runnable_models
+    from fada_deploy.runtime.backends import contract_of, runnable_backends, runnable_models
     from fada_deploy.runtime.proof import Proof, gate
 
     if picture is not None and picture.suffix.lower() != ".png":
@@ -43,8 +43,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
         if model is None:
             raise UsageError("no model under runs/: type `fada export` first, or name one")
         log(f"model {model}, the newest")
-    backends_of(model)
-    metadata = _metadata(model)
+    metadata = contract_of(model)
     proof = Proof.of(model, metadata)
     backend, equal = options["backend"], options["min_equal"]
     backends = runnable_backends(model) if backend == "auto" else [backend]
@@ -52,9 +51,8 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
         raise UsageError(f"nothing installed here runs {metadata.precision} of {model}; see fada export --list")
     allowed = Gate(None if equal is None else equal / 100, options["max_logit_error"])
     found = verify_file(model, proof, backends, device=options["device"])
-    for name, v in found.items():
-        logits = "" if v.logit_error is None else f", largest logit error {v.logit_error:.1e} of the largest logit"
-        log(f"{name}: {v.equal_labels:.4%} of labels equal the network's on {v.frames} frames{logits}")
+    for name, verification in found.items():
+        log(f"{name}: {verification.text()}")
     if picture is not None:
         worst = min(found.values(), key=lambda v: v.equal_labels)
         if try_draw(model, proof, worst, picture):
@@ -76,15 +74,6 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     if model.suffix != ".onnx":
         # So that the runtime need not compare it again on this card.
         prove_here(model, log)
-
-
-def _metadata(model: Path) -> Any:
-    from fada_deploy.common.metadata import ModelMetadata
-    from fada_deploy.runtime.backends.engine_file import read_engine
-    from fada_deploy.runtime.backends.onnx_file import read_metadata
-
-    metadata: ModelMetadata = read_metadata(model) if model.suffix == ".onnx" else read_engine(model).metadata
-    return metadata
 
 
 def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -> Any:

@@ -16,7 +16,8 @@ from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 from fada_deploy.common.runs import CHECKPOINTS, CONFIG, MODEL_SUFFIXES, STAGES, WEIGHTS
 from fada_deploy.export.onnx_graph import read_graph
-from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, read_engine
+from fada_deploy.runtime.backends import contract_of
+from fada_deploy.runtime.backends.engine_file import read_engine
 from fada_deploy.runtime.backends.onnx_file import check_external_data, read_metadata
 from fada_deploy.runtime.proof import Proof, proof_path
 
@@ -119,7 +120,7 @@ def _proof(path: Path, problems: list[str]) -> Document:
     proof, digest = Proof.load(path), sha256(path)
     models = []
     for model in sorted(p for p in path.parent.glob("[!.]*") if p.suffix in MODEL_SUFFIXES):
-        if proof_path(model) == path and (metadata := _try([], _contract, model)) is not None:
+        if proof_path(model) == path and (metadata := _try([], contract_of, model)) is not None:
             state = "equal" if metadata.hashes.get("proof") == digest else "another"
             models.append({"path": str(model), "state": state, "classes": metadata.label_space.num_classes})
             if state == "another":
@@ -132,10 +133,6 @@ def _proof(path: Path, problems: list[str]) -> Document:
         "classes_seen": proof.classes(),
         "models": models,
     }
-
-
-def _contract(model: Path) -> ModelMetadata:
-    return read_engine(model).metadata if model.suffix in ENGINE_SUFFIXES else read_metadata(model)
 
 
 def _weights(path: Path, problems: list[str]) -> Document:
@@ -196,7 +193,7 @@ def _run(path: Path, problems: list[str]) -> Document:
     exports = []
     for model in sorted((path / "export").glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
-            metadata = _try(problems, _contract, model)
+            metadata = _try(problems, contract_of, model)
             precision = None if metadata is None else metadata.precision
             exports.append({"path": str(model), "precision": precision, "bytes": model.stat().st_size})
     planned = [str(name) for name in config.get("stages", ())]

@@ -6,14 +6,13 @@ map, and only the messages that name things are looked into.
 
 from __future__ import annotations
 
-import mmap
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from fada_deploy.common.errors import ModelError
+from fada_deploy.runtime.backends.protobuf import Message, NotProtobuf, fields, integer, mapped, packed, text
 
 # Numbers of onnx.proto's fields, by message.
 _IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSETS = 1, 2, 3, 7, 8
@@ -32,8 +31,6 @@ _LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _PASSED = frozenset(
     {"Cast", "DequantizeLinear", "QuantizeLinear", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
 )
-
-Message = memoryview
 
 
 @dataclass(frozen=True)
@@ -82,20 +79,13 @@ class Graph:
 def read_graph(path: Path) -> Graph:
     """Read an ONNX file's graph; raise `ModelError` when it is none or cut short."""
     try:
-        with path.open("rb") as handle:
-            # Closed by the last view of it, which an error's traceback may outlive.
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return _Reader().read(memoryview(mapped))
+        return _Reader().read(mapped(path))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except (_NotProtobuf, ValueError):
+    except (NotProtobuf, ValueError):
         raise ModelError(
             f"{path}: is no ONNX file, or one cut short; export it again with `fada export`"
         ) from None
-
-
-class _NotProtobuf(Exception):
-    pass
 
 
 class _Reader:
@@ -109,29 +99,29 @@ class _Reader:
 
     def read(self, whole: Message) -> Graph:
         found, producer = False, ["", ""]
-        for number, value in _fields(whole):
+        for number, value in fields(whole):
             if number == _IR_VERSION and isinstance(value, int):
                 self.graph.ir_version = value
             elif number in (_PRODUCER, _PRODUCER_VERSION):
-                producer[number - _PRODUCER] = _text(value)
+                producer[number - _PRODUCER] = text(value)
             elif number == _OPSETS:
                 self._opset(value)
             elif number == _GRAPH:
                 found = True
                 self._graph(value)
         if not found:
-            raise _NotProtobuf("no graph")
+            raise NotProtobuf("no graph")
         self.graph.producer = " ".join(part for part in producer if part)
         self._count_layers()
         return self.graph
 
     def _opset(self, message: int | Message) -> None:
-        parts = dict(_fields(message))
-        if _text(parts.get(1, b"")) in ("", "ai.onnx"):
-            self.graph.opset = int(_number(parts.get(2, 0)))
+        parts = dict(fields(message))
+        if text(parts.get(1, b"")) in ("", "ai.onnx"):
+            self.graph.opset = int(integer(parts.get(2, 0)))
 
     def _graph(self, message: int | Message) -> None:
-        for number, value in _fields(message):
+        for number, value in fields(message):
             if number == _NODE:
                 self._node(value)
             elif number == _INITIALIZER:
@@ -148,15 +138,15 @@ class _Reader:
         inputs: list[str] = []
         outputs: list[str] = []
         op, constant = "", ""
-        for number, value in _fields(message):
+        for number, value in fields(message):
             if number == _NODE_INPUT:
-                inputs.append(_text(value))
+                inputs.append(text(value))
             elif number == _NODE_OUTPUT:
-                outputs.append(_text(value))
+                outputs.append(text(value))
             elif number == _NODE_OP:
-                op = _text(value)
+                op = text(value)
             elif number == _NODE_ATTRIBUTE:
-                for part, tensor in _fields(value):
+                for part, tensor in fields(value):
                     if part == _ATTRIBUTE_TENSOR:
                         constant = self._tensor(tensor)[1]
         self.graph.operators[op] += 1
@@ -168,18 +158,18 @@ class _Reader:
 
     def _tensor(self, message: int | Message) -> tuple[str, str]:
         name, dtype, count, external, location = "", 0, 1, False, ""
-        for number, value in _fields(message):
+        for number, value in fields(message):
             if number == _DIMS:
-                for size in [value] if isinstance(value, int) else _packed(value):
+                for size in [value] if isinstance(value, int) else packed(value):
                     count *= size
             elif number == _DATA_TYPE:
-                dtype = int(_number(value))
+                dtype = int(integer(value))
             elif number == _TENSOR_NAME:
-                name = _text(value)
+                name = text(value)
             elif number == _LOCATION:
                 external = value == 1
             elif number == _EXTERNAL:
-                entry = {part: _text(said) for part, said in _fields(value)}
+                entry = {part: text(said) for part, said in fields(value)}
                 location = entry.get(2, "") if entry.get(1) == "location" else location
         if external and location not in self.graph.external:
             self.graph.external.append(location)
@@ -206,73 +196,18 @@ class _Reader:
 
 def _port(message: int | Message) -> Port:
     name, dtype, shape = "", "unknown", []
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number == 2:
-            for part, tensor in ((p, t) for kind, v in _fields(value) if kind == 1 for p, t in _fields(v)):
+            for part, tensor in ((p, t) for kind, v in fields(value) if kind == 1 for p, t in fields(v)):
                 if part == 1:
-                    dtype = _TYPES.get(int(_number(tensor)), f"type {tensor}")
+                    dtype = _TYPES.get(int(integer(tensor)), f"type {tensor}")
                 elif part == 2:
-                    shape = [_dimension(d) for _, d in _fields(tensor)]
+                    shape = [_dimension(d) for _, d in fields(tensor)]
     return Port(name, dtype, tuple(shape))
 
 
 def _dimension(message: int | Message) -> int | str:
-    parts = dict(_fields(message))
-    return int(_number(parts[1])) if 1 in parts else _text(parts.get(2, b"?"))
-
-
-def _fields(message: int | Message | bytes) -> Iterator[tuple[int, int | Message]]:
-    """Yield (number, value) of a message: numbers as int, the rest as views of their bytes."""
-    if isinstance(message, int):
-        raise _NotProtobuf("a number where a message should be")
-    view, at, end = memoryview(message), 0, len(message)
-    while at < end:
-        tag, at = _varint(view, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(view, at)
-            yield number, value
-            continue
-        if number == 0 or wire not in (1, 2, 5):
-            raise _NotProtobuf(f"tag {tag}")
-        length = {1: 8, 5: 4}.get(wire, 0)
-        if wire == 2:
-            length, at = _varint(view, at)
-        if at + length > end:
-            raise _NotProtobuf(f"field {number} runs past the end")
-        yield number, view[at : at + length]
-        at += length
-
-
-def _varint(view: Message, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(view):
-            break
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise _NotProtobuf("a number that does not end")
-
-
-def _packed(message: Message) -> Iterator[int]:
-    at = 0
-    while at < len(message):
-        value, at = _varint(message, at)
-        yield value
-
-
-def _text(value: int | Message | bytes) -> str:
-    if isinstance(value, int):
-        raise _NotProtobuf("a number where text should be")
-    return bytes(value).decode("utf-8")
-
-
-def _number(value: int | Message) -> int:
-    if not isinstance(value, int):
-        raise _NotProtobuf("bytes where a number should be")
-    return value
+    parts = dict(fields(message))
+    return int(integer(parts[1])) if 1 in parts else text(parts.get(2, b"?"))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from fada_deploy.common.process import installed_version
 from fada_deploy.runtime.backends import runnable_onnx
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.trt_library import EXTRAS
@@ -157,9 +157,5 @@ def _is_installed(package: str) -> bool:
 
 
 def _version(package: str) -> str:
-    for name in (_PIP.get(package, package), package, f"{package}_cu13", f"{package}_cu12"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "(version unknown)"
+    names = (_PIP.get(package, package), package, f"{package}_cu13", f"{package}_cu12")
+    return next((found for name in names if (found := installed_version(name))), "(version unknown)")

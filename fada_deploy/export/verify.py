@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,10 @@ def verify(
         equal = [
             float((said == truth).mean()) for said, truth in zip(segmenter.labels(frames), labels, strict=True)
         ]
-        error = None
-        if segmenter.metadata.head == "logits":
-            said = segmenter.logits(list(proof.frames))
-            scale = max(float(np.abs(proof.logits).max()), 1e-6)
-            error = float(np.abs(said - proof.logits).max()) / scale
+        at_input = compare(segmenter.backend, proof)
     sizes = np.array([t.size for t in labels], np.float64)
     share = float((np.array(equal) * sizes).sum() / sizes.sum())
-    return Verification(backend, len(labels), proof.classes(), share, error, int(np.argmin(equal)))
+    return replace(at_input, equal_labels=share, worst_frame=int(np.argmin(equal)))
 
 
 def own_size(labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:

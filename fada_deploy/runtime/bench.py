@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from fada_deploy.common.errors import DataError
+from fada_deploy.common.images import resize_frame
+from fada_deploy.common.process import memory_mib
 from fada_deploy.runtime.pipeline import Timings
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
@@ -119,14 +121,12 @@ def measure(
             round(1e3 * warm_up, 1),
             bare,
             road,
-            _resident_mib(),
+            memory_mib(),
         )
 
 
 def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return a batch for the bare network: the film's first frames, or a grey one where there is no film."""
-    from fada_deploy.common.images import resize_frame
-
     height, width = segmenter.metadata.input_size_hw
     pictures = []
     if source is not None:
@@ -178,12 +178,3 @@ def _road(segmenter: Segmenter, source: Source, frames: int | None, progress: Ca
     }
     stages = {name: Percentiles.of(times) for name, times in per_frame.items()}
     return Road(done, round(done / spent, 2), round(1e3 * cpu / done, 2), stages)
-
-
-def _resident_mib() -> int | None:
-    """Return this process's resident memory, None where the system does not tell."""
-    try:
-        text = Path("/proc/self/status").read_text("utf-8")
-    except OSError:
-        return None
-    return int(text.split("VmRSS:")[1].split()[0]) >> 10

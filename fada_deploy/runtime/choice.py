@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.files import cache_folder, write_text
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.common.process import installed_version
 
 _ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
@@ -48,12 +48,7 @@ def _key(metadata: ModelMetadata) -> str:
     config = metadata.provenance.get("config")
     backbone = config.get("backbone", "") if isinstance(config, dict) else ""
     network = f"{backbone} {width}x{height} {metadata.head} {metadata.precision} {metadata.made_for}"
-    versions = []
-    for name in _ENGINES:
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+    versions = [f"{name} {found}" for name in _ENGINES if (found := installed_version(name)) is not None]
     return " | ".join([network, _processor(), f"{usable_cores()} cores", *versions])
 
 

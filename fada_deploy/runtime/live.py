@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -66,27 +66,27 @@ class _Slot:
         self._policy = policy
         self._items: deque[Frame] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self.closed = False
         self.dropped = 0
 
     def put(self, frame: Frame) -> bool:
         """Offer a frame; return False when nobody takes frames any more."""
         with self._changed:
             if self._policy == "wait":
-                self._changed.wait_for(lambda: self._closed or not self._items)
+                self._changed.wait_for(lambda: self.closed or not self._items)
             elif self._items:
                 self.dropped += 1
                 if self._policy == "drop-newest":
-                    return not self._closed
+                    return not self.closed
                 self._items.clear()
             self._items.append(frame)
             self._changed.notify_all()
-            return not self._closed
+            return not self.closed
 
     def get(self, timeout: float) -> Frame | None:
         """Return the next frame, None when none came in time or none will come any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._items, timeout)
+            self._changed.wait_for(lambda: self.closed or self._items, timeout)
             frame = self._items.popleft() if self._items else None
             self._changed.notify_all()
             return frame
@@ -94,7 +94,7 @@ class _Slot:
     def close(self) -> None:
         """Let waiting ends go; what lies in the slot can still be taken."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
 
 
@@ -116,6 +116,7 @@ class LiveSource:
         self._options = options or LiveOptions()
         self._policy = self._options.policy or ("wait" if address == PIPE else "drop-oldest")
         self._stopped = threading.Event()
+        self._failure = ""
         self.dropped = self.late = self.reconnects = 0
 
     def count(self) -> None:
@@ -128,13 +129,12 @@ class LiveSource:
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
         """Yield frames until the stream ends, is stopped, or fails; then the error that says why."""
-        slot, failure = _Slot(self._policy), _Failure()
-        ended = threading.Event()
-        reader = threading.Thread(target=self._read, args=(slot, failure, ended), name="fada-live", daemon=True)
+        slot = _Slot(self._policy)
+        reader = threading.Thread(target=self._read, args=(slot,), name="fada-live", daemon=True)
         reader.start()
         try:
             while not self._stopped.is_set():
-                over = ended.is_set()
+                over = slot.closed
                 frame = slot.get(0.1)
                 if frame is None:
                     if over:
@@ -145,8 +145,8 @@ class LiveSource:
                     self.late += 1
                     continue
                 yield frame
-            if failure.text and not self._stopped.is_set():
-                yield DataError(f"{self.name}: {failure.text}")
+            if self._failure and not self._stopped.is_set():
+                yield DataError(f"{self.name}: {self._failure}")
         finally:
             self._stopped.set()
             slot.close()
@@ -154,62 +154,52 @@ class LiveSource:
             # A pipe may hold its reader for ever; the thread is a daemon, and its frames go nowhere.
             reader.join(timeout=1.0)
 
-    def _read(self, slot: _Slot, failure: _Failure, ended: threading.Event) -> None:
+    def _read(self, slot: _Slot) -> None:
         try:
-            self._read_on(slot, failure)
+            self._failure = self._read_on(slot)
         except Exception as error:
-            failure.text = _one_line(error)
+            self._failure = _one_line(error)
         finally:
-            ended.set()
+            slot.close()
 
-    def _read_on(self, slot: _Slot, failure: _Failure) -> None:
-        """Read until the end; open again what broke, until it has given no frame for too long."""
+    def _read_on(self, slot: _Slot) -> str:
+        """Read until the end, opening again what broke; return why it failed, "" where it only ended."""
         index, began, last = 0, None, time.monotonic()
-        pause, whole = _FIRST_PAUSE, self._policy == "wait" or self._address == PIPE
+        pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             why = "it ended"
             try:
-                for picture in _opened(self._address, whole=whole)(self._stopped):
+                for picture in self._pictures():
                     now = time.monotonic()
                     began = now if began is None else began
                     pts = round((now - began) / _CLOCK)
                     frame = Frame(picture, self.name, index, f"{index:06d}", now, pts, _CLOCK)
                     index, last, pause = index + 1, now, _FIRST_PAUSE
                     if not slot.put(frame):
-                        return
+                        return ""
             except _Over:
-                return
+                return ""
             except (OSError, DataError) as error:
                 why = _one_line(error)
             if self._address == PIPE:
                 # What a pipe has given is all there is.
-                failure.text = "" if index else why
-                return
+                return "" if index else why
             if time.monotonic() - last > self._options.give_up_s:
-                failure.text = f"gave no frame for {self._options.give_up_s:g} s ({why})"
-                return
+                return f"gave no frame for {self._options.give_up_s:g} s ({why})"
             self._stopped.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             self.reconnects += 1
+        return ""
 
-
-@dataclass
-class _Failure:
-    text: str = ""
+    def _pictures(self) -> Iterator[Picture]:
+        if self._address.isdigit():
+            return _camera(int(self._address), self._stopped)
+        whole = self._policy == "wait" or self._address == PIPE
+        return _stream(self._address, self._stopped, whole=whole)
 
 
 class _Over(Exception):
     """A stream of known length came to its end."""
-
-
-Pictures = Callable[[threading.Event], Iterator[Picture]]
-
-
-def _opened(address: str, *, whole: bool) -> Pictures:
-    """Return the function that opens an address and yields its pictures, from the first one on if `whole`."""
-    if address.isdigit():
-        return lambda stopped: _camera(int(address), stopped)
-    return lambda stopped: _stream(address, stopped, whole=whole)
 
 
 def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[Picture]:

@@ -111,6 +111,11 @@ class Verification:
         """Return a JSON-ready summary."""
         return asdict(self)
 
+    def text(self) -> str:
+        """Say it in a line."""
+        error = "" if self.logit_error is None else f", largest logit error {self.logit_error:.1e} of the largest"
+        return f"{self.equal_labels:.4%} of labels equal the network's on {self.frames} frames{error}"
+
     def refusals(self, allowed: Thresholds) -> list[str]:
         """Say by how much each threshold is missed; nothing when the file is the network."""
         found = []

@@ -47,6 +47,70 @@ def _winners(
         sure[x] = best[x] - second[x] > margin
 
 
+@njit(f"intp({_GRID}, intp, intp, intp, intp, float32, uint8[::1], float32[:,::1])", nogil=True, cache=True)
+def _candidates(
+    logits: NDArray[np.float32],
+    row: int,
+    under: int,
+    column: int,
+    beside: int,
+    margin: np.float32,
+    candidates: NDArray[np.uint8],
+    corners: NDArray[np.float32],
+) -> int:  # pragma: no cover -- compiled, where coverage cannot look
+    """Find the classes that can still win in a cell, rising, and their four corners; return how many."""
+    num_classes = len(candidates)
+    floor = np.float32(-np.inf)
+    for k in range(num_classes):
+        upper = min(logits[k, row, column], logits[k, row, beside])
+        lower = min(logits[k, under, column], logits[k, under, beside])
+        floor = max(floor, min(upper, lower))
+    floor -= margin
+    count = 0
+    for k in range(num_classes):
+        a, b = logits[k, row, column], logits[k, row, beside]
+        c, d = logits[k, under, column], logits[k, under, beside]
+        if max(max(a, b), max(c, d)) >= floor:
+            candidates[count] = k
+            corners[0, count], corners[1, count] = a, b
+            corners[2, count], corners[3, count] = c, d
+            count += 1
+    return count
+
+
+@njit(
+    f"void({_LABELS}, intp, intp, intp, float32, float32, {_WEIGHT}, {_WEIGHT}, uint8[::1], float32[:,::1], "
+    "float32[:,::1], intp)",
+    nogil=True, cache=True,
+)  # fmt: skip
+def _interpolate(
+    labels: NDArray[np.uint8],
+    x: int,
+    top: int,
+    bottom: int,
+    left: np.float32,
+    right: np.float32,
+    y_low: NDArray[np.float32],
+    y_high: NDArray[np.float32],
+    candidates: NDArray[np.uint8],
+    corners: NDArray[np.float32],
+    ends: NDArray[np.float32],
+    count: int,
+) -> None:  # pragma: no cover -- compiled, where coverage cannot look
+    """Write one pixel column of a cell; `ends` is room for its upper and lower end."""
+    for k in range(count):
+        ends[0, k] = corners[0, k] * left + corners[1, k] * right
+        ends[1, k] = corners[2, k] * left + corners[3, k] * right
+    for y in range(top, bottom):
+        leader = ends[0, 0] * y_low[y] + ends[1, 0] * y_high[y]
+        chosen = candidates[0]
+        for k in range(1, count):
+            z = ends[0, k] * y_low[y] + ends[1, k] * y_high[y]
+            if z > leader:
+                leader, chosen = z, candidates[k]
+        labels[y, x] = chosen
+
+
 # Types are written out, so that nothing compiles again in the middle of a film.
 @njit(f"void({_GRID}, {_LABELS}, {_AXIS}, {_AXIS}, float32)", nogil=True, cache=True)
 def write_labels(
@@ -103,32 +167,8 @@ def write_labels(
                 and classes[below, beside] == winner
             ):
                 continue
-            floor = np.float32(-np.inf)
-            for k in range(num_classes):
-                least = min(
-                    min(logits[k, row, column], logits[k, row, beside]),
-                    min(logits[k, under, column], logits[k, under, beside]),
-                )
-                floor = max(floor, least)
-            floor -= margin
-            count = 0
-            for k in range(num_classes):
-                a, b = logits[k, row, column], logits[k, row, beside]
-                c, d = logits[k, under, column], logits[k, under, beside]
-                if max(max(a, b), max(c, d)) >= floor:
-                    candidates[count] = k
-                    corners[0, count], corners[1, count] = a, b
-                    corners[2, count], corners[3, count] = c, d
-                    count += 1
+            count = _candidates(logits, row, under, column, beside, margin, candidates, corners)
             for x in range(x_first[column], x_first[column] + x_count[column]):
-                for k in range(count):
-                    ends[0, k] = corners[0, k] * x_low[x] + corners[1, k] * x_high[x]
-                    ends[1, k] = corners[2, k] * x_low[x] + corners[3, k] * x_high[x]
-                for y in range(top, bottom):
-                    leader = ends[0, 0] * y_low[y] + ends[1, 0] * y_high[y]
-                    chosen = candidates[0]
-                    for k in range(1, count):
-                        z = ends[0, k] * y_low[y] + ends[1, k] * y_high[y]
-                        if z > leader:
-                            leader, chosen = z, candidates[k]
-                    labels[y, x] = chosen
+                _interpolate(
+                    labels, x, top, bottom, x_low[x], x_high[x], y_low, y_high, candidates, corners, ends, count
+                )

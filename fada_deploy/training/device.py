@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 
 import torch
 from torch import nn
 
 from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, UsageError
+from fada_deploy.common.process import memory_mib
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,12 +28,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Return the most memory held on a GPU, or by this process on a CPU, since it began, in MiB."""
+    """Return the most memory held on a GPU, or by this process on a CPU, since it began, in MiB (0: not told)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device) >> 20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return int(peak >> (20 if sys.platform == "darwin" else 10))
+    return memory_mib(peak=True) or 0
 
 
 def compiled(network: nn.Module) -> None:

@@ -13,7 +13,6 @@ import sys
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.images import resize_frame
+from fada_deploy.common.process import installed_version
 from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
@@ -35,6 +35,7 @@ from fada_deploy.training.ccd import chosen_frames, measure
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.datasets import labelled_pair
+from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, pick_frames
 from fada_deploy.training.run_files import RunFiles, discriminator_health
 
@@ -86,11 +87,13 @@ def write_report(
     None leaves the pictures out. Class center distances are of `ccd_frames` labelled frames of each domain.
     """
     read = [RunFiles.read(run) for run in runs]
+    shown = frames if frames is not None and len(frames) else None
+    networks = _networks(read, device) if shown is not None or ccd_frames else {}
     parts = [_scores(read), _curves(read), _speed(read)]
     if ccd_frames:
-        parts.append(_distances(read, device, ccd_frames))
-    if frames is not None and len(frames):
-        parts.insert(1, _strips(read, frames, device, count))
+        parts.append(_distances(read, networks, device, ccd_frames))
+    if shown is not None:
+        parts.insert(1, _strips(networks, shown, device, count))
     parts += [_settings(read), _environment(device)]
     title = ", ".join(run.folder.name for run in read)
     body = "\n".join(filter(None, parts))
@@ -143,16 +146,23 @@ def _shade(value: float, low: float, high: float) -> str:
     return f' style="background: rgba(46, 160, 67, {0.30 * share:.2f})"'
 
 
-def _strips(runs: Sequence[RunFiles], frames: FrameDataset, device: torch.device, count: int) -> str:
-    chosen, pictures = pick_frames(frames, count)
-    columns = [("target frame", pictures)]
+def _networks(runs: Sequence[RunFiles], device: torch.device) -> dict[str, Segmenter]:
+    """Return the trained network of every stage of every run, by the heading of its column."""
+    found = {}
     for run in runs:
         prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
         for stage in STAGES:
             if (weights := run.folder / stage / WEIGHTS).is_file():
-                model, _ = load_segmenter(weights, device)
-                labels = Predictor(model, device).labels(pictures)
-                columns.append((prefix + _TITLES[stage], _drawn(pictures, labels, model.spec.space.palette)))
+                found[prefix + _TITLES[stage]] = load_segmenter(weights, device)[0]
+    return found
+
+
+def _strips(networks: Mapping[str, Segmenter], frames: FrameDataset, device: torch.device, count: int) -> str:
+    chosen, pictures = pick_frames(frames, count)
+    columns = [("target frame", pictures)]
+    for name, model in networks.items():
+        labels = Predictor(model, device).labels(pictures)
+        columns.append((name, _drawn(pictures, labels, model.spec.space.palette)))
     palette = frames.space.palette
     if frames.labelled:
         columns.append(("truth", _drawn(pictures, [frames.labels(i) for i in chosen], palette)))
@@ -227,15 +237,11 @@ def _speed(runs: Sequence[RunFiles]) -> str:
     return f"<h2>Speed</h2>{table}" if rows else ""
 
 
-def _distances(runs: Sequence[RunFiles], device: torch.device, count: int) -> str:
+def _distances(
+    runs: Sequence[RunFiles], networks: Mapping[str, Segmenter], device: torch.device, count: int
+) -> str:
     """Return the plot of class center distances by class and stage, or why there is none."""
     title = "<h2>Class Center Distance</h2>"
-    networks = {}
-    for run in runs:
-        prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
-        for stage in STAGES:
-            if (weights := run.folder / stage / WEIGHTS).is_file():
-                networks[prefix + _TITLES[stage]] = load_segmenter(weights, device)[0]
     try:
         if not networks:
             raise DataError("no stage is trained")
@@ -275,10 +281,8 @@ def _settings(runs: Iterable[RunFiles]) -> str:
 def _environment(device: torch.device) -> str:
     versions = {"fada_deploy": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "opencv-python-headless", "onnxruntime", "openvino"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        if (found := installed_version(package)) is not None:
+            versions[package] = found
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     return f"<h2>Environment</h2><p>{escape(listed)}; {escape(f'{device}, {where}')}</p>"

@@ -66,6 +66,7 @@ class Session:
         self._keep_every, self._keep = keep_every, keep
         self._watch, self._look = watch, look
         self._log_every = max(1, min(50, iterations // 50))
+        self._tenth = max(1, iterations // 10)
         self._state = folder / "state.pt"
         self._metrics = folder / "metrics.jsonl"
         self._rates: list[Mapping[str, float]] = []
@@ -81,7 +82,6 @@ class Session:
     def __iter__(self) -> Iterator[int]:
         previous = self._catch_signals()
         name, total = self.folder.name, self._iterations
-        tenth = max(1, total // 10)
         # None is silent where nobody watches, True where another process speaks.
         silent = None if distributed.is_main() else True
         bar = tqdm(total=total, initial=self._start, desc=name, unit="it", disable=silent, file=sys.stderr)
@@ -94,7 +94,7 @@ class Session:
                 bar.update()
                 if done % self._log_every == 0 or done == self._iterations:
                     self._flush(done)
-                if done % tenth == 0:
+                if done % self._tenth == 0:
                     self._look(done, self._parts)
                 if self._keep_every and done % self._keep_every == 0 and done < self._iterations:
                     self._keep(done, self._parts)
@@ -149,8 +149,7 @@ class Session:
         latest = {_SHORT.get(n, n): f"{v:.3g}" for n, v in means.items()}
         latest["GiB"] = f"{numbers['memory_mib'] / 1024:.1f}"
         self._bar.set_postfix(latest)
-        tenth = max(1, self._iterations // 10)
-        if self._bar.disable and done // tenth > (done - self._log_every) // tenth:
+        if self._bar.disable and done // self._tenth > (done - self._log_every) // self._tenth:
             # In a log file: ten lines a stage in place of a bar.
             left = seconds / max(1, done - self._start) * (self._iterations - done)
             shown = ", ".join(f"{n} {v}" for n, v in latest.items())

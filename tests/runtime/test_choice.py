@@ -39,7 +39,7 @@ def test_another_model_or_machine_is_another_matter(tmp_path: Path, monkeypatch:
         patch.setattr(choice, "usable_cores", lambda: 999)
         assert chosen_backend(metadata) is None
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "version", lambda name: "99")
+        patch.setattr(choice, "installed_version", lambda name: "99")
         assert chosen_backend(metadata) is None
     assert chosen_backend(metadata) == "openvino"
 

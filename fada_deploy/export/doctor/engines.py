@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fada_deploy.common.process import installed_version
 from fada_deploy.export.doctor.check import Check, card, is_here, last_line, overheard, said_to_type
-from fada_deploy.export.doctor.packages import version_of
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -185,7 +185,7 @@ def _distribution(module: str) -> str:
     """Return the name by which pip knows what is installed of a module."""
     plain = module.replace("_", "-")
     names = (f"{plain}-gpu", plain, f"{plain}-cuda13x", f"{plain}-cuda12x")
-    return next((name for name in names if version_of(name) is not None), plain)
+    return next((name for name in names if installed_version(name) is not None), plain)
 
 
 def _port(name: bytes, shape: tuple[int, ...]) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+from fada_deploy.common.process import installed_version
 from fada_deploy.export.doctor.check import Check, State, card, is_here, last_line
 
 _SELF = "fada_deploy"
@@ -38,14 +39,6 @@ class Need:
     extra: str
 
 
-def version_of(distribution: str) -> str | None:
-    """Return the version of an installed distribution."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def python() -> Iterator[Check]:
     """Check the interpreter against `requires-python`."""
     found = f"{platform.python_version()} ({sys.executable})"
@@ -58,7 +51,7 @@ def python() -> Iterator[Check]:
 
 def libraries() -> Iterator[Check]:
     """Check that what every command needs is there, new enough, and loads."""
-    if version_of(_SELF) is None:
+    if installed_version(_SELF) is None:
         yield Check(_SELF, "note", "runs, but pip does not know it", "pip install -e .")
     needs = [need for need in _needs() if not need.extra]
     found, lacking = _compared(needs)
@@ -99,7 +92,7 @@ def clashes() -> Iterator[Check]:
     """Check that no two distributions overwrite each other's files."""
     some = False
     for family, gpu_wants in ((_ORT, "onnxruntime-gpu"), (_CV2, "")):
-        here = [(name, version) for name in family if (version := version_of(name)) is not None]
+        here = [(name, version) for name in family if (version := installed_version(name)) is not None]
         if len(here) < 2:
             continue
         some = True
@@ -117,7 +110,7 @@ def clashes() -> Iterator[Check]:
 
 
 def _tensorrt_of_onnxruntime() -> Iterator[Check]:
-    ort, trt = version_of("onnxruntime-gpu"), version_of("tensorrt")
+    ort, trt = installed_version("onnxruntime-gpu"), installed_version("tensorrt")
     if ort is not None and trt is not None and _numbers(trt)[0] != _ORT_TENSORRT:
         yield Check(
             "tensorrt in onnxruntime",
@@ -193,7 +186,7 @@ def _compared(needs: list[Need]) -> tuple[list[str], list[str]]:
 
 def _version_for(name: str) -> tuple[str, str | None]:
     for candidate in _INSTEAD.get(name, (name,)):
-        if (version := version_of(candidate)) is not None:
+        if (version := installed_version(candidate)) is not None:
             return candidate, version
     return name, None
 

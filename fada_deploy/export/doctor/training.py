@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from fada_deploy.common.process import installed_version
 from fada_deploy.export.doctor.check import Check, card, is_here
-from fada_deploy.export.doctor.packages import version_of
 
 _CODE = (
     "import json, torch; "
@@ -39,7 +39,7 @@ class Torch:
             raise self._refused
         if self._process is None:
             return
-        version = version_of("torch") or "(version unknown)"
+        version = installed_version("torch") or "(version unknown)"
         again = "pip install --force-reinstall torch"
         try:
             out, err = self._process.communicate(timeout=_PATIENCE_S)

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fada_deploy.common.errors import MissingExtraError, ModelError, UsageError
+from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import Backend, Prediction
-from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVOURS
+from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVOURS, read_engine
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -22,6 +23,7 @@ __all__ = [
     "Backend",
     "Prediction",
     "backends_of",
+    "contract_of",
     "installed_backend",
     "open_backend",
     "require_any",
@@ -89,6 +91,11 @@ def backends_of(path: Path) -> tuple[str, ...]:
     if path.suffix in _WEIGHTS:
         raise ModelError(f"{path}: holds weights and is no exported model; `fada export` makes one of a run's")
     return ("tensorrt",) if path.suffix in ENGINE_SUFFIXES else ONNX_BACKENDS
+
+
+def contract_of(path: Path) -> ModelMetadata:
+    """Return what a model file says of itself; raise `ModelError` for what is no exported model."""
+    return read_metadata(path) if backends_of(path) == ONNX_BACKENDS else read_engine(path).metadata
 
 
 def runnable_backends(path: Path) -> list[str]:

@@ -8,17 +8,15 @@ ONNX properties and a file cut short should get the same line from either.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
+from fada_deploy.runtime.backends.protobuf import Message, NotProtobuf, fields, mapped, text
 
 # onnx.proto: ModelProto.graph, ModelProto.metadata_props; StringStringEntryProto.key, .value
 _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # onnx.proto: which fields of a message lead to tensors, and to what message. TensorProto.external_data has
 # string pairs, one of them under the key `location`.
 _TOWARDS_TENSORS: dict[str, dict[int, str]] = {
@@ -34,18 +32,13 @@ _TOWARDS_TENSORS: dict[str, dict[int, str]] = {
 _LONGEST = 1 << 24
 
 
-class _NotProtobuf(Exception):
-    pass
-
-
 def read_metadata(path: Path) -> ModelMetadata:
     """Return the contract of an ONNX file; raise `ModelError` if it is missing, cut, or no export of ours."""
     try:
-        with path.open("rb") as handle:
-            properties, has_graph = _properties(handle, path.stat().st_size)
+        properties, has_graph = _properties(mapped(path))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except (_NotProtobuf, UnicodeDecodeError):
+    except (NotProtobuf, UnicodeDecodeError):
         has_graph = False
     if not has_graph:
         raise ModelError(f"{path}: is no ONNX file, or one cut short; export it again with `fada export`")
@@ -63,12 +56,11 @@ def check_external_data(path: Path) -> None:
     """Raise `ModelError` when weights of an ONNX file lie outside its folder: such a file reads what it likes."""
     folder = path.parent.resolve()
     try:
-        with path.open("rb") as handle:
-            found = set(_locations(handle, path.stat().st_size, "model"))
+        found = set(_locations(mapped(path), "model"))
         outside = [place for place in found if not (folder / place).resolve().is_relative_to(folder)]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except (_NotProtobuf, ValueError, RecursionError):
+    except (NotProtobuf, ValueError, RecursionError):
         raise ModelError(
             f"{path}: is no ONNX file, or one cut short; export it again with `fada export`"
         ) from None
@@ -79,63 +71,31 @@ def check_external_data(path: Path) -> None:
         )
 
 
-def _locations(handle: BinaryIO, end: int, message: str) -> Iterator[str]:
-    """Yield where the tensors' external data lie, of a message that ends at byte `end`."""
-    for field, length in _fields(handle, end):
-        inner = _TOWARDS_TENSORS[message].get(field)
-        if inner == "pair":
-            yield from _location(handle.read(min(length, _LONGEST)))
-        elif inner is not None:
-            yield from _locations(handle, handle.tell() + length, inner)
+def _locations(message: Message, kind: str) -> Iterator[str]:
+    """Yield where the tensors' external data lie, of a message of a kind."""
+    for number, value in fields(message):
+        inner = _TOWARDS_TENSORS[kind].get(number)
+        if inner is None or isinstance(value, int):
+            continue
+        if inner != "pair":
+            yield from _locations(value, inner)
+        elif (pair := _pair(value))[0] == "location":
+            yield pair[1]
 
 
-def _location(entry: bytes) -> Iterator[str]:
-    parts = BytesIO(entry)
-    pair = {f: parts.read(n).decode() for f, n in _fields(parts, len(entry)) if f in (_KEY, _VALUE)}
-    if pair.get(_KEY) == "location":
-        yield pair.get(_VALUE, "")
+def _pair(message: Message) -> tuple[str, str]:
+    """Return the key and the value of an entry."""
+    parts = {number: text(value) for number, value in fields(message) if number in (_KEY, _VALUE)}
+    return parts.get(_KEY, ""), parts.get(_VALUE, "")
 
 
-def _properties(handle: BinaryIO, size: int) -> tuple[dict[str, str], bool]:
+def _properties(message: Message) -> tuple[dict[str, str], bool]:
     """Return metadata_props, and whether there is a graph."""
     properties: dict[str, str] = {}
     has_graph = False
-    for field, length in _fields(handle, size):
-        if field == _METADATA_PROPS and length <= _LONGEST:
-            entry = handle.read(length)
-            parts = BytesIO(entry)
-            pair = {f: parts.read(n).decode() for f, n in _fields(parts, length) if f in (_KEY, _VALUE)}
-            properties[pair.get(_KEY, "")] = pair.get(_VALUE, "")
-        has_graph |= field == _GRAPH
+    for number, value in fields(message):
+        if number == _METADATA_PROPS and not isinstance(value, int) and len(value) <= _LONGEST:
+            key, said = _pair(value)
+            properties[key] = said
+        has_graph |= number == _GRAPH and not isinstance(value, int)
     return properties, has_graph
-
-
-def _fields(handle: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """Yield (number, byte length) of each length-delimited field, the handle at its content."""
-    while (start := handle.tell()) < end:
-        tag = _varint(handle)
-        field, wire = tag >> 3, tag & 7
-        if field == 0 or wire not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
-            raise _NotProtobuf(f"tag {tag} at byte {start}")
-        if wire == _VARINT:
-            _varint(handle)
-            continue
-        length = {_FIXED64: 8, _FIXED32: 4}.get(wire) or _varint(handle)
-        after = handle.tell() + length
-        if after > end:
-            raise _NotProtobuf(f"field {field} at byte {start} runs past the end")
-        if wire == _BYTES:
-            yield field, length
-        handle.seek(after)
-
-
-def _varint(handle: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = handle.read(1)
-        if not byte:
-            raise _NotProtobuf("ends inside a number")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise _NotProtobuf("a number of more than ten bytes")
