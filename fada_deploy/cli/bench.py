@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--backend", default="all", show_default=True, help="One of them; all: each that can run the file.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch", type=click.IntRange(1), help="Frames at once [the file's own, else 1].")
+@click.option("--parallel", type=click.IntRange(1), help="Requests at once [1; with --source, as fada infer does].")
 @click.option("--source", help="Video for the whole road: decode, network, overlay, H.264.")
 @click.option("--frames", type=click.IntRange(1), help="Of it so many frames [all].")
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="On the bare network.")
@@ -30,6 +31,7 @@ def command(
     backend: str,
     device: str,
     batch: int | None,
+    parallel: int | None,
     source: str | None,
     frames: int | None,
     seconds: float,
@@ -48,6 +50,7 @@ def command(
     """
     from tqdm import tqdm
 
+    from fada_deploy.common.cores import throughput_requests
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.runtime.backends import BACKENDS, runnable_backends, runnable_models
@@ -78,8 +81,9 @@ def command(
         with tqdm(total=total, unit="frame", disable=None if film else True, file=sys.stderr) as bar:
             found.append(
                 measure(
-                    path, backend=name, device=device, batch=batch, source=film, frames=frames,
-                    seconds=seconds, progress=bar.update,
+                    path, backend=name, device=device, batch=batch,
+                    parallel=parallel or (1 if film is None else throughput_requests()),
+                    source=film, frames=frames, seconds=seconds, progress=bar.update,
                 )
             )  # fmt: skip
     if as_json:
@@ -110,12 +114,13 @@ def table(found: list[Measured]) -> str:
     """Return what was measured for people: a line a model and backend, and the road's stages below."""
     names = [f"{Path(each.model).name}, {each.backend}" for each in found]
     width = max(map(len, names))
-    head = f"{'':<{width}}  precision  input      p50 ms    p95    p99     fps  CPU ms  warm-up ms"
+    head = f"{'':<{width}}  precision  input      at once  p50 ms    p95    p99     fps  CPU ms  warm-up ms"
     lines = [head]
     for name, each in zip(names, found, strict=True):
         bare = each.bare
         lines.append(
-            f"{name:<{width}}  {each.precision:<9}  {each.input:<9}  {bare.ms.p50:6.1f} {bare.ms.p95:6.1f} "
+            f"{name:<{width}}  {each.precision:<9}  {each.input:<9} "
+            f"{f'{bare.parallel}x{bare.batch}':>8}  {bare.ms.p50:6.1f} {bare.ms.p95:6.1f} "
             f"{bare.ms.p99:6.1f} {bare.fps:7.1f} {bare.cpu_ms:7.1f} {each.warm_up_ms:11.0f}"
         )
     for name, each in zip(names, found, strict=True):

@@ -103,6 +103,7 @@ def command(
     Live are rtsp://, http://, a camera's number, and - for a pipe; Ctrl-C ends them, and their film is whole.
     Exits with 1 if some frames could not be read; the others are done.
     """
+    from fada_deploy.common.cores import throughput_requests
     from fada_deploy.common.errors import DataError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
@@ -119,7 +120,12 @@ def command(
         model = exported_model(model)
         if rebuild:
             rebuild_if_stale(model, device, log)
-    with Segmenter(model, device=device, backend=backend, batch=batch, allow_unproven=allow_unproven) as segmenter:
+    # One answer as soon as can be where somebody waits for it, many as soon as can be where all lie ready.
+    waits = any(getattr(s, "live", False) for s in sources) or sum(s.count() or 2 for s in sources) == 1
+    parallel = 1 if waits else throughput_requests()
+    with Segmenter(
+        model, device=device, backend=backend, batch=batch, parallel=parallel, allow_unproven=allow_unproven
+    ) as segmenter:
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")

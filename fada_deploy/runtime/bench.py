@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,9 +47,13 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Bare:
-    """The network alone on a batch that lies ready: times of a batch, frames a second, CPU time of a frame."""
+    """The network alone on a batch that lies ready: times of a batch, frames a second, CPU time of a frame.
+
+    `parallel` batches are under way at a time.
+    """
 
     batch: int
+    parallel: int
     runs: int
     ms: Percentiles
     fps: float
@@ -95,6 +100,7 @@ def measure(
     backend: str,
     device: str = "auto",
     batch: int | None = None,
+    parallel: int = 1,
     source: Source | None = None,
     frames: int | None = None,
     seconds: float = 3.0,
@@ -105,7 +111,7 @@ def measure(
     Raise the errors of `Segmenter`, and `DataError` for a source without frames.
     """
     start = time.perf_counter()
-    with Segmenter(model, backend=backend, device=device, batch=batch) as segmenter:
+    with Segmenter(model, backend=backend, device=device, batch=batch, parallel=parallel) as segmenter:
         height, width = segmenter.metadata.input_size_hw
         ready = _pictures(source, segmenter)
         segmenter.backend.submit(ready)
@@ -144,17 +150,25 @@ def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np
 
 
 def _bare(segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seconds: float) -> Bare:
-    for _ in range(3):
-        segmenter.backend.submit(ready)
+    parallel = segmenter.backend.parallel
     times: list[float] = []
-    cpu, start = time.process_time(), time.perf_counter()
-    while len(times) < _LEAST_RUNS or time.perf_counter() - start < seconds:
+
+    def one(_: int) -> None:
         began = time.perf_counter()
         segmenter.backend.submit(ready)
         times.append(time.perf_counter() - began)
-    spent, cpu = time.perf_counter() - start, time.process_time() - cpu
-    done = len(times) * len(ready)
-    return Bare(len(ready), len(times), Percentiles.of(times), round(done / spent, 2), round(1e3 * cpu / done, 2))
+
+    with ThreadPoolExecutor(parallel) as requests:
+        list(requests.map(one, range(3 * parallel)))
+        each = min(times)
+        times.clear()
+        runs = max(_LEAST_RUNS, round(seconds / each)) * parallel
+        cpu, start = time.process_time(), time.perf_counter()
+        list(requests.map(one, range(runs)))
+        spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+    done = runs * len(ready)
+    fps, cpu_ms = round(done / spent, 2), round(1e3 * cpu / done, 2)
+    return Bare(len(ready), parallel, runs, Percentiles.of(times), fps, cpu_ms)
 
 
 def _road(segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]) -> Road:

@@ -20,7 +20,7 @@ Picture = NDArray[np.uint8]
 
 # Codecs that may lie in an MP4 file and that browsers know.
 _SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
-_ENCODER = {"preset": "veryfast", "crf": "20"}
+_ENCODER = {"preset": "ultrafast", "crf": "20"}
 _BT709 = 1
 _LIMITED_RANGE = 1
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,13 @@ DEPTH = 2
 
 
 class Timings:
-    """Seconds of work by stage name, waiting left out. Each name is written by one thread.
+    """Seconds of work by stage name, waiting left out; of what runs side by side, the sum.
 
     With `keep` the single times are kept too, in `samples`; they grow with the film.
     """
 
     def __init__(self, *, keep: bool = False) -> None:
+        self._lock = threading.Lock()
         self.seconds: dict[str, float] = {}
         self.samples: dict[str, list[float]] | None = {} if keep else None
 
@@ -48,9 +50,10 @@ class Timings:
             yield
         finally:
             spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-            if self.samples is not None:
-                self.samples.setdefault(name, []).append(spent)
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + spent
+                if self.samples is not None:
+                    self.samples.setdefault(name, []).append(spent)
 
 
 class _Closed(Exception):
@@ -162,7 +165,7 @@ class _Batch:
 
     items: list[Frame | DataError | End] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
-    prediction: Prediction | None = None
+    prediction: Future[Prediction] | None = None
 
 
 def read(sources: Iterable[Source], timings: Timings) -> Generator[Frame | DataError | End, None, None]:
@@ -197,12 +200,23 @@ def resize(
 
 
 def run(batches: Iterable[_Batch], backend: Backend, timings: Timings) -> Generator[_Batch, None, None]:
-    """Add the network's prediction to each batch."""
-    for batch in batches:
-        if batch.pictures:
+    """Give each batch to the network, as many at once as the backend runs; the next stage waits for the answer."""
+
+    def answer(pictures: list[NDArray[np.uint8]]) -> Prediction:
+        try:
             with timings.clock("network"):
-                batch.prediction = backend.submit(np.stack(batch.pictures))
-        yield batch
+                return backend.submit(np.stack(pictures) if len(pictures) > 1 else pictures[0][None])
+        finally:
+            free.release()
+
+    # One more would wait inside for its turn, where a live source cannot drop it.
+    free = threading.Semaphore(backend.parallel)
+    with ThreadPoolExecutor(backend.parallel, "fada-network") as requests:
+        for batch in batches:
+            if batch.pictures:
+                free.acquire()
+                batch.prediction = requests.submit(answer, batch.pictures)
+            yield batch
 
 
 def upsample(
@@ -216,8 +230,9 @@ def upsample(
                 yield item
                 continue
             assert batch.prediction is not None
+            prediction = batch.prediction.result()
             with timings.clock("upsample"):
-                result = _result(item, batch.prediction[done], backend, confidence)
+                result = _result(item, prediction[done], backend, confidence)
             done += 1
             yield result
 

@@ -48,7 +48,8 @@ class Segmenter:
     `model` is an exported file; None takes the newest export under `runs/` that this machine can
     run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu or
     cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
-    None means the file's own fixed batch, else 1. `allow_unproven` opens an engine that nobody has compared
+    None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
+    the soonest, `throughput_requests()` labels a film the soonest. `allow_unproven` opens an engine that nobody has compared
     with the network and that lies without its proof pack.
     """
 
@@ -61,15 +62,24 @@ class Segmenter:
         device: str = "auto",
         backend: str = "auto",
         batch: int | None = None,
+        parallel: int = 1,
         allow_unproven: bool = False,
     ) -> None:
         if batch is not None and batch < 1:
             raise UsageError(f"a batch of {batch} is none; it is at least 1")
+        if parallel < 1:
+            raise UsageError(f"{parallel} requests in parallel are none; it is at least 1")
+
+        def opened(path: Path) -> Backend:
+            return open_backend(
+                path, device=device, backend=backend, parallel=parallel, allow_unproven=allow_unproven
+            )
+
         if model is None:
-            self.path, self.backend, self.skipped = _open_newest(device, backend, allow_unproven=allow_unproven)
+            self.path, self.backend, self.skipped = _open_newest(opened, backend)
         else:
             self.path, self.skipped = Path(model), ()
-            self.backend = open_backend(self.path, device=device, backend=backend, allow_unproven=allow_unproven)
+            self.backend = opened(self.path)
         fixed = self.metadata.batch
         self.batch = min(batch or fixed or 1, fixed or batch or 1)
 
@@ -185,7 +195,7 @@ class Segmenter:
         self.close()
 
 
-def _open_newest(device: str, backend: str, *, allow_unproven: bool) -> tuple[Path, Backend, tuple[str, ...]]:
+def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[Path, Backend, tuple[str, ...]]:
     """Open the newest export that opens; say why each newer one does not."""
     from fada_deploy.common.runs import newest_models
 
@@ -199,7 +209,7 @@ def _open_newest(device: str, backend: str, *, allow_unproven: bool) -> tuple[Pa
             skipped.append(f"{path}: is not for backend {backend}")
             continue
         try:
-            opened = open_backend(path, device=device, backend=backend, allow_unproven=allow_unproven)
+            opened = open_model(path)
             if opened.device == "cpu" and opened.metadata.made_for == "tensorrt":
                 opened.close()
                 raise ModelError(f"{path}: is quantised for TensorRT, and slow on a CPU; name it to run it here")

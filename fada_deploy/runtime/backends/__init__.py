@@ -56,12 +56,13 @@ class _NoEngineError(MissingExtraError):
 
 
 def open_backend(
-    path: Path, *, device: str = "auto", backend: str = "auto", allow_unproven: bool = False
+    path: Path, *, device: str = "auto", backend: str = "auto", parallel: int = 1, allow_unproven: bool = False
 ) -> Backend:
     """Open a model file on an engine and a device.
 
-    `device` is auto, cpu or cuda[:N]; `backend` is auto (the first one installed that is for the file) or a
-    key of `BACKENDS`. `allow_unproven` opens an engine whose answers nobody compared with the network's. Raise
+    `device` is auto, cpu or cuda[:N]; `backend` is auto (the one measured to be the fastest here, else the first
+    one installed that is for the file) or a key of `BACKENDS`. `parallel` requests share a CPU's cores; a GPU
+    takes one. `allow_unproven` opens an engine whose answers nobody compared with the network's. Raise
     `UsageError` for an unknown or missing backend and one that is for other files, `DeviceError` when the device
     is not to be had, `ModelError` when the file cannot be used, `GateError` when it is not the network.
     """
@@ -74,7 +75,8 @@ def open_backend(
         raise UsageError(f"{path}: is not for backend {backend}; take {' or '.join(able)}, or leave --backend out")
     if able == ("tensorrt",):
         return TensorRtBackend(path, device=device, allow_unproven=allow_unproven)
-    return BACKENDS[_fastest(path, device) if backend == "auto" else backend](path, device=device)
+    name = _fastest(path, device) if backend == "auto" else backend
+    return BACKENDS[name](path, device=device, parallel=parallel)
 
 
 def _fastest(path: Path, device: str) -> str:

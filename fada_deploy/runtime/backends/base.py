@@ -73,11 +73,15 @@ class Prediction:
 
 
 class Backend(Protocol):
-    """An opened model on an engine and a device; safe to use from several threads."""
+    """An opened model on an engine and a device; safe to use from several threads.
+
+    `parallel` calls of `submit` run side by side; more wait for their turn.
+    """
 
     name: str
     device: str
     metadata: ModelMetadata
+    parallel: int
 
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB at the network's input size.

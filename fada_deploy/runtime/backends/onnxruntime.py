@@ -34,7 +34,7 @@ class OnnxRuntimeBackend:
     device: str
     metadata: ModelMetadata
 
-    def __init__(self, path: Path, *, device: str = "auto") -> None:
+    def __init__(self, path: Path, *, device: str = "auto", parallel: int = 1) -> None:
         onnxruntime = import_engine("onnxruntime", "cpu")
         self.metadata = read_model(path)
         self._where = str(path)
@@ -43,21 +43,22 @@ class OnnxRuntimeBackend:
         if index is not None and _CUDA not in have:
             raise refuse_cuda(self.name, device, "the CPU only")
         use_cuda = _CUDA in have and device != "cpu"
-        self._session = self._open(onnxruntime, path, index or 0, use_cuda=use_cuda)
+        self._session = self._open(onnxruntime, path, index or 0, parallel, use_cuda=use_cuda)
         # A CUDA provider that does not start is replaced by the CPU in silence.
         on_cuda = self._session.get_providers()[0] == _CUDA
         if index is not None and not on_cuda:
             raise refuse_cuda(self.name, device, "the CPU only, as its CUDA provider did not start")
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
+        self.parallel = 1 if on_cuda else parallel
         self._bound = _BoundRuns(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
         inputs = self._session.get_inputs()
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
             found = ", ".join(f"{i.name} {i.type}" for i in inputs)
             raise ModelError(f"{path}: takes {found}, not one input `frames` of uint8; export it again")
 
-    def _open(self, ort: Any, path: Path, index: int, *, use_cuda: bool) -> Any:
+    def _open(self, ort: Any, path: Path, index: int, parallel: int, *, use_cuda: bool) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = usable_cores()
+        options.intra_op_num_threads = max(1, usable_cores() // parallel)
         options.inter_op_num_threads = 1
         # Threads that spin while they wait take the cores from decoding, drawing and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

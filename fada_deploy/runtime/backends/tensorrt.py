@@ -42,6 +42,7 @@ class TensorRtBackend:
     name = "tensorrt"
     device: str
     metadata: ModelMetadata
+    parallel = 1
 
     def __init__(self, path: Path, *, device: str = "auto", allow_unproven: bool = False) -> None:
         sidecar, plan = load_engine(path)
