@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fada_deploy.runtime.sinks import Saving
     from fada_deploy.runtime.sources import Source
 
-_KINDS = ("overlay", "mask", "color", "npz", "json")
+_KINDS = ("overlay", "mask", "mask-film", "color", "color-film", "npz", "json")
 
 
 class _Kinds(click.ParamType[tuple[str, ...]]):
@@ -61,6 +61,12 @@ class _Tally:
 @click.option(
     "--legend/--no-legend", default=True, show_default=True, help="Class names and shares in the overlay."
 )
+@click.option("--contours", is_flag=True, help="Draw a line between classes in the overlay.")
+@click.option("--beside", is_flag=True, help="Show the frame as it came beside its overlay.")
+@click.option("--classes", help="Colour these alone in the overlay, comma-separated: road,car [all].")
+@click.option(
+    "--preset", default="ultrafast", show_default=True, help="x264's: slower ones make smaller films (veryfast)."
+)
 @click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or openvino.")
@@ -81,6 +87,10 @@ def command(
     ids: str,
     alpha: float,
     legend: bool,
+    contours: bool,
+    beside: bool,
+    classes: str | None,
+    preset: str,
     batch: int | None,
     device: str,
     backend: str,
@@ -109,11 +119,14 @@ def command(
     from fada_deploy.common.runs import exported_model
     from fada_deploy.export.engines import rebuild_if_stale
     from fada_deploy.runtime.live import LiveOptions, LiveSource, is_live
+    from fada_deploy.runtime.look import Look
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sinks import Saving
     from fada_deploy.runtime.sources import open_sources
 
+    chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
+    look = Look(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
     sources = open_sources([LiveSource(each, live) if is_live(each) else each for each in source])
     if model is not None:
@@ -129,7 +142,7 @@ def command(
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")
-        saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids=ids, alpha=alpha, legend=legend)
+        saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids, look, preset)
         timings = Timings()
         try:
             with _stopping(sources):

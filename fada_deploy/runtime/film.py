@@ -1,4 +1,4 @@
-"""An H.264 film that every browser plays, with the source's timestamps and sound."""
+"""H.264 films with the source's timestamps: pictures with its sound, for people, and label maps without loss."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
-from fada_deploy.common.images import resize_frame
+from fada_deploy.common.images import resize_frame, resize_labels
 
 Picture = NDArray[np.uint8]
 
 # Codecs that may lie in an MP4 file and that browsers know.
 _SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
-_ENCODER = {"preset": "ultrafast", "crf": "20"}
 _BT709 = 1
-_LIMITED_RANGE = 1
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+# Of a picture's quality for people: 18 can hardly be told from the original, 23 is x264's own choice.
+_CRF = "20"
 
 
 @contextmanager
 def film(
-    path: Path, size_hw: tuple[int, int], *, time_base: Fraction, rate: Fraction | None, audio: Path | None
+    path: Path,
+    size_hw: tuple[int, int],
+    *,
+    time_base: Fraction,
+    rate: Fraction | None,
+    audio: Path | None,
+    preset: str = PRESETS[0],
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
 
@@ -35,55 +43,86 @@ def film(
     colour planes. `pts` counts `time_base` and is kept. The sound of the file `audio` is copied beside
     it where an MP4 can hold it. Raise `DataError` when the file cannot be written.
     """
+    with _mp4(path) as (container, stack):
+        encoder = _Encoder(container, size_hw, time_base, rate, {"preset": preset, "crf": _CRF})
+        sound = _Sound(container, audio, stack)
+
+        def add(picture: Picture, pts: int) -> None:
+            sound.until(float(pts * time_base))
+            # Some cameras change their size on the way; a film has one.
+            encoder.add(resize_frame(picture, size_hw), pts)
+
+        yield add
+        encoder.flush()
+        sound.until(float("inf"))
+
+
+@contextmanager
+def label_film(
+    path: Path, size_hw: tuple[int, int], *, time_base: Fraction, rate: Fraction | None
+) -> Iterator[Callable[[Picture, int], None]]:
+    """Open an MP4 of label maps (H, W) uint8 and yield `add(labels, pts)`, else as `film`.
+
+    It is grey, lossless and of full range: whoever decodes it to grey has the very ids.
+    """
+    with _mp4(path) as (container, _):
+        encoder = _Encoder(container, size_hw, time_base, rate, {"preset": PRESETS[0], "qp": "0"}, grey=True)
+        yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), pts)
+        encoder.flush()
+
+
+@contextmanager
+def _mp4(path: Path) -> Iterator[tuple[Any, ExitStack]]:
+    """Open a file for writing, and what is closed with it."""
     import av
 
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(atomic_path(path))
             container = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
-            encoder = _Encoder(container, size_hw, time_base, rate)
-            sound = _Sound(container, audio, stack)
-
-            def add(picture: Picture, pts: int) -> None:
-                sound.until(float(pts * time_base))
-                encoder.add(picture, pts)
-
-            yield add
-            encoder.flush()
-            sound.until(float("inf"))
+            yield container, stack
         except av.error.FFmpegError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 class _Encoder:
     def __init__(
-        self, container: Any, size_hw: tuple[int, int], time_base: Fraction, rate: Fraction | None
+        self,
+        container: Any,
+        size_hw: tuple[int, int],
+        time_base: Fraction,
+        rate: Fraction | None,
+        options: dict[str, str],
+        *,
+        grey: bool = False,
     ) -> None:
         self._container = container
-        self._size_hw = size_hw
         self._time_base = time_base
         self._last: int | None = None
+        self._grey = grey
         height, width = size_hw
+        self._pad_hw = height % 2, width % 2
         # The rate only guides the encoder; the time base makes every timestamp exact.
-        self._stream = container.add_stream("libx264", rate=rate or 25, options=_ENCODER)
+        self._stream = container.add_stream("libx264", rate=rate or 25, options=options)
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
-        self._stream.pix_fmt = "yuv420p"
+        self._stream.pix_fmt = "gray" if grey else "yuv420p"
         context = self._stream.codec_context
         context.time_base = time_base
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
+        context.color_range = _FULL_RANGE if grey else _LIMITED_RANGE
 
     def add(self, picture: Picture, pts: int) -> None:
         import av
 
-        # Some cameras change their size on the way; a film has one.
-        picture = resize_frame(picture, self._size_hw)
-        height, width = self._size_hw
-        if height % 2 or width % 2:
-            padded = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            picture = np.asarray(padded, np.uint8)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+        if any(self._pad_hw):
+            below, beside = self._pad_hw
+            picture = np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8)
+        picture = np.ascontiguousarray(picture)
+        if self._grey:
+            frame = av.VideoFrame.from_ndarray(picture, format="gray")
+        else:
+            rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709")
         # An encoder refuses a clock that stands still or runs back, as damaged recordings have it.
         self._last = pts if self._last is None else max(pts, self._last + 1)
         frame.pts, frame.time_base = self._last, self._time_base

@@ -1,4 +1,4 @@
-"""Colours over pictures, and a legend that can be read.
+"""Colours over pictures.
 
 Drawing is a table look-up and a weighted sum, both OpenCV's: 2.8 ms for 1024×2048 on one core where
 `palette[labels]` and a blend in NumPy take 21.6 ms, to the same pixels.
@@ -6,21 +6,13 @@ Drawing is a table look-up and a weighted sum, both OpenCV's: 2.8 ms for 1024×2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 
-# Classes below this share of the pictures so far are not worth a line of the legend.
-_WORTH_A_LINE = 0.002
-# A panel wider than this share of the picture hides more than it tells.
-_WIDEST = 0.4
-_PANEL, _RIM = 24, 110
-_INK, _FAINT = (238, 238, 238), (150, 150, 150)
-_PANEL_OPACITY = 0.72
+_LINE = (238, 238, 238)
 
 
 def colorize(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Picture:
@@ -29,18 +21,29 @@ def colorize(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Picture:
 
 
 def overlay(
-    frame: Picture, labels: NDArray[np.uint8], palette: NDArray[np.uint8], alpha: float, *, contours: bool = False
+    frame: Picture,
+    labels: NDArray[np.uint8],
+    palette: NDArray[np.uint8],
+    alpha: float,
+    *,
+    shown: NDArray[np.bool_] | None = None,
+    contours: bool = False,
 ) -> Picture:
     """Return a frame (H, W, 3) uint8 with the classes' colours at opacity `alpha` (0 … 1) over it.
 
-    `frame` and `palette` share their channel order. `contours` draws a light line between classes.
+    `frame` and `palette` share their channel order. `shown` (256,) says which indices are coloured [all];
+    `contours` draws a light line between classes, all those not shown being one.
     """
     picture = np.asarray(cv2.addWeighted(colorize(labels, palette), alpha, frame, 1 - alpha, 0), np.uint8)
+    if shown is not None:
+        hidden = cv2.LUT(labels, np.where(shown, 0, 255).astype(np.uint8))
+        cv2.copyTo(frame, hidden, picture)
+        labels = np.asarray(cv2.LUT(labels, np.where(shown, np.arange(256), 255).astype(np.uint8)), np.uint8)
     if contours:
         edge = np.zeros(labels.shape, np.bool_)
         edge[:, 1:] = labels[:, 1:] != labels[:, :-1]
         edge[1:] |= labels[1:] != labels[:-1]
-        picture[edge] = _INK
+        picture[edge] = _LINE
     return picture
 
 
@@ -49,95 +52,3 @@ def class_shares(labels: NDArray[np.uint8], num_classes: int) -> NDArray[np.floa
     # A histogram by OpenCV takes a tenth of np.bincount's time, which widens its input first.
     counts = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()
     return np.asarray(counts[:num_classes], np.float64) / labels.size
-
-
-class Legend:
-    """A panel of colour, name and share for the classes that a film shows, made for one picture size.
-
-    The lines are the classes most seen so far, in the label space's order, so that the panel does not
-    jump about; as many as fit into the picture's height. A picture too small for a panel gets none.
-    """
-
-    def __init__(self, names: Sequence[str], palette: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
-        height, width = size_hw
-        self._names = names
-        self._palette = palette
-        self._size_hw = size_hw
-        # Below 11 pixels letters fall apart; above, a 36th of the height reads well on any screen.
-        self._letter = max(11, round(min(height, width * 0.6) / 36))
-        self._row = round(self._letter * 1.55)
-        self._pad = round(self._letter * 0.7)
-        self._seen = np.zeros(len(names))
-        self._name_width = max(_text_width(n, self._letter) for n in names)
-        self._share_width = _text_width("100%", self._letter)
-
-    def draw(self, picture: Picture, shares: NDArray[np.float64]) -> None:
-        """Draw into a picture (H, W, 3) uint8 of the legend's size; `shares` (K,) are this picture's."""
-        self._seen += shares
-        most = (self._size_hw[0] - 4 * self._pad) // self._row
-        worthy = np.flatnonzero(self._seen > _WORTH_A_LINE * self._seen.sum())
-        lines = np.sort(worthy[np.argsort(-self._seen[worthy], kind="stable")][: max(most, 0)])
-        swatch = round(self._letter * 1.5)
-        width = swatch + self._name_width + self._share_width + round(4.2 * self._pad)
-        if len(lines) == 0 or width > _WIDEST * self._size_hw[1]:
-            return
-        left = top = self._pad
-        height = len(lines) * self._row + self._pad
-        _panel(picture, (left, top), (width, height), radius=self._pad)
-        for place, index in enumerate(lines):
-            middle = top + self._pad // 2 + place * self._row + self._row // 2
-            self._line(picture, index, shares[index], (left + self._pad, middle), width - 2 * self._pad)
-
-    def _line(self, picture: Picture, index: int, share: float, at: tuple[int, int], width: int) -> None:
-        x, middle = at
-        swatch_wh = (round(self._letter * 1.5), round(self._letter * 0.86))
-        color = tuple(int(v) for v in self._palette[index])
-        x_rim, y_rim = x - 1, middle - swatch_wh[1] // 2 - 1
-        rim_wh = (swatch_wh[0] + 2, swatch_wh[1] + 2)
-        # The rim sets colours as dark as the panel (car, truck, building) off from it.
-        _rounded(picture, (x_rim, y_rim), rim_wh, radius=rim_wh[1] // 4, color=(_RIM,) * 3)
-        _rounded(picture, (x, y_rim + 1), swatch_wh, radius=swatch_wh[1] // 4, color=color)
-        ink = _INK if share >= 0.0005 else _FAINT
-        base = middle + round(self._letter * 0.36)
-        _text(picture, self._names[index], (x + swatch_wh[0] + self._pad, base), self._letter, ink)
-        text = f"{100 * share:.0f}%" if share >= 0.01 or share < 0.0005 else "<1%"
-        _text(picture, text, (x + width - _text_width(text, self._letter), base), self._letter, ink)
-
-
-def _panel(picture: Picture, at: tuple[int, int], size_wh: tuple[int, int], *, radius: int) -> None:
-    """Darken a rounded rectangle."""
-    (x, y), (width, height) = at, size_wh
-    under = picture[y : y + height, x : x + width]
-    dark = under.copy()
-    _rounded(dark, (0, 0), (under.shape[1], under.shape[0]), radius=radius, color=(_PANEL,) * 3)
-    cv2.addWeighted(dark, _PANEL_OPACITY, under, 1 - _PANEL_OPACITY, 0, dst=under)
-
-
-def _rounded(
-    picture: Picture, at: tuple[int, int], size_wh: tuple[int, int], *, radius: int, color: tuple[int, ...]
-) -> None:
-    (x, y), (width, height) = at, size_wh
-    right, bottom = x + width - 1, y + height - 1
-    cv2.rectangle(picture, (x + radius, y), (right - radius, bottom), color, cv2.FILLED)
-    cv2.rectangle(picture, (x, y + radius), (right, bottom - radius), color, cv2.FILLED)
-    for center in ((x + radius, y + radius), (right - radius, y + radius)):
-        cv2.circle(picture, center, radius, color, cv2.FILLED, cv2.LINE_AA)
-        cv2.circle(picture, (center[0], bottom - radius), radius, color, cv2.FILLED, cv2.LINE_AA)
-
-
-# OpenCV 5 has a real typeface; before, there are only stroke letters.
-_HAS_TYPE = hasattr(cv2, "FontFace")
-_WEIGHT = 500
-
-
-def _text_width(text: str, letter: int) -> int:
-    if _HAS_TYPE:
-        return int(cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("sans"), letter, _WEIGHT)[2])
-    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letter / 30, 1)[0][0])
-
-
-def _text(picture: Picture, text: str, at: tuple[int, int], letter: int, color: tuple[int, ...]) -> None:
-    if _HAS_TYPE:
-        cv2.putText(picture, text, at, color, cv2.FontFace("sans"), letter, _WEIGHT)
-    else:
-        cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, letter / 30, color, 1, cv2.LINE_AA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.runtime.overlay import Legend, class_shares, overlay
+from fada_deploy.runtime.look import Drawing, Look
+from fada_deploy.runtime.overlay import class_shares
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Result:
         """The share of the picture that each class holds, (K,), summing to 1."""
         return class_shares(self.labels, self.space.num_classes)
 
-    def overlay(self, alpha: float = 0.5, *, legend: bool = False, contours: bool = False) -> NDArray[np.uint8]:
-        """Return the frame with the classes' colours laid over it, in the frame's own channel order."""
-        palette = self.space.palette if self.color == "rgb" else self.space.palette[:, ::-1]
-        picture = overlay(self.frame, self.labels, palette, alpha, contours=contours)
-        if legend:
-            Legend(self.space.names, palette, picture.shape[:2]).draw(picture, self.shares)
-        return picture
+    def overlay(
+        self, alpha: float = 0.5, *, legend: bool = False, contours: bool = False, classes: Sequence[str] = ()
+    ) -> NDArray[np.uint8]:
+        """Return the frame with the classes' colours laid over it, in the frame's own channel order.
+
+        The arguments are those of `Look`; `Drawing` draws a film, whose legend keeps its lines.
+        """
+        look = Look(alpha, legend=legend, contours=contours, classes=tuple(classes))
+        return Drawing(look, self.space).draw(self)

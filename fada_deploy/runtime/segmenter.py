@@ -49,7 +49,7 @@ class Segmenter:
     run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu or
     cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
     None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
-    the soonest, `throughput_requests()` labels a film the soonest. `allow_unproven` opens an engine that nobody has compared
+    the soonest, `throughput_requests()` of them a film. `allow_unproven` opens an engine that nobody has compared
     with the network and that lies without its proof pack.
     """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import write_png
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.runtime.film import film
-from fada_deploy.runtime.overlay import Legend, colorize, overlay
+from fada_deploy.runtime.film import PRESETS, film, label_film
+from fada_deploy.runtime.look import Drawing, Look
+from fada_deploy.runtime.overlay import colorize
 from fada_deploy.runtime.pipeline import End, Timings, results_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
@@ -42,14 +43,15 @@ _JPEG_QUALITY = 95
 class Saving:
     """What to save and how it looks.
 
-    `kinds` are keys of `SINKS`, `ids` a key of `IDS` for the masks, `alpha` the colours' opacity.
+    `kinds` are keys of `SINKS`, `ids` a key of `IDS` for the masks. `preset` is x264's: from the fastest, which
+    makes the largest files, to the slowest.
     """
 
     out: Path
     kinds: tuple[str, ...] = ("overlay",)
     ids: str = "trainId"
-    alpha: float = 0.5
-    legend: bool = True
+    look: Look = field(default_factory=Look)
+    preset: str = PRESETS[0]
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -57,26 +59,8 @@ class Saving:
                 raise UsageError(f"cannot save {kind!r}; there are {', '.join(SINKS)}")
         if self.ids not in IDS:
             raise UsageError(f"no ids {self.ids!r}; there are {', '.join(IDS)}")
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"an alpha of {self.alpha} is no opacity; it is 0 to 1")
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a sink knows when its source's first result is there. `key` is the source's name in files."""
-
-    source: Source
-    key: str
-    first: Result
-    saving: Saving
-
-    def path(self, kind: str, suffix: str, result: Result | None = None) -> Path:
-        """Return the file of a result, or without one, the file of the whole source."""
-        item = result.item if result is not None else ""
-        return self.saving.out / kind / self.key / f"{item}{suffix}" if item else self.whole(kind, suffix)
-
-    def whole(self, kind: str, suffix: str) -> Path:
-        return self.saving.out / kind / f"{self.key}{suffix}"
+        if self.preset not in PRESETS:
+            raise UsageError(f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
 
 
 @dataclass(frozen=True)
@@ -87,41 +71,70 @@ class Drawn:
     picture: Picture | None
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What a sink knows when its source's first result is there. `key` is the source's name in files."""
+
+    source: Source
+    key: str
+    first: Drawn
+    saving: Saving
+
+    @property
+    def space(self) -> LabelSpace:
+        return self.first.result.space
+
+    def path(self, kind: str, suffix: str, result: Result | None = None) -> Path:
+        """Return the file of a result, or without one, the file of the whole source."""
+        item = result.item if result is not None else ""
+        return self.saving.out / kind / self.key / f"{item}{suffix}" if item else self.whole(kind, suffix)
+
+    def whole(self, kind: str, suffix: str) -> Path:
+        return self.saving.out / kind / f"{self.key}{suffix}"
+
+
 Write = Callable[[Drawn], None]
 
 
 @contextmanager
 def _overlay(opening: Opening) -> Iterator[Write]:
-    first, source = opening.first, opening.source
-    if not source.moving:
+    if opening.source.moving:
+        with _film(opening, "overlay", _picture, audio=opening.source.audio) as write:
+            yield write
+    else:
         yield lambda drawn: _write_jpeg(opening.path("overlay", ".jpg", drawn.result), _picture(drawn))
-        return
-    assert first.time_base is not None
-    path, size = opening.whole("overlay", ".mp4"), first.labels.shape[:2]
-    with film(path, size, time_base=first.time_base, rate=source.rate, audio=source.audio) as add:
-
-        def write(drawn: Drawn) -> None:
-            assert drawn.result.pts is not None
-            add(_picture(drawn), drawn.result.pts)
-
-        yield write
 
 
 @contextmanager
 def _mask(opening: Opening) -> Iterator[Write]:
-    table = IDS[opening.saving.ids](opening.first.space)
-    yield lambda d: write_png(opening.path("mask", ".png", d.result), table[d.result.labels])
+    ids = _ids(opening)
+    yield lambda d: write_png(opening.path("mask", ".png", d.result), ids(d))
+
+
+@contextmanager
+def _mask_film(opening: Opening) -> Iterator[Write]:
+    first, ids = opening.first.result, _ids(opening)
+    assert first.time_base is not None
+    path, size = opening.whole("mask-film", ".mp4"), (first.labels.shape[0], first.labels.shape[1])
+    with label_film(path, size, time_base=first.time_base, rate=opening.source.rate) as add:
+        yield lambda drawn: add(ids(drawn), _pts(drawn))
 
 
 @contextmanager
 def _color(opening: Opening) -> Iterator[Write]:
-    palette = opening.first.space.palette
-    yield lambda d: write_png(opening.path("color", ".png", d.result), colorize(d.result.labels, palette))
+    color = _colors(opening)
+    yield lambda d: write_png(opening.path("color", ".png", d.result), color(d))
+
+
+@contextmanager
+def _color_film(opening: Opening) -> Iterator[Write]:
+    with _film(opening, "color-film", _colors(opening), audio=None) as write:
+        yield write
 
 
 @contextmanager
 def _npz(opening: Opening) -> Iterator[Write]:
-    names = np.array(opening.first.space.names)
+    names = np.array(opening.space.names)
 
     def write(drawn: Drawn) -> None:
         arrays: dict[str, Any] = {"labels": drawn.result.labels, "classes": names}
@@ -136,7 +149,7 @@ def _npz(opening: Opening) -> Iterator[Write]:
 
 @contextmanager
 def _json(opening: Opening) -> Iterator[Write]:
-    space = opening.first.space
+    space = opening.space
     head = json.dumps({"source": opening.source.name, "classes": list(space.names)})
     with atomic_path(opening.whole("json", ".json")) as temporary, temporary.open("w", encoding="utf-8") as file:
         # One line a frame as it comes: a film of any length takes no memory.
@@ -158,7 +171,9 @@ def _json(opening: Opening) -> Iterator[Write]:
 SINKS: dict[str, Callable[[Opening], AbstractContextManager[Write]]] = {
     "overlay": _overlay,
     "mask": _mask,
+    "mask-film": _mask_film,
     "color": _color,
+    "color-film": _color_film,
     "npz": _npz,
     "json": _json,
 }
@@ -167,6 +182,32 @@ SINKS: dict[str, Callable[[Opening], AbstractContextManager[Write]]] = {
 def _picture(drawn: Drawn) -> Picture:
     assert drawn.picture is not None
     return drawn.picture
+
+
+def _pts(drawn: Drawn) -> int:
+    assert drawn.result.pts is not None
+    return drawn.result.pts
+
+
+def _ids(opening: Opening) -> Callable[[Drawn], Picture]:
+    table = IDS[opening.saving.ids](opening.space)
+    return lambda drawn: np.asarray(cv2.LUT(drawn.result.labels, table), np.uint8)
+
+
+def _colors(opening: Opening) -> Callable[[Drawn], Picture]:
+    palette = opening.space.palette
+    return lambda drawn: colorize(drawn.result.labels, palette)
+
+
+@contextmanager
+def _film(
+    opening: Opening, kind: str, picture_of: Callable[[Drawn], Picture], audio: Path | None
+) -> Iterator[Write]:
+    base, (height, width, _) = opening.first.result.time_base, picture_of(opening.first).shape
+    assert base is not None
+    path, rate, preset = opening.whole(kind, ".mp4"), opening.source.rate, opening.saving.preset
+    with film(path, (height, width), time_base=base, rate=rate, audio=audio, preset=preset) as add:
+        yield lambda drawn: add(picture_of(drawn), _pts(drawn))
 
 
 def _write_jpeg(path: Path, picture: Picture) -> None:
@@ -179,23 +220,16 @@ def _write_jpeg(path: Path, picture: Picture) -> None:
 
 
 def _draw(
-    items: Iterable[Item], saving: Saving, timings: Timings
+    items: Iterable[Item], drawing: Drawing, saving: Saving, timings: Timings
 ) -> Generator[Drawn | DataError | End, None, None]:
-    legends: dict[str, tuple[tuple[int, ...], Legend]] = {}
     for item in items:
         if not isinstance(item, Result) or "overlay" not in saving.kinds:
             if isinstance(item, End):
-                legends.pop(item.source.name, None)
+                drawing.forget(item.source.name)
             yield Drawn(item, None) if isinstance(item, Result) else item
             continue
         with timings.clock("draw"):
-            picture = overlay(item.frame, item.labels, item.space.palette, saving.alpha)
-            if saving.legend:
-                size, legend = legends.get(item.source, ((), None))
-                if legend is None or size != item.labels.shape or item.time_s is None:
-                    legend = Legend(item.space.names, item.space.palette, item.labels.shape)
-                    legends[item.source] = item.labels.shape, legend
-                legend.draw(picture, item.shares)
+            picture = drawing.draw(item)
         yield Drawn(item, picture)
 
 
@@ -212,7 +246,7 @@ def _write(
                 if isinstance(item, Drawn):
                     name = item.result.source
                     if name not in opened:
-                        opening = Opening(by_name[name], keys[name], item.result, saving)
+                        opening = Opening(by_name[name], keys[name], item, saving)
                         stack = everything.enter_context(ExitStack())
                         opened[name] = stack, [stack.enter_context(SINKS[k](opening)) for k in saving.kinds]
                     for write in opened[name][1]:
@@ -258,7 +292,12 @@ def label_to_files(
         for kind in saving.kinds:
             if Path(source.name).resolve().parent == (saving.out / kind).resolve():
                 raise UsageError(f"{source.name}: lies where its own {kind} is written; give another --out")
-    clock = timings or Timings()
+        if not source.moving:
+            for kind in sorted({"mask-film", "color-film"} & set(saving.kinds)):
+                raise UsageError(
+                    f"{source.name}: pictures make no film; save {kind.removesuffix('-film')} instead"
+                )
+    clock, drawing = timings or Timings(), Drawing(saving.look, segmenter.space)
     return results_of(
         sources,
         segmenter.backend,
@@ -266,7 +305,7 @@ def label_to_files(
         confidence="npz" in saving.kinds and segmenter.metadata.head == "logits",
         timings=clock,
         then={
-            "draw": lambda items: _draw(items, saving, clock),
+            "draw": lambda items: _draw(items, drawing, saving, clock),
             "write": lambda items: _write(items, sources, saving, clock),
         },
     )

@@ -7,8 +7,11 @@ import pytest
 import toy
 
 from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.runtime import overlay as drawing
-from fada_deploy.runtime.overlay import Legend, class_shares, colorize, overlay
+from fada_deploy.runtime import legend as drawing
+from fada_deploy.runtime.legend import Legend
+from fada_deploy.runtime.look import Drawing, Look
+from fada_deploy.runtime.overlay import class_shares, colorize, overlay
+from fada_deploy.runtime.result import Result
 
 
 def random_labels(size: tuple[int, int]) -> np.ndarray:
@@ -76,3 +79,31 @@ def test_a_legend_keeps_the_classes_it_has_shown() -> None:
         legend.draw(picture, shares)
         heights.append(int(np.nonzero(picture.any((1, 2)))[0].max()))
     assert len(set(heights)) == 1
+
+
+def test_classes_that_are_not_shown_are_bare_frame_and_one_region() -> None:
+    frame, labels = toy.scene(0)
+    shown = np.zeros(256, np.bool_)
+    shown[1] = True
+    picture = overlay(frame, labels, toy.SPACE.palette, 1.0, shown=shown)
+    np.testing.assert_array_equal(picture, np.where((labels == 1)[..., None], toy.SPACE.palette[1], frame))
+    lined = overlay(frame, labels, toy.SPACE.palette, 1.0, shown=shown, contours=True)
+    edges = {32 * i for i in range(1, 4) if 1 in (labels[0, 32 * i - 1], labels[0, 32 * i])}
+    assert set(np.nonzero((picture != lined).any(-1))[1].tolist()) == edges
+
+
+def test_a_drawing_is_the_result_s_own_overlay_in_either_order() -> None:
+    frame, labels = toy.scene(0, (540, 960))
+    # Scenes are painted in the palette; these are not.
+    frame = frame // 3 + 41
+    rgb = Result(labels, frame, toy.SPACE, 0.0, 0.0)
+    bgr = Result(labels, frame[..., ::-1], toy.SPACE, 0.0, 0.0, color="bgr")
+    look = Look(0.3, contours=True, classes=(toy.SPACE.names[0],))
+    drawn = Drawing(look, toy.SPACE).draw(rgb)
+    expected = rgb.overlay(0.3, legend=True, contours=True, classes=look.classes)
+    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(Drawing(look, toy.SPACE).draw(bgr)[..., ::-1], expected)
+    # The panel names what is coloured and nothing else.
+    panel = drawn[:80, :300].reshape(-1, 3)
+    others = [c for i, c in enumerate(toy.SPACE.palette[: toy.SPACE.num_classes]) if i]
+    assert (panel == toy.SPACE.palette[0]).all(1).any() and not any((panel == c).all(1).any() for c in others)

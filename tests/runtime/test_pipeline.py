@@ -13,7 +13,7 @@ import pytest
 import toy
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.runtime import Segmenter, sinks
+from fada_deploy.runtime import Segmenter, look, sinks
 from fada_deploy.runtime.pipeline import End, Timings, chain, read, resize
 from fada_deploy.runtime.sinks import Saving, label_to_files
 from fada_deploy.runtime.sources import Frame
@@ -157,7 +157,7 @@ def test_drawing_or_writing_that_fails(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{part} is broken")
 
-    monkeypatch.setattr(sinks, part, fail)
+    monkeypatch.setattr(look if part == "overlay" else sinks, part, fail)
     source = Fake(count=10_000)
     with pytest.raises(RuntimeError, match=f"{part} is broken"):
         list(label_to_files(segmenter, [source], Saving(tmp_path / "out", ("overlay", "mask"))))

@@ -16,6 +16,7 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.film import film
+from fada_deploy.runtime.look import Look
 from fada_deploy.runtime.sinks import SINKS, Saving, file_keys, label_to_files
 from fada_deploy.runtime.sources import open_sources
 
@@ -43,7 +44,7 @@ def test_a_film_keeps_count_size_and_clock(
     source = toy.write_video(
         tmp_path / "drive.mkv", pictures, pts=pts, time_base=Fraction(1, 1000), codec="ffv1", pix_fmt="bgr0"
     )
-    run(segmenter, [source], Saving(tmp_path / "out", alpha=0.0, legend=False))
+    run(segmenter, [source], Saving(tmp_path / "out", look=Look(0.0, legend=False)))
     written = toy.read_video(tmp_path / "out/overlay/drive.mp4")
     assert [t for t, _ in written] == [t for t, _ in toy.read_video(source)]
     height, width = size
@@ -113,7 +114,7 @@ def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RuntimeError, match="half way"):
         make(RuntimeError("half way"))
-    monkeypatch.setattr(runtime.film, "_ENCODER", {"preset": "no such"})
+    monkeypatch.setattr(runtime.film, "_CRF", "no such")
     with pytest.raises(DataError, match=r"o\.mp4: cannot be written") as error:
         make(None)
     assert "\n" not in str(error.value)
@@ -127,8 +128,10 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
     run(segmenter, [source], Saving(tmp_path / "out", tuple(SINKS), ids=ids))
     numbers = ["000000", "000001", "000002"]
     assert files(tmp_path / "out") == [
+        "color-film/drive.mp4",
         *(f"color/drive/{n}.png" for n in numbers),
         "json/drive.json",
+        "mask-film/drive.mp4",
         *(f"mask/drive/{n}.png" for n in numbers),
         *(f"npz/drive/{n}.npz" for n in numbers),
         "overlay/drive.mp4",
@@ -136,6 +139,15 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
     document = json.loads((tmp_path / "out/json/drive.json").read_text())
     assert document["source"] == str(source) and document["classes"] == list(toy.SPACE.names)
     results = list(segmenter.stream(source))
+    with av.open(str(tmp_path / "out/mask-film/drive.mp4")) as container:
+        films = [(float(f.pts * f.time_base), f.to_ndarray(format="gray")) for f in container.decode(video=0)]
+    for result, (time_s, ids_of), (_, colors) in zip(
+        results, films, toy.read_video(tmp_path / "out/color-film/drive.mp4"), strict=True
+    ):
+        wanted = [c.train_id if ids == "trainId" else c.label_id for c in toy.SPACE.classes]
+        np.testing.assert_array_equal(ids_of, np.array(wanted)[result.labels])
+        assert time_s == pytest.approx(result.time_s or 0.0)
+        assert np.abs(colors - toy.SPACE.palette[result.labels].astype(float)).mean() < 6
     for number, result, told in zip(numbers, results, document["frames"], strict=True):
         wanted = [c.train_id if ids == "trainId" else c.label_id for c in toy.SPACE.classes]
         mask = read_indices(tmp_path / f"out/mask/drive/{number}.png")
@@ -165,6 +177,24 @@ def test_pictures_alone_and_in_a_folder(tmp_path: Path, segmenter: Segmenter) ->
         "overlay/in/b.jpg",
     ]
     assert read_rgb(tmp_path / "out/overlay/in/b.jpg").shape == (50, 71, 3)
+
+
+def test_a_look(tmp_path: Path, segmenter: Segmenter) -> None:
+    frame = toy.scene(0)[0]
+    source = toy.write_video(tmp_path / "v.mp4", [frame] * 3)
+    name = toy.SPACE.names[1]
+    look = Look(1.0, legend=False, beside=True, classes=(name,))
+    run(segmenter, [source], Saving(tmp_path / "out", look=look, preset="veryfast"))
+    (_, picture), *_ = toy.read_video(tmp_path / "out/overlay/v.mp4")
+    labels = segmenter.predict(frame).labels
+    assert picture.shape[1] == 2 * frame.shape[1]
+    left, right = picture[:, : frame.shape[1]].astype(float), picture[:, frame.shape[1] :].astype(float)
+    expected = np.where((labels == 1)[..., None], toy.SPACE.palette[1], frame)
+    assert np.abs(left - frame).mean() < 6 and np.abs(right - expected).mean() < 6
+    with pytest.raises(UsageError, match="the model has no class lorry; it has "):
+        run(segmenter, [source], Saving(tmp_path / "out", look=Look(classes=("lorry",))))
+    with pytest.raises(UsageError, match="pictures make no film; save mask instead"):
+        run(segmenter, [toy.write_image(tmp_path / "a.png", frame)], Saving(tmp_path / "o", ("mask-film",)))
 
 
 def test_a_labels_head_has_no_confidence_to_save(tmp_path: Path) -> None:
@@ -200,9 +230,13 @@ def test_a_source_is_not_overwritten_by_its_product(tmp_path: Path, segmenter: S
 
 
 def test_savings_that_make_no_sense() -> None:
-    with pytest.raises(UsageError, match="cannot save 'video'; there are overlay, mask, color, npz, json"):
+    with pytest.raises(
+        UsageError, match="cannot save 'video'; there are overlay, mask, mask-film, color, color-film, npz, json"
+    ):
         Saving(Path("out"), ("video",))
     with pytest.raises(UsageError, match="there are trainId, labelId"):
         Saving(Path("out"), ids="id")
     with pytest.raises(UsageError, match="0 to 1"):
-        Saving(Path("out"), alpha=2.0)
+        Saving(Path("out"), look=Look(2.0))
+    with pytest.raises(UsageError, match="no preset 'best'; there are ultrafast"):
+        Saving(Path("out"), preset="best")

@@ -1,0 +1,85 @@
+"""How an overlay looks, and the drawing of one film or picture after the other in that look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import UsageError
+from fada_deploy.common.labels import LabelSpace
+from fada_deploy.runtime.legend import Legend
+from fada_deploy.runtime.overlay import overlay
+
+if TYPE_CHECKING:
+    from fada_deploy.runtime.result import Result
+
+
+@dataclass(frozen=True)
+class Look:
+    """`alpha`: opacity of the colours, 0 … 1. `legend`: names and shares of the classes in a corner.
+
+    `contours`: a light line between classes. `beside`: the frame as it came to the left of its overlay.
+    `classes`: names of those that are coloured, in the frame and in the legend; none named are all.
+    """
+
+    alpha: float = 0.5
+    legend: bool = True
+    contours: bool = False
+    beside: bool = False
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"an alpha of {self.alpha} is no opacity; it is 0 to 1")
+
+    def shown(self, space: LabelSpace) -> NDArray[np.bool_] | None:
+        """Return which of 256 indices are coloured, None for all; raise `UsageError` for unknown names."""
+        if not self.classes:
+            return None
+        unknown = [name for name in self.classes if name not in space.names]
+        if unknown:
+            raise UsageError(f"the model has no class {', '.join(unknown)}; it has {', '.join(space.names)}")
+        shown = np.zeros(256, np.bool_)
+        shown[[space.names.index(name) for name in self.classes]] = True
+        return shown
+
+
+class Drawing:
+    """Draws results in one look; one source's legend keeps its lines from frame to frame."""
+
+    def __init__(self, look: Look, space: LabelSpace) -> None:
+        self._look = look
+        self._space = space
+        self._shown = look.shown(space)
+        self._legends: dict[str, Legend] = {}
+
+    def draw(self, result: Result) -> NDArray[np.uint8]:
+        """Return a result's picture, (H, W, 3) uint8 in its frame's channel order; `beside` doubles the width."""
+        look, palette = self._look, self._space.palette
+        if result.color == "bgr":
+            palette = palette[:, ::-1]
+        picture = overlay(
+            result.frame, result.labels, palette, look.alpha, shown=self._shown, contours=look.contours
+        )
+        if look.legend:
+            shares = result.shares
+            if self._shown is not None:
+                shares = np.where(self._shown[: len(shares)], shares, 0.0)
+            self._legend(result, palette).draw(picture, shares)
+        return np.hstack([result.frame, picture]) if look.beside else picture
+
+    def _legend(self, result: Result, palette: NDArray[np.uint8]) -> Legend:
+        size = (result.labels.shape[0], result.labels.shape[1])
+        legend = self._legends.get(result.source)
+        # Still pictures have nothing to do with each other.
+        if legend is None or legend.size_hw != size or result.time_s is None:
+            legend = Legend(self._space.names, palette, size)
+            self._legends[result.source] = legend
+        return legend
+
+    def forget(self, source: str) -> None:
+        """Let a source's legend go."""
+        self._legends.pop(source, None)
