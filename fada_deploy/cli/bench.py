@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.option("--backend", default="all", show_default=True, help="One of them; all: each that can run the file.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch", type=click.IntRange(1), help="Frames at once [the file's own, else 1].")
-@click.option("--parallel", type=click.IntRange(1), help="Requests at once [1; with --source, as fada infer does].")
+@click.option(
+    "--parallel", type=click.IntRange(1), help="Requests at once [1; with --source, as fada infer does]."
+)
 @click.option("--source", help="Video for the whole road: decode, network, overlay, H.264.")
 @click.option("--frames", type=click.IntRange(1), help="Of it so many frames [all].")
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="On the bare network.")

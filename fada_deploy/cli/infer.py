@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from fada_deploy.cli.options import emit_json, log
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.pipeline import Timings
+    from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sinks import Saving
     from fada_deploy.runtime.sources import Source
@@ -26,15 +27,17 @@ _KINDS = ("overlay", "mask", "mask-film", "color", "color-film", "npz", "json")
 
 
 class _Kinds(click.ParamType[tuple[str, ...]]):
-    """Kinds of output, separated by commas."""
+    """Kinds of output, separated by commas; none for none."""
 
     name = "KIND,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if value == "none":
+            return ()
         kinds = tuple(dict.fromkeys(k.strip() for k in value.split(",") if k.strip()))
         unknown = [k for k in kinds if k not in _KINDS]
         if unknown or not kinds:
-            self.fail(f"cannot save {value!r}; choose from {', '.join(_KINDS)}", param, ctx)
+            self.fail(f"cannot save {value!r}; choose from {', '.join(_KINDS)}, or none", param, ctx)
         return kinds
 
 
@@ -50,7 +53,11 @@ class _Tally:
 @click.option("--model", type=click.Path(path_type=Path), help="Exported file, or a run [the newest under runs/].")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/infer-NNN].")
 @click.option(
-    "--save", type=_Kinds(), default="overlay", show_default=True, help=f"What to save: {', '.join(_KINDS)}."
+    "--save",
+    type=_Kinds(),
+    default="overlay",
+    show_default=True,
+    help=f"What to save: {', '.join(_KINDS)}, or none.",
 )
 @click.option(
     "--ids", type=click.Choice(["trainId", "labelId"]), default="trainId", show_default=True, help="Ids in masks."
@@ -69,7 +76,9 @@ class _Tally:
 )
 @click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or openvino.")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, openvino or tensorrt.")
+@click.option("--show", is_flag=True, help="Show the overlay in a window; q ends it, and live sources.")
+@click.option("--watch", is_flag=True, help="SOURCE is a folder that grows: label its pictures as they come.")
 @click.option(
     "--policy",
     help="Of live sources, what the network is too slow for: drop-oldest, drop-newest or wait [wait for a pipe].",
@@ -94,6 +103,8 @@ def command(
     batch: int | None,
     device: str,
     backend: str,
+    show: bool,
+    watch: bool,
     policy: str | None,
     deadline_ms: float | None,
     reconnect_s: float,
@@ -108,13 +119,16 @@ def command(
     fada infer 'frames/*.png' --save overlay,mask --ids labelId
     fada infer a.mp4 b.mp4 photos/ --out labelled --model model.onnx
     fada infer rtsp://camera/stream --deadline-ms 100
+    fada infer 0 1 --show --save none
+    fada infer incoming/ --watch --save mask
     ffmpeg … -f mpegts - | fada infer -
 
-    Live are rtsp://, http://, a camera's number, and - for a pipe; Ctrl-C ends them, and their film is whole.
+    Live are rtsp://, http://, a camera's number, - for a pipe, and a watched folder; Ctrl-C ends them, and their
+    films are whole. Several streams or cameras are read at the same time, each into a film of its own.
     Exits with 1 if some frames could not be read; the others are done.
     """
     from fada_deploy.common.cores import throughput_requests
-    from fada_deploy.common.errors import DataError
+    from fada_deploy.common.errors import DataError, UsageError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
     from fada_deploy.export.engines import rebuild_if_stale
@@ -122,13 +136,24 @@ def command(
     from fada_deploy.runtime.look import Look
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.runtime.show import require_windows
     from fada_deploy.runtime.sinks import Saving
     from fada_deploy.runtime.sources import open_sources
+    from fada_deploy.runtime.watch import WatchSource
 
     chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     look = Look(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
-    sources = open_sources([LiveSource(each, live) if is_live(each) else each for each in source])
+    if watch and (len(source) != 1 or is_live(source[0])):
+        raise UsageError("--watch takes one folder, and nothing beside it")
+    if not save and not show:
+        raise UsageError("--save none without --show would leave nothing; give one of them")
+    if show:
+        require_windows()
+    if watch:
+        sources = open_sources([WatchSource(source[0])])
+    else:
+        sources = open_sources([LiveSource(each, live) if is_live(each) else each for each in source])
     if model is not None:
         model = exported_model(model)
         if rebuild:
@@ -145,8 +170,8 @@ def command(
         saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids, look, preset)
         timings = Timings()
         try:
-            with _stopping(sources):
-                tally = _label(segmenter, sources, saving, timings)
+            with _stopping(sources) as stop, _window(show, stop, saving, segmenter) as seen:
+                tally = _label(segmenter, sources, saving, timings, seen)
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
         if not tally.frames:
@@ -169,7 +194,36 @@ def _described(segmenter: Segmenter) -> str:
     )
 
 
-def _label(segmenter: Segmenter, sources: list[Source], saving: Saving, timings: Timings) -> _Tally:
+@contextmanager
+def _window(
+    show: bool, stop: Callable[[], None], saving: Saving, segmenter: Segmenter
+) -> Iterator[Callable[[Result], None]]:
+    """Yield what shows a result; a person who closes the window calls `stop`."""
+    if not show:
+        yield lambda result: None
+        return
+    from fada_deploy.runtime.look import Drawing
+    from fada_deploy.runtime.show import Window
+
+    drawing = Drawing(saving.look, segmenter.space)
+    with Window("fada infer", on_close=stop) as window:
+
+        def seen(result: Result) -> None:
+            if window.due:
+                window.show(drawing.draw(result))
+
+        yield seen
+    if window.failure:
+        log(window.failure)
+
+
+def _label(
+    segmenter: Segmenter,
+    sources: list[Source],
+    saving: Saving,
+    timings: Timings,
+    seen: Callable[[Result], None],
+) -> _Tally:
     """Run the pipeline to its end under a progress bar."""
     from contextlib import closing
 
@@ -192,6 +246,7 @@ def _label(segmenter: Segmenter, sources: list[Source], saving: Saving, timings:
             if isinstance(item, Result):
                 tally.frames += 1
                 bar.update()
+                seen(item)
             elif isinstance(item, DataError):
                 tally.failed.append(str(item))
     tally.seconds = time.perf_counter() - start
@@ -199,24 +254,29 @@ def _label(segmenter: Segmenter, sources: list[Source], saving: Saving, timings:
 
 
 @contextmanager
-def _stopping(sources: list[Source]) -> Iterator[None]:
-    """Let the first Ctrl-C end live sources, so that their films are finished; the second one stops at once."""
-    from fada_deploy.runtime.live import LiveSource
+def _stopping(sources: list[Source]) -> Iterator[Callable[[], None]]:
+    """Let the first Ctrl-C end live sources, so that their films are finished; the second one stops at once.
 
-    live = [source for source in sources if isinstance(source, LiveSource)]
-    if not live or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    Yield what ends them without one.
+    """
+    live: list[Any] = [source for source in sources if getattr(source, "live", False)]
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        log("\nfinishing; once more stops now, and what is not whole is lost")
+    def stop() -> None:
         for source in live:
             source.stop()
 
-    before = signal.signal(signal.SIGINT, stop)
+    if not live or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log("\nfinishing; once more stops now, and what is not whole is lost")
+        stop()
+
+    before = signal.signal(signal.SIGINT, interrupted)
     try:
-        yield
+        yield stop
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -24,7 +24,7 @@ from fada_deploy.runtime.pipeline import Timings
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Source
+from fada_deploy.runtime.sources import Frame, Source
 
 # The stages of the road, in order.
 STAGES = ("decode", "resize", "network", "upsample", "draw", "write")
@@ -138,7 +138,7 @@ def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np
     if source is not None:
         with closing(source.frames()) as items:
             for item in items:
-                if not isinstance(item, DataError):
+                if isinstance(item, Frame):
                     pictures.append(resize_frame(item.rgb, (height, width)))
                 if len(pictures) == segmenter.batch:
                     break

@@ -1,7 +1,8 @@
 """Live sources: a camera, `rtsp://` or `http://`, a pipe. Frames come when they come, and what is late is dropped.
 
-A thread of its own reads and decodes all the time. What the network is too slow for is dropped by a named
-policy and counted; a connection that breaks is opened again, with growing pauses.
+A thread of its own reads and decodes each of them all the time, so that none waits for another. What the network
+is too slow for is dropped by a named policy and counted; a connection that breaks is opened again, with growing
+pauses.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.video import upright_rgb
-from fada_deploy.runtime.sources import Frame
+from fada_deploy.runtime.sources import PAUSE, End, Frame, Item
 
 POLICIES = ("drop-oldest", "drop-newest", "wait")
 SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
@@ -60,12 +61,12 @@ def is_live(address: str) -> bool:
 
 
 class _Slot:
-    """Room for one frame between the reader and the pipeline."""
+    """Room for one frame between a reader and the pipeline, which waits for `changed` of all its slots at once."""
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, changed: threading.Condition) -> None:
         self._policy = policy
         self._items: deque[Frame] = deque()
-        self._changed = threading.Condition()
+        self._changed = changed
         self.closed = False
         self.dropped = 0
 
@@ -83,10 +84,14 @@ class _Slot:
             self._changed.notify_all()
             return not self.closed
 
-    def get(self, timeout: float) -> Frame | None:
-        """Return the next frame, None when none came in time or none will come any more."""
+    @property
+    def ready(self) -> bool:
+        """Say whether there is a frame to take, or none will come any more."""
+        return self.closed or bool(self._items)
+
+    def take(self) -> Frame | None:
+        """Return the frame that lies there, if one does."""
         with self._changed:
-            self._changed.wait_for(lambda: self.closed or self._items, timeout)
             frame = self._items.popleft() if self._items else None
             self._changed.notify_all()
             return frame
@@ -127,32 +132,12 @@ class LiveSource:
         """End the stream as if it had ended by itself."""
         self._stopped.set()
 
-    def frames(self) -> Generator[Frame | DataError, None, None]:
+    def frames(self) -> Generator[Item, None, None]:
         """Yield frames until the stream ends, is stopped, or fails; then the error that says why."""
-        slot = _Slot(self._policy)
-        reader = threading.Thread(target=self._read, args=(slot,), name="fada-live", daemon=True)
-        reader.start()
-        try:
-            while not self._stopped.is_set():
-                over = slot.closed
-                frame = slot.get(0.1)
-                if frame is None:
-                    if over:
-                        break
-                    continue
-                age = time.monotonic() - frame.captured
-                if self._options.deadline_s is not None and age > self._options.deadline_s:
-                    self.late += 1
-                    continue
-                yield frame
-            if self._failure and not self._stopped.is_set():
-                yield DataError(f"{self.name}: {self._failure}")
-        finally:
-            self._stopped.set()
-            slot.close()
-            self.dropped += slot.dropped
-            # A pipe may hold its reader for ever; the thread is a daemon, and its frames go nowhere.
-            reader.join(timeout=1.0)
+        with closing(together([self])) as items:
+            for item in items:
+                if not isinstance(item, End):
+                    yield item
 
     def _read(self, slot: _Slot) -> None:
         try:
@@ -196,6 +181,81 @@ class LiveSource:
             return _camera(int(self._address), self._stopped)
         whole = self._policy == "wait" or self._address == PIPE
         return _stream(self._address, self._stopped, whole=whole)
+
+
+class _Reading:
+    """A source while it is read, in a thread of its own."""
+
+    def __init__(self, source: LiveSource, changed: threading.Condition) -> None:
+        self.source = source
+        self.slot = _Slot(source._policy, changed)
+        self._thread = threading.Thread(target=source._read, args=(self.slot,), name="fada-live", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Frame | None:
+        """Return the frame that lies there unless it is late."""
+        frame = self.slot.take()
+        deadline_s = self.source._options.deadline_s
+        if frame is not None and deadline_s is not None and time.monotonic() - frame.captured > deadline_s:
+            self.source.late += 1
+            return None
+        return frame
+
+    def failure(self) -> DataError | None:
+        """Return what ended it, if that was not `stop` or the stream's own end."""
+        source = self.source
+        failed = source._failure and not source._stopped.is_set()
+        return DataError(f"{source.name}: {source._failure}") if failed else None
+
+    def leave(self) -> None:
+        """Tell the thread to end."""
+        self.source._stopped.set()
+        self.slot.close()
+        self.source.dropped += self.slot.dropped
+        self.slot.dropped = 0
+
+    def join(self) -> None:
+        # A pipe may hold its reader for ever; the thread is a daemon, and its frames go nowhere.
+        self._thread.join(timeout=1.0)
+
+
+def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]:
+    """Yield the frames of live sources as they come, one of each in turn, and each one's `End`.
+
+    Nobody waits for a source that gives nothing, or for one that is dead: its error comes when it is given up.
+    """
+    changed = threading.Condition()
+    reading = [_Reading(source, changed) for source in sources]
+    begun = list(reading)
+    gathered = False
+    try:
+        while reading:
+            for each in list(reading):
+                over = each.slot.closed
+                frame = each.take()
+                if each.source._stopped.is_set() or (over and frame is None):
+                    failure = each.failure()
+                    each.leave()
+                    reading.remove(each)
+                    if failure is not None:
+                        yield failure
+                    yield End(each.source)
+                elif frame is not None:
+                    gathered = True
+                    yield frame
+            if any(each.slot.ready for each in reading):
+                continue
+            if gathered:
+                gathered = False
+                yield PAUSE
+            with changed:
+                # A look now and then at `stop`, which a signal's handler sets without a word.
+                changed.wait_for(lambda: any(each.slot.ready for each in reading), timeout=0.1)
+    finally:
+        for each in begun:
+            each.leave()
+        for each in begun:
+            each.join()
 
 
 class _Over(Exception):

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime.backends import Backend, Prediction
+from fada_deploy.runtime.live import LiveSource, together
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources import Frame, Source
+from fada_deploy.runtime.sources import End, Frame, Item, Pause, Source
 
 Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
 # Items that wait between two stages. Two hide the jitter of their times; more only cost memory.
@@ -152,13 +153,6 @@ def chain(source: Iterable[Any], stages: Mapping[str, Stage], *, depth: int = DE
             stage_running.thread.join()
 
 
-@dataclass(frozen=True)
-class End:
-    """Comes behind the last frame of a source, so that its files can be finished."""
-
-    source: Source
-
-
 @dataclass
 class _Batch:
     """Frames that go through the network together, and what came between them."""
@@ -168,8 +162,15 @@ class _Batch:
     prediction: Future[Prediction] | None = None
 
 
-def read(sources: Iterable[Source], timings: Timings) -> Generator[Frame | DataError | End, None, None]:
-    """Yield the frames of one source after the other, pictures that failed, and each source's end."""
+def read(sources: Iterable[Source], timings: Timings) -> Generator[Item | End, None, None]:
+    """Yield the frames of sources, pictures that failed, and each source's end.
+
+    Live ones are read at the same time (and decoded in threads of their own), others one after the other.
+    """
+    sources = list(sources)
+    if live := [source for source in sources if isinstance(source, LiveSource)]:
+        yield from together(live)
+        return
     for source in sources:
         with closing(source.frames()) as items:
             while True:
@@ -182,11 +183,16 @@ def read(sources: Iterable[Source], timings: Timings) -> Generator[Frame | DataE
 
 
 def resize(
-    items: Iterable[Frame | DataError | End], size_hw: tuple[int, int], batch: int, timings: Timings
+    items: Iterable[Item | End], size_hw: tuple[int, int], batch: int, timings: Timings
 ) -> Generator[_Batch, None, None]:
-    """Gather batches for the network, across sources."""
+    """Gather batches for the network, across sources; of live ones what is there."""
     waiting = _Batch()
     for item in items:
+        if isinstance(item, Pause):
+            if waiting.items:
+                yield waiting
+                waiting = _Batch()
+            continue
         waiting.items.append(item)
         if isinstance(item, Frame):
             with timings.clock("resize"):

@@ -37,7 +37,7 @@ from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources import Source, open_sources
+from fada_deploy.runtime.sources import Given, Source, open_sources
 
 Frame = NDArray[np.uint8]
 
@@ -134,12 +134,15 @@ class Segmenter:
 
     def stream(
         self,
-        *sources: str | Path | Source,
+        *sources: Given | Sequence[Given],
         confidence: bool = False,
         on_error: Callable[[DataError], None] | None = None,
         timings: Timings | None = None,
     ) -> Iterator[Result]:
         """Yield a `Result` for each frame of videos, images, folders or globs, in order.
+
+        Streams, cameras (by number) and a list of them are read at the same time: a `Result` says by its `source`
+        whose it is, and one that is dead holds nobody up. Up to `batch` of what lies ready go through together.
 
         Reading, network and upsampling overlap in threads that end when the generator does, however it
         does: run out, closed, abandoned or interrupted. A picture that cannot be read is handed to

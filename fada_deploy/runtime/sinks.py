@@ -25,10 +25,10 @@ from fada_deploy.common.labels import LabelSpace
 from fada_deploy.runtime.film import PRESETS, film, label_film
 from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.overlay import colorize
-from fada_deploy.runtime.pipeline import End, Timings, results_of
+from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources import Source
+from fada_deploy.runtime.sources import End, Source
 
 Picture = NDArray[np.uint8]
 Item = Result | DataError | End

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,14 @@ class Frame:
     time_base: Fraction | None = None
 
 
+class Pause:
+    """Comes where nothing more lies ready: what was gathered goes on without it."""
+
+
+PAUSE = Pause()
+Item = Frame | DataError | Pause
+
+
 class Source(Protocol):
     """Frames with a name.
 
@@ -60,9 +68,16 @@ class Source(Protocol):
         """Return how many frames to expect, if that can be known."""
         ...
 
-    def frames(self) -> Generator[Frame | DataError, None, None]:
-        """Yield the frames in order, and a `DataError` for what cannot be read."""
+    def frames(self) -> Generator[Item, None, None]:
+        """Yield the frames in order, a `DataError` for what cannot be read, `PAUSE` before a wait."""
         ...
+
+
+@dataclass(frozen=True)
+class End:
+    """Comes behind the last frame of a source, so that its files can be finished."""
+
+    source: Source
 
 
 class PictureSource:
@@ -188,10 +203,14 @@ def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
             break
 
 
-def open_sources(sources: Sequence[str | Path | Source]) -> list[Source]:
+Given = str | Path | int | Source
+
+
+def open_sources(sources: Sequence[Given | Sequence[Given]]) -> list[Source]:
     """Turn files, folders, globs and live addresses into sources; what has `frames` is taken as it is.
 
-    A folder gives one source of its pictures and one for each video in it. Raise `DataError` for what
+    A folder gives one source of its pictures and one for each video in it, a number the camera, a list its
+    members. Live sources are read at the same time, all others one after the other. Raise `DataError` for what
     does not exist, holds nothing, or is neither video nor picture, and `UsageError` for nothing at all.
     """
     if not sources:
@@ -200,15 +219,27 @@ def open_sources(sources: Sequence[str | Path | Source]) -> list[Source]:
     from fada_deploy.runtime.live import LiveSource, is_live
 
     found: dict[str, Source] = {}
-    for given in sources:
-        if isinstance(given, str) and is_live(given):
-            given = LiveSource(given)
+    for given in _flat(sources):
+        if isinstance(given, int) or (isinstance(given, str) and is_live(given)):
+            given = LiveSource(str(given))
         for source in [given] if not isinstance(given, str | Path) else _open_path(str(given)):
             # The same file twice is the same file.
             found.setdefault(source.name, source)
-    if len(found) > 1 and any(getattr(source, "live", False) for source in found.values()):
-        raise UsageError("a live source is labelled alone, or the others would wait for its end; give one")
+    live = [s for s in found.values() if getattr(s, "live", False)]
+    if live and len(found) > 1 and not all(isinstance(s, LiveSource) for s in found.values()):
+        raise UsageError(
+            f"{live[0].name} is live, and the others would wait for its end; give streams and cameras alone, or "
+            "one watched folder"
+        )
     return list(found.values())
+
+
+def _flat(sources: Sequence[Given | Sequence[Given]]) -> Generator[Given, None, None]:
+    for given in sources:
+        if isinstance(given, list | tuple):
+            yield from given
+        else:
+            yield cast("Given", given)
 
 
 def _open_path(given: str) -> list[Source]:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,8 +23,10 @@ from toy import color_model, read_video, scene, write_video
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime import live
 from fada_deploy.runtime.live import LiveOptions, LiveSource, _Slot, is_live
+from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources import Frame, open_sources
+from fada_deploy.runtime.sinks import Saving, label_to_files
+from fada_deploy.runtime.sources import Frame, Pause, PictureSource, open_sources
 
 Serve = Callable[[list[bytes]], str]
 
@@ -87,6 +91,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def take(source: LiveSource, count: int) -> list[Frame | DataError]:
     found: list[Frame | DataError] = []
     for item in source.frames():
+        if isinstance(item, Pause):
+            continue
         found.append(item)
         if len(found) == count:
             source.stop()
@@ -98,8 +104,13 @@ def test_what_is_live() -> None:
     assert all(map(is_live, addresses)) and not any(map(is_live, ["film.mp4", "a/0", "frames/"]))
     assert [s.name for s in map(LiveSource, ["-", "2", "rtsp://a/b"])] == ["pipe", "camera-2", "rtsp://a/b"]
     assert isinstance(open_sources(["rtsp://a/b"])[0], LiveSource)
-    with pytest.raises(UsageError, match="a live source is labelled alone"):
-        open_sources(["rtsp://a/b", "rtsp://a/c"])
+    assert [s.name for s in open_sources([["rtsp://a/b", 0], "rtsp://a/c"])] == [
+        "rtsp://a/b",
+        "camera-0",
+        "rtsp://a/c",
+    ]
+    with pytest.raises(UsageError, match="rtsp://a/b is live, and the others would wait for its end"):
+        open_sources(["rtsp://a/b", PictureSource("folder", {})])
 
 
 def test_every_frame_comes_where_the_reader_waits(film: Path, serve: Serve) -> None:
@@ -129,18 +140,18 @@ def test_a_source_that_gives_nothing_is_given_up(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [4]), ("drop-newest", [0])])
 def test_what_nobody_takes_is_dropped_and_counted(policy: str, kept: list[int]) -> None:
-    slot = _Slot(policy)
+    slot = _Slot(policy, threading.Condition())
     for index in range(5):
         assert slot.put(Frame(np.zeros((2, 2, 3), np.uint8), "s", index, "", 0.0))
-    frame = slot.get(0.1)
+    frame = slot.take()
     assert frame is not None and [frame.index] == kept and slot.dropped == 4
-    assert slot.get(0.01) is None
+    assert slot.take() is None
     slot.close()
     assert not slot.put(frame)
 
 
 def test_waiting_for_room_ends_with_the_slot() -> None:
-    slot, frame = _Slot("wait"), Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0)
+    slot, frame = _Slot("wait", threading.Condition()), Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0)
     assert slot.put(frame)
     refused: list[bool] = []
     writer = threading.Thread(target=lambda: refused.append(slot.put(frame)))
@@ -177,6 +188,49 @@ def test_an_abandoned_stream_leaves_no_thread(film: Path, serve: Callable[..., s
             break
     left = {t.name for t in set(threading.enumerate()) - before}
     assert not [name for name in left if name.startswith("fada")]
+
+
+def test_several_at_once_and_a_dead_one_holds_nobody_up(
+    film: Path, serve: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [LiveSource(serve([film.read_bytes()], endless=True)) for _ in range(2)]
+    dead = LiveSource(serve([b""]), LiveOptions(give_up_s=1000.0))
+    indices: dict[str, list[int]] = {}
+    batches: set[int] = set()
+    with Segmenter(color_model(tmp_path / "toy.onnx"), batch=2) as segmenter:
+        submit = segmenter.backend.submit
+
+        def slow(frames: np.ndarray) -> Any:
+            batches.add(len(frames))
+            # Both cameras have a frame by the time the network is free.
+            time.sleep(0.05)
+            return submit(frames)
+
+        monkeypatch.setattr(segmenter.backend, "submit", slow)
+        for result in segmenter.stream([*streams, dead]):
+            np.testing.assert_array_equal(
+                result.labels, segmenter.backend.submit(result.frame[None]).labels((64, 128))[0]
+            )
+            indices.setdefault(result.source, []).append(result.index)
+            if min(len(indices.get(s.name, ())) for s in streams) >= 8 and 2 in batches:
+                break
+    assert sorted(indices) == sorted(s.name for s in streams) and batches == {1, 2}
+    for seen in indices.values():
+        assert seen == sorted(set(seen))
+
+
+def test_a_film_of_each(film: Path, serve: Callable[..., str], tmp_path: Path) -> None:
+    streams = [LiveSource(serve([film.read_bytes()], endless=True), LiveOptions("wait")) for _ in range(2)]
+    frames: Counter[str] = Counter()
+    with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
+        for item in label_to_files(segmenter, streams, Saving(tmp_path / "out")):
+            if isinstance(item, Result):
+                frames[item.source] += 1
+            for stream in streams:
+                if frames[stream.name] >= 10:
+                    stream.stop()
+    films = [read_video(tmp_path / f"out/overlay/{name}.mp4") for name in ("film", "film-2")]
+    assert [len(f) for f in films] == [frames[s.name] for s in streams] and min(map(len, films)) >= 10
 
 
 def test_a_camera_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:

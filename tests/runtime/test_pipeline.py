@@ -14,9 +14,9 @@ import toy
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.runtime import Segmenter, look, sinks
-from fada_deploy.runtime.pipeline import End, Timings, chain, read, resize
+from fada_deploy.runtime.pipeline import Timings, chain, read, resize
 from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Frame
+from fada_deploy.runtime.sources import End, Frame
 
 
 class Fake:
