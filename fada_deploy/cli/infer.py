@@ -18,6 +18,7 @@ from fada_deploy.cli.options import emit_json, log
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.pipeline import Timings
+    from fada_deploy.runtime.race import Race
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sinks import Saving
@@ -164,6 +165,7 @@ def command(
     with Segmenter(
         model, device=device, backend=backend, batch=batch, parallel=parallel, allow_unproven=allow_unproven
     ) as segmenter:
+        race = _race(segmenter) if backend == "auto" and not waits else None
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")
@@ -182,7 +184,21 @@ def command(
     if as_json:
         emit_json(summary)
     _say(summary)
+    if race is not None and race.fastest:
+        took = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in race.seconds.items())
+        log(f"measured beside it, ms a batch: {took}; from now on --backend auto takes {race.fastest}")
     return 1 if tally.failed else 0
+
+
+def _race(segmenter: Segmenter) -> Race | None:
+    """Measure the other engines for the file beside the first film, where that was not done yet."""
+    from fada_deploy.runtime.race import Race, rivals_of
+
+    rivals = rivals_of(segmenter.path, segmenter.backend)
+    if not rivals:
+        return None
+    segmenter.backend = race = Race(segmenter.path, segmenter.backend, rivals)
+    return race
 
 
 def _described(segmenter: Segmenter) -> str:

@@ -53,6 +53,7 @@ class Segmenter:
     with the network and that lies without its proof pack.
     """
 
+    backend: Backend
     skipped: tuple[str, ...]
 
     def __init__(
