@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_frame, resize_labels
+from fada_deploy.runtime.planes import BT709
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 Picture = NDArray[np.uint8]
 
 # Codecs that may lie in an MP4 file and that browsers know.
 _SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
-_BT709 = 1
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 # Of a picture's quality for people: 18 can hardly be told from the original, 23 is x264's own choice.
@@ -36,19 +39,27 @@ def film(
     rate: Fraction | None,
     audio: Path | None,
     preset: str = PRESETS[0],
+    matrix: int = BT709,
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
 
-    Pictures are (H, W, 3) uint8 RGB; one of odd size gains a row or column, since H.264 halves its
-    colour planes. `pts` counts `time_base` and is kept. The sound of the file `audio` is copied beside
-    it where an MP4 can hold it. Raise `DataError` when the file cannot be written.
+    Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.planes`); one of odd size
+    gains a row or column, since H.264 halves its colour planes. `pts` counts `time_base` and is kept. The sound of
+    the file `audio` is copied beside it where an MP4 can hold it. Raise `DataError` when the file cannot be
+    written.
     """
     with _mp4(path) as (container, stack):
-        encoder = _Encoder(container, size_hw, time_base, rate, {"preset": preset, "crf": _CRF})
+        options = {"preset": preset, "crf": _CRF}
+        encoder = _Encoder(container, size_hw, time_base, rate, options, matrix=matrix)
         sound = _Sound(container, audio, stack)
 
-        def add(picture: Picture, pts: int) -> None:
+        def add(picture: Picture | VideoFrame, pts: int) -> None:
             sound.until(float(pts * time_base))
+            if not isinstance(picture, np.ndarray):
+                if (picture.height, picture.width) == size_hw:
+                    encoder.encode(picture, pts)
+                    return
+                picture = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
             # Some cameras change their size on the way; a film has one.
             encoder.add(resize_frame(picture, size_hw), pts)
 
@@ -94,9 +105,11 @@ class _Encoder:
         rate: Fraction | None,
         options: dict[str, str],
         *,
+        matrix: int = BT709,
         grey: bool = False,
     ) -> None:
         self._container = container
+        self._matrix = matrix
         self._time_base = time_base
         self._last: int | None = None
         self._grey = grey
@@ -108,7 +121,7 @@ class _Encoder:
         self._stream.pix_fmt = "gray" if grey else "yuv420p"
         context = self._stream.codec_context
         context.time_base = time_base
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.colorspace = context.color_primaries = context.color_trc = matrix
         context.color_range = _FULL_RANGE if grey else _LIMITED_RANGE
 
     def add(self, picture: Picture, pts: int) -> None:
@@ -122,7 +135,10 @@ class _Encoder:
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
         else:
             rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709")
+            frame = rgb.reformat(format="yuv420p", dst_colorspace=self._matrix)
+        self.encode(frame, pts)
+
+    def encode(self, frame: VideoFrame, pts: int) -> None:
         # An encoder refuses a clock that stands still or runs back, as damaged recordings have it.
         self._last = pts if self._last is None else max(pts, self._last + 1)
         frame.pts, frame.time_base = self._last, self._time_base

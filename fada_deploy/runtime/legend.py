@@ -36,23 +36,38 @@ class Legend:
         self._row = round(self._letter * 1.55)
         self._pad = round(self._letter * 0.7)
         self._seen = np.zeros(len(names))
+        self._lines: list[int] = []
         self._name_width = max(_text_width(n, self._letter) for n in names)
         self._share_width = _text_width("100%", self._letter)
 
     def draw(self, picture: Picture, shares: NDArray[np.float64]) -> None:
         """Draw into a picture (H, W, 3) uint8 of the legend's size; `shares` (K,) are this picture's."""
+        if any(self.place(shares)):
+            self.paint(picture, shares)
+
+    def place(self, shares: NDArray[np.float64]) -> tuple[int, int]:
+        """Choose the lines; return the width and height of the corner that `paint` then needs, (0, 0) for none."""
         self._seen += shares
         most = (self.size_hw[0] - 4 * self._pad) // self._row
         worthy = np.flatnonzero(self._seen > _WORTH_A_LINE * self._seen.sum())
-        lines = np.sort(worthy[np.argsort(-self._seen[worthy], kind="stable")][: max(most, 0)])
-        swatch = round(self._letter * 1.5)
-        width = swatch + self._name_width + self._share_width + round(4.2 * self._pad)
-        if len(lines) == 0 or width > _WIDEST * self.size_hw[1]:
-            return
+        order = np.argsort(-self._seen[worthy], kind="stable")
+        self._lines = sorted(worthy[order][: max(most, 0)].tolist())
+        width, height = self._panel_wh
+        if not self._lines or width > _WIDEST * self.size_hw[1]:
+            return 0, 0
+        return self._pad + width, self._pad + height
+
+    @property
+    def _panel_wh(self) -> tuple[int, int]:
+        width = round(self._letter * 1.5) + self._name_width + self._share_width + round(4.2 * self._pad)
+        return width, len(self._lines) * self._row + self._pad
+
+    def paint(self, picture: Picture, shares: NDArray[np.float64]) -> None:
+        """Draw the chosen lines into a picture's upper left corner, at least as large as `place` says."""
         left = top = self._pad
-        height = len(lines) * self._row + self._pad
+        width, height = self._panel_wh
         _panel(picture, (left, top), (width, height), radius=self._pad)
-        for place, index in enumerate(lines):
+        for place, index in enumerate(self._lines):
             middle = top + self._pad // 2 + place * self._row + self._row // 2
             self._line(picture, index, shares[index], (left + self._pad, middle), width - 2 * self._pad)
 

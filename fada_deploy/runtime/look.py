@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.runtime.legend import Legend
 from fada_deploy.runtime.overlay import overlay
+from fada_deploy.runtime.planes import corner_rgb, matrix_of, overlay_planes, palette_planes, set_corner
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.result import Result
@@ -55,6 +56,7 @@ class Drawing:
         self._space = space
         self._shown = look.shown(space)
         self._legends: dict[str, Legend] = {}
+        self._tables: dict[int, NDArray[np.uint8]] = {}
 
     def draw(self, result: Result) -> NDArray[np.uint8]:
         """Return a result's picture, (H, W, 3) uint8 in its frame's channel order; `beside` doubles the width."""
@@ -65,11 +67,32 @@ class Drawing:
             result.frame, result.labels, palette, look.alpha, shown=self._shown, contours=look.contours
         )
         if look.legend:
-            shares = result.shares
-            if self._shown is not None:
-                shares = np.where(self._shown[: len(shares)], shares, 0.0)
-            self._legend(result, palette).draw(picture, shares)
+            self._legend(result, palette).draw(picture, self._shares(result))
         return np.hstack([result.frame, picture]) if look.beside else picture
+
+    def draw_for_film(self, result: Result) -> Any:
+        """Return what `draw` does, or where the frame's own planes can be drawn in, a PyAV frame, for less."""
+        look, decoded = self._look, result.decoded
+        if decoded is None or look.contours or look.beside or self._shown is not None:
+            return self.draw(result)
+        matrix = matrix_of(decoded)
+        if matrix not in self._tables:
+            self._tables[matrix] = palette_planes(self._space.palette, matrix)
+        picture = overlay_planes(decoded, result.labels, self._tables[matrix], look.alpha)
+        if look.legend:
+            shares = self._shares(result)
+            legend = self._legend(result, self._space.palette)
+            width, height = legend.place(shares)
+            if width:
+                corner = corner_rgb(picture, (width + width % 2, height + height % 2))
+                legend.paint(corner, shares)
+                set_corner(picture, corner)
+        return picture
+
+    def _shares(self, result: Result) -> NDArray[np.float64]:
+        """Return the shares of the classes that are coloured."""
+        shares = result.shares
+        return shares if self._shown is None else np.where(self._shown[: len(shares)], shares, 0.0)
 
     def _legend(self, result: Result, palette: NDArray[np.uint8]) -> Legend:
         size = (result.labels.shape[0], result.labels.shape[1])

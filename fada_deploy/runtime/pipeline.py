@@ -259,6 +259,7 @@ def _result(frame: Frame, prediction: Prediction, backend: Backend, confidence: 
         pts=frame.pts,
         time_base=frame.time_base,
         confidence=sure,
+        decoded=frame.decoded,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Result:
     its name there ("" for a picture on its own). `pts` × `time_base`: seconds within the source, None
     for a still picture. `captured`: `time.monotonic()` when the frame was read; `latency_s`: from then
     until the labels were there. `confidence`: (H, W) float32, softmax probability of the class, if asked for.
+    `decoded`: the decoder's own PyAV frame, where overlays can be drawn in its planes.
     """
 
     labels: NDArray[np.uint8]
@@ -37,6 +39,7 @@ class Result:
     pts: int | None = None
     time_base: Fraction | None = None
     confidence: NDArray[np.float32] | None = None
+    decoded: Any = None
 
     @property
     def time_s(self) -> float | None:

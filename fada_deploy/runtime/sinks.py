@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -26,9 +26,13 @@ from fada_deploy.runtime.film import PRESETS, film, label_film
 from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.overlay import colorize
 from fada_deploy.runtime.pipeline import Timings, results_of
+from fada_deploy.runtime.planes import BT709
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources import End, Source
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 Picture = NDArray[np.uint8]
 Item = Result | DataError | End
@@ -68,7 +72,7 @@ class Drawn:
     """A result with its overlay, where one is wanted."""
 
     result: Result
-    picture: Picture | None
+    picture: Picture | VideoFrame | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def _overlay(opening: Opening) -> Iterator[Write]:
         with _film(opening, "overlay", _picture, audio=opening.source.audio) as write:
             yield write
     else:
-        yield lambda drawn: _write_jpeg(opening.path("overlay", ".jpg", drawn.result), _picture(drawn))
+        yield lambda drawn: _write_jpeg(opening.path("overlay", ".jpg", drawn.result), drawn.picture)
 
 
 @contextmanager
@@ -179,7 +183,7 @@ SINKS: dict[str, Callable[[Opening], AbstractContextManager[Write]]] = {
 }
 
 
-def _picture(drawn: Drawn) -> Picture:
+def _picture(drawn: Drawn) -> Picture | VideoFrame:
     assert drawn.picture is not None
     return drawn.picture
 
@@ -200,17 +204,19 @@ def _colors(opening: Opening) -> Callable[[Drawn], Picture]:
 
 
 @contextmanager
-def _film(
-    opening: Opening, kind: str, picture_of: Callable[[Drawn], Picture], audio: Path | None
-) -> Iterator[Write]:
-    base, (height, width, _) = opening.first.result.time_base, picture_of(opening.first).shape
+def _film(opening: Opening, kind: str, picture_of: Callable[[Drawn], Any], audio: Path | None) -> Iterator[Write]:
+    base, first = opening.first.result.time_base, picture_of(opening.first)
     assert base is not None
+    if isinstance(first, np.ndarray):
+        size, matrix = (first.shape[0], first.shape[1]), BT709
+    else:
+        size, matrix = (first.height, first.width), int(first.colorspace)
     path, rate, preset = opening.whole(kind, ".mp4"), opening.source.rate, opening.saving.preset
-    with film(path, (height, width), time_base=base, rate=rate, audio=audio, preset=preset) as add:
+    with film(path, size, time_base=base, rate=rate, audio=audio, preset=preset, matrix=matrix) as add:
         yield lambda drawn: add(picture_of(drawn), _pts(drawn))
 
 
-def _write_jpeg(path: Path, picture: Picture) -> None:
+def _write_jpeg(path: Path, picture: Any) -> None:
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     ok, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     if not ok:
@@ -229,7 +235,7 @@ def _draw(
             yield Drawn(item, None) if isinstance(item, Result) else item
             continue
         with timings.clock("draw"):
-            picture = drawing.draw(item)
+            picture = drawing.draw_for_film(item)
         yield Drawn(item, picture)
 
 

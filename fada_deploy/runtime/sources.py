@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
+from fada_deploy.runtime.planes import is_drawable
 
 # A container's length may end half a second after the last picture without anything being missing.
 _SLACK_S = 0.5
@@ -33,7 +34,7 @@ class Frame:
 
     `source` is the source's name, `index` counts its frames from 0, and `item` names the frame
     within it ("" where the source is one picture). `pts` × `time_base` are seconds (None for a still
-    picture). `captured` is `time.monotonic()` when it was read.
+    picture). `captured` is `time.monotonic()` when it was read. `decoded`: see `Result`.
     """
 
     rgb: NDArray[np.uint8]
@@ -43,6 +44,7 @@ class Frame:
     captured: float
     pts: int | None = None
     time_base: Fraction | None = None
+    decoded: Any = None
 
 
 class Pause:
@@ -162,7 +164,9 @@ class VideoSource:
         if pts is None or time_base is None:
             # Bare streams carry no clock.
             pts, time_base = index, 1 / (self.rate or Fraction(25))
-        return Frame(upright_rgb(picture), self.name, index, f"{index:06d}", time.monotonic(), pts, time_base)
+        decoded = picture if is_drawable(picture) else None
+        rgb, item = upright_rgb(picture), f"{index:06d}"
+        return Frame(rgb, self.name, index, item, time.monotonic(), pts, time_base, decoded)
 
 
 def _end(container: Any, stream: Any) -> Fraction:

@@ -17,7 +17,7 @@ from pathlib import Path
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import VIDEO_SUFFIXES
-from fada_deploy.runtime.sources import Frame
+from fada_deploy.runtime.sources import PAUSE, Frame, Item
 
 # What programs call a file that they are still writing, wherever in the name: a.png.part, a.tmp.png.
 _TEMPORARY = frozenset({".crdownload", ".part", ".partial", ".temp", ".tmp"})
@@ -87,8 +87,8 @@ class WatchSource:
         """End the watch; pictures whose turn has not come are left."""
         self._stopped = True
 
-    def frames(self) -> Generator[Frame | DataError, None, None]:
-        """Yield pictures as they come until the watch is stopped, and the error that names each broken one."""
+    def frames(self) -> Generator[Item, None, None]:
+        """Yield pictures as they come until the watch is stopped, the error that names each broken one, pauses."""
         index = 0
         while not self._stopped:
             start = time.monotonic()
@@ -114,6 +114,8 @@ class WatchSource:
                     yield found
                 if self._stopped:
                     return
+            # What was gathered goes on; and who has stopped listening is noticed though nothing comes.
+            yield PAUSE
             self._sleep(self._poll_s if self._waiting else max(self._poll_s, _REST * (listed - start)))
 
     def _sleep(self, seconds: float) -> None:

@@ -1,0 +1,124 @@
+"""Drawing in a film's own planes gives the film that drawing in RGB gives, by rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import toy
+
+from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.runtime import Segmenter, sinks
+from fada_deploy.runtime.look import Drawing, Look
+from fada_deploy.runtime.planes import is_drawable, overlay_planes, palette_planes, planes_of
+from fada_deploy.runtime.result import Result
+from fada_deploy.runtime.sinks import Saving, label_to_files
+from fada_deploy.runtime.sources import open_sources
+
+# Cb, Cr and Y′ of ITU-R BT.601 and BT.709, written out once more.
+MATRIX = {
+    1: [[0.2126, 0.7152, 0.0722], [-0.114572, -0.385428, 0.5], [0.5, -0.454153, -0.045847]],
+    6: [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
+}
+
+
+def smooth(size_hw: tuple[int, int]) -> np.ndarray:
+    """A picture without hard edges, whose colours halve well."""
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(small, size_hw[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def frame_of(rgb: np.ndarray, matrix: int) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", dst_colorspace=matrix)
+    frame.colorspace, frame.color_range = matrix, 1
+    return frame
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+def test_the_tables_are_the_standards(matrix: int) -> None:
+    found = palette_planes(CITYSCAPES_19.palette, matrix).astype(float)
+    expected = np.array([[219], [224], [224]]) * (np.array(MATRIX[matrix]) @ (CITYSCAPES_19.palette / 255.0).T)
+    np.testing.assert_allclose(found, expected + np.array([[16], [128], [128]]), atol=0.51)
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_planes_are_blended(matrix: int, alpha: float) -> None:
+    rgb, labels = smooth((96, 128)), toy.scene(0, (96, 128))[1]
+    frame, tables = frame_of(rgb, matrix), palette_planes(toy.SPACE.palette, matrix)
+    before = [plane.copy() for plane in planes_of(frame)]
+    drawn = overlay_planes(frame, labels, tables, alpha)
+    for table, under, found in zip(tables, before, planes_of(drawn), strict=True):
+        color = table[labels].astype(float)
+        if under.shape != labels.shape:
+            color = color.reshape(48, 2, 64, 2).mean((1, 3))
+        np.testing.assert_allclose(found, alpha * color + (1 - alpha) * under, atol=1.01)
+    # The decoder still needs its own frame, unchanged.
+    for plane, old in zip(planes_of(frame), before, strict=True):
+        np.testing.assert_array_equal(plane, old)
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
+    frame = frame_of(smooth((540, 960)), matrix)
+    rgb, labels = frame.to_ndarray(format="rgb24"), toy.scene(1, (540, 960))[1]
+    result = Result(labels, rgb, toy.SPACE, 0.0, 0.0, "rgb", "s", 0, "0", 0, Fraction(1, 10), decoded=frame)
+    in_planes = Drawing(Look(), toy.SPACE).draw_for_film(result).to_ndarray(format="rgb24").astype(float)
+    in_rgb = Drawing(Look(), toy.SPACE).draw(result).astype(float)
+    assert np.abs(in_planes - in_rgb).mean() < 1.5
+    # Away from where classes meet, whose colours are halved, and from letters.
+    calm = np.ones(labels.shape, bool)
+    calm[:300, :400] = False
+    for edge in np.nonzero(np.diff(labels[0]))[0]:
+        calm[:, max(0, edge - 3) : edge + 5] = False
+    assert np.abs(in_planes - in_rgb)[calm].max() <= 6
+    # Looks that need whole pictures are drawn in RGB.
+    for look in (Look(contours=True), Look(beside=True), Look(classes=(toy.SPACE.names[0],))):
+        assert isinstance(Drawing(look, toy.SPACE).draw_for_film(result), np.ndarray)
+    assert isinstance(Drawing(Look(), toy.SPACE).draw_for_film(replace(result, decoded=None)), np.ndarray)
+
+
+def test_which_frames_can_be_drawn_in() -> None:
+    assert is_drawable(av.VideoFrame(64, 48, "yuv420p"))
+    for odd in (
+        av.VideoFrame(63, 48, "yuv420p"),
+        av.VideoFrame(64, 48, "yuv420p10le"),
+        av.VideoFrame(64, 48, "rgb24"),
+    ):
+        assert not is_drawable(av.VideoFrame(width, 48, kind))
+    full, other = av.VideoFrame(64, 48, "yuv420p"), av.VideoFrame(64, 48, "yuv420p")
+    full.color_range, other.colorspace = 2, 9
+    assert not is_drawable(full) and not is_drawable(other)
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+def test_a_film_by_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix: int) -> None:
+    clip = tmp_path / "v.mp4"
+    with av.open(str(clip), "w") as out:
+        stream = out.add_stream("libx264", rate=10, options={"qp": "4"})
+        stream.width, stream.height, stream.pix_fmt = 320, 192, "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = matrix
+        context.color_range = 1
+        for i in range(4):
+            out.mux(stream.encode(frame_of(np.roll(smooth((192, 320)), 8 * i, 1), matrix)))
+        out.mux(stream.encode(None))
+
+    def label(folder: str) -> list[np.ndarray]:
+        with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:
+            list(label_to_files(segmenter, open_sources([clip]), Saving(tmp_path / folder, preset="medium")))
+        with av.open(str(tmp_path / folder / "overlay/v.mp4")) as made:
+            assert int(made.streams.video[0].codec_context.colorspace) == (matrix if folder == "planes" else 1)
+        return [rgb.astype(float) for _, rgb in toy.read_video(tmp_path / folder / "overlay/v.mp4")]
+
+    in_planes = label("planes")
+    monkeypatch.setattr(sinks.Drawing, "draw_for_film", sinks.Drawing.draw)
+    in_rgb = label("rgb")
+    assert len(in_planes) == len(in_rgb) == 4
+    for a, b in zip(in_planes, in_rgb, strict=True):
+        assert np.abs(a - b).mean() < 2.5
