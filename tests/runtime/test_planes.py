@@ -85,11 +85,7 @@ def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
 
 def test_which_frames_can_be_drawn_in() -> None:
     assert is_drawable(av.VideoFrame(64, 48, "yuv420p"))
-    for odd in (
-        av.VideoFrame(63, 48, "yuv420p"),
-        av.VideoFrame(64, 48, "yuv420p10le"),
-        av.VideoFrame(64, 48, "rgb24"),
-    ):
+    for width, kind in ((63, "yuv420p"), (64, "yuv420p10le"), (64, "rgb24")):
         assert not is_drawable(av.VideoFrame(width, 48, kind))
     full, other = av.VideoFrame(64, 48, "yuv420p"), av.VideoFrame(64, 48, "yuv420p")
     full.color_range, other.colorspace = 2, 9
