@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
 ALLOWED = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
+# A thread's own converters.
+_own = threading.local()
 _QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
@@ -34,8 +37,21 @@ def open_video(path: Path) -> tuple[Any, Any]:
     return container, container.streams.video[0]
 
 
+def converted(picture: Any, pixel_format: str, **options: Any) -> Any:
+    """Return a PyAV frame in another pixel format; the options are those of its `reformat`.
+
+    A frame's own `reformat` makes its tables and threads anew each time, which costs more than the conversion, and on
+    busy cores, waits for each of the threads.
+    """
+    from av.video.reformatter import VideoReformatter
+
+    ways = _own.__dict__.setdefault("ways", {})
+    way = ways.setdefault((picture.format.name, pixel_format), VideoReformatter())
+    return way.reformat(picture, format=pixel_format, threads=1, **options)
+
+
 def upright_rgb(picture: Any) -> NDArray[np.uint8]:
     """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, turned as its rotation flag says."""
-    rgb = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+    rgb = np.asarray(converted(picture, "rgb24").to_ndarray(), np.uint8)
     turn = _QUARTER_TURNS.get(picture.rotation % 360)
     return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)

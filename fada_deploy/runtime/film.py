@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_frame, resize_labels
+from fada_deploy.common.video import converted, upright_rgb
 from fada_deploy.runtime.planes import BT709
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def film(
                 if (picture.height, picture.width) == size_hw:
                     encoder.encode(picture, pts)
                     return
-                picture = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+                picture = upright_rgb(picture)
             # Some cameras change their size on the way; a film has one.
             encoder.add(resize_frame(picture, size_hw), pts)
 
@@ -135,7 +136,7 @@ class _Encoder:
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
         else:
             rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = rgb.reformat(format="yuv420p", dst_colorspace=self._matrix)
+            frame = converted(rgb, "yuv420p", dst_colorspace=self._matrix)
         self.encode(frame, pts)
 
     def encode(self, frame: VideoFrame, pts: int) -> None:

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.common.video import converted
+
 Plane = NDArray[np.uint8]
 
 # By a frame's tag: red's and blue's part of its brightness (ITU-R BT.709; BT.601 in both systems, and where
@@ -75,7 +77,7 @@ def planes_of(picture: Any) -> list[Plane]:
 
 def corner_rgb(picture: Any, size_wh: tuple[int, int]) -> NDArray[np.uint8]:
     """Return a frame's upper left corner of an even size as (H, W, 3) uint8 RGB."""
-    return np.asarray(_corner(picture, size_wh).to_ndarray(format="rgb24"), np.uint8)
+    return np.asarray(converted(_corner(picture, size_wh), "rgb24").to_ndarray(), np.uint8)
 
 
 def set_corner(picture: Any, rgb: NDArray[np.uint8]) -> None:
@@ -83,7 +85,7 @@ def set_corner(picture: Any, rgb: NDArray[np.uint8]) -> None:
     import av
 
     corner = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-    corner = corner.reformat(format="yuv420p", dst_colorspace=int(picture.colorspace))
+    corner = converted(corner, "yuv420p", dst_colorspace=int(picture.colorspace))
     for into, plane in zip(planes_of(picture), planes_of(corner), strict=True):
         into[: plane.shape[0], : plane.shape[1]] = plane
 
