@@ -75,6 +75,7 @@ class _Tally:
 @click.option(
     "--preset", default="ultrafast", show_default=True, help="x264's: slower ones make smaller films (veryfast)."
 )
+@click.option("--video-hardware", type=click.Choice(["cuda"]), help="Decode and encode films there [on the CPU].")
 @click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, openvino or tensorrt.")
@@ -101,6 +102,7 @@ def command(
     beside: bool,
     classes: str | None,
     preset: str,
+    video_hardware: str | None,
     batch: int | None,
     device: str,
     backend: str,
@@ -154,7 +156,9 @@ def command(
     if watch:
         sources = open_sources([WatchSource(source[0])])
     else:
-        sources = open_sources([LiveSource(each, live) if is_live(each) else each for each in source])
+        sources = open_sources(
+            [LiveSource(each, live) if is_live(each) else each for each in source], hardware=video_hardware
+        )
     if model is not None:
         model = exported_model(model)
         if rebuild:
@@ -169,7 +173,7 @@ def command(
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")
-        saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids, look, preset)
+        saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids, look, preset, video_hardware)
         timings = Timings()
         try:
             with _stopping(sources) as stop, _window(show, stop, saving, segmenter) as seen:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, DeviceError
 from fada_deploy.common.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
@@ -18,15 +18,23 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
 ALLOWED = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
+# What decodes video beside the CPU → the encoder there and its options.
+HARDWARE = {"cuda": ("h264_nvenc", {"preset": "p4", "rc": "vbr", "cq": "23"})}
 # A thread's own converters.
 _own = threading.local()
 _QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
-def open_video(path: Path) -> tuple[Any, Any]:
-    """Open a video; return its PyAV container and its first video stream. Raise `DataError` for no video."""
+def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
+    """Open a video; return its PyAV container and its first video stream.
+
+    `hardware`, a key of `HARDWARE`, decodes there. Raise `DataError` for no video, `DeviceError` where the
+    hardware is not to be had.
+    """
     import av
 
+    if hardware is not None:
+        return _open_on(path, hardware)
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
@@ -37,11 +45,29 @@ def open_video(path: Path) -> tuple[Any, Any]:
     return container, container.streams.video[0]
 
 
+def _open_on(path: Path, hardware: str) -> tuple[Any, Any]:
+    import av
+
+    try:
+        from av.codec.hwaccel import HWAccel
+
+        # Where it cannot, that is said, and not done by the CPU in silence.
+        container = av.open(str(path), hwaccel=HWAccel(device_type=hardware, allow_software_fallback=False))
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise no_hardware(hardware, "decode", error) from None
+    return container, container.streams.video[0]
+
+
+def no_hardware(hardware: str, what: str, why: object) -> DeviceError:
+    """Return the error for hardware that does not decode or encode here."""
+    return DeviceError(f"{hardware} does not {what} video here ({why}); leave --video-hardware out")
+
+
 def converted(picture: Any, pixel_format: str, **options: Any) -> Any:
     """Return a PyAV frame in another pixel format; the options are those of its `reformat`.
 
-    A frame's own `reformat` makes its tables and threads anew each time, which costs more than the conversion, and on
-    busy cores, waits for each of the threads.
+    A frame's own `reformat` makes its tables and threads anew each time, which costs more than the conversion
+    itself, and on busy cores waits for each of the threads.
     """
     from av.video.reformatter import VideoReformatter
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.video import converted, upright_rgb
+from fada_deploy.common.video import HARDWARE, converted, no_hardware, upright_rgb
 from fada_deploy.runtime.planes import BT709
 
 if TYPE_CHECKING:
@@ -41,17 +41,20 @@ def film(
     audio: Path | None,
     preset: str = PRESETS[0],
     matrix: int = BT709,
+    hardware: str | None = None,
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
 
     Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.planes`); one of odd size
-    gains a row or column, since H.264 halves its colour planes. `pts` counts `time_base` and is kept. The sound of
-    the file `audio` is copied beside it where an MP4 can hold it. Raise `DataError` when the file cannot be
-    written.
+    gains a row or column, since H.264 halves its colour planes. `hardware` is a key of `HARDWARE`. `pts` counts
+    `time_base` and is kept. The sound of the file `audio` is copied beside it where an MP4 can hold it. Raise
+    `DataError` when the file cannot be written, `DeviceError` where the hardware is not to be had.
     """
     with _mp4(path) as (container, stack):
-        options = {"preset": preset, "crf": _CRF}
-        encoder = _Encoder(container, size_hw, time_base, rate, options, matrix=matrix)
+        codec = HARDWARE[hardware] if hardware else ("libx264", {"preset": preset, "crf": _CRF})
+        encoder = _Encoder(container, size_hw, time_base, rate, codec, matrix=matrix)
+        if hardware:
+            encoder.open(hardware)
         sound = _Sound(container, audio, stack)
 
         def add(picture: Picture | VideoFrame, pts: int) -> None:
@@ -78,7 +81,8 @@ def label_film(
     It is grey, lossless and of full range: whoever decodes it to grey has the very ids.
     """
     with _mp4(path) as (container, _):
-        encoder = _Encoder(container, size_hw, time_base, rate, {"preset": PRESETS[0], "qp": "0"}, grey=True)
+        codec = ("libx264", {"preset": PRESETS[0], "qp": "0"})
+        encoder = _Encoder(container, size_hw, time_base, rate, codec, grey=True)
         yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), pts)
         encoder.flush()
 
@@ -104,7 +108,7 @@ class _Encoder:
         size_hw: tuple[int, int],
         time_base: Fraction,
         rate: Fraction | None,
-        options: dict[str, str],
+        codec: tuple[str, dict[str, str]],
         *,
         matrix: int = BT709,
         grey: bool = False,
@@ -117,13 +121,20 @@ class _Encoder:
         height, width = size_hw
         self._pad_hw = height % 2, width % 2
         # The rate only guides the encoder; the time base makes every timestamp exact.
-        self._stream = container.add_stream("libx264", rate=rate or 25, options=options)
+        self._stream = container.add_stream(codec[0], rate=rate or 25, options=codec[1])
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "gray" if grey else "yuv420p"
         context = self._stream.codec_context
         context.time_base = time_base
         context.colorspace = context.color_primaries = context.color_trc = matrix
         context.color_range = _FULL_RANGE if grey else _LIMITED_RANGE
+
+    def open(self, hardware: str) -> None:
+        """Begin now rather than at the first picture; raise `DeviceError` where the hardware is not to be had."""
+        try:
+            self._stream.codec_context.open()
+        except (OSError, ValueError) as error:
+            raise no_hardware(hardware, "encode", error) from None
 
     def add(self, picture: Picture, pts: int) -> None:
         import av

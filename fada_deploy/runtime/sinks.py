@@ -48,7 +48,7 @@ class Saving:
     """What to save and how it looks.
 
     `kinds` are keys of `SINKS`, `ids` a key of `IDS` for the masks. `preset` is x264's: from the fastest, which
-    makes the largest files, to the slowest.
+    makes the largest files, to the slowest. `hardware`, a key of `HARDWARE`, writes films for people in its place.
     """
 
     out: Path
@@ -56,6 +56,7 @@ class Saving:
     ids: str = "trainId"
     look: Look = field(default_factory=Look)
     preset: str = PRESETS[0]
+    hardware: str | None = None
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -211,8 +212,11 @@ def _film(opening: Opening, kind: str, picture_of: Callable[[Drawn], Any], audio
         size, matrix = (first.shape[0], first.shape[1]), BT709
     else:
         size, matrix = (first.height, first.width), int(first.colorspace)
-    path, rate, preset = opening.whole(kind, ".mp4"), opening.source.rate, opening.saving.preset
-    with film(path, size, time_base=base, rate=rate, audio=audio, preset=preset, matrix=matrix) as add:
+    saving = opening.saving
+    with film(
+        opening.whole(kind, ".mp4"), size, time_base=base, rate=opening.source.rate, audio=audio,
+        preset=saving.preset, matrix=matrix, hardware=saving.hardware,
+    ) as add:  # fmt: skip
         yield lambda drawn: add(picture_of(drawn), _pts(drawn))
 
 

@@ -107,15 +107,19 @@ class PictureSource:
 
 
 class VideoSource:
-    """A video file: every frame with its own timestamp, turned as its rotation flag says."""
+    """A video file: every frame with its own timestamp, turned as its rotation flag says.
+
+    `hardware`, a key of `common.video.HARDWARE`, decodes it.
+    """
 
     moving = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hardware: str | None = None) -> None:
         self.name = str(path)
         self.rate: Fraction | None = None
         self.audio: Path | None = None
         self._path = path
+        self._hardware = hardware
         self._count: int | None = None
 
     def probe(self) -> None:
@@ -136,7 +140,7 @@ class VideoSource:
         """Yield all frames that decode; behind them the error, if the file is cut short or damaged."""
         try:
             self.probe()
-            container, stream = open_video(self._path)
+            container, stream = open_video(self._path, self._hardware)
         except DataError as error:
             yield error
             return
@@ -210,11 +214,12 @@ def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
 Given = str | Path | int | Source
 
 
-def open_sources(sources: Sequence[Given | Sequence[Given]]) -> list[Source]:
+def open_sources(sources: Sequence[Given | Sequence[Given]], *, hardware: str | None = None) -> list[Source]:
     """Turn files, folders, globs and live addresses into sources; what has `frames` is taken as it is.
 
     A folder gives one source of its pictures and one for each video in it, a number the camera, a list its
-    members. Live sources are read at the same time, all others one after the other. Raise `DataError` for what
+    members. Live sources are read at the same time, all others one after the other. `hardware` decodes video files
+    (see `VideoSource`). Raise `DataError` for what
     does not exist, holds nothing, or is neither video nor picture, and `UsageError` for nothing at all.
     """
     if not sources:
@@ -226,7 +231,7 @@ def open_sources(sources: Sequence[Given | Sequence[Given]]) -> list[Source]:
     for given in _flat(sources):
         if isinstance(given, int) or (isinstance(given, str) and is_live(given)):
             given = LiveSource(str(given))
-        for source in [given] if not isinstance(given, str | Path) else _open_path(str(given)):
+        for source in [given] if not isinstance(given, str | Path) else _open_path(str(given), hardware):
             # The same file twice is the same file.
             found.setdefault(source.name, source)
     live = [s for s in found.values() if getattr(s, "live", False)]
@@ -246,35 +251,35 @@ def _flat(sources: Sequence[Given | Sequence[Given]]) -> Generator[Given, None, 
             yield cast("Given", given)
 
 
-def _open_path(given: str) -> list[Source]:
+def _open_path(given: str, hardware: str | None) -> list[Source]:
     path = Path(given)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, hardware)
     if path.is_file():
-        return [_open_file(path)]
+        return [_open_file(path, hardware)]
     if glob.has_magic(given):
         matches = [Path(m) for m in sorted(glob.glob(given, recursive=True)) if _is_known(Path(m))]
         if not matches:
             raise DataError(f"{given}: matches no file that is {ALLOWED}")
-        return [_open_file(m) for m in matches]
+        return [_open_file(m, hardware) for m in matches]
     raise DataError(f"{given}: no such file or folder; give {ALLOWED}, a folder or a glob")
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path, hardware: str | None) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return PictureSource(str(path), {"": path})
-    video = VideoSource(path)
+    video = VideoSource(path, hardware)
     video.probe()
     return video
 
 
-def _open_folder(path: Path) -> list[Source]:
+def _open_folder(path: Path, hardware: str | None) -> list[Source]:
     files = sorted(p for p in path.iterdir() if _is_known(p))
     pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise DataError(f"{path}: an empty folder, or nothing in it is {ALLOWED}")
     # A broken video among good ones is named when its turn comes.
-    videos: list[Source] = [VideoSource(p) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
+    videos: list[Source] = [VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
     stems = Counter(p.stem for p in pictures)
     items = {p.stem if stems[p.stem] == 1 else p.name: p for p in pictures}
     return [PictureSource(str(path), items), *videos] if pictures else videos

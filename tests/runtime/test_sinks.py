@@ -12,13 +12,14 @@ import pytest
 import toy
 
 from fada_deploy import runtime
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, DeviceError, UsageError
 from fada_deploy.common.images import read_indices, read_rgb
+from fada_deploy.common.video import HARDWARE
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.film import film
 from fada_deploy.runtime.look import Look
 from fada_deploy.runtime.sinks import SINKS, Saving, file_keys, label_to_files
-from fada_deploy.runtime.sources import open_sources
+from fada_deploy.runtime.sources import Frame, open_sources
 
 
 @pytest.fixture
@@ -240,3 +241,29 @@ def test_savings_that_make_no_sense() -> None:
         Saving(Path("out"), look=Look(2.0))
     with pytest.raises(UsageError, match="no preset 'best'; there are ultrafast"):
         Saving(Path("out"), preset="best")
+
+
+def test_hardware_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    """No machine that runs these tests has it; where one does, this is what shows it."""
+    clip = toy.write_video(tmp_path / "v.mp4", [toy.scene(i)[0] for i in range(3)])
+    try:
+        frames = [frame for frame in open_sources([clip], hardware="cuda")[0].frames() if isinstance(frame, Frame)]
+        assert [f.index for f in frames] == [0, 1, 2]
+    except DeviceError as error:
+        assert str(error).startswith("cuda does not decode video here (") and "\n" not in str(error)
+    path = tmp_path / "o.mp4"
+    try:
+        with film(path, (64, 256), time_base=Fraction(1, 10), rate=None, audio=None, hardware="cuda") as add:
+            add(np.zeros((64, 256, 3), np.uint8), 0)
+        assert len(toy.read_video(path)) == 1
+    except DeviceError as error:
+        assert str(error).startswith("cuda does not encode video here (") and not path.exists()
+
+
+def test_films_are_written_by_the_hardware_s_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HARDWARE, "cuda", ("mpeg4", {"qscale": "2"}))
+    source = toy.write_video(tmp_path / "v.mkv", [toy.scene(0)[0]] * 2)
+    with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:
+        run(segmenter, [source], Saving(tmp_path / "out", hardware="cuda"))
+    with av.open(str(tmp_path / "out/overlay/v.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
