@@ -115,7 +115,7 @@ def _choose(found: list[Measured]) -> None:
 def table(found: list[Measured]) -> str:
     """Return what was measured for people: a line a model and backend, and the road's stages below."""
     names = [f"{Path(each.model).name}, {each.backend}" for each in found]
-    width = max(map(len, names))
+    width = max(26, *map(len, names))
     head = f"{'':<{width}}  precision  input      at once  p50 ms    p95    p99     fps  CPU ms  warm-up ms"
     lines = [head]
     for name, each in zip(names, found, strict=True):
@@ -125,11 +125,22 @@ def table(found: list[Measured]) -> str:
             f"{f'{bare.parallel}x{bare.batch}':>8}  {bare.ms.p50:6.1f} {bare.ms.p95:6.1f} "
             f"{bare.ms.p99:6.1f} {bare.fps:7.1f} {bare.cpu_ms:7.1f} {each.warm_up_ms:11.0f}"
         )
-    for name, each in zip(names, found, strict=True):
-        if each.road is not None and each.ratio is not None:
-            stages = ", ".join(f"{stage} {ms.p50:.1f}" for stage, ms in each.road.ms.items())
-            lines.append(
-                f"{name}: the whole road {each.road.fps:.1f} fps, {each.ratio:.2f} of the bare network, "
-                f"{each.road.cpu_ms:.1f} ms of CPU a frame; ms by stage: {stages}"
-            )
+    roads = [(name, each) for name, each in zip(names, found, strict=True) if each.road is not None]
+    if roads:
+        stages = ("decode", "resize", "network", "upsample", "draw", "write", "others")
+        head = f"{'the whole road, ms a frame':<{width}}     fps  of bare      " + "".join(
+            f"{s:>9}" for s in stages
+        )
+        lines += ["", head]
+    for name, each in roads:
+        assert each.road is not None and each.ratio is not None
+        ms, cpu = {s: v.p50 for s, v in each.road.ms.items()}, each.road.stage_cpu_ms
+        speed = f"{each.road.fps:7.1f}  {each.ratio:7.2f}"
+        lines.append(f"{name:<{width}} {speed}  p50 " + "".join(_cell(ms.get(s)) for s in stages))
+        total = f"{each.road.cpu_ms:7.1f} in all "
+        lines.append(f"{'':<{width}} {total}  CPU " + "".join(_cell(cpu.get(s)) for s in stages))
     return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'' if value is None else f'{value:.1f}':>9}"

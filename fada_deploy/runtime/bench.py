@@ -62,12 +62,17 @@ class Bare:
 
 @dataclass(frozen=True)
 class Road:
-    """The whole road: decode → resize → network → upsample → draw → H.264; `ms` of each stage and frame."""
+    """The whole road: decode → resize → network → upsample → draw → H.264; `ms` of each stage and frame.
+
+    `cpu_ms` is all CPU time of a frame; `stage_cpu_ms` what the stages' own threads have of it, and under "others"
+    what is left: the threads of codecs and engines.
+    """
 
     frames: int
     fps: float
     cpu_ms: float
     ms: dict[str, Percentiles]
+    stage_cpu_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -191,4 +196,6 @@ def _road(segmenter: Segmenter, source: Source, frames: int | None, progress: Ca
         if samples.get(name)
     }
     stages = {name: Percentiles.of(times) for name, times in per_frame.items()}
-    return Road(done, round(done / spent, 2), round(1e3 * cpu / done, 2), stages)
+    own = {name: round(1e3 * timings.cpu[name] / done, 2) for name in STAGES if name in timings.cpu}
+    total = round(1e3 * cpu / done, 2)
+    return Road(done, round(done / spent, 2), total, stages, own | {"others": round(total - sum(own.values()), 2)})

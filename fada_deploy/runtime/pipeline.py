@@ -35,24 +35,27 @@ DEPTH = 2
 class Timings:
     """Seconds of work by stage name, waiting left out; of what runs side by side, the sum.
 
-    With `keep` the single times are kept too, in `samples`; they grow with the film.
+    `cpu` are the CPU seconds of the stages' own threads; libraries have others (codecs, an engine's pool). With
+    `keep` the single times are kept too, in `samples`; they grow with the film.
     """
 
     def __init__(self, *, keep: bool = False) -> None:
         self._lock = threading.Lock()
         self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
         self.samples: dict[str, list[float]] | None = {} if keep else None
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
         """Add the time spent inside to `name`."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            spent, cpu = time.perf_counter() - start, time.thread_time() - cpu
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + spent
+                self.cpu[name] = self.cpu.get(name, 0.0) + cpu
                 if self.samples is not None:
                     self.samples.setdefault(name, []).append(spent)
 
