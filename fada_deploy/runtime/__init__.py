@@ -7,8 +7,23 @@ from fada_deploy.runtime import Segmenter
 Engines and decoders are imported when something is opened.
 """
 
+from fada_deploy.common.cores import throughput_requests
 from fada_deploy.runtime.backends import BACKENDS, open_backend
+from fada_deploy.runtime.live import LiveOptions, LiveSource
+from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
+from fada_deploy.runtime.watch import WatchSource
 
-__all__ = ["BACKENDS", "Result", "Segmenter", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "Drawing",
+    "LiveOptions",
+    "LiveSource",
+    "Look",
+    "Result",
+    "Segmenter",
+    "WatchSource",
+    "open_backend",
+    "throughput_requests",
+]
