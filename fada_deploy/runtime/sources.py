@@ -262,6 +262,10 @@ def _open_path(given: str, hardware: str | None) -> list[Source]:
         if not matches:
             raise DataError(f"{given}: matches no file that is {ALLOWED}")
         return [_open_file(m, hardware) for m in matches]
+    if "://" in given:
+        from fada_deploy.runtime.live import SCHEMES
+
+        raise UsageError(f"{given}: no such kind of stream; there are {' '.join(SCHEMES)}")
     raise DataError(f"{given}: no such file or folder; give {ALLOWED}, a folder or a glob")
 
 

@@ -109,6 +109,8 @@ def test_what_is_live() -> None:
         "camera-0",
         "rtsp://a/c",
     ]
+    with pytest.raises(UsageError, match="rtps://a/b: no such kind of stream; there are rtsp://"):
+        open_sources(["rtps://a/b"])
     with pytest.raises(UsageError, match="rtsp://a/b is live, and the others would wait for its end"):
         open_sources(["rtsp://a/b", PictureSource("folder", {})])
 

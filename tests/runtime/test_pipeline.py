@@ -150,6 +150,37 @@ def test_a_network_that_fails(segmenter: Segmenter, tmp_path: Path, monkeypatch:
     assert found == [0, 1, 2] and source.closed and source.given < 20
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_requests_side_by_side_keep_the_order(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy.color_model(tmp_path / "p.onnx")
+    with Segmenter(model, backend=backend) as alone:
+        expected = [result.labels for result in alone.stream(Fake())]
+    with Segmenter(model, backend=backend, parallel=3) as segmenter:
+        assert segmenter.backend.parallel == 3
+        submit, together, most, count = segmenter.backend.submit, 0, 0, 0
+        lock = threading.Lock()
+
+        def slow(frames: np.ndarray) -> Any:
+            nonlocal together, most, count
+            with lock:
+                together, count = together + 1, count + 1
+                most, first = max(most, together), count % 3 == 1
+            # The first of each three is the last to be done.
+            time.sleep(0.03 if first else 0.005)
+            prediction = submit(frames)
+            with lock:
+                together -= 1
+            return prediction
+
+        monkeypatch.setattr(segmenter.backend, "submit", slow)
+        results = list(segmenter.stream(Fake()))
+    assert [r.index for r in results] == list(range(50)) and 2 <= most <= 3
+    for result, labels in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.labels, labels)
+
+
 @pytest.mark.parametrize("part", ["overlay", "write_png"])
 def test_drawing_or_writing_that_fails(
     segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
