@@ -23,6 +23,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy examples/perception_app/*.py
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest -q tests/test_readme.py
 

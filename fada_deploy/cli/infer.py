@@ -163,6 +163,9 @@ def command(
         model = exported_model(model)
         if rebuild:
             rebuild_if_stale(model, device, log)
+    for each in sources:
+        if isinstance(each, LiveSource):
+            each.on_trouble = log
     # One answer as soon as can be where somebody waits for it, many as soon as can be where all lie ready.
     waits = any(getattr(s, "live", False) for s in sources) or sum(s.count() or 2 for s in sources) == 1
     parallel = 1 if waits else throughput_requests()

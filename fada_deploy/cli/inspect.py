@@ -88,6 +88,8 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     # What is said there of an engine's contract is of the file it was built of.
     name = "its .onnx verified" if "engine" in document else "verified"
     yield from _verification_rows(metadata["verification"], name)
+    if metadata["reference"]:
+        yield "on its target", _reference(metadata["reference"], metadata["label_space"]["classes"])
     for name in ("proof", "weights"):
         if name in document:
             where = document[name]["path"] or "in this run"
@@ -194,6 +196,16 @@ def _class_rows(space: Mapping[str, Any]) -> Iterator[Row]:
         swatch = click.style("  ", bg=(red, green, blue))
         ids = f"{index:>3} {entry['trainId']:>3} {entry['labelId']:>3}"
         yield "", f"{swatch} {ids}  #{red:02x}{green:02x}{blue:02x}  {entry['name']}"
+
+
+def _reference(said: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures that drift is measured from: confidence, and the classes that fill the pictures."""
+    names = [entry["name"] for entry in classes]
+    rows = sorted(zip(said["share_mean"], said["share_std"], names, strict=True), reverse=True)
+    parts = [f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for mean, std, name in rows[:3]]
+    if said["confidence_mean"] is not None:
+        parts.insert(0, f"confidence {said['confidence_mean']:.3f} ± {said['confidence_std']:.3f}")
+    return f"{', '.join(parts)}, … on {said['frames']} frames"
 
 
 def _score(scores: Mapping[str, Any]) -> str:

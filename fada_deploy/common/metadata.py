@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fada_deploy.common.errors import ModelError
@@ -22,6 +22,36 @@ MADE_FOR = ("any", "cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a model said of frames of its target when it was exported: what drift is measured from.
+
+    Over `frames` frames the mean and the sample standard deviation of each class's share of the picture, (K,) in
+    0 … 1, and of the picture's mean confidence, in 1/K … 1; None for a head that gives labels alone.
+    """
+
+    frames: int
+    share_mean: tuple[float, ...]
+    share_std: tuple[float, ...]
+    confidence_mean: float | None = None
+    confidence_std: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready description; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], classes: int) -> Reference:
+        """Read `to_dict`'s description of a network with so many classes; raise `ValueError` for another."""
+        mean, std = (tuple(map(float, data[key])) for key in ("share_mean", "share_std"))
+        if not len(mean) == len(std) == classes:
+            raise ValueError(f"reference shares of {len(mean)} and {len(std)} classes, not of {classes}")
+        sure, spread = (data[key] for key in ("confidence_mean", "confidence_std"))
+        if sure is None or spread is None:
+            return cls(int(data["frames"]), mean, std)
+        return cls(int(data["frames"]), mean, std, float(sure), float(spread))
+
+
+@dataclass(frozen=True)
 class ModelMetadata:
     """Contract of an exported segmenter.
 
@@ -30,6 +60,7 @@ class ModelMetadata:
     resolution, to be upsampled with `align_corners`; head `labels` uint8 (B, H, W) indices.
     `precision` is what the network computes in, `made_for` whom an int8 file is quantised for, `quantisation`
     how. `verification` has a backend's findings under its name; empty where nothing here could run the file.
+    `reference` is what the fp32 file said of target frames, None in files of before it was written.
     """
 
     label_space: LabelSpace
@@ -46,6 +77,7 @@ class ModelMetadata:
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] | None = None
     quantisation: Mapping[str, Any] | None = None
+    reference: Reference | None = None
 
     def to_json(self) -> str:
         """Serialise; `from_json` reads it back."""
@@ -72,6 +104,7 @@ class ModelMetadata:
             "provenance": dict(self.provenance),
             "versions": dict(self.versions),
             "verification": None if self.verification is None else dict(self.verification),
+            "reference": None if self.reference is None else self.reference.to_dict(),
         }
         return json.dumps(document, sort_keys=True)
 
@@ -90,9 +123,10 @@ class ModelMetadata:
                     f"{where}: metadata schema {data['schema']}, this version reads {SCHEMA}; export it again"
                 )
             source = data["input"]
-            batch = source["batch"]
+            batch, reference = source["batch"], data.get("reference")
+            space = LabelSpace.from_dict(data["label_space"])
             metadata = cls(
-                label_space=LabelSpace.from_dict(data["label_space"]),
+                label_space=space,
                 input_size_hw=(int(source["height"]), int(source["width"])),
                 head=str(data["head"]),
                 align_corners=bool(data["align_corners"]),
@@ -107,6 +141,7 @@ class ModelMetadata:
                 provenance=data["provenance"],
                 versions=data["versions"],
                 verification=data["verification"],
+                reference=None if reference is None else Reference.from_dict(reference, space.num_classes),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{where}: metadata is malformed ({error!r}); export it again") from None

@@ -16,6 +16,7 @@ from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
+from fada_deploy.export import reference
 from fada_deploy.export.frames import target_frames
 from fada_deploy.export.stamp import stamp
 from fada_deploy.export.to_onnx import write_onnx
@@ -81,9 +82,11 @@ def export(
         provenance=provenance,
         versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     )
-    pictures = target_frames(
-        provenance, model.spec.space, frames, count=PROOF_FRAMES, held_out=True, purpose="proof", say=say
+    seen = target_frames(
+        provenance, model.spec.space, frames, count=reference.FRAMES, held_out=True, purpose="proof", say=say
     )
+    chosen = np.linspace(0, len(seen) - 1, min(PROOF_FRAMES, len(seen))).round().astype(int)
+    pictures = [seen[i] for i in chosen.tolist()]
     proof, labels = make_proof(model, pictures)
     if head == "labels":
         labels = own_size(list(proof.labels), pictures)
@@ -98,10 +101,12 @@ def export(
         write_onnx(model, metadata, draft)
         found = {b: verify(draft, proof, frames=pictures, labels=labels, backend=b) for b in backends}
         gate(found, thresholds or Thresholds())
+        # Proven to be the network, the file speaks for it, and as the runtime does.
+        said = reference.measure(draft, seen, backend=backends[0])
         proof.save(draft_proof)
         hashes = {**metadata.hashes, "proof": sha256(draft_proof)}
         verified = {name: v.to_dict() for name, v in found.items()}
-        metadata = replace(metadata, hashes=hashes, verification=verified)
+        metadata = replace(metadata, hashes=hashes, verification=verified, reference=said)
         stamp(draft, metadata)
         draft_proof.replace(proof_path(out))
         draft.replace(out)

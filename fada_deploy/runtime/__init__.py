@@ -9,6 +9,7 @@ Engines and decoders are imported when something is opened.
 
 from fada_deploy.common.cores import throughput_requests
 from fada_deploy.runtime.backends import BACKENDS, open_backend
+from fada_deploy.runtime.drift import Drift, DriftWatch
 from fada_deploy.runtime.live import LiveOptions, LiveSource
 from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.result import Result
@@ -18,6 +19,8 @@ from fada_deploy.runtime.watch import WatchSource
 __all__ = [
     "BACKENDS",
     "Drawing",
+    "Drift",
+    "DriftWatch",
     "LiveOptions",
     "LiveSource",
     "Look",

@@ -7,11 +7,12 @@ pauses.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +32,8 @@ PIPE = "-"
 _CLOCK = Fraction(1, 90_000)
 # Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
 _TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
+# Seconds by which a stream of known length may end early.
+_SLACK = 1.0
 
 Picture = NDArray[np.uint8]
 
@@ -107,7 +110,7 @@ class LiveSource:
     """Frames of a stream as they come; `stop` ends it, and what was begun is finished.
 
     `dropped` counts frames that were never looked at, `late` those past their deadline, `reconnects` how often
-    it was opened again.
+    it was opened again. `on_trouble` is called, in a thread of its own, with a line for each time it breaks.
     """
 
     moving = True
@@ -116,7 +119,10 @@ class LiveSource:
     audio: Path | None = None
 
     def __init__(self, address: str, options: LiveOptions | None = None) -> None:
-        self.name = {PIPE: "pipe"}.get(address, f"camera-{address}" if address.isdigit() else address)
+        # Names go into logs and files, where a password has no place.
+        bare = re.sub(r"//[^/@]*@", "//", address)
+        self.name = {PIPE: "pipe"}.get(address, f"camera-{address}" if address.isdigit() else bare)
+        self.on_trouble: Callable[[str], None] = lambda line: None
         self._address = address
         self._options = options or LiveOptions()
         self._policy = self._options.policy or ("wait" if address == PIPE else "drop-oldest")
@@ -171,7 +177,10 @@ class LiveSource:
                 return "" if index else why
             if time.monotonic() - last > self._options.give_up_s:
                 return f"gave no frame for {self._options.give_up_s:g} s ({why})"
-            self._stopped.wait(pause)
+            if pause == _FIRST_PAUSE:
+                self.on_trouble(f"{self.name}: {why}; trying again for {self._options.give_up_s:g} s")
+            if self._stopped.wait(pause):
+                return ""
             pause = min(2 * pause, _LONGEST_PAUSE)
             self.reconnects += 1
         return ""
@@ -227,7 +236,6 @@ def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]
     changed = threading.Condition()
     reading = [_Reading(source, changed) for source in sources]
     begun = list(reading)
-    gathered = False
     try:
         while reading:
             for each in list(reading):
@@ -241,13 +249,11 @@ def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]
                         yield failure
                     yield End(each.source)
                 elif frame is not None:
-                    gathered = True
                     yield frame
             if any(each.slot.ready for each in reading):
                 continue
-            if gathered:
-                gathered = False
-                yield PAUSE
+            # Said again and again while nothing comes, so that whoever closes this stream is noticed.
+            yield PAUSE
             with changed:
                 # A look now and then at `stop`, which a signal's handler sets without a word.
                 changed.wait_for(lambda: any(each.slot.ready for each in reading), timeout=0.1)
@@ -266,8 +272,9 @@ def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[
     """Yield the pictures of a stream or pipe; raise `DataError` when it breaks, `_Over` when it has its end."""
     import av
 
-    # What was read to find out what it is: shown where every frame counts, else it is old already.
-    options = {} if whole else {"fflags": "nobuffer", "flags": "low_delay"}
+    # Nobody asks for the rate, and to guess it takes 20 frames or more: ten seconds of a slow camera's. What was
+    # read so far is kept, old as it is (the policy drops it): the frames that follow need its key frame.
+    options = {"fpsprobesize": "0"} if whole else {"fpsprobesize": "0", "flags": "low_delay"}
     if address.startswith("rtsp"):
         # Over UDP lost packets are torn pictures.
         options["rtsp_transport"] = "tcp"
@@ -277,14 +284,29 @@ def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[
         with av.open(source, options=options, timeout=timeout) as container:
             if not container.streams.video:
                 raise DataError("holds no video")
-            for picture in container.decode(container.streams.video[0]):
+            stream = container.streams.video[0]
+            first = last = None
+            for picture in container.decode(stream):
                 if stopped.is_set():
                     return
+                last = picture.time
+                first = last if first is None else first
                 yield upright_rgb(picture)
-            if container.duration:
+            # What is cut looks like an end; before the pictures' length, as far as it is known, it is none.
+            if container.duration and (last or 0) - (first or 0) >= _length(container, stream) - _SLACK:
                 raise _Over
+    except av.error.ExitError:
+        raise DataError(f"no packet for {_TIMEOUT:g} s") from None
     except av.error.FFmpegError as error:
         raise DataError(error.strerror or str(error)) from None
+
+
+def _length(container: Any, stream: Any) -> float:
+    """Return how many seconds a stream's pictures last, 0 where its header does not say."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    # The length of the whole may be that of its sound.
+    return float(container.duration / 1_000_000) if len(container.streams) == 1 else 0.0
 
 
 def _camera(number: int, stopped: threading.Event) -> Iterator[Picture]:

@@ -19,6 +19,7 @@ from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import VIDEO_SUFFIXES
 from fada_deploy.runtime.sources import PAUSE, Frame, Item
 
+_KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 # What programs call a file that they are still writing, wherever in the name: a.png.part, a.tmp.png.
 _TEMPORARY = frozenset({".crdownload", ".part", ".partial", ".temp", ".tmp"})
 # How a whole file ends. Some versions of OpenCV fill what is missing of a JPEG with grey and say nothing.
@@ -196,11 +197,11 @@ class WatchSource:
 
 
 def _suffix(name: str) -> str:
-    """Return the suffix in small letters, "" for a hidden file and for one with a temporary name."""
-    if name.startswith("."):
+    """Return a picture's or video's suffix in small letters, "" for others, hidden ones and temporary names."""
+    stem, suffix = os.path.splitext(name.lower())
+    if name.startswith(".") or suffix not in _KNOWN or not _TEMPORARY.isdisjoint(Path(stem).suffixes):
         return ""
-    suffixes = [s.lower() for s in Path(name).suffixes]
-    return suffixes[-1] if suffixes and _TEMPORARY.isdisjoint(suffixes) else ""
+    return suffix
 
 
 def _stamp(file: os.DirEntry[str] | Path) -> tuple[int, int] | None:

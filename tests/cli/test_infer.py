@@ -127,8 +127,16 @@ def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.Ca
         ([], 2, "Missing argument"),
         (["nowhere.mp4"], 1, "nowhere.mp4: no such file or folder"),
         (["VIDEO", "--model", "nowhere.onnx"], 1, "nowhere.onnx: no such model file"),
-        (["VIDEO", "--save", "film"], 2, "choose from overlay, mask, mask-film, color, color-film, npz, json, or none"),
-        (["VIDEO", "--save", ","], 2, "choose from overlay, mask, mask-film, color, color-film, npz, json, or none"),
+        (
+            ["VIDEO", "--save", "film"],
+            2,
+            "choose from overlay, mask, mask-film, color, color-film, npz, json, or none",
+        ),
+        (
+            ["VIDEO", "--save", ","],
+            2,
+            "choose from overlay, mask, mask-film, color, color-film, npz, json, or none",
+        ),
         (["VIDEO", "--ids", "id"], 2, "'trainId', 'labelId'"),
         (["VIDEO", "--alpha", "2"], 2, "alpha"),
         (["VIDEO", "--batch", "0"], 2, "batch"),

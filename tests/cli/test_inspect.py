@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from fada_deploy.cli.inspect import command
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import sha256
-from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.common.metadata import ModelMetadata, Reference
 from fada_deploy.export.describe import describe
 from fada_deploy.export.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, EngineTensor, write_sidecar
@@ -88,6 +88,20 @@ def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
     ):
         assert part in out, part
     assert "\x1b" not in out, "no colour where the output is no terminal"
+
+
+def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> None:
+    shares = (0.05, 0.0, 0.25, *(0.0,) * 9, 0.7)
+    three = "bicycle 70.0 ± 12.5 %, building 25.0 ± 12.5 %, road 5.0 ± 12.5 %, … on"
+    for reference, line in (
+        (Reference(32, shares, (0.125,) * 13, 0.9123, 0.0234), f"confidence 0.912 ± 0.023, {three} 32 frames"),
+        (Reference(7, shares, (0.125,) * 13), f"{three} 7 frames"),
+        (None, ""),
+    ):
+        model = toy.color_model(tmp_path / "model.onnx", metadata=contract(reference=reference).to_json())
+        code, out, _ = fada("inspect", model)
+        assert code == 0 and ("on its target" in out) == (reference is not None)
+        assert line in out
 
 
 def test_classes_are_shown_in_their_colours(export: Path) -> None:

@@ -61,6 +61,9 @@ def test_the_files_say_what_they_are(derived: Path) -> None:
         assert set(metadata.verification) == {"onnxruntime", "openvino", "labelled"}
         assert entry["labelled"]["frames"] == 6 and abs(entry["labelled"]["change"]) <= 0.02
         assert metadata.provenance["stage"] == "source"
+        # Drift is measured from what the fp32 file said.
+        assert metadata.reference is not None
+        assert metadata.reference == read_metadata(derived / "model.onnx").reference
         # The network is the fp32 one's, and so is the pack.
         assert metadata.hashes["weights"] == read_metadata(derived / "model.onnx").hashes["weights"]
         assert proof_path(Path(entry["model"])) == derived / "model.proof.npz"

@@ -408,3 +408,28 @@ def test_onnxruntime_writes_nothing_about_the_device(tmp_path: Path) -> None:
     environment["XDG_CACHE_HOME"] = str(cache)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert not [p for p in cache.rglob("*") if "Microsoft" in str(p)]
+
+
+_FIRST_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from fada_deploy.runtime.backends import open_backend
+sys.setswitchinterval(1e-6)
+backend = open_backend(Path(sys.argv[1]), backend=sys.argv[2], parallel=2)
+frames, start = np.zeros((1, 64, 128, 3), np.uint8), threading.Barrier(2)
+def run():
+    start.wait()
+    backend.submit(frames)
+threads = [threading.Thread(target=run) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+@every_backend
+def test_the_first_two_requests_of_a_process_at_once(backend: str, tmp_path: Path) -> None:
+    """OpenVINO's binding hung here, once in six processes."""
+    model = toy.color_model(tmp_path / "m.onnx")
+    for _ in range(6):
+        subprocess.run([sys.executable, "-c", _FIRST_AT_ONCE, str(model), backend], check=True, timeout=60)

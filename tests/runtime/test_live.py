@@ -104,6 +104,7 @@ def test_what_is_live() -> None:
     assert all(map(is_live, addresses)) and not any(map(is_live, ["film.mp4", "a/0", "frames/"]))
     assert [s.name for s in map(LiveSource, ["-", "2", "rtsp://a/b"])] == ["pipe", "camera-2", "rtsp://a/b"]
     assert isinstance(open_sources(["rtsp://a/b"])[0], LiveSource)
+    assert LiveSource("rtsp://user:secret@a/b").name == "rtsp://a/b"
     assert [s.name for s in open_sources([["rtsp://a/b", 0], "rtsp://a/c"])] == [
         "rtsp://a/b",
         "camera-0",
@@ -130,7 +131,10 @@ def test_every_frame_comes_where_the_reader_waits(film: Path, serve: Serve) -> N
 def test_a_broken_connection_is_opened_again(film: Path, serve: Serve) -> None:
     data = film.read_bytes()
     source = LiveSource(serve([data, b"", data]), LiveOptions("wait"))
+    said: list[str] = []
+    source.on_trouble = said.append
     frames = take(source, 30)
+    assert said[0] == f"{source.name}: it ended; trying again for 30 s"
     assert all(isinstance(f, Frame) for f in frames) and source.reconnects >= 2
     assert [f.index for f in frames if isinstance(f, Frame)] == list(range(30))
 
@@ -172,7 +176,7 @@ def test_frames_past_their_deadline_are_not_begun(film: Path, serve: Serve) -> N
         source.stop()
 
     threading.Thread(target=stop_when_enough, daemon=True).start()
-    assert list(source.frames()) == [] and source.late >= 20
+    assert all(isinstance(item, Pause) for item in source.frames()) and source.late >= 20
 
 
 def test_wrong_options_are_one_line() -> None:

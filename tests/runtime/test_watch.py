@@ -7,7 +7,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -19,11 +20,16 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime import watch
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Frame, open_sources
+from fada_deploy.runtime.sources import Frame, Pause, open_sources
 from fada_deploy.runtime.watch import WatchSource
 
 # Seconds that a busy machine may take for what takes a tenth of one.
 PATIENCE = 60.0
+
+
+def without_pauses(source: WatchSource) -> Generator[Frame | DataError, None, None]:
+    with closing(source.frames()) as items:
+        yield from (item for item in items if not isinstance(item, Pause))
 
 
 class Watching:
@@ -36,7 +42,7 @@ class Watching:
         self._thread.start()
 
     def _run(self) -> None:
-        for item in self.source.frames():
+        for item in without_pauses(self.source):
             self.found.append(item)
 
     def until(self, there: Callable[[], bool]) -> None:
@@ -254,7 +260,7 @@ def test_pictures_that_are_deleted_before_their_turn_are_counted(tmp_path: Path)
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / name)
     source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05)
-    frames = source.frames()
+    frames = without_pauses(source)
     assert isinstance(first := next(frames), Frame) and first.item == "a"
     (tmp_path / "b.png").unlink()
     assert isinstance(second := next(frames), Frame) and second.item == "c"
@@ -278,7 +284,7 @@ def test_what_is_written_to_while_it_is_read_waits(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(watch, "read_rgb", slow)
     source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05)
-    frame = next(source.frames())
+    frame = next(without_pauses(source))
     assert isinstance(frame, Frame) and len(looks) == 2
     np.testing.assert_array_equal(frame.rgb, scene(7)[0])
 
@@ -292,7 +298,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(watch.Path, "open", refuse)
     monkeypatch.setattr(watch, "read_rgb", refuse)
     source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05, give_up_s=0.2)
-    assert str(next(source.frames())) == f"{path}: cannot be read (Permission denied)"
+    assert str(next(without_pauses(source))) == f"{path}: cannot be read (Permission denied)"
 
 
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
@@ -310,10 +316,10 @@ def test_a_signal_ends_it(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, lambda *_: source.stop())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
-        assert list(source.frames()) == []
+        assert list(without_pauses(source)) == []
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert list(source.frames()) == []
+    assert list(without_pauses(source)) == []
 
 
 def test_an_idle_watch_costs_next_to_nothing(tmp_path: Path) -> None:
@@ -322,7 +328,7 @@ def test_an_idle_watch_costs_next_to_nothing(tmp_path: Path) -> None:
     source = WatchSource(tmp_path)
     threading.Timer(2.0, source.stop).start()
     before = time.thread_time()
-    assert list(source.frames()) == []
+    assert list(without_pauses(source)) == []
     assert time.thread_time() - before < 0.5
 
 
@@ -331,7 +337,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     for index in range(50):
         picture(tmp_path / f"{index:02d}.png")
     source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05)
-    for item in source.frames():
+    for item in without_pauses(source):
         assert isinstance(item, Frame)
         if item.index == 49:
             source.stop()
@@ -360,3 +366,19 @@ def test_it_is_labelled_into_files(tmp_path: Path) -> None:
         want = segmenter.space.to_train_ids[scene(index)[1]]
         assert mask is not None and (mask == want).mean() > 0.9
     assert (tmp_path / "out/json/in.json").is_file() and (tmp_path / "out/overlay/in/2.jpg").is_file()
+
+
+def test_a_batch_does_not_wait_for_pictures_to_come(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(3):
+        picture(folder / f"{index}.png", index)
+    before = set(threading.enumerate())
+    source = WatchSource(folder, poll_s=0.02, settle_s=0.05)
+    with Segmenter(color_model(tmp_path / "toy.onnx"), batch=2) as segmenter:
+        results = segmenter.stream(source)
+        assert [next(results).item for _ in range(3)] == ["0", "1", "2"]
+        # Nothing comes any more, and the threads end all the same.
+        results.close()
+    left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith("fada")]
+    assert not left

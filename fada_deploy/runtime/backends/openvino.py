@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +24,8 @@ from fada_deploy.runtime.backends.base import (
 )
 from fada_deploy.runtime.backends.onnx_file import read_model
 
+_first_array = threading.Lock()
+
 
 class OpenVinoBackend:
     """A model compiled by OpenVINO for the CPU, in the precision that the file has."""
@@ -40,6 +43,10 @@ class OpenVinoBackend:
         self.device = "cpu"
         self.parallel = parallel
         compiled = self._compile(openvino, path)
+        # What its binding looks up at the first array, with the interpreter let go half way, hangs for ever when
+        # two threads come to it at once.
+        with _first_array:
+            openvino.Tensor(np.zeros(1, np.uint8), shared_memory=True).data  # noqa: B018
         # A request holds its own buffers: one caller at a time.
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(parallel):
