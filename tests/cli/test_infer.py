@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import toy
 
 from fada_deploy.cli import main
 from fada_deploy.common.images import read_indices
+from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.runtime.choice import chosen_backend
 
 
 @pytest.fixture
@@ -35,6 +38,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def infer(*args: object) -> int:
@@ -143,6 +152,13 @@ def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.Ca
         (["VIDEO", "--model", "MODEL", "--device", "tpu"], 2, "there are auto, cpu and cuda[:N]"),
         (["VIDEO", "--model", "MODEL", "--backend", "jax"], 2, "there are auto, onnxruntime, openvino"),
         (["VIDEO", "--model", "MODEL", "--out", "MODEL"], 1, "cannot be written"),
+        (["VIDEO", "--model", "MODEL", "--classes", "lorry"], 2, "the model has no class lorry; it has road, "),
+        (["VIDEO", "--model", "MODEL", "--preset", "best"], 2, "no preset 'best'; there are ultrafast, "),
+        (["VIDEO", "--save", "none"], 2, "--save none without --show would leave nothing"),
+        (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes one folder"),
+        (["VIDEO", "--watch"], 1, "no such folder to watch"),
+        (["VIDEO", "0"], 2, "camera-0 is live, and the others would wait for its end"),
+        (["VIDEO", "--show"], 2, "no display to show a window on"),
     ],
 )
 def test_bad_calls(
@@ -189,3 +205,54 @@ def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], No
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
     assert not list(Path("here/overlay").iterdir())
+
+
+def test_a_watched_folder_until_ctrl_c(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    toy.write_image(folder / "a.png", toy.scene(0)[0])
+    command = [sys.executable, "-m", "fada_deploy", "infer", folder, "--watch", "--save", "mask"]
+    command += ["--model", model, "--out", tmp_path / "out", "--json"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+    def wait_for(name: str) -> None:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out/mask/incoming" / name).exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_for("a.png")
+    toy.write_image(folder / "b.png", toy.scene(1)[0])
+    wait_for("b.png")
+    process.send_signal(signal.SIGINT)
+    said, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    summary = json.loads(said)
+    assert summary["frames"] == 2 and summary["failed"] == []
+
+
+def test_the_first_long_film_races_the_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    proven = {"onnxruntime": {}, "openvino": {}}
+    metadata = ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, verification=proven)
+    model = toy.color_model(tmp_path / "proven.onnx", metadata=metadata.to_json())
+    video = toy.write_video(tmp_path / "long.mp4", [toy.scene(i)[0] for i in range(60)])
+    start = threading.Thread.start
+
+    def start_and_wait(thread: threading.Thread) -> None:
+        start(thread)
+        # A toy is through its film before the rival is there.
+        if thread.name == "fada-race":
+            thread.join()
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_wait)
+    assert infer(video, "--model", model) == 0
+    told = capsys.readouterr().err
+    assert "measured beside it, ms a batch: onnxruntime " in told and "from now on --backend auto takes" in told
+    assert infer(video, "--model", model, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["backend"] == chosen_backend(metadata) and "measured" not in said.err
