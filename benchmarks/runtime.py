@@ -265,7 +265,7 @@ def _break(part: str, bomb: _Bomb, source: Looped, segmenter: Segmenter) -> Any:
     if part == "network":
         return mock.patch.object(segmenter.backend, "submit", before(segmenter.backend.submit))
     if part == "drawing":
-        return mock.patch.object(Drawing, "draw", before(Drawing.draw))
+        return mock.patch.object(Drawing, "draw_for_film", before(Drawing.draw_for_film))
 
     @contextmanager
     def writer(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -544,6 +544,8 @@ def part_peers(models: list[Path], common: dict[str, Any], repeats: int, python:
             with np.load(own[0]["labels"]) as archive:
                 equal = float(np.mean([np.mean(archive[index] == truth[index]) for index in truth]))
             remarks = own[0]["remarks"]
+            if own[0]["frames"] != common["frames"]:
+                remarks += f"; {own[0]['frames']} FRAMES ONLY"
             if "MPEG-4" not in name and own[0]["settings"] != settings:
                 remarks += "; ENCODER SETTINGS DIFFER FROM OURS"
             rows.append(
@@ -723,6 +725,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--job"]:
         print(json.dumps(JOBS[sys.argv[2]](json.loads(sys.argv[3]))))
         return
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "models", type=Path, nargs="+", help="ONNX files by `fada export`; long, kill, first: the first"
