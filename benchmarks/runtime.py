@@ -139,8 +139,8 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
                 pass
         frames = [item for item in source.frames() if isinstance(item, Frame)]
         segmenter.backend.submit(resize_frame(frames[0].rgb, size_hw)[None])
-        drawing, drawn = Drawing(Look(), space), np.zeros((len(frames), *frames[0].rgb.shape), np.uint8)
-        for frame, place in zip(frames, drawn, strict=True):
+        drawing, drawn = Drawing(Look(), space), []
+        for frame in frames:
             with clock("resize"):
                 picture = resize_frame(frame.rgb, size_hw)[None]
             with clock("network"):
@@ -148,22 +148,21 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
             with clock("upsample"):
                 labels = prediction.labels(frame.rgb.shape[:2])[0]
             with clock("draw"):
-                overlaid = drawing.draw(_result(frame, labels, space))
-            place[:] = overlaid
+                drawn.append(drawing.draw_for_film(_result(frame, labels, space)))
         path, base = Path(folder) / "film.mp4", frames[0].time_base
         assert base is not None
         size = frames[0].rgb.shape[0], frames[0].rgb.shape[1]
         with clock("write"), film(path, size, time_base=base, rate=source.rate, audio=None) as add:
-            for frame, place in zip(frames, drawn, strict=True):
+            for frame, picture in zip(frames, drawn, strict=True):
                 assert frame.pts is not None
-                add(place, frame.pts)
+                add(picture, frame.pts)
         return {"cpu_ms": spent, "total": sum(spent.values()), "backend": segmenter.backend.name}
 
 
 def _result(frame: Frame, labels: Any, space: Any) -> Result:
     return Result(
         labels, frame.rgb, space, frame.captured, 0.0, source=frame.source, index=frame.index, item=frame.item,
-        pts=frame.pts, time_base=frame.time_base,
+        pts=frame.pts, time_base=frame.time_base, decoded=frame.decoded,
     )  # fmt: skip
 
 
