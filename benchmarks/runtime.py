@@ -8,8 +8,8 @@ reported, and ratios are medians of the ratios within a turn. Parts (`--parts`):
   stages  CPU time of each of the road's stages, one after the other with nothing beside it
   peers   the whole clip to an overlay film by others with the same ONNX file, in a venv of their own made at the
           first use (benchmarks/peers): the loop that everyone writes, supervision, OpenVINO Model API. From the
-          first frame asked for until the film is closed; the model is opened and run once before. Ours draws a
-          legend too. A film by OpenCV is MPEG-4, since its wheels cannot write H.264; PyAV's has our encoder's
+          first frame asked for until the film is closed; all is loaded and the model run once before. Ours draws
+          a legend too. A film by OpenCV is MPEG-4, since its wheels cannot write H.264; PyAV's has our encoder's
           settings, which is checked in the film.
   long    memory over `--long` frames (10000)
   kill    seconds from a failure in the reader, the network, the drawing or the writer until the run has ended
@@ -175,6 +175,7 @@ def job_film(doc: dict[str, Any]) -> dict[str, Any]:
     ):
         height, width = segmenter.metadata.input_size_hw
         segmenter.backend.submit(np.full((1, height, width, 3), 128, np.uint8))
+        kernel.wait()
         cpu, start, done = time.process_time(), time.perf_counter(), 0
         for item in label_to_files(segmenter, [source], Saving(Path(folder))):
             if isinstance(item, Result):
@@ -441,7 +442,8 @@ def clip_facts(clip: Path) -> tuple[int, int, int]:
 
 def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
     """Measure bare and road of every model and backend, in turn; return medians with all that was measured."""
-    cases = [(model, backend_for(model, name)) for model in models for name in common["backends"]]
+    asked = [(model, backend_for(model, name)) for model in models for name in common["backends"]]
+    cases = [(model, name) for model, name in asked if name == "auto" or name in runnable_backends(model)]
     found: list[list[dict[str, Any]]] = [[] for _ in cases]
     for _ in range(repeats):
         for (model, backend), own in zip(cases, found, strict=True):

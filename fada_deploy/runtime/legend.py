@@ -29,7 +29,6 @@ class Legend:
     def __init__(self, names: Sequence[str], palette: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
         height, width = size_hw
         self._names = names
-        self._palette = palette
         self.size_hw = size_hw
         # Below 11 pixels letters fall apart; above, a 36th of the height reads well on any screen.
         self._letter = max(11, round(min(height, width * 0.6) / 36))
@@ -39,6 +38,9 @@ class Legend:
         self._lines: list[int] = []
         self._name_width = max(_text_width(n, self._letter) for n in names)
         self._share_width = _text_width("100%", self._letter)
+        self._swatch_wh = round(self._letter * 1.5), round(self._letter * 0.86)
+        # Drawn once: their round corners would take most of a frame's time for the panel.
+        self._swatches = [_swatch(color, self._swatch_wh) for color in palette[: len(names)]]
 
     def draw(self, picture: Picture, shares: NDArray[np.float64]) -> None:
         """Draw into a picture (H, W, 3) uint8 of the legend's size; `shares` (K,) are this picture's."""
@@ -73,18 +75,23 @@ class Legend:
 
     def _line(self, picture: Picture, index: int, share: float, at: tuple[int, int], width: int) -> None:
         x, middle = at
-        swatch_wh = (round(self._letter * 1.5), round(self._letter * 0.86))
-        color = tuple(int(v) for v in self._palette[index])
-        x_rim, y_rim = x - 1, middle - swatch_wh[1] // 2 - 1
-        rim_wh = (swatch_wh[0] + 2, swatch_wh[1] + 2)
-        # The rim sets colours as dark as the panel (car, truck, building) off from it.
-        _rounded(picture, (x_rim, y_rim), rim_wh, radius=rim_wh[1] // 4, color=(_RIM,) * 3)
-        _rounded(picture, (x, y_rim + 1), swatch_wh, radius=swatch_wh[1] // 4, color=color)
+        swatch = self._swatches[index]
+        top = middle - self._swatch_wh[1] // 2 - 1
+        picture[top : top + swatch.shape[0], x - 1 : x - 1 + swatch.shape[1]] = swatch
         ink = _INK if share >= 0.0005 else _FAINT
         base = middle + round(self._letter * 0.36)
-        _text(picture, self._names[index], (x + swatch_wh[0] + self._pad, base), self._letter, ink)
+        _text(picture, self._names[index], (x + self._swatch_wh[0] + self._pad, base), self._letter, ink)
         text = f"{100 * share:.0f}%" if share >= 0.01 or share < 0.0005 else "<1%"
         _text(picture, text, (x + width - _text_width(text, self._letter), base), self._letter, ink)
+
+
+def _swatch(color: NDArray[np.uint8], size_wh: tuple[int, int]) -> Picture:
+    """Return a class's colour in a rim, which sets one as dark as the panel (car, truck, building) off from it."""
+    width, height = size_wh
+    swatch = np.full((height + 2, width + 2, 3), _PANEL, np.uint8)
+    _rounded(swatch, (0, 0), (width + 2, height + 2), radius=(height + 2) // 4, color=(_RIM,) * 3)
+    _rounded(swatch, (1, 1), size_wh, radius=height // 4, color=tuple(int(v) for v in color))
+    return swatch
 
 
 def _panel(picture: Picture, at: tuple[int, int], size_wh: tuple[int, int], *, radius: int) -> None:

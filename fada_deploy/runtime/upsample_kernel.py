@@ -13,7 +13,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 _GRID, _LABELS, _INDEX, _WEIGHT = "float32[:,:,::1]", "uint8[:,::1]", "intp[::1]", "float32[::1]"
-_AXIS = f"{_INDEX}, {_INDEX}, {_WEIGHT}, {_WEIGHT}"
+_AXIS_WEIGHTS = f"{_WEIGHT}, {_WEIGHT}"
+_AXIS = f"{_INDEX}, {_INDEX}, {_AXIS_WEIGHTS}"
+# Pixel columns that are worked on together.
+_COLUMNS = 8
 
 
 @njit(
@@ -47,29 +50,31 @@ def _winners(
         sure[x] = best[x] - second[x] > margin
 
 
-@njit(f"intp({_GRID}, intp, intp, intp, intp, float32, uint8[::1], float32[:,::1])", nogil=True, cache=True)
+@njit(
+    "intp(float32[:,:,::1], intp, intp, intp, intp, float32, int32[::1], float32[:,::1])", nogil=True, cache=True
+)
 def _candidates(
-    logits: NDArray[np.float32],
-    row: int,
-    under: int,
+    rows: NDArray[np.float32],
+    here: int,
+    below: int,
     column: int,
     beside: int,
     margin: np.float32,
-    candidates: NDArray[np.uint8],
+    candidates: NDArray[np.int32],
     corners: NDArray[np.float32],
 ) -> int:  # pragma: no cover -- compiled, where coverage cannot look
     """Find the classes that can still win in a cell, rising, and their four corners; return how many."""
     num_classes = len(candidates)
     floor = np.float32(-np.inf)
     for k in range(num_classes):
-        upper = min(logits[k, row, column], logits[k, row, beside])
-        lower = min(logits[k, under, column], logits[k, under, beside])
+        upper = min(rows[here, k, column], rows[here, k, beside])
+        lower = min(rows[below, k, column], rows[below, k, beside])
         floor = max(floor, min(upper, lower))
     floor -= margin
     count = 0
     for k in range(num_classes):
-        a, b = logits[k, row, column], logits[k, row, beside]
-        c, d = logits[k, under, column], logits[k, under, beside]
+        a, b = rows[here, k, column], rows[here, k, beside]
+        c, d = rows[below, k, column], rows[below, k, beside]
         if max(max(a, b), max(c, d)) >= floor:
             candidates[count] = k
             corners[0, count], corners[1, count] = a, b
@@ -79,36 +84,49 @@ def _candidates(
 
 
 @njit(
-    f"void({_LABELS}, intp, intp, intp, float32, float32, {_WEIGHT}, {_WEIGHT}, uint8[::1], float32[:,::1], "
-    "float32[:,::1], intp)",
+    f"void({_LABELS}, intp, intp, intp, intp, {_AXIS_WEIGHTS}, {_AXIS_WEIGHTS}, int32[::1], float32[:,::1], intp, "
+    f"float32[:,:,::1], {_WEIGHT}, int32[::1])",
     nogil=True, cache=True,
 )  # fmt: skip
 def _interpolate(
     labels: NDArray[np.uint8],
-    x: int,
     top: int,
     bottom: int,
-    left: np.float32,
-    right: np.float32,
+    left: int,
+    right: int,
     y_low: NDArray[np.float32],
     y_high: NDArray[np.float32],
-    candidates: NDArray[np.uint8],
+    x_low: NDArray[np.float32],
+    x_high: NDArray[np.float32],
+    candidates: NDArray[np.int32],
     corners: NDArray[np.float32],
-    ends: NDArray[np.float32],
     count: int,
+    ends: NDArray[np.float32],
+    leader: NDArray[np.float32],
+    chosen: NDArray[np.int32],
 ) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Write one pixel column of a cell; `ends` is room for its upper and lower end."""
-    for k in range(count):
-        ends[0, k] = corners[0, k] * left + corners[1, k] * right
-        ends[1, k] = corners[2, k] * left + corners[3, k] * right
-    for y in range(top, bottom):
-        leader = ends[0, 0] * y_low[y] + ends[1, 0] * y_high[y]
-        chosen = candidates[0]
-        for k in range(1, count):
-            z = ends[0, k] * y_low[y] + ends[1, k] * y_high[y]
-            if z > leader:
-                leader, chosen = z, candidates[k]
-        labels[y, x] = chosen
+    """Write the pixels of a cell, some columns at a time; `ends`, `leader` and `chosen` are room to work in."""
+    for start in range(left, right, _COLUMNS):
+        columns = min(_COLUMNS, right - start)
+        for k in range(count):
+            for x in range(columns):
+                low, high = x_low[start + x], x_high[start + x]
+                ends[0, k, x] = corners[0, k] * low + corners[1, k] * high
+                ends[1, k, x] = corners[2, k] * low + corners[3, k] * high
+        for y in range(top, bottom):
+            low, high = y_low[y], y_high[y]
+            # Always as many columns, so that the loops unroll; those beyond the cell are not written.
+            for x in range(_COLUMNS):
+                leader[x] = ends[0, 0, x] * low + ends[1, 0, x] * high
+                chosen[x] = candidates[0]
+            for k in range(1, count):
+                for x in range(_COLUMNS):
+                    z = ends[0, k, x] * low + ends[1, k, x] * high
+                    ahead = z > leader[x]
+                    leader[x] = z if ahead else leader[x]
+                    chosen[x] = candidates[k] if ahead else chosen[x]
+            for x in range(columns):
+                labels[y, start + x] = np.uint8(chosen[x])
 
 
 # Types are written out, so that nothing compiles again in the middle of a film.
@@ -132,14 +150,22 @@ def write_labels(
     sure = np.empty((2, width), np.bool_)
     best = np.empty(width, np.float32)
     second = np.empty(width, np.float32)
-    candidates = np.empty(num_classes, np.uint8)
+    # The grid's rows above and below the cells, close together: planes apart they push one another from the cache.
+    rows = np.empty((2, num_classes, width), np.float32)
+    candidates = np.empty(num_classes, np.int32)
     corners = np.empty((4, num_classes), np.float32)
-    ends = np.empty((2, num_classes), np.float32)
+    ends = np.zeros((2, num_classes, _COLUMNS), np.float32)
+    leader = np.empty(_COLUMNS, np.float32)
+    chosen = np.empty(_COLUMNS, np.int32)
+    rows[0] = logits[:, 0]
     _winners(logits, 0, classes[0], sure[0], best, second, margin)
     for row in range(height):
         here, below = row % 2, (row + 1) % 2
         under = min(row + 1, height - 1)
         if under > row:
+            for k in range(num_classes):
+                for x in range(width):
+                    rows[below, k, x] = logits[k, under, x]
             _winners(logits, under, classes[below], sure[below], best, second, margin)
         else:
             below = here
@@ -167,8 +193,9 @@ def write_labels(
                 and classes[below, beside] == winner
             ):
                 continue
-            count = _candidates(logits, row, under, column, beside, margin, candidates, corners)
-            for x in range(x_first[column], x_first[column] + x_count[column]):
-                _interpolate(
-                    labels, x, top, bottom, x_low[x], x_high[x], y_low, y_high, candidates, corners, ends, count
-                )
+            count = _candidates(rows, here, below, column, beside, margin, candidates, corners)
+            left = x_first[column]
+            _interpolate(
+                labels, top, bottom, left, left + x_count[column], y_low, y_high, x_low, x_high,
+                candidates, corners, count, ends, leader, chosen,
+            )  # fmt: skip
