@@ -71,8 +71,8 @@ def command(
     film = None
     if source is not None:
         (film, *others) = open_sources([source])
-        if others or not film.moving:
-            raise UsageError(f"--source {source}: takes one video")
+        if others or not film.moving or getattr(film, "live", False):
+            raise UsageError(f"--source {source}: takes one video file")
     jobs = [(p, b) for p in paths for b in (runnable_backends(p) if backend == "all" else [backend])]
     if not jobs:
         raise UsageError(f"nothing installed here runs {', '.join(map(str, paths))}; see fada export --list")

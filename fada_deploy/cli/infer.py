@@ -138,6 +138,7 @@ def command(
     from fada_deploy.runtime.live import LiveOptions, LiveSource, is_live
     from fada_deploy.runtime.look import Look
     from fada_deploy.runtime.pipeline import Timings
+    from fada_deploy.runtime.race import WORTH_IT
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.show import require_windows
     from fada_deploy.runtime.sinks import Saving
@@ -159,6 +160,8 @@ def command(
         sources = open_sources(
             [LiveSource(each, live) if is_live(each) else each for each in source], hardware=video_hardware
         )
+    if rebuild and model is None:
+        raise UsageError("--rebuild takes the engine that it is for; give --model FILE.engine")
     if model is not None:
         model = exported_model(model)
         if rebuild:
@@ -167,33 +170,39 @@ def command(
         if isinstance(each, LiveSource):
             each.on_trouble = log
     # One answer as soon as can be where somebody waits for it, many as soon as can be where all lie ready.
-    waits = any(getattr(s, "live", False) for s in sources) or sum(s.count() or 2 for s in sources) == 1
-    parallel = 1 if waits else throughput_requests()
+    live_ones = any(getattr(s, "live", False) for s in sources)
+    # Of a film that does not say how long it is, as if it were long.
+    expected = 0 if live_ones else sum(s.count() or WORTH_IT for s in sources)
+    parallel = 1 if expected <= 1 else throughput_requests()
     with Segmenter(
         model, device=device, backend=backend, batch=batch, parallel=parallel, allow_unproven=allow_unproven
     ) as segmenter:
-        race = _race(segmenter) if backend == "auto" and not waits else None
+        race = _race(segmenter) if backend == "auto" and expected >= WORTH_IT * segmenter.batch else None
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")
         saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids, look, preset, video_hardware)
-        timings = Timings()
+        timings, stopped = Timings(), threading.Event()
+        stays = not any(each.moving or getattr(each, "live", False) for each in sources)
         try:
-            with _stopping(sources) as stop, _window(show, stop, saving, segmenter) as seen:
+            with _stopping(sources, stopped) as stop, _window(show, stop, saving, segmenter, stays=stays) as seen:
                 tally = _label(segmenter, sources, saving, timings, seen)
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
-        if not tally.frames:
+        if not tally.frames and (tally.failed or not stopped.is_set()):
             for line in tally.failed[1:]:
                 log(f"failed: {line}")
-            raise DataError(tally.failed[0] if tally.failed else f"{', '.join(source)}: holds no frame")
+            raise DataError(
+                tally.failed[0] if tally.failed else f"{', '.join(s.name for s in sources)}: holds no frame"
+            )
         summary = _summary(segmenter, saving, tally, timings) | _counted(sources)
     if as_json:
         emit_json(summary)
     _say(summary)
     if race is not None and race.fastest:
         took = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in race.seconds.items())
-        log(f"measured beside it, ms a batch: {took}; from now on --backend auto takes {race.fastest}")
+        then = f"from now on --backend auto takes {race.fastest}" if race.kept else "the cache cannot be written"
+        log(f"measured beside it, ms a batch: {took}; {then}")
     return 1 if tally.failed else 0
 
 
@@ -219,9 +228,12 @@ def _described(segmenter: Segmenter) -> str:
 
 @contextmanager
 def _window(
-    show: bool, stop: Callable[[], None], saving: Saving, segmenter: Segmenter
+    show: bool, stop: Callable[[], None], saving: Saving, segmenter: Segmenter, *, stays: bool
 ) -> Iterator[Callable[[Result], None]]:
-    """Yield what shows a result; a person who closes the window calls `stop`."""
+    """Yield what shows a result; a person who closes the window calls `stop`.
+
+    A window that `stays` is there with the last picture until it is closed.
+    """
     if not show:
         yield lambda result: None
         return
@@ -236,6 +248,9 @@ def _window(
                 window.show(drawing.draw(result))
 
         yield seen
+        if stays and not window.closed:
+            log("q or Esc in the window ends this")
+            window.wait()
     if window.failure:
         log(window.failure)
 
@@ -277,14 +292,15 @@ def _label(
 
 
 @contextmanager
-def _stopping(sources: list[Source]) -> Iterator[Callable[[], None]]:
+def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Callable[[], None]]:
     """Let the first Ctrl-C end live sources, so that their films are finished; the second one stops at once.
 
-    Yield what ends them without one.
+    Yield what ends them without one; either sets `stopped`.
     """
     live: list[Any] = [source for source in sources if getattr(source, "live", False)]
 
     def stop() -> None:
+        stopped.set()
         for source in live:
             source.stop()
 
@@ -311,7 +327,8 @@ def _counted(sources: list[Source]) -> dict[str, Any]:
     live = [source for source in sources if isinstance(source, LiveSource)]
     if not live:
         return {}
-    return {"live": {s.name: {"dropped": s.dropped, "late": s.late, "reconnects": s.reconnects} for s in live}}
+    counted = ("dropped", "late", "damaged", "reconnects")
+    return {"live": {source.name: {what: getattr(source, what) for what in counted} for source in live}}
 
 
 def _remove_if_empty(out: Path, *, made_here: bool) -> None:
@@ -333,7 +350,7 @@ def _summary(segmenter: Segmenter, saving: Saving, tally: _Tally, timings: Timin
         "failed": tally.failed,
         "seconds": round(tally.seconds, 3),
         "fps": round(tally.frames / tally.seconds, 2),
-        "ms_per_frame": {k: round(1000 * v / tally.frames, 2) for k, v in timings.seconds.items()},
+        "ms_per_frame": {k: round(1000 * v / max(1, tally.frames), 2) for k, v in timings.seconds.items()},
     }
 
 

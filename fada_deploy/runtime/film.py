@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Picture = NDArray[np.uint8]
 
-# Codecs that may lie in an MP4 file and that browsers know.
-_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
+# Codecs, by the names of FFmpeg's decoders, that may lie in an MP4 file and that browsers know.
+_SOUND = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "alac"})
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 # Of a picture's quality for people: 18 can hardly be told from the original, 23 is x264's own choice.
@@ -41,18 +41,21 @@ def film(
     audio: Path | None,
     preset: str = PRESETS[0],
     matrix: int = BT709,
+    pixel_aspect: Fraction | None = None,
     hardware: str | None = None,
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
 
     Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.planes`); one of odd size
-    gains a row or column, since H.264 halves its colour planes. `hardware` is a key of `HARDWARE`. `pts` counts
-    `time_base` and is kept. The sound of the file `audio` is copied beside it where an MP4 can hold it. Raise
+    gains a row or column, since H.264 halves its colour planes. `pixel_aspect` is a pixel's width by its height
+    [1]. `hardware` is a key of `HARDWARE`. `pts` counts `time_base` and is kept; where it jumps back by more than
+    a second, as in recordings that were joined, the film goes on from where it was. The sound of the file `audio`
+    is copied beside it where an MP4 can hold it. Raise
     `DataError` when the file cannot be written, `DeviceError` where the hardware is not to be had.
     """
     with _mp4(path) as (container, stack):
         codec = HARDWARE[hardware] if hardware else ("libx264", {"preset": preset, "crf": _CRF})
-        encoder = _Encoder(container, size_hw, time_base, rate, codec, matrix=matrix)
+        encoder = _Encoder(container, size_hw, time_base, rate, codec, matrix=matrix, pixel_aspect=pixel_aspect)
         if hardware:
             encoder.open(hardware)
         sound = _Sound(container, audio, stack)
@@ -74,7 +77,12 @@ def film(
 
 @contextmanager
 def label_film(
-    path: Path, size_hw: tuple[int, int], *, time_base: Fraction, rate: Fraction | None
+    path: Path,
+    size_hw: tuple[int, int],
+    *,
+    time_base: Fraction,
+    rate: Fraction | None,
+    pixel_aspect: Fraction | None = None,
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 of label maps (H, W) uint8 and yield `add(labels, pts)`, else as `film`.
 
@@ -82,7 +90,7 @@ def label_film(
     """
     with _mp4(path) as (container, _):
         codec = ("libx264", {"preset": PRESETS[0], "qp": "0"})
-        encoder = _Encoder(container, size_hw, time_base, rate, codec, grey=True)
+        encoder = _Encoder(container, size_hw, time_base, rate, codec, grey=True, pixel_aspect=pixel_aspect)
         yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), pts)
         encoder.flush()
 
@@ -112,11 +120,12 @@ class _Encoder:
         *,
         matrix: int = BT709,
         grey: bool = False,
+        pixel_aspect: Fraction | None = None,
     ) -> None:
         self._container = container
         self._matrix = matrix
         self._time_base = time_base
-        self._last: int | None = None
+        self._clock = _Clock(time_base)
         self._grey = grey
         height, width = size_hw
         self._pad_hw = height % 2, width % 2
@@ -126,6 +135,8 @@ class _Encoder:
         self._stream.pix_fmt = "gray" if grey else "yuv420p"
         context = self._stream.codec_context
         context.time_base = time_base
+        if pixel_aspect is not None:
+            context.sample_aspect_ratio = pixel_aspect
         context.colorspace = context.color_primaries = context.color_trc = matrix
         context.color_range = _FULL_RANGE if grey else _LIMITED_RANGE
 
@@ -151,13 +162,36 @@ class _Encoder:
         self.encode(frame, pts)
 
     def encode(self, frame: VideoFrame, pts: int) -> None:
-        # An encoder refuses a clock that stands still or runs back, as damaged recordings have it.
-        self._last = pts if self._last is None else max(pts, self._last + 1)
-        frame.pts, frame.time_base = self._last, self._time_base
+        frame.pts, frame.time_base = self._clock.onward(pts), self._time_base
         self._container.mux(self._stream.encode(frame))
 
     def flush(self) -> None:
         self._container.mux(self._stream.encode(None))
+
+
+class _Clock:
+    """Timestamps that only rise, since nothing else can be written.
+
+    One that stands still or runs back a little, as in damaged recordings, is set one tick onward. One that jumps
+    back, as where recordings were joined, is shifted for good.
+    """
+
+    def __init__(self, time_base: Fraction) -> None:
+        self._second = 1 / time_base
+        self._last: int | None = None
+        self._step = 1
+        self._shift = 0
+
+    def onward(self, pts: int) -> int:
+        pts += self._shift
+        if self._last is not None:
+            if self._last - pts > self._second:
+                self._shift += self._last + self._step - pts
+                pts = self._last + self._step
+            pts = max(pts, self._last + 1)
+            self._step = min(pts - self._last, max(1, int(self._second)))
+        self._last = pts
+        return pts
 
 
 class _Sound:
@@ -172,11 +206,14 @@ class _Sound:
         if audio is None:
             return
         source = stack.enter_context(av.open(str(audio)))
-        if source.streams.audio and source.streams.audio[0].codec_context.name in _SOUND:
-            track = source.streams.audio[0]
+        track = source.streams.audio[0] if source.streams.audio else None
+        # What FFmpeg cannot decode has no context.
+        if track is not None and track.codec_context is not None and track.codec_context.name in _SOUND:
             self._stream = container.add_stream_from_template(track)
+            assert track.time_base is not None
+            clock = _Clock(track.time_base)
             # The packet that ends a stream has no timestamp.
-            self._packets = (p for p in source.demux(track) if p.dts is not None)
+            self._packets = (_set_onward(p, clock) for p in source.demux(track) if p.dts is not None)
 
     def until(self, seconds: float) -> None:
         import av
@@ -193,3 +230,10 @@ class _Sound:
             self._waiting.stream = self._stream
             self._container.mux(self._waiting)
             self._waiting = None
+
+
+def _set_onward(packet: Any, clock: _Clock) -> Any:
+    shift = clock.onward(packet.dts) - packet.dts
+    packet.dts += shift
+    packet.pts = packet.dts if packet.pts is None else packet.pts + shift
+    return packet

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.video import upright_rgb
-from fada_deploy.runtime.sources import PAUSE, End, Frame, Item
+from fada_deploy.runtime.sources import PAUSE, End, Frame, Item, decoded
 
 POLICIES = ("drop-oldest", "drop-newest", "wait")
 SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
@@ -34,6 +34,8 @@ _CLOCK = Fraction(1, 90_000)
 _TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
 # Seconds by which a stream of known length may end early.
 _SLACK = 1.0
+# Seconds: while nothing comes, who has stopped is noticed within.
+_NAP = 0.1
 
 Picture = NDArray[np.uint8]
 
@@ -109,8 +111,9 @@ class _Slot:
 class LiveSource:
     """Frames of a stream as they come; `stop` ends it, and what was begun is finished.
 
-    `dropped` counts frames that were never looked at, `late` those past their deadline, `reconnects` how often
-    it was opened again. `on_trouble` is called, in a thread of its own, with a line for each time it breaks.
+    `dropped` counts frames that were never looked at, `late` those past their deadline, `damaged` packets that
+    could not be decoded, `reconnects` how often it was opened again. `on_trouble` is called, in a thread of its
+    own, with a line for each time it breaks.
     """
 
     moving = True
@@ -128,7 +131,7 @@ class LiveSource:
         self._policy = self._options.policy or ("wait" if address == PIPE else "drop-oldest")
         self._stopped = threading.Event()
         self._failure = ""
-        self.dropped = self.late = self.reconnects = 0
+        self.dropped = self.late = self.damaged = self.reconnects = 0
 
     def count(self) -> None:
         """Return None: nobody knows."""
@@ -157,10 +160,19 @@ class LiveSource:
         """Read until the end, opening again what broke; return why it failed, "" where it only ended."""
         index, began, last = 0, None, time.monotonic()
         pause = _FIRST_PAUSE
-        while not self._stopped.is_set():
-            why = "it ended"
+
+        def over() -> bool:
+            return self._stopped.is_set() or slot.closed
+
+        while not over():
+            why, broken = "it ended", False
             try:
-                for picture in self._pictures():
+                for picture in self._pictures(over):
+                    if picture is None:
+                        self.damaged += 1
+                        if self._address != PIPE and time.monotonic() - last > self._options.give_up_s:
+                            raise DataError("nothing in it can be decoded")
+                        continue
                     now = time.monotonic()
                     began = now if began is None else began
                     pts = round((now - began) / _CLOCK)
@@ -171,25 +183,26 @@ class LiveSource:
             except _Over:
                 return ""
             except (OSError, DataError) as error:
-                why = _one_line(error)
+                why, broken = _one_line(error), True
             if self._address == PIPE:
                 # What a pipe has given is all there is.
-                return "" if index else why
+                return why if broken or not index else ""
             if time.monotonic() - last > self._options.give_up_s:
                 return f"gave no frame for {self._options.give_up_s:g} s ({why})"
             if pause == _FIRST_PAUSE:
                 self.on_trouble(f"{self.name}: {why}; trying again for {self._options.give_up_s:g} s")
-            if self._stopped.wait(pause):
-                return ""
+            until = time.monotonic() + pause
+            while not over() and time.monotonic() < until:
+                time.sleep(_NAP)
             pause = min(2 * pause, _LONGEST_PAUSE)
             self.reconnects += 1
         return ""
 
-    def _pictures(self) -> Iterator[Picture]:
+    def _pictures(self, over: Callable[[], bool]) -> Iterator[Picture | None]:
         if self._address.isdigit():
-            return _camera(int(self._address), self._stopped)
+            return _camera(int(self._address), over)
         whole = self._policy == "wait" or self._address == PIPE
-        return _stream(self._address, self._stopped, whole=whole)
+        return _stream(self._address, over, whole=whole)
 
 
 class _Reading:
@@ -218,7 +231,6 @@ class _Reading:
 
     def leave(self) -> None:
         """Tell the thread to end."""
-        self.source._stopped.set()
         self.slot.close()
         self.source.dropped += self.slot.dropped
         self.slot.dropped = 0
@@ -256,7 +268,7 @@ def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]
             yield PAUSE
             with changed:
                 # A look now and then at `stop`, which a signal's handler sets without a word.
-                changed.wait_for(lambda: any(each.slot.ready for each in reading), timeout=0.1)
+                changed.wait_for(lambda: any(each.slot.ready for each in reading), timeout=_NAP)
     finally:
         for each in begun:
             each.leave()
@@ -268,8 +280,11 @@ class _Over(Exception):
     """A stream of known length came to its end."""
 
 
-def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[Picture]:
-    """Yield the pictures of a stream or pipe; raise `DataError` when it breaks, `_Over` when it has its end."""
+def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[Picture | None]:
+    """Yield the pictures of a stream or pipe until it is `over`, None for each damaged packet.
+
+    Raise `DataError` when it breaks, `_Over` when it has its end.
+    """
     import av
 
     # Nobody asks for the rate, and to guess it takes 20 frames or more: ten seconds of a slow camera's. What was
@@ -278,7 +293,7 @@ def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[
     if address.startswith("rtsp"):
         # Over UDP lost packets are torn pictures.
         options["rtsp_transport"] = "tcp"
-    source: Any = sys.stdin.buffer if address == PIPE else address
+    source: Any = _stdin() if address == PIPE else address
     timeout = None if address == PIPE else (_TIMEOUT, _TIMEOUT)
     try:
         with av.open(source, options=options, timeout=timeout) as container:
@@ -286,12 +301,16 @@ def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[
                 raise DataError("holds no video")
             stream = container.streams.video[0]
             first = last = None
-            for picture in container.decode(stream):
-                if stopped.is_set():
-                    return
-                last = picture.time
-                first = last if first is None else first
-                yield upright_rgb(picture)
+            for packet in container.demux(stream):
+                for picture in decoded(packet):
+                    if over():
+                        return
+                    if picture is None:
+                        yield None
+                        continue
+                    last = picture.time
+                    first = last if first is None else first
+                    yield upright_rgb(picture)
             # What is cut looks like an end; before the pictures' length, as far as it is known, it is none.
             if container.duration and (last or 0) - (first or 0) >= _length(container, stream) - _SLACK:
                 raise _Over
@@ -299,6 +318,11 @@ def _stream(address: str, stopped: threading.Event, *, whole: bool) -> Iterator[
         raise DataError(f"no packet for {_TIMEOUT:g} s") from None
     except av.error.FFmpegError as error:
         raise DataError(error.strerror or str(error)) from None
+
+
+def _stdin() -> Any:
+    """Return what a pipe is read from: without Python's buffer, whose lock a waiting thread takes to its grave."""
+    return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
 
 
 def _length(container: Any, stream: Any) -> float:
@@ -309,15 +333,15 @@ def _length(container: Any, stream: Any) -> float:
     return float(container.duration / 1_000_000) if len(container.streams) == 1 else 0.0
 
 
-def _camera(number: int, stopped: threading.Event) -> Iterator[Picture]:
-    """Yield the pictures of a camera by its number."""
+def _camera(number: int, over: Callable[[], bool]) -> Iterator[Picture]:
+    """Yield the pictures of a camera by its number until it is `over`."""
     import cv2
 
     camera = cv2.VideoCapture(number)
     try:
         if not camera.isOpened():
             raise DataError(f"camera {number} does not open; is it connected, and may this user read it?")
-        while not stopped.is_set():
+        while not over():
             there, picture = camera.read()
             if not there:
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +21,8 @@ from fada_deploy.runtime.choice import chosen_backend, record_choice
 
 # Batches before the others are opened, warm up, and are measured.
 _BEFORE, _WARM_UP, _MEASURED = 5, 2, 8
+# Fewer batches may be over before the others are open, which would be for nothing, and again the next time.
+WORTH_IT = 100
 
 
 def rivals_of(path: Path, backend: Backend) -> list[str]:
@@ -38,7 +41,8 @@ def rivals_of(path: Path, backend: Backend) -> list[str]:
 class Race:
     """The backend `own` with others measured beside it; answers are `own`'s alone.
 
-    `seconds`: the median of a batch by engine, and `fastest`, both empty until the race is over.
+    `seconds`: the median of a batch by engine, and `fastest`, both empty until the race is over; `kept`: the next
+    run will know it.
     """
 
     def __init__(self, path: Path, own: Backend, rivals: list[str]) -> None:
@@ -46,6 +50,7 @@ class Race:
         self.metadata: ModelMetadata = own.metadata
         self.seconds: dict[str, float] = {}
         self.fastest = ""
+        self.kept = False
         self._path, self._own, self._names = path, own, rivals
         self._lock = threading.Lock()
         self._batches = 0
@@ -101,7 +106,10 @@ class Race:
                 return
             self.seconds = {name: median(times[_WARM_UP:]) for name, times in self._times.items()}
             self.fastest = min(self.seconds, key=lambda name: self.seconds[name])
-        record_choice(self.metadata, self.fastest)
+        # A cache that cannot be written is no reason to lose the film.
+        with suppress(OSError):
+            record_choice(self.metadata, self.fastest)
+            self.kept = True
         self._end()
 
     def _end(self) -> None:

@@ -88,6 +88,11 @@ class Window:
             self._changed.notify_all()
         return not self.closed
 
+    def wait(self) -> None:
+        """Wait until a person closes the window, or it goes away by itself."""
+        while self._thread.is_alive():
+            self._thread.join(_PATIENCE)
+
     def __enter__(self) -> Self:
         require_windows()
         self._said: IO[bytes] = tempfile.TemporaryFile()
@@ -142,7 +147,8 @@ class Window:
             with self._changed:
                 self._changed.wait_for(lambda: self._next is not None or self._over, timeout=0.1)
                 picture, self._next = self._next, None
-                if self._over:
+                # The last picture is still shown: it may be the only one.
+                if self._over and picture is None:
                     return
             if self._process.poll() is not None:
                 break

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,11 @@ class Opening:
     def space(self) -> LabelSpace:
         return self.first.result.space
 
+    @property
+    def pixel_aspect(self) -> Fraction | None:
+        """A pixel's width by its height, where the source says it."""
+        return getattr(self.source, "pixel_aspect", None)
+
     def path(self, kind: str, suffix: str, result: Result | None = None) -> Path:
         """Return the file of a result, or without one, the file of the whole source."""
         item = result.item if result is not None else ""
@@ -121,7 +127,9 @@ def _mask_film(opening: Opening) -> Iterator[Write]:
     first, ids = opening.first.result, _ids(opening)
     assert first.time_base is not None
     path, size = opening.whole("mask-film", ".mp4"), (first.labels.shape[0], first.labels.shape[1])
-    with label_film(path, size, time_base=first.time_base, rate=opening.source.rate) as add:
+    with label_film(
+        path, size, time_base=first.time_base, rate=opening.source.rate, pixel_aspect=opening.pixel_aspect
+    ) as add:
         yield lambda drawn: add(ids(drawn), _pts(drawn))
 
 
@@ -215,7 +223,7 @@ def _film(opening: Opening, kind: str, picture_of: Callable[[Drawn], Any], audio
     saving = opening.saving
     with film(
         opening.whole(kind, ".mp4"), size, time_base=base, rate=opening.source.rate, audio=audio,
-        preset=saving.preset, matrix=matrix, hardware=saving.hardware,
+        preset=saving.preset, matrix=matrix, pixel_aspect=opening.pixel_aspect, hardware=saving.hardware,
     ) as add:  # fmt: skip
         yield lambda drawn: add(picture_of(drawn), _pts(drawn))
 

@@ -118,6 +118,7 @@ class VideoSource:
         self.name = str(path)
         self.rate: Fraction | None = None
         self.audio: Path | None = None
+        self.pixel_aspect: Fraction | None = None
         self._path = path
         self._hardware = hardware
         self._count: int | None = None
@@ -127,6 +128,7 @@ class VideoSource:
         container, stream = open_video(self._path)
         with container:
             self.rate = stream.average_rate
+            self.pixel_aspect = stream.sample_aspect_ratio or None
             self.audio = self._path if container.streams.audio else None
             self._count = stream.frames or round(_end(container, stream) * (self.rate or 0)) or None
 
@@ -168,6 +170,8 @@ class VideoSource:
         if pts is None or time_base is None:
             # Bare streams carry no clock.
             pts, time_base = index, 1 / (self.rate or Fraction(25))
+        if index == 0 and self.pixel_aspect is not None and picture.rotation % 180:
+            self.pixel_aspect = 1 / self.pixel_aspect
         decoded = picture if is_drawable(picture) else None
         rgb, item = upright_rgb(picture), f"{index:06d}"
         return Frame(rgb, self.name, index, item, time.monotonic(), pts, time_base, decoded)
@@ -195,20 +199,27 @@ def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
             return
         if packet is None:
             return
-        if packet.is_corrupt:
+        yield from decoded(packet)
+
+
+def decoded(packet: Any) -> Generator[Any, None, None]:
+    """Yield the frames that a PyAV packet gives, and None where it is broken."""
+    import av
+
+    if packet.is_corrupt:
+        yield None
+    flushing = packet.size == 0
+    while True:
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
             yield None
-        flushing = packet.size == 0
-        while True:
-            try:
-                yield from packet.decode()
-            except av.error.EOFError:
-                break
-            except av.error.FFmpegError:
-                yield None
-                # While the decoder is emptied, the frames behind the broken one are still to be had.
-                if flushing:
-                    continue
-            break
+            # While the decoder is emptied, the frames behind the broken one are still to be had.
+            if flushing:
+                continue
+        return
 
 
 Given = str | Path | int | Source

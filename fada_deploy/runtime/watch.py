@@ -178,6 +178,8 @@ class WatchSource:
         try:
             if not last and not _is_whole(path):
                 return None
+            if last and _is_cut_jpeg(path):
+                raise DataError(f"{path}: is cut short; it did not grow for {self._give_up_s:g} s")
             found = Frame(read_rgb(path), self.name, index, waiting.item, time.monotonic())
         except (DataError, OSError) as error:
             if not last and path.exists():
@@ -221,3 +223,15 @@ def _is_whole(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         return file.read().rstrip(b"\0").endswith(end)
+
+
+def _is_cut_jpeg(path: Path) -> bool:
+    """Say whether a JPEG has no end behind the start of its scan; previews in its head have ends of their own."""
+    data = path.read_bytes()
+    if path.suffix.lower() not in (".jpg", ".jpeg") or not data.startswith(b"\xff\xd8"):
+        return False
+    place = 2
+    # Segments of the head: a marker and a length each, up to the start of the scan.
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+    return _ENDS[".jpg"] not in data[place:]

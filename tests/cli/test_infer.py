@@ -240,7 +240,7 @@ def test_the_first_long_film_races_the_engines(
     proven = {"onnxruntime": {}, "openvino": {}}
     metadata = ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, verification=proven)
     model = toy.color_model(tmp_path / "proven.onnx", metadata=metadata.to_json())
-    video = toy.write_video(tmp_path / "long.mp4", [toy.scene(i)[0] for i in range(60)])
+    video = toy.write_video(tmp_path / "long.mp4", [toy.scene(i)[0] for i in range(120)])
     start = threading.Thread.start
 
     def start_and_wait(thread: threading.Thread) -> None:

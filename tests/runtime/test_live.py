@@ -252,7 +252,12 @@ def test_a_pipe_is_labelled_to_its_end(film: Path, tmp_path: Path) -> None:
         done = subprocess.run(list(map(str, command)), stdin=pipe, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["frames"] == 20 and summary["live"]["pipe"] == {"dropped": 0, "late": 0, "reconnects": 0}
+    assert summary["frames"] == 20 and summary["live"]["pipe"] == {
+        "dropped": 0,
+        "late": 0,
+        "damaged": 0,
+        "reconnects": 0,
+    }
     assert len(read_video(tmp_path / "out/overlay/pipe.mp4")) == 20
 
 

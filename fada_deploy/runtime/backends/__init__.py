@@ -82,9 +82,12 @@ def open_backend(
 def _fastest(path: Path, device: str) -> str:
     """Return the backend that was measured to be the fastest here (`fada bench --choose`), else the first one."""
     if device in ("auto", "cpu"):
-        chosen = chosen_backend(read_metadata(path))
-        if chosen in ONNX_BACKENDS and find_spec(chosen) is not None:
+        metadata = read_metadata(path)
+        able = runnable_onnx(metadata.precision)
+        if (chosen := chosen_backend(metadata)) in able:
             return chosen
+        if able:
+            return able[0]
     return installed_backend()
 
 

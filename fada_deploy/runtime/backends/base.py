@@ -126,6 +126,11 @@ def import_engine(package: str, extra: str) -> Any:
         raise broken_engine(package, error) from None
 
 
+def closed_model(where: str) -> ModelError:
+    """Return the error for a model that is asked after it was closed."""
+    return ModelError(f"{where}: is closed already; use it inside its `with` block, or open it again")
+
+
 def broken_engine(engine: str, error: ImportError) -> DeviceError:
     """Return the error for an engine that is installed but does not load, as when a library is missing."""
     return DeviceError(f"{engine} is installed but does not load ({one_line(error)}); install it again")

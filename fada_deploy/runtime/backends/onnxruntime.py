@@ -15,6 +15,7 @@ from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
     batch_for,
+    closed_model,
     cuda_index,
     import_engine,
     one_line,
@@ -72,11 +73,14 @@ class OnnxRuntimeBackend:
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
         batch = batch_for(frames_bhwc, self.metadata)
+        session, bound = self._session, self._bound
+        if session is None:
+            raise closed_model(self._where)
         try:
-            if self._bound is not None:
-                output = self._bound.run(batch, self.metadata.head)
+            if bound is not None:
+                output = bound.run(batch, self.metadata.head)
             else:
-                output = self._session.run([self.metadata.head], {"frames": batch})[0]
+                output = session.run([self.metadata.head], {"frames": batch})[0]
         except Exception as error:
             raise ModelError(f"{self._where}: onnxruntime failed ({one_line(error)})") from None
         return prediction_of(np.asarray(output), len(frames_bhwc), self.metadata, self._where)

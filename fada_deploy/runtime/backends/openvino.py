@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
     batch_for,
+    closed_model,
     cuda_index,
     import_engine,
     one_line,
@@ -47,7 +49,8 @@ class OpenVinoBackend:
         # two threads come to it at once.
         with _first_array:
             openvino.Tensor(np.zeros(1, np.uint8), shared_memory=True).data  # noqa: B018
-        # A request holds its own buffers: one caller at a time.
+        self._closed = False
+        # A request holds its own buffers: one caller at a time. None says that there will be no more.
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(parallel):
             self._requests.put(compiled.create_infer_request())
@@ -77,16 +80,24 @@ class OpenVinoBackend:
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
         batch = batch_for(frames_bhwc, self.metadata)
-        request = self._requests.get()
+        request = None if self._closed else self._requests.get()
+        if request is None:
+            self._requests.put(None)
+            raise closed_model(self._where)
         try:
             request.infer({"frames": batch}, share_inputs=True)
             output = np.array(request.get_tensor(self._output).data)
         except RuntimeError as error:
             raise ModelError(f"{self._where}: openvino failed ({one_line(error)})") from None
         finally:
-            self._requests.put(request)
+            if not self._closed:
+                self._requests.put(request)
         return prediction_of(output, len(frames_bhwc), self.metadata, self._where)
 
     def close(self) -> None:
         """Let the compiled model go."""
-        self._requests = SimpleQueue()
+        self._closed = True
+        with suppress(Empty):
+            while True:
+                self._requests.get_nowait()
+        self._requests.put(None)
