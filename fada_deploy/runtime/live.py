@@ -194,6 +194,8 @@ class LiveSource:
             until = time.monotonic() + pause
             while not over() and time.monotonic() < until:
                 time.sleep(_NAP)
+            if over():
+                return ""
             pause = min(2 * pause, _LONGEST_PAUSE)
             self.reconnects += 1
         return ""

@@ -72,6 +72,7 @@ def test_what_cannot_be_measured_is_one_line(fada: Fada, model: Path, tmp_path: 
     for arguments, message in (
         ((model, "--backend", "magic"), "no backend 'magic'; there are all, onnxruntime"),
         ((model, "--source", picture), "takes one video"),
+        ((model, "--source", "-"), "takes one video"),
         ((model, "--plot", "speed.bmp"), "writes .png, .svg or .pdf"),
         ((), "no model under runs/"),
     ):

@@ -157,6 +157,7 @@ def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.Ca
         (["VIDEO", "--save", "none"], 2, "--save none without --show would leave nothing"),
         (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes one folder"),
         (["VIDEO", "--watch"], 1, "no such folder to watch"),
+        (["VIDEO", "--rebuild"], 2, "give --model FILE.engine"),
         (["VIDEO", "0"], 2, "camera-0 is live, and the others would wait for its end"),
         (["VIDEO", "--show"], 2, "no display to show a window on"),
     ],
@@ -231,6 +232,24 @@ def test_a_watched_folder_until_ctrl_c(model: Path, tmp_path: Path) -> None:
     assert process.returncode == 0, told
     summary = json.loads(said)
     assert summary["frames"] == 2 and summary["failed"] == []
+
+
+def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    command = [sys.executable, "-m", "fada_deploy", "infer", folder, "--watch", "--model", model, "--json"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    # What it says of the model is the last thing before the watch begins.
+    assert process.stderr.readline().startswith("model ")
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    said, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert json.loads(said)["frames"] == 0 and not (tmp_path / "runs/infer-001").exists()
 
 
 def test_the_first_long_film_races_the_engines(

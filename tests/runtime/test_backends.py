@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,49 @@ def test_known_labels(tmp_path: Path, backend: str, head: str, batch: int | None
     big = prediction.labels((100, 260))
     assert big.shape == (2, 100, 260)
     opened.close()
+
+
+@every_backend
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_what_is_closed_says_so_and_holds_nobody(tmp_path: Path, backend: str, parallel: int) -> None:
+    opened = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend, parallel=parallel)
+    frames = toy.scene(0)[0][None]
+    opened.submit(frames)
+    opened.close()
+    for _ in range(3):
+        with pytest.raises(ModelError) as error:
+            opened.submit(frames)
+        assert "is closed already; use it inside its `with` block" in one_line(error)
+
+
+@every_backend
+def test_closing_while_others_ask(tmp_path: Path, backend: str) -> None:
+    opened = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend)
+    frames = toy.scene(0)[0][None]
+    answered, refused = threading.Event(), []
+
+    def ask() -> None:
+        try:
+            while True:
+                opened.submit(frames)
+                answered.set()
+        except ModelError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert answered.wait(60)
+    opened.close()
+    for thread in threads:
+        thread.join(60)
+    assert len(refused) == 3 and all("is closed already" in line for line in refused)
+
+
+def test_a_precision_goes_to_an_engine_that_has_it(tmp_path: Path) -> None:
+    metadata = ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, precision="bf16")
+    model = toy.color_model(tmp_path / "m.onnx", metadata=metadata.to_json())
+    assert open_backend(model).name == "openvino"
 
 
 @every_backend

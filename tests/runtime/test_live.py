@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 from toy import color_model, read_video, scene, write_video
@@ -259,6 +260,72 @@ def test_a_pipe_is_labelled_to_its_end(film: Path, tmp_path: Path) -> None:
         "reconnects": 0,
     }
     assert len(read_video(tmp_path / "out/overlay/pipe.mp4")) == 20
+
+
+def damaged_pictures(count: int, bad: set[int]) -> bytes:
+    """Return motion JPEG, some pictures of which are no pictures."""
+    found = []
+    for i in range(count):
+        ok, data = cv2.imencode(".jpg", scene(i)[0][..., ::-1])
+        assert ok
+        whole = data.tobytes()
+        # Its head is whole, as the demuxer goes by it, and what follows is none.
+        found.append(whole[:20] + b"\xff\xc0\x00\x02" + whole[-2:] if i in bad else whole)
+    return b"".join(found)
+
+
+def test_a_damaged_picture_in_a_pipe_is_counted_and_the_rest_go_on(tmp_path: Path) -> None:
+    model = color_model(tmp_path / "toy.onnx")
+    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model]
+    command += ["--out", tmp_path / "out", "--json", "--save", "json"]
+    data = damaged_pictures(12, {4, 7})
+    done = subprocess.run(list(map(str, command)), input=data, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == 10 and summary["live"]["pipe"]["damaged"] == 2
+
+
+def test_a_stream_in_which_nothing_decodes_is_given_up(serve: Callable[..., str]) -> None:
+    body = damaged_pictures(3, {1, 2})
+    source = LiveSource(serve([body], endless=True), LiveOptions(policy="wait", give_up_s=0.3))
+    source._pictures = lambda over: iter([None] * 10_000)  # type: ignore[method-assign, assignment]
+    began = time.monotonic()
+    found = take(source, 1)
+    assert "cannot be decoded" in str(found[-1]) or "can be decoded" in str(found[-1]), found
+    assert source.damaged and time.monotonic() - began < 60
+
+
+def test_a_source_is_read_again(film: Path, serve: Callable[..., str]) -> None:
+    source = LiveSource(serve([film.read_bytes()], endless=True), LiveOptions(policy="wait"))
+    for _ in range(2):
+        frames = (item for item in source.frames() if isinstance(item, Frame))
+        assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+        frames.close()
+
+
+def test_a_silent_pipe_is_left_with_the_film_whole(film: Path, tmp_path: Path) -> None:
+    model = color_model(tmp_path / "toy.onnx")
+    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model, "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write(film.read_bytes())
+    process.stdin.flush()
+    # The film is under way once its folder is there; its writer then says nothing more, and does not close.
+    until = time.monotonic() + 60
+    while not (tmp_path / "out/overlay").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    try:
+        code = process.wait(60)
+    finally:
+        process.kill()
+    assert code == 0, process.stderr.read()
+    process.stdin.close()
+    process.stderr.close()
+    assert 10 < len(read_video(tmp_path / "out/overlay/pipe.mp4")) <= 20
 
 
 def test_ctrl_c_finishes_the_film(film: Path, serve: Callable[..., str], tmp_path: Path) -> None:

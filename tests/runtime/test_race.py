@@ -84,7 +84,7 @@ def test_the_fastest_is_taken_from_the_next_run_on(
     race, own, rivals = race_between(model, monkeypatch, own_s, rival_s)
     labels = list(run(race, 40))
     assert race.fastest == fastest and set(race.seconds) == {"onnxruntime", "openvino"}
-    assert chosen_backend(race.metadata) == fastest
+    assert chosen_backend(race.metadata) == fastest and race.kept
     # Nothing more is measured, and this run goes on as it began.
     assert own.calls == 40 and rivals[0].calls == racing._WARM_UP + racing._MEASURED and race.name == "onnxruntime"
     alone = open_backend(model, backend="onnxruntime")
@@ -93,6 +93,18 @@ def test_the_fastest_is_taken_from_the_next_run_on(
     race.close()
     assert own.closed and rivals[0].closed
     assert rivals_of(model, open_backend(model, backend="onnxruntime")) == []
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "no-folder").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-folder"))
+    race, own, rivals = race_between(model, monkeypatch, 0.0, 0.01)
+    assert len(list(run(race, 40))) == 40
+    assert race.fastest == "onnxruntime" and not race.kept
+    race.close()
+    assert own.closed and rivals[0].closed
 
 
 def test_the_first_frames_are_run_alone_and_a_short_film_decides_nothing(

@@ -168,6 +168,20 @@ def test_pictures_arrive_with_their_colours(child: Callable[[str], None], tmp_pa
     assert not window.closed and not window.failure
 
 
+def test_a_picture_given_last_is_still_shown_and_stays_until_a_person_closes_it(
+    child: Callable[[str], None], tmp_path: Path
+) -> None:
+    child("look_after('t', highgui())")
+    with Window("t") as window:
+        window.show(scene(1)[0])
+    assert len(saved(tmp_path)) == 1
+    child("look_after('t', highgui(key=ord('q'), after=1))")
+    with Window("t") as window:
+        window.show(scene(2)[0])
+        window.wait()
+    assert window.closed
+
+
 def test_of_many_pictures_the_newest_is_shown(child: Callable[[str], None], tmp_path: Path) -> None:
     child("look_after('t', highgui())")
     with Window("t") as window:

@@ -103,6 +103,61 @@ def test_a_clock_that_stands_still_and_a_size_that_changes(tmp_path: Path) -> No
     assert [t * 10 for t, _ in toy.read_video(path)] == [0, 1, 5, 6]
 
 
+def test_recordings_that_were_joined_keep_their_length_and_sound(tmp_path: Path, segmenter: Segmenter) -> None:
+    parts = [
+        toy.write_video(tmp_path / f"{i}.ts", [toy.scene(k)[0] for k in range(20 * i, 20 * i + 20)], audio=True)
+        for i in range(2)
+    ]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    run(segmenter, [joined], Saving(tmp_path / "out", ("overlay", "mask-film")))
+
+    def packets(path: Path) -> int:
+        with av.open(str(path)) as container:
+            return sum(bool(p.size) for p in container.demux(audio=0))
+
+    for kind in ("overlay", "mask-film"):
+        times = np.diff([float(t) for t, _ in toy.read_video(tmp_path / "out" / kind / "joined.mp4")])
+        assert len(times) == 39
+        # A tenth of a second each, and where the clock jumps back no more and no less.
+        np.testing.assert_allclose(times, 0.1, atol=1e-3)
+    assert packets(tmp_path / "out/overlay/joined.mp4") == packets(parts[0]) + packets(parts[1])
+
+
+def test_pixels_that_are_not_square_stay_so(tmp_path: Path, segmenter: Segmenter) -> None:
+    source = tmp_path / "wide.mp4"
+    with film(
+        source, (64, 96), time_base=Fraction(1, 10), rate=Fraction(10), audio=None, pixel_aspect=Fraction(4, 3)
+    ) as add:
+        for i in range(3):
+            add(np.full((64, 96, 3), 40 * i, np.uint8), i)
+    run(segmenter, [source], Saving(tmp_path / "out", ("overlay", "color-film", "mask-film")))
+    for kind in ("overlay", "color-film", "mask-film"):
+        with av.open(str(tmp_path / "out" / kind / "wide.mp4")) as container:
+            assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+
+
+@pytest.mark.parametrize("codec", ["mp3", "libmp3lame"])
+def test_mp3_sound_is_copied(tmp_path: Path, codec: str) -> None:
+    source, path = tmp_path / "v.mp4", tmp_path / "o.mp4"
+    with av.open(str(source), "w") as out:
+        try:
+            tone = out.add_stream(codec, rate=16_000)
+        except (av.error.FFmpegError, ValueError):
+            pytest.skip(f"no encoder {codec} here")
+        for start in range(0, 16_000, 576):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 576), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 16_000, start, Fraction(1, 16_000)
+            out.mux(tone.encode(samples))
+        out.mux(tone.encode())
+    with film(path, (64, 64), time_base=Fraction(1, 10), rate=None, audio=source) as add:
+        for i in range(10):
+            add(np.zeros((64, 64, 3), np.uint8), i)
+    with av.open(str(path)) as container:
+        assert [s.type for s in container.streams] == ["video", "audio"]
+        assert sum(bool(p.size) for p in container.demux(audio=0)) > 20
+
+
 def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out" / "o.mp4"
     black = np.zeros((64, 64, 3), np.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -194,6 +193,20 @@ def test_a_jpeg_with_something_behind_its_end_is_taken_in_the_end(
     assert watching.items() == ["camera", "phone"]
 
 
+def test_a_jpeg_that_stays_cut_short_is_named(tmp_path: Path, start: Callable[..., Watching]) -> None:
+    path = picture(tmp_path / "cut.jpg")
+    whole = path.read_bytes()
+    # A preview in the head, as cameras put it there, has an end of its own.
+    preview = b"\xff\xe1" + (2 + len(whole)).to_bytes(2, "big") + whole
+    path.write_bytes((whole[:2] + preview + whole[2:])[: -len(whole) // 3])
+    good = picture(tmp_path / "good.jpg")
+    good.write_bytes(good.read_bytes()[:2] + preview + good.read_bytes()[2:] + b"SEFT")
+    watching = start(tmp_path)
+    watching.until_found(2)
+    assert watching.items() == ["good"]
+    assert "cut.jpg: is cut short" in str(watching.errors()[0])
+
+
 def test_a_picture_that_is_replaced_is_not_taken_again(tmp_path: Path, start: Callable[..., Watching]) -> None:
     picture(tmp_path / "a.png", 0)
     watching = start(tmp_path)
@@ -311,16 +324,12 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
             WatchSource(tmp_path, **times)
 
 
-def test_a_signal_ends_it(tmp_path: Path) -> None:
+def test_a_long_pause_ends_with_the_watch(tmp_path: Path) -> None:
     source = WatchSource(tmp_path, poll_s=1000)
-    before = signal.signal(signal.SIGALRM, lambda *_: source.stop())
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        assert list(without_pauses(source)) == []
-    finally:
-        # An alarm that comes after its handler has gone would end this process.
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    timer = threading.Timer(0.3, source.stop)
+    timer.start()
+    assert list(without_pauses(source)) == []
+    timer.join()
     assert list(without_pauses(source)) == []
 
 
