@@ -6,6 +6,7 @@ python app.py drive.mp4 --model model.onnx --budget-ms 50 --out annotated.mp4 > 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.drift import Drift, DriftWatch
 from fada_deploy.runtime.film import film
+from fada_deploy.runtime.live import LiveSource
 from fada_deploy.runtime.sources import Frame, open_sources
 
 # Drift looks at every fifth labelled frame: neighbours say little new, and confidence costs time.
@@ -124,6 +126,8 @@ def _say(text: str) -> None:
 def _told(drift: Drift | None) -> str:
     if drift is None:
         return "drift not watched"
+    if not drift.settled:
+        return f"drift {drift.score:.2f} so far, of too few frames to say"
     sure = "" if drift.confidence is None else f", confidence {drift.confidence:+.1f} deviations"
     moved = f", classes that moved: {', '.join(drift.moved)}" if drift.moved else ""
     return f"drift {drift.score:.2f}, {'un' * drift.drifting}like the frames of the export{sure}{moved}"
@@ -161,6 +165,10 @@ def main(
         corridor = Corridor(*vanishing_point, corridor_width, 1 - bonnet)
         with Segmenter(model) as segmenter:
             sys.exit(min(1, _run(App(segmenter, corridor, budget, drift_window), source, lines, out)))
+    except BrokenPipeError:
+        # Who read the lines has left (`… | head`); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (FadaError, OSError) as error:
         _say(f"error: {error}")
         sys.exit(getattr(error, "exit_code", 1))
@@ -173,6 +181,12 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
     stream, *others = open_sources([source])
     if others:
         raise UsageError(f"{source}: holds several films or kinds of pictures; give one")
+    if isinstance(stream, LiveSource):
+        stream.on_trouble = _say
+    if out is not None and out.suffix.lower() != ".mp4":
+        raise UsageError(f"--out {out}: writes an .mp4")
+    if out is not None and out.resolve() == Path(source).resolve():
+        raise UsageError(f"--out {out}: is the film that it is made of; give another")
     stopped: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -181,6 +195,7 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     latencies: list[float] = []
     failed = 0
     with ExitStack() as stack:

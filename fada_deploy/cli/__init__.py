@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -68,6 +70,12 @@ def main(args: list[str] | None = None) -> Any:
     """Run the command line; map every expected error to one line and its exit code."""
     from fada_deploy.common.errors import FadaError
 
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    ):
+        # As Ctrl-C: half-made files go, and what a command can finish it finishes.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)
     except click.exceptions.Abort:

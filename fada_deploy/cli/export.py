@@ -31,7 +31,11 @@ from fada_deploy.cli.options import SIZE, emit_json
     help="Whom int8 is quantised for.",
 )
 @click.option(
-    "--calibration", default="percentile", show_default=True, help="Of int8: minmax, percentile or entropy."
+    "--calibration",
+    type=click.Choice(["percentile", "minmax", "entropy"]),
+    default="percentile",
+    show_default=True,
+    help="Of int8.",
 )
 @click.option(
     "--calibration-frames", type=click.IntRange(2), default=64, show_default=True, help="Target frames for int8."
@@ -40,9 +44,13 @@ from fada_deploy.cli.options import SIZE, emit_json
 @click.option("--frames", type=click.Path(path_type=Path), help="Pictures or video in place of the run's target.")
 @click.option("--data", help="Labelled data set that judges other precisions than fp32 too.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
-@click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
-@click.option("--min-equal", type=float, help="Percent of labels that must equal the network's.")
-@click.option("--max-logit-error", type=float, help="Largest logit error, of the largest logit.")
+@click.option(
+    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
+)
+@click.option(
+    "--min-equal", type=click.FloatRange(0, 100), help="Percent of labels that must equal the network's."
+)
+@click.option("--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit.")
 @click.option("--trt", is_flag=True, help="Build an engine of each precision, with TensorRT or TensorRT-RTX.")
 @click.option(
     "--trt-flavour", type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]), default="auto", show_default=True

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fada_deploy.cli.options import log, newest
+from fada_deploy.cli.options import log, need_extra, newest
 
 if TYPE_CHECKING:
     from fada_deploy.common.errors import GateError
-    from fada_deploy.export.derive import Calibration, Gate
+    from fada_deploy.export.derive import Calibration
+    from fada_deploy.export.verify import Gate
     from fada_deploy.runtime.proof import Verification
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
@@ -32,10 +33,16 @@ class Plan:
 
     def run(self) -> None:
         """Check what was asked for, then make all of it; a refused file does not stop the others."""
-        from fada_deploy.common.errors import UsageError
+        from fada_deploy.common.errors import ModelError, UsageError
         from fada_deploy.common.runs import newest_models
 
         wanted = self._wanted()
+        if self.source is not None and self.source.suffix == ".onnx" and not self.source.is_file():
+            raise ModelError(f"{self.source}: no such file; give a run, or the fp32 .onnx of one")
+        if any(precision != "fp32" for precision, _ in wanted):
+            need_extra("onnx", "onnx")
+        elif self.options["data"] is not None:
+            raise UsageError("--data judges other precisions than fp32; name them, as --precision fp16,int8")
         if self.source is not None and self.source.suffix == ".onnx":
             if not (self.options["trt"] or self.options["triton"] or wanted != [("fp32", "any")]):
                 raise UsageError(f"{self.source}: is exported already; say --precision, --trt or --triton")
@@ -43,7 +50,7 @@ class Plan:
             wanted = self._of_file(self.source, wanted)
             base, self.document["model"] = self.source, str(self.source)
         else:
-            base = self._base()
+            base = self._base(wanted)
         made, engines = [base], []
         if others := [each for each in wanted if each[0] not in ("fp32", self._given)]:
             calibration, allowed = self._calibration(base), self._gate(base)
@@ -119,7 +126,7 @@ class Plan:
             raise UsageError("--trt takes int8 that is quantised for it; leave out --for cpu")
         return [(p, w) for p in _ORDER if p in asked for w in (whom if p == "int8" else ("any",))]
 
-    def _base(self) -> Path:
+    def _base(self, wanted: list[tuple[str, str]]) -> Path:
         """Export the network itself, in fp32."""
         from fada_deploy.common.errors import MissingExtraError, UsageError
         from fada_deploy.common.runs import final_weights
@@ -148,13 +155,35 @@ class Plan:
             size_hw=self.options["size"],
             batch=None if batch == "dynamic" else int(batch),
             frames=self.options["frames"],
+            thresholds=self._thresholds().thresholds("fp32"),
             say=log,
         )
         _tell(result.verification)
         log(f"done: {result.model} and {result.proof}")
+        self._tell_stale(result.model, wanted)
         verified = {name: v.to_dict() for name, v in result.verification.items()}
         self.document |= {"model": str(result.model), "proof": str(result.proof), "verification": verified}
         return result.model
+
+    def _tell_stale(self, model: Path, wanted: list[tuple[str, str]]) -> None:
+        """Name the files beside a new one that were proven by the pack which it replaced."""
+        from fada_deploy.common.errors import FadaError
+        from fada_deploy.export.derive import derived_path
+        from fada_deploy.runtime.backends import contract_of
+        from fada_deploy.runtime.proof import Proof
+
+        stale = []
+        made_anew = {derived_path(model, precision, made_for) for precision, made_for in wanted}
+        for path in sorted(
+            {*model.parent.glob(f"{model.stem}.*.onnx"), *model.parent.glob(f"{model.stem}*.engine")}
+        ):
+            try:
+                Proof.of(path, contract_of(path))
+            except FadaError:
+                if path not in made_anew:
+                    stale.append(path.name)
+        if stale:
+            log(f"note: {', '.join(stale)} lose their proof, which was the file's before; export them again")
 
     def _derive(self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate) -> Path:
         from fada_deploy.export.derive import derive
@@ -188,20 +217,19 @@ class Plan:
 
     def _gate(self, base: Path) -> Gate:
         from fada_deploy.data import open_dataset
-        from fada_deploy.export.derive import Gate
         from fada_deploy.runtime.backends.onnx_file import read_metadata
 
-        data, equal = self.options["data"], self.options["min_equal"]
-        dataset = None
+        data, dataset = self.options["data"], None
         if data is not None:
             space = read_metadata(base).label_space
             dataset = open_dataset(data, self.options["data_root"], split="val", space=space)
-        return Gate(
-            equal_labels=None if equal is None else equal / 100,
-            logit_error=self.options["max_logit_error"],
-            dataset=dataset,
-            max_miou_drop=self.options["max_miou_drop"] / 100,
-        )
+        return replace(self._thresholds(), dataset=dataset, max_miou_drop=self.options["max_miou_drop"] / 100)
+
+    def _thresholds(self) -> Gate:
+        from fada_deploy.export.verify import Gate
+
+        equal = self.options["min_equal"]
+        return Gate(None if equal is None else equal / 100, self.options["max_logit_error"])
 
     def _for_engine(self, path: Path, wanted: list[tuple[str, str]]) -> bool:
         """Say whether an engine is built of a file: those asked for, and of int8 the one made for it."""

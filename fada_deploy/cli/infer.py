@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
@@ -86,7 +87,13 @@ class _Tally:
     help="Of live sources, what the network is too slow for: drop-oldest, drop-newest or wait [wait for a pipe].",
 )
 @click.option("--deadline-ms", type=float, help="Of live sources, drop frames that waited for longer.")
-@click.option("--reconnect-s", type=float, default=30.0, show_default=True, help="Give a silent source up after.")
+@click.option(
+    "--reconnect-s",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Give a silent source up after.",
+)
 @click.option("--allow-unproven", is_flag=True, help="Run an engine that was never compared with the network.")
 @click.option("--rebuild", is_flag=True, help="Build an engine that does not fit this machine anew, of its .onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
@@ -135,6 +142,7 @@ def command(
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
     from fada_deploy.export.engines import rebuild_if_stale
+    from fada_deploy.runtime.film import PRESETS
     from fada_deploy.runtime.live import LiveOptions, LiveSource, is_live
     from fada_deploy.runtime.look import Look
     from fada_deploy.runtime.pipeline import Timings
@@ -142,9 +150,11 @@ def command(
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.show import require_windows
     from fada_deploy.runtime.sinks import Saving
-    from fada_deploy.runtime.sources import open_sources
+    from fada_deploy.runtime.sources import open_sources, subfolders
     from fada_deploy.runtime.watch import WatchSource
 
+    if preset not in PRESETS:
+        raise UsageError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     look = Look(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
@@ -160,6 +170,9 @@ def command(
         sources = open_sources(
             [LiveSource(each, live) if is_live(each) else each for each in source], hardware=video_hardware
         )
+    for folder in map(Path, source):
+        if folder.is_dir() and (below := subfolders(folder)):
+            log(f"note: {folder}: folders below it are not looked into, {below} of them")
     if rebuild and model is None:
         raise UsageError("--rebuild takes the engine that it is for; give --model FILE.engine")
     if model is not None:
@@ -190,15 +203,15 @@ def command(
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
         if not tally.frames and (tally.failed or not stopped.is_set()):
-            for line in tally.failed[1:]:
+            for line in tally.failed[1:] if not live_ones else ():
                 log(f"failed: {line}")
             raise DataError(
                 tally.failed[0] if tally.failed else f"{', '.join(s.name for s in sources)}: holds no frame"
             )
-        summary = _summary(segmenter, saving, tally, timings) | _counted(sources)
+        summary = _summary(segmenter, sources, saving, tally, timings) | _counted(sources)
     if as_json:
         emit_json(summary)
-    _say(summary)
+    _say(summary, told=live_ones)
     if race is not None and race.fastest:
         took = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in race.seconds.items())
         then = f"from now on --backend auto takes {race.fastest}" if race.kept else "the cache cannot be written"
@@ -271,6 +284,7 @@ def _label(
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.sinks import label_to_files
 
+    live = any(getattr(source, "live", False) for source in sources)
     counts = [s.count() for s in sources]
     total = None if None in counts else sum(c for c in counts if c)
     tally = _Tally()
@@ -287,13 +301,16 @@ def _label(
                 seen(item)
             elif isinstance(item, DataError):
                 tally.failed.append(str(item))
+                if live:
+                    # Its end may be a week away.
+                    log(f"failed: {item}")
     tally.seconds = time.perf_counter() - start
     return tally
 
 
 @contextmanager
 def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Callable[[], None]]:
-    """Let the first Ctrl-C end live sources, so that their films are finished; the second one stops at once.
+    """Let the first Ctrl-C or SIGTERM end live sources, so that their films are finished; the next stops at once.
 
     Yield what ends them without one; either sets `stopped`.
     """
@@ -309,15 +326,19 @@ def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Calla
         return
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
         log("\nfinishing; once more stops now, and what is not whole is lost")
         stop()
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, interrupted)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _counted(sources: list[Source]) -> dict[str, Any]:
@@ -332,11 +353,15 @@ def _counted(sources: list[Source]) -> dict[str, Any]:
 
 
 def _remove_if_empty(out: Path, *, made_here: bool) -> None:
-    if made_here and out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
+    if made_here and out.is_dir() and not any(path.is_file() for path in out.rglob("*")):
+        shutil.rmtree(out)
 
 
-def _summary(segmenter: Segmenter, saving: Saving, tally: _Tally, timings: Timings) -> dict[str, Any]:
+def _summary(
+    segmenter: Segmenter, sources: list[Source], saving: Saving, tally: _Tally, timings: Timings
+) -> dict[str, Any]:
+    from fada_deploy.runtime.sinks import file_keys
+
     height, width = segmenter.metadata.input_size_hw
     return {
         "model": str(segmenter.path),
@@ -346,6 +371,7 @@ def _summary(segmenter: Segmenter, saving: Saving, tally: _Tally, timings: Timin
         "input_size": {"width": width, "height": height},
         "out": str(saving.out),
         "saved": {kind: str(saving.out / kind) for kind in saving.kinds},
+        "names": dict(file_keys(sources)),
         "frames": tally.frames,
         "failed": tally.failed,
         "seconds": round(tally.seconds, 3),
@@ -354,8 +380,8 @@ def _summary(segmenter: Segmenter, saving: Saving, tally: _Tally, timings: Timin
     }
 
 
-def _say(summary: dict[str, Any]) -> None:
-    for line in summary["failed"]:
+def _say(summary: dict[str, Any], *, told: bool) -> None:
+    for line in summary["failed"] if not told else ():
         log(f"failed: {line}")
     stages = ", ".join(f"{name} {ms:.1f}" for name, ms in summary["ms_per_frame"].items())
     log(
@@ -365,5 +391,9 @@ def _say(summary: dict[str, Any]) -> None:
         log(f"{name}: {', '.join(f'{what} {number}' for what, number in live.items())}")
     if summary["failed"]:
         log(f"{len(summary['failed'])} failed, see above; the others are done")
+    for name, key in summary["names"].items():
+        # Where two share a name, which is which.
+        if key not in (Path(name).name, Path(name).stem):
+            log(f"{name} is {key} there")
     for path in summary["saved"].values():
         log(f"saved {path}")

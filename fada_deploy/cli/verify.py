@@ -15,12 +15,16 @@ from fada_deploy.cli.options import emit_json, log
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--backend", default="auto", show_default=True, help="One of them; auto: all that can run it here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--min-equal", type=float, help="Percent of labels that must equal the network's.")
-@click.option("--max-logit-error", type=float, help="Largest logit error, of the largest logit.")
+@click.option(
+    "--min-equal", type=click.FloatRange(0, 100), help="Percent of labels that must equal the network's."
+)
+@click.option("--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit.")
 @click.option("--data", help="Labelled data set to score it on too, beside --reference.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL].")
-@click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
+@click.option(
+    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
+)
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the worst proof frame (.png).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(model: Path | None, picture: Path | None, as_json: bool, **options: Any) -> None:
@@ -30,9 +34,8 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     """
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import newest_models
-    from fada_deploy.export.derive import Gate
     from fada_deploy.export.engines import prove_here
-    from fada_deploy.export.verify import try_draw, verify_file
+    from fada_deploy.export.verify import Gate, try_draw, verify_file
     from fada_deploy.runtime.backends import contract_of, runnable_backends, runnable_models
     from fada_deploy.runtime.proof import Proof, gate
 

@@ -23,34 +23,15 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.export.precision import check_precision, to_half
 from fada_deploy.export.quantise import quantise
 from fada_deploy.export.stamp import save_onnx
-from fada_deploy.export.verify import Judgement, judge, try_draw, verify_file
+from fada_deploy.export.verify import Gate, Judgement, judge, try_draw, verify_file
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.proof import THRESHOLDS, Proof, Thresholds, Verification, gate
+from fada_deploy.runtime.proof import Proof, Verification, gate
 
 Say = Callable[[str], None]
 Frame = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a derived file is held to: thresholds in place of the precision's own, and a labelled data set.
-
-    `max_miou_drop` is a fraction; it counts where there is a data set.
-    """
-
-    equal_labels: float | None = None
-    logit_error: float | None = None
-    dataset: FrameDataset | None = None
-    max_miou_drop: float = 0.02
-
-    def thresholds(self, precision: str) -> Thresholds:
-        """Return what a file of a precision is held to."""
-        own = THRESHOLDS[precision]
-        return Thresholds(
-            own.equal_labels if self.equal_labels is None else self.equal_labels,
-            own.logit_error if self.logit_error is None else self.logit_error,
-        )
+# Each precision's own thresholds.
+_OWN = Gate()
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ def derive(
     *,
     made_for: str = "any",
     calibration: Calibration | None = None,
-    allowed: Gate = Gate(),
+    allowed: Gate = _OWN,
     say: Say,
 ) -> Derived:
     """Write `model` (fp32) in another precision beside it, when it passes the gate.

@@ -21,11 +21,32 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend
 from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.proof import Proof, Verification, compare
+from fada_deploy.runtime.proof import THRESHOLDS, Proof, Thresholds, Verification, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]
 _PICTURE_WIDTH = 480
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a file is held to: thresholds in place of the precision's own, and a labelled data set.
+
+    `max_miou_drop` is a fraction; it counts where there is a data set.
+    """
+
+    equal_labels: float | None = None
+    logit_error: float | None = None
+    dataset: FrameDataset | None = None
+    max_miou_drop: float = 0.02
+
+    def thresholds(self, precision: str) -> Thresholds:
+        """Return what a file of a precision is held to."""
+        own = THRESHOLDS[precision]
+        return Thresholds(
+            own.equal_labels if self.equal_labels is None else self.equal_labels,
+            own.logit_error if self.logit_error is None else self.logit_error,
+        )
 
 
 def verify(

@@ -40,8 +40,9 @@ class Drift:
     """How far a window of frames is from the stored ones; a `score` above 1 is beyond what is usual.
 
     `confidence` and `shares` (K,) are deviations in stored standard deviations; without confidence that is None.
-    `moved`: the classes that moved by more than 3, the furthest first. `frames`: how many were seen. `drifting`:
-    the verdict, False until half a window was seen, and true until the score is below 0.8 again.
+    `moved`: the classes that moved by more than 3, the furthest first. `frames`: how many were seen. `settled`:
+    half a window was seen, before which there is no verdict. `drifting`: the verdict, true until the score is
+    below 0.8 again.
     """
 
     score: float
@@ -49,6 +50,7 @@ class Drift:
     shares: NDArray[np.float64]
     moved: tuple[str, ...]
     frames: int
+    settled: bool
     drifting: bool
 
 
@@ -94,10 +96,11 @@ class DriftWatch:
             sure = float(self._confidence.add(np.array([confidence]))[0])
             score = max(score, abs(sure) / CONFIDENCE_LIMIT)
         frames = self._shares.frames
-        self._drifting = 2 * frames >= self._window and score > (_CALM if self._drifting else 1.0)
+        settled = 2 * frames >= self._window
+        self._drifting = settled and score > (_CALM if self._drifting else 1.0)
         order = np.argsort(-np.abs(off), kind="stable")
         moved = tuple(self._names[i] for i in order.tolist() if abs(off[i]) > CLASS_LIMIT)
-        return Drift(score, sure, off, moved, frames, self._drifting)
+        return Drift(score, sure, off, moved, frames, settled, self._drifting)
 
 
 class _Mean:

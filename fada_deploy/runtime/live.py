@@ -32,12 +32,16 @@ PIPE = "-"
 _CLOCK = Fraction(1, 90_000)
 # Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
 _TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
+# Seconds after which a connection is one that lasts.
+_LASTING = 10.0
 # Seconds by which a stream of known length may end early.
 _SLACK = 1.0
 # Seconds: while nothing comes, who has stopped is noticed within.
 _NAP = 0.1
 
 Picture = NDArray[np.uint8]
+# A picture and its seconds on the stream's own clock, None where it says none.
+Timed = tuple[Picture, float | None]
 
 
 @dataclass(frozen=True)
@@ -158,26 +162,29 @@ class LiveSource:
 
     def _read_on(self, slot: _Slot) -> str:
         """Read until the end, opening again what broke; return why it failed, "" where it only ended."""
-        index, began, last = 0, None, time.monotonic()
+        index, last = 0, time.monotonic()
+        clock = _Clock(own=self._whole)
         pause = _FIRST_PAUSE
 
         def over() -> bool:
             return self._stopped.is_set() or slot.closed
 
         while not over():
-            why, broken = "it ended", False
+            why, broken, opened = "it ended", False, time.monotonic()
+            clock.begin_anew()
             try:
-                for picture in self._pictures(over):
-                    if picture is None:
+                for timed in self._pictures(over):
+                    if timed is None:
                         self.damaged += 1
                         if self._address != PIPE and time.monotonic() - last > self._options.give_up_s:
                             raise DataError("nothing in it can be decoded")
                         continue
-                    now = time.monotonic()
-                    began = now if began is None else began
-                    pts = round((now - began) / _CLOCK)
+                    (picture, own), now = timed, time.monotonic()
+                    pts = round(clock.seconds(now, own) / _CLOCK)
                     frame = Frame(picture, self.name, index, f"{index:06d}", now, pts, _CLOCK)
-                    index, last, pause = index + 1, now, _FIRST_PAUSE
+                    index, last = index + 1, now
+                    # One that ends again and again, soon after it was opened, is asked less and less often.
+                    pause = _FIRST_PAUSE if now - opened > _LASTING else pause
                     if not slot.put(frame):
                         return ""
             except _Over:
@@ -200,11 +207,40 @@ class LiveSource:
             self.reconnects += 1
         return ""
 
-    def _pictures(self, over: Callable[[], bool]) -> Iterator[Picture | None]:
+    @property
+    def _whole(self) -> bool:
+        """Say whether every frame is wanted, and none is worth less for being late."""
+        return self._policy == "wait" or self._address == PIPE
+
+    def _pictures(self, over: Callable[[], bool]) -> Iterator[Timed | None]:
         if self._address.isdigit():
             return _camera(int(self._address), over)
-        whole = self._policy == "wait" or self._address == PIPE
-        return _stream(self._address, over, whole=whole)
+        return _stream(self._address, over, whole=self._whole)
+
+
+class _Clock:
+    """Seconds since the first frame: by arrival, or by the stream's `own` clock, which an opening begins anew."""
+
+    def __init__(self, *, own: bool) -> None:
+        self._own = own
+        self._began: float | None = None
+        self._shift: float | None = None
+        self._last = 0.0
+
+    def begin_anew(self) -> None:
+        """Say that the stream was opened."""
+        self._shift = None
+
+    def seconds(self, arrived: float, own: float | None) -> float:
+        """Return a frame's seconds by when it arrived, `time.monotonic()`, and what the stream says."""
+        self._began = arrived if self._began is None else self._began
+        by_arrival = max(arrived - self._began, self._last)
+        if not self._own or own is None:
+            self._last = by_arrival
+        else:
+            self._shift = by_arrival - own if self._shift is None else self._shift
+            self._last = own + self._shift
+        return self._last
 
 
 class _Reading:
@@ -282,7 +318,7 @@ class _Over(Exception):
     """A stream of known length came to its end."""
 
 
-def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[Picture | None]:
+def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[Timed | None]:
     """Yield the pictures of a stream or pipe until it is `over`, None for each damaged packet.
 
     Raise `DataError` when it breaks, `_Over` when it has its end.
@@ -312,9 +348,11 @@ def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[
                         continue
                     last = picture.time
                     first = last if first is None else first
-                    yield upright_rgb(picture)
-            # What is cut looks like an end; before the pictures' length, as far as it is known, it is none.
-            if container.duration and (last or 0) - (first or 0) >= _length(container, stream) - _SLACK:
+                    yield upright_rgb(picture), picture.time
+            # What is cut looks like an end. It is one behind the pictures' length, as far as that is known, or
+            # where the server said how many bytes there are: FFmpeg complains when it gives fewer.
+            whole_length = container.duration and (last or 0) - (first or 0) >= _length(container, stream) - _SLACK
+            if whole_length or (address != PIPE and container.size > 0):
                 raise _Over
     except av.error.ExitError:
         raise DataError(f"no packet for {_TIMEOUT:g} s") from None
@@ -335,7 +373,7 @@ def _length(container: Any, stream: Any) -> float:
     return float(container.duration / 1_000_000) if len(container.streams) == 1 else 0.0
 
 
-def _camera(number: int, over: Callable[[], bool]) -> Iterator[Picture]:
+def _camera(number: int, over: Callable[[], bool]) -> Iterator[Timed]:
     """Yield the pictures of a camera by its number until it is `over`."""
     import cv2
 
@@ -347,7 +385,7 @@ def _camera(number: int, over: Callable[[], bool]) -> Iterator[Picture]:
             there, picture = camera.read()
             if not there:
                 return
-            yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+            yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), None
     finally:
         with suppress(Exception):
             camera.release()

@@ -15,7 +15,7 @@ from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.overlay import class_shares
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The labels of one frame and where the frame came from.
 
@@ -40,6 +40,11 @@ class Result:
     time_base: Fraction | None = None
     confidence: NDArray[np.float32] | None = None
     decoded: Any = None
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        where = f"{self.source!r} {self.index}, " if self.source else ""
+        return f"Result({where}{width}x{height}, {1000 * self.latency_s:.1f} ms)"
 
     @property
     def time_s(self) -> float | None:

@@ -160,9 +160,10 @@ class VideoSource:
                 yield frame
             promised = _end(container, stream)
             if damaged or end < promised - Fraction(_SLACK_S):
+                lost = f", {damaged} packet{'s' * (damaged > 1)} could not" if damaged else ""
                 yield DataError(
                     f"{self.name}: cut short or damaged; {count} frames up to {float(end):.2f} s "
-                    f"of {float(max(promised, end)):.2f} s could be decoded"
+                    f"of {float(max(promised, end)):.2f} s could be decoded{lost}"
                 )
 
     def _frame(self, picture: Any, index: int) -> Frame:
@@ -239,10 +240,14 @@ def open_sources(sources: Sequence[Given | Sequence[Given]], *, hardware: str | 
     from fada_deploy.runtime.live import LiveSource, is_live
 
     found: dict[str, Source] = {}
-    for given in _flat(sources):
+    everything = list(_flat(sources))
+    for given in everything:
         if isinstance(given, int) or (isinstance(given, str) and is_live(given)):
             given = LiveSource(str(given))
-        for source in [given] if not isinstance(given, str | Path) else _open_path(str(given), hardware):
+        alone = len(everything) == 1
+        for source in (
+            [given] if not isinstance(given, str | Path) else _open_path(str(given), hardware, alone=alone)
+        ):
             # The same file twice is the same file.
             found.setdefault(source.name, source)
     live = [s for s in found.values() if getattr(s, "live", False)]
@@ -262,17 +267,17 @@ def _flat(sources: Sequence[Given | Sequence[Given]]) -> Generator[Given, None, 
             yield cast("Given", given)
 
 
-def _open_path(given: str, hardware: str | None) -> list[Source]:
+def _open_path(given: str, hardware: str | None, *, alone: bool) -> list[Source]:
     path = Path(given)
     if path.is_dir():
         return _open_folder(path, hardware)
     if path.is_file():
-        return [_open_file(path, hardware)]
+        return [_open_file(path, hardware, alone=alone)]
     if glob.has_magic(given):
         matches = [Path(m) for m in sorted(glob.glob(given, recursive=True)) if _is_known(Path(m))]
         if not matches:
             raise DataError(f"{given}: matches no file that is {ALLOWED}")
-        return [_open_file(m, hardware) for m in matches]
+        return [_open_file(m, hardware, alone=alone and len(matches) == 1) for m in matches]
     if "://" in given:
         from fada_deploy.runtime.live import SCHEMES
 
@@ -280,11 +285,13 @@ def _open_path(given: str, hardware: str | None) -> list[Source]:
     raise DataError(f"{given}: no such file or folder; give {ALLOWED}, a folder or a glob")
 
 
-def _open_file(path: Path, hardware: str | None) -> Source:
+def _open_file(path: Path, hardware: str | None, *, alone: bool) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return PictureSource(str(path), {"": path})
     video = VideoSource(path, hardware)
-    video.probe()
+    # A broken one among others is named when its turn comes.
+    if alone:
+        video.probe()
     return video
 
 
@@ -292,12 +299,17 @@ def _open_folder(path: Path, hardware: str | None) -> list[Source]:
     files = sorted(p for p in path.iterdir() if _is_known(p))
     pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise DataError(f"{path}: an empty folder, or nothing in it is {ALLOWED}")
-    # A broken video among good ones is named when its turn comes.
+        below = f"; folders below it are not looked into, give '{path}/**/*.mp4'" if subfolders(path) else ""
+        raise DataError(f"{path}: an empty folder, or nothing in it is {ALLOWED}{below}")
     videos: list[Source] = [VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
     stems = Counter(p.stem for p in pictures)
     items = {p.stem if stems[p.stem] == 1 else p.name: p for p in pictures}
     return [PictureSource(str(path), items), *videos] if pictures else videos
+
+
+def subfolders(path: Path) -> int:
+    """Return how many folders lie in a folder, hidden ones left out."""
+    return sum(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
 
 
 def _is_known(path: Path) -> bool:
