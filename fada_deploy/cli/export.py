@@ -44,9 +44,7 @@ from fada_deploy.cli.options import SIZE, emit_json
 @click.option("--frames", type=click.Path(path_type=Path), help="Pictures or video in place of the run's target.")
 @click.option("--data", help="Labelled data set that judges other precisions than fp32 too.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
-@click.option(
-    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
-)
+@click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
 @click.option(
     "--min-equal", type=click.FloatRange(0, 100), help="Percent of labels that must equal the network's."
 )

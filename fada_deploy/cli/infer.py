@@ -172,7 +172,7 @@ def command(
         )
     for folder in map(Path, source):
         if folder.is_dir() and (below := subfolders(folder)):
-            log(f"note: {folder}: folders below it are not looked into, {below} of them")
+            log(f"note: {folder}: {below} folder{'s' * (below > 1)} in it not looked into; '{folder}/**/*' is all")
     if rebuild and model is None:
         raise UsageError("--rebuild takes the engine that it is for; give --model FILE.engine")
     if model is not None:

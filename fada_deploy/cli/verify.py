@@ -22,9 +22,7 @@ from fada_deploy.cli.options import emit_json, log
 @click.option("--data", help="Labelled data set to score it on too, beside --reference.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL].")
-@click.option(
-    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
-)
+@click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the worst proof frame (.png).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(model: Path | None, picture: Path | None, as_json: bool, **options: Any) -> None:

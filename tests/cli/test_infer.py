@@ -208,7 +208,8 @@ def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], No
     assert not list(Path("here/overlay").iterdir())
 
 
-def test_a_watched_folder_until_ctrl_c(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_watched_folder_until_a_signal(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "incoming"
     toy.write_image(folder / "a.png", toy.scene(0)[0])
     command = [sys.executable, "-m", "fada_deploy", "infer", folder, "--watch", "--save", "mask"]
@@ -227,11 +228,48 @@ def test_a_watched_folder_until_ctrl_c(model: Path, tmp_path: Path) -> None:
     wait_for("a.png")
     toy.write_image(folder / "b.png", toy.scene(1)[0])
     wait_for("b.png")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
     summary = json.loads(said)
     assert summary["frames"] == 2 and summary["failed"] == []
+
+
+def test_a_broken_film_among_others_costs_these_nothing(
+    model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "a.mp4"
+    bad.write_text("no film")
+    (tmp_path / "sub").mkdir()
+    same = tmp_path / "sub" / video.name
+    same.write_bytes(video.read_bytes())
+    assert infer(bad, video, same, "--model", model, "--out", tmp_path / "out", "--json") == 1
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert summary["frames"] > 0 and len(summary["failed"]) == 1 and "a.mp4: is no video" in summary["failed"][0]
+    # Which of two of a name is which.
+    assert summary["names"][str(same)] == f"{video.stem}-2" and f"{same} is {video.stem}-2 there" in said.err
+    assert (tmp_path / "out/overlay" / f"{video.stem}-2.mp4").exists()
+    assert infer(tmp_path, "--model", model, "--out", tmp_path / "out2") in (0, 1)
+    assert "in it not looked into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_a_film_leaves_no_half_of_it(
+    model: Path, tmp_path: Path, interruptible: Callable[[], None], number: signal.Signals
+) -> None:
+    film = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
+    command = [sys.executable, "-m", "fada_deploy", "infer", str(film), "--model", str(model)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible, cwd=tmp_path
+    )
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("runs/*/overlay/.*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path) -> None:

@@ -384,7 +384,10 @@ def test_drift_is_said_once_when_it_begins(film: Path, models: dict[str, Path]) 
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_whole_film(film: Path, models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_it_leaves_a_whole_film(
+    film: Path, models: dict[str, Path], tmp_path: Path, number: signal.Signals
+) -> None:
     stream = write_video(tmp_path / "film.ts", [f for _, f in read_video(film)], rate=25)
     said, out = tmp_path / "said.jsonl", tmp_path / "out.mp4"
     command = [sys.executable, APP, "-", "--model", models["logits"], "--json", said, "--out", out]
@@ -398,7 +401,7 @@ def test_ctrl_c_leaves_a_whole_film(film: Path, models: dict[str, Path], tmp_pat
         process.stdin.flush()
         while process.poll() is None and (not said.exists() or said.read_text("utf-8").count("\n") < 5):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(timeout=60) == 0, process.stderr.read()
     assert len(read_video(out)) == said.read_text("utf-8").count("\n") >= 5
 
@@ -421,11 +424,35 @@ def test_pictures_without_a_reference_and_one_that_is_broken(tmp_path: Path) -> 
 
 def test_what_cannot_be_done_is_a_line(tmp_path: Path) -> None:
     model = color_model(tmp_path / "model.onnx")
+    film = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 3)
+    before = film.read_bytes()
     for arguments, code, said in (
         ((tmp_path / "none.mp4", "--model", model), 1, "no such file"),
         ((tmp_path / "none.mp4", "--model", tmp_path / "none.onnx"), 1, "none.onnx"),
         ((tmp_path / "none.mp4", "--model", model, "--bonnet", "0.6"), 2, "no corridor"),
+        ((tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "a.mp4"), 2, "is the film that it is made of"),
+        ((tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "b.txt"), 2, "writes an .mp4"),
     ):
         done = run(*arguments)
         assert done.returncode == code and said in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    assert film.read_bytes() == before
+
+
+def test_who_reads_the_lines_may_leave(tmp_path: Path) -> None:
+    model = color_model(tmp_path / "model.onnx")
+    film = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 60)
+    command = f"{sys.executable} {APP} {film} --model {model} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout)["index"] == 0
+    assert "Traceback" not in done.stderr and "Broken pipe" not in done.stderr
+
+
+@pytest.mark.parametrize("pictures", [3, 60])
+def test_no_verdict_on_a_few_frames(tmp_path: Path, models: dict[str, Path], pictures: int) -> None:
+    film = write_video(tmp_path / "grey.mp4", [np.full((*SIZE, 3), 128, np.uint8)] * pictures)
+    done = run(film, "--model", models["logits"], "--drift-window", 30)
+    last = done.stderr.splitlines()[-1]
+    assert ("of too few frames to say" in last) == (pictures == 3) and ("like the frames" in last) == (
+        pictures == 60
+    )

@@ -162,6 +162,34 @@ def test_what_cannot_be_asked_is_one_line(model: Path, fada: Fada, capsys: pytes
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; from fada_deploy.cli import main; main()"
+    )
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    done = run("verify", derived / "model.int8-cpu.onnx")
+    assert done.returncode == 0 and "of labels equal the network's" in done.stderr
+    done = run("export", derived / "model.onnx", "--precision", "fp16")
+    assert done.returncode == 2
+    assert done.stderr == "error: onnx is not installed; type: pip install 'fada_deploy[onnx]'\n"
+
+
+def test_options_that_would_judge_nothing_are_refused(fada: Fada, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code, message in (
+        (("runs/a", "--data", "mine.toml"), 2, "--data judges other precisions than fp32"),
+        (("runs/a", "--min-equal", 101), 2, "101.0 is not in the range 0<=x<=100"),
+        (("runs/a", "--max-logit-error", -1), 2, "not in the range x>=0"),
+        (("runs/a", "--calibration", "mean"), 2, "'mean' is not one of"),
+        (("nosuch.onnx", "--precision", "fp16"), 1, "nosuch.onnx: no such file"),
+    ):
+        assert fada("export", *arguments) == code
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_only_the_fp32_file_is_derived_from(derived: Path, fada: Fada, capsys: pytest.CaptureFixture[str]) -> None:
     assert fada("export", derived / "model.fp16.onnx", "--precision", "int8", "--calibration-frames", 4) == 1
     assert "is fp16 already; give the fp32 file it was made of" in capsys.readouterr().err

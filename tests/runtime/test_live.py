@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,9 @@ def test_a_pipe_is_labelled_to_its_end(film: Path, tmp_path: Path) -> None:
         "damaged": 0,
         "reconnects": 0,
     }
-    assert len(read_video(tmp_path / "out/overlay/pipe.mp4")) == 20
+    # A pipe loses nothing, and its frames come when the stream says, however fast they are read.
+    times = [float(t) for t, _ in read_video(tmp_path / "out/overlay/pipe.mp4")]
+    np.testing.assert_allclose(times, np.arange(20) / 10, atol=2e-3)
 
 
 def damaged_pictures(count: int, bad: set[int]) -> bytes:
@@ -293,6 +295,41 @@ def test_a_stream_in_which_nothing_decodes_is_given_up(serve: Callable[..., str]
     found = take(source, 1)
     assert "cannot be decoded" in str(found[-1]) or "can be decoded" in str(found[-1]), found
     assert source.damaged and time.monotonic() - began < 60
+
+
+def test_a_file_that_a_server_gives_whole_is_read_once(film: Path, tmp_path: Path) -> None:
+    # As `python -m http.server` does: with its length, and nothing of it a second time.
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/{film.name}"
+        found = list(LiveSource(address, LiveOptions(policy="wait", give_up_s=60)).frames())
+    finally:
+        server.shutdown()
+        server.server_close()
+    frames = [item for item in found if isinstance(item, Frame)]
+    assert len(frames) == 20 and not [item for item in found if isinstance(item, DataError)]
+
+
+def test_what_ends_soon_is_asked_less_and_less_often(film: Path, serve: Serve) -> None:
+    source = LiveSource(serve([film.read_bytes()]), LiveOptions(policy="wait"))
+    troubles: list[str] = []
+    source.on_trouble = troubles.append
+    began = time.monotonic()
+    found = take(source, 20 * 5)
+    # Said once; four pauses of 0.05, 0.1, 0.2 and 0.4 s.
+    assert len(troubles) == 1 and "it ended; trying again" in troubles[0]
+    assert source.reconnects == 4 and time.monotonic() - began > 0.75
+    times = np.diff([float(item.pts * item.time_base) for item in found if isinstance(item, Frame)])
+    # Its own clock within a connection, and onward from one to the next.
+    assert (times >= 0).all() and np.isclose(times, 0.1, atol=1e-3).sum() == 95
 
 
 def test_a_source_is_read_again(film: Path, serve: Callable[..., str]) -> None:
