@@ -139,6 +139,11 @@ def table(found: list[Measured]) -> str:
         lines.append(f"{name:<{width}} {speed}  p50 " + "".join(_cell(ms.get(s)) for s in stages))
         total = f"{each.road.cpu_ms:7.1f} in all "
         lines.append(f"{'':<{width}} {total}  CPU " + "".join(_cell(cpu.get(s)) for s in stages))
+    if roads:
+        lines += [
+            "",
+            "of bare: of the network's frames alone; CPU: its thread's time; others: codecs' and engines' threads",
+        ]
     return "\n".join(lines)
 
 

@@ -360,6 +360,7 @@ def _remove_if_empty(out: Path, *, made_here: bool) -> None:
 def _summary(
     segmenter: Segmenter, sources: list[Source], saving: Saving, tally: _Tally, timings: Timings
 ) -> dict[str, Any]:
+    from fada_deploy.runtime.pipeline import STAGES
     from fada_deploy.runtime.sinks import file_keys
 
     height, width = segmenter.metadata.input_size_hw
@@ -376,7 +377,11 @@ def _summary(
         "failed": tally.failed,
         "seconds": round(tally.seconds, 3),
         "fps": round(tally.frames / tally.seconds, 2),
-        "ms_per_frame": {k: round(1000 * v / max(1, tally.frames), 2) for k, v in timings.seconds.items()},
+        "ms_per_frame": {
+            name: round(1000 * timings.seconds[name] / max(1, tally.frames), 2)
+            for name in STAGES
+            if name in timings.seconds
+        },
     }
 
 

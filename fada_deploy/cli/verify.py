@@ -31,7 +31,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     Needs neither torch nor the run: the pack beside it has the network's answers on real frames.
     """
     from fada_deploy.common.errors import UsageError
-    from fada_deploy.common.runs import newest_models
+    from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.export.engines import prove_here
     from fada_deploy.export.verify import Gate, try_draw, verify_file
     from fada_deploy.runtime.backends import contract_of, runnable_backends, runnable_models
@@ -44,6 +44,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
         if model is None:
             raise UsageError("no model under runs/: type `fada export` first, or name one")
         log(f"model {model}, the newest")
+    model = exported_model(model)
     metadata = contract_of(model)
     proof = Proof.of(model, metadata)
     backend, equal = options["backend"], options["min_equal"]

@@ -57,6 +57,8 @@ def exported_model(path: Path) -> Path:
     exports = [p for p in (path / "export").glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
+        if not (path / CONFIG).is_file():
+            raise ModelError(f"{path}: is no run and no exported file; a run is a folder under {RUNS}/")
         raise ModelError(f"{path}: holds no export; type: fada export {path}")
     return max(models, key=lambda p: p.stat().st_mtime) if models else path
 

@@ -21,14 +21,12 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.process import memory_mib
 from fada_deploy.runtime.compiled import kernel
-from fada_deploy.runtime.pipeline import Timings
+from fada_deploy.runtime.pipeline import STAGES, Timings
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sinks import Saving, label_to_files
 from fada_deploy.runtime.sources import Frame, Source
 
-# The stages of the road, in order.
-STAGES = ("decode", "resize", "network", "upsample", "draw", "write")
 _LEAST_RUNS = 10
 
 

@@ -28,6 +28,8 @@ from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources import End, Frame, Item, Pause, Source
 
 Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
+# What is timed, in the order of the road; the last two are the sinks'.
+STAGES = ("decode", "resize", "network", "upsample", "draw", "write")
 # Items that wait between two stages. Two hide the jitter of their times; more only cost memory.
 DEPTH = 2
 

@@ -34,6 +34,7 @@ from fada_deploy.common.errors import (
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.common.runs import exported_model, newest_models
 from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
@@ -45,8 +46,8 @@ Frame = NDArray[np.uint8]
 class Segmenter:
     """A model that labels frames of any size; safe to share between threads.
 
-    `model` is an exported file; None takes the newest export under `runs/` that this machine can
-    run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu or
+    `model` is an exported file or the folder of a run that has one; None takes the newest export under `runs/`
+    that this machine can run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu or
     cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
     None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
     the soonest, `throughput_requests()` of them a film. `allow_unproven` opens an engine that nobody has compared
@@ -79,7 +80,7 @@ class Segmenter:
         if model is None:
             self.path, self.backend, self.skipped = _open_newest(opened, backend)
         else:
-            self.path, self.skipped = Path(model), ()
+            self.path, self.skipped = exported_model(Path(model)), ()
             self.backend = opened(self.path)
         fixed = self.metadata.batch
         self.batch = min(batch or fixed or 1, fixed or batch or 1)
@@ -201,8 +202,6 @@ class Segmenter:
 
 def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[Path, Backend, tuple[str, ...]]:
     """Open the newest export that opens; say why each newer one does not."""
-    from fada_deploy.common.runs import newest_models
-
     if backend == "auto":
         # Without an engine no model runs, and that is the thing to say first.
         require_any()

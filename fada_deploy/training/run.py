@@ -305,4 +305,5 @@ def load_config(run: Path) -> RunConfig:
     try:
         return RunConfig.from_dict(json.loads((run / CONFIG).read_text("utf-8")))
     except (OSError, TypeError, ValueError, KeyError) as error:
-        raise UsageError(f"{run}: no run to resume ({error})") from None
+        why = error.strerror if isinstance(error, OSError) else f"{CONFIG}: {error}"
+        raise UsageError(f"{run}: is no run ({why}); a run is a folder that `fada train` makes") from None

@@ -83,7 +83,7 @@ def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None
         ("train PAIR --size 100", 2, "'100' is no size; write WIDTHxHEIGHT"),
         ("train PAIR --device tpu", 2, "no device 'tpu'; there are auto, cpu"),
         ("train PAIR --device cuda:99", 1, "shows 0 CUDA devices; try --device cpu"),
-        ("train --resume nowhere", 2, "nowhere: no run to resume"),
+        ("train --resume nowhere", 2, "nowhere: is no run (No such file or directory)"),
         ("export", 1, "no run under runs/; make one with `fada train`"),
         ("export nowhere", 1, "nowhere: no such run"),
         ("export --batch many", 2, "--batch is dynamic or a number from 1; found 'many'"),
