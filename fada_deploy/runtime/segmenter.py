@@ -47,8 +47,8 @@ class Segmenter:
     """A model that labels frames of any size; safe to share between threads.
 
     `model` is an exported file or the folder of a run that has one; None takes the newest export under `runs/`
-    that this machine can run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu or
-    cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
+    that this machine can run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu
+    or cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
     None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
     the soonest, `throughput_requests()` of them a film. `allow_unproven` opens an engine that nobody has compared
     with the network and that lies without its proof pack.
