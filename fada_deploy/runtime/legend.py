@@ -12,8 +12,8 @@ Picture = NDArray[np.uint8]
 
 # Classes below this share of the pictures so far are not worth a line of the legend.
 _WORTH_A_LINE = 0.002
-# A panel wider than this share of the picture hides more than it tells.
-_WIDEST = 0.4
+# A panel wider than this share of the picture hides more than it tells; of a higher one the rarest lines go.
+_WIDEST, _HIGHEST = 0.4, 0.6
 _PANEL, _RIM = 24, 110
 _INK, _FAINT = (238, 238, 238), (150, 150, 150)
 _PANEL_OPACITY = 0.72
@@ -23,7 +23,7 @@ class Legend:
     """A panel of colour, name and share for the classes that a film shows, made for one picture size.
 
     The lines are the classes most seen so far, in the label space's order, so that the panel does not
-    jump about; as many as fit into the picture's height. A picture too small for a panel gets none.
+    jump about; as many as fit into six tenths of the height. A picture too small for a panel gets none.
     """
 
     def __init__(self, names: Sequence[str], palette: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
@@ -50,7 +50,7 @@ class Legend:
     def place(self, shares: NDArray[np.float64]) -> tuple[int, int]:
         """Choose the lines; return the width and height of the corner that `paint` then needs, (0, 0) for none."""
         self._seen += shares
-        most = (self.size_hw[0] - 4 * self._pad) // self._row
+        most = round(_HIGHEST * self.size_hw[0] - 2 * self._pad) // self._row
         worthy = np.flatnonzero(self._seen > _WORTH_A_LINE * self._seen.sum())
         order = np.argsort(-self._seen[worthy], kind="stable")
         self._lines = sorted(worthy[order][: max(most, 0)].tolist())
