@@ -185,21 +185,22 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
         stream.on_trouble = _say
     if out is not None and out.suffix.lower() != ".mp4":
         raise UsageError(f"--out {out}: writes an .mp4")
-    if out is not None and out.resolve() == Path(source).resolve():
+    if out is not None and out.resolve() == Path(stream.name).resolve():
         raise UsageError(f"--out {out}: is the film that it is made of; give another")
     stopped: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
         stopped.append(number)
         getattr(stream, "stop", lambda: None)()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     latencies: list[float] = []
     failed = 0
     with ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGINT, before)
+        for each, handler in before.items():
+            stack.callback(signal.signal, each, handler)
         add = None
         for item in stream.frames():
             if stopped:

@@ -148,6 +148,8 @@ class Plan:
             from fada_deploy.export.exporter import export
         except ImportError as error:
             raise MissingExtraError(str(error.name), "export") from None
+        # What other precisions may lose, the file that they are made of may not.
+        thresholds = self._thresholds().thresholds("fp32") if ("fp32", "any") in wanted else None
         result = export(
             weights,
             out,
@@ -155,7 +157,7 @@ class Plan:
             size_hw=self.options["size"],
             batch=None if batch == "dynamic" else int(batch),
             frames=self.options["frames"],
-            thresholds=self._thresholds().thresholds("fp32"),
+            thresholds=thresholds,
             say=log,
         )
         _tell(result.verification)
@@ -174,6 +176,8 @@ class Plan:
 
         stale = []
         made_anew = {derived_path(model, precision, made_for) for precision, made_for in wanted}
+        if self.options["trt"]:
+            made_anew |= {path.with_suffix(".engine") for path in {model, *made_anew}}
         for path in sorted(
             {*model.parent.glob(f"{model.stem}.*.onnx"), *model.parent.glob(f"{model.stem}*.engine")}
         ):

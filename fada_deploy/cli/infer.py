@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -255,15 +255,20 @@ def _window(
 
     drawing = Drawing(saving.look, segmenter.space)
     with Window("fada infer", on_close=stop) as window:
+        last: Result | None = None
 
         def seen(result: Result) -> None:
+            nonlocal last
+            last = result
             if window.due:
                 window.show(drawing.draw(result))
 
         yield seen
-        if stays and not window.closed:
-            log("q or Esc in the window ends this")
-            window.wait()
+        if stays and last is not None and not (window.closed or window.failure):
+            window.show(drawing.draw(last))
+            log("all are labelled; q or Esc in the window ends this")
+            with suppress(KeyboardInterrupt):
+                window.wait()
     if window.failure:
         log(window.failure)
 
@@ -371,7 +376,7 @@ def _summary(
         "device": segmenter.backend.device,
         "input_size": {"width": width, "height": height},
         "out": str(saving.out),
-        "saved": {kind: str(saving.out / kind) for kind in saving.kinds},
+        "saved": {kind: str(saving.out / kind) for kind in saving.kinds if tally.frames},
         "names": dict(file_keys(sources)),
         "frames": tally.frames,
         "failed": tally.failed,

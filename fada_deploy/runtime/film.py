@@ -58,9 +58,10 @@ def film(
         encoder = _Encoder(container, size_hw, time_base, rate, codec, matrix=matrix, pixel_aspect=pixel_aspect)
         if hardware:
             encoder.open(hardware)
-        sound = _Sound(container, audio, stack)
+        sound, clock = _Sound(container, audio, stack), _Clock(time_base)
 
         def add(picture: Picture | VideoFrame, pts: int) -> None:
+            pts = clock.onward(pts)
             sound.until(float(pts * time_base))
             if not isinstance(picture, np.ndarray):
                 if (picture.height, picture.width) == size_hw:
@@ -91,7 +92,8 @@ def label_film(
     with _mp4(path) as (container, _):
         codec = ("libx264", {"preset": PRESETS[0], "qp": "0"})
         encoder = _Encoder(container, size_hw, time_base, rate, codec, grey=True, pixel_aspect=pixel_aspect)
-        yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), pts)
+        clock = _Clock(time_base)
+        yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), clock.onward(pts))
         encoder.flush()
 
 
@@ -125,7 +127,6 @@ class _Encoder:
         self._container = container
         self._matrix = matrix
         self._time_base = time_base
-        self._clock = _Clock(time_base)
         self._grey = grey
         height, width = size_hw
         self._pad_hw = height % 2, width % 2
@@ -162,7 +163,7 @@ class _Encoder:
         self.encode(frame, pts)
 
     def encode(self, frame: VideoFrame, pts: int) -> None:
-        frame.pts, frame.time_base = self._clock.onward(pts), self._time_base
+        frame.pts, frame.time_base = pts, self._time_base
         self._container.mux(self._stream.encode(frame))
 
     def flush(self) -> None:
@@ -181,11 +182,18 @@ class _Clock:
         self._last: int | None = None
         self._step = 1
         self._shift = 0
+        # Where the source's clock was before it jumped back.
+        self._before: int | None = None
 
     def onward(self, pts: int) -> int:
+        raw = pts
+        if self._before is not None and raw > self._before:
+            # It is back where it was, so one stray timestamp was all.
+            self._shift, self._before = 0, None
         pts += self._shift
         if self._last is not None:
             if self._last - pts > self._second:
+                self._before = None if self._shift else self._last
                 self._shift += self._last + self._step - pts
                 pts = self._last + self._step
             pts = max(pts, self._last + 1)

@@ -32,8 +32,11 @@ PIPE = "-"
 _CLOCK = Fraction(1, 90_000)
 # Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
 _TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
+_PLAYLISTS = frozenset({"hls", "dash"})
 # Seconds after which a connection is one that lasts.
 _LASTING = 10.0
+# Seconds by which a stream's clock may jump.
+_JUMP = 5.0
 # Seconds by which a stream of known length may end early.
 _SLACK = 1.0
 # Seconds: while nothing comes, who has stopped is noticed within.
@@ -176,17 +179,19 @@ class LiveSource:
                 for timed in self._pictures(over):
                     if timed is None:
                         self.damaged += 1
-                        if self._address != PIPE and time.monotonic() - last > self._options.give_up_s:
+                        patience = max(_TIMEOUT, self._options.give_up_s)
+                        if self._address != PIPE and time.monotonic() - max(last, opened) > patience:
                             raise DataError("nothing in it can be decoded")
                         continue
                     (picture, own), now = timed, time.monotonic()
                     pts = round(clock.seconds(now, own) / _CLOCK)
                     frame = Frame(picture, self.name, index, f"{index:06d}", now, pts, _CLOCK)
-                    index, last = index + 1, now
+                    index += 1
                     # One that ends again and again, soon after it was opened, is asked less and less often.
                     pause = _FIRST_PAUSE if now - opened > _LASTING else pause
                     if not slot.put(frame):
                         return ""
+                    last = time.monotonic()
             except _Over:
                 return ""
             except (OSError, DataError) as error:
@@ -225,7 +230,7 @@ class _Clock:
         self._own = own
         self._began: float | None = None
         self._shift: float | None = None
-        self._last = 0.0
+        self._last = self._step = 0.0
 
     def begin_anew(self) -> None:
         """Say that the stream was opened."""
@@ -235,10 +240,15 @@ class _Clock:
         """Return a frame's seconds by when it arrived, `time.monotonic()`, and what the stream says."""
         self._began = arrived if self._began is None else self._began
         by_arrival = max(arrived - self._began, self._last)
-        if not self._own or own is None:
+        if not self._own or (own is None and self._shift is None):
             self._last = by_arrival
-        else:
-            self._shift = by_arrival - own if self._shift is None else self._shift
+        elif own is not None:
+            if self._shift is None:
+                self._shift = by_arrival - own
+            elif not -_JUMP < own + self._shift - self._last < _JUMP + by_arrival - self._last:
+                # A jump that the time of arrival knows nothing of: another recording's clock.
+                self._shift = self._last + self._step - own
+            self._step = min(max(own + self._shift - self._last, 0.0), _JUMP)
             self._last = own + self._shift
         return self._last
 
@@ -351,8 +361,12 @@ def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[
                     yield upright_rgb(picture), picture.time
             # What is cut looks like an end. It is one behind the pictures' length, as far as that is known, or
             # where the server said how many bytes there are: FFmpeg complains when it gives fewer.
-            whole_length = container.duration and (last or 0) - (first or 0) >= _length(container, stream) - _SLACK
-            if whole_length or (address != PIPE and container.size > 0):
+            if container.duration:
+                ended = (last or 0) - (first or 0) >= _length(container, stream) - _SLACK
+            else:
+                # A playlist's own length says nothing of its stream's.
+                ended = address != PIPE and container.size > 0 and container.format.name not in _PLAYLISTS
+            if ended:
                 raise _Over
     except av.error.ExitError:
         raise DataError(f"no packet for {_TIMEOUT:g} s") from None

@@ -34,7 +34,7 @@ from fada_deploy.common.errors import (
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.common.runs import exported_model, newest_models
+from fada_deploy.common.runs import exported_model
 from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
@@ -202,6 +202,8 @@ class Segmenter:
 
 def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[Path, Backend, tuple[str, ...]]:
     """Open the newest export that opens; say why each newer one does not."""
+    from fada_deploy.common.runs import newest_models
+
     if backend == "auto":
         # Without an engine no model runs, and that is the thing to say first.
         require_any()

@@ -122,6 +122,8 @@ class VideoSource:
         self._path = path
         self._hardware = hardware
         self._count: int | None = None
+        # The time of the picture before.
+        self._last: int | None = None
 
     def probe(self) -> None:
         """Read the header; raise `DataError` for what is no video."""
@@ -149,6 +151,7 @@ class VideoSource:
         with container:
             stream.thread_type = "AUTO"
             damaged, count, end = 0, 0, Fraction(0)
+            self._last = None
             for picture in _decode(container, stream):
                 if picture is None:
                     damaged += 1
@@ -168,9 +171,14 @@ class VideoSource:
 
     def _frame(self, picture: Any, index: int) -> Frame:
         pts, time_base = picture.pts, picture.time_base
-        if pts is None or time_base is None:
+        if time_base is None:
             # Bare streams carry no clock.
             pts, time_base = index, 1 / (self.rate or Fraction(25))
+        elif pts is None:
+            # Some give a time to every other picture alone; the first has none where none has.
+            step = 1 / ((self.rate or Fraction(25)) * time_base)
+            pts = 0 if self._last is None else self._last + max(1, round(step))
+        self._last = pts
         if index == 0 and self.pixel_aspect is not None and picture.rotation % 180:
             self.pixel_aspect = 1 / self.pixel_aspect
         decoded = picture if is_drawable(picture) else None

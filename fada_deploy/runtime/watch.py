@@ -24,6 +24,8 @@ _KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _TEMPORARY = frozenset({".crdownload", ".part", ".partial", ".temp", ".tmp"})
 # How a whole file ends. Some versions of OpenCV fill what is missing of a JPEG with grey and say nothing.
 _ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
+# Markers of a JPEG without a length: restarts, its start, and an old one.
+_ALONE = frozenset(bytes([number]) for number in (*range(0xD0, 0xD9), 0x01))
 # A listing that takes long, as of a hundred thousand files, is made the less often: a thirtieth of the time.
 _REST = 30.0
 # Seconds: `stop` is noticed within.
@@ -178,7 +180,7 @@ class WatchSource:
         try:
             if not last and not _is_whole(path):
                 return None
-            if last and _is_cut_jpeg(path):
+            if last and not _is_whole(path) and _is_cut_jpeg(path):
                 raise DataError(f"{path}: is cut short; it did not grow for {self._give_up_s:g} s")
             found = Frame(read_rgb(path), self.name, index, waiting.item, time.monotonic())
         except (DataError, OSError) as error:
@@ -227,11 +229,19 @@ def _is_whole(path: Path) -> bool:
 
 def _is_cut_jpeg(path: Path) -> bool:
     """Say whether a JPEG has no end behind the start of its scan; previews in its head have ends of their own."""
-    data = path.read_bytes()
-    if path.suffix.lower() not in (".jpg", ".jpeg") or not data.startswith(b"\xff\xd8"):
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
         return False
-    place = 2
-    # Segments of the head: a marker and a length each, up to the start of the scan.
+    data, place = path.read_bytes(), 0
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    # Segments of the head, up to the start of the scan: a marker (0xff, as often as one likes, and a number) and,
+    # but for those that stand alone, a length.
     while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+        number = data[place + 1 : place + 2]
+        if number == b"\xff":
+            place += 1
+        elif number in _ALONE:
+            place += 2
+        else:
+            place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
     return _ENDS[".jpg"] not in data[place:]

@@ -95,6 +95,29 @@ def test_closing_while_others_ask(tmp_path: Path, backend: str) -> None:
     assert len(refused) == 3 and all("is closed already" in line for line in refused)
 
 
+@every_backend
+def test_signals_arrive_when_another_thread_let_the_engine_go(tmp_path: Path, backend: str) -> None:
+    model = toy.color_model(tmp_path / "m.onnx")
+    code = f"""
+import gc, os, signal, threading
+from pathlib import Path
+import numpy as np
+from fada_deploy.runtime.backends import open_backend
+opened = [open_backend(Path({str(model)!r}), backend={backend!r})]
+opened[0].submit(np.zeros((1, 64, 128, 3), np.uint8))
+def let_go():
+    opened.pop().close()
+    gc.collect()
+thread = threading.Thread(target=let_go)
+thread.start()
+thread.join()
+signal.signal(signal.SIGALRM, lambda *_: print("arrived", flush=True))
+os.kill(os.getpid(), signal.SIGALRM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "arrived\n", done
+
+
 def test_a_precision_goes_to_an_engine_that_has_it(tmp_path: Path) -> None:
     metadata = ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, precision="bf16")
     model = toy.color_model(tmp_path / "m.onnx", metadata=metadata.to_json())

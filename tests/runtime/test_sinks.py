@@ -124,6 +124,14 @@ def test_recordings_that_were_joined_keep_their_length_and_sound(tmp_path: Path,
     assert packets(tmp_path / "out/overlay/joined.mp4") == packets(parts[0]) + packets(parts[1])
 
 
+def test_a_stray_timestamp_and_frames_without_one_cost_no_more_than_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "o.mp4"
+    with film(path, (64, 64), time_base=Fraction(1, 100), rate=Fraction(10), audio=None) as add:
+        for pts in (0, 10, 20, 3000, 3010, 7, 3020, 3030):
+            add(np.zeros((64, 64, 3), np.uint8), pts)
+    assert [round(100 * t) for t, _ in toy.read_video(path)] == [0, 10, 20, 3000, 3010, 3020, 3021, 3030]
+
+
 def test_pixels_that_are_not_square_stay_so(tmp_path: Path, segmenter: Segmenter) -> None:
     source = tmp_path / "wide.mp4"
     with film(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -44,7 +45,10 @@ class OpenVinoBackend:
             raise refuse_cuda(self.name, device, "the CPU only")
         self.device = "cpu"
         self.parallel = parallel
-        compiled = self._compile(openvino, path)
+        # Its plugin gives the thread that loads it a stack for signals, and frees it in whichever thread lets the
+        # plugin go. A signal in the main thread, as Ctrl-C, would then end the process. This thread gets none.
+        with ThreadPoolExecutor(1, "fada-openvino") as opener:
+            compiled = opener.submit(self._compile, openvino, path).result()
         # What its binding looks up at the first array, with the interpreter let go half way, hangs for ever when
         # two threads come to it at once.
         with _first_array:
