@@ -32,6 +32,8 @@ PIPE = "-"
 _CLOCK = Fraction(1, 90_000)
 # Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
 _TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
+# FFmpeg's flag for formats of bare pictures or frames (AVFMT_NOTIMESTAMPS).
+_NO_TIMESTAMPS = 0x80
 _PLAYLISTS = frozenset({"hls", "dash"})
 # Seconds after which a connection is one that lasts.
 _LASTING = 10.0
@@ -349,6 +351,8 @@ def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[
                 raise DataError("holds no video")
             stream = container.streams.video[0]
             first = last = None
+            # Where a format has no times FFmpeg makes some up.
+            has_clock = not int(container.format.flags) & _NO_TIMESTAMPS
             for packet in container.demux(stream):
                 for picture in decoded(packet):
                     if over():
@@ -358,14 +362,18 @@ def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[
                         continue
                     last = picture.time
                     first = last if first is None else first
-                    yield upright_rgb(picture), picture.time
+                    yield upright_rgb(picture), picture.time if has_clock else None
             # What is cut looks like an end. It is one behind the pictures' length, as far as that is known, or
             # where the server said how many bytes there are: FFmpeg complains when it gives fewer.
             if container.duration:
                 ended = (last or 0) - (first or 0) >= _length(container, stream) - _SLACK
             else:
                 # A playlist's own length says nothing of its stream's.
-                ended = address != PIPE and container.size > 0 and container.format.name not in _PLAYLISTS
+                ended = (
+                    address != PIPE
+                    and container.size > 0
+                    and container.format.name.split(",")[0] not in _PLAYLISTS
+                )
             if ended:
                 raise _Over
     except av.error.ExitError:

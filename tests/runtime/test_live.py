@@ -285,6 +285,9 @@ def test_a_damaged_picture_in_a_pipe_is_counted_and_the_rest_go_on(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["frames"] == 10 and summary["live"]["pipe"]["damaged"] == 2
+    # Motion JPEG has no clock, and none is made up.
+    times = [frame["time_s"] for frame in json.loads((tmp_path / "out/json/pipe.json").read_text())["frames"]]
+    assert times[0] == 0 and times == sorted(times) and times[1] != 0.04
 
 
 def test_a_stream_in_which_nothing_decodes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
