@@ -170,22 +170,23 @@ class Plan:
     def _tell_stale(self, model: Path, wanted: list[tuple[str, str]]) -> None:
         """Name the files beside a new one that were proven by the pack which it replaced."""
         from fada_deploy.common.errors import FadaError
+        from fada_deploy.common.runs import MODEL_SUFFIXES
         from fada_deploy.export.derive import derived_path
         from fada_deploy.runtime.backends import contract_of
-        from fada_deploy.runtime.proof import Proof
+        from fada_deploy.runtime.proof import Proof, proof_path
 
         stale = []
         made_anew = {derived_path(model, precision, made_for) for precision, made_for in wanted}
         if self.options["trt"]:
             made_anew |= {path.with_suffix(".engine") for path in {model, *made_anew}}
-        for path in sorted(
-            {*model.parent.glob(f"{model.stem}.*.onnx"), *model.parent.glob(f"{model.stem}*.engine")}
-        ):
+        beside = [path for path in model.parent.iterdir() if path.suffix in MODEL_SUFFIXES and path.name[0] != "."]
+        for path in sorted(beside):
+            if path in made_anew or path == model or proof_path(path) != proof_path(model):
+                continue
             try:
                 Proof.of(path, contract_of(path))
             except FadaError:
-                if path not in made_anew:
-                    stale.append(path.name)
+                stale.append(path.name)
         if stale:
             log(f"note: {', '.join(stale)} lose their proof, which was the file's before; export them again")
 
@@ -232,8 +233,7 @@ class Plan:
     def _thresholds(self) -> Gate:
         from fada_deploy.export.verify import Gate
 
-        equal = self.options["min_equal"]
-        return Gate(None if equal is None else equal / 100, self.options["max_logit_error"])
+        return Gate.in_percent(self.options["min_equal"], self.options["max_logit_error"])
 
     def _for_engine(self, path: Path, wanted: list[tuple[str, str]]) -> bool:
         """Say whether an engine is built of a file: those asked for, and of int8 the one made for it."""

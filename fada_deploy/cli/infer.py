@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,6 @@ def command(
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
     from fada_deploy.export.engines import rebuild_if_stale
-    from fada_deploy.runtime.film import PRESETS
     from fada_deploy.runtime.live import LiveOptions, LiveSource, is_live
     from fada_deploy.runtime.look import Look
     from fada_deploy.runtime.pipeline import Timings
@@ -153,10 +152,10 @@ def command(
     from fada_deploy.runtime.sources import open_sources, subfolders
     from fada_deploy.runtime.watch import WatchSource
 
-    if preset not in PRESETS:
-        raise UsageError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     look = Look(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
+    # Wrong wishes are said before anything is opened; its folder is made when all else is well.
+    saving = Saving(out or Path(), save, ids, look, preset, video_hardware)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
     if watch and (len(source) != 1 or is_live(source[0])):
         raise UsageError("--watch takes one folder, and nothing beside it")
@@ -194,12 +193,13 @@ def command(
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")
-        saving = Saving(out or numbered_dir(Path("runs"), "infer"), save, ids, look, preset, video_hardware)
+        if out is None:
+            saving = replace(saving, out=numbered_dir(Path("runs"), "infer"))
         timings, stopped = Timings(), threading.Event()
-        stays = not any(each.moving or getattr(each, "live", False) for each in sources)
+        stays = not live_ones and not any(each.moving for each in sources)
         try:
             with _stopping(sources, stopped) as stop, _window(show, stop, saving, segmenter, stays=stays) as seen:
-                tally = _label(segmenter, sources, saving, timings, seen)
+                tally = _label(segmenter, sources, saving, timings, seen, live=live_ones)
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
         if not tally.frames and (tally.failed or not stopped.is_set()):
@@ -279,8 +279,10 @@ def _label(
     saving: Saving,
     timings: Timings,
     seen: Callable[[Result], None],
+    *,
+    live: bool,
 ) -> _Tally:
-    """Run the pipeline to its end under a progress bar."""
+    """Run the pipeline to its end under a progress bar; say what fails in `live` sources at once."""
     from contextlib import closing
 
     from tqdm import tqdm
@@ -289,7 +291,6 @@ def _label(
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.sinks import label_to_files
 
-    live = any(getattr(source, "live", False) for source in sources)
     counts = [s.count() for s in sources]
     total = None if None in counts else sum(c for c in counts if c)
     tally = _Tally()

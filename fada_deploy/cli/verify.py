@@ -47,11 +47,11 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     model = exported_model(model)
     metadata = contract_of(model)
     proof = Proof.of(model, metadata)
-    backend, equal = options["backend"], options["min_equal"]
+    backend = options["backend"]
     backends = runnable_backends(model) if backend == "auto" else [backend]
     if not backends:
         raise UsageError(f"nothing installed here runs {metadata.precision} of {model}; see fada export --list")
-    allowed = Gate(None if equal is None else equal / 100, options["max_logit_error"])
+    allowed = Gate.in_percent(options["min_equal"], options["max_logit_error"])
     found = verify_file(model, proof, backends, device=options["device"])
     for name, verification in found.items():
         log(f"{name}: {verification.text()}")

@@ -40,6 +40,11 @@ class Gate:
     dataset: FrameDataset | None = None
     max_miou_drop: float = 0.02
 
+    @classmethod
+    def in_percent(cls, equal_labels: float | None, logit_error: float | None) -> Gate:
+        """Return the gate that a command line asks for, which says percent."""
+        return cls(None if equal_labels is None else equal_labels / 100, logit_error)
+
     def thresholds(self, precision: str) -> Thresholds:
         """Return what a file of a precision is held to."""
         own = THRESHOLDS[precision]

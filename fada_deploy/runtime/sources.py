@@ -249,13 +249,12 @@ def open_sources(sources: Sequence[Given | Sequence[Given]], *, hardware: str | 
 
     found: dict[str, Source] = {}
     everything = list(_flat(sources))
+    alone = len(everything) == 1
     for given in everything:
         if isinstance(given, int) or (isinstance(given, str) and is_live(given)):
             given = LiveSource(str(given))
-        alone = len(everything) == 1
-        for source in (
-            [given] if not isinstance(given, str | Path) else _open_path(str(given), hardware, alone=alone)
-        ):
+        made = _open_path(str(given), hardware, alone=alone) if isinstance(given, str | Path) else [given]
+        for source in made:
             # The same file twice is the same file.
             found.setdefault(source.name, source)
     live = [s for s in found.values() if getattr(s, "live", False)]

@@ -178,10 +178,11 @@ class WatchSource:
         waiting.tried = True
         found: Frame | DataError
         try:
-            if not last and not _is_whole(path):
-                return None
-            if last and not _is_whole(path) and _is_cut_jpeg(path):
-                raise DataError(f"{path}: is cut short; it did not grow for {self._give_up_s:g} s")
+            if not _is_whole(path):
+                if not last:
+                    return None
+                if _is_cut_jpeg(path):
+                    raise DataError(f"{path}: is cut short; it did not grow for {self._give_up_s:g} s")
             found = Frame(read_rgb(path), self.name, index, waiting.item, time.monotonic())
         except (DataError, OSError) as error:
             if not last and path.exists():

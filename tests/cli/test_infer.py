@@ -250,7 +250,7 @@ def test_a_broken_film_among_others_costs_these_nothing(
     # Which of two of a name is which.
     assert summary["names"][str(same)] == f"{video.stem}-2" and f"{same} is {video.stem}-2 there" in said.err
     assert (tmp_path / "out/overlay" / f"{video.stem}-2.mp4").exists()
-    assert infer(tmp_path, "--model", model, "--out", tmp_path / "out2") in (0, 1)
+    assert infer(tmp_path, "--model", model, "--out", tmp_path / "out2") == 1
     assert "in it not looked into" in capsys.readouterr().err
 
 

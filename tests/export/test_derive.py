@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from fada_deploy.cli.export_plan import Plan
 from fada_deploy.export.stamp import stamp
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.proof import Proof, proof_path
@@ -176,6 +177,19 @@ def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Pat
     done = run("export", derived / "model.onnx", "--precision", "fp16")
     assert done.returncode == 2
     assert done.stderr == "error: onnx is not installed; type: pip install 'fada_deploy[onnx]'\n"
+
+
+def test_what_loses_its_proof_is_named(derived: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (*derived.glob("*.onnx"), derived / "model.proof.npz"):
+        shutil.copy(path, tmp_path)
+    plan, base = Plan(None, {"trt": False}), tmp_path / "model.onnx"
+    plan._tell_stale(base, [("fp32", "any")])
+    assert capsys.readouterr().err == ""
+    proof = Proof.load(tmp_path / "model.proof.npz")
+    Proof(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(tmp_path / "model.proof.npz")
+    plan._tell_stale(base, [("fp32", "any"), ("fp16", "any")])
+    said = capsys.readouterr().err
+    assert "model.int8-cpu.onnx, model.int8-tensorrt.onnx lose their proof" in said and "fp16" not in said
 
 
 def test_options_that_would_judge_nothing_are_refused(fada: Fada, capsys: pytest.CaptureFixture[str]) -> None:
