@@ -188,7 +188,7 @@ class Plan:
             except FadaError:
                 stale.append(path.name)
         if stale:
-            log(f"note: {', '.join(stale)} lose their proof, which was the file's before; export them again")
+            log(f"note: the pack that proved {', '.join(stale)} is replaced; export them again")
 
     def _derive(self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate) -> Path:
         from fada_deploy.export.derive import derive
