@@ -147,9 +147,11 @@ class WatchSource:
         for name in self._waiting.keys() - there:
             self._items.discard(self._waiting.pop(name).item)
         stems = Counter(Path(name).stem for name, _ in new)
+        # What was found together settles together, and so comes in the order of its names.
+        now = time.monotonic()
         for name, stamp in sorted(new):
             item = self._item(name, alone=stems[Path(name).stem] == 1)
-            self._waiting[name] = _Waiting(item, stamp, time.monotonic())
+            self._waiting[name] = _Waiting(item, stamp, now)
         return sorted(videos)
 
     def _item(self, name: str, *, alone: bool) -> str:

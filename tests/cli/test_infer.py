@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,11 +198,9 @@ def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], No
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible
     )
-    deadline = time.monotonic() + 30
-    while not Path("here/mask/long/000003.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    toy.until(Path("here/mask/long/000003.png").exists)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
     assert not list(Path("here/overlay").iterdir())
 
@@ -219,15 +216,9 @@ def test_a_watched_folder_until_a_signal(model: Path, tmp_path: Path, number: si
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
-    def wait_for(name: str) -> None:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "out/mask/incoming" / name).exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-
-    wait_for("a.png")
+    toy.until((tmp_path / "out/mask/incoming/a.png").exists)
     toy.write_image(folder / "b.png", toy.scene(1)[0])
-    wait_for("b.png")
+    toy.until((tmp_path / "out/mask/incoming/b.png").exists)
     process.send_signal(number)
     said, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
@@ -263,11 +254,9 @@ def test_what_ends_a_film_leaves_no_half_of_it(
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible, cwd=tmp_path
     )
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("runs/*/overlay/.*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    toy.until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))))
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
     assert not list(tmp_path.glob("runs/*"))
 
@@ -281,9 +270,8 @@ def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stderr is not None
-    # What it says of the model is the last thing before the watch begins.
     assert process.stderr.readline().startswith("model ")
-    time.sleep(1.0)
+    assert "incoming: until it ends or Ctrl-C" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     said, told = process.communicate(timeout=60)
     assert process.returncode == 0, told

@@ -6,14 +6,13 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from rtsp_server import Play, RtspServer, Unit, encode, pieces, split
-from toy import SPACE, color_model, read_video, scene
+from toy import PATIENCE, SPACE, color_model, read_video, scene, until
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.runtime import live
@@ -23,7 +22,6 @@ from fada_deploy.runtime.sources import Frame, Pause
 SIZE = (96, 160)
 # Twice round the classes: a picture's first band is its number modulo 13.
 COUNT = 26
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +180,7 @@ def test_stop_ends_a_silent_stream(units: list[Unit]) -> None:
         threading.Timer(0.5, source.stop).start()
         assert not [item for item in frames if isinstance(item, DataError)]
     assert source.reconnects == 0
-    deadline = time.monotonic() + PATIENCE
-    while [t for t in set(threading.enumerate()) - before if t.name.startswith("fada")]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("fada")])
 
 
 def test_a_film_with_a_cut_is_labelled_to_its_end(units: list[Unit], tmp_path: Path) -> None:

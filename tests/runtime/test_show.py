@@ -19,14 +19,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from toy import scene
+from toy import PATIENCE, scene, until
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.runtime import show
 from fada_deploy.runtime.show import Window, look_after, require_windows
-
-# Seconds that a busy machine may take for what takes a tenth of one.
-PATIENCE = 60.0
 
 
 class Highgui:
@@ -56,13 +53,6 @@ class Highgui:
 
     def destroyAllWindows(self) -> None:
         self.calls.append(("shut",))
-
-
-def until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

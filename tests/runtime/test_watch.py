@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from toy import color_model, scene, write_image
+from toy import PATIENCE, color_model, scene, until, write_image
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime import watch
@@ -21,9 +21,6 @@ from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sinks import Saving, label_to_files
 from fada_deploy.runtime.sources import Frame, Pause, open_sources
 from fada_deploy.runtime.watch import WatchSource
-
-# Seconds that a busy machine may take for what takes a tenth of one.
-PATIENCE = 60.0
 
 
 def without_pauses(source: WatchSource) -> Generator[Frame | DataError, None, None]:
@@ -44,14 +41,8 @@ class Watching:
         for item in without_pauses(self.source):
             self.found.append(item)
 
-    def until(self, there: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not there():
-            assert time.monotonic() < deadline, self.found
-            time.sleep(0.01)
-
     def until_found(self, count: int) -> list[Frame | DataError]:
-        self.until(lambda: len(self.found) >= count)
+        until(lambda: len(self.found) >= count)
         return self.found
 
     def items(self) -> list[str]:
@@ -143,14 +134,15 @@ def test_a_file_that_is_being_written_is_taken_when_whole(
     assert ok
     with (tmp_path / f"slow{suffix}").open("wb", buffering=0) as file:
         whole = data.tobytes()
-        for part in range(4):
+        for part in range(3):
             file.write(whole[part * len(whole) // 4 : (part + 1) * len(whole) // 4])
             picture(tmp_path / f"beside-{part}.png")
             # The writer stalls for longer than a file needs to settle; the others do not wait.
             watching.until_found(part + 1)
-            assert f"beside-{part}" in watching.items()
-    watching.until(lambda: "slow" in watching.items())
-    assert len(watching.found) == 5 and not watching.errors()
+        assert watching.items() == [f"beside-{part}" for part in range(3)]
+        file.write(whole[3 * len(whole) // 4 :])
+    watching.until_found(4)
+    assert watching.items()[3] == "slow" and not watching.errors()
     (slow,) = [f for f in watching.found if isinstance(f, Frame) and f.item == "slow"]
     assert slow.rgb.shape == frame.shape and np.abs(slow.rgb.astype(int) - frame).mean() < 20
 
@@ -174,7 +166,7 @@ def test_a_broken_picture_is_named_once_and_the_rest_go_on(tmp_path: Path, start
 def test_a_broken_picture_that_is_mended_in_time(tmp_path: Path, start: Callable[..., Watching]) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     watching = start(tmp_path, give_up_s=PATIENCE)
-    watching.until(lambda: any(w.tried for w in watching.source._waiting.values()))
+    until(lambda: any(w.tried for w in watching.source._waiting.values()))
     picture(tmp_path / "a.png", 5)
     (found,) = watching.until_found(1)
     assert isinstance(found, Frame)

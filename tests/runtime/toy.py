@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from fada_deploy.common.metadata import ModelMetadata
 
 STRIDE = 8
 SPACE = CITYSCAPES_13
+# Seconds that a busy machine may take for what takes a tenth of one.
+PATIENCE = 60.0
 
 
 def color_model(
@@ -132,6 +135,14 @@ def read_video(path: Path) -> list[tuple[Fraction, np.ndarray]]:
     """Return (time in seconds, RGB) of every frame."""
     with av.open(str(path)) as container:
         return [(f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Wait for something, far longer than it takes on a busy machine; fail when it does not come."""
+    deadline = time.monotonic() + PATIENCE
+    while not there():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
 
 
 def write_image(path: Path, frame: np.ndarray) -> Path:
