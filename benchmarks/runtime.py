@@ -46,7 +46,6 @@ import numpy as np
 from fada_deploy.common.cores import throughput_requests, usable_cores
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import cache_folder
-from fada_deploy.common.images import resize_frame
 from fada_deploy.common.process import installed_version, memory_mib
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.common.video import open_video
@@ -55,9 +54,10 @@ from fada_deploy.runtime import sinks
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.bench import STAGES, measure
-from fada_deploy.runtime.compiled import kernel
+from fada_deploy.runtime.compiled import compiled
 from fada_deploy.runtime.film import film
 from fada_deploy.runtime.look import Drawing, Look
+from fada_deploy.runtime.resize import resize_frame
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sinks import Saving, label_to_files
@@ -136,7 +136,7 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
 
     with Segmenter(doc["model"], backend=doc["backend"]) as segmenter, TemporaryDirectory() as folder:
         size_hw, space = segmenter.metadata.input_size_hw, segmenter.space
-        kernel.wait()
+        compiled.wait()
         with clock("decode"):
             for _ in source.frames():
                 pass
@@ -177,7 +177,7 @@ def job_film(doc: dict[str, Any]) -> dict[str, Any]:
     ):
         height, width = segmenter.metadata.input_size_hw
         segmenter.backend.submit(np.full((1, height, width, 3), 128, np.uint8))
-        kernel.wait()
+        compiled.wait()
         cpu, start, done = time.process_time(), time.perf_counter(), 0
         for item in label_to_files(segmenter, [source], Saving(Path(folder))):
             if isinstance(item, Result):

@@ -63,7 +63,7 @@ def logits_of(model: Path, clip: Path, count: int) -> Iterator[np.ndarray]:
 def measure(logits: np.ndarray, size_hw: tuple[int, int], repeats: int, *, corners: bool) -> dict[str, float]:
     """Time the three on the same logits, one after the other."""
     tensor = torch.from_numpy(logits)[None]
-    compiled, none = upsample.kernel, lambda: None
+    compiled, none = upsample.compiled, lambda: None
 
     def dense() -> torch.Tensor:
         return F.interpolate(tensor, size=size_hw, mode="bilinear", align_corners=corners).argmax(1)
@@ -72,11 +72,11 @@ def measure(logits: np.ndarray, size_hw: tuple[int, int], repeats: int, *, corne
         return labels_from_logits(logits, size_hw, align_corners=corners)
 
     def plain() -> np.ndarray:
-        upsample.kernel = none  # type: ignore[assignment]
+        upsample.compiled = none  # type: ignore[assignment]
         try:
             return labels_from_logits(logits, size_hw, align_corners=corners)
         finally:
-            upsample.kernel = compiled
+            upsample.compiled = compiled
 
     differ = int((sparse() != dense()[0].numpy()).sum())
     ours, numpy, theirs = (seconds(job, repeats) for job in (sparse, plain, dense))
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     grid, size = parse_size(args.grid), parse_size(args.size)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if not upsample.kernel.wait():
+    if not upsample.compiled.wait():
         raise SystemExit("numba is not installed; type: pip install 'fada_deploy[fast]'")
     jobs: Iterator[tuple[str, np.ndarray, bool]] = (
         (f"random {smoothness:g}", smooth_logits(grid, smoothness), True) for smoothness in (25.0, 12.0, 6.0, 3.0)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.images import resize_frame
 from fada_deploy.common.process import memory_mib
-from fada_deploy.runtime.compiled import kernel
+from fada_deploy.runtime.compiled import compiled
 from fada_deploy.runtime.pipeline import STAGES, Timings
+from fada_deploy.runtime.resize import resize_frame
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sinks import Saving, label_to_files
@@ -119,7 +119,7 @@ def measure(
         height, width = segmenter.metadata.input_size_hw
         ready = _pictures(source, segmenter)
         segmenter.backend.submit(ready)
-        kernel.wait()
+        compiled.wait()
         warm_up = time.perf_counter() - start
         bare = _bare(segmenter, ready, seconds)
         road = None if source is None else _road(segmenter, source, frames, progress)

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.runtime.compiled import compiled
+
 Picture = NDArray[np.uint8]
 
 _LINE = (238, 238, 238)
@@ -49,6 +51,11 @@ def overlay(
 
 def class_shares(labels: NDArray[np.uint8], num_classes: int) -> NDArray[np.float64]:
     """Return each class's share of the pixels, (K,) float64."""
-    # A histogram by OpenCV takes a tenth of np.bincount's time, which widens its input first.
-    counts = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()
+    labels = np.ascontiguousarray(labels)
+    counts = np.zeros(256, np.int64)
+    if compiled.ready is not None:
+        compiled.ready.count(labels.reshape(-1), counts)
+    else:
+        # A histogram by OpenCV takes a tenth of np.bincount's time, which widens its input first.
+        counts[:] = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
     return np.asarray(counts[:num_classes], np.float64) / labels.size

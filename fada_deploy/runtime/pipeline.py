@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime.backends import Backend, Prediction
 from fada_deploy.runtime.live import LiveSource, together
+from fada_deploy.runtime.resize import resize_frame
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources import End, Frame, Item, Pause, Source
 

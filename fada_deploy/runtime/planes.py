@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.video import converted
+from fada_deploy.runtime.compiled import compiled
 
 Plane = NDArray[np.uint8]
 
@@ -57,6 +58,10 @@ def overlay_planes(picture: Any, labels: NDArray[np.uint8], tables: NDArray[np.u
 
     drawn = av.VideoFrame(picture.width, picture.height, "yuv420p")
     drawn.colorspace = matrix_of(picture)
+    if compiled.ready is not None:
+        rows = [_rows(plane) for plane in (*picture.planes, *drawn.planes)]
+        compiled.ready.blend(np.ascontiguousarray(labels), tables, np.float32(alpha), *rows)
+        return drawn
     half = (picture.width // 2, picture.height // 2)
     for table, under, into in zip(tables, planes_of(picture), planes_of(drawn), strict=True):
         color = cv2.LUT(labels, table)
@@ -70,9 +75,13 @@ def planes_of(picture: Any) -> list[Plane]:
     """Return views of a yuv420p frame's three planes."""
     planes = []
     for plane, halved in zip(picture.planes, (1, 2, 2), strict=True):
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        planes.append(rows[: picture.height // halved, : picture.width // halved])
+        planes.append(_rows(plane)[: picture.height // halved, : picture.width // halved])
     return planes
+
+
+def _rows(plane: Any) -> Plane:
+    """Return a plane as it lies in memory, its lines as long as they are there."""
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
 
 
 def corner_rgb(picture: Any, size_wh: tuple[int, int]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.runtime.compiled import kernel
+from fada_deploy.runtime.compiled import compiled
 
 Logits = NDArray[np.float32]
 
@@ -109,10 +109,10 @@ def labels_from_logits(
     y = axis_taps(height, size_hw[0], align_corners=align_corners)
     x = axis_taps(width, size_hw[1], align_corners=align_corners)
     labels = np.empty(size_hw, np.uint8) if out is None else out
-    write = kernel()
-    if write is not None and labels.flags.c_contiguous and logits_khw.dtype == np.float32:
+    kernels = compiled()
+    if kernels is not None and labels.flags.c_contiguous and logits_khw.dtype == np.float32:
         axes = (y.first, y.count, y.w_low, y.w_high, x.first, x.count, x.w_low, x.w_high)
-        write(np.ascontiguousarray(logits_khw), labels, *axes, margin)
+        kernels.write_labels(np.ascontiguousarray(logits_khw), labels, *axes, margin)
     else:
         _sparse_labels(logits_khw, labels, y, x, margin)
     return labels

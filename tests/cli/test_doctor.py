@@ -389,18 +389,18 @@ def test_windows_need_a_screen_and_an_opencv_with_them(monkeypatch: pytest.Monke
         assert check.state == state and bool(check.remedy) == (state == "note")
 
 
-def test_upsampling_without_numba_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_without_numba_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "is_here", lambda name: False)
-    (check,) = machine.upsampling()
+    (check,) = machine.kernels()
     assert check.state == "note" and check.remedy == "pip install 'fada_deploy[fast]'"
 
 
 def test_numba_that_does_not_compile_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.compiled.Kernel.wait", lambda self: False)
+    monkeypatch.setattr("fada_deploy.runtime.compiled.Compiled.wait", lambda self: False)
     monkeypatch.setitem(sys.modules, "fada_deploy.runtime.upsample_kernel", None)
     monkeypatch.delattr("fada_deploy.runtime.upsample_kernel", raising=False)
     monkeypatch.setattr(machine, "is_here", lambda name: True)
-    (check,) = machine.upsampling()
+    (check,) = machine.kernels()
     assert check.state == "note" and "Error" in check.found and check.remedy
 
 

@@ -8,6 +8,7 @@ import toy
 
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.runtime import legend as drawing
+from fada_deploy.runtime.compiled import compiled
 from fada_deploy.runtime.legend import Legend
 from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.overlay import class_shares, colorize, overlay
@@ -40,10 +41,19 @@ def test_contours_lie_between_classes_only() -> None:
     assert sorted(set(np.nonzero((plain != lined).any(-1))[1])) == [32, 64, 96]
 
 
-def test_shares() -> None:
-    labels = random_labels((64, 100))
-    expected = np.bincount(labels.ravel(), minlength=19) / labels.size
-    np.testing.assert_allclose(class_shares(labels, 19), expected)
+@pytest.mark.parametrize("implementation", ["opencv", "compiled"])
+@pytest.mark.parametrize("size_hw", [(64, 100), (1, 1), (7, 9), (130, 257)])
+def test_shares(monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], implementation: str) -> None:
+    if implementation == "opencv":
+        monkeypatch.setattr(compiled, "ready", None)
+    else:
+        pytest.importorskip("numba")
+        assert compiled.wait()
+    single, areas = random_labels(size_hw), random_labels(size_hw)
+    areas[: size_hw[0] // 2] = 3
+    for labels in (single, areas, areas[:, ::-1]):
+        expected = np.bincount(labels.ravel(), minlength=19) / labels.size
+        np.testing.assert_allclose(class_shares(labels, 19), expected)
 
 
 @pytest.mark.parametrize("has_type", [True, False])

@@ -14,6 +14,7 @@ import toy
 
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.runtime import Segmenter, sinks
+from fada_deploy.runtime.compiled import compiled
 from fada_deploy.runtime.look import Drawing, Look
 from fada_deploy.runtime.planes import is_drawable, overlay_planes, palette_planes, planes_of
 from fada_deploy.runtime.result import Result
@@ -39,6 +40,16 @@ def frame_of(rgb: np.ndarray, matrix: int) -> av.VideoFrame:
     return frame
 
 
+@pytest.fixture(params=["opencv", "compiled"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run everything here by OpenCV alone and by the compiled kernels."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        assert compiled.wait()
+    else:
+        monkeypatch.setattr(compiled, "ready", None)
+
+
 @pytest.mark.parametrize("matrix", [1, 6])
 def test_the_tables_are_the_standards(matrix: int) -> None:
     found = palette_planes(CITYSCAPES_19.palette, matrix).astype(float)
@@ -46,6 +57,7 @@ def test_the_tables_are_the_standards(matrix: int) -> None:
     np.testing.assert_allclose(found, expected + np.array([[16], [128], [128]]), atol=0.51)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("matrix", [1, 6])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_planes_are_blended(matrix: int, alpha: float) -> None:
@@ -63,6 +75,7 @@ def test_planes_are_blended(matrix: int, alpha: float) -> None:
         np.testing.assert_array_equal(plane, old)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("matrix", [1, 6])
 def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
     frame = frame_of(smooth((540, 960)), matrix)
@@ -81,6 +94,30 @@ def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
     for look in (Look(contours=True), Look(beside=True), Look(classes=(toy.SPACE.names[0],))):
         assert isinstance(Drawing(look, toy.SPACE).draw_for_film(result), np.ndarray)
     assert isinstance(Drawing(Look(), toy.SPACE).draw_for_film(replace(result, decoded=None)), np.ndarray)
+
+
+@pytest.mark.parametrize("width", [2, 62, 250, 960])
+def test_compiled_or_not_is_the_same(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Widths of whole blocks and not, lines with padding behind them, areas, single pixels and their mixture."""
+    pytest.importorskip("numba")
+    assert compiled.wait()
+    rng = np.random.default_rng(width)
+    frame = av.VideoFrame(width, 48, "yuv420p")
+    for plane in planes_of(frame):
+        plane[:] = rng.integers(0, 256, plane.shape)
+    labels = rng.integers(0, 19, (48, width), np.uint8)
+    labels[:32] = np.repeat(np.repeat(labels[:4], 8, 0), 5, 1)[:, :width]
+    labels[:16] = 7
+    tables = palette_planes(CITYSCAPES_19.palette, 6)
+    for alpha in (0.0, 0.3, 0.5, 0.9, 1.0):
+        found = planes_of(overlay_planes(frame, labels, tables, alpha))
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "ready", None)
+            expected = planes_of(overlay_planes(frame, labels, tables, alpha))
+        for one, other in zip(found, expected, strict=True):
+            off = np.abs(one.astype(int) - other)
+            # A product that is half-way but for its last bit; at half opacity there are none.
+            assert off.max() <= (alpha not in (0.0, 0.5, 1.0)) and off.mean() < 0.02
 
 
 def test_which_frames_can_be_drawn_in() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.runtime import upsample
-from fada_deploy.runtime.compiled import Kernel
+from fada_deploy.runtime.compiled import Compiled
 from fada_deploy.runtime.upsample import (
     axis_taps,
     confidence_from_logits,
@@ -27,10 +27,10 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run everything here by NumPy alone and by the compiled kernel."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "numpy":
-            patch.setattr(upsample, "kernel", lambda: None)
+            patch.setattr(upsample, "compiled", lambda: None)
         else:
             pytest.importorskip("numba")
-            assert upsample.kernel.wait()
+            assert upsample.compiled.wait()
         yield
 
 
@@ -164,21 +164,21 @@ def test_labels_are_written_where_they_are_wanted() -> None:
 
 def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(Kernel, "_load", lambda self: started.append("now"))
-    kernel = Kernel()
-    assert [kernel() for _ in range(3)] == [None] * 3 and started == []
-    kernel()
-    assert kernel.wait() is False and started == ["now"]
+    monkeypatch.setattr(Compiled, "_load", lambda self: started.append("now"))
+    compiled = Compiled()
+    assert [compiled() for _ in range(3)] == [None] * 3 and started == []
+    compiled()
+    assert compiled.wait() is False and started == ["now"]
 
 
 def test_without_numba_numpy_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fada_deploy.runtime.compiled.find_spec", lambda name: None)
-    kernel = Kernel()
-    assert kernel.wait() is False and kernel() is None
+    compiled = Compiled()
+    assert compiled.wait() is False and compiled() is None
 
 
 def test_a_kernel_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fada_deploy.runtime.upsample_kernel", None)
     monkeypatch.setattr("fada_deploy.runtime.compiled.find_spec", lambda name: object())
     monkeypatch.delattr("fada_deploy.runtime.upsample_kernel", raising=False)
-    assert Kernel().wait() is False
+    assert Compiled().wait() is False

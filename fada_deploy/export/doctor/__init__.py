@@ -16,7 +16,7 @@ from fada_deploy.export.doctor.engines import (
     some_engine,
     tensorrt_checks,
 )
-from fada_deploy.export.doctor.machine import codecs, cores, disks, display, upsampling
+from fada_deploy.export.doctor.machine import codecs, cores, disks, display, kernels
 from fada_deploy.export.doctor.packages import clashes, extras, libraries, python
 from fada_deploy.export.doctor.training import Torch
 
@@ -40,7 +40,7 @@ def diagnose() -> list[Check]:
             ("tensorrt", tensorrt_checks),
             ("torch", torch.checks),
             ("video", codecs),
-            ("upsampling", upsampling),
+            ("kernels", kernels),
             ("cores", cores),
             ("display", display),
             ("disk", disks),

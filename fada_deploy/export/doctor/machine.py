@@ -46,23 +46,25 @@ def codecs() -> Iterator[Check]:
     yield from _hardware_decoders()
 
 
-def upsampling() -> Iterator[Check]:
-    """Check that the compiled upsampling compiles."""
-    from fada_deploy.runtime.compiled import Kernel
+def kernels() -> Iterator[Check]:
+    """Check that what the runtime compiles does compile."""
+    from fada_deploy.runtime.compiled import Compiled
 
     if not is_here("numba"):
-        found = "in NumPy; numba is not installed, which compiles it"
-        yield Check("upsampling", "note", found, "pip install 'fada_deploy[fast]'")
-    elif Kernel().wait():
-        yield Check("upsampling", "ok", "compiled")
+        found = "numba is not installed, which compiles upsampling, resize and drawing; NumPy and OpenCV do them"
+        yield Check("kernels", "note", found, "pip install 'fada_deploy[fast]'")
+    elif Compiled().wait():
+        yield Check("kernels", "ok", "upsampling, resize and drawing are compiled")
     else:
         reason = "it does not say why"
         try:
-            from fada_deploy.runtime import upsample_kernel  # noqa: F401
+            from fada_deploy.runtime import area_kernel, draw_kernel, upsample_kernel  # noqa: F401
         except Exception as error:
             reason = last_line(error)
-        found = f"in NumPy, as numba does not compile it ({reason})"
-        yield Check("upsampling", "note", found, "pip install --force-reinstall 'fada_deploy[fast]'")
+        found = (
+            f"upsampling, resize and drawing are left to NumPy and OpenCV: numba does not compile them ({reason})"
+        )
+        yield Check("kernels", "note", found, "pip install --force-reinstall 'fada_deploy[fast]'")
 
 
 def cores() -> Iterator[Check]:
