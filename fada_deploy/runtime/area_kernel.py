@@ -10,9 +10,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+# Cameras' and libraries' pictures are often arrays that cannot be written.
+_READ = "Array(uint8, 2, 'C', readonly=True)"
+
 
 @njit(
-    "void(uint8[:,::1], uint8[:,::1], intp[::1], uint16[:,::1], intp[::1], float32[:,::1], float32)",
+    f"void({_READ}, uint8[:,::1], intp[::1], uint16[:,::1], intp[::1], float32[:,::1], float32)",
     nogil=True, cache=True,
 )  # fmt: skip
 def average(

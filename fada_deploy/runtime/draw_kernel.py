@@ -10,6 +10,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 _LINE, _PLANE = "uint8[::1]", "uint8[:,::1]"
+# What is only read may be an array that cannot be written.
+_LINE_READ, _PLANE_READ = (f"Array(uint8, {n}, 'C', readonly=True)" for n in (1, 2))
 _BLOCK = 32
 _MANY = 64
 
@@ -22,7 +24,8 @@ def _over(
 
 
 @njit(
-    f"void({_LINE}, {_LINE}, {_PLANE}, float32[:,::1], float32, {', '.join([_LINE] * 8)}, intp, intp)",
+    f"void({_LINE_READ}, {_LINE_READ}, {_PLANE_READ}, float32[:,::1], float32, {_LINE_READ}, {_LINE_READ}, "
+    f"{_LINE}, {_LINE}, {_LINE_READ}, {_LINE}, {_LINE_READ}, {_LINE}, intp, intp)",
     nogil=True, cache=True,
 )  # fmt: skip
 def _mixed(
@@ -58,7 +61,7 @@ def _mixed(
 
 
 @njit(
-    f"void({_PLANE}, {_PLANE}, float32, {_PLANE}, {_PLANE}, {_PLANE}, {_PLANE}, {_PLANE}, {_PLANE})",
+    f"void({_PLANE_READ}, {_PLANE_READ}, float32, {', '.join([_PLANE_READ] * 3 + [_PLANE] * 3)})",
     nogil=True, cache=True,
 )  # fmt: skip
 def blend(
@@ -108,7 +111,7 @@ def blend(
         _mixed(*both, left, width)
 
 
-@njit("void(uint8[::1], int64[::1])", nogil=True, cache=True)
+@njit(f"void({_LINE_READ}, int64[::1])", nogil=True, cache=True)
 def count(labels: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:  # pragma: no cover -- compiled
     """Add how often each of 256 labels occurs to `counts` (256,)."""
     whole = labels.size // _MANY * _MANY

@@ -46,7 +46,12 @@ class Plan(NamedTuple):
 
 def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Return what `common.images.resize_frame` does, sooner where the kernels are ready and the sizes allow."""
-    if compiled.ready is None or not frame.flags.c_contiguous:
+    if (
+        compiled.ready is None
+        or not frame.flags.c_contiguous
+        or frame.shape[2:] != (3,)
+        or frame.dtype != np.uint8
+    ):
         return images.resize_frame(frame, size_hw)
     plan = plan_of(frame.shape[:2], size_hw)
     if plan is None:

@@ -12,7 +12,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_GRID, _LABELS, _INDEX, _WEIGHT = "float32[:,:,::1]", "uint8[:,::1]", "intp[::1]", "float32[::1]"
+# What is only read may be an array that cannot be written, as callers have them of other libraries.
+_GRID = "Array(float32, 3, 'C', readonly=True)"
+_LABELS, _INDEX, _WEIGHT = "uint8[:,::1]", "intp[::1]", "float32[::1]"
 _AXIS_WEIGHTS = f"{_WEIGHT}, {_WEIGHT}"
 _AXIS = f"{_INDEX}, {_INDEX}, {_AXIS_WEIGHTS}"
 # Pixel columns that are worked on together.
@@ -20,7 +22,7 @@ _COLUMNS = 8
 
 
 @njit(
-    "void(float32[:,:,::1], intp, uint8[:], boolean[:], float32[::1], float32[::1], float32)",
+    f"void({_GRID}, intp, uint8[:], boolean[:], float32[::1], float32[::1], float32)",
     nogil=True, cache=True,
 )  # fmt: skip
 def _winners(

@@ -51,7 +51,9 @@ def test_shares(monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], imple
         assert compiled.wait()
     single, areas = random_labels(size_hw), random_labels(size_hw)
     areas[: size_hw[0] // 2] = 3
-    for labels in (single, areas, areas[:, ::-1]):
+    locked = areas.copy()
+    locked.flags.writeable = False
+    for labels in (single, areas, areas[:, ::-1], locked):
         expected = np.bincount(labels.ravel(), minlength=19) / labels.size
         np.testing.assert_allclose(class_shares(labels, 19), expected)
 

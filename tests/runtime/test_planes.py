@@ -108,6 +108,7 @@ def test_compiled_or_not_is_the_same(monkeypatch: pytest.MonkeyPatch, width: int
     labels = rng.integers(0, 19, (48, width), np.uint8)
     labels[:32] = np.repeat(np.repeat(labels[:4], 8, 0), 5, 1)[:, :width]
     labels[:16] = 7
+    labels.flags.writeable = False
     tables = palette_planes(CITYSCAPES_19.palette, 6)
     for alpha in (0.0, 0.3, 0.5, 0.9, 1.0):
         found = planes_of(overlay_planes(frame, labels, tables, alpha))

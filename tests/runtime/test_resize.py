@@ -127,6 +127,21 @@ def test_a_view_of_a_larger_picture() -> None:
         )
 
 
+@pytest.mark.parametrize("shape", [(540, 960), (540, 960, 1), (540, 960, 4)])
+def test_other_pictures_are_left_to_opencv(shape: tuple[int, ...]) -> None:
+    frame = np.random.default_rng(4).integers(0, 256, shape, np.uint8)
+    for picture in (frame, frame.astype(np.float32)):
+        np.testing.assert_array_equal(resize_frame(picture, (256, 512)), images.resize_frame(picture, (256, 512)))
+
+
+def test_a_picture_that_cannot_be_written() -> None:
+    """As libraries give them, Pillow among them."""
+    frame = troubling(np.random.default_rng(5), (540, 960), "noise")
+    expected = images.resize_frame(frame, (256, 512))
+    frame.flags.writeable = False
+    np.testing.assert_array_equal(resize_frame(frame, (256, 512)), expected)
+
+
 def test_another_opencv_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that rounds otherwise: what training saw is what counts."""
     rounded = images.resize_frame

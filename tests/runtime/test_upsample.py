@@ -162,6 +162,13 @@ def test_labels_are_written_where_they_are_wanted() -> None:
     assert (wide[:, 1::2] == 9).all()
 
 
+def test_logits_that_cannot_be_written() -> None:
+    z = np.random.default_rng(0).normal(size=(5, 8, 9)).astype(np.float32)
+    want = dense_labels(z, (20, 31), align_corners=True)
+    z.flags.writeable = False
+    np.testing.assert_array_equal(labels_from_logits(z, (20, 31), align_corners=True), want)
+
+
 def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     monkeypatch.setattr(Compiled, "_load", lambda self: started.append("now"))
