@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -63,7 +64,7 @@ def logits_of(model: Path, clip: Path, count: int) -> Iterator[np.ndarray]:
 def measure(logits: np.ndarray, size_hw: tuple[int, int], repeats: int, *, corners: bool) -> dict[str, float]:
     """Time the three on the same logits, one after the other."""
     tensor = torch.from_numpy(logits)[None]
-    compiled, none = upsample.compiled, lambda: None
+    compiled, none = upsample.compiled, SimpleNamespace(ready=None)
 
     def dense() -> torch.Tensor:
         return F.interpolate(tensor, size=size_hw, mode="bilinear", align_corners=corners).argmax(1)

@@ -76,7 +76,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one backend. `warm_up_ms`: until it is opened, run once, and the upsampling compiled."""
+    """One model on one backend. `warm_up_ms`: until it is opened, run once, and the kernels compiled."""
 
     model: str
     backend: str

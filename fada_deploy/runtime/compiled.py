@@ -24,7 +24,7 @@ class Kernels:
 class Compiled:
     """`compiled()` is the kernels once they are ready, None before and where numba is missing.
 
-    It is asked once a frame by the upsampling, after some of which the loading begins; others look at `ready`.
+    It is asked once a frame by the resize, after some of which the loading begins; others look at `ready`.
     """
 
     def __init__(self) -> None:

@@ -46,22 +46,18 @@ class Plan(NamedTuple):
 
 def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Return what `common.images.resize_frame` does, sooner where the kernels are ready and the sizes allow."""
-    if (
-        compiled.ready is None
-        or not frame.flags.c_contiguous
-        or frame.shape[2:] != (3,)
-        or frame.dtype != np.uint8
-    ):
-        return images.resize_frame(frame, size_hw)
-    plan = plan_of(frame.shape[:2], size_hw)
-    if plan is None:
-        return images.resize_frame(frame, size_hw)
-    return _average(frame, size_hw, plan)
+    height, width = size_hw
+    # Asked of every frame, so that they are loaded for the other stages too.
+    if compiled() is not None and frame.flags.c_contiguous and frame.shape[2:] == (3,) and frame.dtype == np.uint8:
+        plan = plan_of(frame.shape[:2], (height, width))
+        if plan is not None and _opencv_agrees():
+            return _average(frame, (height, width), plan)
+    return images.resize_frame(frame, (height, width))
 
 
 @lru_cache(maxsize=64)
 def plan_of(from_hw: tuple[int, ...], size_hw: tuple[int, int]) -> Plan | None:
-    """Return how to average such a frame, None where OpenCV is as fast or its result not certain."""
+    """Return how to average such a frame, None where OpenCV is as fast or the same result not certain."""
     y, x = (_shrunk(*sizes) for sizes in zip(from_hw, size_hw, strict=True))
     if y is None or x is None:
         return None
@@ -74,8 +70,7 @@ def plan_of(from_hw: tuple[int, ...], size_hw: tuple[int, int]) -> Plan | None:
     fits = 255 * y.parts < 2**16 and 255 * parts < 2**24
     if not (certain and fits) or (y.whole and x.whole):
         return None
-    plan = Plan(y.first, y.weights.astype(np.uint16), x.first, x.weights.astype(np.float32), np.float32(1 / parts))
-    return plan if _agrees(plan, from_hw, size_hw) else None
+    return Plan(y.first, y.weights.astype(np.uint16), x.first, x.weights.astype(np.float32), np.float32(1 / parts))
 
 
 def _shrunk(old: int, new: int) -> Axis | None:
@@ -85,7 +80,7 @@ def _shrunk(old: int, new: int) -> Axis | None:
     parts, part = old // common, new // common
     if new > old or old < 2 or part > _FINEST:
         return None
-    start = np.arange(new) * parts
+    start = np.arange(new, dtype=np.intp) * parts
     first, end = start // part, -(-(start + parts) // part)
     taps = max(2, int((end - first).max()))
     first = np.minimum(first, old - taps)
@@ -102,7 +97,10 @@ def _average(frame: NDArray[np.uint8], size_hw: tuple[int, int], plan: Plan) -> 
     return into
 
 
-def _agrees(plan: Plan, from_hw: tuple[int, ...], size_hw: tuple[int, int]) -> bool:
+@lru_cache(maxsize=1)
+def _opencv_agrees() -> bool:
     """Say whether OpenCV gives the same for noise, as that of another kind of machine may not."""
-    noise = np.random.default_rng(0).integers(0, 256, (*from_hw, 3), np.uint8)
-    return bool((_average(noise, size_hw, plan) == images.resize_frame(noise, size_hw)).all())
+    noise = np.random.default_rng(0).integers(0, 256, (135, 240, 3), np.uint8)
+    plan = plan_of((135, 240), (64, 128))
+    assert plan is not None
+    return bool((_average(noise, (64, 128), plan) == images.resize_frame(noise, (64, 128))).all())

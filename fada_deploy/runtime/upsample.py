@@ -109,7 +109,7 @@ def labels_from_logits(
     y = axis_taps(height, size_hw[0], align_corners=align_corners)
     x = axis_taps(width, size_hw[1], align_corners=align_corners)
     labels = np.empty(size_hw, np.uint8) if out is None else out
-    kernels = compiled()
+    kernels = compiled.ready
     if kernels is not None and labels.flags.c_contiguous and logits_khw.dtype == np.float32:
         axes = (y.first, y.count, y.w_low, y.w_high, x.first, x.count, x.w_low, x.w_high)
         kernels.write_labels(np.ascontiguousarray(logits_khw), labels, *axes, margin)

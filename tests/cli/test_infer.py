@@ -198,7 +198,7 @@ def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], No
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible
     )
-    toy.until(Path("here/mask/long/000003.png").exists)
+    toy.until(Path("here/mask/long/000003.png").exists, process)
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
@@ -216,9 +216,9 @@ def test_a_watched_folder_until_a_signal(model: Path, tmp_path: Path, number: si
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
-    toy.until((tmp_path / "out/mask/incoming/a.png").exists)
+    toy.until((tmp_path / "out/mask/incoming/a.png").exists, process)
     toy.write_image(folder / "b.png", toy.scene(1)[0])
-    toy.until((tmp_path / "out/mask/incoming/b.png").exists)
+    toy.until((tmp_path / "out/mask/incoming/b.png").exists, process)
     process.send_signal(number)
     said, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
@@ -254,7 +254,7 @@ def test_what_ends_a_film_leaves_no_half_of_it(
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible, cwd=tmp_path
     )
-    toy.until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))))
+    toy.until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))), process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said

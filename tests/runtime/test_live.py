@@ -373,7 +373,7 @@ def test_a_silent_pipe_is_left_with_the_film_whole(film: Path, tmp_path: Path) -
     process.stdin.write(film.read_bytes())
     process.stdin.flush()
     # Its writer says nothing more, and does not close.
-    until(lambda: len(list(tmp_path.glob("out/mask/pipe/[!.]*"))) > 10)
+    until(lambda: len(list(tmp_path.glob("out/mask/pipe/[!.]*"))) > 10, process)
     process.send_signal(signal.SIGINT)
     try:
         code = process.wait(60)
@@ -394,7 +394,7 @@ def test_ctrl_c_finishes_the_film(film: Path, serve: Callable[..., str], tmp_pat
         [*map(str, command), "--save", "overlay,mask"], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    until(lambda: len(list(tmp_path.glob("out/mask/film/[!.]*"))) > 5)
+    until(lambda: len(list(tmp_path.glob("out/mask/film/[!.]*"))) > 5, process)
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

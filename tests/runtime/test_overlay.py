@@ -45,6 +45,7 @@ def test_contours_lie_between_classes_only() -> None:
 @pytest.mark.parametrize("size_hw", [(64, 100), (1, 1), (7, 9), (130, 257)])
 def test_shares(monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], implementation: str) -> None:
     if implementation == "opencv":
+        compiled.wait()
         monkeypatch.setattr(compiled, "ready", None)
     else:
         pytest.importorskip("numba")

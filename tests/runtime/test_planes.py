@@ -47,6 +47,8 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         pytest.importorskip("numba")
         assert compiled.wait()
     else:
+        # A loader that is at work would set it in the middle of the test.
+        compiled.wait()
         monkeypatch.setattr(compiled, "ready", None)
 
 
@@ -119,6 +121,15 @@ def test_compiled_or_not_is_the_same(monkeypatch: pytest.MonkeyPatch, width: int
             off = np.abs(one.astype(int) - other)
             # A product that is half-way but for its last bit; at half opacity there are none.
             assert off.max() <= (alpha not in (0.0, 0.5, 1.0)) and off.mean() < 0.02
+
+
+def test_labels_of_another_size_are_refused() -> None:
+    """The kernel would read and write beyond its arrays."""
+    compiled.wait()
+    tables = palette_planes(CITYSCAPES_19.palette, 6)
+    for size in ((46, 62), (50, 62), (47, 62), (48, 60)):
+        with pytest.raises(cv2.error):
+            overlay_planes(av.VideoFrame(62, 48, "yuv420p"), np.zeros(size, np.uint8), tables, 0.5)
 
 
 def test_which_frames_can_be_drawn_in() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fada_deploy.common import images
 from fada_deploy.runtime import resize
-from fada_deploy.runtime.compiled import compiled
+from fada_deploy.runtime.compiled import Compiled, compiled
 from fada_deploy.runtime.resize import plan_of, resize_frame
 
 # Cameras' sizes that become networks' sizes, (height, width).
@@ -32,9 +32,9 @@ USUAL = [
 def with_kernels() -> Iterator[None]:
     pytest.importorskip("numba")
     assert compiled.wait()
-    plan_of.cache_clear()
+    resize._opencv_agrees.cache_clear()
     yield
-    plan_of.cache_clear()
+    resize._opencv_agrees.cache_clear()
 
 
 def exactly(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -81,10 +81,8 @@ def test_equal_to_opencv_wherever_there_is_a_plan(data: st.DataObject) -> None:
         axes.append((old * common, new * common))
     shape, size = ((axes[0][i], axes[1][i]) for i in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resize, "_agrees", lambda *given: True)
-        plan_of.cache_clear()
-        plan = plan_of(shape, size)
-        assume(plan is not None)
+        patch.setattr(resize, "_opencv_agrees", lambda: True)
+        assume(plan_of(shape, size) is not None)
         frame = troubling(
             np.random.default_rng(data.draw(st.integers(0, 99))), shape, data.draw(st.sampled_from(KINDS))
         )
@@ -151,8 +149,25 @@ def test_another_opencv_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(images, "resize_frame", otherwise)
     frame = troubling(np.random.default_rng(3), (540, 960), "noise")
-    assert plan_of((540, 960), (256, 512)) is None
     np.testing.assert_array_equal(resize_frame(frame, (256, 512)), otherwise(frame, (256, 512)))
+
+
+def test_a_size_may_be_a_list() -> None:
+    frame = troubling(np.random.default_rng(3), (540, 960), "noise")
+    assert resize_frame(frame, [256, 512]).shape == (256, 512, 3)  # type: ignore[arg-type]
+
+
+def test_frames_load_the_kernels_whoever_makes_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines and files with head `labels` upsample by themselves, and are drawn all the same."""
+    started: list[int] = []
+    fresh = Compiled()
+    monkeypatch.setattr(Compiled, "_load", lambda self: started.append(1))
+    monkeypatch.setattr(resize, "compiled", fresh)
+    frame = troubling(np.random.default_rng(3), (64, 128), "noise")
+    for count in range(4):
+        assert len(started) == 0, count
+        assert resize_frame(frame, (64, 128)) is frame
+    assert fresh.wait() is False and started == [1]
 
 
 def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

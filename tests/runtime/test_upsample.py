@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run everything here by NumPy alone and by the compiled kernel."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "numpy":
-            patch.setattr(upsample, "compiled", lambda: None)
+            patch.setattr(upsample, "compiled", SimpleNamespace(ready=None))
         else:
             pytest.importorskip("numba")
             assert upsample.compiled.wait()

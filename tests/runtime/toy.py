@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -137,11 +139,19 @@ def read_video(path: Path) -> list[tuple[Fraction, np.ndarray]]:
         return [(f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
 
 
-def until(there: Callable[[], bool]) -> None:
-    """Wait for something, far longer than it takes on a busy machine; fail when it does not come."""
+def until(there: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait for something, far longer than it takes on a busy machine; fail when it does not come.
+
+    A `process` that is to bring it fails at once when it ends before, and does not outlive the wait in vain.
+    """
     deadline = time.monotonic() + PATIENCE
     while not there():
-        assert time.monotonic() < deadline, "it did not come"
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"it ended with {process.returncode}: {process.stderr and process.stderr.read()}")
+        if time.monotonic() > deadline:
+            if process is not None:
+                process.kill()
+            raise AssertionError("it did not come")
         time.sleep(0.01)
 
 
