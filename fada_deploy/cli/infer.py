@@ -340,7 +340,7 @@ def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Calla
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in before:
         signal.signal(each, interrupted)
-    log(f"{', '.join(source.name for source in live)}: until it ends or Ctrl-C; what is labelled by then is whole")
+    log(f"{', '.join(source.name for source in live)}: until the end or Ctrl-C; what is labelled by then is whole")
     try:
         yield stop
     finally:

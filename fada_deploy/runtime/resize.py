@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common import images
-from fada_deploy.runtime.compiled import compiled
+from fada_deploy.runtime.compiled import Kernels, compiled
 
 _ROUNDING = 2.0**-24
 # OpenCV leaves out what is less than a thousandth of a pixel.
@@ -48,10 +48,11 @@ def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[
     """Return what `common.images.resize_frame` does, sooner where the kernels are ready and the sizes allow."""
     height, width = size_hw
     # Asked of every frame, so that they are loaded for the other stages too.
-    if compiled() is not None and frame.flags.c_contiguous and frame.shape[2:] == (3,) and frame.dtype == np.uint8:
+    kernels = compiled()
+    if kernels is not None and frame.flags.c_contiguous and frame.shape[2:] == (3,) and frame.dtype == np.uint8:
         plan = plan_of(frame.shape[:2], (height, width))
-        if plan is not None and _opencv_agrees():
-            return _average(frame, (height, width), plan)
+        if plan is not None and _opencv_agrees(kernels):
+            return _average(frame, (height, width), plan, kernels)
     return images.resize_frame(frame, (height, width))
 
 
@@ -89,18 +90,18 @@ def _shrunk(old: int, new: int) -> Axis | None:
     return Axis(parts, first, weights.clip(0), part == 1)
 
 
-def _average(frame: NDArray[np.uint8], size_hw: tuple[int, int], plan: Plan) -> NDArray[np.uint8]:
-    kernels = compiled.ready
-    assert kernels is not None
+def _average(
+    frame: NDArray[np.uint8], size_hw: tuple[int, int], plan: Plan, kernels: Kernels
+) -> NDArray[np.uint8]:
     into = np.empty((*size_hw, 3), np.uint8)
     kernels.average(frame.reshape(len(frame), -1), into.reshape(len(into), -1), *plan)
     return into
 
 
 @lru_cache(maxsize=1)
-def _opencv_agrees() -> bool:
+def _opencv_agrees(kernels: Kernels) -> bool:
     """Say whether OpenCV gives the same for noise, as that of another kind of machine may not."""
     noise = np.random.default_rng(0).integers(0, 256, (135, 240, 3), np.uint8)
     plan = plan_of((135, 240), (64, 128))
     assert plan is not None
-    return bool((_average(noise, (64, 128), plan) == images.resize_frame(noise, (64, 128))).all())
+    return bool((_average(noise, (64, 128), plan, kernels) == images.resize_frame(noise, (64, 128))).all())

@@ -271,7 +271,7 @@ def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline().startswith("model ")
-    assert "incoming: until it ends or Ctrl-C" in process.stderr.readline()
+    assert "incoming: until the end or Ctrl-C" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     said, told = process.communicate(timeout=60)
     assert process.returncode == 0, told

@@ -81,7 +81,7 @@ def test_equal_to_opencv_wherever_there_is_a_plan(data: st.DataObject) -> None:
         axes.append((old * common, new * common))
     shape, size = ((axes[0][i], axes[1][i]) for i in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resize, "_opencv_agrees", lambda: True)
+        patch.setattr(resize, "_opencv_agrees", lambda kernels: True)
         assume(plan_of(shape, size) is not None)
         frame = troubling(
             np.random.default_rng(data.draw(st.integers(0, 99))), shape, data.draw(st.sampled_from(KINDS))
