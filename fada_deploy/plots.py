@@ -122,7 +122,8 @@ def plot_speed(measured: Sequence[Measured], path: Path) -> None:
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8)
+    # Below the bars, over which it would lie where there are few.
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 
 
