@@ -19,7 +19,7 @@ from fada_deploy.data import open_dataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend, runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.proof import Proof, compare
+from fada_deploy.runtime.parity import Proof, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 

@@ -4,7 +4,7 @@
 measurement in a process of its own, in turn: ours, a peer, another peer, ours again. Medians of `--repeats` are
 reported, and ratios are medians of the ratios within a turn. Parts (`--parts`):
 
-  road    the bare network and the road decode → … → H.264 of `runtime.bench`, in one process
+  road    the bare network and the road decode → … → H.264 of `runtime.benchmark`, in one process
   stages  CPU time of each of the road's stages, one after the other with nothing beside it
   peers   the whole clip to an overlay film by others with the same ONNX file, in a venv of their own made at the
           first use (benchmarks/peers): the loop that everyone writes, supervision, OpenVINO Model API. From the
@@ -49,19 +49,19 @@ from fada_deploy.common.files import cache_folder
 from fada_deploy.common.process import installed_version, memory_mib
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.common.video import open_video
-from fada_deploy.runtime import film as films
-from fada_deploy.runtime import sinks
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.bench import STAGES, measure
-from fada_deploy.runtime.compiled import compiled
-from fada_deploy.runtime.film import film
-from fada_deploy.runtime.look import Drawing, Look
-from fada_deploy.runtime.resize import resize_frame
+from fada_deploy.runtime.benchmark import STAGES, measure
+from fada_deploy.runtime.kernels.loader import compiled
+from fada_deploy.runtime.kernels.resize import resize_frame
+from fada_deploy.runtime.overlay.renderer import Drawing, Look
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Frame, VideoSource
+from fada_deploy.runtime.sources.open import Frame, VideoSource
+from fada_deploy.runtime.writers import save as sinks
+from fada_deploy.runtime.writers import video_writer as films
+from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.video_writer import film
 
 PEERS = Path(__file__).parent / "peers"
 PARTS = ("road", "stages", "peers", "long", "kill", "first")
@@ -313,7 +313,8 @@ mark("Python")
 from fada_deploy.cli import main
 mark("command line imported")
 import fada_deploy.cli.infer
-from fada_deploy.runtime import segmenter, sinks
+from fada_deploy.runtime import segmenter
+    from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.backends import base, onnxruntime, openvino
 mark("runtime imported")
 def around(owner, name, before, after):

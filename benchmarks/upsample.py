@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.runtime import Segmenter, upsample
 from fada_deploy.runtime.backends import contract_of
-from fada_deploy.runtime.sources import Frame, open_sources
-from fada_deploy.runtime.upsample import labels_from_logits, mixed_share
+from fada_deploy.runtime.kernels.upsample import labels_from_logits, mixed_share
+from fada_deploy.runtime.sources.open import Frame, open_sources
 
 CLASSES = 19
 # Of the table's columns.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import MissingExtraError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.metrics import Scores
-from fada_deploy.runtime.bench import Measured
+from fada_deploy.runtime.benchmark import Measured
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

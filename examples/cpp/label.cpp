@@ -4,7 +4,7 @@
 //   label model.onnx model.json frame.ppm colours.ppm [labels.pgm]
 //
 // Both heads: `labels` comes out ready, `logits` is enlarged here, in the operations and their order that
-// fada_deploy/runtime/upsample.py defines. Pictures are binary PPM (P6), so that no image library is needed.
+// fada_deploy/runtime/kernels/upsample.py defines. Pictures are binary PPM (P6), so that no image library is needed.
 
 #include <algorithm>
 #include <cmath>

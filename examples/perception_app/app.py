@@ -26,9 +26,9 @@ from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.drift import Drift, DriftWatch
-from fada_deploy.runtime.film import film
-from fada_deploy.runtime.live import LiveSource
-from fada_deploy.runtime.sources import Frame, open_sources
+from fada_deploy.runtime.sources.open import Frame, open_sources
+from fada_deploy.runtime.sources.streams import LiveSource
+from fada_deploy.runtime.writers.video_writer import film
 
 # Drift looks at every fifth labelled frame: neighbours say little new, and confidence costs time.
 _WATCH_EVERY = 5

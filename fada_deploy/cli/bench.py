@@ -11,7 +11,7 @@ import click
 from fada_deploy.cli.options import emit_json, log, need_extra
 
 if TYPE_CHECKING:
-    from fada_deploy.runtime.bench import Measured
+    from fada_deploy.runtime.benchmark import Measured
 
 
 @click.command("bench")
@@ -56,8 +56,8 @@ def command(
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.runtime.backends import BACKENDS, runnable_backends, runnable_models
-    from fada_deploy.runtime.bench import measure
-    from fada_deploy.runtime.sources import open_sources
+    from fada_deploy.runtime.benchmark import measure
+    from fada_deploy.runtime.sources.open import open_sources
 
     if plot is not None:
         if plot.suffix.lower() not in (".pdf", ".png", ".svg"):
@@ -104,7 +104,7 @@ def command(
 def _choose(found: list[Measured]) -> None:
     """Record each file's fastest backend; engines have one alone."""
     from fada_deploy.runtime.backends.onnx_file import read_metadata
-    from fada_deploy.runtime.choice import record_choice
+    from fada_deploy.runtime.backends.preference import record_choice
 
     for model in dict.fromkeys(each.model for each in found if each.model.endswith(".onnx")):
         best = max((each for each in found if each.model == model), key=lambda each: each.bare.fps)

@@ -90,7 +90,7 @@ def _contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
     from fada_deploy.common.images import write_png
     from fada_deploy.common.runs import WEIGHTS
     from fada_deploy.data import open_dataset
-    from fada_deploy.runtime.overlay import overlay
+    from fada_deploy.runtime.overlay.blend import overlay
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.training.checkpoints import load_segmenter
     from fada_deploy.training.device import choose_device

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fada_deploy.common.errors import GateError
     from fada_deploy.export.derive import Calibration
     from fada_deploy.export.verify import Gate
-    from fada_deploy.runtime.proof import Verification
+    from fada_deploy.runtime.parity import Verification
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
 
@@ -173,7 +173,7 @@ class Plan:
         from fada_deploy.common.runs import MODEL_SUFFIXES
         from fada_deploy.export.derive import derived_path
         from fada_deploy.runtime.backends import contract_of
-        from fada_deploy.runtime.proof import Proof, proof_path
+        from fada_deploy.runtime.parity import Proof, proof_path
 
         stale = []
         made_anew = {derived_path(model, precision, made_for) for precision, made_for in wanted}
@@ -259,7 +259,7 @@ class Plan:
         from fada_deploy.export.engines import prove_here
         from fada_deploy.export.to_tensorrt import build_engine
         from fada_deploy.runtime.backends.onnx_file import read_metadata
-        from fada_deploy.runtime.proof import Proof
+        from fada_deploy.runtime.parity import Proof
 
         # Without its pack an engine could never be proven.
         Proof.of(model, read_metadata(model))

@@ -18,12 +18,12 @@ import click
 from fada_deploy.cli.options import emit_json, log
 
 if TYPE_CHECKING:
+    from fada_deploy.runtime.autotune import Race
     from fada_deploy.runtime.pipeline import Timings
-    from fada_deploy.runtime.race import Race
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.segmenter import Segmenter
-    from fada_deploy.runtime.sinks import Saving
-    from fada_deploy.runtime.sources import Source
+    from fada_deploy.runtime.sources.open import Source
+    from fada_deploy.runtime.writers.save import Saving
 
 _KINDS = ("overlay", "mask", "mask-film", "color", "color-film", "npz", "json")
 
@@ -142,15 +142,15 @@ def command(
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
     from fada_deploy.export.engines import rebuild_if_stale
-    from fada_deploy.runtime.live import LiveOptions, LiveSource, is_live
-    from fada_deploy.runtime.look import Look
+    from fada_deploy.runtime.autotune import WORTH_IT
+    from fada_deploy.runtime.overlay.renderer import Look
     from fada_deploy.runtime.pipeline import Timings
-    from fada_deploy.runtime.race import WORTH_IT
     from fada_deploy.runtime.segmenter import Segmenter
-    from fada_deploy.runtime.show import require_windows
-    from fada_deploy.runtime.sinks import Saving
-    from fada_deploy.runtime.sources import open_sources, subfolders
-    from fada_deploy.runtime.watch import WatchSource
+    from fada_deploy.runtime.sources.folder_watcher import WatchSource
+    from fada_deploy.runtime.sources.open import open_sources, subfolders
+    from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, is_live
+    from fada_deploy.runtime.viewer import require_windows
+    from fada_deploy.runtime.writers.save import Saving
 
     chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     look = Look(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
@@ -221,7 +221,7 @@ def command(
 
 def _race(segmenter: Segmenter) -> Race | None:
     """Measure the other engines for the file beside the first film, where that was not done yet."""
-    from fada_deploy.runtime.race import Race, rivals_of
+    from fada_deploy.runtime.autotune import Race, rivals_of
 
     rivals = rivals_of(segmenter.path, segmenter.backend)
     if not rivals:
@@ -250,8 +250,8 @@ def _window(
     if not show:
         yield lambda result: None
         return
-    from fada_deploy.runtime.look import Drawing
-    from fada_deploy.runtime.show import Window
+    from fada_deploy.runtime.overlay.renderer import Drawing
+    from fada_deploy.runtime.viewer import Window
 
     drawing = Drawing(saving.look, segmenter.space)
     with Window("fada infer", on_close=stop) as window:
@@ -289,7 +289,7 @@ def _label(
 
     from fada_deploy.common.errors import DataError
     from fada_deploy.runtime.result import Result
-    from fada_deploy.runtime.sinks import label_to_files
+    from fada_deploy.runtime.writers.save import label_to_files
 
     counts = [s.count() for s in sources]
     total = None if None in counts else sum(c for c in counts if c)
@@ -350,7 +350,7 @@ def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Calla
 
 def _counted(sources: list[Source]) -> dict[str, Any]:
     """Return what live sources dropped and how often they were opened again."""
-    from fada_deploy.runtime.live import LiveSource
+    from fada_deploy.runtime.sources.streams import LiveSource
 
     live = [source for source in sources if isinstance(source, LiveSource)]
     if not live:
@@ -368,7 +368,7 @@ def _summary(
     segmenter: Segmenter, sources: list[Source], saving: Saving, tally: _Tally, timings: Timings
 ) -> dict[str, Any]:
     from fada_deploy.runtime.pipeline import STAGES
-    from fada_deploy.runtime.sinks import file_keys
+    from fada_deploy.runtime.writers.save import file_keys
 
     height, width = segmenter.metadata.input_size_hw
     return {

@@ -35,7 +35,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     from fada_deploy.export.engines import prove_here
     from fada_deploy.export.verify import Gate, try_draw, verify_file
     from fada_deploy.runtime.backends import contract_of, runnable_backends, runnable_models
-    from fada_deploy.runtime.proof import Proof, gate
+    from fada_deploy.runtime.parity import Proof, gate
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise UsageError(f"--picture {picture}: writes a .png")
@@ -84,7 +84,7 @@ def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -
     from fada_deploy.common.errors import UsageError
     from fada_deploy.data import open_dataset
     from fada_deploy.export.verify import judge
-    from fada_deploy.runtime.proof import proof_path
+    from fada_deploy.runtime.parity import proof_path
 
     if options["data"] is None:
         return None

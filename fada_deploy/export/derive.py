@@ -26,7 +26,7 @@ from fada_deploy.export.stamp import save_onnx
 from fada_deploy.export.verify import Gate, Judgement, judge, try_draw, verify_file
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.proof import Proof, Verification, gate
+from fada_deploy.runtime.parity import Proof, Verification, gate
 
 Say = Callable[[str], None]
 Frame = NDArray[np.uint8]

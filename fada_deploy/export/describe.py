@@ -19,7 +19,7 @@ from fada_deploy.export.onnx_graph import read_graph
 from fada_deploy.runtime.backends import contract_of
 from fada_deploy.runtime.backends.engine_file import read_engine
 from fada_deploy.runtime.backends.onnx_file import check_external_data, read_metadata
-from fada_deploy.runtime.proof import Proof, proof_path
+from fada_deploy.runtime.parity import Proof, proof_path
 
 Document = dict[str, Any]
 

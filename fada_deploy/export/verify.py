@@ -20,8 +20,8 @@ from fada_deploy.common.images import resize_labels
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend
-from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.proof import THRESHOLDS, Proof, Thresholds, Verification, compare
+from fada_deploy.runtime.overlay.blend import overlay
+from fada_deploy.runtime.parity import THRESHOLDS, Proof, Thresholds, Verification, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]

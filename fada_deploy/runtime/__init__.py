@@ -10,11 +10,11 @@ Engines and decoders are imported when something is opened.
 from fada_deploy.common.cores import throughput_requests
 from fada_deploy.runtime.backends import BACKENDS, open_backend
 from fada_deploy.runtime.drift import Drift, DriftWatch
-from fada_deploy.runtime.live import LiveOptions, LiveSource
-from fada_deploy.runtime.look import Drawing, Look
+from fada_deploy.runtime.overlay.renderer import Drawing, Look
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.watch import WatchSource
+from fada_deploy.runtime.sources.folder_watcher import WatchSource
+from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
 
 __all__ = [
     "BACKENDS",

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.backends import Backend, Prediction
-from fada_deploy.runtime.live import LiveSource, together
-from fada_deploy.runtime.resize import resize_frame
+from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources import End, Frame, Item, Pause, Source
+from fada_deploy.runtime.sources.open import End, Frame, Item, Pause, Source
+from fada_deploy.runtime.sources.streams import LiveSource, together
 
 Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
 # What is timed, in the order of the road; the last two are the sinks'.

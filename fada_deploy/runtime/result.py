@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.runtime.look import Drawing, Look
-from fada_deploy.runtime.overlay import class_shares
+from fada_deploy.runtime.overlay.blend import class_shares
+from fada_deploy.runtime.overlay.renderer import Drawing, Look
 
 
 @dataclass(frozen=True, repr=False)

@@ -35,10 +35,10 @@ from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.runs import exported_model
 from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any
+from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import Timings, results_of
-from fada_deploy.runtime.resize import resize_frame
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources import Given, Source, open_sources
+from fada_deploy.runtime.sources.open import Given, Source, open_sources
 
 Frame = NDArray[np.uint8]
 

@@ -15,7 +15,7 @@ import torch
 
 from fada_deploy.common.errors import MissingExtraError
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.runtime.overlay import overlay
+from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, pick_frames

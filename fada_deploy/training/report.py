@@ -30,7 +30,7 @@ from fada_deploy.common.process import installed_version
 from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
-from fada_deploy.runtime.overlay import overlay
+from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.ccd import chosen_frames, measure
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import RunConfig

@@ -10,9 +10,9 @@ import cv2
 import pytest
 from toy import color_model, scene, write_image, write_video
 
-from fada_deploy.runtime import bench
+from fada_deploy.runtime import benchmark as bench
 from fada_deploy.runtime.backends import open_backend
-from fada_deploy.runtime.bench import Percentiles, measure
+from fada_deploy.runtime.benchmark import Percentiles, measure
 
 Fada = Callable[..., tuple[int, str, str]]
 
@@ -44,7 +44,7 @@ def test_every_backend_is_measured_and_the_road_beside_it(fada: Fada, model: Pat
 
 
 def test_a_part_of_the_film_and_a_batch(model: Path, tmp_path: Path) -> None:
-    from fada_deploy.runtime.sources import open_sources
+    from fada_deploy.runtime.sources.open import open_sources
 
     (film,) = open_sources([write_video(tmp_path / "film.mp4", [scene(i)[0] for i in range(12)])])
     found = measure(model, backend="onnxruntime", batch=2, source=film, frames=5, seconds=0.1)

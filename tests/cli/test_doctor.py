@@ -396,9 +396,9 @@ def test_kernels_without_numba_are_a_note(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_numba_that_does_not_compile_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.compiled.Compiled.wait", lambda self: False)
-    monkeypatch.setitem(sys.modules, "fada_deploy.runtime.upsample_kernel", None)
-    monkeypatch.delattr("fada_deploy.runtime.upsample_kernel", raising=False)
+    monkeypatch.setattr("fada_deploy.runtime.kernels.loader.Compiled.wait", lambda self: False)
+    monkeypatch.setitem(sys.modules, "fada_deploy.runtime.kernels.upsample_compiled", None)
+    monkeypatch.delattr("fada_deploy.runtime.kernels.upsample_compiled", raising=False)
     monkeypatch.setattr(machine, "is_here", lambda name: True)
     (check,) = machine.kernels()
     assert check.state == "note" and "Error" in check.found and check.remedy

@@ -18,7 +18,7 @@ import toy
 from fada_deploy.cli import main
 from fada_deploy.common.images import read_indices
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.choice import chosen_backend
+from fada_deploy.runtime.backends.preference import chosen_backend
 
 
 @pytest.fixture

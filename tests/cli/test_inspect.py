@@ -25,7 +25,7 @@ from fada_deploy.common.metadata import ModelMetadata, Reference
 from fada_deploy.export.describe import describe
 from fada_deploy.export.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, EngineTensor, write_sidecar
-from fada_deploy.runtime.proof import Proof
+from fada_deploy.runtime.parity import Proof
 
 Fada = Callable[..., tuple[int, str, str]]
 

@@ -23,7 +23,7 @@ from fada_deploy.data import open_dataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.export.exporter import Exported, export, make_proof
 from fada_deploy.export.verify import Frame, own_size, verify
-from fada_deploy.runtime.proof import Proof, Thresholds, gate
+from fada_deploy.runtime.parity import Proof, Thresholds, gate
 from fada_deploy.runtime.segmenter import Segmenter as Runtime
 from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.predict import Predictor

@@ -16,7 +16,7 @@ from fada_deploy.export.stamp import save_onnx
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.proof import THRESHOLDS, Proof
+from fada_deploy.runtime.parity import THRESHOLDS, Proof
 
 
 def types_of(document: onnx.ModelProto) -> dict[str, int]:

@@ -19,7 +19,7 @@ from fada_deploy.export.quantise import Quantised, _Work, quantise
 from fada_deploy.export.stamp import save_onnx, stamp
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.proof import THRESHOLDS, Proof
+from fada_deploy.runtime.parity import THRESHOLDS, Proof
 
 
 def constants(document: onnx.ModelProto) -> dict[str, np.ndarray]:

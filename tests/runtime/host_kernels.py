@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fada_deploy.runtime.backends import kernels
+from fada_deploy.runtime.backends import cuda_kernels as kernels
 
 HOST = """
 #define KERNEL extern "C" void

@@ -425,7 +425,7 @@ def test_runs_with_bound_memory_give_the_same(tmp_path: Path) -> None:
 
 @every_backend
 def test_pictures_with_colours_over_them(tmp_path: Path, backend: str) -> None:
-    from fada_deploy.runtime.overlay import overlay
+    from fada_deploy.runtime.overlay.blend import overlay
 
     frames, _ = zip(*(toy.scene(i) for i in (1, 4)), strict=True)
     prediction = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend).submit(np.stack(frames))

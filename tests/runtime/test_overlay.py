@@ -7,11 +7,11 @@ import pytest
 import toy
 
 from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.runtime import legend as drawing
-from fada_deploy.runtime.compiled import compiled
-from fada_deploy.runtime.legend import Legend
-from fada_deploy.runtime.look import Drawing, Look
-from fada_deploy.runtime.overlay import class_shares, colorize, overlay
+from fada_deploy.runtime.kernels.loader import compiled
+from fada_deploy.runtime.overlay import legend as drawing
+from fada_deploy.runtime.overlay.blend import class_shares, colorize, overlay
+from fada_deploy.runtime.overlay.legend import Legend
+from fada_deploy.runtime.overlay.renderer import Drawing, Look
 from fada_deploy.runtime.result import Result
 
 

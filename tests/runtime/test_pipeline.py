@@ -13,10 +13,12 @@ import pytest
 import toy
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.runtime import Segmenter, look, sinks
+from fada_deploy.runtime import Segmenter
+from fada_deploy.runtime.overlay import renderer as look
+from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.pipeline import Timings, chain, read, resize
-from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import End, Frame
+from fada_deploy.runtime.sources.open import End, Frame
+from fada_deploy.runtime.writers.save import Saving, label_to_files
 
 
 class Fake:

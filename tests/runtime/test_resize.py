@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fada_deploy.common import images
-from fada_deploy.runtime import resize
-from fada_deploy.runtime.compiled import Compiled, compiled
-from fada_deploy.runtime.resize import plan_of, resize_frame
+from fada_deploy.runtime.kernels import resize
+from fada_deploy.runtime.kernels.loader import Compiled, compiled
+from fada_deploy.runtime.kernels.resize import plan_of, resize_frame
 
 # Cameras' sizes that become networks' sizes, (height, width).
 USUAL = [

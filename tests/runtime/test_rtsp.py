@@ -15,9 +15,9 @@ from rtsp_server import Play, RtspServer, Unit, encode, pieces, split
 from toy import PATIENCE, SPACE, color_model, read_video, scene, until
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.runtime import live
-from fada_deploy.runtime.live import LiveOptions, LiveSource
-from fada_deploy.runtime.sources import Frame, Pause
+from fada_deploy.runtime.sources import streams as live
+from fada_deploy.runtime.sources.open import Frame, Pause
+from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
 
 SIZE = (96, 160)
 # Twice round the classes: a picture's first band is its number modulo 13.

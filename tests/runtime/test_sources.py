@@ -12,7 +12,7 @@ import pytest
 import toy
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.runtime.sources import Frame, Source, VideoSource, open_sources
+from fada_deploy.runtime.sources.open import Frame, Source, VideoSource, open_sources
 
 
 def frames_of(source: Source) -> list[Frame]:

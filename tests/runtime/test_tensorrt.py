@@ -29,10 +29,10 @@ from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import gpu, open_backend
 from fada_deploy.runtime.backends.engine_file import read_engine, write_sidecar
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
-from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.proof import Proof
+from fada_deploy.runtime.kernels.upsample import labels_from_logits
+from fada_deploy.runtime.overlay.blend import overlay
+from fada_deploy.runtime.parity import Proof
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.upsample import labels_from_logits
 
 
 @pytest.fixture(scope="module")

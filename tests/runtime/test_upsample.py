@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.runtime import upsample
-from fada_deploy.runtime.compiled import Compiled
-from fada_deploy.runtime.upsample import (
+from fada_deploy.runtime.kernels import upsample
+from fada_deploy.runtime.kernels.loader import Compiled
+from fada_deploy.runtime.kernels.upsample import (
     axis_taps,
     confidence_from_logits,
     dense_labels,
@@ -180,13 +180,13 @@ def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(monkeypatch: pyt
 
 
 def test_without_numba_numpy_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.compiled.find_spec", lambda name: None)
+    monkeypatch.setattr("fada_deploy.runtime.kernels.loader.find_spec", lambda name: None)
     compiled = Compiled()
     assert compiled.wait() is False and compiled() is None
 
 
 def test_a_kernel_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fada_deploy.runtime.upsample_kernel", None)
-    monkeypatch.setattr("fada_deploy.runtime.compiled.find_spec", lambda name: object())
-    monkeypatch.delattr("fada_deploy.runtime.upsample_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "fada_deploy.runtime.kernels.upsample_compiled", None)
+    monkeypatch.setattr("fada_deploy.runtime.kernels.loader.find_spec", lambda name: object())
+    monkeypatch.delattr("fada_deploy.runtime.kernels.upsample_compiled", raising=False)
     assert Compiled().wait() is False

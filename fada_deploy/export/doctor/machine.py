@@ -23,7 +23,7 @@ def codecs() -> Iterator[Check]:
     import numpy as np
 
     from fada_deploy.common.video import open_video, upright_rgb
-    from fada_deploy.runtime.film import film
+    from fada_deploy.runtime.writers.video_writer import film
 
     missing = [name for name in ("h264", "libx264") if name not in av.codecs_available]
     if missing:
@@ -48,7 +48,7 @@ def codecs() -> Iterator[Check]:
 
 def kernels() -> Iterator[Check]:
     """Check that what the runtime compiles does compile."""
-    from fada_deploy.runtime.compiled import Compiled
+    from fada_deploy.runtime.kernels.loader import Compiled
 
     if not is_here("numba"):
         found = "numba is not installed, which compiles upsampling, resize and drawing; NumPy and OpenCV do them"
@@ -58,7 +58,7 @@ def kernels() -> Iterator[Check]:
     else:
         reason = "it does not say why"
         try:
-            from fada_deploy.runtime import area_kernel, draw_kernel, upsample_kernel  # noqa: F401
+            from fada_deploy.runtime.kernels import draw_compiled, resize_compiled, upsample_compiled  # noqa: F401
         except Exception as error:
             reason = last_line(error)
         found = (

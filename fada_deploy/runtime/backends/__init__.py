@@ -14,8 +14,8 @@ from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
+from fada_deploy.runtime.backends.preference import chosen_backend
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
-from fada_deploy.runtime.choice import chosen_backend
 
 __all__ = [
     "BACKENDS",

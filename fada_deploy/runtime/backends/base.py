@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, UsageError
 from fada_deploy.common.images import resize_labels
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.upsample import confidence_from_logits, labels_from_logits
+from fada_deploy.runtime.kernels.upsample import confidence_from_logits, labels_from_logits
+from fada_deploy.runtime.overlay.blend import overlay
 
 Frames = NDArray[np.uint8]
 

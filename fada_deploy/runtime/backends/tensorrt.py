@@ -21,7 +21,8 @@ from fada_deploy.runtime.backends.base import (
     import_engine,
     one_line,
 )
-from fada_deploy.runtime.backends.device_labels import DevicePrediction, Painter
+from fada_deploy.runtime.backends.cuda_labels import DevicePrediction, Painter
+from fada_deploy.runtime.backends.cuda_stream import Lane
 from fada_deploy.runtime.backends.engine_file import (
     EngineSidecar,
     EngineTensor,
@@ -31,7 +32,6 @@ from fada_deploy.runtime.backends.engine_file import (
     write_sidecar,
 )
 from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
-from fada_deploy.runtime.backends.lane import Lane
 from fada_deploy.runtime.backends.trt_library import EXTRAS, make_log, said
 from fada_deploy.runtime.backends.trt_runner import EngineRunner
 
@@ -76,7 +76,7 @@ class TensorRtBackend:
     def _prove(self, path: Path, sidecar: EngineSidecar, here: str) -> None:
         """Compare the engine with the network unless that was done `here`; raise `GateError` if it is another."""
         # The proof is made of a backend, so that its module lies above this one.
-        from fada_deploy.runtime.proof import THRESHOLDS, Proof, compare, gate
+        from fada_deploy.runtime.parity import THRESHOLDS, Proof, compare, gate
 
         known = {} if isinstance(sidecar.verification, str) else dict(sidecar.verification)
         if known.get(self.name, {}).get("on") == here:

@@ -16,10 +16,10 @@ from fada_deploy.common.errors import DataError, DeviceError, UsageError
 from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.video import HARDWARE
 from fada_deploy.runtime import Segmenter
-from fada_deploy.runtime.film import film
-from fada_deploy.runtime.look import Look
-from fada_deploy.runtime.sinks import SINKS, Saving, file_keys, label_to_files
-from fada_deploy.runtime.sources import Frame, open_sources
+from fada_deploy.runtime.overlay.renderer import Look
+from fada_deploy.runtime.sources.open import Frame, open_sources
+from fada_deploy.runtime.writers.save import SINKS, Saving, file_keys, label_to_files
+from fada_deploy.runtime.writers.video_writer import film
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RuntimeError, match="half way"):
         make(RuntimeError("half way"))
-    monkeypatch.setattr(runtime.film, "_CRF", "no such")
+    monkeypatch.setattr(runtime.writers.video_writer, "_CRF", "no such")
     with pytest.raises(DataError, match=r"o\.mp4: cannot be written") as error:
         make(None)
     assert "\n" not in str(error.value)

@@ -17,7 +17,7 @@ from fada_deploy.common.errors import FadaError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, Backend, Prediction, backends_of, runnable_onnx
 from fada_deploy.runtime.backends.base import Frames
-from fada_deploy.runtime.choice import chosen_backend, record_choice
+from fada_deploy.runtime.backends.preference import chosen_backend, record_choice
 
 # Batches before the others are opened, warm up, and are measured.
 _BEFORE, _WARM_UP, _MEASURED = 5, 2, 8

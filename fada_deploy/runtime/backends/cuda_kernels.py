@@ -1,7 +1,7 @@
 """Device code that makes label maps and finished pictures where the logits lie.
 
 Plain C: what a GPU needs beyond it is in `CUDA`, and a test compiles the same `SOURCE` for the CPU with those
-macros written out. It is to equal `runtime.upsample.dense_labels` and `runtime.overlay.overlay` bit for bit, so
+macros written out. It is to equal `runtime.kernels.upsample.dense_labels` and `runtime.overlay.blend.overlay` bit for bit, so
 products and sums are rounded one by one, and the host hands over the very weights and blended colours that those
 use.
 """
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.upsample import Taps, axis_taps
+from fada_deploy.runtime.kernels.upsample import Taps, axis_taps
+from fada_deploy.runtime.overlay.blend import overlay
 
 # A fused multiply-add would round once where the reference rounds twice, and CuPy has numbers below 2⁻¹²⁶ flushed
 # to zero (-ftz=true). Instructions that name their rounding are left as they are, whatever the options say.
 OPTIONS = ("--fmad=false",)
-# As `runtime.upsample` has it: far beyond any network.
+# As `runtime.kernels.upsample` has it: far beyond any network.
 LARGEST = np.float32(1e37)
 THREADS = 256
 

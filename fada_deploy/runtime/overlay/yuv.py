@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.video import converted
-from fada_deploy.runtime.compiled import compiled
+from fada_deploy.runtime.kernels.loader import compiled
 
 Plane = NDArray[np.uint8]
 

@@ -1,4 +1,4 @@
-"""Area averaging of a picture, compiled: extra `fast` (numba). `runtime.resize` says when it may be used.
+"""Area averaging of a picture, compiled: extra `fast` (numba). `runtime.kernels.resize` says when it may be used.
 
 First the rows under one of the new picture's rows, then the columns under its pixels, in whole numbers throughout:
 the sums are exact, and what is rounded is the quotient alone.

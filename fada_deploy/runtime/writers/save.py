@@ -23,14 +23,14 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import write_png
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.runtime.film import PRESETS, film, label_film
-from fada_deploy.runtime.look import Drawing, Look
-from fada_deploy.runtime.overlay import colorize
+from fada_deploy.runtime.overlay.blend import colorize
+from fada_deploy.runtime.overlay.renderer import Drawing, Look
+from fada_deploy.runtime.overlay.yuv import BT709
 from fada_deploy.runtime.pipeline import Timings, results_of
-from fada_deploy.runtime.planes import BT709
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources import End, Source
+from fada_deploy.runtime.sources.open import End, Source
+from fada_deploy.runtime.writers.video_writer import PRESETS, film, label_film
 
 if TYPE_CHECKING:
     from av import VideoFrame

@@ -19,13 +19,13 @@ import numpy as np
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.process import memory_mib
-from fada_deploy.runtime.compiled import compiled
+from fada_deploy.runtime.kernels.loader import compiled
+from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import STAGES, Timings
-from fada_deploy.runtime.resize import resize_frame
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Frame, Source
+from fada_deploy.runtime.sources.open import Frame, Source
+from fada_deploy.runtime.writers.save import Saving, label_to_files
 
 _LEAST_RUNS = 10
 

@@ -16,7 +16,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_frame, resize_labels
 from fada_deploy.common.video import HARDWARE, converted, no_hardware, upright_rgb
-from fada_deploy.runtime.planes import BT709
+from fada_deploy.runtime.overlay.yuv import BT709
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -46,7 +46,7 @@ def film(
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
 
-    Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.planes`); one of odd size
+    Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.overlay.yuv`); one of odd size
     gains a row or column, since H.264 halves its colour planes. `pixel_aspect` is a pixel's width by its height
     [1]. `hardware` is a key of `HARDWARE`. `pts` counts `time_base` and is kept; where it jumps back by more than
     a second, as in recordings that were joined, the film goes on from where it was. The sound of the file `audio`

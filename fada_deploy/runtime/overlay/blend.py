@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.runtime.compiled import compiled
+from fada_deploy.runtime.kernels.loader import compiled
 
 Picture = NDArray[np.uint8]
 

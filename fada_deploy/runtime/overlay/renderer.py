@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.labels import LabelSpace
-from fada_deploy.runtime.legend import Legend
-from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.planes import corner_rgb, matrix_of, overlay_planes, palette_planes, set_corner
+from fada_deploy.runtime.overlay.blend import overlay
+from fada_deploy.runtime.overlay.legend import Legend
+from fada_deploy.runtime.overlay.yuv import corner_rgb, matrix_of, overlay_planes, palette_planes, set_corner
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.result import Result

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common import images
-from fada_deploy.runtime.compiled import Kernels, compiled
+from fada_deploy.runtime.kernels.loader import Kernels, compiled
 
 _ROUNDING = 2.0**-24
 # OpenCV leaves out what is less than a thousandth of a pixel.

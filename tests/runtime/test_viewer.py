@@ -22,8 +22,8 @@ import pytest
 from toy import PATIENCE, scene, until
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.runtime import show
-from fada_deploy.runtime.show import Window, look_after, require_windows
+from fada_deploy.runtime import viewer as show
+from fada_deploy.runtime.viewer import Window, look_after, require_windows
 
 
 class Highgui:
@@ -327,7 +327,7 @@ def screen(file: Path) -> np.ndarray:
 SCRIPT = """
 import sys
 from toy import scene
-from fada_deploy.runtime.show import Window
+from fada_deploy.runtime.viewer import Window
 with Window("drive.mp4") as window:
     for line in sys.stdin:
         assert window.show(scene(int(line), (240, 320))[0])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.video import upright_rgb
-from fada_deploy.runtime.sources import PAUSE, End, Frame, Item, decoded
+from fada_deploy.runtime.sources.open import PAUSE, End, Frame, Item, decoded
 
 POLICIES = ("drop-oldest", "drop-newest", "wait")
 SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")

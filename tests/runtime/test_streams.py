@@ -21,12 +21,12 @@ import pytest
 from toy import color_model, read_video, scene, until, write_video
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.runtime import live
-from fada_deploy.runtime.live import LiveOptions, LiveSource, _Slot, is_live
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Frame, Pause, PictureSource, open_sources
+from fada_deploy.runtime.sources import streams as live
+from fada_deploy.runtime.sources.open import Frame, Pause, PictureSource, open_sources
+from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, _Slot, is_live
+from fada_deploy.runtime.writers.save import Saving, label_to_files
 
 Serve = Callable[[list[bytes]], str]
 

@@ -16,11 +16,11 @@ import pytest
 from toy import PATIENCE, color_model, scene, until, write_image
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.runtime import watch
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sinks import Saving, label_to_files
-from fada_deploy.runtime.sources import Frame, Pause, open_sources
-from fada_deploy.runtime.watch import WatchSource
+from fada_deploy.runtime.sources import folder_watcher as watch
+from fada_deploy.runtime.sources.folder_watcher import WatchSource
+from fada_deploy.runtime.sources.open import Frame, Pause, open_sources
+from fada_deploy.runtime.writers.save import Saving, label_to_files
 
 
 def without_pauses(source: WatchSource) -> Generator[Frame | DataError, None, None]:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backends import kernels
+from fada_deploy.runtime.backends import cuda_kernels as kernels
 from fada_deploy.runtime.backends.base import Frames, Prediction
-from fada_deploy.runtime.backends.lane import Lane
+from fada_deploy.runtime.backends.cuda_stream import Lane
 
 # Sizes and palettes whose tables are kept on the device; a film has one of each.
 _KEPT = 8

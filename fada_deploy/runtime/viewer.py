@@ -210,7 +210,7 @@ class Window:
 
 def _program(title: str) -> list[str]:
     # The same modules as here, wherever they lie.
-    there = f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.show import look_after"
+    there = f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.viewer import look_after"
     return [sys.executable, "-c", f"{there}; look_after({title!r})"]
 
 

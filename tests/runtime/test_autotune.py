@@ -13,10 +13,10 @@ import toy
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime import race as racing
+from fada_deploy.runtime import autotune as racing
+from fada_deploy.runtime.autotune import Race, rivals_of
 from fada_deploy.runtime.backends import BACKENDS, Backend, open_backend
-from fada_deploy.runtime.choice import chosen_backend
-from fada_deploy.runtime.race import Race, rivals_of
+from fada_deploy.runtime.backends.preference import chosen_backend
 
 PROVEN: dict[str, Any] = {name: {} for name in ("onnxruntime", "openvino")}
 

@@ -56,10 +56,10 @@ class Compiled:
         if find_spec("numba") is None:
             return
         try:
-            from fada_deploy.runtime import area_kernel, draw_kernel, upsample_kernel
+            from fada_deploy.runtime.kernels import draw_compiled, resize_compiled, upsample_compiled
 
             self.ready = Kernels(
-                upsample_kernel.write_labels, area_kernel.average, draw_kernel.blend, draw_kernel.count
+                upsample_compiled.write_labels, resize_compiled.average, draw_compiled.blend, draw_compiled.count
             )
         except Exception:
             # Whatever keeps it from compiling (no place for its cache, another LLVM), NumPy goes on.

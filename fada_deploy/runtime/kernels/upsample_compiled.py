@@ -1,9 +1,9 @@
-"""The same labels as `runtime.upsample`, compiled: extra `fast` (numba).
+"""The same labels as `runtime.kernels.upsample`, compiled: extra `fast` (numba).
 
 One walk over the grid's cells: where four corners agree by the margin their class is written, elsewhere the
 classes that can still win are interpolated, in float32 and in the reference's order of operations. The
 compiler is not allowed to reorder or fuse them. Importing this module compiles, or reads what an earlier process
-compiled: `runtime.compiled` does so in the background.
+compiled: `runtime.kernels.loader` does so in the background.
 """
 
 from __future__ import annotations

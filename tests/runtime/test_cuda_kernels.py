@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.runtime import upsample
-from fada_deploy.runtime.backends import kernels
-from fada_deploy.runtime.overlay import overlay
-from fada_deploy.runtime.upsample import dense_labels, labels_from_logits
+from fada_deploy.runtime.backends import cuda_kernels as kernels
+from fada_deploy.runtime.kernels import upsample
+from fada_deploy.runtime.kernels.upsample import dense_labels, labels_from_logits
+from fada_deploy.runtime.overlay.blend import overlay
 
 
 @pytest.fixture(scope="module")

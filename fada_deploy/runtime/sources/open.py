@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
-from fada_deploy.runtime.planes import is_drawable
+from fada_deploy.runtime.overlay.yuv import is_drawable
 
 # A container's length may end half a second after the last picture without anything being missing.
 _SLACK_S = 0.5
@@ -245,7 +245,7 @@ def open_sources(sources: Sequence[Given | Sequence[Given]], *, hardware: str | 
     if not sources:
         raise UsageError(f"nothing to label; give {ALLOWED}, a folder or a glob")
     # A live source is made of what is here.
-    from fada_deploy.runtime.live import LiveSource, is_live
+    from fada_deploy.runtime.sources.streams import LiveSource, is_live
 
     found: dict[str, Source] = {}
     everything = list(_flat(sources))
@@ -286,7 +286,7 @@ def _open_path(given: str, hardware: str | None, *, alone: bool) -> list[Source]
             raise DataError(f"{given}: matches no file that is {ALLOWED}")
         return [_open_file(m, hardware, alone=alone and len(matches) == 1) for m in matches]
     if "://" in given:
-        from fada_deploy.runtime.live import SCHEMES
+        from fada_deploy.runtime.sources.streams import SCHEMES
 
         raise UsageError(f"{given}: no such kind of stream; there are {' '.join(SCHEMES)}")
     raise DataError(f"{given}: no such file or folder; give {ALLOWED}, a folder or a glob")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.runtime.compiled import compiled
+from fada_deploy.runtime.kernels.loader import compiled
 
 Logits = NDArray[np.float32]
 
