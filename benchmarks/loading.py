@@ -25,8 +25,8 @@ from fada_deploy.common.images import read_rgb, resize_frame, resize_labels
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.synth.dataset import write_source
-from fada_deploy.training.samples import SourceSamples
-from fada_deploy.training.transforms import color_jitter
+from fada_deploy.training.data.samples import SourceSamples
+from fada_deploy.training.data.transforms import color_jitter
 
 SIZE = (720, 1280)
 JITTER = (0.5, 0.5, 0.5, 0.2)

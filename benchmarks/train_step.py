@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fada_deploy.common.labels import CITYSCAPES_19
-from fada_deploy.training.batches import Batch
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.methods import make_method
+from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.stages.adversarial import adversarial_step
 

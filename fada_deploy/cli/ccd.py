@@ -13,7 +13,7 @@ from fada_deploy.cli.options import emit_json, log, need_extra, newest
 
 if TYPE_CHECKING:
     from fada_deploy.common.labels import LabelSpace
-    from fada_deploy.training.ccd import ClassMoments
+    from fada_deploy.training.reporting.class_center_distance import ClassMoments
 
     # A network's moments and the size of its input.
     Measured = tuple[ClassMoments, str]
@@ -125,11 +125,11 @@ def _measure(
 
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import final_weights
-    from fada_deploy.training.ccd import chosen_frames, measure
-    from fada_deploy.training.checkpoints import load_segmenter
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.datasets import labelled_pair
+    from fada_deploy.training.data.datasets import labelled_pair
     from fada_deploy.training.device import choose_device
+    from fada_deploy.training.reporting.class_center_distance import chosen_frames, measure
+    from fada_deploy.training.weights.checkpoints import load_segmenter
 
     where = choose_device(device)
     loaded = [load_segmenter(final_weights(path), where) for path in paths]

@@ -92,9 +92,9 @@ def _contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
     from fada_deploy.data import open_dataset
     from fada_deploy.runtime.overlay.blend import overlay
     from fada_deploy.runtime.segmenter import Segmenter
-    from fada_deploy.training.checkpoints import load_segmenter
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.predict import Predictor
+    from fada_deploy.training.weights.checkpoints import load_segmenter
 
     before = Predictor(load_segmenter(run / "source" / WEIGHTS)[0], choose_device("cpu"))
     with Segmenter(run / "export" / "model.onnx") as segmenter:

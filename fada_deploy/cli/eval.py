@@ -132,9 +132,9 @@ def _weights(
     from fada_deploy.common.runs import WEIGHTS, all_weights, final_weights
 
     try:
-        from fada_deploy.training.checkpoints import load_segmenter
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.predict import Predictor, at_size, views_text
+        from fada_deploy.training.weights.checkpoints import load_segmenter
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
     where = choose_device(device)

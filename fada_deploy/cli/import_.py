@@ -12,7 +12,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 
 if TYPE_CHECKING:
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.released import Released
+    from fada_deploy.training.weights.released import Released
 
 
 @click.command("import")
@@ -52,9 +52,9 @@ def command(
 
     try:
         from fada_deploy import __version__
-        from fada_deploy.training.checkpoints import save_weights
-        from fada_deploy.training.released import read_released
         from fada_deploy.training.run import save_config
+        from fada_deploy.training.weights.checkpoints import save_weights
+        from fada_deploy.training.weights.released import read_released
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 

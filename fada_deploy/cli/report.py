@@ -31,9 +31,9 @@ def command(runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: i
 
     need_extra("matplotlib", "plot")
     try:
-        from fada_deploy.training.datasets import open_target
+        from fada_deploy.training.data.datasets import open_target
         from fada_deploy.training.device import choose_device
-        from fada_deploy.training.report import REPORT, write_report
+        from fada_deploy.training.reporting.report import REPORT, write_report
         from fada_deploy.training.run import load_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None

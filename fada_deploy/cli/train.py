@@ -121,7 +121,7 @@ def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[s
 def _write_report(outcome: Any, device: Any) -> None:
     from importlib.util import find_spec
 
-    from fada_deploy.training.report import REPORT, write_report
+    from fada_deploy.training.reporting.report import REPORT, write_report
 
     if find_spec("matplotlib") is None:
         log("for a page about the run: pip install 'fada_deploy[plot]', then fada report")

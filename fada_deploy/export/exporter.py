@@ -23,10 +23,10 @@ from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.verify import Frame, own_size, verify
 from fada_deploy.runtime.backends import ONNX_BACKENDS
 from fada_deploy.runtime.parity import Proof, Thresholds, Verification, gate, proof_path
-from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, at_size
+from fada_deploy.training.weights.checkpoints import load_segmenter
 
 PROOF_FRAMES = 6
 Say = Callable[[str], None]

@@ -15,7 +15,7 @@ from fada_deploy.common.labels import LabelSpace
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.unlabelled import open_recordings
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.datasets import open_target
+from fada_deploy.training.data.datasets import open_target
 
 Say = Callable[[str], None]
 

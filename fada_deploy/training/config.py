@@ -108,7 +108,7 @@ class DistillStage(Stage):
 class RunConfig:
     """Everything that decides a run, written to its `config.json`.
 
-    `method` is what the adversarial stage does (`training.methods`), or "source" for none.
+    `method` is what the adversarial stage does (`training.methods.alignment`), or "source" for none.
 
     `ego_mask` is a picture that is not black where recordings show the car itself. `init` is a file
     of ImageNet weights for the backbone, `start` trained weights that stand in for the stage before

@@ -28,24 +28,24 @@ from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluate import evaluate
 from fada_deploy.training import distributed
-from fada_deploy.training.batches import Batches, Order
-from fada_deploy.training.board import Board, check_tensorboard
-from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.datasets import class_contents, fingerprint, open_target
+from fada_deploy.training.data.datasets import class_contents, fingerprint, open_target
+from fada_deploy.training.data.loader import Batches, Order
+from fada_deploy.training.data.samplers import ClassBalancedOrder, ShuffledOrder
+from fada_deploy.training.data.samples import PseudoLabelled, SourceSamples, TargetSamples
 from fada_deploy.training.device import bf16_pays, check_compiler, compiled
-from fada_deploy.training.methods import make_method
+from fada_deploy.training.loop import OpenSession, Parts, Session
+from fada_deploy.training.methods.alignment import make_method
+from fada_deploy.training.model_setup import Networks
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
-from fada_deploy.training.networks import Networks
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, views_text
-from fada_deploy.training.run_files import RunFiles, discriminator_health
-from fada_deploy.training.samples import PseudoLabelled, SourceSamples, TargetSamples
-from fada_deploy.training.sampling import ClassBalancedOrder, ShuffledOrder
-from fada_deploy.training.session import OpenSession, Parts, Session
+from fada_deploy.training.reporting.run_summary import RunFiles, discriminator_health
+from fada_deploy.training.reporting.tensorboard import Board, check_tensorboard
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.source import train_supervised
+from fada_deploy.training.weights.checkpoints import load_segmenter, save_weights
 
 Say = Callable[[str], None]
 Load = SourceSamples | TargetSamples | PseudoLabelled

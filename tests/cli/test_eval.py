@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from fada_deploy.training.checkpoints import load_segmenter, save_weights
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.weights.checkpoints import load_segmenter, save_weights
 
 Run = Callable[..., tuple[int, str, str]]
 

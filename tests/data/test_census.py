@@ -16,8 +16,8 @@ from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.census import Census, census_path, load_census, save_census, take_census
 from fada_deploy.data.label_files import count_ids
-from fada_deploy.training import datasets
-from fada_deploy.training.datasets import class_contents
+from fada_deploy.training.data import datasets
+from fada_deploy.training.data.datasets import class_contents
 
 
 def no_word(text: str) -> None:

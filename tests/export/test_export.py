@@ -25,8 +25,8 @@ from fada_deploy.export.exporter import Exported, export, make_proof
 from fada_deploy.export.verify import Frame, own_size, verify
 from fada_deploy.runtime.parity import Proof, Thresholds, gate
 from fada_deploy.runtime.segmenter import Segmenter as Runtime
-from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.predict import Predictor
+from fada_deploy.training.weights.checkpoints import load_segmenter
 
 BACKENDS = ("onnxruntime", "openvino")
 pytestmark = pytest.mark.slow

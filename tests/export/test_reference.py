@@ -15,8 +15,8 @@ from fada_deploy.data import open_dataset
 from fada_deploy.export.exporter import export
 from fada_deploy.export.reference import measure, summarise
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.predict import Predictor
+from fada_deploy.training.weights.checkpoints import load_segmenter
 
 
 def test_the_figures_are_means_and_sample_deviations() -> None:

@@ -140,8 +140,8 @@ def test_unusable_logits_are_found(library: ctypes.CDLL, value: float, bad: int)
 def test_labels_and_pictures_of_a_trained_network(library: ctypes.CDLL, trained: Path, streets: Path) -> None:
     torch = pytest.importorskip("torch")
     from fada_deploy.data import open_dataset
-    from fada_deploy.training.checkpoints import load_segmenter
     from fada_deploy.training.predict import Predictor
+    from fada_deploy.training.weights.checkpoints import load_segmenter
 
     dataset = open_dataset("gta5", streets / "gta5", split="train", space=CITYSCAPES_19)
     frames = [dataset.image(i) for i in range(0, 64, 16)]

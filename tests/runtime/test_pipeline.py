@@ -15,9 +15,9 @@ import toy
 from fada_deploy.common.errors import DataError
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.overlay import renderer as look
-from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.pipeline import Timings, chain, read, resize
 from fada_deploy.runtime.sources.open import End, Frame
+from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.writers.save import Saving, label_to_files
 
 

@@ -14,12 +14,12 @@ import toy
 
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.runtime import Segmenter
-from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.overlay.renderer import Drawing, Look
 from fada_deploy.runtime.overlay.yuv import is_drawable, overlay_planes, palette_planes, planes_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.open import open_sources
+from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.writers.save import Saving, label_to_files
 
 # Cb, Cr and Y′ of ITU-R BT.601 and BT.709, written out once more.

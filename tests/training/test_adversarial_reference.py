@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
-from fada_deploy.training.batches import Batch
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.methods import make_method
+from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.segmenter import ModelSpec
 from fada_deploy.training.stages.adversarial import adversarial_step
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
 from fada_deploy.data import open_dataset
-from fada_deploy.training.batches import Batch
-from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import AdversarialStage
+from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import source_share
-from fada_deploy.training.methods import make_method
+from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmenter import ModelSpec
 from fada_deploy.training.stages.adversarial import adversarial_step
+from fada_deploy.training.weights.checkpoints import load_segmenter
 
 K, C, B = 3, 5, 4
 SPACE = LabelSpace("three", CITYSCAPES_19.classes[:K])

@@ -19,10 +19,10 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.to_onnx import write_onnx
-from fada_deploy.training.init import init_normalisation, load_backbone
 from fada_deploy.training.models.blocks import NORMS
 from fada_deploy.training.models.efficientnet import EfficientNetLite, SameConv2d, efficientnet_lite0
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.weights.pretrained import init_normalisation, load_backbone
 
 NAME = "efficientnet-lite0"
 # Kernel, stride, expansion, channels in and out of the sixteen blocks.

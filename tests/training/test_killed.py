@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fada_deploy.training import checkpoints
 from fada_deploy.training.config import STAGES, RunConfig
+from fada_deploy.training.loop import Session
 from fada_deploy.training.run import load_config, train
-from fada_deploy.training.session import Session
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.weights import checkpoints
 
 KILLS, ITERATIONS = 30, 36
 

@@ -17,8 +17,8 @@ from fada_deploy.cli import main
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.data import open_dataset
 from fada_deploy.runtime import Segmenter as RuntimeSegmenter
-from fada_deploy.training.checkpoints import load_segmenter
-from fada_deploy.training.released import read_released
+from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.released import read_released
 
 Weights = dict[str, Tensor]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.cli import main
-from fada_deploy.training.run_files import discriminator_health
+from fada_deploy.training.reporting.run_summary import discriminator_health
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -20,12 +20,12 @@ from fada_deploy.common.errors import DataError, FadaError, InterruptedRunError,
 from fada_deploy.common.files import lock
 from fada_deploy.common.runs import all_weights
 from fada_deploy.training import run as run_module
-from fada_deploy.training.checkpoints import load_segmenter, save_state
 from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.init import load_backbone
+from fada_deploy.training.loop import Session
 from fada_deploy.training.run import Outcome, load_config, train
-from fada_deploy.training.session import Session
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.weights.checkpoints import load_segmenter, save_state
+from fada_deploy.training.weights.pretrained import load_backbone
 
 # What a run measures of the machine, and not of its data.
 MEASURED = {"seconds", "images_per_second", "memory_mib"}

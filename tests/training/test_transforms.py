@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from fada_deploy.training.transforms import color_jitter, flip, scale_and_crop
+from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
 
 COLORS = np.array([[[200, 40, 90], [10, 120, 60], [70, 70, 200]]], np.uint8)
 

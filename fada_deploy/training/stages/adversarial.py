@@ -2,7 +2,7 @@
 
 `fada train --stages adversarial --method fada`. Wang et al., ECCV 2020, eq. 3–9; the order of
 updates is the released code's: F and G on the source, F and G against D on the target, then D on
-both. What the discriminator sees and tells apart is the method's (`training.methods`).
+both. What the discriminator sees and tells apart is the method's (`training.methods.alignment`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fada_deploy.training import distributed
-from fada_deploy.training.batches import Batch, Batches
 from fada_deploy.training.config import AdversarialStage
+from fada_deploy.training.data.loader import Batch, Batches
+from fada_deploy.training.loop import OpenSession
 from fada_deploy.training.losses import (
     DomainTerms,
     domain_terms,
@@ -21,7 +22,7 @@ from fada_deploy.training.losses import (
     segmentation_loss,
     source_share,
 )
-from fada_deploy.training.methods import Method, Seen
+from fada_deploy.training.methods.alignment import Method, Seen
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import (
     AveragedWeights,
@@ -32,7 +33,6 @@ from fada_deploy.training.optim import (
     set_learning_rate,
     take_step,
 )
-from fada_deploy.training.session import OpenSession
 
 
 def train_adversarial(

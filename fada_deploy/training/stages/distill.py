@@ -16,8 +16,8 @@ from fada_deploy.common.images import write_png
 from fada_deploy.common.labels import IGNORE
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
+from fada_deploy.training.data.samples import pseudo_path
 from fada_deploy.training.predict import Predictor
-from fada_deploy.training.samples import pseudo_path
 
 
 def write_pseudo_labels(predictor: Predictor, frames: FrameDataset, folder: Path) -> None:

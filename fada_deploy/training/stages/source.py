@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from fada_deploy.training.batches import Batches
 from fada_deploy.training.config import DistillStage, SourceStage
+from fada_deploy.training.data.loader import Batches
 from fada_deploy.training.distributed import total
+from fada_deploy.training.loop import OpenSession
 from fada_deploy.training.losses import labelled_pixels, segmentation_loss
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import AveragedWeights, make_optimiser, set_learning_rate, take_step
-from fada_deploy.training.session import OpenSession
 
 
 def train_supervised(

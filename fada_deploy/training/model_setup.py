@@ -11,11 +11,11 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.labels import LabelSpace
 from fada_deploy.common.runs import WEIGHTS, final_weights
 from fada_deploy.training import distributed
-from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.distributed import synchronised
-from fada_deploy.training.init import find_init, init_normalisation, load_backbone
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
+from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.pretrained import find_init, init_normalisation, load_backbone
 
 
 class Networks:

@@ -31,13 +31,13 @@ from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.runtime.overlay.blend import overlay
-from fada_deploy.training.ccd import chosen_frames, measure
-from fada_deploy.training.checkpoints import load_segmenter
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.datasets import labelled_pair
+from fada_deploy.training.data.datasets import labelled_pair
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, pick_frames
-from fada_deploy.training.run_files import RunFiles, discriminator_health
+from fada_deploy.training.reporting.class_center_distance import chosen_frames, measure
+from fada_deploy.training.reporting.run_summary import RunFiles, discriminator_health
+from fada_deploy.training.weights.checkpoints import load_segmenter
 
 REPORT = "report.html"
 _STRIP_WIDTH = 320

@@ -11,8 +11,8 @@ import torch
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.training.ccd import ClassMoments, chosen_frames, measure
-from fada_deploy.training.checkpoints import load_segmenter
+from fada_deploy.training.reporting.class_center_distance import ClassMoments, chosen_frames, measure
+from fada_deploy.training.weights.checkpoints import load_segmenter
 
 K, C = 4, 6
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.training.batches import Batch
 from fada_deploy.training.config import AdversarialStage
+from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, upsample
 from fada_deploy.training.losses import Encode, hard_encodings, soft_encodings
 from fada_deploy.training.models.discriminator import OutputDiscriminator, PixelDiscriminator

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.training.sampling import BLOCK, ClassBalancedOrder, ShuffledOrder
+from fada_deploy.training.data.samplers import BLOCK, ClassBalancedOrder, ShuffledOrder
 
 RNG = np.random.default_rng(0)
 # 60 files: class 0 everywhere, 1 in half, 2 in one file alone, 3 nowhere.

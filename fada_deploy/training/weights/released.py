@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
-from fada_deploy.training.checkpoints import read_checkpoint
 from fada_deploy.training.config import STAGES
-from fada_deploy.training.init import INIT_NORMS, turn_round
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.weights.checkpoints import read_checkpoint
+from fada_deploy.training.weights.pretrained import INIT_NORMS, turn_round
 
 SPACES = {space.num_classes: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
 # What the authors tested each stage at, (height, width).

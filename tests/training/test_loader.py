@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.training.batches import Batches, Sample
+from fada_deploy.training.data.loader import Batches, Sample
 
 BAD = 3
 

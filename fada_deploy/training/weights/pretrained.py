@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.training.checkpoints import read_checkpoint
 from fada_deploy.training.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, find_backbone
+from fada_deploy.training.weights.checkpoints import read_checkpoint
 
 Triple = tuple[float, float, float]
 

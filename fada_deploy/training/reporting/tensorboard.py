@@ -21,7 +21,7 @@ from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, pick_frames
 
 if TYPE_CHECKING:
-    from fada_deploy.training.session import Parts
+    from fada_deploy.training.loop import Parts
 
 
 def check_tensorboard() -> None:

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.training import distributed
-from fada_deploy.training.checkpoints import Stateful, load_state, save_state
 from fada_deploy.training.device import peak_memory_mib
+from fada_deploy.training.weights.checkpoints import Stateful, load_state, save_state
 
 # What a progress line has room for.
 _SHORT = {

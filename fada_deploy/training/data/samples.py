@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fada_deploy.common.images import read_indices, resize_frame, resize_labels
 from fada_deploy.common.labels import IGNORE
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.batches import Sample
 from fada_deploy.training.config import DistillStage, Jitter, SizeHW
-from fada_deploy.training.transforms import color_jitter, flip, scale_and_crop
+from fada_deploy.training.data.loader import Sample
+from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
 
 
 @dataclass(frozen=True)
