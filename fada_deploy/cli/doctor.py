@@ -11,7 +11,7 @@ import click
 from fada_deploy.cli.options import emit_json
 
 if TYPE_CHECKING:
-    from fada_deploy.export.doctor import Check
+    from fada_deploy.inspection.doctor import Check
 
 _COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
@@ -27,7 +27,7 @@ def command(as_json: bool) -> int:
 
     A note costs speed or a convenience. Exits with 1 when something is bad.
     """
-    from fada_deploy.export.doctor import diagnose
+    from fada_deploy.inspection.doctor import diagnose
 
     found = diagnose()
     bad = sum(check.state == "bad" for check in found)

@@ -75,11 +75,11 @@ def command(source: Path | None, list_targets: bool, as_json: bool, **options: A
     Nothing is written unless every backend here that can run it gives the network's own answers on real frames.
     """
     if list_targets:
-        from fada_deploy.export.targets import table, targets
+        from fada_deploy.inspection.targets import table, targets
 
         found = targets()
         return emit_json([t.to_dict() for t in found]) if as_json else click.echo(table(found))
-    from fada_deploy.cli.export_plan import Plan
+    from fada_deploy.export.plan import Plan
 
     plan = Plan(source=source, options=options)
     plan.run()

@@ -35,7 +35,7 @@ def command(file: Path, as_json: bool) -> int:
 
     Exits with 1 when something does not hold, as a proof pack of another file.
     """
-    from fada_deploy.export.describe import describe
+    from fada_deploy.inspection.describe import describe
 
     document = describe(file)
     if as_json:

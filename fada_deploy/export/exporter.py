@@ -16,9 +16,9 @@ from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
-from fada_deploy.export import reference
-from fada_deploy.export.frames import target_frames
-from fada_deploy.export.stamp import stamp
+from fada_deploy.export import target_statistics as reference
+from fada_deploy.export.calibration_frames import target_frames
+from fada_deploy.export.onnx_metadata import stamp
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.verify import Frame, own_size, verify
 from fada_deploy.runtime.backends import ONNX_BACKENDS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.export.stamp import save_onnx
+from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.export.onnx_graph import read_graph
+from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, read_engine
 from fada_deploy.runtime.backends.onnx_file import read_model
 

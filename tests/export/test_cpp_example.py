@@ -16,7 +16,7 @@ import toy
 
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.export.describe import describe
+from fada_deploy.inspection.describe import describe
 from fada_deploy.runtime.segmenter import Segmenter
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"

@@ -22,9 +22,9 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.engines import prove_here, rebuild_if_stale
+from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import to_half
-from fada_deploy.export.quantise import quantise
-from fada_deploy.export.stamp import save_onnx
+from fada_deploy.export.quantize import quantise
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.runtime.backends.engine_file import read_engine

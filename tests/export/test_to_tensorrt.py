@@ -27,7 +27,7 @@ from fada_deploy.common.errors import DeviceError, FadaError, GateError, Missing
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export import trt_progress
-from fada_deploy.export.stamp import save_onnx
+from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.export.trt_layers import check_precision, layers_of_log, layers_of_network
 from fada_deploy.runtime.backends import open_backend

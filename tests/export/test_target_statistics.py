@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fada_deploy.common.labels import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.export.exporter import export
-from fada_deploy.export.reference import measure, summarise
+from fada_deploy.export.target_statistics import measure, summarise
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.weights.checkpoints import load_segmenter

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from fada_deploy.export.doctor.check import Check, is_here, last_line
+from fada_deploy.inspection.doctor.check import Check, is_here, last_line
 
 _LITTLE = 2_000_000_000  # bytes
 _CGROUP = Path("/sys/fs/cgroup")

@@ -22,8 +22,8 @@ from fada_deploy.cli.inspect import command
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import ModelMetadata, Reference
-from fada_deploy.export.describe import describe
-from fada_deploy.export.onnx_graph import read_graph
+from fada_deploy.inspection.describe import describe
+from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, EngineTensor, write_sidecar
 from fada_deploy.runtime.parity import Proof
 

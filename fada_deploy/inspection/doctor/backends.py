@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.process import installed_version
-from fada_deploy.export.doctor.check import Check, card, is_here, last_line, overheard, said_to_type
+from fada_deploy.inspection.doctor.check import Check, card, is_here, last_line, overheard, said_to_type
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -95,7 +95,7 @@ def openvino_checks() -> Iterator[Check]:
 
 def tensorrt_checks() -> Iterator[Check]:
     """Check that each installed TensorRT loads, and say what keeps engines from being built or run."""
-    from fada_deploy.export.targets import targets
+    from fada_deploy.inspection.targets import targets
     from fada_deploy.runtime.backends.trt_library import EXTRAS
 
     about = {target.name: target for target in targets()}

@@ -15,7 +15,7 @@ from fada_deploy.common.errors import FadaError, ModelError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 from fada_deploy.common.runs import CHECKPOINTS, CONFIG, MODEL_SUFFIXES, STAGES, WEIGHTS
-from fada_deploy.export.onnx_graph import read_graph
+from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends import contract_of
 from fada_deploy.runtime.backends.engine_file import read_engine
 from fada_deploy.runtime.backends.onnx_file import check_external_data, read_metadata

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fada_deploy.cli.export_plan import Plan
-from fada_deploy.export.stamp import stamp
+from fada_deploy.export.onnx_metadata import stamp
+from fada_deploy.export.plan import Plan
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import Proof, proof_path
 from fada_deploy.runtime.segmenter import Segmenter

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fada_deploy.export.doctor.check import Check, State, guarded
-from fada_deploy.export.doctor.engines import (
+from fada_deploy.inspection.doctor.backends import (
     gpu_check,
     onnxruntime_checks,
     openvino_checks,
     some_engine,
     tensorrt_checks,
 )
-from fada_deploy.export.doctor.machine import codecs, cores, disks, display, kernels
-from fada_deploy.export.doctor.packages import clashes, extras, libraries, python
-from fada_deploy.export.doctor.training import Torch
+from fada_deploy.inspection.doctor.check import Check, State, guarded
+from fada_deploy.inspection.doctor.machine import codecs, cores, disks, display, kernels
+from fada_deploy.inspection.doctor.packages import clashes, extras, libraries, python
+from fada_deploy.inspection.doctor.training import Torch
 
 __all__ = ["Check", "State", "diagnose"]
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fada_deploy.export.doctor import Check, engines, machine, packages, training
-from fada_deploy.export.doctor.check import guarded, overheard
+from fada_deploy.inspection.doctor import Check, machine, packages, training
+from fada_deploy.inspection.doctor import backends as engines
+from fada_deploy.inspection.doctor.check import guarded, overheard
 from fada_deploy.runtime.backends.gpu import Gpu
 
 Run = Callable[..., tuple[int, str, str]]
@@ -97,7 +98,7 @@ def test_the_table_has_remedies_under_their_lines(fada: Run, monkeypatch: pytest
         Check("another", "bad", "is not", "mend it"),
         Check("third", "note", "is slow"),
     ]
-    monkeypatch.setattr("fada_deploy.export.doctor.diagnose", lambda: checks)
+    monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: checks)
     code, out, _ = fada("doctor")
     assert code == 1
     assert out.splitlines() == [
@@ -107,7 +108,7 @@ def test_the_table_has_remedies_under_their_lines(fada: Run, monkeypatch: pytest
         "note  third    is slow",
         "1 to mend",
     ]
-    monkeypatch.setattr("fada_deploy.export.doctor.diagnose", lambda: checks[:1])
+    monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: checks[:1])
     code, out, _ = fada("doctor")
     assert code == 0 and out.splitlines()[-1] == "all well"
 
@@ -295,7 +296,7 @@ def test_no_engine_at_all_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorrt_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, "tensorrt", __version__="11.4.0")
-    monkeypatch.setattr("fada_deploy.export.targets.find_gpu", lambda: None)
+    monkeypatch.setattr("fada_deploy.inspection.targets.find_gpu", lambda: None)
     check = by_name(engines.tensorrt_checks())["tensorrt"]
     assert check.state == "note" and "11.4.0 loads" in check.found and "no NVIDIA GPU" in check.found
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from fada_deploy.common.process import installed_version
-from fada_deploy.export.doctor.check import Check, card, is_here
+from fada_deploy.inspection.doctor.check import Check, card, is_here
 
 _CODE = (
     "import json, torch; "

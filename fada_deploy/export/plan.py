@@ -13,7 +13,7 @@ from fada_deploy.cli.options import log, need_extra, newest
 
 if TYPE_CHECKING:
     from fada_deploy.common.errors import GateError
-    from fada_deploy.export.derive import Calibration
+    from fada_deploy.export.convert import Calibration
     from fada_deploy.export.verify import Gate
     from fada_deploy.runtime.parity import Verification
 
@@ -171,7 +171,7 @@ class Plan:
         """Name the files beside a new one that were proven by the pack which it replaced."""
         from fada_deploy.common.errors import FadaError
         from fada_deploy.common.runs import MODEL_SUFFIXES
-        from fada_deploy.export.derive import derived_path
+        from fada_deploy.export.convert import derived_path
         from fada_deploy.runtime.backends import contract_of
         from fada_deploy.runtime.parity import Proof, proof_path
 
@@ -191,7 +191,7 @@ class Plan:
             log(f"note: the pack that proved {', '.join(stale)} is replaced; export them again")
 
     def _derive(self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate) -> Path:
-        from fada_deploy.export.derive import derive
+        from fada_deploy.export.convert import derive
 
         log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
         made = derive(base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log)
@@ -204,13 +204,13 @@ class Plan:
         return made.model
 
     def _calibration(self, base: Path) -> Calibration:
-        from fada_deploy.export.derive import Calibration
+        from fada_deploy.export.convert import Calibration
         from fada_deploy.runtime.backends.onnx_file import read_metadata
 
         leave = self.options["leave_out"]
 
         def frames() -> Any:
-            from fada_deploy.export.frames import target_frames
+            from fada_deploy.export.calibration_frames import target_frames
 
             metadata = read_metadata(base)
             return target_frames(

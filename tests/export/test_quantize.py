@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from fada_deploy.common.errors import DataError, ModelError, UsageError
 from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.export.onnx_metadata import save_onnx, stamp
 from fada_deploy.export.precision import check_precision, layer_precisions
-from fada_deploy.export.quantise import Quantised, _Work, quantise
-from fada_deploy.export.stamp import save_onnx, stamp
+from fada_deploy.export.quantize import Quantised, _Work, quantise
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import THRESHOLDS, Proof

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from fada_deploy.common.process import installed_version
-from fada_deploy.export.doctor.check import Check, State, card, is_here, last_line
+from fada_deploy.inspection.doctor.check import Check, State, card, is_here, last_line
 
 _SELF = "fada_deploy"
 # Distributions that bring one and the same module, so that the one installed last wins, file by file.

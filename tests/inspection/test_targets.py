@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fada_deploy.export import targets as module
-from fada_deploy.export.targets import Target, table, targets
+from fada_deploy.inspection import targets as module
+from fada_deploy.inspection.targets import Target, table, targets
 from fada_deploy.runtime.backends.gpu import Gpu
 
 NAMES = [
@@ -93,7 +93,7 @@ def test_engines_need_a_gpu_where_they_do(machine: Callable[..., dict[str, Targe
 
 def test_nothing_optional_is_imported() -> None:
     code = (
-        "import sys; from fada_deploy.export.targets import table, targets; table(targets());"
+        "import sys; from fada_deploy.inspection.targets import table, targets; table(targets());"
         "print(sorted({m.split('.')[0] for m in sys.modules}"
         " & {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'cupy'}))"
     )

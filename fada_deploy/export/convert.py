@@ -20,9 +20,9 @@ from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import check_precision, to_half
-from fada_deploy.export.quantise import quantise
-from fada_deploy.export.stamp import save_onnx
+from fada_deploy.export.quantize import quantise
 from fada_deploy.export.verify import Gate, Judgement, judge, try_draw, verify_file
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
