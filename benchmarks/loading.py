@@ -20,9 +20,9 @@ from statistics import median
 import cv2
 import numpy as np
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.images import read_rgb, resize_frame, resize_labels
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.common.system import usable_cores
 from fada_deploy.data import open_dataset
 from fada_deploy.synth.dataset import write_source
 from fada_deploy.training.data.samples import SourceSamples

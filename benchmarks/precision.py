@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from fada_deploy.common.cores import usable_cores
+from fada_deploy.common.system import usable_cores
 from fada_deploy.data import open_dataset
-from fada_deploy.evaluate import evaluate
+from fada_deploy.evaluation import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend, runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import Proof, compare

@@ -43,11 +43,10 @@ from unittest import mock
 
 import numpy as np
 
-from fada_deploy.common.cores import throughput_requests, usable_cores
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import cache_folder
-from fada_deploy.common.process import installed_version, memory_mib
 from fada_deploy.common.sizes import parse_size
+from fada_deploy.common.system import installed_version, memory_mib, throughput_requests, usable_cores
 from fada_deploy.common.video import open_video
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.alignment import make_method

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import IGNORE, LabelSpace
+from fada_deploy.common.label_space import IGNORE, LabelSpace
 
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -52,9 +52,9 @@ def command(
     """
     from tqdm import tqdm
 
-    from fada_deploy.common.cores import throughput_requests
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
+    from fada_deploy.common.system import throughput_requests
     from fada_deploy.runtime.backends import BACKENDS, runnable_backends, runnable_models
     from fada_deploy.runtime.benchmark import measure
     from fada_deploy.runtime.sources.open import open_sources

@@ -12,7 +12,7 @@ import click
 from fada_deploy.cli.options import emit_json, log, need_extra, newest
 
 if TYPE_CHECKING:
-    from fada_deploy.common.labels import LabelSpace
+    from fada_deploy.common.label_space import LabelSpace
     from fada_deploy.training.reporting.class_center_distance import ClassMoments
 
     # A network's moments and the size of its input.

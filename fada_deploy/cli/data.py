@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fada_deploy.cli.options import SIZE, emit_json, log
-from fada_deploy.common.cores import usable_cores
+from fada_deploy.common.system import usable_cores
 
 
 @click.group("data", context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,10 +46,10 @@ def check(*, name: str, root: Path | None, split: str, label_space: str | None, 
 
     from tqdm import tqdm
 
-    from fada_deploy.common.labels import load_label_space
+    from fada_deploy.common.label_space import load_label_space
     from fada_deploy.data import open_dataset
-    from fada_deploy.data.census import save_census, take_census
     from fada_deploy.data.report import as_text, describe
+    from fada_deploy.data.statistics import save_census, take_census
 
     # What the paper's settings train on each.
     space = load_label_space(label_space or ("cityscapes-16" if name == "synthia" else "cityscapes-19"))

@@ -13,8 +13,8 @@ import click
 from fada_deploy.cli.options import SIZE, emit_json, log, need_extra, newest
 
 if TYPE_CHECKING:
-    from fada_deploy.common.labels import LabelSpace
-    from fada_deploy.evaluate import Evaluation, Predict
+    from fada_deploy.common.label_space import LabelSpace
+    from fada_deploy.evaluation import Evaluation, Predict
 
 MULTI_SCALE = (0.7, 1.0, 1.3)
 
@@ -108,7 +108,7 @@ def _score(subject: Subject, predict: Predict, data: str, root: Path | None, spl
     from tqdm import tqdm
 
     from fada_deploy.data import open_dataset
-    from fada_deploy.evaluate import evaluate
+    from fada_deploy.evaluation import evaluate
 
     dataset = open_dataset(data, root, split=split, space=subject.space)
     what = f"{subject.stage} {subject.iteration}" if subject.iteration else "eval"

@@ -46,7 +46,7 @@ def command(
     """
     from fada_deploy.common.errors import MissingExtraError, UsageError
     from fada_deploy.common.files import sha256
-    from fada_deploy.common.labels import load_label_space
+    from fada_deploy.common.label_space import load_label_space
     from fada_deploy.common.runs import WEIGHTS, new_run
     from fada_deploy.data import DATASETS
 

@@ -137,10 +137,10 @@ def command(
     films are whole. Several streams or cameras are read at the same time, each into a film of its own.
     Exits with 1 if some frames could not be read; the others are done.
     """
-    from fada_deploy.common.cores import throughput_requests
     from fada_deploy.common.errors import DataError, UsageError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
+    from fada_deploy.common.system import throughput_requests
     from fada_deploy.export.engines import rebuild_if_stale
     from fada_deploy.runtime.autotune import WORTH_IT
     from fada_deploy.runtime.overlay.renderer import Look

@@ -37,7 +37,7 @@ def command(runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: i
         from fada_deploy.training.run import load_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
-    from fada_deploy.common.labels import load_label_space
+    from fada_deploy.common.label_space import load_label_space
 
     where = choose_device(device)
     paths = runs or (newest(),)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.labels import LABEL_SPACES, LabelSpace
+from fada_deploy.common.label_space import LABEL_SPACES, LabelSpace
 
 
 def confusion_matrix(

@@ -1,7 +1,7 @@
 """Readers of driving data sets: frames as RGB, labels as contiguous indices of a label space.
 
 `open_dataset("cityscapes", root, split="val", space=CITYSCAPES_19)` for the labelled sets;
-`data.unlabelled` for a target that is just video or pictures.
+`data.recordings` for a target that is just video or pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data import cityscapes, crosscity, custom, gta5, synthia
 from fada_deploy.data.base import FrameDataset
 

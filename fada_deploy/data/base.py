@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import read_rgb, resize_labels
-from fada_deploy.common.labels import IGNORE, LabelSpace
+from fada_deploy.common.label_space import IGNORE, LabelSpace
 
 LabelReader = Callable[[Path], NDArray[np.uint8]]
 

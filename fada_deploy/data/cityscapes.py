@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset, Pair, need_pairs
 from fada_deploy.data.label_files import ALL_LABEL_IDS, LABEL_IDS, table_reader
 

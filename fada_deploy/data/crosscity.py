@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.labels import CITYSCAPES_13, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_13, LabelSpace
 from fada_deploy.data.base import FrameDataset, Pair, files_by_stem, need_pairs, pair_up
 from fada_deploy.data.label_files import ALL_LABEL_IDS, table_reader
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.labels import CITYSCAPES_19, IGNORE, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_19, IGNORE, LabelSpace
 from fada_deploy.data.base import FrameDataset, LabelReader, Pair, read_mask
 from fada_deploy.data.label_files import ALL_LABEL_IDS, ColorReader, table_reader
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset, files_by_stem, need_pairs, pair_up
 from fada_deploy.data.label_files import ALL_LABEL_IDS, LABEL_IDS, table_reader
 

@@ -1,7 +1,7 @@
 """How label files are read: ids or colours looked up in a table of a label space's indices.
 
 The readers are values: two that read alike compare and print alike, which the statistics kept of a
-data set (`data.census`) rely on.
+data set (`data.statistics`) rely on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import read_indices, read_rgb
-from fada_deploy.common.labels import CITYSCAPES_19, IGNORE, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_19, IGNORE, LabelSpace
 
 Ids = NDArray[np.integer[Any]]
 LABEL_IDS = {c.label_id: c.name for c in CITYSCAPES_19.classes}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.census import Census
+from fada_deploy.data.statistics import Census
 
 
 def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:

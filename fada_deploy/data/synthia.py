@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import read_raw
-from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.data.base import FrameDataset, files_by_stem, need_pairs, pair_up
 from fada_deploy.data.label_files import table_reader
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, FadaError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.unlabelled import open_recordings
+from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 

@@ -22,8 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
 Frames = NDArray[np.uint8]

@@ -18,7 +18,7 @@ from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_labels
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.evaluate import evaluate
+from fada_deploy.evaluation import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.runtime.parity import THRESHOLDS, Proof, Thresholds, Verification, compare

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from fada_deploy.common.process import installed_version
+from fada_deploy.common.system import installed_version
 from fada_deploy.runtime.backends import runnable_onnx
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.trt_library import EXTRAS

@@ -7,7 +7,7 @@ from fada_deploy.runtime import Segmenter
 Engines and decoders are imported when something is opened.
 """
 
-from fada_deploy.common.cores import throughput_requests
+from fada_deploy.common.system import throughput_requests
 from fada_deploy.runtime.backends import BACKENDS, open_backend
 from fada_deploy.runtime.drift import Drift, DriftWatch
 from fada_deploy.runtime.overlay.renderer import Drawing, Look

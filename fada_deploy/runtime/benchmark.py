@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.process import memory_mib
+from fada_deploy.common.system import memory_mib
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import STAGES, Timings

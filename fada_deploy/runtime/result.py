@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import class_shares
 from fada_deploy.runtime.overlay.renderer import Drawing, Look
 

@@ -31,7 +31,7 @@ from fada_deploy.common.errors import (
     ModelError,
     UsageError,
 )
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.runs import exported_model
 from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.images import write_png
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.synth.palette_png import write_palette_png
 from fada_deploy.synth.scene import render
 

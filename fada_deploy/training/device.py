@@ -7,9 +7,8 @@ import os
 import torch
 from torch import nn
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, UsageError
-from fada_deploy.common.process import memory_mib
+from fada_deploy.common.system import memory_mib, usable_cores
 
 
 def choose_device(name: str) -> torch.device:

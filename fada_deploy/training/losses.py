@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fada_deploy.common.labels import IGNORE
+from fada_deploy.common.label_space import IGNORE
 from fada_deploy.training.interpolation import Interpolation, SizeHW, full_precision, row_chunks
 
 # Class logits (…, K) → encodings (…, K). None is 1 everywhere, one class a domain: a two-way discriminator.

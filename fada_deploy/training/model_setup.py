@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import WEIGHTS, final_weights
 from fada_deploy.training import distributed
 from fada_deploy.training.config import STAGES, RunConfig

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial, write_text
-from fada_deploy.common.labels import load_label_space
+from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.evaluate import evaluate
+from fada_deploy.evaluation import evaluate
 from fada_deploy.training import distributed
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.data.datasets import class_contents, fingerprint, open_target

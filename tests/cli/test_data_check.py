@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.data.census import load_census
+from fada_deploy.data.statistics import load_census
 
 Run = Callable[..., tuple[int, str, str]]
 

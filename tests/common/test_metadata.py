@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.common.labels import CITYSCAPES_13
+from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.common.metadata import ModelMetadata, Reference
 
 SHARES = tuple(i / 100 for i in range(13))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.labels import CITYSCAPES_13, CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19, LabelSpace
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 

@@ -12,7 +12,7 @@ import pytest
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import read_indices
-from fada_deploy.common.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19
 from fada_deploy.data import open_dataset
 
 # One row holding every labelId of Cityscapes' table, and unlabelled ones among them.

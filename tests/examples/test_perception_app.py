@@ -20,7 +20,7 @@ from perception import GROUPS, Corridor, perceive
 from toy import color_model, read_video, write_image, write_video
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.open import Frame

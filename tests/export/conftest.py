@@ -10,7 +10,7 @@ import pytest
 
 from fada_deploy.cli import main
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.export.exporter import export
 

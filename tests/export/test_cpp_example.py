@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.inspection.describe import describe
 from fada_deploy.runtime.segmenter import Segmenter

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.engines import prove_here, rebuild_if_stale
 from fada_deploy.export.onnx_metadata import save_onnx

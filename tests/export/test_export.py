@@ -18,9 +18,9 @@ from onnx import numpy_helper
 
 from fada_deploy.common.errors import DataError, GateError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.evaluate import evaluate
+from fada_deploy.evaluation import evaluate
 from fada_deploy.export.exporter import Exported, export, make_proof
 from fada_deploy.export.verify import Frame, own_size, verify
 from fada_deploy.runtime.parity import Proof, Thresholds, gate

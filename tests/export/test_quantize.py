@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fada_deploy.common.errors import DataError, ModelError, UsageError
-from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx, stamp
 from fada_deploy.export.precision import check_precision, layer_precisions

@@ -10,7 +10,7 @@ import torch
 import toy
 from torch.nn import functional as F
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.export.exporter import export
 from fada_deploy.export.target_statistics import measure, summarise

@@ -14,7 +14,7 @@ import toy
 
 from fada_deploy.common.errors import FadaError, ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.common.labels import LabelClass, LabelSpace
+from fada_deploy.common.label_space import LabelClass, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.triton import write_repository
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, write_sidecar

@@ -319,7 +319,7 @@ def test_cupy_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_many_threads_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    monkeypatch.setattr("fada_deploy.common.cores.usable_cores", lambda: 2)
+    monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 2)
     for asked, state in (("64", "note"), ("2", "ok"), ("8,2", "note"), ("many", "note"), ("0", "note")):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         check = by_name(machine.cores())["OMP_NUM_THREADS"]
@@ -345,7 +345,7 @@ def test_a_quota_below_the_cores_is_a_note(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    monkeypatch.setattr("fada_deploy.common.cores.usable_cores", lambda: 8)
+    monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 8)
     check = by_name(machine.cores()).get("core quota")
     if quota is None:
         assert check is None

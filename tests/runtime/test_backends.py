@@ -16,9 +16,9 @@ import onnx
 import pytest
 import toy
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DeviceError, FadaError, MissingExtraError, ModelError, UsageError
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime import backends
 from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, open_backend
 from fada_deploy.runtime.backends.onnx_file import read_metadata
@@ -204,7 +204,7 @@ def test_models_that_are_none_of_ours(tmp_path: Path, backend: str) -> None:
 def test_an_output_that_is_not_what_the_metadata_says(tmp_path: Path, backend: str) -> None:
     frames = np.zeros((1, 64, 128, 3), np.uint8)
     lie = ModelMetadata(toy.CITYSCAPES_13, (64, 128), "logits", align_corners=False).to_json()
-    from fada_deploy.common.labels import CITYSCAPES_16
+    from fada_deploy.common.label_space import CITYSCAPES_16
 
     path = toy.color_model(tmp_path / "m.onnx", space=CITYSCAPES_16, metadata=lie)
     with pytest.raises(ModelError, match=r"gives \(1, 16, 8, 16\) where its metadata says head `logits`, \(B, 13"):

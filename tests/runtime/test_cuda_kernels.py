@@ -20,7 +20,7 @@ from host_kernels import compile_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.runtime.backends import cuda_kernels as kernels
 from fada_deploy.runtime.kernels import upsample
 from fada_deploy.runtime.kernels.upsample import dense_labels, labels_from_logits

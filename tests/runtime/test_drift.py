@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import ModelError, UsageError
-from fada_deploy.common.labels import CITYSCAPES_13
+from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.common.metadata import ModelMetadata, Reference
 from fada_deploy.runtime.drift import DriftWatch
 from fada_deploy.runtime.result import Result

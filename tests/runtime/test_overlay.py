@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.overlay import legend as drawing
 from fada_deploy.runtime.overlay.blend import class_shares, colorize, overlay

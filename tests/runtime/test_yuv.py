@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.overlay.renderer import Drawing, Look

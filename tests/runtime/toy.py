@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fada_deploy.common.labels import CITYSCAPES_13, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_13, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 
 STRIDE = 8

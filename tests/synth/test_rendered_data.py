@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fada_deploy.cli import cli, main
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.synth.clip import FPS, Drive, write_clip
 from fada_deploy.synth.dataset import CLIP, SOURCE, TRAIN, VAL, first_seed, write_source, write_target

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.synth.camera import Camera
 from fada_deploy.synth.looks import LOOKS
 from fada_deploy.synth.scene import render, sketch, stand

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fada_deploy.common.labels import CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.alignment import make_method

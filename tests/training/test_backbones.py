@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.models.blocks import FrozenBatchNorm2d
 from fada_deploy.training.models.segmenter import BACKBONES, ModelSpec, Segmenter
 

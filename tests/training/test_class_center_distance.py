@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.training.reporting.class_center_distance import ClassMoments, chosen_frames, measure
 from fada_deploy.training.weights.checkpoints import load_segmenter

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.training.models.blocks import NORMS

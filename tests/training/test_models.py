@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, FrozenBatchNorm2d
 from fada_deploy.training.models.deeplab import ASPPClassifier
 from fada_deploy.training.models.discriminator import PixelDiscriminator

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fada_deploy.common.labels import CITYSCAPES_13
+from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.training.config import SourceStage
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.optim import (

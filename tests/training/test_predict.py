@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, at_size

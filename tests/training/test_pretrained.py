@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.models.segmenter import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
 from fada_deploy.training.weights import pretrained as init
 from fada_deploy.training.weights.pretrained import INIT_NORMS, find_init, init_normalisation, load_backbone

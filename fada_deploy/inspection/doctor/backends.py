@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.common.process import installed_version
+from fada_deploy.common.system import installed_version
 from fada_deploy.inspection.doctor.check import Check, card, is_here, last_line, overheard, said_to_type
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

@@ -69,7 +69,7 @@ def kernels() -> Iterator[Check]:
 
 def cores() -> Iterator[Check]:
     """Compare the cores there are with those we may use and with the threads that are asked for."""
-    from fada_deploy.common.cores import usable_cores
+    from fada_deploy.common.system import usable_cores
 
     usable, there = usable_cores(), os.cpu_count() or 1
     yield Check("cores", "ok", f"{usable} of {there} usable" if usable != there else f"{usable}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from fada_deploy.common.process import installed_version
+from fada_deploy.common.system import installed_version
 from fada_deploy.inspection.doctor.check import Check, State, card, is_here, last_line
 
 _SELF = "fada_deploy"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from fada_deploy.common.process import installed_version
+from fada_deploy.common.system import installed_version
 from fada_deploy.inspection.doctor.check import Check, card, is_here
 
 _CODE = (

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,

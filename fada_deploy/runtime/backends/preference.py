@@ -10,10 +10,9 @@ import json
 import platform
 from pathlib import Path
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.files import cache_folder, write_text
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.common.process import installed_version
+from fada_deploy.common.system import installed_version, usable_cores
 
 _ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.runtime.overlay.legend import Legend
 from fada_deploy.runtime.overlay.yuv import corner_rgb, matrix_of, overlay_planes, palette_planes, set_corner

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import write_png
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import colorize
 from fada_deploy.runtime.overlay.renderer import Drawing, Look
 from fada_deploy.runtime.overlay.yuv import BT709

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.census import load_census, save_census, take_census
-from fada_deploy.data.unlabelled import open_recordings
+from fada_deploy.data.recordings import open_recordings
+from fada_deploy.data.statistics import load_census, save_census, take_census
 from fada_deploy.training.config import RunConfig
 
 

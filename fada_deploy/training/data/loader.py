@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError
+from fada_deploy.common.system import usable_cores
 from fada_deploy.training.distributed import share
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]

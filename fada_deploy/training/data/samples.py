@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.images import read_indices, resize_frame, resize_labels
-from fada_deploy.common.labels import IGNORE
+from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import DistillStage, Jitter, SizeHW
 from fada_deploy.training.data.loader import Sample

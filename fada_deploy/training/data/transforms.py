@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.labels import IGNORE
+from fada_deploy.common.label_space import IGNORE
 
 Frame = NDArray[np.uint8]
 Labels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.training.models import pidnet, vgg
 from fada_deploy.training.models.blocks import NORMS, Norm
 from fada_deploy.training.models.ddrnet import ddrnet23_slim

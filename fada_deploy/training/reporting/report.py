@@ -26,8 +26,8 @@ from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.process import installed_version
 from fada_deploy.common.runs import STAGES, WEIGHTS
+from fada_deploy.common.system import installed_version
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.runtime.overlay.blend import overlay

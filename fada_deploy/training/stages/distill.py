@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import write_png
-from fada_deploy.common.labels import IGNORE
+from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.data.samples import pseudo_path

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fada_deploy.common.errors import ModelError, UsageError
-from fada_deploy.common.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
 from fada_deploy.training.config import STAGES
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.weights.checkpoints import read_checkpoint

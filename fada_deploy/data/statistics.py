@@ -22,9 +22,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.cores import usable_cores
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, cache_folder
+from fada_deploy.common.system import usable_cores
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.label_files import TableReader, count_ids
 

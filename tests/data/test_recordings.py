@@ -11,9 +11,9 @@ import pytest
 import toy
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data.base import FrameDataset, Pair
-from fada_deploy.data.unlabelled import Sampling, open_recordings, split_by_clip
+from fada_deploy.data.recordings import Sampling, open_recordings, split_by_clip
 
 
 def picture(i: int) -> np.ndarray:

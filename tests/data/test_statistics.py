@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.common.labels import CITYSCAPES_13, CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.census import Census, census_path, load_census, save_census, take_census
 from fada_deploy.data.label_files import count_ids
+from fada_deploy.data.statistics import Census, census_path, load_census, save_census, take_census
 from fada_deploy.training.data import datasets
 from fada_deploy.training.data.datasets import class_contents
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.labels import (
+from fada_deploy.common.label_space import (
     CITYSCAPES_13,
     CITYSCAPES_16,
     CITYSCAPES_19,

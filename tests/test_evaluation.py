@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.common.labels import CITYSCAPES_19
+from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.evaluate import evaluate
+from fada_deploy.evaluation import evaluate
 
 
 def test_evaluation_counts_every_pixel_and_names_the_bad_frame(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
-from fada_deploy.common.labels import LabelSpace
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
