@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="Seeds at once; the cores are shared among them.")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--src", help="A TOML file [a rendered town].")
-    parser.add_argument("--tgt", help="A TOML file with a labelled split `val`.")
+    parser.add_argument("--tgt", help="A TOML file with a labeled split `val`.")
     parser.add_argument("train", nargs="*", help="More arguments for every `fada train`, after --.")
     args = parser.parse_args()
     args.runs = args.runs.split(",")

@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def scaled(gain: float, offset: float = 0.0) -> Change:
-    """Return what multiplies and lifts grey levels."""
+    """Return what multiplies and lifts gray levels."""
     return lambda f: (f * gain + offset).clip(0, 255).astype(np.uint8)
 
 
@@ -35,7 +35,7 @@ CHANGES: dict[str, Change] = {
     "as the target is": lambda f: f,
     "darkened to a quarter": scaled(0.25),
     "darkened to a half": scaled(0.5),
-    "fog, 65 % of grey 200": scaled(0.35, 130),
+    "fog, 65 % of gray 200": scaled(0.35, 130),
     "blurred, σ 4 pixels of 320": lambda f: np.asarray(
         cv2.GaussianBlur(f, (0, 0), 4 * f.shape[1] / 320), np.uint8
     ),

@@ -2,7 +2,7 @@
 
 Takes an fp32 export and the files that `fada export --precision` made beside it. Every file is run on every
 backend that has kernels for it, in turn on the same frames (its proof pack's) with equal threads; labels are
-compared with the trained network's, and scored on a labelled data set where one is given. Prints a table and
+compared with the trained network's, and scored on a labeled data set where one is given. Prints a table and
 one JSON line.
 """
 
@@ -40,7 +40,7 @@ def timed(backends: list[Backend], proof: Proof, repeats: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--data", help="labelled data set: its val split is scored on the first backend")
+    parser.add_argument("--data", help="labeled data set: its val split is scored on the first backend")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--repeats", type=int, default=40)
     args = parser.parse_args()

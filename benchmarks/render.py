@@ -1,6 +1,6 @@
 """How long a street scene takes to render on one core: `python benchmarks/render.py`.
 
-Prints a table and one JSON line. Times are of this process's CPU, so that neighbours on the
+Prints a table and one JSON line. Times are of this process's CPU, so that neighbors on the
 machine do not count.
 """
 

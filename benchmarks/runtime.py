@@ -1,4 +1,4 @@
-"""How fast a film is labelled here: beside the bare network, and beside what others write.
+"""How fast a film is labeled here: beside the bare network, and beside what others write.
 
 `python benchmarks/runtime.py MODEL…`. Everything runs on the same cores (`--cores`, 2) with as many threads, each
 measurement in a process of its own, in turn: ours, a peer, another peer, ours again. Medians of `--repeats` are
@@ -649,7 +649,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         rows = panel["rows"]
         values = [row["fps"] for row in rows]
         # Ours, peers at the same precision, and what computes in another one, which is no like for like.
-        colours = [
+        colors = [
             "#1b6ca8" if row["name"].startswith("ours, fp32")
             else "#8fbbdc" if row["name"].startswith("ours")
             else "#7d7d7d" if "fp32" in row["name"] else "#c9c9c9"
@@ -658,7 +658,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         low = [row["fps"] - min(row["fps_all"]) for row in rows]
         high = [max(row["fps_all"]) - row["fps"] for row in rows]
         axis.barh(
-            range(len(rows)), values, color=colours, xerr=(low, high), error_kw={"elinewidth": 1, "capsize": 2}
+            range(len(rows)), values, color=colors, xerr=(low, high), error_kw={"elinewidth": 1, "capsize": 2}
         )
         for place, (row, up) in enumerate(zip(rows, high, strict=True)):
             axis.text(row["fps"] + up + 0.012 * max(values), place, f"{row['fps']:.1f}", va="center", fontsize=9)

@@ -1,7 +1,7 @@
 """One adversarial step against a plain reading of the published algorithm: `python benchmarks/train_step.py`.
 
 The plain reading is what the released code does: two passes of the network, the discriminator run three
-times, and every loss taken on materialised full-resolution tensors. Both start from the same weights
+times, and every loss taken on materialized full-resolution tensors. Both start from the same weights
 and see the same batch, source and target of unequal size; gradients in float32 are compared before anything is
 timed. Times are medians of steps taken in turn; peak memory is each variant's own process. Prints a
 table and one JSON line.
@@ -31,7 +31,7 @@ from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.stages.adversarial import adversarial_step
 
 STAGE = AdversarialStage()
-# backbone, normalisation, source (H, W), target (H, W), images of each domain
+# backbone, normalization, source (H, W), target (H, W), images of each domain
 CASES = {
     "ddrnet23-slim": ("batch", (240, 400), (192, 320), 4),
     "pidnet-s": ("batch", (240, 400), (192, 320), 4),
@@ -41,7 +41,7 @@ VARIANTS = ("plain", "ours", "ours bf16")
 
 
 def plain_step(
-    model: Segmenter, d: nn.Module, optimiser: torch.optim.Optimizer, d_optimiser: torch.optim.Optimizer,
+    model: Segmenter, d: nn.Module, optimizer: torch.optim.Optimizer, d_optimizer: torch.optim.Optimizer,
     src: Batch, tgt: Batch,
 ) -> None:  # fmt: skip
     """The published step, as it reads."""
@@ -52,7 +52,7 @@ def plain_step(
     def soft_cross_entropy(answers: Tensor, encodings: Tensor) -> Tensor:
         return (-encodings * F.log_softmax(answers, 1)).sum(1).mean()
 
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     src_features = model.features(src.frames_bhwc)
     src_logits = up(model.classifier(src_features), src.size_hw) / STAGE.temperature
     F.cross_entropy(src_logits, src.labels, ignore_index=255).backward()
@@ -64,14 +64,14 @@ def plain_step(
     answers = up(d(tgt_features), tgt.size_hw)
     nothing = torch.zeros_like(tgt_soft)
     (STAGE.adversarial_weight * soft_cross_entropy(answers, torch.cat((tgt_soft, nothing), 1))).backward()
-    optimiser.step()
+    optimizer.step()
 
-    d_optimiser.zero_grad()
+    d_optimizer.zero_grad()
     answers = up(d(src_features.detach()), src.size_hw)
     (0.5 * soft_cross_entropy(answers, torch.cat((src_soft, torch.zeros_like(src_soft)), 1))).backward()
     answers = up(d(tgt_features.detach()), tgt.size_hw)
     (0.5 * soft_cross_entropy(answers, torch.cat((nothing, tgt_soft), 1))).backward()
-    d_optimiser.step()
+    d_optimizer.step()
 
 
 def make(backbone: str, device: torch.device, *, variant: str) -> tuple[Segmenter, nn.Module, Callable[[], None]]:
@@ -83,21 +83,21 @@ def make(backbone: str, device: torch.device, *, variant: str) -> tuple[Segmente
     d = method.make_discriminator().to(device)
     batches = []
     for height, width in (src_hw, tgt_hw):
-        # Patches of class and colour, not noise: encodings as on streets, some of them clipped.
+        # Patches of class and color, not noise: encodings as on streets, some of them clipped.
         labels = torch.randint(0, 19, (images, 1, height // 16, width // 16)).float()
         labels = F.interpolate(labels, (height, width), mode="nearest")[:, 0].long()
         frames = (labels[..., None] * 13 + torch.randint(0, 20, (images, height, width, 3))).to(torch.uint8)
         batches.append(Batch(frames.to(device), labels.to(device), tuple(range(images))))
     src, tgt = batches
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    d_optimiser = torch.optim.Adam(d.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    d_optimizer = torch.optim.Adam(d.parameters(), lr=0.0)
 
     def step() -> None:
         if variant == "plain":
-            plain_step(model, d, optimiser, d_optimiser, src, tgt)
+            plain_step(model, d, optimizer, d_optimizer, src, tgt)
         else:
             amp = variant == "ours bf16"
-            adversarial_step(model, d, optimiser, d_optimiser, src, tgt, STAGE, method=method, amp=amp)
+            adversarial_step(model, d, optimizer, d_optimizer, src, tgt, STAGE, method=method, amp=amp)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

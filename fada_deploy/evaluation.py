@@ -1,4 +1,4 @@
-"""Score anything that labels frames on anything that holds labelled frames; knows no torch.
+"""Score anything that labels frames on anything that holds labeled frames; knows no torch.
 
 One function serves the network in training, ONNX files and engines:
 `evaluate(segmenter.labels, open_dataset("cityscapes", None, split="val", space=space))`.
@@ -39,13 +39,13 @@ def evaluate(
     batch: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score `predict` on every labelled frame of `dataset`.
+    """Score `predict` on every labeled frame of `dataset`.
 
     `predict` takes frames (H, W, 3) uint8 RGB as read and returns label maps (H, W) uint8 indices of
     the data set's label space **at each frame's own size**: images are resized for the network,
     labels never. A frame that cannot be read is left out and named. Raise `DataError` when none can.
     """
-    if not dataset.labelled:
+    if not dataset.labeled:
         raise DataError(f"{dataset.name} {dataset.split}: has no labels to score against")
     num_classes = dataset.space.num_classes
     matrix = np.zeros((num_classes, num_classes), np.int64)

@@ -65,7 +65,7 @@ def plot_bars(
 ) -> str:
     """Draw a group of bars for each class, one bar a series; NaN leaves a gap.
 
-    `colors` (K, 3) uint8 RGB marks the classes below the bars with the palette's own colours. Written to
+    `colors` (K, 3) uint8 RGB marks the classes below the bars with the palette's own colors. Written to
     `path`, or else returned as an SVG element.
     """
     figure, axes = _figure(2 + 0.55 * len(names), 4.2)

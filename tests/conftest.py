@@ -83,7 +83,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fada_deploy.training.settings import make_config
 
     settings = [
-        "optimiser=adamw",
+        "optimizer=adamw",
         "lr=0.003",
         "classifier_lr_factor=1",
         "iterations=120",

@@ -16,8 +16,8 @@ _PREFETCH = 32  # process_video's own
 def main() -> None:
     job = Job.given()
     run = onnxruntime_session(job)
-    colours = sv.ColorPalette([sv.Color(*rgb) for rgb in job.palette_rgb])
-    annotator = sv.MaskAnnotator(color=colours, opacity=0.5, color_lookup=sv.ColorLookup.CLASS)
+    colors = sv.ColorPalette([sv.Color(*rgb) for rgb in job.palette_rgb])
+    annotator = sv.MaskAnnotator(color=colors, opacity=0.5, color_lookup=sv.ColorLookup.CLASS)
     clock, done = Clock(job), 0
 
     def draw(bgr: np.ndarray, index: int) -> np.ndarray:

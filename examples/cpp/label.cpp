@@ -1,7 +1,7 @@
 // Labels a picture by an exported model, knowing nothing of it but its contract.
 //
 //   fada inspect model.onnx --json > model.json
-//   label model.onnx model.json frame.ppm colours.ppm [labels.pgm]
+//   label model.onnx model.json frame.ppm colors.ppm [labels.pgm]
 //
 // Both heads: `labels` comes out ready, `logits` is enlarged here, in the operations and their order that
 // fada_deploy/runtime/kernels/upsample.py defines. Pictures are binary PPM (P6), so that no image library is needed.
@@ -74,13 +74,13 @@ static Taps area_taps(int from, int to) {
     return taps;
 }
 
-// Bilinear between the centres of pixels, or between corners; positions in float, as the Python runtime has them.
+// Bilinear between the centers of pixels, or between corners; positions in float, as the Python runtime has them.
 static Taps linear_taps(int from, int to, bool align_corners) {
     Taps taps;
     const float scale = align_corners ? float(double(from - 1) / std::max(to - 1, 1)) : float(from) / float(to);
     for (int i = 0; i < to; ++i) {
-        const float centre = (float(i) + 0.5f) * scale - 0.5f;
-        const float position = align_corners ? float(i) * scale : std::max(centre, 0.0f);
+        const float center = (float(i) + 0.5f) * scale - 0.5f;
+        const float position = align_corners ? float(i) * scale : std::max(center, 0.0f);
         const int low = std::min(int(position), from - 1);
         const float high = std::min(position - float(low), 1.0f);
         taps.first.push_back(low);
@@ -89,7 +89,7 @@ static Taps linear_taps(int from, int to, bool align_corners) {
     return taps;
 }
 
-// To within one grey level what common/images.py does: area averaging when shrinking, bilinear otherwise.
+// To within one gray level what common/images.py does: area averaging when shrinking, bilinear otherwise.
 static Picture resize_frame(const Picture& from, int height, int width) {
     if (from.height == height && from.width == width) return from;
     const bool shrinks = height <= from.height && width <= from.width;
@@ -161,7 +161,7 @@ static ov::Tensor run(const std::string& model, const Picture& input, int batch,
 }
 
 static void label(int count, char** words) {
-    if (count < 5) throw std::runtime_error("usage: label MODEL.onnx CONTRACT.json FRAME.ppm COLOURS.ppm [LABELS.pgm]");
+    if (count < 5) throw std::runtime_error("usage: label MODEL.onnx CONTRACT.json FRAME.ppm COLORS.ppm [LABELS.pgm]");
     const Json document = Json::parse(read_file(words[2]));
     // What `fada inspect --json` writes has the contract within; an engine's sidecar has, too.
     const Json& contract = document.has("metadata") ? document["metadata"] : document;
@@ -181,13 +181,13 @@ static void label(int count, char** words) {
         ? labels_of_logits(output.data<float>(), int(shape[1]), int(shape[2]), int(shape[3]), frame,
                            contract["align_corners"].is_true())
         : labels_of_labels(output.data<std::uint8_t>(), int(shape[1]), int(shape[2]), frame);
-    Picture colours{frame.height, frame.width, 3, {}};
+    Picture colors{frame.height, frame.width, 3, {}};
     std::vector<std::size_t> pixels(classes.size());
     for (const std::uint8_t index : labels.data) {
-        for (const Json& part : classes.at(index)["color"].items()) colours.data.push_back(std::uint8_t(part.number()));
+        for (const Json& part : classes.at(index)["color"].items()) colors.data.push_back(std::uint8_t(part.number()));
         ++pixels[index];
     }
-    write_pnm(words[4], colours);
+    write_pnm(words[4], colors);
     if (count > 5) write_pnm(words[5], labels);
     for (std::size_t i = 0; i < classes.size(); ++i)
         if (pixels[i]) std::printf("%6.2f %%  %s\n", 100.0 * pixels[i] / labels.data.size(), classes[i]["name"].text().c_str());

@@ -30,15 +30,15 @@ from fada_deploy.runtime.sources.open import Frame, open_sources
 from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers.video_writer import film
 
-# Drift looks at every fifth labelled frame: neighbours say little new, and confidence costs time.
+# Drift looks at every fifth labeled frame: neighbors say little new, and confidence costs time.
 _WATCH_EVERY = 5
 Clock = Callable[[], float]
 
 
 class Budget:
-    """Holds a latency budget by labelling every second frame while each one would be too much.
+    """Holds a latency budget by labeling every second frame while each one would be too much.
 
-    `LATE` labelled frames in a row over the budget begin that degraded mode, `CALM` in a row under `EASY` of it
+    `LATE` labeled frames in a row over the budget begin that degraded mode, `CALM` in a row under `EASY` of it
     end it: two thresholds, so that it does not flutter. None is no budget.
     """
 
@@ -47,19 +47,19 @@ class Budget:
     def __init__(self, seconds: float | None) -> None:
         self.seconds, self.degraded = seconds, False
         self.late = self.held = self.entered = 0
-        self._in_a_row, self._labelled = 0, False
+        self._in_a_row, self._labeled = 0, False
 
     def wants_labels(self) -> bool:
-        """Say whether the next frame is to be labelled, or the last answer held."""
-        self._labelled = not (self.degraded and self._labelled)
-        return self._labelled
+        """Say whether the next frame is to be labeled, or the last answer held."""
+        self._labeled = not (self.degraded and self._labeled)
+        return self._labeled
 
-    def note(self, latency_s: float, *, labelled: bool) -> bool:
+    def note(self, latency_s: float, *, labeled: bool) -> bool:
         """Take a frame's latency; return whether it was over the budget."""
         budget = float("inf") if self.seconds is None else self.seconds
         late = latency_s > budget
-        self.late, self.held = self.late + late, self.held + (not labelled)
-        if labelled:
+        self.late, self.held = self.late + late, self.held + (not labeled)
+        if labeled:
             turns = latency_s <= self.EASY * budget if self.degraded else late
             self._in_a_row = self._in_a_row + 1 if turns else 0
             if self._in_a_row == (self.CALM if self.degraded else self.LATE):
@@ -83,22 +83,22 @@ class App:
         # Engines take memory and time at their first frame, which is late enough for the first real one.
         black = np.zeros((*segmenter.metadata.input_size_hw, 3), np.uint8)
         self._scene = perceive(segmenter.predict(black).labels, segmenter.space, corridor).to_dict()
-        self._captured, self._labelled = 0.0, 0
+        self._captured, self._labeled = 0.0, 0
 
     def step(self, frame: Frame) -> dict[str, Any]:
         """Answer one frame, by its own labels or by the last answer; return its JSON line (README.md)."""
-        labelled = self.budget.wants_labels()
-        if labelled:
+        labeled = self.budget.wants_labels()
+        if labeled:
             self._scene, self._captured = self._perceive(frame).to_dict(), frame.captured
         now = self._clock()
-        late = self.budget.note(now - frame.captured, labelled=labelled)
+        late = self.budget.note(now - frame.captured, labeled=labeled)
         return {
             "index": frame.index,
             "time_s": None if frame.pts is None else float(frame.pts * (frame.time_base or 0)),
             "latency_ms": round(1000 * (now - frame.captured), 2),
             "age_ms": round(1000 * (now - self._captured), 2),
             "late": late,
-            "stale": not labelled,
+            "stale": not labeled,
             "degraded": self.budget.degraded,
             "drift": None if self.drift is None else round(self.drift.score, 3),
             "drifting": self.drift is not None and self.drift.drifting,
@@ -108,10 +108,10 @@ class App:
     def _perceive(self, frame: Frame) -> Scene:
         # At the network's own size: labels of a larger picture are interpolated from the same answer.
         metadata = self.segmenter.metadata
-        watched = self.watch is not None and self._labelled % _WATCH_EVERY == 0
+        watched = self.watch is not None and self._labeled % _WATCH_EVERY == 0
         picture = resize_frame(frame.rgb, metadata.input_size_hw)
         result = self.segmenter.predict(picture, confidence=watched and metadata.head == "logits")
-        self._labelled += 1
+        self._labeled += 1
         if watched and self.watch is not None:
             before, self.drift = self.drift, self.watch.see(result)
             if self.drift.drifting != (before is not None and before.drifting):
@@ -144,7 +144,7 @@ def _told(drift: Drift | None) -> str:
 @click.option(
     "--bonnet", type=float, default=0.0, help="Share of the height where the camera sees the car itself."
 )
-@click.option("--drift-window", type=click.IntRange(1), default=250, help="Labelled frames that drift looks back.")
+@click.option("--drift-window", type=click.IntRange(1), default=250, help="Labeled frames that drift looks back.")
 def main(
     source: str,
     model: str | None,

@@ -1,6 +1,6 @@
 """From a label map to what lies ahead: road that is free, and who is in the way. Pure functions.
 
-Positions are fractions of the picture, x to the right and y down; nothing here is in metres (README.md).
+Positions are fractions of the picture, x to the right and y down; nothing here is in meters (README.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LEAST = 0.0008
 class Corridor:
     """The strip that the car drives into on a straight and flat road: in the picture, a triangle.
 
-    It is `width` wide at the picture's lower edge, centred there, and narrows to the vanishing point (`x`, `y`).
+    It is `width` wide at the picture's lower edge, centerd there, and narrows to the vanishing point (`x`, `y`).
     Below `bottom` the camera sees the car itself.
     """
 

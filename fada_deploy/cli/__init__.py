@@ -21,9 +21,9 @@ from fada_deploy import __version__
 COMMANDS = {
     "demo": ("demo", "Render streets, adapt, export and infer: the whole road in minutes."),
     "data": ("data", "Check and render data sets."),
-    "train": ("train", "Adapt a segmenter from labelled source to unlabelled target data."),
-    "eval": ("eval", "Score a model or a run on labelled frames."),
-    "ccd": ("ccd", "Measure how tightly features gather around their classes' centres."),
+    "train": ("train", "Adapt a segmenter from labeled source to unlabeled target data."),
+    "eval": ("eval", "Score a model or a run on labeled frames."),
+    "ccd": ("ccd", "Measure how tightly features gather around their classes' centers."),
     "import": ("import_", "Make a run of a checkpoint of the released FADA code."),
     "report": ("report", "Write a page about a run, or runs side by side."),
     "export": ("export", "Turn a run into proven ONNX files and engines."),

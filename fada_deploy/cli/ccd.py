@@ -1,4 +1,4 @@
-"""`fada ccd`: how tightly the features of runs gather around their classes' centres."""
+"""`fada ccd`: how tightly the features of runs gather around their classes' centers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     type=click.Choice(["squared", "plain"]),
     default="squared",
     show_default=True,
-    help="Of the distance between centres: the paper's, or its slides'.",
+    help="Of the distance between centers: the paper's, or its slides'.",
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a bar plot (.png, .svg or .pdf).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -37,8 +37,8 @@ def command(
 ) -> int:
     """Class Center Distance of RUNS, side by side on the same images [the newest run]; lower is better.
 
-    RUNS are runs, stages (RUN/source) or weights files. The images are the first one's labelled
-    source frames and its target's labelled validation frames.
+    RUNS are runs, stages (RUN/source) or weights files. The images are the first one's labeled
+    source frames and its target's labeled validation frames.
     """
     from fada_deploy.common.errors import MissingExtraError, UsageError
 
@@ -126,7 +126,7 @@ def _measure(
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import final_weights
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.data.datasets import labelled_pair
+    from fada_deploy.training.data.datasets import labeled_pair
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.reporting.class_center_distance import chosen_frames, measure
     from fada_deploy.training.weights.checkpoints import load_segmenter
@@ -140,7 +140,7 @@ def _measure(
                 f"{path} tells {model.spec.space.name} apart, {paths[0]} {space.name}; compare runs of one "
                 "label space"
             )
-    datasets = labelled_pair(RunConfig.from_dict(loaded[0][1]["config"]), space)
+    datasets = labeled_pair(RunConfig.from_dict(loaded[0][1]["config"]), space)
     left_out: dict[str, None] = {}
     total = len(loaded) * sum(len(chosen_frames(len(d), frames)) for d in datasets)
     with tqdm(total=total, desc="ccd", unit="frame", disable=None, file=sys.stderr) as bar:

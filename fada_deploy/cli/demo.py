@@ -117,7 +117,7 @@ def _close(run: Path, overlay: Path, sheet: Path, clip: Path, seconds: float) ->
     scores: dict[str, Any] = {s: json.loads((run / s / "scores.json").read_text("utf-8")) for s in STAGES}
     first = scores["source"]["miou"]
     frames, width_height = scores["source"]["frames"], scores["source"]["input"]
-    log(f"\nmIoU on {frames} labelled frames of streets it never saw, input {width_height}")
+    log(f"\nmIoU on {frames} labeled frames of streets it never saw, input {width_height}")
     for stage, score in scores.items():
         gain = "" if stage == "source" else f"  {100 * (score['miou'] - first):+5.1f}"
         log(f"  {_STAGE_NAMES[stage]:<32}{100 * score['miou']:5.1f}{gain}")

@@ -13,7 +13,7 @@ from fada_deploy.cli.options import emit_json
 if TYPE_CHECKING:
     from fada_deploy.inspection.doctor import Check
 
-_COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
+_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 @click.command("doctor")
@@ -35,14 +35,14 @@ def command(as_json: bool) -> int:
         emit_json({"bad": bad, "checks": [asdict(check) for check in found]})
     else:
         _table(found)
-        click.echo(click.style(f"{bad} to mend" if bad else "all well", fg=_COLOURS["bad" if bad else "ok"]))
+        click.echo(click.style(f"{bad} to mend" if bad else "all well", fg=_COLORS["bad" if bad else "ok"]))
     return 1 if bad else 0
 
 
 def _table(found: Sequence[Check]) -> None:
     width = max(len(check.name) for check in found)
     for check in found:
-        state = click.style(f"{check.state:<4}", fg=_COLOURS[check.state])
+        state = click.style(f"{check.state:<4}", fg=_COLORS[check.state])
         click.echo(f"{state}  {check.name:<{width}}  {check.found}")
         if check.remedy:
             click.echo(f"{'':<{width + 8}}type: {check.remedy}")

@@ -1,4 +1,4 @@
-"""`fada eval`: per-class IoU of a run or an exported model on labelled frames."""
+"""`fada eval`: per-class IoU of a run or an exported model on labeled frames."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def command(
     backend: str,
     as_json: bool,
 ) -> int:
-    """Score MODEL, an exported file or a run, on labelled frames [the newest run].
+    """Score MODEL, an exported file or a run, on labeled frames [the newest run].
 
     Labels are never resized: predictions are made at each frame's own size.
     """

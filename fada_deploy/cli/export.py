@@ -28,7 +28,7 @@ from fada_deploy.cli.options import SIZE, emit_json
     type=click.Choice(["cpu", "tensorrt", "both"]),
     default="both",
     show_default=True,
-    help="Whom int8 is quantised for.",
+    help="Whom int8 is quantized for.",
 )
 @click.option(
     "--calibration",
@@ -42,7 +42,7 @@ from fada_deploy.cli.options import SIZE, emit_json
 )
 @click.option("--leave-out", default="auto", show_default=True, help="Layers that int8 leaves in float.")
 @click.option("--frames", type=click.Path(path_type=Path), help="Pictures or video in place of the run's target.")
-@click.option("--data", help="Labelled data set that judges other precisions than fp32 too.")
+@click.option("--data", help="Labeled data set that judges other precisions than fp32 too.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
 @click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
 @click.option(
@@ -51,7 +51,7 @@ from fada_deploy.cli.options import SIZE, emit_json
 @click.option("--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit.")
 @click.option("--trt", is_flag=True, help="Build an engine of each precision, with TensorRT or TensorRT-RTX.")
 @click.option(
-    "--trt-flavour", type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]), default="auto", show_default=True
+    "--trt-flavor", type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]), default="auto", show_default=True
 )
 @click.option("--trt-batch", default="1,1,8", show_default=True, help="Smallest, usual and largest batch.")
 @click.option("--trt-level", type=click.IntRange(0, 5), default=3, show_default=True, help="Builder's level.")

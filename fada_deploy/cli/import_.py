@@ -76,7 +76,7 @@ def command(
     norm = "BatchNorm, eps 1e-5" if spec.norm == "batch" else "frozen, without eps"
     log(
         f"{spec.backbone}, {spec.space.num_classes} classes, input {spec.size_hw[1]}x{spec.size_hw[0]}"
-        + ("" if spec.backbone == "vgg16" else f", normalisation {norm}")
+        + ("" if spec.backbone == "vgg16" else f", normalization {norm}")
         + f", input as {found.init_norm} weights take it (--init-norm)"
     )
     if stage is None:

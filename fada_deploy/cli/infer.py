@@ -65,14 +65,14 @@ class _Tally:
     "--ids", type=click.Choice(["trainId", "labelId"]), default="trainId", show_default=True, help="Ids in masks."
 )
 @click.option(
-    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the colours."
+    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the colors."
 )
 @click.option(
     "--legend/--no-legend", default=True, show_default=True, help="Class names and shares in the overlay."
 )
 @click.option("--contours", is_flag=True, help="Draw a line between classes in the overlay.")
 @click.option("--beside", is_flag=True, help="Show the frame as it came beside its overlay.")
-@click.option("--classes", help="Colour these alone in the overlay, comma-separated: road,car [all].")
+@click.option("--classes", help="Color these alone in the overlay, comma-separated: road,car [all].")
 @click.option(
     "--preset", default="ultrafast", show_default=True, help="x264's: slower ones make smaller films (veryfast)."
 )
@@ -127,7 +127,7 @@ def command(
     \b
     fada infer drive.mp4
     fada infer 'frames/*.png' --save overlay,mask --ids labelId
-    fada infer a.mp4 b.mp4 photos/ --out labelled --model model.onnx
+    fada infer a.mp4 b.mp4 photos/ --out labeled --model model.onnx
     fada infer rtsp://camera/stream --deadline-ms 100
     fada infer 0 1 --show --save none
     fada infer incoming/ --watch --save mask
@@ -266,7 +266,7 @@ def _window(
         yield seen
         if stays and last is not None and not (window.closed or window.failure):
             window.show(drawing.draw(last))
-            log("all are labelled; q or Esc in the window ends this")
+            log("all are labeled; q or Esc in the window ends this")
             with suppress(KeyboardInterrupt):
                 window.wait()
     if window.failure:
@@ -340,7 +340,7 @@ def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Calla
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in before:
         signal.signal(each, interrupted)
-    log(f"{', '.join(source.name for source in live)}: until the end or Ctrl-C; what is labelled by then is whole")
+    log(f"{', '.join(source.name for source in live)}: until the end or Ctrl-C; what is labeled by then is whole")
     try:
         yield stop
     finally:

@@ -83,8 +83,8 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     yield "head", f"{metadata['head']}{corners}"
     whom = f", made for {metadata['made_for']}" if metadata["made_for"] != "any" else ""
     yield "precision", f"{metadata['precision']}{whom}"
-    if metadata["quantisation"]:
-        yield "quantised", _flat(metadata["quantisation"])
+    if metadata["quantization"]:
+        yield "quantized", _flat(metadata["quantization"])
     # What is said there of an engine's contract is of the file it was built of.
     name = "its .onnx verified" if "engine" in document else "verified"
     yield from _verification_rows(metadata["verification"], name)
@@ -106,15 +106,15 @@ def _graph_rows(graph: Mapping[str, Any]) -> Iterator[Row]:
             yield f"graph {name[:-1]}", f"{port['name']} {port['type']} ({', '.join(map(str, port['shape']))})"
     layers = [f"{n} {op} in {kind}" for op, kinds in graph["layers"].items() for kind, n in kinds.items()]
     yield "weights in graph", f"{graph['parameters']:,} values; {', '.join(layers) or 'no layers with weights'}"
-    quantised = {op: n for op, n in graph["quantise_nodes"].items() if n}
-    if quantised:
-        yield "Q/DQ nodes", _flat(quantised)
+    quantized = {op: n for op, n in graph["quantize_nodes"].items() if n}
+    if quantized:
+        yield "Q/DQ nodes", _flat(quantized)
     if graph["external_data"]:
         yield "external data", ", ".join(graph["external_data"])
 
 
 def _engine_rows(engine: Mapping[str, Any]) -> Iterator[Row]:
-    yield "engine of", f"{engine['flavour']} {engine['flavour_version']}"
+    yield "engine of", f"{engine['flavor']} {engine['flavor_version']}"
     gpu = f", built on {engine['gpu']}" if engine["gpu"] else ""
     yield (
         "runs on",
@@ -138,7 +138,7 @@ def _verification_rows(found: Mapping[str, Any] | None, title: str) -> Iterator[
         return
     for name, said in found.items():
         if "equal_labels" not in said:
-            yield "labelled data", _flat(said)
+            yield "labeled data", _flat(said)
             continue
         error = said.get("logit_error")
         tail = "" if error is None else f", largest logit error {error:.1e} of the largest logit"
@@ -160,7 +160,7 @@ def _proof_rows(document: Mapping[str, Any]) -> Iterator[Row]:
 def _weights_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     model = document["model"]
     height, width = model["size_hw"]
-    yield "network", f"{model['backbone']}, normalisation {model['norm']}, input {width}x{height}"
+    yield "network", f"{model['backbone']}, normalization {model['norm']}, input {width}x{height}"
     values = ", ".join(f"{count:,} in {kind}" for kind, count in document["values"].items())
     yield "values", f"{values}, {document['tensors']} tensors"
     yield "trained by", _provenance(document["provenance"])
@@ -189,10 +189,10 @@ def _run_rows(document: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _class_rows(space: Mapping[str, Any]) -> Iterator[Row]:
-    yield "classes", f"{len(space['classes'])}, {space['name']}; index, trainId, labelId, colour:"
+    yield "classes", f"{len(space['classes'])}, {space['name']}; index, trainId, labelId, color:"
     for index, entry in enumerate(space["classes"]):
         red, green, blue = entry["color"]
-        # click takes colour out where the output has none; what is left is two blanks and the code.
+        # click takes color out where the output has none; what is left is two blanks and the code.
         swatch = click.style("  ", bg=(red, green, blue))
         ids = f"{index:>3} {entry['trainId']:>3} {entry['labelId']:>3}"
         yield "", f"{swatch} {ids}  #{red:02x}{green:02x}{blue:02x}  {entry['name']}"

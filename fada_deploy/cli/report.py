@@ -18,7 +18,7 @@ from fada_deploy.cli.options import log, need_extra, newest
     type=click.IntRange(0),
     default=20,
     show_default=True,
-    help="Labelled frames of each domain for class center distances; 0 leaves them out.",
+    help="Labeled frames of each domain for class center distances; 0 leaves them out.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def command(runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str) -> None:

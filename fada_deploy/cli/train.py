@@ -12,8 +12,8 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 
 
 @click.command("train")
-@click.option("--src", help="Labelled source: gta5, synthia, cityscapes, or the path of a .toml file.")
-@click.option("--tgt", help="Unlabelled target: a data set, a .toml file, a video, or a folder of either.")
+@click.option("--src", help="Labeled source: gta5, synthia, cityscapes, or the path of a .toml file.")
+@click.option("--tgt", help="Unlabeled target: a data set, a .toml file, a video, or a folder of either.")
 @click.option(
     "--src-root", type=click.Path(), help="Where the source lies [$FADA_DATASETS/NAME or datasets/NAME]."
 )
@@ -37,7 +37,7 @@ from fada_deploy.cli.options import SIZE, emit_json, log
 @click.option("--tensorboard", is_flag=True, help="Write scalars and pictures to RUN/tensorboard as well.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--init", help="File of ImageNet weights, imagenet (an installed package's), or none [none].")
-@click.option("--init-norm", help="Input normalisation of --init: torchvision or caffe [told by the file].")
+@click.option("--init-norm", help="Input normalization of --init: torchvision or caffe [told by the file].")
 @click.option("--start", help="Run or weights that stand in for the stages that are left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN].")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run, exactly.")
@@ -52,7 +52,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Adapt a segmenter from labelled source to unlabelled target data.
+    """Adapt a segmenter from labeled source to unlabeled target data.
 
     \b
     fada train --src gta5 --tgt cityscapes

@@ -19,7 +19,7 @@ from fada_deploy.cli.options import emit_json, log
     "--min-equal", type=click.FloatRange(0, 100), help="Percent of labels that must equal the network's."
 )
 @click.option("--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit.")
-@click.option("--data", help="Labelled data set to score it on too, beside --reference.")
+@click.option("--data", help="Labeled data set to score it on too, beside --reference.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL].")
 @click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
@@ -59,20 +59,20 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
         worst = min(found.values(), key=lambda v: v.equal_labels)
         if try_draw(model, proof, worst, picture):
             log(f"picture: {picture}")
-    judgement = _judged(model, metadata, backends[0], options)
+    judgment = _judged(model, metadata, backends[0], options)
     if as_json:
         emit_json(
             {
                 "model": str(model),
                 "precision": metadata.precision,
                 "verification": {name: v.to_dict() for name, v in found.items()},
-                "labelled": None if judgement is None else judgement.to_dict(),
+                "labeled": None if judgment is None else judgment.to_dict(),
             }
         )
     gate(found, allowed.thresholds(metadata.precision), lost=f"{model} is not to be used")
-    if judgement is not None:
-        log(judgement.text())
-        judgement.check(options["max_miou_drop"] / 100)
+    if judgment is not None:
+        log(judgment.text())
+        judgment.check(options["max_miou_drop"] / 100)
     if model.suffix != ".onnx":
         # So that the runtime need not compare it again on this card.
         prove_here(model, log)
@@ -93,5 +93,5 @@ def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -
     if not reference.is_file():
         raise UsageError(f"{reference}: no fp32 file to score beside; give --reference")
     dataset = open_dataset(options["data"], options["data_root"], split="val", space=metadata.label_space)
-    with tqdm(total=2 * len(dataset), desc="labelled frames", unit="frame", disable=None, file=sys.stderr) as bar:
+    with tqdm(total=2 * len(dataset), desc="labeled frames", unit="frame", disable=None, file=sys.stderr) as bar:
         return judge(model, reference, dataset, backend=backend, progress=bar.update)

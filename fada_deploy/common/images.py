@@ -39,15 +39,15 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
 
 def read_raw(path: Path) -> NDArray[np.generic]:
-    """Read an image with its own depth and channels (BGR order where coloured)."""
+    """Read an image with its own depth and channels (BGR order where colored)."""
     return _decode(path, cv2.IMREAD_UNCHANGED)
 
 
 def read_indices(path: Path) -> NDArray[np.integer[Any]]:
-    """Read a label image (H, W) of 8- or 16-bit ids: a grey image, or a palette PNG **as its indices**.
+    """Read a label image (H, W) of 8- or 16-bit ids: a gray image, or a palette PNG **as its indices**.
 
-    A palette is decoration: two ids may share a colour, so the index is read and never the colour.
-    Raise `DataError` for an image of true colours.
+    A palette is decoration: two ids may share a color, so the index is read and never the color.
+    Raise `DataError` for an image of true colors.
     """
     head = b""
     try:
@@ -59,18 +59,18 @@ def read_indices(path: Path) -> NDArray[np.integer[Any]]:
         return _palette_indices(path)
     image = read_raw(path)
     if image.ndim == 2 and head[:8] == PNG and head[25:26] == b"\x00" and 0 < head[24] < 8:
-        # Grey of 1, 2 or 4 bits, as PNG optimisers write few ids, is decoded spread over 0…255.
+        # Gray of 1, 2 or 4 bits, as PNG optimizers write few ids, is decoded spread over 0…255.
         return np.asarray(image, np.uint8) // np.uint8(255 // (2 ** head[24] - 1))
     if image.ndim != 2 or not np.issubdtype(image.dtype, np.integer):
         raise DataError(
-            f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are grey or palette ids, "
-            "or colours named in the `palette` of a custom data set"
+            f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are gray or palette ids, "
+            "or colors named in the `palette` of a custom data set"
         )
     return cast("NDArray[np.integer[Any]]", image)
 
 
 def _palette_indices(path: Path) -> NDArray[np.uint8]:
-    # OpenCV turns a palette into colours; FFmpeg's decoder hands the indices over untouched.
+    # OpenCV turns a palette into colors; FFmpeg's decoder hands the indices over untouched.
     import av
 
     decoder = av.CodecContext.create("png", "r")
@@ -111,7 +111,7 @@ def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[
 
 
 def resize_labels(labels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize a label map (H, W) to `size_hw` by nearest neighbour."""
+    """Resize a label map (H, W) to `size_hw` by nearest neighbor."""
     height, width = size_hw
     if labels.shape == (height, width):
         return labels

@@ -1,4 +1,4 @@
-"""Label spaces: which classes there are, their ids in files, and their colours.
+"""Label spaces: which classes there are, their ids in files, and their colors.
 
 Networks and runtime speak **contiguous indices** 0…K−1 of a label space; trainIds and labelIds
 exist only at the borders, where data sets are read and files are written. 255 is "ignore"
@@ -24,7 +24,7 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class: its name, Cityscapes trainId and labelId, and official RGB colour."""
+    """One class: its name, Cityscapes trainId and labelId, and official RGB color."""
 
     name: str
     train_id: int
@@ -60,7 +60,7 @@ class LabelSpace:
 
     @cached_property
     def palette(self) -> NDArray[np.uint8]:
-        """Colours by index, (256, 3) uint8 RGB; indices outside the space are black."""
+        """Colors by index, (256, 3) uint8 RGB; indices outside the space are black."""
         table = np.zeros((256, 3), np.uint8)
         table[: self.num_classes] = [c.color for c in self.classes]
         return table
@@ -72,7 +72,7 @@ class LabelSpace:
 
     @cached_property
     def to_label_ids(self) -> NDArray[np.uint8]:
-        """Lookup table index → Cityscapes labelId, (256,) uint8; the rest is 0 (unlabelled)."""
+        """Lookup table index → Cityscapes labelId, (256,) uint8; the rest is 0 (unlabeled)."""
         table = np.zeros(256, np.uint8)
         for i, c in enumerate(self.classes):
             table[i] = c.label_id

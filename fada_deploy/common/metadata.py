@@ -58,7 +58,7 @@ class ModelMetadata:
     Input: uint8 RGB (B, H, W, 3) at `input_size_hw`, made from a frame by
     `common.images.resize_frame`. Output: head `logits` float (B, K, h, w) at the network's own
     resolution, to be upsampled with `align_corners`; head `labels` uint8 (B, H, W) indices.
-    `precision` is what the network computes in, `made_for` whom an int8 file is quantised for, `quantisation`
+    `precision` is what the network computes in, `made_for` whom an int8 file is quantized for, `quantization`
     how. `verification` has a backend's findings under its name; empty where nothing here could run the file.
     `reference` is what the fp32 file said of target frames, None in files of before it was written.
     """
@@ -76,11 +76,11 @@ class ModelMetadata:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] | None = None
-    quantisation: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
     reference: Reference | None = None
 
     def to_json(self) -> str:
-        """Serialise; `from_json` reads it back."""
+        """Serialize; `from_json` reads it back."""
         height, width = self.input_size_hw
         document = {
             "schema": SCHEMA,
@@ -99,7 +99,7 @@ class ModelMetadata:
             "align_corners": self.align_corners,
             "precision": self.precision,
             "made_for": self.made_for,
-            "quantisation": None if self.quantisation is None else dict(self.quantisation),
+            "quantization": None if self.quantization is None else dict(self.quantization),
             "hashes": dict(self.hashes),
             "provenance": dict(self.provenance),
             "versions": dict(self.versions),
@@ -134,7 +134,7 @@ class ModelMetadata:
                 precision=str(data["precision"]),
                 # Files of before these were written are fp32, for any engine.
                 made_for=str(data.get("made_for", "any")),
-                quantisation=data.get("quantisation"),
+                quantization=data.get("quantization"),
                 geometry=str(source["geometry"]),
                 resize=str(source["resize"]),
                 hashes=data["hashes"],

@@ -1,6 +1,6 @@
 """Readers of driving data sets: frames as RGB, labels as contiguous indices of a label space.
 
-`open_dataset("cityscapes", root, split="val", space=CITYSCAPES_19)` for the labelled sets;
+`open_dataset("cityscapes", root, split="val", space=CITYSCAPES_19)` for the labeled sets;
 `data.recordings` for a target that is just video or pictures.
 """
 

@@ -45,7 +45,7 @@ class FrameDataset:
         return len(self.pairs)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return all(pair.labels is not None for pair in self.pairs)
 
     def image(self, i: int) -> NDArray[np.uint8]:
@@ -53,7 +53,7 @@ class FrameDataset:
         return read_rgb(self.pairs[i].image)
 
     def labels(self, i: int) -> NDArray[np.uint8]:
-        """Return labels `i`, (H, W) uint8 indices, 255 where unlabelled or the car itself."""
+        """Return labels `i`, (H, W) uint8 indices, 255 where unlabeled or the car itself."""
         path = self.pairs[i].labels
         if path is None:
             raise DataError(f"{self.pairs[i].image}: has no labels")

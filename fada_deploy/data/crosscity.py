@@ -1,4 +1,4 @@
-"""Cross-City (NTHU): four cities, unlabelled frames to adapt to and a hundred labelled ones to score on.
+"""Cross-City (NTHU): four cities, unlabeled frames to adapt to and a hundred labeled ones to score on.
 
 `{City}/Images/Train/pano_00002_2_180.jpg`, `{City}/Images/Test/…` and `{City}/Labels/Test/…_eval.png`,
 which hold Cityscapes labelIds of 13 classes.
@@ -23,7 +23,7 @@ _LABELS = "_eval"
 
 
 def open_split(root: Path, split: str, space: LabelSpace, *, name: str) -> FrameDataset:
-    """Open a city's split; `train` has no labels, `val` and `test` are its labelled test frames.
+    """Open a city's split; `train` has no labels, `val` and `test` are its labeled test frames.
 
     `root` is the folder of the cities, or the city's own.
     """

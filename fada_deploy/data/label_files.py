@@ -1,4 +1,4 @@
-"""How label files are read: ids or colours looked up in a table of a label space's indices.
+"""How label files are read: ids or colors looked up in a table of a label space's indices.
 
 The readers are values: two that read alike compare and print alike, which the statistics kept of a
 data set (`data.statistics`) rely on.
@@ -21,7 +21,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19, IGNORE, LabelSpace
 
 Ids = NDArray[np.integer[Any]]
 LABEL_IDS = {c.label_id: c.name for c in CITYSCAPES_19.classes}
-# Cityscapes' labelIds go to 33; its −1 (licence plate) is stored as 255.
+# Cityscapes' labelIds go to 33; its −1 (license plate) is stored as 255.
 ALL_LABEL_IDS = (*range(34), IGNORE)
 
 
@@ -64,7 +64,7 @@ class TableReader:
 
 @dataclass(frozen=True)
 class ColorReader:
-    """Read a coloured label image as indices: `indices` of the sorted 24-bit RGB `codes`; others are ignored."""
+    """Read a colored label image as indices: `indices` of the sorted 24-bit RGB `codes`; others are ignored."""
 
     codes: tuple[int, ...]
     indices: bytes

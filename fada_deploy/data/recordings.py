@@ -1,7 +1,7 @@
 """A target that is just recordings: a video, a folder of videos, or a folder of pictures.
 
 Frames are sampled by time, near-duplicates (a car standing at a light) are dropped, and whole clips
-are held out, never single frames, since neighbours of a training frame prove nothing.
+are held out, never single frames, since neighbors of a training frame prove nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _THUMB_WH = (32, 18)
 class Sampling:
     """Which frames of a recording are worth training on.
 
-    `every` seconds between frames of a video; two neighbours whose 32×18 grey thumbnails differ by
+    `every` seconds between frames of a video; two neighbors whose 32×18 gray thumbnails differ by
     less than `min_change` (mean absolute difference, 0…255) count as the same view.
     """
 
@@ -121,8 +121,8 @@ def _picture_folders(path: Path) -> dict[str, list[Path]]:
 
 
 def _thumb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    grey = cv2.cvtColor(cv2.resize(rgb, _THUMB_WH, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    return grey.astype(np.float32)
+    gray = cv2.cvtColor(cv2.resize(rgb, _THUMB_WH, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    return gray.astype(np.float32)
 
 
 def _changed(last: NDArray[np.float32] | None, thumb: NDArray[np.float32], sampling: Sampling) -> bool:

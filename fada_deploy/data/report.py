@@ -25,7 +25,7 @@ def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
         "split": dataset.split,
         "label_space": dataset.space.name,
         "frames": len(dataset),
-        "labelled": sum(pair.labels is not None for pair in dataset.pairs),
+        "labeled": sum(pair.labels is not None for pair in dataset.pairs),
         "left_out": [{"file": str(path), "reason": reason} for path, reason in dataset.left_out.items()],
         "sizes": dict(sizes.most_common()),
         "classes": [
@@ -43,15 +43,15 @@ def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
 
 def as_text(report: dict[str, Any]) -> str:
     """Return the lines that a person reads, from what `describe` returned."""
-    frames, labelled = report["frames"], report["labelled"]
-    lines = [f"{report['data']} {report['split']}: {labelled} pairs, {frames - labelled} frames without labels"]
+    frames, labeled = report["frames"], report["labeled"]
+    lines = [f"{report['data']} {report['split']}: {labeled} pairs, {frames - labeled} frames without labels"]
     reasons: dict[str, list[str]] = {}
     for each in report["left_out"]:
         reasons.setdefault(each["reason"], []).append(Path(each["file"]).name)
     lines += [f"left out, {reason}: {len(files)} ({_few(files)})" for reason, files in reasons.items()]
     sizes = [(size, f"{count}") for size, count in report["sizes"].items()]
     lines += ["", *_table(("size", "files"), sizes)]
-    if labelled:
+    if labeled:
         lines += ["", *_table(("class", "pixels", "files"), [_class_row(c) for c in report["classes"]])]
         lines.append(f"{100 * report['ignored']['share']:.2f} % of the pixels are ignored")
     if report["unknown_ids"]:

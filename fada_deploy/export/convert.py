@@ -22,8 +22,8 @@ from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import check_precision, to_half
-from fada_deploy.export.quantize import quantise
-from fada_deploy.export.verify import Gate, Judgement, judge, try_draw, verify_file
+from fada_deploy.export.quantize import quantize
+from fada_deploy.export.verify import Gate, Judgment, judge, try_draw, verify_file
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import Proof, Verification, gate
@@ -54,7 +54,7 @@ class Derived:
     metadata: ModelMetadata
     layers: Mapping[str, int]
     verification: Mapping[str, Verification]
-    judgement: Judgement | None = None
+    judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
@@ -64,7 +64,7 @@ class Derived:
             "made_for": self.metadata.made_for,
             "layers": dict(self.layers),
             "verification": {name: v.to_dict() for name, v in self.verification.items()},
-            "labelled": None if self.judgement is None else self.judgement.to_dict(),
+            "labeled": None if self.judgment is None else self.judgment.to_dict(),
         }
 
 
@@ -96,7 +96,7 @@ def derive(
         metadata,
         precision=precision,
         made_for=made_for,
-        quantisation=about,
+        quantization=about,
         verification=None,
         hashes={**metadata.hashes, "fp32": sha256(model)},
     )
@@ -107,23 +107,23 @@ def derive(
         if not backends:
             say(f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run")
         found = verify_file(draft, proof, backends)
-        judgement = None
+        judgment = None
         try:
             gate(found, allowed.thresholds(precision))
             if allowed.dataset is not None and backends:
-                judgement = _judged(draft, model, allowed.dataset, backends[0])
-                judgement.check(allowed.max_miou_drop)
+                judgment = _judged(draft, model, allowed.dataset, backends[0])
+                judgment.check(allowed.max_miou_drop)
         except GateError as error:
             worst = min(found.values(), key=lambda v: v.equal_labels)
             shown = f"; the worst frame is drawn in {picture}" if try_draw(draft, proof, worst, picture) else ""
             raise GateError(f"{out.name}: {error}{shown}") from None
-        metadata = replace(metadata, verification=_findings(found, judgement))
+        metadata = replace(metadata, verification=_findings(found, judgment))
         save_onnx(document, metadata, draft)
         draft.replace(out)
         picture.unlink(missing_ok=True)
     finally:
         draft.unlink(missing_ok=True)
-    return Derived(out, metadata, layers, found, judgement)
+    return Derived(out, metadata, layers, found, judgment)
 
 
 def _original(model: Path, precision: str) -> tuple[ModelMetadata, Proof]:
@@ -146,20 +146,20 @@ def _converted(
     if calibration is None:
         raise DataError("int8 is calibrated on the target's frames; give --frames")
     frames = np.stack([resize_frame(f, metadata.input_size_hw) for f in calibration.frames()])
-    made = quantise(
+    made = quantize(
         model, frames, made_for=made_for, calibration=calibration.method, leave_out=calibration.leave_out
     )
     return made.document, made.left_out, made.to_dict()
 
 
-def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> Judgement:
+def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> Judgment:
     total = 2 * len(dataset)
-    with tqdm(total=total, desc="labelled frames", unit="frame", disable=None, file=sys.stderr) as bar:
+    with tqdm(total=total, desc="labeled frames", unit="frame", disable=None, file=sys.stderr) as bar:
         return judge(model, reference, dataset, backend=backend, progress=bar.update)
 
 
-def _findings(found: Mapping[str, Verification], judgement: Judgement | None) -> dict[str, Any]:
+def _findings(found: Mapping[str, Verification], judgment: Judgment | None) -> dict[str, Any]:
     findings: dict[str, Any] = {name: v.to_dict() for name, v in found.items()}
-    if judgement is not None:
-        findings["labelled"] = judgement.to_dict()
+    if judgment is not None:
+        findings["labeled"] = judgment.to_dict()
     return findings

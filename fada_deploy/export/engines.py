@@ -51,9 +51,9 @@ def rebuild_if_stale(engine: Path, device: str, say: Callable[[str], None]) -> b
     build_engine(
         model,
         engine,
-        flavour=old.flavour,
+        flavor=old.flavor,
         batch=old.profile or (1, 1, 8),
-        compute_capabilities=old.compute_capabilities if old.flavour == "tensorrt_rtx" else (),
+        compute_capabilities=old.compute_capabilities if old.flavor == "tensorrt_rtx" else (),
         level=int(old.options.get("level", 3)),
         workspace_mib=old.options.get("workspace_mib"),
         say=say,

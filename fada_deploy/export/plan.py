@@ -105,7 +105,7 @@ class Plan:
         if metadata.precision == "fp32" or wanted != [("fp32", "any")]:
             return wanted
         if self.options["trt"] and metadata.made_for == "cpu":
-            raise UsageError(f"{model}: is quantised for CPUs; give the file that is for tensorrt")
+            raise UsageError(f"{model}: is quantized for CPUs; give the file that is for tensorrt")
         self._given = metadata.precision
         return [(metadata.precision, metadata.made_for)]
 
@@ -123,7 +123,7 @@ class Plan:
             raise UsageError(f"--leave-out is auto or a number of layers; found {leave!r}")
         self._engine_batch()
         if self.options["trt"] and "int8" in asked and "tensorrt" not in whom:
-            raise UsageError("--trt takes int8 that is quantised for it; leave out --for cpu")
+            raise UsageError("--trt takes int8 that is quantized for it; leave out --for cpu")
         return [(p, w) for p in _ORDER if p in asked for w in (whom if p == "int8" else ("any",))]
 
     def _base(self, wanted: list[tuple[str, str]]) -> Path:
@@ -196,8 +196,8 @@ class Plan:
         log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
         made = derive(base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log)
         _tell(made.verification)
-        if made.judgement is not None:
-            log(made.judgement.text())
+        if made.judgment is not None:
+            log(made.judgment.text())
         layers = ", ".join(f"{count} in {name}" for name, count in made.layers.items())
         log(f"done: {made.model}, layers: {layers}")
         self.document.setdefault("derived", []).append(made.to_dict())
@@ -266,7 +266,7 @@ class Plan:
         built = build_engine(
             model,
             model.with_suffix(".engine"),
-            flavour=self.options["trt_flavour"],
+            flavor=self.options["trt_flavor"],
             batch=self._engine_batch(),
             compute_capabilities=self.options["compute_capability"],
             level=self.options["trt_level"],
@@ -287,7 +287,7 @@ class Plan:
         from fada_deploy.runtime.backends.engine_file import read_engine
 
         # Triton knows no engines of TensorRT-RTX.
-        served = [engine for engine in engines if read_engine(engine).flavour == "tensorrt"]
+        served = [engine for engine in engines if read_engine(engine).flavor == "tensorrt"]
         repository = write_repository((served or made)[-1], self.options["triton"])
         self.document["triton"] = str(repository)
         log(f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}")

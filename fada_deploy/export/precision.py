@@ -34,7 +34,7 @@ _NAMES: dict[int, str] = {
 def to_half(document: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     """Return the network of a float32 file in fp16 or bf16; inputs and outputs keep their types.
 
-    Normalisation of the input, softmax, sums over a whole map and the upsampling before an arg max stay in
+    Normalization of the input, softmax, sums over a whole map and the upsampling before an arg max stay in
     float32. Raise `ModelError` when some tensor's type cannot be told.
     """
     typed = onnx.shape_inference.infer_shapes(document, strict_mode=True, data_prop=True)
@@ -109,7 +109,7 @@ def _converted(tensor: TensorProto, name: str, kind: int) -> TensorProto:
 def _sensitive(graph: onnx.GraphProto) -> set[int]:
     """Return the numbers of the nodes that stay in float32."""
     kept = {i for i, node in enumerate(graph.node) if node.op_type in _SENSITIVE}
-    # What comes before the first layer with weights is the input's normalisation.
+    # What comes before the first layer with weights is the input's normalization.
     first = next((i for i, node in enumerate(graph.node) if node.op_type in _HEAVY), 0)
     kept |= set(range(first))
     # Upsampled logits are compared by the arg max; the published network does both in float32.
@@ -137,7 +137,7 @@ def tensor_types(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def layer_precisions(document: onnx.ModelProto) -> Counter[str]:
-    """Return how many layers with weights compute in which precision: int8 where both sides are quantised."""
+    """Return how many layers with weights compute in which precision: int8 where both sides are quantized."""
     graph = onnx.shape_inference.infer_shapes(document).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -146,14 +146,14 @@ def layer_precisions(document: onnx.ModelProto) -> Counter[str]:
     for node in graph.node:
         if node.op_type not in _HEAVY:
             continue
-        if all(_is_dequantised(name, makers) for name in node.input[:2]):
+        if all(_is_dequantized(name, makers) for name in node.input[:2]):
             found["int8"] += 1
         else:
             found[_NAMES.get(types.get(node.input[0], 0), "unknown")] += 1
     return found
 
 
-def _is_dequantised(name: str, makers: Mapping[str, NodeProto]) -> bool:
+def _is_dequantized(name: str, makers: Mapping[str, NodeProto]) -> bool:
     node = makers.get(name)
     while node is not None and node.op_type == "Cast":
         node = makers.get(node.input[0])

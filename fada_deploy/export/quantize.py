@@ -1,7 +1,7 @@
 """fp32 ONNX → int8 by Q/DQ nodes, calibrated on the target's own frames. Knows no torch.
 
 CPUs and TensorRT want different int8. A CPU multiplies unsigned activations by signed weights; TensorRT takes
-symmetric signed ones, and no quantised bias. Which layers stay in float is measured: each is quantised alone,
+symmetric signed ones, and no quantized bias. Which layers stay in float is measured: each is quantized alone,
 those that move the answers most are left out, as few as will do.
 """
 
@@ -46,7 +46,7 @@ _METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """An int8 network: for whom, how calibrated, and the share of pixels with equal labels by layers left out."""
 
     document: onnx.ModelProto
@@ -66,15 +66,15 @@ class Quantised:
         }
 
 
-def quantise(
+def quantize(
     model: Path,
     frames: Frames,
     *,
     made_for: str,
     calibration: str = "percentile",
     leave_out: int | None = None,
-) -> Quantised:
-    """Quantise a float32 file on `frames` (N, H, W, 3) uint8 RGB at the network's input size.
+) -> Quantized:
+    """Quantize a float32 file on `frames` (N, H, W, 3) uint8 RGB at the network's input size.
 
     `leave_out` layers stay in float32, by default as many as measurement says. Raise `UsageError` for an
     unknown calibration, `DataError` for too few frames, `ModelError` for a file that is not float32.
@@ -92,14 +92,14 @@ def quantise(
         steps = [n for n in _LEFT_OUT_STEPS if n < len(work.layers)] if leave_out is None else [leave_out]
         equal: dict[int, float] = {}
         for count in steps:
-            equal[count] = work.equal_labels(work.quantised(leave=order[:count]))
+            equal[count] = work.equal_labels(work.quantized(leave=order[:count]))
         chosen = next(n for n in steps if equal[n] >= max(equal.values()) - _WORTH)
-        document = onnx.load(str(work.quantised(leave=order[:chosen])))
-    return Quantised(document, made_for, calibration, len(work.known), tuple(order[:chosen]), equal)
+        document = onnx.load(str(work.quantized(leave=order[:chosen])))
+    return Quantized(document, made_for, calibration, len(work.known), tuple(order[:chosen]), equal)
 
 
 class _Work:
-    """One file being quantised: its layers, the ranges of its activations, and frames to judge by."""
+    """One file being quantized: its layers, the ranges of its activations, and frames to judge by."""
 
     def __init__(
         self, model: Path, folder: Path, frames: Frames, made_for: str, calibration: str, batch: int | None
@@ -113,13 +113,13 @@ class _Work:
         held = min(_HELD_BACK, len(frames) // 2)
         self.known, self._unseen = frames[held:], frames[:held]
         self._prepared = folder / "prepared.onnx"
-        # Folds normalisation into convolutions, so that there is one layer to quantise and not three.
+        # Folds normalization into convolutions, so that there is one layer to quantize and not three.
         quant_pre_process(str(model), str(self._prepared), skip_symbolic_shape=True)
         nodes = onnx.load(str(self._prepared)).graph.node
         self.layers = [node.name for node in nodes if node.op_type in _LAYERS]
         if not self.layers:
             raise ModelError(f"{model}: has no layer that int8 is for")
-        # The input's normalisation, and what decides between classes, are no layers.
+        # The input's normalization, and what decides between classes, are no layers.
         first = next(i for i, node in enumerate(nodes) if node.op_type in _LAYERS)
         last = max(i for i, node in enumerate(nodes) if node.op_type in _LAYERS)
         self._plain = [node.name for i, node in enumerate(nodes) if i < first or i > last]
@@ -127,7 +127,7 @@ class _Work:
         self._ranges = self._calibrate()
 
     def _calibrate(self) -> Path:
-        """Find the activations' ranges, once, whatever is quantised by them later; return their file."""
+        """Find the activations' ranges, once, whatever is quantized by them later; return their file."""
         from onnxruntime.quantization import CalibrationMethod
         from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
@@ -148,20 +148,20 @@ class _Work:
         return self._folder / "ranges.json"
 
     def by_sensitivity(self) -> list[str]:
-        """Return the layers, the one that moves the answers most when it alone is quantised first."""
+        """Return the layers, the one that moves the answers most when it alone is quantized first."""
         frames = self._unseen[:2]
         moved = {}
         for layer in tqdm(self.layers, desc="sensitivity", unit="layer", disable=None, file=sys.stderr):
-            answers = self._run(self.quantised(only=layer), frames)
+            answers = self._run(self.quantized(only=layer), frames)
             moved[layer] = float(np.square(answers - self._reference[: len(frames)]).mean())
         return sorted(moved, key=lambda name: moved[name], reverse=True)
 
-    def quantised(self, *, leave: Sequence[str] = (), only: str | None = None) -> Path:
-        """Write the network with all layers but `leave` quantised, or with `only` one."""
+    def quantized(self, *, leave: Sequence[str] = (), only: str | None = None) -> Path:
+        """Write the network with all layers but `leave` quantized, or with `only` one."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         signed = self._made_for == "tensorrt"
-        out = self._folder / "quantised.onnx"
+        out = self._folder / "quantized.onnx"
         quantize_static(
             self._prepared,
             out,
@@ -206,7 +206,7 @@ def _feeds(frames: Frames, batch: int) -> Iterator[tuple[dict[str, Frames], int]
 
 
 class _Reader:
-    """Frames as the quantiser asks for them."""
+    """Frames as the quantizer asks for them."""
 
     def __init__(self, frames: Frames, batch: int) -> None:
         self._feeds = _feeds(frames, batch)
@@ -218,7 +218,7 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantiser's own prints and advice away from the user."""
+    """Keep the quantizer's own prints and advice away from the user."""
     logger: Callable[[int], None] = logging.disable
     with redirect_stdout(StringIO()):
         logger(logging.WARNING)

@@ -28,10 +28,10 @@ def measure(model: Path, frames: Sequence[NDArray[np.uint8]], *, backend: str) -
             shares.append(result.shares)
             if result.confidence is not None:
                 confidences.append(float(result.confidence.mean()))
-    return summarise(np.stack(shares), np.array(confidences) if has_confidence else None)
+    return summarize(np.stack(shares), np.array(confidences) if has_confidence else None)
 
 
-def summarise(shares: NDArray[np.float64], confidences: NDArray[np.float64] | None) -> Reference:
+def summarize(shares: NDArray[np.float64], confidences: NDArray[np.float64] | None) -> Reference:
     """Return the figures of N frames' class shares (N, K) and mean confidences (N,), if there are any."""
     mean, std = _mean_and_std(shares)
     if confidences is None:

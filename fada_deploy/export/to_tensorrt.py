@@ -54,15 +54,15 @@ class Options:
     version_compatible: bool
     hardware_compatible: bool
 
-    def check(self, flavour: str) -> None:
-        """Raise `UsageError` for what this flavour cannot do, and what nobody can."""
+    def check(self, flavor: str) -> None:
+        """Raise `UsageError` for what this flavor cannot do, and what nobody can."""
         if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise UsageError(f"a batch of {'/'.join(map(str, self.batch))} is none; give 1 <= MIN <= OPT <= MAX")
         if not 0 <= self.level <= 5:
-            raise UsageError(f"no optimisation level {self.level}; there are 0 to 5")
+            raise UsageError(f"no optimization level {self.level}; there are 0 to 5")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"a workspace of {self.workspace_mib} MiB is none; it is at least 1")
-        if flavour == "tensorrt_rtx":
+        if flavor == "tensorrt_rtx":
             for name in ("version_compatible", "hardware_compatible"):
                 if getattr(self, name):
                     raise UsageError(
@@ -75,14 +75,14 @@ class Options:
                 "or build with tensorrt_rtx: pip install 'fada_deploy[tensorrt-rtx]'"
             )
 
-    def notes(self, flavour: str) -> list[str]:
+    def notes(self, flavor: str) -> list[str]:
         """Say what of this has no use, or one that may surprise."""
         found = []
         if self.version_compatible:
             found.append(
                 "a version-compatible engine carries host code, which this package's runtime does not run"
             )
-        if self.timing_cache is not None and flavour == "tensorrt_rtx":
+        if self.timing_cache is not None and flavor == "tensorrt_rtx":
             found.append("tensorrt_rtx measures nothing while it builds, so there is no timing cache to keep")
         return found
 
@@ -91,7 +91,7 @@ def build_engine(
     model: Path,
     out: Path,
     *,
-    flavour: str = "auto",
+    flavor: str = "auto",
     batch: Batch = (1, 1, 8),
     compute_capabilities: Sequence[str] = (),
     level: int = 3,
@@ -103,7 +103,7 @@ def build_engine(
 ) -> BuiltEngine:
     """Build `out` (.engine) and its sidecar from an exported ONNX file; nothing is written unless all is well.
 
-    `flavour` is tensorrt, tensorrt_rtx or auto: the first of them that can build here. `batch` is ignored where
+    `flavor` is tensorrt, tensorrt_rtx or auto: the first of them that can build here. `batch` is ignored where
     the file's is fixed. `compute_capabilities` ("SM86" …) are for RTX; none means its own choice. `timing_cache`
     keeps measured times from build to build, by default in the user's cache; RTX measures none. The engine is
     not run here: its verification is "not_run". Raise `ModelError` for a file that does not build, `GateError`
@@ -121,19 +121,19 @@ def build_engine(
         hardware_compatible,
     )
     try:
-        return _build(model, out, flavour, options, say)
+        return _build(model, out, flavor, options, say)
     except (FadaError, KeyboardInterrupt) as error:
         # The frames below hold the library's objects. Kept by a traceback they would end whenever garbage is
         # collected, which may be inside a call that the library makes to us, under its locks.
         raise error.with_traceback(None) from None
 
 
-def _build(model: Path, out: Path, flavour: str, options: Options, say: Say) -> BuiltEngine:
+def _build(model: Path, out: Path, flavor: str, options: Options, say: Say) -> BuiltEngine:
     metadata = read_model(model)
-    shop = open_workshop(flavour)
-    options.check(shop.flavour)
-    say(f"building {out} with {shop.flavour} {shop.trt.__version__} from {model}")
-    for note in options.notes(shop.flavour):
+    shop = open_workshop(flavor)
+    options.check(shop.flavor)
+    say(f"building {out} with {shop.flavor} {shop.trt.__version__} from {model}")
+    for note in options.notes(shop.flavor):
         say(f"note: {note}")
     gpu = find_gpu()
     # The parser holds weights that the network points to.
@@ -142,13 +142,13 @@ def _build(model: Path, out: Path, flavour: str, options: Options, say: Say) -> 
     cache = _configure(shop, config, network, metadata, options, gpu)
     plan = build_in_sight(shop, network, config, str(model))
     layers, seen_in = _layers(shop, network)
-    left_out = (metadata.quantisation or {}).get("left_out") or ()
+    left_out = (metadata.quantization or {}).get("left_out") or ()
     check_precision(metadata.precision, layers, left_out=len(left_out))
     if cache is not None:
         _keep(config, cache)
     sidecar = EngineSidecar(
-        flavour=shop.flavour,
-        flavour_version=str(shop.trt.__version__),
+        flavor=shop.flavor,
+        flavor_version=str(shop.trt.__version__),
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         engine_bytes=len(plan),
         onnx_name=model.name,
@@ -158,7 +158,7 @@ def _build(model: Path, out: Path, flavour: str, options: Options, say: Say) -> 
         precision=metadata.precision,
         layers=layers,
         seen_in=seen_in,
-        compute_capabilities=_built_for(shop.flavour, options, gpu),
+        compute_capabilities=_built_for(shop.flavor, options, gpu),
         gpu=gpu.name if gpu else "",
         profile=None if metadata.batch else options.batch,
         options=_told(options),
@@ -204,7 +204,7 @@ def _configure(
             tensor = network.get_input(index)
             profile.set_shape(tensor.name, *((b, *tuple(tensor.shape)[1:]) for b in options.batch))
         config.add_optimization_profile(profile)
-    if shop.flavour == "tensorrt_rtx":
+    if shop.flavor == "tensorrt_rtx":
         _target(trt, config, options.compute_capabilities)
         return None
     if options.version_compatible:
@@ -235,7 +235,7 @@ def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
 
 def _layers(shop: Workshop, network: Any) -> tuple[dict[str, int], str]:
     """Return the convolutions by precision, and who says so: the builder, or the network it was given."""
-    if (found := layers_of_log(shop.log.layers)) or shop.flavour == "tensorrt_rtx":
+    if (found := layers_of_log(shop.log.layers)) or shop.flavor == "tensorrt_rtx":
         return dict(found), "builder"
     # Logs differ from version to version, and this one names no convolution. A strongly typed network is
     # built as it is defined, so its own types are the next best thing to ask.
@@ -252,9 +252,9 @@ def _tensors(network: Any) -> tuple[EngineTensor, ...]:
     )
 
 
-def _built_for(flavour: str, options: Options, gpu: Gpu | None) -> tuple[str, ...]:
+def _built_for(flavor: str, options: Options, gpu: Gpu | None) -> tuple[str, ...]:
     """Return the compute capabilities that the engine runs on, () where the library chose them."""
-    if flavour == "tensorrt_rtx" and options.compute_capabilities != ("CURRENT",):
+    if flavor == "tensorrt_rtx" and options.compute_capabilities != ("CURRENT",):
         return options.compute_capabilities
     return (gpu.architecture,) if gpu else ()
 
@@ -271,7 +271,7 @@ def _told(options: Options) -> dict[str, Any]:
 def _versions(shop: Workshop) -> dict[str, str]:
     return {
         "fada_deploy": __version__,
-        shop.flavour: str(shop.trt.__version__),
+        shop.flavor: str(shop.trt.__version__),
         "python": platform.python_version(),
     }
 
@@ -279,7 +279,7 @@ def _versions(shop: Workshop) -> dict[str, str]:
 def _cache_path(shop: Workshop, gpu: Gpu | None) -> Path:
     """Return where times are kept: measured by one version on one card, and of no use to others."""
     card = gpu.name.replace(" ", "-").replace("/", "-") if gpu else "unknown"
-    return cache_folder() / f"{shop.flavour}-{shop.trt.__version__}-{card}.timing"
+    return cache_folder() / f"{shop.flavor}-{shop.trt.__version__}-{card}.timing"
 
 
 def _keep(config: Any, path: Path) -> None:

@@ -84,10 +84,10 @@ def _served(model: Path) -> _Served:
     """Read what is to be served; raise `ModelError` with the remedy for what Triton cannot."""
     if model.suffix in ENGINE_SUFFIXES:
         sidecar = read_engine(model)
-        if sidecar.flavour != "tensorrt":
+        if sidecar.flavor != "tensorrt":
             raise ModelError(
-                f"{model}: is an engine of {sidecar.flavour}, and Triton runs those of TensorRT; build one: "
-                "`fada export MODEL.onnx --trt --trt-flavour tensorrt`, or serve the .onnx"
+                f"{model}: is an engine of {sidecar.flavor}, and Triton runs those of TensorRT; build one: "
+                "`fada export MODEL.onnx --trt --trt-flavor tensorrt`, or serve the .onnx"
             )
         largest = sidecar.profile[2] if sidecar.profile else None
         served = _Served(sidecar.metadata, "tensorrt", "model.plan", sidecar.metadata.batch, largest)

@@ -47,8 +47,8 @@ def layers_of_network(trt: Any, network: Any) -> Counter[str]:
         layer = network.get_layer(index)
         if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION):
             source = layer.get_input(0)
-            quantised = makers.get(source.name) == trt.LayerType.DEQUANTIZE
-            found["int8" if quantised else _name_of(source.dtype.name)] += 1
+            quantized = makers.get(source.name) == trt.LayerType.DEQUANTIZE
+            found["int8" if quantized else _name_of(source.dtype.name)] += 1
         for number in range(layer.num_outputs):
             makers[layer.get_output(number).name] = layer.type
     return found

@@ -16,7 +16,7 @@ _LISTEN_S = 0.1
 
 
 def build_in_sight(shop: Workshop, network: Any, config: Any, where: str) -> bytes:
-    """Return the serialised engine; raise `ModelError` saying why there is none.
+    """Return the serialized engine; raise `ModelError` saying why there is none.
 
     The build runs in a thread of its own, so that Ctrl-C reaches this one, which has the builder give up and
     raises `KeyboardInterrupt` once it has.

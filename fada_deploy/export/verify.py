@@ -1,4 +1,4 @@
-"""Is the file the network? From the frame on, on labelled frames, and where it differs most; knows no torch.
+"""Is the file the network? From the frame on, on labeled frames, and where it differs most; knows no torch.
 
 `fada export` runs this before it writes, `fada verify MODEL` anywhere and any time after.
 """
@@ -30,7 +30,7 @@ _PICTURE_WIDTH = 480
 
 @dataclass(frozen=True)
 class Gate:
-    """What a file is held to: thresholds in place of the precision's own, and a labelled data set.
+    """What a file is held to: thresholds in place of the precision's own, and a labeled data set.
 
     `max_miou_drop` is a fraction; it counts where there is a data set.
     """
@@ -93,8 +93,8 @@ def verify_file(
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """A file beside its float32 original on labelled frames: mIoU of both, and the class that lost most."""
+class Judgment:
+    """A file beside its float32 original on labeled frames: mIoU of both, and the class that lost most."""
 
     frames: int
     miou: float
@@ -114,7 +114,7 @@ class Judgement:
     def text(self) -> str:
         """Say it in a line."""
         return (
-            f"mIoU {100 * self.miou:.2f} on {self.frames} labelled frames, {100 * self.change:+.2f} against fp32; "
+            f"mIoU {100 * self.miou:.2f} on {self.frames} labeled frames, {100 * self.change:+.2f} against fp32; "
             f"worst class {self.worst_class} {100 * self.worst_change:+.2f}"
         )
 
@@ -131,8 +131,8 @@ def judge(
     *,
     backend: str = "auto",
     progress: Callable[[int], None] | None = None,
-) -> Judgement:
-    """Score a file and its float32 original on labelled frames with one backend."""
+) -> Judgment:
+    """Score a file and its float32 original on labeled frames with one backend."""
     scores = []
     for path in (reference, model):
         # An engine's original is no engine.
@@ -145,7 +145,7 @@ def judge(
     change = np.where(both, after - before, np.inf)
     worst = int(change.argmin())
     names = dataset.space.names
-    return Judgement(result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst]))
+    return Judgment(result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst]))
 
 
 def draw_worst(backend: Backend, proof: Proof, index: int, path: Path) -> None:

@@ -71,7 +71,7 @@ class Graph:
             "parameters": self.parameters,
             "operators": dict(self.operators.most_common()),
             "layers": {op: dict(kinds) for op, kinds in self.layers.items()},
-            "quantise_nodes": {op: self.operators[op] for op in ("QuantizeLinear", "DequantizeLinear")},
+            "quantize_nodes": {op: self.operators[op] for op in ("QuantizeLinear", "DequantizeLinear")},
             "external_data": self.external,
         }
 

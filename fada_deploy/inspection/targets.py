@@ -70,7 +70,7 @@ def targets() -> list[Target]:
             )
             for whom in ("cpu", "tensorrt")
         ),
-        *(_engine(flavour) for flavour in EXTRAS),
+        *(_engine(flavor) for flavor in EXTRAS),
         _triton(),
     ]
 
@@ -108,19 +108,17 @@ def _onnx(name: str, command: str, packages: Sequence[str], extra: str, made_of:
     return Target(name, command, needs, missing, not_run, able)
 
 
-def _engine(flavour: str) -> Target:
-    rtx = flavour == "tensorrt_rtx"
-    gpu, extra = find_gpu(), EXTRAS[flavour]
+def _engine(flavor: str) -> Target:
+    rtx = flavor == "tensorrt_rtx"
+    gpu, extra = find_gpu(), EXTRAS[flavor]
     name = "tensorrt-rtx engine" if rtx else "tensorrt engine"
-    missing = _missing([flavour], extra)
+    missing = _missing([flavor], extra)
     needs_gpu = "no NVIDIA GPU is found here"
     not_built = missing or ("" if rtx or gpu else f"{needs_gpu}; build where it is to run")
-    not_run = _missing([flavour, "cupy"], extra) or (
-        "" if gpu else f"{needs_gpu}; its first start there proves it"
-    )
-    have = "" if missing else f" {_version(flavour)}"
-    needs = f"an .onnx; {flavour}{have}" + ("" if rtx else ", the GPU that is to run it")
-    command = f"fada export --trt --trt-flavour {flavour}"
+    not_run = _missing([flavor, "cupy"], extra) or ("" if gpu else f"{needs_gpu}; its first start there proves it")
+    have = "" if missing else f" {_version(flavor)}"
+    needs = f"an .onnx; {flavor}{have}" + ("" if rtx else ", the GPU that is to run it")
+    command = f"fada export --trt --trt-flavor {flavor}"
     return Target(name, command, needs, not_built, not_run, () if not_run else ("tensorrt",))
 
 

@@ -137,7 +137,7 @@ def measure(
 
 
 def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return a batch for the bare network: the film's first frames, or a grey one where there is no film."""
+    """Return a batch for the bare network: the film's first frames, or a gray one where there is no film."""
     height, width = segmenter.metadata.input_size_hw
     pictures = []
     if source is not None:

@@ -57,7 +57,7 @@ class Drift:
 class DriftWatch:
     """Holds a running window of frames against a model's reference; the last `window` frames weigh 63 % of it.
 
-    Give it every frame, or every n-th of a fast camera: neighbours say little new.
+    Give it every frame, or every n-th of a fast camera: neighbors say little new.
     """
 
     def __init__(self, reference: Reference, names: Sequence[str], *, window: int = 250) -> None:

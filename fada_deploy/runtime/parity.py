@@ -32,7 +32,7 @@ class Thresholds:
 
 
 # What each precision is held to unless told otherwise. Half precision moves borders between classes by a
-# pixel here and there; int8 is a network of its own, and a labelled data set should judge it too.
+# pixel here and there; int8 is a network of its own, and a labeled data set should judge it too.
 THRESHOLDS = {
     "fp32": Thresholds(),
     "fp16": Thresholds(0.997, 0.02),

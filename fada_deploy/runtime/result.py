@@ -59,7 +59,7 @@ class Result:
     def overlay(
         self, alpha: float = 0.5, *, legend: bool = False, contours: bool = False, classes: Sequence[str] = ()
     ) -> NDArray[np.uint8]:
-        """Return the frame with the classes' colours laid over it, in the frame's own channel order.
+        """Return the frame with the classes' colors laid over it, in the frame's own channel order.
 
         The arguments are those of `Look`; `Drawing` draws a film, whose legend keeps its lines.
         """

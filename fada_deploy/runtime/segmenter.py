@@ -173,7 +173,7 @@ class Segmenter:
     def _run(self, frames: list[Frame], color: str) -> Iterator[Prediction]:
         """Yield predictions for `batch` frames at a time."""
         if color not in ("rgb", "bgr"):
-            raise UsageError(f"no colour order {color!r}; there are rgb and bgr")
+            raise UsageError(f"no color order {color!r}; there are rgb and bgr")
         if not frames:
             raise UsageError("no frame to label; give at least one of shape (H, W, 3)")
         for frame in frames:
@@ -217,7 +217,7 @@ def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[P
             opened = open_model(path)
             if opened.device == "cpu" and opened.metadata.made_for == "tensorrt":
                 opened.close()
-                raise ModelError(f"{path}: is quantised for TensorRT, and slow on a CPU; name it to run it here")
+                raise ModelError(f"{path}: is quantized for TensorRT, and slow on a CPU; name it to run it here")
             return path, opened, tuple(skipped)
         except (ModelError, DeviceError, GateError, MissingExtraError) as error:
             errors.append(error)

@@ -1,6 +1,6 @@
 """A pinhole camera in a street that may bend.
 
-Street coordinates: x to the right of the centre line, y up, z along the street; metres. The bend
+Street coordinates: x to the right of the center line, y up, z along the street; meters. The bend
 shifts every cross-section sideways by a smooth function of z, so a town is laid out straight.
 """
 
@@ -19,7 +19,7 @@ FLOATS = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bend:
-    """Sideways shift of the street: `amplitude`·sin(z/`length` + `phase`), all in metres and radians."""
+    """Sideways shift of the street: `amplitude`·sin(z/`length` + `phase`), all in meters and radians."""
 
     amplitude: float
     length: float
@@ -42,7 +42,7 @@ class Bend:
 class Camera:
     """Position in street coordinates, heading (radians to the right) and projection.
 
-    `focal` and `centre` (u, v) are in pixels; the centre of pixel (i, j) lies at u = j, v = i.
+    `focal` and `center` (u, v) are in pixels; the center of pixel (i, j) lies at u = j, v = i.
     """
 
     size_hw: tuple[int, int]
@@ -51,7 +51,7 @@ class Camera:
     z: float
     heading: float
     focal: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
     bend: Bend
 
     @classmethod
@@ -79,7 +79,7 @@ class Camera:
     def pixels(self, view: FLOATS) -> FLOATS:
         """Project view points (N, 3) with positive depth to pixels (N, 2): u, v."""
         scale = self.focal / view[:, 2]
-        return np.stack((self.centre[0] + view[:, 0] * scale, self.centre[1] - view[:, 1] * scale), 1)
+        return np.stack((self.center[0] + view[:, 0] * scale, self.center[1] - view[:, 1] * scale), 1)
 
 
 def clip_near(view: FLOATS) -> FLOATS:

@@ -58,9 +58,9 @@ class Drive:
         sway = 0.18 * math.sin(0.45 * time)
         yaw = 0.012 * math.sin(0.37 * time + 1.0)
         nod = self.camera.focal * 0.0018 * math.sin(2 * math.pi * 0.9 * time)
-        u, v = self.camera.centre
+        u, v = self.camera.center
         heading = math.atan(self.town.bend.slope_at(z)) + yaw
-        return replace(self.camera, x=self.camera.x + sway, z=z, heading=heading, centre=(u, v + nod))
+        return replace(self.camera, x=self.camera.x + sway, z=z, heading=heading, center=(u, v + nod))
 
     def frames(self, count: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         """Yield pictures (H, W, 3) uint8 RGB and labels (H, W) uint8, `FPS` a second."""
@@ -70,7 +70,7 @@ class Drive:
 
 
 def check_video_size(size_hw: tuple[int, int]) -> None:
-    """Raise `UsageError` for an odd size: H.264's colour planes are half the picture."""
+    """Raise `UsageError` for an odd size: H.264's color planes are half the picture."""
     height, width = size_hw
     if height % 2 or width % 2:
         raise UsageError(f"a video of {width}x{height} cannot be written; both numbers must be even")

@@ -106,7 +106,7 @@ def _target_job(root: Path, split: str, i: int, seed: int, size_hw: tuple[int, i
 
 
 def write_labels(path: Path, labels: NDArray[np.uint8], *, is_palette: bool = False) -> None:
-    """Write a label map (H, W) of Cityscapes-19 indices as labelIds: grey, or a palette PNG."""
+    """Write a label map (H, W) of Cityscapes-19 indices as labelIds: gray, or a palette PNG."""
     ids = np.asarray(cv2.LUT(labels, CITYSCAPES_19.to_label_ids), np.uint8)
     if is_palette:
         write_palette_png(path, ids, _id_palette())

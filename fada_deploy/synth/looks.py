@@ -17,11 +17,11 @@ Palette = Mapping[str, tuple[RGB, ...]]
 
 @dataclass(frozen=True)
 class Look:
-    """One domain. Ranges are (low, high) and drawn once a scene or clip; lengths are in metres.
+    """One domain. Ranges are (low, high) and drawn once a scene or clip; lengths are in meters.
 
-    `palette` holds the colours to choose from by slot. `jitter` is the spread of each thing's
-    colour (fraction). `haze` is the extinction per metre. Blur is in pixels of a picture 192
-    rows high, noise in grey levels of 255, texture a fraction of the colour. `jpeg` 0 is lossless.
+    `palette` holds the colors to choose from by slot. `jitter` is the spread of each thing's
+    color (fraction). `haze` is the extinction per meter. Blur is in pixels of a picture 192
+    rows high, noise in gray levels of 255, texture a fraction of the color. `jpeg` 0 is lossless.
     """
 
     name: str
@@ -58,7 +58,7 @@ _SOURCE: Palette = {
     "road": ((104, 108, 122), (96, 102, 118), (112, 114, 124)),
     "marking": ((250, 250, 250),),
     "sidewalk": ((206, 198, 190), (214, 200, 186), (196, 196, 202)),
-    "kerb": ((232, 228, 222),),
+    "curb": ((232, 228, 222),),
     "terrain": ((126, 204, 84), (112, 196, 92), (146, 206, 88)),
     "leaf": ((44, 156, 62), (62, 172, 56), (30, 138, 72), (92, 180, 54)),
     "trunk": ((124, 82, 50),),
@@ -101,7 +101,7 @@ _SOURCE: Palette = {
     "bus": ((250, 190, 40), (214, 44, 60), (56, 140, 214)),
     "tram": ((216, 44, 52), (46, 128, 102), (250, 222, 120)),
     "glass": ((58, 84, 110),),
-    "tyre": ((36, 36, 40),),
+    "tire": ((36, 36, 40),),
     "hub": ((186, 190, 198),),
     "plate": ((250, 244, 200),),
     "tail": ((255, 60, 60),),
@@ -123,7 +123,7 @@ _TARGET: Palette = {
     "road": ((92, 87, 82), (82, 78, 76), (100, 94, 86)),
     "marking": ((196, 194, 186), (180, 178, 170)),
     "sidewalk": ((142, 136, 130), (130, 128, 124), (148, 138, 128)),
-    "kerb": ((160, 156, 150),),
+    "curb": ((160, 156, 150),),
     "terrain": ((118, 122, 78), (132, 124, 86), (104, 112, 70)),
     "leaf": ((72, 88, 56), (84, 92, 54), (60, 78, 58), (100, 98, 60)),
     "trunk": ((72, 62, 54),),
@@ -165,7 +165,7 @@ _TARGET: Palette = {
     "bus": ((186, 152, 70), (142, 48, 50), (92, 112, 132)),
     "tram": ((140, 52, 52), (78, 102, 94), (186, 172, 124)),
     "glass": ((62, 70, 78),),
-    "tyre": ((34, 33, 34),),
+    "tire": ((34, 33, 34),),
     "hub": ((126, 128, 130),),
     "plate": ((206, 200, 170),),
     "tail": ((176, 48, 44),),
@@ -179,7 +179,7 @@ _TARGET: Palette = {
     "cloud": ((226, 226, 226), (196, 200, 206)),
 }
 
-# Names of all colour slots; a mesh refers to them by position.
+# Names of all color slots; a mesh refers to them by position.
 SLOTS = tuple(sorted(_SOURCE))
 
 _SOURCE_LOOK = Look(

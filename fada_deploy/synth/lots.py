@@ -33,11 +33,11 @@ class Lot:
         self.things: list[Thing] = []
 
     def seed(self) -> int:
-        """Return a seed for one thing's colours."""
+        """Return a seed for one thing's colors."""
         return self.rng.getrandbits(30)
 
     def land(self, slot: str, label: str, surface: Surface, *, low: float = 0.0, high: float = DEEP) -> None:
-        """Lay ground from `low` to `high` metres behind the lot line."""
+        """Lay ground from `low` to `high` meters behind the lot line."""
         mesh = furniture.ground(slot, label, surface)
         x = self.side * (self.line + (low + high) / 2)
         self.things.append(
@@ -55,7 +55,7 @@ class Lot:
         gap: float = 0.0,
         band: Band = Band.HOUSE,
     ) -> None:
-        """Build `back` metres behind the line, `deep` and `high`, leaving `gap` metres at each end."""
+        """Build `back` meters behind the line, `deep` and `high`, leaving `gap` meters at each end."""
         mesh = furniture.building(surface, roof)
         x, length = self.side * (self.line + back + deep / 2), self.length - 2 * gap
         self.things.append(
@@ -67,7 +67,7 @@ class Lot:
             self.things.append(Thing((furniture.chimney(),), x, z, Band.ROOF, self.seed(), y=high * 1.22))
 
     def plant(self, kind: str, *, back: float, z: float, band: Band, size: float = 1.0) -> None:
-        """Plant a tree or bush `back` metres behind the line (in front of it where negative)."""
+        """Plant a tree or bush `back` meters behind the line (in front of it where negative)."""
         rng = self.rng
         if kind == "leafy" and rng.random() < self.bare:
             kind = "bare"

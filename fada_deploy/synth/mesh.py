@@ -1,4 +1,4 @@
-"""Small models of flat faces, each with a colour slot, a surface and a class."""
+"""Small models of flat faces, each with a color slot, a surface and a class."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GROUND = (Surface.ROAD, Surface.PAVING, Surface.GRASS, Surface.PAINT)
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Faces in drawing order; the corners (C, 3) of face f are `starts[f]`…`starts[f + 1]`, in metres.
+    """Faces in drawing order; the corners (C, 3) of face f are `starts[f]`…`starts[f + 1]`, in meters.
 
     `solid` faces are seen from outside only and shaded by the sun; others are seen from both
     sides. `fine` faces are left out far away. `cast` is the box that throws a shadow: half width,
@@ -151,12 +151,12 @@ def inset(quad: Sequence[Point], across: float, up: float, down: float | None = 
     return np.array([at(across, low), at(1 - across, low), at(1 - across, high), at(across, high)])
 
 
-def disc(centre: Point, radius: float, *, plane: str = "xy", sides: int = 12, flat: float = 1.0) -> list[Point]:
+def disc(center: Point, radius: float, *, plane: str = "xy", sides: int = 12, flat: float = 1.0) -> list[Point]:
     """Return a regular polygon in the plane "xy" (seen along the street) or "zy" (seen from the side).
 
     `flat` scales it sideways.
     """
-    x, y, z = centre
+    x, y, z = center
     points: list[Point] = []
     for angle in np.linspace(0, 2 * np.pi, sides, endpoint=False) + np.pi / sides:
         a, b = radius * flat * float(np.cos(angle)), radius * float(np.sin(angle))
@@ -164,10 +164,10 @@ def disc(centre: Point, radius: float, *, plane: str = "xy", sides: int = 12, fl
     return points
 
 
-def ring(centre: Point, radius: float, width: float, *, sides: int = 14) -> list[Point]:
+def ring(center: Point, radius: float, width: float, *, sides: int = 14) -> list[Point]:
     """Return a wheel's rim in the plane "xy" as one polygon with a seam."""
-    outer = disc(centre, radius, sides=sides)
-    inner = disc(centre, radius - width, sides=sides)
+    outer = disc(center, radius, sides=sides)
+    inner = disc(center, radius - width, sides=sides)
     return [*outer, outer[0], inner[0], *inner[:0:-1], inner[0]]
 
 

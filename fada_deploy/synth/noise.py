@@ -31,7 +31,7 @@ def texture() -> F32:
 
 
 def sample(s: F32, t: F32, period: float) -> F32:
-    """Return the texture at surface coordinates in metres; it repeats after `period` metres."""
+    """Return the texture at surface coordinates in meters; it repeats after `period` meters."""
     scale = np.float32(TILE / period)
     i = np.floor(t * scale).astype(np.int32) & (TILE - 1)
     j = np.floor(s * scale).astype(np.int32) & (TILE - 1)

@@ -20,8 +20,8 @@ def develop(picture: F32, weather: Weather, frame: int = 0) -> NDArray[np.uint8]
     gain = weather.exposure * np.array([1 + weather.warmth, 1.0, 1 - weather.warmth], np.float32)
     if weather.contrast != 1.0 or weather.saturation != 1.0:
         # One 3 × 4 matrix does white balance, saturation and contrast at once.
-        grey = np.array([0.299, 0.587, 0.114], np.float32)
-        mix = weather.saturation * np.eye(3, dtype=np.float32) + (1 - weather.saturation) * grey
+        gray = np.array([0.299, 0.587, 0.114], np.float32)
+        mix = weather.saturation * np.eye(3, dtype=np.float32) + (1 - weather.saturation) * gray
         matrix = (mix * gain[:, None] * weather.contrast).astype(np.float32)
         shift = np.full((3, 1), 118 * (1 - weather.contrast), np.float32)
         out = np.asarray(cv2.transform(out, np.hstack((matrix, shift))), np.float32)

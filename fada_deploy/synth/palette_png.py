@@ -1,4 +1,4 @@
-"""Write a label map as a palette PNG (colour type 3), as GTA5 does; OpenCV can only write grey or colour."""
+"""Write a label map as a palette PNG (color type 3), as GTA5 does; OpenCV can only write gray or color."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def write_palette_png(path: Path, indices: NDArray[np.uint8], palette: NDArray[np.uint8]) -> None:
-    """Write indices (H, W) uint8 with their colours (256, 3) uint8 RGB, atomically."""
+    """Write indices (H, W) uint8 with their colors (256, 3) uint8 RGB, atomically."""
     height, width = indices.shape
     # Every row starts with its filter: 0, none.
     rows = np.pad(indices, ((0, 0), (1, 0)))

@@ -1,6 +1,6 @@
 """Draw a town from a camera into one map of face numbers: painter's algorithm, no antialiasing.
 
-Labels, colours, depth and surface coordinates are all looked up by that number, so they agree
+Labels, colors, depth and surface coordinates are all looked up by that number, so they agree
 pixel by pixel.
 """
 
@@ -19,7 +19,7 @@ from fada_deploy.synth.looks import SLOTS
 from fada_deploy.synth.mesh import LABEL, Surface
 from fada_deploy.synth.placing import Placed
 
-# Face numbers are drawn at twice the resolution; every second one is the centre of a pixel.
+# Face numbers are drawn at twice the resolution; every second one is the center of a pixel.
 SCALE = 2
 BITS = 4
 FINE_SIGHT = 45.0
@@ -48,21 +48,21 @@ class Faces:
 
 @dataclass(frozen=True)
 class Drawing:
-    """`numbers` (2H, 2W) uint16 indexes `faces`; `numbers[::2, ::2]` are the centres of the pixels."""
+    """`numbers` (2H, 2W) uint16 indexes `faces`; `numbers[::2, ::2]` are the centers of the pixels."""
 
     numbers: NDArray[np.uint16]
     faces: Faces
     camera: Camera
 
     @property
-    def centres(self) -> NDArray[np.uint16]:
-        """Face number at the centre of every pixel, (H, W) uint16."""
+    def centers(self) -> NDArray[np.uint16]:
+        """Face number at the center of every pixel, (H, W) uint16."""
         return self.numbers[::SCALE, ::SCALE]
 
     @property
     def labels(self) -> NDArray[np.uint8]:
-        """Class of the nearest thing at the centre of every pixel, (H, W) uint8."""
-        return np.ascontiguousarray(self.faces.labels[self.centres])
+        """Class of the nearest thing at the center of every pixel, (H, W) uint8."""
+        return np.ascontiguousarray(self.faces.labels[self.centers])
 
 
 def draw(placed: Placed, camera: Camera, time: float) -> Drawing:
@@ -118,7 +118,7 @@ def _number(
     plain = np.array([[0.0, -camera.y, 0.0]])
     normals = np.concatenate((up, up, normals))
     origins = np.concatenate((plain, plain, origins))
-    u0, v0 = camera.centre
+    u0, v0 = camera.center
     distance = np.minimum((normals * origins).sum(1), -1e-6)
     rays = np.stack(
         (
@@ -183,7 +183,7 @@ def _visible(
     left, right = np.minimum.reduceat(u, starts), np.maximum.reduceat(u, starts)
     low, high = np.minimum.reduceat(v, starts), np.maximum.reduceat(v, starts)
     height, width = camera.size_hw
-    u0, v0 = camera.centre
+    u0, v0 = camera.center
     inside = (right > -u0 - 1) & (left < width - u0) & (low < v0 + 1) & (high > v0 - height)
     inside &= (right - left) + (high - low) > 0.5
     # Seen edge on, a face would be no more than a line.
@@ -195,7 +195,7 @@ def _visible(
 def _blank(camera: Camera) -> NDArray[np.uint16]:
     height, width = camera.size_hw
     numbers = np.full((height * SCALE, width * SCALE), SKY, np.uint16)
-    numbers[max(0, math.floor(camera.centre[1] * SCALE) + 1) :] = LAND
+    numbers[max(0, math.floor(camera.center[1] * SCALE) + 1) :] = LAND
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""Turn a drawing into a picture: colour, sunlight, shadow, textures, sky and haze, as the eye would see it."""
+"""Turn a drawing into a picture: color, sunlight, shadow, textures, sky and haze, as the eye would see it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FURTHEST = 900.0
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Where every pixel's surface lies, (H·W,) each, in view space metres."""
+    """Where every pixel's surface lies, (H·W,) each, in view space meters."""
 
     faces: NDArray[np.uint16]
     right: F32
@@ -34,9 +34,9 @@ def shade(
     drawing: Drawing, shadow: NDArray[np.uint8], look: Look, weather: Weather, sun: tuple[float, float, float]
 ) -> F32:
     """Return the picture (H, W, 3) float32 RGB in 0…255 before the camera; `shadow` is of `shadows.shadows`."""
-    colours, light = _paint(drawing, look, weather, sun)
+    colors, light = _paint(drawing, look, weather, sun)
     height, width = drawing.camera.size_hw
-    picture = _smooth(colours.take(drawing.numbers.ravel(), 0), height, width)
+    picture = _smooth(colors.take(drawing.numbers.ravel(), 0), height, width)
     space = _geometry(drawing)
     flat = picture.reshape(-1, 3)
     surfaces = drawing.faces.surfaces.take(space.faces)
@@ -52,7 +52,7 @@ def shade(
 
 
 def _paint(drawing: Drawing, look: Look, weather: Weather, sun: tuple[float, float, float]) -> tuple[F32, F32]:
-    """Return the lit colour (N, 3) and the light (N,) of every face."""
+    """Return the lit color (N, 3) and the light (N,) of every face."""
     faces: Faces = drawing.faces
     most = max(len(look.palette[s]) for s in SLOTS)
     table = np.array([(look.palette[s] * most)[:most] for s in SLOTS], np.float64)
@@ -73,7 +73,7 @@ def _paint(drawing: Drawing, look: Look, weather: Weather, sun: tuple[float, flo
 
 
 def _smooth(samples: F32, height: int, width: int) -> F32:
-    """Average samples (4·H·W, 3) around the centres of the pixels: antialiasing of the picture alone."""
+    """Average samples (4·H·W, 3) around the centers of the pixels: antialiasing of the picture alone."""
     double = samples.reshape(height * 2, width * 2, 3)
     kernel = np.array([0.25, 0.5, 0.25], np.float32)
     mixed = cv2.sepFilter2D(double, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
@@ -82,8 +82,8 @@ def _smooth(samples: F32, height: int, width: int) -> F32:
 
 def _geometry(drawing: Drawing) -> _Geometry:
     height, width = drawing.camera.size_hw
-    u0, v0 = drawing.camera.centre
-    numbers = np.ascontiguousarray(drawing.centres)
+    u0, v0 = drawing.camera.center
+    numbers = np.ascontiguousarray(drawing.centers)
     planes = drawing.faces.planes.astype(np.float32)
     u, v = np.arange(width, dtype=np.float32)[None], np.arange(height, dtype=np.float32)[:, None]
     inverse = planes[:, 0].take(numbers) * u + planes[:, 1].take(numbers) * v + planes[:, 2].take(numbers)
@@ -96,7 +96,7 @@ def _geometry(drawing: Drawing) -> _Geometry:
 def _points(
     index: NDArray[np.intp], space: _Geometry, drawing: Drawing, light: F32, look: Look, *, ground: bool
 ) -> Points:
-    """Return surface coordinates: street metres on the ground, else along and up from the first corner."""
+    """Return surface coordinates: street meters on the ground, else along and up from the first corner."""
     faces, camera = drawing.faces, drawing.camera
     number = space.faces[index]
     right, up, depth = space.right[index], space.up[index], space.depth[index]
@@ -124,7 +124,7 @@ def _points(
 
 
 def _darken(flat: F32, shadow: NDArray[np.uint8], ground: NDArray[np.bool_], look: Look, weather: Weather) -> None:
-    """Lay shadows on the ground; soft where the sky is grey."""
+    """Lay shadows on the ground; soft where the sky is gray."""
     strength = np.array([0.0, weather.shadow * min(1.0, 0.25 + weather.sun), 0.45], np.float32)
     sigma = (0.45 + 2.0 * look.shadow_softness) * shadow.shape[0] / 192
     dark = cv2.GaussianBlur(strength[shadow], (0, 0), sigma)
@@ -150,7 +150,7 @@ def _sky(flat: F32, space: _Geometry, drawing: Drawing, look: Look, weather: Wea
     # Both are measured at depth FURTHEST, so they are slopes of the ray.
     rise = np.maximum(space.up[index] / FURTHEST, 0.004).astype(np.float32)
     side = space.right[index] / np.float32(FURTHEST)
-    colour = low + (top - low) * np.minimum(1, rise * np.float32(2.0))[:, None] ** np.float32(0.7)
+    color = low + (top - low) * np.minimum(1, rise * np.float32(2.0))[:, None] ** np.float32(0.7)
     heading = np.float32(drawing.camera.heading)
     s, t = (side + heading) / (rise + np.float32(0.12)), 1 / (rise + np.float32(0.12))
     pattern = sample(s + np.float32(weather.seed % 13), t, 5.0) * np.float32(0.65)
@@ -158,4 +158,4 @@ def _sky(flat: F32, space: _Geometry, drawing: Drawing, look: Look, weather: Wea
     cover = np.clip((pattern + np.float32(weather.clouds * 1.6 - 0.9)) * np.float32(0.8), 0, 1)
     cover *= np.minimum(1, rise * 9)
     body = cloud * (np.float32(1) - np.float32(0.10) * np.clip(cover - 0.6, 0, 1))[:, None]
-    flat[index] = colour + (body - colour) * (cover * np.float32(0.85))[:, None]
+    flat[index] = color + (body - color) * (cover * np.float32(0.85))[:, None]

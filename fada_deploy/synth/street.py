@@ -17,11 +17,11 @@ DASH, GAP = 3.0, 5.0
 
 @dataclass(frozen=True)
 class Street:
-    """Half a cross-section in metres from the centre line: lanes, kerb, verge, and the line of the lots."""
+    """Half a cross-section in meters from the center line: lanes, curb, verge, and the line of the lots."""
 
     lanes: int
     lane_edge: float
-    kerb: float
+    curb: float
     verge: float
     line: float
 
@@ -30,16 +30,16 @@ class Street:
         """Draw a cross-section."""
         lanes = rng.choice((1, 1, 1, 1, 2))
         edge = lanes * LANE
-        kerb = edge + rng.choice((0.4, 0.4, 2.2))
+        curb = edge + rng.choice((0.4, 0.4, 2.2))
         verge = rng.choice((0.18, 0.18, 1.9))
-        return cls(lanes, edge, kerb, verge, kerb + verge + rng.uniform(2.2, 4.2))
+        return cls(lanes, edge, curb, verge, curb + verge + rng.uniform(2.2, 4.2))
 
     @property
     def has_parking(self) -> bool:
-        return self.kerb - self.lane_edge > 1.0
+        return self.curb - self.lane_edge > 1.0
 
     def lane(self, index: int) -> float:
-        """Return the x of the middle of a lane: 0 is next to the centre line."""
+        """Return the x of the middle of a lane: 0 is next to the center line."""
         return (index + 0.5) * LANE
 
     def markings(self, z0: float, z1: float) -> list[Thing]:
@@ -63,7 +63,7 @@ class Street:
 def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
     """Stand lamps, trees, signs, lights and bollards on the pavement of one lot."""
     rng, side = lot.rng, lot.side
-    kerbside = side * (street.kerb + max(0.55, street.verge * 0.55))
+    curbside = side * (street.curb + max(0.55, street.verge * 0.55))
 
     def stand(mesh: Mesh, x: float, z: float, *, mirror: bool = False, size: float = 1.0) -> None:
         lot.things.append(
@@ -71,25 +71,25 @@ def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
         )
 
     if is_junction:
-        _signals(lot, street, kerbside)
+        _signals(lot, street, curbside)
         return
     if rng.random() < 0.55:
-        stand(furniture.lamp(), kerbside, lot.z0 + rng.uniform(0.5, 2.5), mirror=side > 0)
+        stand(furniture.lamp(), curbside, lot.z0 + rng.uniform(0.5, 2.5), mirror=side > 0)
     if rng.random() < 0.62:
         for _ in range(rng.randint(1, 2)):
             band = Band.TREES
-            lot.plant("leafy", back=abs(kerbside) - lot.line + 0.2, z=lot.along(0.25, 0.95), band=band, size=1.0)
+            lot.plant("leafy", back=abs(curbside) - lot.line + 0.2, z=lot.along(0.25, 0.95), band=band, size=1.0)
     if rng.random() < 0.50:
-        stand(rng.choice(furniture.signs()[:-1]), kerbside, lot.along(), size=rng.uniform(1.1, 1.35))
+        stand(rng.choice(furniture.signs()[:-1]), curbside, lot.along(), size=rng.uniform(1.1, 1.35))
     if rng.random() < 0.07:
         stand(furniture.signs()[-1], side * (street.line - 1.4), lot.along(), size=1.1)
     if rng.random() < 0.18:
         z = lot.along(0.1, 0.5)
         for i in range(rng.randint(2, 5)):
-            stand(furniture.bollard(), side * (street.kerb + 0.4), z + 1.6 * i)
+            stand(furniture.bollard(), side * (street.curb + 0.4), z + 1.6 * i)
 
 
-def _signals(lot: Lot, street: Street, kerbside: float) -> None:
+def _signals(lot: Lot, street: Street, curbside: float) -> None:
     rng, side = lot.rng, lot.side
     lit = rng.choice((0, 0, 2, 1))
     if lot.is_green:
@@ -102,7 +102,7 @@ def _signals(lot: Lot, street: Street, kerbside: float) -> None:
             lot.things.append(
                 Thing(
                     (mesh,),
-                    kerbside,
+                    curbside,
                     z,
                     Band.TREES,
                     lot.seed(),

@@ -1,6 +1,6 @@
 """What surfaces look like close by: windows, bricks, paving, grass, leaves; each fades before it could flicker.
 
-Every texture takes `Points` and the colours (n, 3) they have so far, and returns their colours.
+Every texture takes `Points` and the colors (n, 3) they have so far, and returns their colors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fada_deploy.synth.noise import F32, fraction, pulse, sample
 class Points:
     """Pixels of one kind of surface, (n,) each.
 
-    `s`, `t` are metres along and up the surface (across and along the street on the ground),
-    `wide`, `high` the size of a pixel there in metres, `seed` of the thing, `light` on the face.
+    `s`, `t` are meters along and up the surface (across and along the street on the ground),
+    `wide`, `high` the size of a pixel there in meters, `seed` of the thing, `light` on the face.
     """
 
     s: F32
@@ -34,15 +34,15 @@ class Points:
     look: Look
 
     def grain(self, period: float, size: float) -> F32:
-        """Return noise of mean 0 and deviation 1 that fades where a pixel is larger than `size` metres."""
+        """Return noise of mean 0 and deviation 1 that fades where a pixel is larger than `size` meters."""
         fade = np.minimum(1, size / np.maximum(self.wide, self.high))
         return np.asarray(sample(self.s, self.t, period) * fade, np.float32)
 
     def swatch(self, slot: str, choice: NDArray[np.float64]) -> F32:
-        """Return lit colours (n, 3) of a slot, chosen by fractions."""
-        colours = np.array(self.look.palette[slot], np.float32)
-        index = np.minimum((choice * len(colours)).astype(np.intp), len(colours) - 1)
-        return np.asarray(colours[index] * self.light[:, None], np.float32)
+        """Return lit colors (n, 3) of a slot, chosen by fractions."""
+        colors = np.array(self.look.palette[slot], np.float32)
+        index = np.minimum((choice * len(colors)).astype(np.intp), len(colors) - 1)
+        return np.asarray(colors[index] * self.light[:, None], np.float32)
 
 
 def _mix(base: F32, other: F32, share: F32) -> F32:

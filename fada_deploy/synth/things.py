@@ -33,13 +33,13 @@ class Band(IntEnum):
 
 @dataclass(slots=True)
 class Thing:
-    """A mesh at (x, y, z) street metres, scaled, then turned by `yaw` (radians to the right).
+    """A mesh at (x, y, z) street meters, scaled, then turned by `yaw` (radians to the right).
 
     Several meshes are the phases of a stride, changed `rate` times a second. `facing` things turn
     to the camera instead. `vx`, `vz` are m/s; sideways it
     goes no further than ±`limit`. `reach` is how far it comes
     towards the camera from z, along the street, `seed`
-    decides the colours.
+    decides the colors.
     """
 
     meshes: tuple[Mesh, ...]

@@ -19,7 +19,7 @@ from fada_deploy.synth.traffic import cross_traffic, crossing, drive, park_cars,
 SIGHT = 150.0
 # How likely each kind of lot is, by the character of the town.
 CHARACTERS = {
-    "centre": {"row": 0.74, "house": 0.04, "park": 0.12, "yard": 0.10},
+    "center": {"row": 0.74, "house": 0.04, "park": 0.12, "yard": 0.10},
     "suburb": {"row": 0.14, "house": 0.50, "park": 0.22, "yard": 0.14},
     "edge": {"row": 0.24, "house": 0.24, "park": 0.32, "yard": 0.20},
 }
@@ -41,7 +41,7 @@ class Town:
 
 
 def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> Town:
-    """Build the town of a seed, from z = −12 to `length` metres; the same seed gives the same town.
+    """Build the town of a seed, from z = −12 to `length` meters; the same seed gives the same town.
 
     `is_green` turns all traffic lights green, for a camera that does not stop.
     """
@@ -85,7 +85,7 @@ def _sun(rng: Random) -> tuple[float, float, float]:
 
 
 def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: bool) -> list[Thing]:
-    """Return road, kerbs, verges, pavements and markings of one slab."""
+    """Return road, curbs, verges, pavements and markings of one slab."""
     things: list[Thing] = []
     middle, length = (z0 + z1) / 2, z1 - z0 + 0.02
 
@@ -93,12 +93,12 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
         mesh = furniture.ground(slot, label, surface)
         things.append(Thing((mesh,), (low + high) / 2, middle, band, seed, sx=high - low, sz=length))
 
-    strip("road", "road", Surface.ROAD, -street.kerb, street.kerb, Band.STREET)
+    strip("road", "road", Surface.ROAD, -street.curb, street.curb, Band.STREET)
     for side in (-1, 1):
-        edges = [side * v for v in (street.kerb, street.kerb + 0.18, street.kerb + street.verge, street.line)]
+        edges = [side * v for v in (street.curb, street.curb + 0.18, street.curb + street.verge, street.line)]
         for i, (slot, label, surface) in enumerate(
             (
-                ("kerb", "sidewalk", Surface.PAINT),
+                ("curb", "sidewalk", Surface.PAINT),
                 ("terrain", "terrain", Surface.GRASS),
                 ("sidewalk", "sidewalk", Surface.PAVING),
             )
@@ -109,7 +109,7 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
             if high - low > 0.01:
                 strip(slot, label, surface, low, high, Band.KERB if i != 0 else Band.PAINT)
     if is_junction:
-        # The mouth of the side street cuts the kerb; it is drawn over it.
+        # The mouth of the side street cuts the curb; it is drawn over it.
         mesh = furniture.ground("road", "road", Surface.ROAD)
         mouth = Thing((mesh,), 0.0, middle, Band.PAINT, seed, sx=2 * street.line + 0.1, sz=length - 5.0)
         things.append(mouth)

@@ -53,7 +53,7 @@ def _truck(rng: Random, x: float, z: float, *, yaw: float, band: Band, vz: float
 
 
 def vehicle_length(parts: list[Thing]) -> float:
-    """Return the length in metres of the vehicle whose parts end the list."""
+    """Return the length in meters of the vehicle whose parts end the list."""
     mesh = parts[-1].meshes[0]
     if mesh is vehicles.truck()[0]:
         return 8.2
@@ -61,14 +61,14 @@ def vehicle_length(parts: list[Thing]) -> float:
 
 
 def park_cars(lot: Lot, street: Street) -> None:
-    """Park cars along the kerb of one lot."""
+    """Park cars along the curb of one lot."""
     rng = lot.rng
     if not street.has_parking:
         return
     z = lot.z0 + 3.0
     while z < lot.z1 - 2.4:
         if rng.random() < 0.45:
-            x = lot.side * (street.kerb - 1.06)
+            x = lot.side * (street.curb - 1.06)
             yaw = 0.0 if lot.side > 0 else math.pi
             lot.things += vehicle(rng, x, z, yaw=yaw, band=Band.PARKED, parked=True)
             if vehicle_length(lot.things) > 6.0:
@@ -79,7 +79,7 @@ def park_cars(lot: Lot, street: Street) -> None:
 def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
     """Put people and parked bicycles on the pavement of one lot."""
     rng = lot.rng
-    low, high = street.kerb + street.verge + 0.3, street.line - 0.3
+    low, high = street.curb + street.verge + 0.3, street.line - 0.3
     for _ in range(rng.choice((0, 1, 2, 3, 4, 5))):
         x, z = lot.side * rng.uniform(low, high), lot.along(0, 1)
         lot.things.append(walker(rng, x, z, vz=rng.choice((-1.3, 1.3)), side_on=rng.random() < 0.25))
@@ -88,7 +88,7 @@ def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
     if not is_junction and rng.random() < 0.6:
         mesh = people.parked_bikes()[int(rng.random() < 0.40)]
         size = rng.choice((-1.0, 1.0))
-        x, z = lot.side * (street.kerb + street.verge + 0.4), lot.along(0.0, 0.7)
+        x, z = lot.side * (street.curb + street.verge + 0.4), lot.along(0.0, 0.7)
         for i in range(rng.randint(1, 4)):
             lot.things.append(Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.seed(), sx=size, facing=True))
 
@@ -123,17 +123,17 @@ def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]
     stripe = furniture.ground("marking", "road", Surface.PAINT)
     things: list[Thing] = []
     if rng.random() < 0.75:
-        count = int(street.kerb / 0.55)
+        count = int(street.curb / 0.55)
         for i in range(-count + 1, count):
             if i % 2:
                 things.append(Thing((stripe,), i * 0.55, z0 + 0.9, Band.PAINT, 0, sx=0.5, sz=2.6))
         if rng.random() < 0.4:
             meshes = people.riders()[rng.random() < 0.4, True]
-            x, z = rng.uniform(-street.kerb, street.kerb), z0 + rng.uniform(3.0, 5.0)
+            x, z = rng.uniform(-street.curb, street.curb), z0 + rng.uniform(3.0, 5.0)
             things.append(Thing(meshes, x, z, Band.ROAD, rng.getrandbits(30), facing=True, vx=4.0, rate=8.0))
         for _ in range(rng.choice((0, 1, 2, 3))):
             vx = rng.choice((-1.2, 1.2))
-            x = rng.uniform(-street.kerb, street.kerb)
+            x = rng.uniform(-street.curb, street.curb)
             things.append(
                 walker(rng, x, z0 + 0.9 + rng.uniform(-0.8, 0.8), vx=vx, side_on=True, limit=street.line - 0.6)
             )

@@ -16,7 +16,7 @@ SizeHW = tuple[int, int]
 Jitter = tuple[float, float, float, float]
 STAGES = ("source", "adversarial", "distill")
 METHODS = ("source", "feature", "fada-hard", "fada", "adaptsegnet", "advent")
-OPTIMISERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw")
 BN_STATISTICS = ("target", "source", "both", "frozen")
 AMP = ("off", "bf16", "auto")
 
@@ -27,7 +27,7 @@ class Stage:
 
     The classifier learns at `lr` × `classifier_lr_factor`. `max_norm` is what the norm of F's and G's
     gradients is clipped to (0: not at all). `accumulate` takes a process's share of a batch in so many equal
-    parts and adds up their gradients: less memory, the same step, but that trainable normalisation takes its
+    parts and adds up their gradients: less memory, the same step, but that trainable normalization takes its
     statistics over a part. `ema` 0 is off, else the decay of averaged weights.
     `jitter` is brightness, contrast, saturation, hue.
     """
@@ -36,7 +36,7 @@ class Stage:
     max_iterations: int
     batch: int
     lr: float
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     classifier_lr_factor: float = 10.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -63,7 +63,7 @@ class SourceStage(Stage):
 class AdversarialStage(Stage):
     """Adversarial training; `batch` counts the images of each domain. The method is the run's.
 
-    `bn_statistics` says whose pass moves the running statistics of trainable batch normalisation:
+    `bn_statistics` says whose pass moves the running statistics of trainable batch normalization:
     "target", "source" or "both" in turn; "frozen" takes those of the stage before for both.
     `full_resolution` takes the domain losses at the input's size, as published, or else at the
     features'.
@@ -88,7 +88,7 @@ class DistillStage(Stage):
     """A fresh student on the adapted network's pseudo-labels of the target's training frames.
 
     Frames and pseudo-labels are scaled by a factor from `scale`, relative to the distilled
-    network's input size, and cropped to `crop`. The student's normalisation is `norm`: trainable in
+    network's input size, and cropped to `crop`. The student's normalization is `norm`: trainable in
     the published GTA5 run with ResNet-101, frozen for SYNTHIA.
     """
 
@@ -114,7 +114,7 @@ class RunConfig:
     of ImageNet weights for the backbone, `start` trained weights that stand in for the stage before
     the first one. `src_size` is what source frames are resized to, `size` what target frames are:
     the network's input. Both are (height, width). `amp` is off, bf16, or auto: bfloat16 where the
-    device is made for it. `init_norm` names the input normalisation of `init` where the file does
+    device is made for it. `init_norm` names the input normalization of `init` where the file does
     not tell. Weights are kept for comparison every `keep_every` iterations (0: the last alone).
     `test_scales` and `test_flip` are the views that scores average over; `published` is the mIoU in
     percent that the paper gives for these settings, shown beside the last score. `compile` has torch compile
@@ -172,7 +172,7 @@ def _tuples(value: Any) -> Any:
 
 # From random weights in minutes: AdamW with a warm-up and averaged weights in place of SGD from ImageNet.
 _SMALL_STAGE: dict[str, Any] = {
-    "optimiser": "adamw",
+    "optimizer": "adamw",
     "classifier_lr_factor": 1.0,
     "weight_decay": 0.01,
     "warmup": 20,

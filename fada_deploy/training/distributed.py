@@ -117,8 +117,8 @@ def main_first() -> Iterator[None]:
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def synchronised(model: Module) -> Module:
-    """Return the model with batch normalisation over the global batch, which NVIDIA GPUs alone can do."""
+def synchronized(model: Module) -> Module:
+    """Return the model with batch normalization over the global batch, which NVIDIA GPUs alone can do."""
     if size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model

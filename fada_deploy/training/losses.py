@@ -27,7 +27,7 @@ Encode = Callable[[Tensor], Tensor] | None
 
 
 def soft_encodings(logits: Tensor, *, temperature: float, clip: float) -> Tensor:
-    """Return softmax(logits / T) over the last axis, entries above `clip` cut to it, **not renormalised**.
+    """Return softmax(logits / T) over the last axis, entries above `clip` cut to it, **not renormalized**.
 
     Clipping keeps confident pixels from drowning the others (eq. 9).
     """
@@ -42,13 +42,13 @@ def hard_encodings(logits: Tensor) -> Tensor:
 def segmentation_loss(
     logits: Tensor, labels: Tensor, *, temperature: float = 1.0, pixels: Tensor | None = None
 ) -> Tensor:
-    """Return the cross entropy of logits / `temperature`, interpolated to the labels' size, over labelled pixels.
+    """Return the cross entropy of logits / `temperature`, interpolated to the labels' size, over labeled pixels.
 
-    `logits` (B, K, h, w) float, `labels` (B, H, W) int64 with 255 ignored. `pixels` is how many labelled
+    `logits` (B, K, h, w) float, `labels` (B, H, W) int64 with 255 ignored. `pixels` is how many labeled
     ones the sum is divided by, where the batch is a part of one; by default its own. A batch with no
-    labelled pixel has loss 0, not NaN.
+    labeled pixel has loss 0, not NaN.
     """
-    pixels = labelled_pixels(labels) if pixels is None else pixels
+    pixels = labeled_pixels(labels) if pixels is None else pixels
     loss: Tensor = _Segmentation.apply(logits, labels, temperature, pixels)  # type: ignore[no-untyped-call]
     return loss
 
@@ -82,7 +82,7 @@ class _Segmentation(torch.autograd.Function):
         return gradient * outer[0], None, None, None
 
 
-def labelled_pixels(labels: Tensor) -> Tensor:
+def labeled_pixels(labels: Tensor) -> Tensor:
     """Return how many pixels have a label, a scalar int64 tensor."""
     return (labels != IGNORE).sum()
 

@@ -12,10 +12,10 @@ from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import WEIGHTS, final_weights
 from fada_deploy.training import distributed
 from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.distributed import synchronised
+from fada_deploy.training.distributed import synchronized
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
 from fada_deploy.training.weights.checkpoints import load_segmenter
-from fada_deploy.training.weights.pretrained import find_init, init_normalisation, load_backbone
+from fada_deploy.training.weights.pretrained import find_init, init_normalization, load_backbone
 
 
 class Networks:
@@ -24,7 +24,7 @@ class Networks:
     def __init__(self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device) -> None:
         self.config, self.folder, self.space, self.device = config, folder, space, device
         self.init = find_init(config.backbone, config.init)
-        mean, std, self._bgr = init_normalisation(config.backbone, self.init, config.init_norm)
+        mean, std, self._bgr = init_normalization(config.backbone, self.init, config.init_norm)
         self.spec = ModelSpec(config.backbone, space, config.size, initial_norm(config), mean, std)
         self.student_spec = replace(self.spec, size_hw=config.distill.size, norm=config.distill.norm)
         self.start = None if config.start is None else self._load(final_weights(Path(config.start)))
@@ -55,15 +55,15 @@ class Networks:
             model = Segmenter(spec)
         if self.init is not None:
             load_backbone(model, self.init, bgr=self._bgr)
-        return synchronised(model.to(self.device))
+        return synchronized(model.to(self.device))
 
     def before(self, stage: str) -> Segmenter:
         """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
         earlier = self._earlier(stage)
         if earlier:
-            return synchronised(self._load(earlier[0]))
+            return synchronized(self._load(earlier[0]))
         assert self.start is not None, "checked before anything was trained"
-        return synchronised(self.start)
+        return synchronized(self.start)
 
     def _earlier(self, stage: str) -> list[Path]:
         """Return the weights of this run's finished stages before `stage`, the nearest first."""
@@ -121,12 +121,12 @@ class Networks:
             return
         if spec.norm == "batch" and distributed.size() > 1 and self.device.type != "cuda":
             raise UsageError(
-                f"{stage}: trainable normalisation cannot be shared among processes on a CPU; train in one "
+                f"{stage}: trainable normalization cannot be shared among processes on a CPU; train in one "
                 "process, or freeze it (norm=frozen, with --init FILE)"
             )
         if spec.norm == "batch" and part < 2:
             raise UsageError(
-                f"{stage}: trainable normalisation needs 2 or more images at a time; found {part}; "
+                f"{stage}: trainable normalization needs 2 or more images at a time; found {part}; "
                 f"give --batch {2 * settings.accumulate}"
             )
         if spec.norm == "frozen" and stage != "adversarial":
@@ -136,11 +136,11 @@ class Networks:
                 remedy = f"ImageNet weights of {spec.backbone} leave a part out, so let norm be batch"
             else:
                 return
-            raise UsageError(f"{stage}: frozen normalisation over random weights cannot learn; {remedy}")
+            raise UsageError(f"{stage}: frozen normalization over random weights cannot learn; {remedy}")
 
 
 def initial_norm(config: RunConfig) -> str:
-    """Return the normalisation of a network that starts from `init`."""
+    """Return the normalization of a network that starts from `init`."""
     if config.norm != "auto":
         return config.norm
     architecture = find_backbone(config.backbone)

@@ -1,4 +1,4 @@
-"""Optimisers, their schedule, averaged weights and whose pass moves the batch statistics."""
+"""Optimizers, their schedule, averaged weights and whose pass moves the batch statistics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fada_deploy.training.distributed import add_gradients
 from fada_deploy.training.models.segmenter import Segmenter
 
 
-def take_step(optimiser: Optimizer, stage: Stage) -> None:
+def take_step(optimizer: Optimizer, stage: Stage) -> None:
     """Step with all processes' gradients, scaled down together where their norm exceeds `max_norm`."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     add_gradients(parameters)
     if stage.max_norm:
         nn.utils.clip_grad_norm_(parameters, stage.max_norm)
-    optimiser.step()
+    optimizer.step()
 
 
 def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: int = 0) -> float:
@@ -30,42 +30,42 @@ def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: in
     return float(rise * (1 - iteration / max_iterations) ** power)
 
 
-def make_optimiser(model: Segmenter, stage: Stage) -> Optimizer:
-    """Return the optimiser of F (learning rate `lr`) and G (`lr` × factor)."""
+def make_optimizer(model: Segmenter, stage: Stage) -> Optimizer:
+    """Return the optimizer of F (learning rate `lr`) and G (`lr` × factor)."""
     groups = [
         {"params": list(model.feature_extractor.parameters()), "lr": stage.lr},
         {"params": list(model.classifier.parameters()), "lr": stage.lr * stage.classifier_lr_factor},
     ]
     # One fused kernel an update: a third of the time of the loop over tensors on two CPU cores.
-    if stage.optimiser == "adamw":
+    if stage.optimizer == "adamw":
         return _rated(AdamW(groups, weight_decay=stage.weight_decay, fused=True))
     return _rated(SGD(groups, momentum=stage.momentum, weight_decay=stage.weight_decay, fused=True))
 
 
-def make_discriminator_optimiser(discriminator: nn.Module, stage: AdversarialStage) -> Optimizer:
+def make_discriminator_optimizer(discriminator: nn.Module, stage: AdversarialStage) -> Optimizer:
     """Return the discriminator's Adam."""
     rate, betas = stage.discriminator_lr, stage.discriminator_betas
     return _rated(Adam(discriminator.parameters(), lr=rate, betas=betas, fused=True))
 
 
-def set_learning_rate(optimiser: Optimizer, iteration: int, stage: Stage) -> float:
+def set_learning_rate(optimizer: Optimizer, iteration: int, stage: Stage) -> float:
     """Move every group to its place on the poly schedule; return the first group's rate."""
     factor = poly_factor(iteration, max_iterations=stage.max_iterations, power=stage.power, warmup=stage.warmup)
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return float(optimiser.param_groups[0]["lr"])
+    return float(optimizer.param_groups[0]["lr"])
 
 
-def _rated(optimiser: Optimizer) -> Optimizer:
-    for group in optimiser.param_groups:
+def _rated(optimizer: Optimizer) -> Optimizer:
+    for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
-    return optimiser
+    return optimizer
 
 
 class AveragedWeights:
     """Exponential moving average of a model's weights: decay min(1 − 1/(t + 1), α), t counting updates.
 
-    Integer tensors and the running statistics of normalisation layers are copied, not averaged.
+    Integer tensors and the running statistics of normalization layers are copied, not averaged.
     With α = 0 it is the model itself.
     """
 
@@ -119,7 +119,7 @@ def held_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Let batch normalisation keep and use its running statistics, as the published frozen layers do."""
+    """Let batch normalization keep and use its running statistics, as the published frozen layers do."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()

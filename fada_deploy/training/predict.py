@@ -40,7 +40,7 @@ def pick_frames(frames: FrameDataset, count: int) -> tuple[list[int], list[Frame
     chosen, pictures = [], []
     for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int).tolist():
         try:
-            picture = frames.pair(i)[0] if frames.labelled else frames.image(i)
+            picture = frames.pair(i)[0] if frames.labeled else frames.image(i)
         except DataError:
             continue
         chosen.append(i)

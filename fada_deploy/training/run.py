@@ -32,7 +32,7 @@ from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.data.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.data.loader import Batches, Order
 from fada_deploy.training.data.samplers import ClassBalancedOrder, ShuffledOrder
-from fada_deploy.training.data.samples import PseudoLabelled, SourceSamples, TargetSamples
+from fada_deploy.training.data.samples import PseudoLabeled, SourceSamples, TargetSamples
 from fada_deploy.training.device import bf16_pays, check_compiler, compiled
 from fada_deploy.training.loop import OpenSession, Parts, Session
 from fada_deploy.training.methods.alignment import make_method
@@ -48,7 +48,7 @@ from fada_deploy.training.stages.source import train_supervised
 from fada_deploy.training.weights.checkpoints import load_segmenter, save_weights
 
 Say = Callable[[str], None]
-Load = SourceSamples | TargetSamples | PseudoLabelled
+Load = SourceSamples | TargetSamples | PseudoLabeled
 
 
 @dataclass
@@ -117,8 +117,8 @@ class Run:
         self.networks = Networks(config, run, self.space, device)
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
-        if not self.source_frames.labelled:
-            raise DataError(f"{config.src}: some source frames have no labels; the source must be labelled")
+        if not self.source_frames.labeled:
+            raise DataError(f"{config.src}: some source frames have no labels; the source must be labeled")
         self.target_frames, self.validation = open_target(
             config, run / "target_frames", self.space, say, self._left_out
         )
@@ -148,7 +148,7 @@ class Run:
         self.outcome.bad_files[str(error)] = None
 
     def source(self) -> None:
-        """Train on the labelled source alone."""
+        """Train on the labeled source alone."""
         stage = self.config.source
         model = self._compiled(self.networks.fresh(self.networks.spec))
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter, stage.flip)
@@ -194,13 +194,13 @@ class Run:
         student = self._compiled(self.networks.fresh(self.networks.student_spec))
         session = self._session("distill", stage.iterations, student.spec)
         order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
-        load = PseudoLabelled(self.target_frames, pseudo, stage)
+        load = PseudoLabeled(self.target_frames, pseudo, stage)
         with closing(self._batches(load, order, "distill", stage.batch)) as batches:
             average = train_supervised(student, batches, stage, amp=self.amp, open_session=session)
         self._keep("distill", average.weights(), student.spec, batches)
 
     def score(self, stage: str) -> None:
-        """Score a finished stage on the target's labelled validation frames, if it has them; once."""
+        """Score a finished stage on the target's labeled validation frames, if it has them; once."""
         if self.validation is None:
             return
         path, weights = self.folder / stage / "scores.json", self.folder / stage / WEIGHTS

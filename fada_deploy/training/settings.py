@@ -15,7 +15,7 @@ from typing import Any
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.data import DATASETS
-from fada_deploy.training.config import AMP, BN_STATISTICS, METHODS, OPTIMISERS, PRESETS, STAGES, RunConfig, Stage
+from fada_deploy.training.config import AMP, BN_STATISTICS, METHODS, OPTIMIZERS, PRESETS, STAGES, RunConfig, Stage
 
 
 def make_config(
@@ -171,7 +171,7 @@ def _checked(config: RunConfig) -> RunConfig:
     need(adversarial.bn_statistics in BN_STATISTICS, f"{whose}; found {adversarial.bn_statistics!r}")
     for name in STAGES:
         stage: Stage = getattr(config, name)
-        need(stage.optimiser in OPTIMISERS, f"{name}.optimiser must be one of {', '.join(OPTIMISERS)}")
+        need(stage.optimizer in OPTIMIZERS, f"{name}.optimizer must be one of {', '.join(OPTIMIZERS)}")
         positive = min(stage.iterations, stage.batch, stage.max_iterations) >= 1
         need(positive, f"{name}: iterations, max_iterations and batch must be at least 1")
         need(0 <= stage.lr < math.inf, f"{name}.lr must be finite and not negative; found {stage.lr}")

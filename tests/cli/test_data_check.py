@@ -74,7 +74,7 @@ def test_json_is_one_document_whose_numbers_add_up(fada: Run, damaged: Path) -> 
     code, out, _ = fada("data", "check", "gta5", "--root", damaged, "--json", "--jobs", 1)
     report = json.loads(out)
     assert code == 1 and report["jobs"] == 1 and len(report["bad"]) == 4
-    assert report["frames"] == report["labelled"] == 63 and report["unknown_ids"] == {"77": 192}
+    assert report["frames"] == report["labeled"] == 63 and report["unknown_ids"] == {"77": 192}
     assert report["sizes"] == {"192x128": 60}
     pixels = sum(each["pixels"] for each in report["classes"]) + report["ignored"]["pixels"]
     assert pixels == 60 * 192 * 128

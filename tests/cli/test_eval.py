@@ -152,7 +152,7 @@ def test_class_center_distance_of_two_stages(fada: Run, run: Path, tmp_path: Pat
         assert values["mean"] == pytest.approx(np.mean(kept)) and values != documents["plain"][name]
 
 
-def test_centres_need_labels_of_both_domains(fada: Run, streets: Path, tmp_path: Path, run: Path) -> None:
+def test_centers_need_labels_of_both_domains(fada: Run, streets: Path, tmp_path: Path, run: Path) -> None:
     code, _, err = fada("ccd", run, "--plot", tmp_path / "p.txt")
     assert code == 2 and "writes .png, .svg or .pdf" in err
     code, _, err = fada("ccd", tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Label spaces: indices, ids and colours against Cityscapes' published table."""
+"""Label spaces: indices, ids and colors against Cityscapes' published table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fada_deploy.common.label_space import (
 )
 
 
-def test_published_colours_and_ids() -> None:
+def test_published_colors_and_ids() -> None:
     assert CITYSCAPES_19.names[10] == "sky" and tuple(CITYSCAPES_19.palette[10]) == (70, 130, 180)
     assert tuple(CITYSCAPES_19.palette[0]) == (128, 64, 128) and tuple(CITYSCAPES_19.palette[18]) == (119, 11, 32)
     assert tuple(CITYSCAPES_19.palette[19]) == (0, 0, 0)

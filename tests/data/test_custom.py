@@ -49,7 +49,7 @@ def test_mapping_ignores_what_it_does_not_name(tmp_path: Path) -> None:
     assert make(tmp_path, row(3, 9, 4, 0), spec).labels(0)[0].tolist() == [13, 10, 255, 255]
 
 
-def test_palette_colours_are_red_green_blue(tmp_path: Path) -> None:
+def test_palette_colors_are_red_green_blue(tmp_path: Path) -> None:
     bgr = np.array([[[30, 20, 10], [3, 2, 1], [10, 20, 30]]], np.uint8)
     spec = '[labels]\nencoding = "palette"\ncolors = { road = [10, 20, 30], car = [1, 2, 3] }'
     assert make(tmp_path, bgr, spec).labels(0)[0].tolist() == [0, 13, 255]

@@ -15,14 +15,14 @@ from fada_deploy.common.images import read_indices
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19
 from fada_deploy.data import open_dataset
 
-# One row holding every labelId of Cityscapes' table, and unlabelled ones among them.
+# One row holding every labelId of Cityscapes' table, and unlabeled ones among them.
 IDS = np.tile(np.arange(34, dtype=np.uint8), (16, 1))
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
              27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
 
 
 def png(path: Path, pixels: np.ndarray, *, palette: bytes | None = None, depth: int = 8) -> None:
-    """Write a grey, palette or RGB PNG of 1 to 16 bits a sample from the format's own definition."""
+    """Write a gray, palette or RGB PNG of 1 to 16 bits a sample from the format's own definition."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -51,8 +51,8 @@ def expected() -> np.ndarray:
     return np.tile(np.array(row, np.uint8), (16, 1))
 
 
-def test_gta5_reads_the_palette_index_and_never_its_colour(tmp_path: Path) -> None:
-    # All ids share one colour: a reader of colours cannot tell any of them apart.
+def test_gta5_reads_the_palette_index_and_never_its_color(tmp_path: Path) -> None:
+    # All ids share one color: a reader of colors cannot tell any of them apart.
     frame(tmp_path / "images/00001.png")
     png(tmp_path / "labels/00001.png", IDS, palette=bytes([7, 7, 7]) * 34)
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
@@ -66,13 +66,13 @@ def test_gta5_reads_the_palette_index_and_never_its_colour(tmp_path: Path) -> No
 def test_few_ids_packed_into_a_few_bits_are_not_spread_out(
     tmp_path: Path, depth: int, palette: bytes | None
 ) -> None:
-    # So a PNG optimiser writes a label image of few ids; a plain decoder of grey makes 255 of the largest.
+    # So a PNG optimizer writes a label image of few ids; a plain decoder of gray makes 255 of the largest.
     ids = np.arange(2**depth)[None].repeat(3, axis=0)
     png(tmp_path / "a.png", ids, palette=palette and palette[: 3 * 2**depth], depth=depth)
     np.testing.assert_array_equal(read_indices(tmp_path / "a.png"), ids)
 
 
-def test_gta5_labels_of_16_bits_and_of_a_single_colour_are_read(tmp_path: Path) -> None:
+def test_gta5_labels_of_16_bits_and_of_a_single_color_are_read(tmp_path: Path) -> None:
     for name in ("00001", "00002"):
         frame(tmp_path / f"images/{name}.png")
     png(tmp_path / "labels/00001.png", np.where(IDS == 33, 65535, IDS.astype(int)), depth=16)
@@ -82,7 +82,7 @@ def test_gta5_labels_of_16_bits_and_of_a_single_colour_are_read(tmp_path: Path) 
     assert (dataset.labels(1) == 10).all()
 
 
-def test_gta5_in_true_colours_is_refused_since_no_colour_is_a_labelid(tmp_path: Path) -> None:
+def test_gta5_in_true_colors_is_refused_since_no_color_is_a_labelid(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png")
     png(tmp_path / "labels/00001.png", IDS[..., None].repeat(3, axis=2))
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
@@ -218,7 +218,7 @@ def test_cityscapes_indices_are_contiguous_in_a_smaller_space(tmp_path: Path) ->
 def test_cityscapes_train_may_come_without_labels(tmp_path: Path) -> None:
     frame(tmp_path / "leftImg8bit/train/bonn/bonn_0_0_leftImg8bit.png")
     dataset = open_dataset("cityscapes", tmp_path, split="train", space=CITYSCAPES_19)
-    assert not dataset.labelled
+    assert not dataset.labeled
     with pytest.raises(DataError, match="has no labels"):
         dataset.labels(0)
 

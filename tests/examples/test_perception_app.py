@@ -167,9 +167,9 @@ def test_half_a_row_of_road_is_free_and_less_is_not() -> None:
     labels, corridor, _ = street(50, 8, 0.9, 1.5, CAR)
     left, right = (float(edge[0]) * 640 for edge in corridor.span(np.array([300.5 / 384])))
     for share, free in ((0.4, True), (0.6, False)):
-        kerb = labels.copy()
-        kerb[300, round(right - share * (right - left)) :] = SIDEWALK
-        scene = perceive(kerb, SPACE, corridor)
+        curb = labels.copy()
+        curb[300, round(right - share * (right - left)) :] = SIDEWALK
+        scene = perceive(curb, SPACE, corridor)
         assert scene.free_until == ("" if free else "sidewalk")
         assert free or scene.free_ahead == pytest.approx(83 / 384, abs=1e-4)
 
@@ -281,7 +281,7 @@ def test_late_frames_in_a_row_halve_the_rate_and_calm_ones_restore_it(slow: Slow
     assert all(line["degraded"] for line in lines)
     lines = steps(app, slow, [0.01] * 40)
     leaves = [line["degraded"] for line in lines].index(False)
-    # Twelve labelled frames in a row, every second one.
+    # Twelve labeled frames in a row, every second one.
     assert leaves in (22, 23) and not any(line["degraded"] or line["stale"] for line in lines[leaves + 1 :])
     assert app.budget.entered == 1
 
@@ -292,7 +292,7 @@ def test_a_held_answer_says_how_old_it_is(slow: Slow) -> None:
     slow.label = SIDEWALK
     held, fresh = steps(app, slow, [0.1, 0.1], waited=0.02)
     assert held["stale"] and not fresh["stale"]
-    # Labelled 100 ms before, counted from its capture, and 20 ms of waiting.
+    # Labeled 100 ms before, counted from its capture, and 20 ms of waiting.
     assert (held["latency_ms"], held["age_ms"], held["free_until"]) == (20.0, 120.0, "")
     assert (fresh["latency_ms"], fresh["age_ms"], fresh["free_until"]) == (120.0, 120.0, "sidewalk")
     assert fresh["late"] and not held["late"]
@@ -450,7 +450,7 @@ def test_who_reads_the_lines_may_leave(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pictures", [3, 60])
 def test_no_verdict_on_a_few_frames(tmp_path: Path, models: dict[str, Path], pictures: int) -> None:
-    film = write_video(tmp_path / "grey.mp4", [np.full((*SIZE, 3), 128, np.uint8)] * pictures)
+    film = write_video(tmp_path / "gray.mp4", [np.full((*SIZE, 3), 128, np.uint8)] * pictures)
     done = run(film, "--model", models["logits"], "--drift-window", 30)
     last = done.stderr.splitlines()[-1]
     assert ("of too few frames to say" in last) == (pictures == 3) and ("like the frames" in last) == (

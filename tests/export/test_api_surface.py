@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import fada_deploy
-from fada_deploy.runtime.backends.engine_file import FLAVOURS
+from fada_deploy.runtime.backends.engine_file import FLAVORS
 
 ROOT = Path(fada_deploy.__file__).parent
 MODULES = (
@@ -166,7 +166,7 @@ def test_every_name_exists(surface: dict[str, Any]) -> None:
 
 
 def test_rtx_has_the_rest() -> None:
-    trt = pytest.importorskip(FLAVOURS[1], reason="tensorrt-rtx is not installed (Linux x86-64 only)")
+    trt = pytest.importorskip(FLAVORS[1], reason="tensorrt-rtx is not installed (Linux x86-64 only)")
     for name in used_names():
         thing = trt
         for part in name.split("."):

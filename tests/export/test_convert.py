@@ -59,8 +59,8 @@ def test_the_files_say_what_they_are(derived: Path) -> None:
         metadata = read_metadata(Path(entry["model"]))
         assert metadata.precision == entry["precision"] and metadata.made_for == entry["made_for"]
         assert metadata.verification is not None
-        assert set(metadata.verification) == {"onnxruntime", "openvino", "labelled"}
-        assert entry["labelled"]["frames"] == 6 and abs(entry["labelled"]["change"]) <= 0.02
+        assert set(metadata.verification) == {"onnxruntime", "openvino", "labeled"}
+        assert entry["labeled"]["frames"] == 6 and abs(entry["labeled"]["change"]) <= 0.02
         assert metadata.provenance["stage"] == "source"
         # Drift is measured from what the fp32 file said.
         assert metadata.reference is not None
@@ -69,7 +69,7 @@ def test_the_files_say_what_they_are(derived: Path) -> None:
         assert metadata.hashes["weights"] == read_metadata(derived / "model.onnx").hashes["weights"]
         assert proof_path(Path(entry["model"])) == derived / "model.proof.npz"
     assert made[1]["layers"].keys() >= {"int8"} and not list(derived.glob(".*"))
-    int8 = read_metadata(derived / "model.int8-cpu.onnx").quantisation
+    int8 = read_metadata(derived / "model.int8-cpu.onnx").quantization
     assert int8 is not None and int8["calibration"] == "percentile" and int8["frames"] == 4
 
 
@@ -139,7 +139,7 @@ def test_a_refused_precision_leaves_a_picture_and_no_file_and_the_others_are_mad
     assert "model.int8-cpu.worst.png" in names and not [n for n in names if n.startswith(".")]
 
 
-def test_labelled_frames_can_refuse_what_the_pack_lets_pass(
+def test_labeled_frames_can_refuse_what_the_pack_lets_pass(
     model: Path, streets: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--data", "cityscapes", "--data-root", streets / "cityscapes", "--max-miou-drop", -50)
@@ -214,7 +214,7 @@ def test_files_of_before_say_fp32_for_any_engine(model: Path) -> None:
     document = onnx.load(str(model))
     (entry,) = [p for p in document.metadata_props if p.key == "fada"]
     old = json.loads(entry.value)
-    del old["made_for"], old["quantisation"]
+    del old["made_for"], old["quantization"]
     entry.value = json.dumps(old)
     onnx.save(document, str(model))
     assert read_metadata(model).made_for == "any"

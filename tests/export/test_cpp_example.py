@@ -33,13 +33,13 @@ class Program:
         return subprocess.run([self.path, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
     def labels(self, model: Path, frame: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
-        """Return labels (H, W), colours (H, W, 3) RGB, and what was printed."""
+        """Return labels (H, W), colors (H, W, 3) RGB, and what was printed."""
         (folder / "contract.json").write_text(json.dumps(describe(model)), "utf-8")
         assert cv2.imwrite(str(folder / "frame.ppm"), frame[..., ::-1])
-        done = self.run(model, *(folder / n for n in ("contract.json", "frame.ppm", "colours.ppm", "labels.pgm")))
+        done = self.run(model, *(folder / n for n in ("contract.json", "frame.ppm", "colors.ppm", "labels.pgm")))
         assert done.returncode == 0, done.stderr
-        colours = cv2.imread(str(folder / "colours.ppm"), cv2.IMREAD_COLOR)[..., ::-1]
-        return cv2.imread(str(folder / "labels.pgm"), cv2.IMREAD_UNCHANGED), colours, done.stdout
+        colors = cv2.imread(str(folder / "colors.ppm"), cv2.IMREAD_COLOR)[..., ::-1]
+        return cv2.imread(str(folder / "labels.pgm"), cv2.IMREAD_UNCHANGED), colors, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +95,16 @@ def test_it_labels_as_the_python_runtime_does(
     size_hw: tuple[int, int],
     least: float,
 ) -> None:
-    """Label for label at the network's size and at twice that; else but for roundings of single grey levels."""
+    """Label for label at the network's size and at twice that; else but for roundings of single gray levels."""
     shown = cv2.resize(frame, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
     with Segmenter(models[head], backend="openvino") as runtime:
         (want,) = runtime.labels([shown])
-    got, colours, printed = program.labels(models[head], shown, tmp_path)
+    got, colors, printed = program.labels(models[head], shown, tmp_path)
     share = float((got == want).mean())
     print(f"{head} {size_hw[1]}x{size_hw[0]}: {share:.4%} of labels equal, {len(np.unique(want))} classes")
     assert got.shape == want.shape and share >= least
     assert len(np.unique(want)) >= 4
-    np.testing.assert_array_equal(colours, CITYSCAPES_19.palette[got])
+    np.testing.assert_array_equal(colors, CITYSCAPES_19.palette[got])
     assert CITYSCAPES_19.names[int(np.bincount(got.ravel()).argmax())] in printed
 
 

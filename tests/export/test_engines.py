@@ -24,7 +24,7 @@ from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.engines import prove_here, rebuild_if_stale
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import to_half
-from fada_deploy.export.quantize import quantise
+from fada_deploy.export.quantize import quantize
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.runtime.backends.engine_file import read_engine
@@ -63,11 +63,11 @@ def test_every_precision_builds_as_what_it_is(
     metadata = read_metadata(model)
     height, width = metadata.input_size_hw
     frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
-    int8 = quantise(model, frames, made_for="tensorrt", calibration="minmax", leave_out=0)
+    int8 = quantize(model, frames, made_for="tensorrt", calibration="minmax", leave_out=0)
     files = {
         "fp32": (onnx.load(str(model)), metadata),
         "fp16": (to_half(onnx.load(str(model)), "fp16"), replace(metadata, precision="fp16")),
-        "int8": (int8.document, replace(metadata, precision="int8", quantisation=int8.to_dict())),
+        "int8": (int8.document, replace(metadata, precision="int8", quantization=int8.to_dict())),
     }
     heavy = sum(node.op_type == "Conv" for node in files["fp32"][0].graph.node)
     for precision, (document, described) in files.items():
@@ -123,7 +123,7 @@ def test_the_command_builds_without_torch_and_the_onnx_package(exported: dict[st
         shutil.copy(path, tmp_path)
     hidden = "sys.modules |= dict.fromkeys(('torch', 'onnx', 'onnxruntime', 'openvino'))"
     code = f"import sys; {hidden}; from fada_deploy.cli import main; main(sys.argv[1:])"
-    arguments = ["export", str(tmp_path / "model.onnx"), "--trt", "--trt-flavour", "tensorrt_rtx", "--json"]
+    arguments = ["export", str(tmp_path / "model.onnx"), "--trt", "--trt-flavor", "tensorrt_rtx", "--json"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["engines"]
@@ -149,12 +149,12 @@ def test_a_file_of_another_precision_is_built_as_it_is(
     model = tmp_path / "model.fp16.onnx"
     metadata = read_metadata(tmp_path / "model.onnx")
     save_onnx(to_half(onnx.load(str(tmp_path / "model.onnx")), "fp16"), replace(metadata, precision="fp16"), model)
-    assert fada("export", model, "--trt", "--trt-flavour", "tensorrt_rtx") == 0
+    assert fada("export", model, "--trt", "--trt-flavor", "tensorrt_rtx") == 0
     assert read_engine(model.with_suffix(".engine")).layers["fp16"] > 40
     save_onnx(onnx.load(str(model)), replace(metadata, precision="int8", made_for="cpu"), model)
     capsys.readouterr()
     assert fada("export", model, "--trt") == 2
-    assert "is quantised for CPUs; give the file that is for tensorrt" in capsys.readouterr().err
+    assert "is quantized for CPUs; give the file that is for tensorrt" in capsys.readouterr().err
 
 
 def test_without_its_pack_no_engine_is_built(

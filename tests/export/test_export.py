@@ -177,7 +177,7 @@ def test_given_frames_are_the_proof(weights: Path, streets: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"head": "colours"}, "no head 'colours'; there are logits, labels"), ({}, "an ONNX file ends in .onnx")],
+    [({"head": "colors"}, "no head 'colors'; there are logits, labels"), ({}, "an ONNX file ends in .onnx")],
 )
 def test_what_cannot_be_exported_is_said(
     weights: Path, tmp_path: Path, arguments: dict[str, str], message: str

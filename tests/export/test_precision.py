@@ -38,8 +38,8 @@ def test_a_trained_network_in_half_precision(
     assert list(half.graph.output) == list(whole.graph.output)
     types = types_of(half)
     first = next(i for i, node in enumerate(half.graph.node) if node.op_type == "Conv")
-    normalisation = [n for n in half.graph.node[:first] if n.op_type in ("Mul", "Add")]
-    assert normalisation and all(types[n.output[0]] == TensorProto.FLOAT for n in normalisation)
+    normalization = [n for n in half.graph.node[:first] if n.op_type in ("Mul", "Add")]
+    assert normalization and all(types[n.output[0]] == TensorProto.FLOAT for n in normalization)
     for node in half.graph.node:
         if node.op_type == "ArgMax":
             assert types[node.input[0]] == TensorProto.FLOAT

@@ -16,7 +16,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx, stamp
 from fada_deploy.export.precision import check_precision, layer_precisions
-from fada_deploy.export.quantize import Quantised, _Work, quantise
+from fada_deploy.export.quantize import Quantized, _Work, quantize
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import THRESHOLDS, Proof
@@ -27,18 +27,18 @@ def constants(document: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])
-def made(request: pytest.FixtureRequest, exported: dict[str, Path], calibration: np.ndarray) -> Quantised:
-    return quantise(exported["logits"], calibration, made_for=request.param)
+def made(request: pytest.FixtureRequest, exported: dict[str, Path], calibration: np.ndarray) -> Quantized:
+    return quantize(exported["logits"], calibration, made_for=request.param)
 
 
 @pytest.mark.slow
-def test_each_gets_the_graph_it_takes(made: Quantised) -> None:
+def test_each_gets_the_graph_it_takes(made: Quantized) -> None:
     values = constants(made.document)
-    quantisers = [n for n in made.document.graph.node if n.op_type == "QuantizeLinear"]
-    zeros = [values[n.input[2]] for n in quantisers]
+    quantizers = [n for n in made.document.graph.node if n.op_type == "QuantizeLinear"]
+    zeros = [values[n.input[2]] for n in quantizers]
     biases = [n for n in made.document.graph.node if n.op_type == "DequantizeLinear"
               and n.input[0] in values and values[n.input[0]].dtype == np.int32]  # fmt: skip
-    assert len(quantisers) > 20
+    assert len(quantizers) > 20
     if made.made_for == "tensorrt":
         assert all(z.dtype == np.int8 and not z.any() for z in zeros) and not biases
     else:
@@ -47,7 +47,7 @@ def test_each_gets_the_graph_it_takes(made: Quantised) -> None:
 
 @pytest.mark.slow
 def test_the_answers_hold_and_the_float_layers_are_those_named(
-    made: Quantised, exported: dict[str, Path], tmp_path: Path
+    made: Quantized, exported: dict[str, Path], tmp_path: Path
 ) -> None:
     model, out = exported["logits"], tmp_path / "model.onnx"
     layers = check_precision(made.document, "int8", left_out=made.left_out)
@@ -62,9 +62,9 @@ def test_the_answers_hold_and_the_float_layers_are_those_named(
 
 @pytest.mark.slow
 def test_so_many_layers_stay_in_float_as_are_asked(exported: dict[str, Path], calibration: np.ndarray) -> None:
-    none = quantise(exported["logits"], calibration, made_for="cpu", leave_out=0)
+    none = quantize(exported["logits"], calibration, made_for="cpu", leave_out=0)
     assert none.left_out == () and layer_precisions(none.document)["fp32"] == 0
-    two = quantise(exported["logits"], calibration, made_for="cpu", leave_out=2)
+    two = quantize(exported["logits"], calibration, made_for="cpu", leave_out=2)
     assert len(two.left_out) == 2 and layer_precisions(two.document)["fp32"] == 2
 
 
@@ -97,7 +97,7 @@ def noise(count: int) -> np.ndarray:
 
 
 def test_weights_are_rounded_to_their_channels_largest(tmp_path: Path) -> None:
-    made = quantise(small(tmp_path), noise(4), made_for="tensorrt", leave_out=0)
+    made = quantize(small(tmp_path), noise(4), made_for="tensorrt", leave_out=0)
     values = constants(made.document)
     original = {n: constants(onnx.load(str(small(tmp_path))))[n] for n in ("w1", "w2")}
     for name, weight in original.items():
@@ -114,23 +114,23 @@ def test_the_layer_that_int8_hurts_most_is_found(tmp_path: Path) -> None:
 def test_calibrations_differ(exported: dict[str, Path], calibration: np.ndarray) -> None:
     scales = []
     for method in ("minmax", "entropy"):
-        made = quantise(exported["logits"], calibration[:4], made_for="cpu", calibration=method, leave_out=0)
+        made = quantize(exported["logits"], calibration[:4], made_for="cpu", calibration=method, leave_out=0)
         values = constants(made.document)
-        quantisers = [n for n in made.document.graph.node if n.op_type == "QuantizeLinear"]
-        scales.append({n.output[0]: float(values[n.input[1]]) for n in quantisers if values[n.input[1]].ndim == 0})
+        quantizers = [n for n in made.document.graph.node if n.op_type == "QuantizeLinear"]
+        scales.append({n.output[0]: float(values[n.input[1]]) for n in quantizers if values[n.input[1]].ndim == 0})
     shared = scales[0].keys() & scales[1].keys()
     # Entropy cuts tails off, and never widens.
     assert len(shared) > 20 and all(scales[1][n] <= scales[0][n] * 1.01 for n in shared)
     assert sum(scales[1][n] < 0.9 * scales[0][n] for n in shared) > 3
 
 
-def test_what_cannot_be_quantised_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_quantized_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     shutil.copy(exported["logits"], model)
     with pytest.raises(UsageError, match="no calibration 'best'; there are minmax, percentile, entropy"):
-        quantise(model, noise(4), made_for="cpu", calibration="best")
+        quantize(model, noise(4), made_for="cpu", calibration="best")
     with pytest.raises(DataError, match="calibrated on the target's frames, and 1 is too few"):
-        quantise(model, noise(1), made_for="cpu")
+        quantize(model, noise(1), made_for="cpu")
     stamp(model, replace(read_metadata(model), precision="fp16"))
     with pytest.raises(ModelError, match="is fp16 already"):
-        quantise(model, noise(4), made_for="cpu")
+        quantize(model, noise(4), made_for="cpu")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.export.exporter import export
-from fada_deploy.export.target_statistics import measure, summarise
+from fada_deploy.export.target_statistics import measure, summarize
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.weights.checkpoints import load_segmenter
@@ -22,7 +22,7 @@ from fada_deploy.training.weights.checkpoints import load_segmenter
 def test_the_figures_are_means_and_sample_deviations() -> None:
     rng = np.random.default_rng(0)
     shares, sure = rng.dirichlet(np.ones(5), 7), rng.uniform(0.2, 1, 7)
-    said = summarise(shares, sure)
+    said = summarize(shares, sure)
     mean = shares.sum(0) / 7
     std = np.sqrt(((shares - mean) ** 2).sum(0) / 6)
     assert said.frames == 7
@@ -30,7 +30,7 @@ def test_the_figures_are_means_and_sample_deviations() -> None:
     np.testing.assert_allclose(said.share_std, std, atol=1e-6)
     assert said.confidence_mean == pytest.approx(sure.sum() / 7, abs=1e-6)
     assert said.confidence_std == pytest.approx(np.sqrt(((sure - sure.mean()) ** 2).sum() / 6), abs=1e-6)
-    single = summarise(shares[:1], None)
+    single = summarize(shares[:1], None)
     assert single.share_std == (0.0,) * 5 and single.confidence_mean is None and single.confidence_std is None
 
 
@@ -43,7 +43,7 @@ def test_known_labels_give_known_shares(tmp_path: Path, head: str) -> None:
     np.testing.assert_allclose(said.share_mean[:5], want.mean(0), atol=0.05)
     np.testing.assert_allclose(said.share_std[:5], want.std(0, ddof=1), atol=0.05)
     assert max(said.share_mean[5:]) < 0.03 and said.frames == 2
-    # Logits of squared colours are so far apart that it is sure of each block.
+    # Logits of squared colors are so far apart that it is sure of each block.
     assert said.confidence_mean == (None if head == "labels" else pytest.approx(1, abs=1e-3))
 
 

@@ -60,7 +60,7 @@ def labels_file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def int8_file(logits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the network with Q/DQ nodes as TensorRT takes them: symmetric, signed, no quantised bias."""
+    """Return the network with Q/DQ nodes as TensorRT takes them: symmetric, signed, no quantized bias."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -108,11 +108,11 @@ def refusal(kind: type[FadaError], model: Path, out: Path, **options: Any) -> st
 @pytest.mark.slow
 def test_both_heads_are_built(logits_file: Path, labels_file: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    built = build_engine(logits_file, tmp_path / "model.engine", flavour="tensorrt_rtx", say=said.append)
+    built = build_engine(logits_file, tmp_path / "model.engine", flavor="tensorrt_rtx", say=said.append)
     found = read_engine(built.path)
     assert found == built.sidecar and found.metadata.to_json() == read_metadata(logits_file).to_json()
     assert said == [f"building {built.path} with tensorrt_rtx {trt.__version__} from {logits_file}"]
-    assert (found.flavour, found.flavour_version) == ("tensorrt_rtx", trt.__version__)
+    assert (found.flavor, found.flavor_version) == ("tensorrt_rtx", trt.__version__)
     assert (found.engine_sha256, found.onnx_sha256) == (sha256(built.path), sha256(logits_file))
     assert found.onnx_name == "model.onnx" and found.verification == "not_run"
     assert found.precision == "fp32" and list(found.layers) == ["fp32"] and found.layers["fp32"] > 40
@@ -268,14 +268,14 @@ def test_all_that_the_parser_says_is_told(tmp_path: Path) -> None:
         ({"compute_capabilities": ("CURRENT", "SM86")}, "CURRENT stands alone"),
         ({"batch": (2, 1, 4)}, "a batch of 2/1/4 is none"),
         ({"batch": (0, 1, 1)}, "a batch of 0/1/1 is none"),
-        ({"level": 6}, "no optimisation level 6; there are 0 to 5"),
+        ({"level": 6}, "no optimization level 6; there are 0 to 5"),
         ({"workspace_mib": 0}, "a workspace of 0 MiB"),
-        ({"flavour": "onnx"}, "no flavour 'onnx' of TensorRT; there are auto, tensorrt, tensorrt_rtx"),
+        ({"flavor": "onnx"}, "no flavor 'onnx' of TensorRT; there are auto, tensorrt, tensorrt_rtx"),
     ],
 )
 def test_options_that_cannot_be_had(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     model = toy.color_model(tmp_path / "in" / "m.onnx")
-    chosen = {"flavour": "tensorrt_rtx", **options}
+    chosen = {"flavor": "tensorrt_rtx", **options}
     assert message in refusal(UsageError, model, tmp_path / "m.engine", **chosen)
 
 
@@ -342,7 +342,7 @@ def test_engines_of_another_version_or_tampered_with_are_not_opened(tmp_path: Pa
     model = toy.color_model(tmp_path / "m.onnx")
     built = build_engine(model, tmp_path / "m.engine", compute_capabilities=SM86, say=quiet)
     with pytest.raises(ModelError, match=r"built by tensorrt_rtx .* and 1\.8\.0\.1 is installed"):
-        check_can_run(built.sidecar, flavour_version="1.8.0.1", compute_capability="8.6")
+        check_can_run(built.sidecar, flavor_version="1.8.0.1", compute_capability="8.6")
     other = build_engine(model, tmp_path / "other.engine", compute_capabilities=SM86, say=quiet)
     plan = bytearray(built.path.read_bytes())
     plan[len(plan) // 2] ^= 1
@@ -367,7 +367,7 @@ def test_what_only_tensorrt_has(tmp_path: Path, cache: Path, monkeypatch: pytest
     model = toy.color_model(tmp_path / "in" / "m.onnx")
     said: list[str] = []
     built = build_engine(model, tmp_path / "m.engine", hardware_compatible=True, say=said.append)
-    assert built.sidecar.flavour == "tensorrt" and built.sidecar.options["hardware_compatible"]
+    assert built.sidecar.flavor == "tensorrt" and built.sidecar.options["hardware_compatible"]
     (kept,) = (cache / "fada_deploy").glob(f"tensorrt-{trt.__version__}-*.timing")
     assert kept.stat().st_size > 0
     chosen = tmp_path / "times"
@@ -390,7 +390,7 @@ def test_a_timing_cache_for_rtx_is_said_to_be_of_no_use(tmp_path: Path) -> None:
     assert any("no timing cache to keep" in line for line in said) and not (tmp_path / "times").exists()
 
 
-def test_flavours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flavors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy.color_model(tmp_path / "in" / "m.onnx")
 
     def refuse(log: Any) -> None:
@@ -398,12 +398,12 @@ def test_flavours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     # `tensorrt` as it is on a machine without a GPU: it loads, and its builder cannot be made.
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(ILogger=trt.ILogger, Builder=refuse))
-    assert build_engine(model, tmp_path / "m.engine", say=quiet).sidecar.flavour == "tensorrt_rtx"
-    text = refusal(DeviceError, model, tmp_path / "n.engine", flavour="tensorrt")
+    assert build_engine(model, tmp_path / "m.engine", say=quiet).sidecar.flavor == "tensorrt_rtx"
+    text = refusal(DeviceError, model, tmp_path / "n.engine", flavor="tensorrt")
     assert "tensorrt is installed but cannot build here" in text
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert "cannot build here" in refusal(DeviceError, model, tmp_path / "n.engine")
-    assert "[tensorrt-rtx]" in refusal(MissingExtraError, model, tmp_path / "n.engine", flavour="tensorrt_rtx")
+    assert "[tensorrt-rtx]" in refusal(MissingExtraError, model, tmp_path / "n.engine", flavor="tensorrt_rtx")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     text = refusal(MissingExtraError, model, tmp_path / "n.engine")
     assert "[tensorrt]" in text and "[tensorrt-rtx]" in text

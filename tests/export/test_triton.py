@@ -45,13 +45,13 @@ def config_of(schema: ModuleType, repository: Path, name: str = "segmenter") -> 
 
 
 def engine(
-    path: Path, *, head: str = "labels", flavour: str = "tensorrt", batch: int | None = None,
+    path: Path, *, head: str = "labels", flavor: str = "tensorrt", batch: int | None = None,
     profile: tuple[int, int, int] | None = (1, 1, 4),
 ) -> Path:  # fmt: skip
     path.write_bytes(b"a plan")
     sidecar = EngineSidecar(
-        flavour=flavour,
-        flavour_version="11.4.0",
+        flavor=flavor,
+        flavor_version="11.4.0",
         engine_sha256=sha256(path),
         engine_bytes=6,
         onnx_name="model.onnx",
@@ -146,7 +146,7 @@ def test_what_triton_cannot_serve_is_refused_with_the_remedy(tmp_path: Path) -> 
     half = ModelMetadata(toy.SPACE, (64, 128), "labels", align_corners=False, precision="bf16").to_json()
     cases: list[tuple[Path, dict[str, Any], type[FadaError], str]] = [
         (logits, {}, ModelError, "head `logits`.*--head labels"),
-        (engine(tmp_path / "rtx.engine", flavour="tensorrt_rtx"), {}, ModelError, "--trt-flavour tensorrt"),
+        (engine(tmp_path / "rtx.engine", flavor="tensorrt_rtx"), {}, ModelError, "--trt-flavor tensorrt"),
         (engine(tmp_path / "big.engine", profile=(2, 2, 4)), {}, ModelError, "--trt-batch 1,2,4"),
         (engine(tmp_path / "z.engine", head="logits"), {}, ModelError, "--head labels"),
         (engine(tmp_path / "e.engine"), {"gpu": False}, UsageError, "on a GPU alone"),

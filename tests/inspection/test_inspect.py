@@ -87,7 +87,7 @@ def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
         "#00008e  car",
     ):
         assert part in out, part
-    assert "\x1b" not in out, "no colour where the output is no terminal"
+    assert "\x1b" not in out, "no color where the output is no terminal"
 
 
 def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> None:
@@ -104,7 +104,7 @@ def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> Non
         assert line in out
 
 
-def test_classes_are_shown_in_their_colours(export: Path) -> None:
+def test_classes_are_shown_in_their_colors(export: Path) -> None:
     from click.testing import CliRunner
 
     done = CliRunner().invoke(command, [str(export)], color=True)
@@ -142,7 +142,7 @@ def test_precision_is_what_the_weights_are_stored_in(tmp_path: Path) -> None:
 
     model = toy.color_model(tmp_path / "model.onnx")
 
-    def quantised(document: onnx.ModelProto) -> None:
+    def quantized(document: onnx.ModelProto) -> None:
         graph = document.graph
         weight = next(t for t in graph.initializer if t.name == "weight")
         values = (numpy_helper.to_array(weight) / 4).astype(np.int8)
@@ -151,9 +151,9 @@ def test_precision_is_what_the_weights_are_stored_in(tmp_path: Path) -> None:
         graph.initializer.append(numpy_helper.from_array(np.float32(4), "scale"))
         graph.node.insert(0, helper.make_node("DequantizeLinear", ["stored", "scale"], ["weight"]))
 
-    int8 = rewritten(model, tmp_path / "int8.onnx", quantised)
+    int8 = rewritten(model, tmp_path / "int8.onnx", quantized)
     assert read_graph(int8).layers == {"Conv": Counter({"int8": 1})}
-    assert read_graph(int8).to_dict()["quantise_nodes"] == {"QuantizeLinear": 0, "DequantizeLinear": 1}
+    assert read_graph(int8).to_dict()["quantize_nodes"] == {"QuantizeLinear": 0, "DequantizeLinear": 1}
     for kind, stored in (("fp16", "float16"), ("bf16", "bfloat16")):
         with np.errstate(over="ignore"):  # the biases are beyond fp16, and are not looked at
             onnx.save(to_half(onnx.load(str(model)), kind), str(tmp_path / f"{kind}.onnx"))
@@ -227,8 +227,8 @@ def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> N
     engine = tmp_path / "model.engine"
     engine.write_bytes(b"a plan")
     sidecar = EngineSidecar(
-        flavour="tensorrt",
-        flavour_version="11.4.0",
+        flavor="tensorrt",
+        flavor_version="11.4.0",
         engine_sha256=sha256(engine),
         engine_bytes=6,
         onnx_name="model.onnx",
@@ -288,7 +288,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_weights_and_stages(run: Path, fada: Fada) -> None:
     code, out, _ = fada("inspect", run / "source" / "weights.safetensors")
-    assert code == 0 and "ddrnet23-slim, normalisation batch, input 128x64" in out
+    assert code == 0 and "ddrnet23-slim, normalization batch, input 128x64" in out
     assert "20 in F32, 3 in I64, 2 tensors" in out and "stage source" in out
     code, out, _ = fada("inspect", run / "source")
     assert code == 0 and "mIoU 43.2 on 12 frames at 128x64" in out

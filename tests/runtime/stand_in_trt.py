@@ -231,7 +231,7 @@ class Machine:
                 machine.log = log
 
             def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-                machine.events.append("deserialise")
+                machine.events.append("deserialize")
                 assert not self.engine_host_code_allowed
                 if plan.startswith(b"bad"):
                     machine.log.log(ILogger.ERROR, "header.magicTag == kEXPECTED_MAGIC_TAG failed")
@@ -251,8 +251,8 @@ class Machine:
         """Write an engine and its sidecar."""
         path.write_bytes(plan)
         sidecar = EngineSidecar(
-            flavour="tensorrt_rtx",
-            flavour_version=VERSION,
+            flavor="tensorrt_rtx",
+            flavor_version=VERSION,
             engine_sha256=hashlib.sha256(plan).hexdigest(),
             engine_bytes=len(plan),
             onnx_name="model.onnx",

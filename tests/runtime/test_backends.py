@@ -424,7 +424,7 @@ def test_runs_with_bound_memory_give_the_same(tmp_path: Path) -> None:
 
 
 @every_backend
-def test_pictures_with_colours_over_them(tmp_path: Path, backend: str) -> None:
+def test_pictures_with_colors_over_them(tmp_path: Path, backend: str) -> None:
     from fada_deploy.runtime.overlay.blend import overlay
 
     frames, _ = zip(*(toy.scene(i) for i in (1, 4)), strict=True)

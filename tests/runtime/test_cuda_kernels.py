@@ -37,7 +37,7 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def labelled(
+def labeled(
     library: ctypes.CDLL,
     logits: np.ndarray,
     size_hw: tuple[int, int],
@@ -71,7 +71,7 @@ def test_labels_of_random_logits(library: ctypes.CDLL, data: st.DataObject) -> N
     else:
         logits = rng.normal(0, 5, shape).astype(np.float32)
     align_corners = data.draw(st.booleans())
-    got, _ = labelled(library, logits, size_hw, align_corners)
+    got, _ = labeled(library, logits, size_hw, align_corners)
     for labels, planes in zip(got, logits, strict=True):
         np.testing.assert_array_equal(labels, dense_labels(planes, size_hw, align_corners=align_corners))
 
@@ -83,7 +83,7 @@ def test_corners_one_ulp_apart(library: ctypes.CDLL, align_corners: bool) -> Non
     base = rng.normal(0, 3, (1, 1, 24, 32)).astype(np.float32)
     ulps = rng.integers(-2, 3, (2, 19, 24, 32)).astype(np.float32)
     logits = np.float32(base + ulps * np.spacing(base))
-    got, _ = labelled(library, logits, (192, 259), align_corners)
+    got, _ = labeled(library, logits, (192, 259), align_corners)
     for labels, planes in zip(got, logits, strict=True):
         np.testing.assert_array_equal(labels, labels_from_logits(planes, (192, 259), align_corners=align_corners))
 
@@ -92,7 +92,7 @@ def test_numbers_below_the_normal_ones(library: ctypes.CDLL) -> None:
     """Where flushing to zero would make ties."""
     rng = np.random.default_rng(4)
     logits = np.float32(rng.normal(0, 1e-39, (1, 5, 6, 7)))
-    got, _ = labelled(library, logits, (30, 35), False)
+    got, _ = labeled(library, logits, (30, 35), False)
     np.testing.assert_array_equal(got[0], dense_labels(logits[0], (30, 35), align_corners=False))
 
 
@@ -104,7 +104,7 @@ def test_pictures_are_the_overlay(library: ctypes.CDLL, alpha: float) -> None:
     frames = rng.integers(0, 256, (2, *size_hw, 3), dtype=np.uint8)
     palette = CITYSCAPES_19.palette
     blend = kernels.blend_table(palette, 19, alpha)
-    labels, pictures = labelled(library, logits, size_hw, True, paint=(frames, blend))
+    labels, pictures = labeled(library, logits, size_hw, True, paint=(frames, blend))
     assert pictures is not None
     for i in range(2):
         expected = labels_from_logits(logits[i], size_hw, align_corners=True)
@@ -112,7 +112,7 @@ def test_pictures_are_the_overlay(library: ctypes.CDLL, alpha: float) -> None:
         np.testing.assert_array_equal(pictures[i], overlay(frames[i], expected, palette, alpha))
 
 
-def test_every_colour_over_every_value_blends_as_overlay_does() -> None:
+def test_every_color_over_every_value_blends_as_overlay_does() -> None:
     """The table is made of short rows; the overlay of a picture may take another path through OpenCV."""
     rng = np.random.default_rng(3)
     palette = CITYSCAPES_19.palette
@@ -150,7 +150,7 @@ def test_labels_and_pictures_of_a_trained_network(library: ctypes.CDLL, trained:
     size_hw = frames[0].shape[:2]
     blend = kernels.blend_table(CITYSCAPES_19.palette, logits.shape[1], 0.5)
     stacked = np.ascontiguousarray(np.stack(frames))
-    labels, pictures = labelled(
+    labels, pictures = labeled(
         library, np.ascontiguousarray(logits), size_hw, model.align_corners, paint=(stacked, blend)
     )
     assert pictures is not None and len(np.unique(labels)) >= 8
@@ -199,8 +199,8 @@ def test_compiles_for_a_gpu_and_rounds_one_by_one(
     ptx = compiler(tmp_path, kernels.CUDA + kernels.SOURCE, (*kernels.OPTIONS, *CUPY))
     for name in ("find_unusable", "label_pixels", "paint_pixels"):
         assert re.search(rf"\.entry {name}\(", ptx), f"{name} is no kernel of that name"
-    labelling = ptx[ptx.index(".entry label_pixels(") :]
-    assert "mul.rn.f32" in labelling and "fma." not in labelling and "ftz" not in labelling
+    labeling = ptx[ptx.index(".entry label_pixels(") :]
+    assert "mul.rn.f32" in labeling and "fma." not in labeling and "ftz" not in labeling
     # Written with plain operators the options would decide, so the test above can fail.
     plain = kernels.CUDA.replace("INLINE float MUL", "INLINE float MUL_").replace(
         "INLINE float ADD", "INLINE float ADD_"

@@ -34,8 +34,8 @@ PLAN = b"a plan of no library" * 50
 
 def sidecar_of(plan: bytes = PLAN, **changes: Any) -> EngineSidecar:
     sidecar = EngineSidecar(
-        flavour="tensorrt_rtx",
-        flavour_version="1.7.1.116",
+        flavor="tensorrt_rtx",
+        flavor_version="1.7.1.116",
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         engine_bytes=len(plan),
         onnx_name="model.fp16.onnx",
@@ -103,7 +103,7 @@ def test_what_is_wrong_with_the_files_is_said(engine: Path, damage: Callable[[Pa
     ("key", "value", "message"),
     [
         ("schema", 2, "sidecar schema 2, this version reads 1"),
-        ("flavour", "caffe", "flavour 'caffe' is not known"),
+        ("flavor", "caffe", "flavor 'caffe' is not known"),
         ("verification", "proven", "is malformed"),
         ("profile", {"min": 1}, "is malformed"),
         ("engine", None, "is malformed"),
@@ -125,11 +125,11 @@ def test_strange_sidecars(engine: Path, key: str, value: Any, message: str) -> N
         ({}, "1.7.1.116", "8.9", "built for SM86 and this GPU is SM89"),
         ({"compute_capabilities": ()}, "1.7.1.116", "12.0", None),
         ({"compute_capabilities": ()}, "1.7.1.116", "7.5", "built for SM80 and later and this GPU is SM75"),
-        ({"flavour": "tensorrt", "flavour_version": "10.16.1.11"}, "10.16.1.11", "8.6", None),
-        ({"flavour": "tensorrt", "flavour_version": "10.16.1.11"}, "11.4.0.106", "8.6", "built by tensorrt 10"),
-        ({"flavour": "tensorrt", "options": {"version_compatible": True}}, "1.8.0.1", "8.6", None),
+        ({"flavor": "tensorrt", "flavor_version": "10.16.1.11"}, "10.16.1.11", "8.6", None),
+        ({"flavor": "tensorrt", "flavor_version": "10.16.1.11"}, "11.4.0.106", "8.6", "built by tensorrt 10"),
+        ({"flavor": "tensorrt", "options": {"version_compatible": True}}, "1.8.0.1", "8.6", None),
         (
-            {"flavour": "tensorrt", "options": {"version_compatible": True}},
+            {"flavor": "tensorrt", "options": {"version_compatible": True}},
             "1.6.9.1",
             "8.6",
             "1.6.9.1 is installed",
@@ -142,7 +142,7 @@ def test_another_version_or_gpu(
     changes: dict[str, Any], version: str, capability: str, message: str | None
 ) -> None:
     def check() -> None:
-        check_can_run(sidecar_of(**changes), flavour_version=version, compute_capability=capability)
+        check_can_run(sidecar_of(**changes), flavor_version=version, compute_capability=capability)
 
     if message is None:
         check()

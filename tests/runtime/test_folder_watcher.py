@@ -350,7 +350,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     assert not source._waiting and len(source._done) == len(source._items) == 50
 
 
-def test_it_is_labelled_into_files(tmp_path: Path) -> None:
+def test_it_is_labeled_into_files(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(2):

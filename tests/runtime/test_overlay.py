@@ -19,7 +19,7 @@ def random_labels(size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 19, size, dtype=np.uint8)
 
 
-def test_colours_are_the_palette() -> None:
+def test_colors_are_the_palette() -> None:
     labels = random_labels((33, 47))
     np.testing.assert_array_equal(colorize(labels, CITYSCAPES_19.palette), CITYSCAPES_19.palette[labels])
     bgr = CITYSCAPES_19.palette[:, ::-1]
@@ -63,7 +63,7 @@ def test_shares(monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], imple
 @pytest.mark.parametrize(
     "size", [(1080, 1920), (540, 960), (360, 480), (192, 320), (64, 300), (300, 64), (9, 9), (1, 1)]
 )
-def test_a_legend_stays_inside_and_shows_its_colours(
+def test_a_legend_stays_inside_and_shows_its_colors(
     size: tuple[int, int], has_type: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if has_type and not drawing._HAS_TYPE:
@@ -116,7 +116,7 @@ def test_a_drawing_is_the_result_s_own_overlay_in_either_order() -> None:
     expected = rgb.overlay(0.3, legend=True, contours=True, classes=look.classes)
     np.testing.assert_array_equal(drawn, expected)
     np.testing.assert_array_equal(Drawing(look, toy.SPACE).draw(bgr)[..., ::-1], expected)
-    # The panel names what is coloured and nothing else.
+    # The panel names what is colored and nothing else.
     panel = drawn[:80, :300].reshape(-1, 3)
     others = [c for i, c in enumerate(toy.SPACE.palette[: toy.SPACE.num_classes]) if i]
     assert (panel == toy.SPACE.palette[0]).all(1).any() and not any((panel == c).all(1).any() for c in others)

@@ -58,15 +58,15 @@ def exactly(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def troubling(rng: np.random.Generator, shape: tuple[int, int], kind: str) -> np.ndarray:
-    """A frame; black and white makes the largest sums, neighbouring greys the closest calls."""
-    if kind == "two greys":
+    """A frame; black and white makes the largest sums, neighboring grays the closest calls."""
+    if kind == "two grays":
         return rng.choice(np.uint8([127, 128]), (*shape, 3))
     if kind == "black and white":
         return rng.choice(np.uint8([0, 255]), (*shape, 3))
     return rng.integers(0, 256, (*shape, 3), np.uint8)
 
 
-KINDS = ("noise", "two greys", "black and white")
+KINDS = ("noise", "two grays", "black and white")
 
 
 @settings(max_examples=300, deadline=None)

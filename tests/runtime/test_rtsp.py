@@ -26,7 +26,7 @@ COUNT = 26
 
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
-    """Return bands in the classes' colours that move on by one a picture, noisy, so as to fill many packets."""
+    """Return bands in the classes' colors that move on by one a picture, noisy, so as to fill many packets."""
     rng = np.random.default_rng(0)
     noise = rng.integers(-6, 7, (COUNT, *SIZE, 3))
     return [(scene(i, SIZE)[0] + noise[i]).clip(0, 255).astype(np.uint8) for i in range(COUNT)]
@@ -183,7 +183,7 @@ def test_stop_ends_a_silent_stream(units: list[Unit]) -> None:
     until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("fada")])
 
 
-def test_a_film_with_a_cut_is_labelled_to_its_end(units: list[Unit], tmp_path: Path) -> None:
+def test_a_film_with_a_cut_is_labeled_to_its_end(units: list[Unit], tmp_path: Path) -> None:
     model = color_model(tmp_path / "toy.onnx")
     with RtspServer([Play(units[:10], drop=True), Play(units[10:]), Play(status="404 Not Found")]) as server:
         command = [sys.executable, "-m", "fada_deploy", "infer", server.address, "--model", model, "--json"]

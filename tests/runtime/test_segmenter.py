@@ -1,4 +1,4 @@
-"""The front door: colour order, mixed sizes, batches, threads, the newest export, clean streams."""
+"""The front door: color order, mixed sizes, batches, threads, the newest export, clean streams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fada_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("fada-")]
 
 
-def test_predict_in_both_colour_orders(model: Path) -> None:
+def test_predict_in_both_color_orders(model: Path) -> None:
     frame, truth = toy.scene(3, (96, 256))
     with Segmenter(model) as segmenter:
         rgb = segmenter.predict(frame, confidence=True)

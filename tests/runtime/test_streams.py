@@ -244,7 +244,7 @@ def test_a_camera_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
     assert "camera 77 does not open" in str(found[0])
 
 
-def test_a_pipe_is_labelled_to_its_end(film: Path, tmp_path: Path) -> None:
+def test_a_pipe_is_labeled_to_its_end(film: Path, tmp_path: Path) -> None:
     model = color_model(tmp_path / "toy.onnx")
     command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model]
     command += ["--out", tmp_path / "out", "--json", "--save", "overlay,json"]

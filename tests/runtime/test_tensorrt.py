@@ -222,13 +222,13 @@ def test_a_proof_that_cannot_be_kept_is_made_again(
         assert machine.runs and read_engine(path).verification == "not_run"
 
 
-def test_nothing_is_deserialised_before_all_else_is_checked(
+def test_nothing_is_deserialized_before_all_else_is_checked(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def path(**changes: Any) -> Path:
         return machine.engine(tmp_path / "model.engine", **changes)
 
-    assert "built by tensorrt_rtx 1.6.0.1 and" in refusal(ModelError, path(flavour_version="1.6.0.1"))
+    assert "built by tensorrt_rtx 1.6.0.1 and" in refusal(ModelError, path(flavor_version="1.6.0.1"))
     assert "this GPU is SM86" in refusal(ModelError, path(compute_capabilities=("SM89",)))
     assert "cuda:2 is not to be had" in refusal(DeviceError, path(), device="cuda:2")
     assert "not on the CPU" in refusal(DeviceError, path(), device="cpu")
@@ -242,7 +242,7 @@ def test_nothing_is_deserialised_before_all_else_is_checked(
     assert machine.events == []
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", None)
-        assert "fada_deploy[tensorrt]" in refusal(MissingExtraError, path(flavour="tensorrt"))
+        assert "fada_deploy[tensorrt]" in refusal(MissingExtraError, path(flavor="tensorrt"))
 
 
 def test_engines_that_do_not_open(machine: Machine, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int], bool]:
-    """Logits that invite trouble: few distinct values, neighbours within an ulp, all scales and shapes."""
+    """Logits that invite trouble: few distinct values, neighbors within an ulp, all scales and shapes."""
     shape = draw(st.tuples(st.integers(2, 6), st.integers(1, 6), st.integers(1, 6)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     z = rng.choice(np.float32([-1, 0, 1 / 3, 1, 7]), shape)

@@ -142,7 +142,7 @@ def saved(folder: Path) -> list[np.ndarray]:
     return [np.load(p) for p in sorted(folder.glob("[0-9]*.npy"), key=lambda p: int(p.stem))]
 
 
-def test_pictures_arrive_with_their_colours(child: Callable[[str], None], tmp_path: Path) -> None:
+def test_pictures_arrive_with_their_colors(child: Callable[[str], None], tmp_path: Path) -> None:
     child("look_after('t', highgui())")
     first, second = scene(1)[0], np.zeros((20, 4000, 3), np.uint8)
     with Window("t") as window:

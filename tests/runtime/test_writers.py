@@ -51,7 +51,7 @@ def test_a_film_keeps_count_size_and_clock(
     height, width = size
     assert written[0][1].shape == (height + height % 2, width + width % 2, 3)
     for (_, found), picture in zip(written, pictures, strict=True):
-        # At alpha 0 the film shows the frame itself: order and colours survive BT.709 and H.264.
+        # At alpha 0 the film shows the frame itself: order and colors survive BT.709 and H.264.
         assert np.median(np.abs(found[:height, :width].astype(int) - picture)) < 6
     data = (tmp_path / "out/overlay/drive.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")

@@ -30,7 +30,7 @@ MATRIX = {
 
 
 def smooth(size_hw: tuple[int, int]) -> np.ndarray:
-    """A picture without hard edges, whose colours halve well."""
+    """A picture without hard edges, whose colors halve well."""
     small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(small, size_hw[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
 
@@ -87,7 +87,7 @@ def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
     in_planes = Drawing(Look(), toy.SPACE).draw_for_film(result).to_ndarray(format="rgb24").astype(float)
     in_rgb = Drawing(Look(), toy.SPACE).draw(result).astype(float)
     assert np.abs(in_planes - in_rgb).mean() < 1.5
-    # Away from where classes meet, whose colours are halved, and from letters.
+    # Away from where classes meet, whose colors are halved, and from letters.
     calm = np.ones(labels.shape, bool)
     calm[:300, :400] = False
     for edge in np.nonzero(np.diff(labels[0]))[0]:

@@ -35,7 +35,7 @@ def color_model(
     metadata: str | None = "",
     bias: float = 0.0,
 ) -> Path:
-    """Write a network that gives each 8×8 block the class whose official colour is nearest.
+    """Write a network that gives each 8×8 block the class whose official color is nearest.
 
     −|x − c|² = 2c·x − |c|² − |x|², and the last term is common to all: a 1×1 convolution.
     """
@@ -78,7 +78,7 @@ def color_model(
 def scene(
     index: int, size_hw: tuple[int, int] = (64, 128), space: LabelSpace = SPACE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (frame RGB, its labels): four vertical bands in official colours that change with `index`."""
+    """Return (frame RGB, its labels): four vertical bands in official colors that change with `index`."""
     height, width = size_hw
     bands = (np.arange(width) * 4 // width + index) % space.num_classes
     labels = np.repeat(bands[None].astype(np.uint8), height, axis=0)

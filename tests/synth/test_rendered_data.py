@@ -45,7 +45,7 @@ def test_readers_read_what_was_rendered(
 ) -> None:
     monkeypatch.setenv("FADA_DATASETS", str(folder))
     frames = open_dataset(name, None, split=split, space=CITYSCAPES_19)
-    assert len(frames) == count and frames.labelled
+    assert len(frames) == count and frames.labeled
     rendered = [render(look, first_seed(SEED, part) + i, SIZE) for i in range(count)]
     for i in range(count):
         picture, labels = frames.pair(i)
@@ -59,7 +59,7 @@ def test_gta5_labels_are_palette_pngs_of_label_ids(folder: Path) -> None:
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] == 3
     labels = render("source", first_seed(SEED, SOURCE), SIZE)[1]
-    # OpenCV decodes the palette to colours, which must be the official ones.
+    # OpenCV decodes the palette to colors, which must be the official ones.
     assert np.array_equal(cv2.imread(str(path))[..., ::-1], CITYSCAPES_19.palette[labels])
 
 

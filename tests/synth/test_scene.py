@@ -40,8 +40,8 @@ def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
 
 def cast_rays(town: Town, camera: Camera, pixels: np.ndarray) -> np.ndarray:
     """Return the class nearest along the ray of each pixel (N, 2): row, column."""
-    right = (pixels[:, 1] - camera.centre[0]) / camera.focal
-    up = (camera.centre[1] - pixels[:, 0]) / camera.focal
+    right = (pixels[:, 1] - camera.center[0]) / camera.focal
+    up = (camera.center[1] - pixels[:, 0]) / camera.focal
     sin, cos = math.sin(camera.heading), math.cos(camera.heading)
     rays = np.stack((cos * right + sin, up, cos - sin * right), 1)
     eye = np.array([camera.x + town.bend.shift_at(camera.z), camera.y, camera.z])
@@ -138,11 +138,11 @@ def test_looks_differ_in_appearance_alone() -> None:
         target, target_labels = render("target", seed)
         assert np.array_equal(source_labels, target_labels)
         assert np.abs(source.astype(int) - target).mean() > 20
-        # The game is more colourful, the camera noisier.
+        # The game is more colorful, the camera noisier.
         assert np.ptp(source, axis=2).mean() > 1.5 * np.ptp(target, axis=2).mean()
 
 
-def test_plain_colours_tell_the_classes_of_a_game() -> None:
+def test_plain_colors_tell_the_classes_of_a_game() -> None:
     picture, labels = render("source", 6)
     red, green, blue = np.moveaxis(picture.astype(int), 2, 0)
     sky, grass = (labels == CITYSCAPES_19.index_of(n) for n in ("sky", "terrain"))

@@ -204,9 +204,9 @@ def test_one_step_equals_the_reference(name: str) -> None:
     d_layers = weights_of(discriminator)
     heads = 1 if name in ("adaptsegnet", "advent") else 2
     src, tgt = batch(1, SRC_HW), batch(2, TGT_HW)
-    optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
 
-    got = adversarial_step(model, discriminator, *optimisers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+    got = adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
 
     seen = []
     for b in (src, tgt):
@@ -215,7 +215,7 @@ def test_one_step_equals_the_reference(name: str) -> None:
         seen.append((f, z, back_f, back_g))
     (fs, zs, back_fs, back_gs), (ft, zt, back_ft, back_gt) = seen
 
-    # Segmentation on the source, over the labelled pixels.
+    # Segmentation on the source, over the labeled pixels.
     temperature = T if heads == 2 else 1.0
     up, back = upsampled(zs, SRC_HW)
     labels = src.labels.numpy()

@@ -76,9 +76,9 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, ans
         labels = torch.zeros(2, 6, 6, dtype=torch.long)
         labels[:, 4:] = 255
         masked = Batch(base, labels, (0, 1), ego=ego)
-        optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
         method = make_method(name, model, stage)  # type: ignore[arg-type]
-        got = adversarial_step(model, discriminator, *optimisers, masked, masked, stage, method=method)  # type: ignore[arg-type]
+        got = adversarial_step(model, discriminator, *optimizers, masked, masked, stage, method=method)  # type: ignore[arg-type]
         return [v.item() for v in got.values()]
 
     assert losses(3) == pytest.approx(losses(4), rel=1e-12)
@@ -100,8 +100,8 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(name: str) -> None:
         model = Pixel().double()
         method = make_method(name, model, stage)  # type: ignore[arg-type]
         discriminator = method.make_discriminator().double()
-        optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
-        losses = adversarial_step(model, discriminator, *optimisers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
+        losses = adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
         found.append([*losses.values(), *model.parameters(), *discriminator.parameters()])
     for other in found[1:]:
         for got, want in zip(other, found[0], strict=True):
@@ -129,11 +129,11 @@ def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> 
 
     model = Normed().double().train()
     discriminator = PixelDiscriminator(C, K).double()
-    optimisers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
     src, tgt = batch(1), batch(2)
     stage = AdversarialStage(bn_statistics=whose)
     method = make_method("fada", model, stage)  # type: ignore[arg-type]
-    adversarial_step(model, discriminator, *optimisers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+    adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
     mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
     want = {"source": 0.1 * mean_s, "target": 0.1 * mean_t, "both": 0.9 * 0.1 * mean_s + 0.1 * mean_t}[whose]
     torch.testing.assert_close(model.norm.running_mean, want)
@@ -148,14 +148,14 @@ def test_bfloat16_pulls_a_trained_network_the_same_way(trained: Path, streets: P
         stage = AdversarialStage()
         method = make_method("fada", model, stage)
         discriminator = method.make_discriminator()
-        optimisers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
         batches = []
         for name, folder, split in (("gta5", "gta5", "train"), ("cityscapes", "cityscapes", "val")):
             frames = open_dataset(name, streets / folder, split=split, space=model.spec.space)
             pictures, labels = zip(*(frames.pair(i) for i in range(2)), strict=True)
             stacked = [torch.from_numpy(np.stack(part)) for part in (pictures, labels)]
             batches.append(Batch(stacked[0], stacked[1].long(), (0, 1)))
-        adversarial_step(model, discriminator, *optimisers, *batches, stage, method=method, amp=amp)
+        adversarial_step(model, discriminator, *optimizers, *batches, stage, method=method, amp=amp)
         return [p.grad.flatten() for m in (model, discriminator) for p in m.parameters() if p.grad is not None]
 
     full, half = (torch.cat(gradients(amp)) for amp in (False, True))

@@ -233,8 +233,8 @@ def test_segformer_is_the_published_layout() -> None:
 
     def layer_norm(name: str, y: Tensor, eps: float) -> Tensor:
         """Over the channels of (B, C, h, w)."""
-        centred = y - y.mean(1, keepdim=True)
-        scaled = centred / (centred.square().mean(1, keepdim=True) + eps).sqrt()
+        centerd = y - y.mean(1, keepdim=True)
+        scaled = centerd / (centerd.square().mean(1, keepdim=True) + eps).sqrt()
         return scaled * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
 
     def linear(name: str, y: Tensor) -> Tensor:

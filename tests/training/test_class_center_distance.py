@@ -20,11 +20,11 @@ K, C = 4, 6
 def definition(features: np.ndarray, classes: np.ndarray, *, squared: bool) -> dict[int, float]:
     """CCD from its definition, over all features at once: (N, C) and (N,)."""
     present = sorted(set(classes.tolist()))
-    centre = {k: features[classes == k].mean(0) for k in present}
+    center = {k: features[classes == k].mean(0) for k in present}
     result = {}
     for i in present:
-        spread = np.mean([np.sum((x - centre[i]) ** 2) for x in features[classes == i]])
-        apart = [np.linalg.norm(centre[i] - centre[j]) for j in present if j != i]
+        spread = np.mean([np.sum((x - center[i]) ** 2) for x in features[classes == i]])
+        apart = [np.linalg.norm(center[i] - center[j]) for j in present if j != i]
         result[i] = float(np.mean([spread / (d**2 if squared else d) for d in apart]))
     return result
 
@@ -52,7 +52,7 @@ def test_a_class_of_one_feature_has_no_spread_and_is_left_out() -> None:
     features = torch.randn(C, 1, 5, generator=torch.Generator().manual_seed(0))
     moments.add(features, torch.tensor([[0, 0, 1, 1, 3]]))
     assert np.isnan(moments.distances()).tolist() == [False, False, True, True]
-    # Among fewer classes there are fewer centres to be far from.
+    # Among fewer classes there are fewer centers to be far from.
     moments.add(features, torch.tensor([[3, 3, 255, 255, 255]]))
     pair = np.array([True, True, False, False])
     assert np.isnan(moments.distances(among=pair)).tolist() == [False, False, True, True]

@@ -34,7 +34,7 @@ def test_the_default_preset_is_the_papers() -> None:
     assert a.jitter == (0.5, 0.5, 0.5, 0.2) and c.source.jitter == (0, 0, 0, 0)
     assert c.distill.scale == (0.5, 1.5) and c.distill.crop == (512, 1024) and c.distill.flip == 0.5
     for stage in (c.source, a, c.distill):
-        assert (stage.optimiser, stage.momentum, stage.weight_decay, stage.power) == ("sgd", 0.9, 5e-4, 0.9)
+        assert (stage.optimizer, stage.momentum, stage.weight_decay, stage.power) == ("sgd", 0.9, 5e-4, 0.9)
         assert (stage.classifier_lr_factor, stage.ema, stage.warmup) == (10, 0, 0)
 
 
@@ -75,7 +75,7 @@ def test_a_written_configuration_reads_back_equal() -> None:
     ("settings", "message"),
     [
         (["source.speed=3"], "no setting 'source.speed'; there are iterations, max_iterations"),
-        (["colour=3"], "no setting 'colour'"),
+        (["color=3"], "no setting 'color'"),
         (["sources.lr=3"], "no setting 'sources.lr'"),
         (["source=3"], "no setting 'source'"),
         (["source.lr"], "--set takes key=value"),
@@ -86,7 +86,7 @@ def test_a_written_configuration_reads_back_equal() -> None:
         (["keep_every=-1"], "keep_every must not be negative"),
         (["test_scales=0"], "test_scales must lie in 0 to 4"),
         (["adversarial.bn_statistics=all"], "must be one of target, source, both, frozen; found 'all'"),
-        (["source.optimiser=lion"], "source.optimiser must be one of sgd, adamw"),
+        (["source.optimizer=lion"], "source.optimizer must be one of sgd, adamw"),
         (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),
         (["source.batch=0"], "must be at least 1"),
         (["source.iterations=40000"], "beyond the schedule's end, max_iterations 31250"),

@@ -94,7 +94,7 @@ def test_what_processes_cannot_share_is_said(blocks: Path, init: Path, tmp_path:
     said = train(blocks, init, tmp_path / "odd", processes=2, batch=3)
     assert "a batch of 3 cannot be shared out among 2 processes" in said
     said = train(blocks, init, tmp_path / "norm", processes=2, more=("--set=norm=batch",))
-    assert "trainable normalisation cannot be shared among processes on a CPU" in said
+    assert "trainable normalization cannot be shared among processes on a CPU" in said
 
 
 def test_alone_everything_is_its_own() -> None:

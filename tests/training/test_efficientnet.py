@@ -22,7 +22,7 @@ from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.training.models.blocks import NORMS
 from fada_deploy.training.models.efficientnet import EfficientNetLite, SameConv2d, efficientnet_lite0
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
-from fada_deploy.training.weights.pretrained import init_normalisation, load_backbone
+from fada_deploy.training.weights.pretrained import init_normalization, load_backbone
 
 NAME = "efficientnet-lite0"
 # Kernel, stride, expansion, channels in and out of the sixteen blocks.
@@ -230,9 +230,9 @@ def test_it_learns_with_a_dead_channel() -> None:
 
 
 @pytest.mark.parametrize("init", [None, Path("lite0.pth")])
-def test_its_input_is_centred_as_its_weights_were_trained(init: Path | None) -> None:
-    mean, std, bgr = init_normalisation(NAME, init)
+def test_its_input_is_centerd_as_its_weights_were_trained(init: Path | None) -> None:
+    mean, std, bgr = init_normalization(NAME, init)
     model = Segmenter(ModelSpec(NAME, CITYSCAPES_19, (64, 64), "batch", mean, std))
     frames = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8)
-    torch.testing.assert_close(model.normalise(frames), (frames.permute(0, 3, 1, 2).float() - 127) / 128)
+    torch.testing.assert_close(model.normalize(frames), (frames.permute(0, 3, 1, 2).float() - 127) / 128)
     assert not bgr

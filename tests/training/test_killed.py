@@ -27,7 +27,7 @@ KILLS, ITERATIONS = 30, 36
 
 
 def config(blocks: Path) -> RunConfig:
-    each = [f"iterations={ITERATIONS}", "max_iterations=40", "batch=2", "ema=0.9", "lr=0.001", "optimiser=adamw"]
+    each = [f"iterations={ITERATIONS}", "max_iterations=40", "batch=2", "ema=0.9", "lr=0.001", "optimizer=adamw"]
     settings = [f"{stage}.{setting}" for stage in STAGES for setting in each]
     settings += [
         "distill.size=96x64",

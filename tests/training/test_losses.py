@@ -50,7 +50,7 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
     assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
 
 
-def test_soft_encodings_are_clipped_and_not_renormalised() -> None:
+def test_soft_encodings_are_clipped_and_not_renormalized() -> None:
     logits = normal(2, K, scale=6.0)
     want = np.minimum(softmax(logits / 1.8), 0.9)
     got = losses.soft_encodings(last(logits), temperature=1.8, clip=0.9)

@@ -1,4 +1,4 @@
-"""What all networks share: normalisation, classifiers, frozen statistics, discriminators, refusals."""
+"""What all networks share: normalization, classifiers, frozen statistics, discriminators, refusals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def network(backbone: str, size_hw: tuple[int, int], norm: str = "batch") -> Seg
     return Segmenter(ModelSpec(backbone, CITYSCAPES_19, size_hw, norm)).eval()
 
 
-def test_the_network_is_normalisation_features_and_classifier() -> None:
+def test_the_network_is_normalization_features_and_classifier() -> None:
     model = network("ddrnet23-slim", (64, 72))
     frames = torch.randint(0, 256, (2, 64, 72, 3), dtype=torch.uint8)
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     rgb = (frames.permute(0, 3, 1, 2) / 255 - mean) / std
-    torch.testing.assert_close(model.normalise(frames), rgb, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.normalize(frames), rgb, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         features = model.features(frames)
         assert features.shape == (2, 128, 8, 9)

@@ -13,7 +13,7 @@ from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.optim import (
     AveragedWeights,
     held_statistics,
-    make_optimiser,
+    make_optimizer,
     poly_factor,
     set_learning_rate,
     take_step,
@@ -27,11 +27,11 @@ def test_poly_schedule() -> None:
     assert rising[0] == pytest.approx(0.1) and np.all(np.diff(rising) > 0)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_the_classifier_learns_ten_times_faster(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_classifier_learns_ten_times_faster(optimizer: str) -> None:
     model = Segmenter(ModelSpec("ddrnet23-slim", CITYSCAPES_13, (64, 64), "batch"))
-    stage = SourceStage(optimiser=optimiser)
-    made = make_optimiser(model, stage)
+    stage = SourceStage(optimizer=optimizer)
+    made = make_optimizer(model, stage)
     rate = set_learning_rate(made, 1000, stage)
     want = 5e-4 * (1 - 1000 / 31_250) ** 0.9
     assert rate == pytest.approx(want)
@@ -64,7 +64,7 @@ def test_average_off_is_the_model_itself() -> None:
     assert average.weights()["weight"].item() == 5
 
 
-def test_a_held_pass_normalises_by_its_own_batch_and_leaves_the_running_statistics() -> None:
+def test_a_held_pass_normalizes_by_its_own_batch_and_leaves_the_running_statistics() -> None:
     norm = nn.BatchNorm2d(1).train()
     x = torch.randn(4, 1, 3, 3) * 5 + 7
     with held_statistics(norm, True):
@@ -79,8 +79,8 @@ def test_gradients_are_clipped_together_and_only_when_asked() -> None:
     def stepped(max_norm: float) -> list[torch.Tensor]:
         a, b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
         a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
-        optimiser = torch.optim.SGD([{"params": [a]}, {"params": [b]}], lr=1.0)
-        take_step(optimiser, SourceStage(max_norm=max_norm))
+        optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b]}], lr=1.0)
+        take_step(optimizer, SourceStage(max_norm=max_norm))
         return [a.detach(), b.detach()]
 
     torch.testing.assert_close(stepped(0.0), [torch.tensor([-3.0, 0.0]), torch.tensor([0.0, -4.0])])

@@ -48,7 +48,7 @@ def test_views_are_averaged_as_probabilities_at_the_frames_size(network: Segment
     assert (got != single).mean() > 0.01, "the views must matter in this example"
 
 
-def test_frames_of_two_sizes_are_labelled_together(network: Segmenter, frame: np.ndarray) -> None:
+def test_frames_of_two_sizes_are_labeled_together(network: Segmenter, frame: np.ndarray) -> None:
     frames = [frame, frame[:100, :150]]
     together = Predictor(network, CPU, flip=True).labels(frames)
     for labels, each in zip(together, frames, strict=True):

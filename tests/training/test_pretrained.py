@@ -15,7 +15,7 @@ from fada_deploy.common.files import sha256
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.models.segmenter import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
 from fada_deploy.training.weights import pretrained as init
-from fada_deploy.training.weights.pretrained import INIT_NORMS, find_init, init_normalisation, load_backbone
+from fada_deploy.training.weights.pretrained import INIT_NORMS, find_init, init_normalization, load_backbone
 
 Tensors = dict[str, Tensor]
 
@@ -140,7 +140,7 @@ def test_half_a_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_caffes_weights_compute_what_caffe_computed(tmp_path: Path) -> None:
     tensors = torchvision_vgg16()
     path = saved(tmp_path / "vgg16-caffe.pth", tensors)
-    mean, std, bgr = init_normalisation("vgg16", path, "caffe")
+    mean, std, bgr = init_normalization("vgg16", path, "caffe")
     torch.set_default_dtype(torch.float64)
     try:
         model = Segmenter(ModelSpec("vgg16", CITYSCAPES_19, (64, 64), mean=mean, std=std))
@@ -153,40 +153,40 @@ def test_caffes_weights_compute_what_caffe_computed(tmp_path: Path) -> None:
     seen = frames.flip(3).double().permute(0, 3, 1, 2) - authors
     want = F.conv2d(seen, tensors["features.0.weight"].double(), tensors["features.0.bias"].double(), padding=1)
     with torch.no_grad():
-        got = model.feature_extractor["backbone"][0](model.normalise(frames))
+        got = model.feature_extractor["backbone"][0](model.normalize(frames))
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("backbone", [b for b in BACKBONES if b not in ("vgg16", "efficientnet-lite0")])
-def test_other_backbones_start_from_torchvisions_normalisation(backbone: str, tmp_path: Path) -> None:
-    assert init_normalisation(backbone, tmp_path / "any.pth") == (IMAGENET_MEAN, IMAGENET_STD, False)
-    assert init_normalisation(backbone, tmp_path / "any.pth", "caffe") == INIT_NORMS["caffe"]
+def test_other_backbones_start_from_torchvisions_normalization(backbone: str, tmp_path: Path) -> None:
+    assert init_normalization(backbone, tmp_path / "any.pth") == (IMAGENET_MEAN, IMAGENET_STD, False)
+    assert init_normalization(backbone, tmp_path / "any.pth", "caffe") == INIT_NORMS["caffe"]
 
 
-def test_nothing_to_start_from_has_no_normalisation_of_its_own() -> None:
-    assert init_normalisation("vgg16", None) == INIT_NORMS["torchvision"]
+def test_nothing_to_start_from_has_no_normalization_of_its_own() -> None:
+    assert init_normalization("vgg16", None) == INIT_NORMS["torchvision"]
     with pytest.raises(UsageError, match="--init-norm caffe tells how --init was trained; give --init FILE"):
-        init_normalisation("vgg16", None, "caffe")
+        init_normalization("vgg16", None, "caffe")
 
 
-def test_weights_of_vgg16_tell_their_normalisation_by_hash_or_by_the_user(
+def test_weights_of_vgg16_tell_their_normalization_by_hash_or_by_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "vgg.pth"
     path.write_bytes(b"weights")
     with pytest.raises(UsageError, match=r"SHA-256 \w{8}… is of no published file; give --init-norm torchvision"):
-        init_normalisation("vgg16", path)
-    assert init_normalisation("vgg16", path, "torchvision") == INIT_NORMS["torchvision"]
-    assert init_normalisation("vgg16", path, "caffe") == INIT_NORMS["caffe"]
+        init_normalization("vgg16", path)
+    assert init_normalization("vgg16", path, "torchvision") == INIT_NORMS["torchvision"]
+    assert init_normalization("vgg16", path, "caffe") == INIT_NORMS["caffe"]
     with pytest.raises(UsageError, match=r"must be one of torchvision, caffe, .*; found 'detectron'"):
-        init_normalisation("vgg16", path, "detectron")
+        init_normalization("vgg16", path, "detectron")
     monkeypatch.setitem(init.PUBLISHED, sha256(path)[:8], "caffe")
-    assert init_normalisation("vgg16", path) == init_normalisation("vgg16", path, "caffe") == INIT_NORMS["caffe"]
+    assert init_normalization("vgg16", path) == init_normalization("vgg16", path, "caffe") == INIT_NORMS["caffe"]
     with pytest.raises(UsageError, match=r"is the published file of caffe weights .*leave --init-norm out"):
-        init_normalisation("vgg16", path, "torchvision")
+        init_normalization("vgg16", path, "torchvision")
     with pytest.raises(UsageError, match="no such file"):
-        init_normalisation("vgg16", tmp_path / "none.pth")
+        init_normalization("vgg16", tmp_path / "none.pth")
 
 
 def test_the_published_files_are_known() -> None:

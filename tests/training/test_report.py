@@ -47,10 +47,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run with a source and an adversarial stage, on a labelled target."""
+    """Return a run with a source and an adversarial stage, on a labeled target."""
     run = tmp_path_factory.mktemp("whole") / "run"
     settings = [f"--set={s}.{k}" for s in ("source", "adversarial") for k in ("iterations=20", "lr=2e-3")]
-    settings += ["--size", "96x64", "--batch", "2", "--set=source.optimiser=adamw"]
+    settings += ["--size", "96x64", "--batch", "2", "--set=source.optimizer=adamw"]
     paths = ("--src", blocks / "source.toml", "--tgt", blocks / "target.toml")
     stages = ("--stages", "source,adversarial", "--backbone", "ddrnet23-slim", "--out", run)
     assert fada("train", *paths, *stages, *settings) == 0
@@ -141,6 +141,6 @@ def test_a_browser_draws_it(trained: Path, streets: Path, tmp_path: Path) -> Non
     command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     drawn = cv2.imread(str(shot))
-    # Colours that only the pictures have: somewhere the page is strongly coloured.
+    # Colors that only the pictures have: somewhere the page is strongly colored.
     spread = drawn.max(axis=2).astype(int) - drawn.min(axis=2)
     assert drawn.shape[:2] == (1600, 1200) and (spread > 60).mean() > 0.005

@@ -218,14 +218,14 @@ def test_a_rate_too_high_is_said(blocks: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        (["norm=frozen"], {}, "frozen normalisation over random weights cannot learn"),
+        (["norm=frozen"], {}, "frozen normalization over random weights cannot learn"),
         ([], {"init": "no.pth"}, "--init no.pth: no such file"),
         ([], {"backbone": "vgg99"}, "no backbone 'vgg99'; there are resnet101, "),
         ([], {"src": "kitti"}, "no data set 'kitti'; there are gta5, "),
         ([], {"tgt": "drives"}, "no target 'drives': it is a data set (gta5, "),
-        (["distill.norm=frozen"], {}, "distill: frozen normalisation over random weights cannot learn"),
+        (["distill.norm=frozen"], {}, "distill: frozen normalization over random weights cannot learn"),
         ([], {"stages": ("adversarial",)}, "adversarial builds on an earlier stage"),
-        (["distill.batch=1"], {}, "distill: trainable normalisation needs 2 or more images at a time; found 1"),
+        (["distill.batch=1"], {}, "distill: trainable normalization needs 2 or more images at a time; found 1"),
         (["size=100x64"], {}, "cannot take 100x64"),
         (
             ["norm=frozen"],
@@ -255,7 +255,7 @@ def test_a_source_without_labels_is_refused(blocks: Path, tmp_path: Path) -> Non
     # Globs are relative to the file, so the pictures are found by a link.
     (tmp_path / "source").symlink_to(blocks / "source")
     (tmp_path / "bare.toml").write_text('[splits.train]\nimages = "source/train/images/*.png"\n')
-    with pytest.raises(DataError, match="the source must be labelled"):
+    with pytest.raises(DataError, match="the source must be labeled"):
         go(config(blocks, src=str(tmp_path / "bare.toml")), tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: colour formulae on single pixels, and frames and labels moving together."""
+"""Augmentation: color formulae on single pixels, and frames and labels moving together."""
 
 from __future__ import annotations
 

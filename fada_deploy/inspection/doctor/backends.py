@@ -100,8 +100,8 @@ def tensorrt_checks() -> Iterator[Check]:
 
     about = {target.name: target for target in targets()}
     some = False
-    for flavour, extra in EXTRAS.items():
-        trt = yield from _loaded(flavour)
+    for flavor, extra in EXTRAS.items():
+        trt = yield from _loaded(flavor)
         if trt is None:
             continue
         some = True

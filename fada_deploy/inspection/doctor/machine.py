@@ -29,19 +29,19 @@ def codecs() -> Iterator[Check]:
     if missing:
         yield Check("video", "bad", f"PyAV {av.__version__} has no codec {' and '.join(missing)}", _PYAV_AGAIN)
         return
-    grey = (40, 120, 200)
+    gray = (40, 120, 200)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         with film(path, (64, 96), time_base=Fraction(1, 25), rate=None, audio=None) as add:
-            for pts, value in enumerate(grey):
+            for pts, value in enumerate(gray):
                 add(np.full((64, 96, 3), value, np.uint8), pts)
         container, stream = open_video(path)
         with container:
             means = [float(upright_rgb(frame).mean()) for frame in container.decode(stream)]
-    if len(means) == len(grey) and all(abs(m - g) < 8 for m, g in zip(means, grey, strict=True)):
+    if len(means) == len(gray) and all(abs(m - g) < 8 for m, g in zip(means, gray, strict=True)):
         yield Check("video", "ok", f"PyAV {av.__version__} writes H.264 and reads it back")
     else:
-        found = f"PyAV {av.__version__} reads pictures of {means} where {list(grey)} were written"
+        found = f"PyAV {av.__version__} reads pictures of {means} where {list(gray)} were written"
         yield Check("video", "bad", found, _PYAV_AGAIN)
     yield from _hardware_decoders()
 

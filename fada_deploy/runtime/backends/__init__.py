@@ -9,7 +9,7 @@ from pathlib import Path
 from fada_deploy.common.errors import MissingExtraError, ModelError, UsageError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import Backend, Prediction
-from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVOURS, read_engine
+from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, FLAVORS, read_engine
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -130,5 +130,5 @@ def installed_backend() -> str:
 
 def require_any() -> None:
     """Raise `UsageError` saying what to type when nothing at all is installed that runs a model."""
-    if all(find_spec(name) is None for name in (*ONNX_BACKENDS, *FLAVOURS)):
+    if all(find_spec(name) is None for name in (*ONNX_BACKENDS, *FLAVORS)):
         raise _NoEngineError

@@ -63,7 +63,7 @@ class Prediction:
     def overlay(
         self, frames_bhwc: Frames, palette: NDArray[np.uint8], alpha: float
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return labels (B, H, W) and pictures (B, H, W, 3) uint8: the frames with the classes' colours over them.
+        """Return labels (B, H, W) and pictures (B, H, W, 3) uint8: the frames with the classes' colors over them.
 
         Frames (B, H, W, 3) uint8 may have any size; `palette` (256, 3) uint8 is in their channel order.
         """

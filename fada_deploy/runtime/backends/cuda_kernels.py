@@ -2,7 +2,7 @@
 
 Plain C: what a GPU needs beyond it is in `CUDA`, and a test compiles the same `SOURCE` for the CPU with those
 macros written out. It is to equal `runtime.kernels.upsample.dense_labels` and `runtime.overlay.blend.overlay` bit for bit, so
-products and sums are rounded one by one, and the host hands over the very weights and blended colours that those
+products and sums are rounded one by one, and the host hands over the very weights and blended colors that those
 use.
 """
 
@@ -42,7 +42,7 @@ INLINE int GREATER(float a, float b)
 SOURCE = """
 typedef unsigned char u8;
 
-/* One axis of the enlargement: each pixel's two neighbours on the grid and their weights. */
+/* One axis of the enlargement: each pixel's two neighbors on the grid and their weights. */
 struct Axis { const int *low, *high; const float *w_low, *w_high; };
 
 /* The class of one pixel of one image: logits (classes, h, w), the lower class on a tie. */
@@ -121,7 +121,7 @@ def _arrays(axis: Taps) -> tuple[Any, ...]:
 
 
 def blend_table(palette: NDArray[np.uint8], classes: int, alpha: float) -> NDArray[np.uint8]:
-    """Return (classes, 256, 3) uint8: what `overlay` makes of each class's colour over each value.
+    """Return (classes, 256, 3) uint8: what `overlay` makes of each class's color over each value.
 
     Blending takes one byte to one byte for a class and a channel, so all its roundings fit into a table.
     """

@@ -44,7 +44,7 @@ class Painter:
     def overlay(
         self, logits: Any, frames_bhwc: Frames, palette: NDArray[np.uint8], alpha: float, *, align_corners: bool
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """Return labels, and frames (B, H, W, 3) uint8 with colours over them, None if not all are usable."""
+        """Return labels, and frames (B, H, W, 3) uint8 with colors over them, None if not all are usable."""
         size_hw = (frames_bhwc.shape[1], frames_bhwc.shape[2])
         with self._lane.entered():
             head, pixels, bad = self._before(logits, size_hw, align_corners)

@@ -21,7 +21,7 @@ from fada_deploy.common.metadata import ModelMetadata
 SCHEMA = 1
 ENGINE_SUFFIXES = frozenset({".engine", ".plan"})
 # What `import` knows the two libraries by.
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
+FLAVORS = ("tensorrt", "tensorrt_rtx")
 NOT_RUN = "not_run"
 # TensorRT-RTX builds for these and later ones when it is told none.
 _RTX_LEAST = (8, 0)
@@ -41,15 +41,15 @@ class EngineTensor:
 class EngineSidecar:
     """Everything about an engine that is to be known before it is trusted.
 
-    `flavour` and `flavour_version` name the library that built it. `compute_capabilities` are those that it
+    `flavor` and `flavor_version` name the library that built it. `compute_capabilities` are those that it
     runs on ("SM86" …); empty: whatever the library builds for when told none. `gpu` is the card it was built
     on, "" where there was none. `profile` has the least, usual and largest batch, None for a fixed one.
     `layers` counts convolutions by the precision that the builder gave them, as `seen_in` says. `verification`
     is "not_run", or each backend's findings under its name.
     """
 
-    flavour: str
-    flavour_version: str
+    flavor: str
+    flavor_version: str
     engine_sha256: str
     engine_bytes: int
     onnx_name: str
@@ -72,12 +72,12 @@ class EngineSidecar:
         return f"`fada export {self.onnx_name} --trt`"
 
     def to_json(self) -> str:
-        """Serialise; `from_json` reads it back."""
+        """Serialize; `from_json` reads it back."""
         least, usual, most = self.profile or (None, None, None)
         document = {
             "schema": SCHEMA,
-            "flavour": self.flavour,
-            "flavour_version": self.flavour_version,
+            "flavor": self.flavor,
+            "flavor_version": self.flavor_version,
             "engine": {"sha256": self.engine_sha256, "bytes": self.engine_bytes},
             "onnx": {"name": self.onnx_name, "sha256": self.onnx_sha256},
             "compute_capabilities": list(self.compute_capabilities),
@@ -107,8 +107,8 @@ class EngineSidecar:
             if verification != NOT_RUN and not isinstance(verification, dict):
                 raise ValueError(f"verification {verification!r}")
             sidecar = cls(
-                flavour=str(data["flavour"]),
-                flavour_version=str(data["flavour_version"]),
+                flavor=str(data["flavor"]),
+                flavor_version=str(data["flavor_version"]),
                 engine_sha256=str(data["engine"]["sha256"]),
                 engine_bytes=int(data["engine"]["bytes"]),
                 onnx_name=str(data["onnx"]["name"]),
@@ -133,8 +133,8 @@ class EngineSidecar:
                 f"{where}: is malformed ({str(error)[:100]!r}); build the engine again: "
                 "`fada export MODEL.onnx --trt`"
             ) from None
-        if sidecar.flavour not in FLAVOURS:
-            raise ModelError(f"{where}: flavour {sidecar.flavour!r} is not known; there are {', '.join(FLAVOURS)}")
+        if sidecar.flavor not in FLAVORS:
+            raise ModelError(f"{where}: flavor {sidecar.flavor!r} is not known; there are {', '.join(FLAVORS)}")
         return sidecar
 
 
@@ -194,23 +194,23 @@ def can_record(engine: Path) -> bool:
     return os.access(engine.parent, os.W_OK)
 
 
-def check_can_run(sidecar: EngineSidecar, *, flavour_version: str, compute_capability: str) -> None:
+def check_can_run(sidecar: EngineSidecar, *, flavor_version: str, compute_capability: str) -> None:
     """Raise `ModelError` when this library or this GPU (compute capability, "8.6") is not what it was built for.
 
-    Engines of either flavour belong to the one version that built them; version-compatible ones of TensorRT
+    Engines of either flavor belong to the one version that built them; version-compatible ones of TensorRT
     run on later versions too.
     """
-    built, have = sidecar.flavour_version, flavour_version
+    built, have = sidecar.flavor_version, flavor_version
     later = sidecar.options.get("version_compatible") and _numbers(have) >= _numbers(built)
     if have != built and not later:
         raise ModelError(
-            f"the engine was built by {sidecar.flavour} {built} and {have} is installed; build it again with "
-            f"{sidecar.rebuild}, or type: pip install '{sidecar.flavour.replace('_', '-')}=={built}'"
+            f"the engine was built by {sidecar.flavor} {built} and {have} is installed; build it again with "
+            f"{sidecar.rebuild}, or type: pip install '{sidecar.flavor.replace('_', '-')}=={built}'"
         )
     name = f"SM{compute_capability.replace('.', '')}"
     allowed = sidecar.compute_capabilities
     if not allowed:
-        fits = sidecar.flavour != "tensorrt_rtx" or _numbers(compute_capability) >= _RTX_LEAST
+        fits = sidecar.flavor != "tensorrt_rtx" or _numbers(compute_capability) >= _RTX_LEAST
     elif sidecar.options.get("hardware_compatible"):
         fits = any(_numbers(compute_capability) >= _numbers_of_name(a) for a in allowed)
     else:

@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX: NVIDIA GPUs.
 
-Every reason not to run an engine is looked for before it is deserialised, and an engine whose answers were not
+Every reason not to run an engine is looked for before it is deserialized, and an engine whose answers were not
 compared with the network's on this card is compared before its first answer is given out.
 """
 
@@ -50,17 +50,17 @@ class TensorRtBackend:
         self._where = str(path)
         index, gpu = _gpu_for(path, device)
         self.device = f"cuda:{index}"
-        trt = import_engine(sidecar.flavour, EXTRAS[sidecar.flavour])
+        trt = import_engine(sidecar.flavor, EXTRAS[sidecar.flavor])
         try:
-            check_can_run(sidecar, flavour_version=str(trt.__version__), compute_capability=gpu.compute_capability)
+            check_can_run(sidecar, flavor_version=str(trt.__version__), compute_capability=gpu.compute_capability)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
-        cupy = import_engine("cupy", EXTRAS[sidecar.flavour])
+        cupy = import_engine("cupy", EXTRAS[sidecar.flavor])
         log = make_log(trt)
         lane, self._painter = _lane_on(cupy, index, path)
         with lane.entered():
             # The library keeps no references of its own to either.
-            self._kept, engine = _deserialised(trt, log, plan, sidecar, path)
+            self._kept, engine = _deserialized(trt, log, plan, sidecar, path)
         del plan
         _check_tensors(engine, trt, sidecar, path)
         batch = self.metadata.batch
@@ -68,7 +68,7 @@ class TensorRtBackend:
         self._runner = EngineRunner(trt, engine, log, lane, self.metadata, (least, most))
         if not allow_unproven:
             try:
-                self._prove(path, sidecar, f"{gpu.name}, {sidecar.flavour} {trt.__version__}")
+                self._prove(path, sidecar, f"{gpu.name}, {sidecar.flavor} {trt.__version__}")
             except BaseException:
                 self.close()
                 raise
@@ -135,7 +135,7 @@ def _lane_on(cupy: Any, index: int, path: Path) -> tuple[Lane, Painter]:
         ) from None
 
 
-def _deserialised(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path: Path) -> tuple[Any, Any]:
+def _deserialized(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path: Path) -> tuple[Any, Any]:
     """Return the library's runtime and the engine; raise `ModelError` when it does not take it."""
     # `engine_host_code_allowed` stays off: a plan may hold code for the CPU, and none of ours does.
     runtime = engine = None
@@ -149,7 +149,7 @@ def _deserialised(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path:
         why = said(log.errors)
         if sidecar.options.get("version_compatible"):
             why += "; it is version-compatible, so it carries host code, which is not run here"
-        raise ModelError(f"{path}: {sidecar.flavour} cannot open it ({why}); build it again: {sidecar.rebuild}")
+        raise ModelError(f"{path}: {sidecar.flavor} cannot open it ({why}); build it again: {sidecar.rebuild}")
     return runtime, engine
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fada_deploy.common.errors import DeviceError, MissingExtraError, UsageError
 from fada_deploy.runtime.backends.base import import_engine
-from fada_deploy.runtime.backends.engine_file import FLAVOURS
+from fada_deploy.runtime.backends.engine_file import FLAVORS
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 # On a machine without a GPU every error is followed by one that only says so.
@@ -31,22 +31,22 @@ class MissingTensorRtError(MissingExtraError):
 
 @dataclass(frozen=True)
 class Workshop:
-    """A flavour that can build here: its module, a builder, and the log that the builder writes to."""
+    """A flavor that can build here: its module, a builder, and the log that the builder writes to."""
 
-    flavour: str
+    flavor: str
     trt: Any
     builder: Any
     log: Any
 
 
-def open_workshop(flavour: str) -> Workshop:
-    """Return a flavour with which to build; `auto` takes `tensorrt` where it can build, else RTX.
+def open_workshop(flavor: str) -> Workshop:
+    """Return a flavor with which to build; `auto` takes `tensorrt` where it can build, else RTX.
 
     Raise `MissingExtraError` for what is not installed, `DeviceError` for what cannot build here.
     """
-    if flavour not in ("auto", *FLAVOURS):
-        raise UsageError(f"no flavour {flavour!r} of TensorRT; there are auto, {', '.join(FLAVOURS)}")
-    wanted = FLAVOURS if flavour == "auto" else (flavour,)
+    if flavor not in ("auto", *FLAVORS):
+        raise UsageError(f"no flavor {flavor!r} of TensorRT; there are auto, {', '.join(FLAVORS)}")
+    wanted = FLAVORS if flavor == "auto" else (flavor,)
     refused: DeviceError | None = None
     for name in wanted:
         try:
@@ -54,7 +54,7 @@ def open_workshop(flavour: str) -> Workshop:
             log = make_log(trt)
             return Workshop(name, trt, trt.Builder(log), log)
         except MissingExtraError:
-            if flavour != "auto":
+            if flavor != "auto":
                 raise
         except TypeError:
             # Without a GPU or its driver the library's constructor gives nothing.

@@ -1,4 +1,4 @@
-"""Runs a deserialised engine: memory that stays, one stream, a CUDA graph for each batch size."""
+"""Runs a deserialized engine: memory that stays, one stream, a CUDA graph for each batch size."""
 
 from __future__ import annotations
 

@@ -75,10 +75,10 @@ def blend(
     u_drawn: NDArray[np.uint8],
     v_drawn: NDArray[np.uint8],
 ) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Lay the colours `tables` (3, 256) of labels (H, W), both even, over the planes of a yuv420p frame.
+    """Lay the colors `tables` (3, 256) of labels (H, W), both even, over the planes of a yuv420p frame.
 
     The planes are as wide as their lines in memory, at least W and W / 2. A pixel of the halved planes has the
-    mean colour of its four.
+    mean color of its four.
     """
     height, width = labels.shape
     beta = np.float32(1) - alpha

@@ -1,7 +1,7 @@
 """The resize of `common.images`, to the same bits and for a third of the time, where that is certain.
 
 Area averaging by a factor that is no whole number is slow in OpenCV. It works in float32, ours in whole numbers.
-A quotient with an odd denominator is never half-way between two grey values, but at least half a part away from
+A quotient with an odd denominator is never half-way between two gray values, but at least half a part away from
 there. So both round it to the same one as long as OpenCV's error is smaller than that.
 """
 

@@ -52,7 +52,7 @@ def average(
         for i in range(length):
             line[i] = np.float32(column_sums[i])
         for x in range(x_first.shape[0]):
-            # Three colours and the first two columns by name, so that the compiler keeps them in registers.
+            # Three colors and the first two columns by name, so that the compiler keeps them in registers.
             at = 3 * x_first[x]
             one, two = x_weights[x, 0], x_weights[x, 1]
             red = line[at] * one + line[at + 3] * two

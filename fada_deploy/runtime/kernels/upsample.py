@@ -42,7 +42,7 @@ _CELLS = 2048
 
 @dataclass(frozen=True)
 class Taps:
-    """How the pixels of one axis read the grid: two neighbours and their weights.
+    """How the pixels of one axis read the grid: two neighbors and their weights.
 
     `low`, `high` are intp (n_out,), `w_low` + `w_high` = 1 float32 (n_out,). `first`, `count` say
     which pixels have which `low`: cell c holds the pixels first[c] … first[c] + count[c] − 1.

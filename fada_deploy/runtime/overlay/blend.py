@@ -1,4 +1,4 @@
-"""Colours over pictures.
+"""Colors over pictures.
 
 Drawing is a table look-up and a weighted sum, both OpenCV's: 2.8 ms for 1024×2048 on one core where
 `palette[labels]` and a blend in NumPy take 21.6 ms, to the same pixels.
@@ -18,7 +18,7 @@ _LINE = (238, 238, 238)
 
 
 def colorize(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Picture:
-    """Return (H, W, 3) uint8: each index's colour from a palette (256, 3) uint8, in its channel order."""
+    """Return (H, W, 3) uint8: each index's color from a palette (256, 3) uint8, in its channel order."""
     return np.asarray(cv2.applyColorMap(labels, np.ascontiguousarray(palette[:, None])), np.uint8)
 
 
@@ -31,9 +31,9 @@ def overlay(
     shown: NDArray[np.bool_] | None = None,
     contours: bool = False,
 ) -> Picture:
-    """Return a frame (H, W, 3) uint8 with the classes' colours at opacity `alpha` (0 … 1) over it.
+    """Return a frame (H, W, 3) uint8 with the classes' colors at opacity `alpha` (0 … 1) over it.
 
-    `frame` and `palette` share their channel order. `shown` (256,) says which indices are coloured [all];
+    `frame` and `palette` share their channel order. `shown` (256,) says which indices are colored [all];
     `contours` draws a light line between classes, all those not shown being one.
     """
     picture = np.asarray(cv2.addWeighted(colorize(labels, palette), alpha, frame, 1 - alpha, 0), np.uint8)

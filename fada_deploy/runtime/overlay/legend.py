@@ -1,4 +1,4 @@
-"""A panel that names the colours of an overlay and says how much of the picture each class holds."""
+"""A panel that names the colors of an overlay and says how much of the picture each class holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PANEL_OPACITY = 0.72
 
 
 class Legend:
-    """A panel of colour, name and share for the classes that a film shows, made for one picture size.
+    """A panel of color, name and share for the classes that a film shows, made for one picture size.
 
     The lines are the classes most seen so far, in the label space's order, so that the panel does not
     jump about; as many as fit into six tenths of the height. A picture too small for a panel gets none.
@@ -86,7 +86,7 @@ class Legend:
 
 
 def _swatch(color: NDArray[np.uint8], size_wh: tuple[int, int]) -> Picture:
-    """Return a class's colour in a rim, which sets one as dark as the panel (car, truck, building) off from it."""
+    """Return a class's color in a rim, which sets one as dark as the panel (car, truck, building) off from it."""
     width, height = size_wh
     swatch = np.full((height + 2, width + 2, 3), _PANEL, np.uint8)
     _rounded(swatch, (0, 0), (width + 2, height + 2), radius=(height + 2) // 4, color=(_RIM,) * 3)

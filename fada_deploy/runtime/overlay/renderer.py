@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Look:
-    """`alpha`: opacity of the colours, 0 … 1. `legend`: names and shares of the classes in a corner.
+    """`alpha`: opacity of the colors, 0 … 1. `legend`: names and shares of the classes in a corner.
 
     `contours`: a light line between classes. `beside`: the frame as it came to the left of its overlay.
-    `classes`: names of those that are coloured, in the frame and in the legend; none named are all.
+    `classes`: names of those that are colored, in the frame and in the legend; none named are all.
     """
 
     alpha: float = 0.5
@@ -37,7 +37,7 @@ class Look:
             raise UsageError(f"an alpha of {self.alpha} is no opacity; it is 0 to 1")
 
     def shown(self, space: LabelSpace) -> NDArray[np.bool_] | None:
-        """Return which of 256 indices are coloured, None for all; raise `UsageError` for unknown names."""
+        """Return which of 256 indices are colored, None for all; raise `UsageError` for unknown names."""
         if not self.classes:
             return None
         unknown = [name for name in self.classes if name not in space.names]
@@ -90,7 +90,7 @@ class Drawing:
         return picture
 
     def _shares(self, result: Result) -> NDArray[np.float64]:
-        """Return the shares of the classes that are coloured."""
+        """Return the shares of the classes that are colored."""
         shares = result.shares
         return shares if self._shown is None else np.where(self._shown[: len(shares)], shares, 0.0)
 

@@ -1,4 +1,4 @@
-"""Overlays drawn in a video frame's own planes: brightness at full size, colour at half, as nearly all films are.
+"""Overlays drawn in a video frame's own planes: brightness at full size, color at half, as nearly all films are.
 
 Blending is linear, and so is the way from RGB to these planes: drawn there, a picture need not be turned to RGB
 and back, which costs more than the drawing. It differs from the picture drawn in RGB by rounding alone.
@@ -44,7 +44,7 @@ def matrix_of(picture: Any) -> int:
 
 
 def palette_planes(palette: NDArray[np.uint8], matrix: int) -> NDArray[np.uint8]:
-    """Return RGB colours (256, 3) as Y′, Cb, Cr tables (3, 256) uint8 of limited range."""
+    """Return RGB colors (256, 3) as Y′, Cb, Cr tables (3, 256) uint8 of limited range."""
     red, blue = _PARTS[matrix]
     r, g, b = (palette.astype(np.float64) / 255).T
     y = red * r + (1 - red - blue) * g + blue * b
@@ -53,7 +53,7 @@ def palette_planes(palette: NDArray[np.uint8], matrix: int) -> NDArray[np.uint8]
 
 
 def overlay_planes(picture: Any, labels: NDArray[np.uint8], tables: NDArray[np.uint8], alpha: float) -> Any:
-    """Return a new PyAV frame: `picture` with the colours of labels (H, W) over it, as `overlay` in RGB."""
+    """Return a new PyAV frame: `picture` with the colors of labels (H, W) over it, as `overlay` in RGB."""
     import av
 
     drawn = av.VideoFrame(picture.width, picture.height, "yuv420p")

@@ -22,7 +22,7 @@ from fada_deploy.runtime.sources.open import PAUSE, Frame, Item
 _KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 # What programs call a file that they are still writing, wherever in the name: a.png.part, a.tmp.png.
 _TEMPORARY = frozenset({".crdownload", ".part", ".partial", ".temp", ".tmp"})
-# How a whole file ends. Some versions of OpenCV fill what is missing of a JPEG with grey and say nothing.
+# How a whole file ends. Some versions of OpenCV fill what is missing of a JPEG with gray and say nothing.
 _ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
 # Markers of a JPEG without a length: restarts, its start, and an old one.
 _ALONE = frozenset(bytes([number]) for number in (*range(0xD0, 0xD9), 0x01))

@@ -1,4 +1,4 @@
-"""Where labels go: overlay films and pictures, masks, colour maps, arrays, shares.
+"""Where labels go: overlay films and pictures, masks, color maps, arrays, shares.
 
 Every file is written under a temporary name and renamed when it is whole. Under the output folder
 lies one folder a kind: `overlay/drive.mp4`, `mask/drive/000000.png`, `json/drive.json`; a single

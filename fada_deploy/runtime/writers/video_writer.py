@@ -47,7 +47,7 @@ def film(
     """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
 
     Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.overlay.yuv`); one of odd size
-    gains a row or column, since H.264 halves its colour planes. `pixel_aspect` is a pixel's width by its height
+    gains a row or column, since H.264 halves its color planes. `pixel_aspect` is a pixel's width by its height
     [1]. `hardware` is a key of `HARDWARE`. `pts` counts `time_base` and is kept; where it jumps back by more than
     a second, as in recordings that were joined, the film goes on from where it was. The sound of the file `audio`
     is copied beside it where an MP4 can hold it. Raise
@@ -87,11 +87,11 @@ def label_film(
 ) -> Iterator[Callable[[Picture, int], None]]:
     """Open an MP4 of label maps (H, W) uint8 and yield `add(labels, pts)`, else as `film`.
 
-    It is grey, lossless and of full range: whoever decodes it to grey has the very ids.
+    It is gray, lossless and of full range: whoever decodes it to gray has the very ids.
     """
     with _mp4(path) as (container, _):
         codec = ("libx264", {"preset": PRESETS[0], "qp": "0"})
-        encoder = _Encoder(container, size_hw, time_base, rate, codec, grey=True, pixel_aspect=pixel_aspect)
+        encoder = _Encoder(container, size_hw, time_base, rate, codec, gray=True, pixel_aspect=pixel_aspect)
         clock = _Clock(time_base)
         yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), clock.onward(pts))
         encoder.flush()
@@ -121,25 +121,25 @@ class _Encoder:
         codec: tuple[str, dict[str, str]],
         *,
         matrix: int = BT709,
-        grey: bool = False,
+        gray: bool = False,
         pixel_aspect: Fraction | None = None,
     ) -> None:
         self._container = container
         self._matrix = matrix
         self._time_base = time_base
-        self._grey = grey
+        self._gray = gray
         height, width = size_hw
         self._pad_hw = height % 2, width % 2
         # The rate only guides the encoder; the time base makes every timestamp exact.
         self._stream = container.add_stream(codec[0], rate=rate or 25, options=codec[1])
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
-        self._stream.pix_fmt = "gray" if grey else "yuv420p"
+        self._stream.pix_fmt = "gray" if gray else "yuv420p"
         context = self._stream.codec_context
         context.time_base = time_base
         if pixel_aspect is not None:
             context.sample_aspect_ratio = pixel_aspect
         context.colorspace = context.color_primaries = context.color_trc = matrix
-        context.color_range = _FULL_RANGE if grey else _LIMITED_RANGE
+        context.color_range = _FULL_RANGE if gray else _LIMITED_RANGE
 
     def open(self, hardware: str) -> None:
         """Begin now rather than at the first picture; raise `DeviceError` where the hardware is not to be had."""
@@ -155,7 +155,7 @@ class _Encoder:
             below, beside = self._pad_hw
             picture = np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8)
         picture = np.ascontiguousarray(picture)
-        if self._grey:
+        if self._gray:
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
         else:
             rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")

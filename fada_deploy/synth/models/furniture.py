@@ -131,8 +131,8 @@ def _signal(b: MeshBuilder, x: float, y: float, lit: int, scale: float = 1.0) ->
         label="traffic light",
     )
     for i, slot in enumerate(("light_green", "light_yellow", "light_red")):
-        centre = (x, y + (i - 1) * 0.37 * scale, 0.0)
-        b.face(disc(centre, 0.15 * scale, sides=10), slot, gain=1.0 if i == lit else 0.28, label="traffic light")
+        center = (x, y + (i - 1) * 0.37 * scale, 0.0)
+        b.face(disc(center, 0.15 * scale, sides=10), slot, gain=1.0 if i == lit else 0.28, label="traffic light")
 
 
 @lru_cache(maxsize=1)

@@ -72,7 +72,7 @@ def walkers() -> tuple[tuple[Mesh, ...], ...]:
 
 def _bicycle_side(b: MeshBuilder) -> None:
     for x in (-0.52, 0.52):
-        b.face(ring((x, 0.35, 0), 0.36, 0.10), "tyre", gain=1.1)
+        b.face(ring((x, 0.35, 0), 0.36, 0.10), "tire", gain=1.1)
     for a, c in (
         ((-0.52, 0.34), (-0.18, 0.82)),
         ((-0.18, 0.82), (0.36, 0.80)),
@@ -87,7 +87,7 @@ def _bicycle_side(b: MeshBuilder) -> None:
 
 
 def _bicycle_end(b: MeshBuilder) -> None:
-    b.face(disc((0, 0.35, 0), 0.35, flat=0.24), "tyre", gain=1.1)
+    b.face(disc((0, 0.35, 0), 0.35, flat=0.24), "tire", gain=1.1)
     b.face(bar((0, 0.5), (0, 0.95), (0.09, 0.08)), "bike")
     b.face(bar((-0.28, 1.0), (0.28, 1.0), (0.06, 0.06)), "dark")
     b.face(disc((0, 0.72, 0), 0.05, sides=6), "tail", fine=True)
@@ -95,7 +95,7 @@ def _bicycle_end(b: MeshBuilder) -> None:
 
 def _motorcycle_side(b: MeshBuilder) -> None:
     for x in (-0.68, 0.68):
-        b.face(disc((x, 0.32, 0), 0.32, sides=16), "tyre")
+        b.face(disc((x, 0.32, 0), 0.32, sides=16), "tire")
         b.face(disc((x, 0.32, 0), 0.15, sides=12), "hub", fine=True)
     b.face(
         [
@@ -116,7 +116,7 @@ def _motorcycle_side(b: MeshBuilder) -> None:
 
 
 def _motorcycle_end(b: MeshBuilder) -> None:
-    b.face(disc((0, 0.34, 0), 0.34, flat=0.30), "tyre")
+    b.face(disc((0, 0.34, 0), 0.34, flat=0.30), "tire")
     b.face([(-0.19, 0.45, 0), (0.19, 0.45, 0), (0.24, 0.85, 0), (-0.24, 0.85, 0)], "bike")
     b.face(bar((-0.40, 1.04), (0.40, 1.04), (0.07, 0.07)), "dark")
     b.face(disc((0, 0.72, 0), 0.09, sides=8), "tail")

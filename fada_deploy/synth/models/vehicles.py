@@ -24,12 +24,12 @@ def _wheels(b: MeshBuilder, half: float, radius: float, axles: tuple[float, ...]
     for x, out in ((-half, LEFT), (half, RIGHT)):
         side = x * 1.012
         for z in axles:
-            b.face(disc((side, radius * 1.08, z), radius * 1.16, plane="zy"), "tyre", out=out, gain=0.6)
-            b.face(disc((side * 1.002, radius, z), radius, plane="zy"), "tyre", out=out)
+            b.face(disc((side, radius * 1.08, z), radius * 1.16, plane="zy"), "tire", out=out, gain=0.6)
+            b.face(disc((side * 1.002, radius, z), radius, plane="zy"), "tire", out=out)
             b.face(disc((side * 1.004, radius, z), radius * 0.58, plane="zy", sides=8), "hub", out=out, fine=True)
         tread = sorted((x * 0.72, x * 0.98))
         for z in ends:
-            b.face(_rect(tread[0], tread[1], 0.0, radius * 1.1, z), "tyre", out=REAR if z < 0 else FRONT)
+            b.face(_rect(tread[0], tread[1], 0.0, radius * 1.1, z), "tire", out=REAR if z < 0 else FRONT)
 
 
 def _lamps(b: MeshBuilder, half: float, length: float, y: tuple[float, float], *, wide: float = 0.30) -> None:
@@ -65,7 +65,7 @@ def _car(length: float, width: float, height: float, cabin: tuple[float, float, 
 
 
 def _cabin(b: MeshBuilder, half: float, y: tuple[float, float], z: tuple[float, float, float, float]) -> None:
-    """Set windows, roof, pillars and mirrors on a car's belt line; `z` as in `_car`, in metres."""
+    """Set windows, roof, pillars and mirrors on a car's belt line; `z` as in `_car`, in meters."""
     rear, front, roof_rear, roof_front = z
     b.frustum(
         (-half * 0.94, half * 0.94, rear, front, y[0]),

@@ -55,19 +55,19 @@ def open_target(
         return train_set, None
 
 
-def labelled_pair(config: RunConfig, space: LabelSpace) -> list[FrameDataset]:
-    """Return the labelled frames of both domains: source train, target val; raise `UsageError` without."""
+def labeled_pair(config: RunConfig, space: LabelSpace) -> list[FrameDataset]:
+    """Return the labeled frames of both domains: source train, target val; raise `UsageError` without."""
     if config.tgt not in DATASETS and not config.tgt.endswith(".toml"):
         raise UsageError(
-            f"the target {config.tgt} is recordings without labels; centres need labels of both domains"
+            f"the target {config.tgt} is recordings without labels; centers need labels of both domains"
         )
     found = [
         open_dataset(name, None if root is None else Path(root), split=split, space=space)
         for name, root, split in ((config.src, config.src_root, "train"), (config.tgt, config.tgt_root, "val"))
     ]
     for dataset in found:
-        if not dataset.labelled:
-            raise UsageError(f"{dataset.name} {dataset.split}: has no labels; centres need labels of both domains")
+        if not dataset.labeled:
+            raise UsageError(f"{dataset.name} {dataset.split}: has no labels; centers need labels of both domains")
     return found
 
 

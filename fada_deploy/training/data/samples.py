@@ -22,7 +22,7 @@ from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_c
 
 @dataclass(frozen=True)
 class SourceSamples:
-    """Labelled source frames at `size_hw`, jittered, and mirrored with a probability."""
+    """Labeled source frames at `size_hw`, jittered, and mirrored with a probability."""
 
     frames: FrameDataset
     size_hw: SizeHW
@@ -65,7 +65,7 @@ def pseudo_path(folder: Path, index: int) -> Path:
 
 
 @dataclass(frozen=True)
-class PseudoLabelled:
+class PseudoLabeled:
     """Target frames with their pseudo-labels, scaled, cropped, jittered and mirrored."""
 
     frames: FrameDataset

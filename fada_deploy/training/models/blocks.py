@@ -1,4 +1,4 @@
-"""What several networks are made of: residual blocks under torchvision's parameter names, frozen normalisation."""
+"""What several networks are made of: residual blocks under torchvision's parameter names, frozen normalization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with fixed statistics and scale, **without eps**, as in the released FADA code.
+    """Batch normalization with fixed statistics and scale, **without eps**, as in the released FADA code.
 
     A network whose weights were trained with a large one sets `eps`.
     """
@@ -27,7 +27,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W)."""
+        """Normalize (B, C, H, W)."""
         scale, shift = self.affine()
         return x * scale[:, None, None] + shift[:, None, None]
 
@@ -43,11 +43,11 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-# What a run may ask of its normalisation layers.
+# What a run may ask of its normalization layers.
 NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
 
 
-def normalised(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+def normalized(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """Return norm(conv(x)).
 
     In training a frozen norm is folded into the convolution's weights and bias: two walks through the
@@ -70,7 +70,7 @@ class Shortcut(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (B, inner, H, W) to (B, outer, H / stride, W / stride)."""
-        return normalised(cast("nn.Conv2d", self[0]), self[1], x)
+        return normalized(cast("nn.Conv2d", self[0]), self[1], x)
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inner, H, W) to (B, planes, H / stride, W / stride)."""
-        y = F.relu(normalised(self.conv1, self.bn1, x))
-        y = normalised(self.conv2, self.bn2, y) + (x if self.downsample is None else self.downsample(x))
+        y = F.relu(normalized(self.conv1, self.bn1, x))
+        y = normalized(self.conv2, self.bn2, y) + (x if self.downsample is None else self.downsample(x))
         return F.relu(y) if self.final_relu else y
 
 
@@ -148,9 +148,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inner, H, W) to (B, planes · expansion, H / stride, W / stride)."""
-        y = F.relu(normalised(self.conv1, self.bn1, x))
-        y = F.relu(normalised(self.conv2, self.bn2, y))
-        y = normalised(self.conv3, self.bn3, y) + (x if self.downsample is None else self.downsample(x))
+        y = F.relu(normalized(self.conv1, self.bn1, x))
+        y = F.relu(normalized(self.conv2, self.bn2, y))
+        y = normalized(self.conv3, self.bn3, y) + (x if self.downsample is None else self.downsample(x))
         return F.relu(y) if self.final_relu else y
 
 

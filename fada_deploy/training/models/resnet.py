@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, Norm, normalised
+from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, Norm, normalized
 
 
 class ResNet(nn.Module):
-    """(B, 3, H, W) normalised RGB → (B, 512 · expansion, H/8, W/8)."""
+    """(B, 3, H, W) normalized RGB → (B, 512 · expansion, H/8, W/8)."""
 
     def __init__(
         self, block: type[BasicBlock | Bottleneck], layers: tuple[int, int, int, int], norm: Norm
@@ -28,7 +28,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
-        x = F.relu(normalised(self.conv1, self.bn1, x))
+        x = F.relu(normalized(self.conv1, self.bn1, x))
         x = F.max_pool2d(x, 3, 2, padding=1)
         features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return features

@@ -133,7 +133,7 @@ class Projection(nn.Module):
 
 
 class Fuse(nn.Module):
-    """A pointwise layer and its normalisation under their published names."""
+    """A pointwise layer and its normalization under their published names."""
 
     def __init__(self, inner: int, outer: int, norm: Norm) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 
 
 class SegFormer(nn.Module):
-    """(B, 3, H, W) normalised RGB → fused features (B, 256, H/4, W/4); H and W divisible by 8."""
+    """(B, 3, H, W) normalized RGB → fused features (B, 256, H/4, W/4); H and W divisible by 8."""
 
     out_channels = 256
 
@@ -181,7 +181,7 @@ class SegFormer(nn.Module):
             blocks = [Block(width, heads[i - 1], reductions[i - 1]) for _ in range(2)]
             self.add_module(f"block{i}", nn.ModuleList(blocks))
             self.add_module(f"norm{i}", nn.LayerNorm(width, eps=1e-6))
-        self.apply(_initialise)
+        self.apply(_initialize)
         self.decode_head = Decoder(widths, self.out_channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class SegFormer(nn.Module):
         return fused
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Start the encoder as published; the decoder starts as PyTorch starts it."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -27,7 +27,7 @@ class Architecture:
 
     `multiple`: what height and width must be multiples of. `beyond_init`: beginnings of the names that its
     ImageNet weights leave out; `renames`: beginnings they have → ours; `init_norm`: how their input is
-    normalised, a name in `init.INIT_NORMS`, or None where the names do not tell.
+    normalized, a name in `init.INIT_NORMS`, or None where the names do not tell.
     """
 
     backbone: Callable[[Norm], Any]
@@ -40,7 +40,7 @@ class Architecture:
 
     @property
     def init_is_whole(self) -> bool:
-        """Whether ImageNet weights fill all of it, so that its normalisation can be frozen."""
+        """Whether ImageNet weights fill all of it, so that its normalization can be frozen."""
         return not self.beyond_init
 
 
@@ -62,7 +62,7 @@ BACKBONES = {
     "segformer-b0": Architecture(segformer_b0, PointClassifier, beyond_init=("decode_head.",)),
 }  # fmt: skip
 
-# torchvision's ImageNet statistics, RGB in 0…1; the normalisation of most weights that a backbone starts from.
+# torchvision's ImageNet statistics, RGB in 0…1; the normalization of most weights that a backbone starts from.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -98,7 +98,7 @@ class ModelSpec:
         return cls(str(data["backbone"]), space, (height, width), str(data["norm"]), mean, std)
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """uint8 RGB frames (B, H, W, 3) → (B, 3, H, W) float, with the statistics the weights were born with."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -108,14 +108,14 @@ class Normalise(nn.Module):
         self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
     def forward(self, frames_bhwc: Tensor) -> Tensor:
-        """Normalise; the cast comes before the permutation, which TensorRT cannot do on uint8."""
+        """Normalize; the cast comes before the permutation, which TensorRT cannot do on uint8."""
         buffers = cast("dict[str, Tensor]", self._buffers)
         x = frames_bhwc.float().permute(0, 3, 1, 2)
         return x * buffers["scale"][:, None, None] + buffers["shift"][:, None, None]
 
 
 class Segmenter(nn.Module):
-    """Normalisation, feature extractor F and classifier G.
+    """Normalization, feature extractor F and classifier G.
 
     `forward`: uint8 RGB (B, H, W, 3) → logits (B, K, h, w) at the network's own resolution, to be
     upsampled with align_corners, as it was trained.
@@ -128,7 +128,7 @@ class Segmenter(nn.Module):
         check_size(spec.backbone, spec.size_hw)
         architecture, norm = find_backbone(spec.backbone), NORMS[spec.norm]
         self.spec = spec
-        self.normalise = Normalise(spec.mean, spec.std)
+        self.normalize = Normalize(spec.mean, spec.std)
         backbone = architecture.backbone(norm)
         self.channels: int = backbone.out_channels
         # The released checkpoints name the extractor's parameters backbone.*
@@ -137,7 +137,7 @@ class Segmenter(nn.Module):
 
     def features(self, frames_bhwc: Tensor) -> Tensor:
         """Return F's features (B, C, h, w)."""
-        features: Tensor = self.feature_extractor["backbone"](self.normalise(frames_bhwc))
+        features: Tensor = self.feature_extractor["backbone"](self.normalize(frames_bhwc))
         return features
 
     def forward(self, frames_bhwc: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ BEYOND_IMAGENET = ("29.", "31.")
 
 
 class VGG16(nn.Sequential):
-    """(B, 3, H, W) normalised RGB → (B, 1024, H/8, W/8)."""
+    """(B, 3, H, W) normalized RGB → (B, 1024, H/8, W/8)."""
 
     out_channels = 1024
 
@@ -39,7 +39,7 @@ class VGG16(nn.Sequential):
             outer, dilation = layer
             conv = nn.Conv2d(inner, outer, 3, padding=dilation, dilation=dilation)
             if outer < self.out_channels:
-                # Without normalisation layers, PyTorch's default would fade to nothing on the way. fc6 and
+                # Without normalization layers, PyTorch's default would fade to nothing on the way. fc6 and
                 # fc7 start from the default behind ImageNet weights, as published.
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
                 assert conv.bias is not None

@@ -1,4 +1,4 @@
-"""Class Center Distance: how tightly a network's features gather around their class's centre.
+"""Class Center Distance: how tightly a network's features gather around their class's center.
 
 CCD(i) = 1/(K−1) Σ_{j≠i} [mean over x∈S_i ‖x − μ_i‖²] / ‖μ_i − μ_j‖²; lower is better (Wang et al.,
 ECCV 2020). S_i and μ_i are of source and target together. The paper squares the denominator, its
@@ -46,15 +46,15 @@ class ClassMoments:
         return np.asarray((self.count > 1).numpy())
 
     def distances(self, *, among: NDArray[np.bool_] | None = None, squared: bool = True) -> NDArray[np.float64]:
-        """Return CCD by class, (K,), over the centres of the classes `among` (default: those seen).
+        """Return CCD by class, (K,), over the centers of the classes `among` (default: those seen).
 
         NaN for the others. Networks compare where both are taken among the same classes.
         """
         chosen = torch.from_numpy(self.seen if among is None else self.seen & among)
         count = self.count[chosen]
-        centres = self.total[chosen] / count[:, None]
-        spread = self.squares[chosen] / count - centres.square().sum(1)
-        apart = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+        centers = self.total[chosen] / count[:, None]
+        spread = self.squares[chosen] / count - centers.square().sum(1)
+        apart = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
         ratios = spread[:, None] / (apart.square() if squared else apart)
         ratios.fill_diagonal_(0)
         result = np.full(len(self.count), np.nan)
@@ -71,9 +71,9 @@ def measure(
     progress: Callable[[int], None] = lambda n: None,
     left_out: Callable[[DataError], None] = lambda error: None,
 ) -> ClassMoments:
-    """Return the moments over `frames` frames of each labelled data set, evenly spaced (0: all of them).
+    """Return the moments over `frames` frames of each labeled data set, evenly spaced (0: all of them).
 
-    Frames are resized to the network's input, labels to its features' size by nearest neighbour.
+    Frames are resized to the network's input, labels to its features' size by nearest neighbor.
     """
     moments = ClassMoments(model.spec.space.num_classes, model.channels)
     for dataset in datasets:
@@ -91,7 +91,7 @@ def measure(
             at_features = resize_labels(labels, (features.shape[1], features.shape[2]))
             moments.add(features, torch.from_numpy(at_features).to(device))
     if moments.seen.sum() < 2:
-        raise DataError("fewer than two classes were seen, so there are no centres to compare")
+        raise DataError("fewer than two classes were seen, so there are no centers to compare")
     return moments
 
 

@@ -32,7 +32,7 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.datasets import labelled_pair
+from fada_deploy.training.data.datasets import labeled_pair
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.predict import Predictor, pick_frames
 from fada_deploy.training.reporting.class_center_distance import chosen_frames, measure
@@ -84,7 +84,7 @@ def write_report(
     """Write the report of one run, or of several side by side, to `out`.
 
     `frames` are the target frames to show the networks' answers on, `count` of them, evenly spaced;
-    None leaves the pictures out. Class center distances are of `ccd_frames` labelled frames of each domain.
+    None leaves the pictures out. Class center distances are of `ccd_frames` labeled frames of each domain.
     """
     read = [RunFiles.read(run) for run in runs]
     shown = frames if frames is not None and len(frames) else None
@@ -116,7 +116,7 @@ def _columns(runs: Sequence[RunFiles]) -> list[tuple[str, Mapping[str, Any]]]:
 def _scores(runs: Sequence[RunFiles]) -> str:
     columns = _columns(runs)
     if not columns:
-        return '<p class="note">Not scored: the target has no labelled frames.</p>'
+        return '<p class="note">Not scored: the target has no labeled frames.</p>'
     names = list(columns[0][1]["iou"])
     rows = [_row(name, [scores["iou"].get(name) for _, scores in columns]) for name in names]
     rows.append(_row("mean", [scores["miou"] for _, scores in columns], kind="mean"))
@@ -126,7 +126,7 @@ def _scores(runs: Sequence[RunFiles]) -> str:
     return (
         f"<h2>IoU on the target, %</h2><table><thead><tr><th>class</th>{heads}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
-        f'<p class="note">{first["frames"]} labelled frames, network input {inputs}; last weights, not chosen by '
+        f'<p class="note">{first["frames"]} labeled frames, network input {inputs}; last weights, not chosen by '
         "these labels. A class that the labels never show has no figure and is in no mean.</p>"
     )
 
@@ -164,7 +164,7 @@ def _strips(networks: Mapping[str, Segmenter], frames: FrameDataset, device: tor
         labels = Predictor(model, device).labels(pictures)
         columns.append((name, _drawn(pictures, labels, model.spec.space.palette)))
     palette = frames.space.palette
-    if frames.labelled:
+    if frames.labeled:
         columns.append(("truth", _drawn(pictures, [frames.labels(i) for i in chosen], palette)))
     rows = []
     for row in range(len(pictures)):
@@ -248,9 +248,9 @@ def _distances(
         space = next(iter(networks.values())).spec.space
         if any(model.spec.space != space for model in networks.values()):
             raise DataError("the runs tell different classes apart")
-        datasets = labelled_pair(RunConfig.from_dict(runs[0].config), space)
+        datasets = labeled_pair(RunConfig.from_dict(runs[0].config), space)
         total = len(networks) * sum(len(chosen_frames(len(d), count)) for d in datasets)
-        with tqdm(total=total, desc="class centres", unit="frame", disable=None, file=sys.stderr) as bar:
+        with tqdm(total=total, desc="class centers", unit="frame", disable=None, file=sys.stderr) as bar:
             measured = {
                 name: measure(model, datasets, frames=count, device=device, progress=bar.update)
                 for name, model in networks.items()
@@ -265,7 +265,7 @@ def _distances(
         {name: v[common] for name, v in values.items()},
         colors=space.palette[: space.num_classes][common],
         ylabel="CCD (lower is better)",
-        title=f"{count} labelled frames of each domain",
+        title=f"{count} labeled frames of each domain",
     )
     return f'{title}<div class="curves">{plot}</div><p class="note">Means: {escape(means)}.</p>'
 

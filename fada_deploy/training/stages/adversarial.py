@@ -18,7 +18,7 @@ from fada_deploy.training.loop import OpenSession
 from fada_deploy.training.losses import (
     DomainTerms,
     domain_terms,
-    labelled_pixels,
+    labeled_pixels,
     segmentation_loss,
     source_share,
 )
@@ -28,8 +28,8 @@ from fada_deploy.training.optim import (
     AveragedWeights,
     freeze_statistics,
     held_statistics,
-    make_discriminator_optimiser,
-    make_optimiser,
+    make_discriminator_optimizer,
+    make_optimizer,
     set_learning_rate,
     take_step,
 )
@@ -47,16 +47,16 @@ def train_adversarial(
     open_session: OpenSession,
 ) -> AveragedWeights:
     """Align the target with the source as `method` does; return the weights to keep."""
-    optimiser = make_optimiser(model, stage)
-    d_optimiser = make_discriminator_optimiser(discriminator, stage)
+    optimizer = make_optimizer(model, stage)
+    d_optimizer = make_discriminator_optimizer(discriminator, stage)
     average = AveragedWeights(model, stage.ema)
     session = open_session(
         {
             "model": model,
-            "optimiser": optimiser,
+            "optimizer": optimizer,
             "average": average,
             "discriminator": discriminator,
-            "discriminator_optimiser": d_optimiser,
+            "discriminator_optimizer": d_optimizer,
         }
     )
     model.train()
@@ -64,12 +64,12 @@ def train_adversarial(
         freeze_statistics(model)
     for iteration in session:
         rates = {
-            "lr": set_learning_rate(optimiser, iteration, stage),
-            "discriminator_lr": set_learning_rate(d_optimiser, iteration, stage),
+            "lr": set_learning_rate(optimizer, iteration, stage),
+            "discriminator_lr": set_learning_rate(d_optimizer, iteration, stage),
         }
         src, tgt = source[iteration], target[iteration]
         losses = adversarial_step(
-            model, discriminator, optimiser, d_optimiser, src, tgt, stage, method=method, amp=amp
+            model, discriminator, optimizer, d_optimizer, src, tgt, stage, method=method, amp=amp
         )
         average.update(iteration)
         session.log(src.files + tgt.files, rates, losses)
@@ -79,8 +79,8 @@ def train_adversarial(
 def adversarial_step(
     model: Segmenter,
     discriminator: nn.Module,
-    optimiser: Optimizer,
-    d_optimiser: Optimizer,
+    optimizer: Optimizer,
+    d_optimizer: Optimizer,
     src: Batch,
     tgt: Batch,
     stage: AdversarialStage,
@@ -92,16 +92,16 @@ def adversarial_step(
 
     Also how many of the pixels D puts into the right domain, a share: 0.5 is chance, 1 is saturation.
     """
-    pixels = distributed.total(labelled_pixels(src.labels))
-    optimiser.zero_grad(set_to_none=True)
-    d_optimiser.zero_grad(set_to_none=True)
+    pixels = distributed.total(labeled_pixels(src.labels))
+    optimizer.zero_grad(set_to_none=True)
+    d_optimizer.zero_grad(set_to_none=True)
     parts = zip(src.parts(stage.accumulate), tgt.parts(stage.accumulate), strict=True)
     losses = [
         add_gradients(model, discriminator, *part, stage, method=method, amp=amp, pixels=pixels) for part in parts
     ]
-    take_step(optimiser, stage)
+    take_step(optimizer, stage)
     distributed.add_gradients(discriminator.parameters())
-    d_optimiser.step()
+    d_optimizer.step()
     return {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]}
 
 
@@ -118,7 +118,7 @@ def add_gradients(
 ) -> dict[str, Tensor]:
     """Add a part's gradients to F's, G's and D's; return its part of the losses.
 
-    `pixels` counts the labelled ones of the whole batch.
+    `pixels` counts the labeled ones of the whole batch.
     """
     autocast = torch.autocast(src.frames_bhwc.device.type, torch.bfloat16, enabled=amp)
     shares = distributed.size() * stage.accumulate

@@ -11,25 +11,25 @@ from fada_deploy.training.config import DistillStage, SourceStage
 from fada_deploy.training.data.loader import Batches
 from fada_deploy.training.distributed import total
 from fada_deploy.training.loop import OpenSession
-from fada_deploy.training.losses import labelled_pixels, segmentation_loss
+from fada_deploy.training.losses import labeled_pixels, segmentation_loss
 from fada_deploy.training.models.segmenter import Segmenter
-from fada_deploy.training.optim import AveragedWeights, make_optimiser, set_learning_rate, take_step
+from fada_deploy.training.optim import AveragedWeights, make_optimizer, set_learning_rate, take_step
 
 
 def train_supervised(
     model: Segmenter, batches: Batches, stage: SourceStage | DistillStage, *, amp: bool, open_session: OpenSession
 ) -> AveragedWeights:
-    """Minimise the cross entropy of labelled frames; return the weights to keep."""
-    optimiser = make_optimiser(model, stage)
+    """Minimize the cross entropy of labeled frames; return the weights to keep."""
+    optimizer = make_optimizer(model, stage)
     average = AveragedWeights(model, stage.ema)
-    session = open_session({"model": model, "optimiser": optimiser, "average": average})
+    session = open_session({"model": model, "optimizer": optimizer, "average": average})
     model.train()
     for iteration in session:
-        rate = set_learning_rate(optimiser, iteration, stage)
+        rate = set_learning_rate(optimizer, iteration, stage)
         batch = batches[iteration]
-        pixels = total(labelled_pixels(batch.labels))
+        pixels = total(labeled_pixels(batch.labels))
 
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in batch.parts(stage.accumulate):
             with torch.autocast(part.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
@@ -37,7 +37,7 @@ def train_supervised(
             loss = segmentation_loss(logits, part.labels, pixels=pixels)
             loss.backward()
             losses.append(loss.detach())
-        take_step(optimiser, stage)
+        take_step(optimizer, stage)
         average.update(iteration)
         session.log(batch.files, {"lr": rate}, {"segmentation": torch.stack(losses).sum()})
     return average

@@ -25,7 +25,7 @@ PROPERTY = "fada"
 
 
 class Stateful(Protocol):
-    """A model, optimiser or average."""
+    """A model, optimizer or average."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...

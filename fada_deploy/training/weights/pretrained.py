@@ -1,7 +1,7 @@
-"""ImageNet weights that a backbone begins with: which file, how its input is normalised, loading it key by key.
+"""ImageNet weights that a backbone begins with: which file, how its input is normalized, loading it key by key.
 
 Files of two kinds carry VGG-16's names; fed with the other's input they load and compute rubbish. So the
-input's normalisation travels with the weights into the network's description.
+input's normalization travels with the weights into the network's description.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def find_init(backbone: str, init: str) -> Path | None:
     return files[0]
 
 
-def init_normalisation(backbone: str, path: Path | None, init_norm: str | None = None) -> InitNorm:
-    """Return the normalisation of a backbone that starts from the file `path` (None: from random weights).
+def init_normalization(backbone: str, path: Path | None, init_norm: str | None = None) -> InitNorm:
+    """Return the normalization of a backbone that starts from the file `path` (None: from random weights).
 
     `init_norm`, a name in `INIT_NORMS`, is the user's word. Raise `UsageError` where it is needed and
     missing, where it contradicts a published file, and where there is nothing it could be about.
@@ -98,7 +98,7 @@ def require_init(path: Path) -> None:
 
 
 def _of_file(path: Path, init_norm: str | None) -> str:
-    """Return the name of the normalisation of a file whose names do not tell it."""
+    """Return the name of the normalization of a file whose names do not tell it."""
     require_init(path)
     digest = sha256(path)[:8]
     known = PUBLISHED.get(digest, init_norm)
@@ -141,7 +141,7 @@ def load_backbone(model: Segmenter, path: Path, *, bgr: bool = False) -> None:
 
 
 def _uncounted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out how many batches a normalisation has seen, which frozen ones do not count."""
+    """Leave out how many batches a normalization has seen, which frozen ones do not count."""
     return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
 
 

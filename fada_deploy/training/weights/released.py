@@ -1,7 +1,7 @@
 """Checkpoints of the released FADA code → our weights, so that published networks can be deployed.
 
 `fada import CHECKPOINT.pth`. A file is a dictionary with `feature_extractor` and `classifier`, whose
-keys may begin with `module.`; a discriminator, optimisers and an iteration may lie beside them.
+keys may begin with `module.`; a discriminator, optimizers and an iteration may lie beside them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RESNETS = {6: "resnet50", 23: "resnet101"}
 class Released:
     """A network read from a released checkpoint, the stage it comes from, and how that was told.
 
-    `init_norm` names the normalisation of its input, `iteration` is None where the file does not tell.
+    `init_norm` names the normalization of its input, `iteration` is None where the file does not tell.
     """
 
     model: Segmenter
@@ -51,7 +51,7 @@ def read_released(
 ) -> Released:
     """Read a released checkpoint; what is None is told by the file.
 
-    `init_norm` is the input normalisation of the weights: by default torchvision's for ResNets and
+    `init_norm` is the input normalization of the weights: by default torchvision's for ResNets and
     the Caffe one for VGG-16, as released. Raise `ModelError` for a file of another layout.
     """
     if stage is not None and stage not in STAGES:
@@ -60,7 +60,7 @@ def read_released(
     parts = {name: _tensors(content, name, path) for name in ("feature_extractor", "classifier")}
     features, classifier = parts["feature_extractor"], parts["classifier"]
     backbone = _backbone(features, path)
-    # A frozen layer has nothing to count and no eps; batch normalisation counts its batches.
+    # A frozen layer has nothing to count and no eps; batch normalization counts its batches.
     counts = any(name.endswith("num_batches_tracked") for name in features)
     told, reason = _stage("model_D" in content, counts)
     if stage is not None:
@@ -68,19 +68,19 @@ def read_released(
     kind = init_norm or ("caffe" if backbone == "vgg16" else "torchvision")
     if kind not in INIT_NORMS:
         raise UsageError(f"no --init-norm {kind!r}; there are {', '.join(INIT_NORMS)}")
-    normalisation = INIT_NORMS[kind]
+    normalization = INIT_NORMS[kind]
     spec = ModelSpec(
         backbone,
         space or _space(classifier, path),
         size_hw or TESTED_AT[told],
         "batch" if counts else "frozen",
-        normalisation.mean,
-        normalisation.std,
+        normalization.mean,
+        normalization.std,
     )
     model = Segmenter(spec)
     weights = {f"{part}.{name}": tensor for part, names in parts.items() for name, tensor in names.items()}
     _check_fit(weights, model, path)
-    if normalisation.bgr:
+    if normalization.bgr:
         turn_round(weights, model)
     model.load_state_dict(weights)
     iteration = content.get("iteration")
@@ -127,8 +127,8 @@ def _stage(has_discriminator: bool, counts_batches: bool) -> tuple[str, str]:
     if has_discriminator:
         return "adversarial", "it holds a discriminator"
     if counts_batches:
-        return "distill", "its batch normalisation is trainable"
-    return "source", "it holds neither a discriminator nor trainable normalisation"
+        return "distill", "its batch normalization is trainable"
+    return "source", "it holds neither a discriminator nor trainable normalization"
 
 
 def _space(classifier: dict[str, Tensor], path: Path) -> LabelSpace:
