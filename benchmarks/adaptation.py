@@ -19,7 +19,9 @@ from pathlib import Path
 
 from fada_deploy.training.settings import make_config
 
-SMALL = make_config(preset="small", file=None, settings=[], options={"src": "gta5", "tgt": "cityscapes"})
+SMALL = make_config(
+    preset="small", file=None, settings=[], options={"src": "gta5", "tgt": "cityscapes"}
+)
 BOTH = SMALL.source.iterations + SMALL.adversarial.iterations
 METHODS = ("feature", "fada-hard", "fada", "adaptsegnet", "advent")
 LONGER = [f"source.{key}={BOTH}" for key in ("max_iterations", "iterations")]
@@ -58,7 +60,9 @@ ROWS = {
 def fada(*arguments: object, threads: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "fada_deploy", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
 
@@ -78,7 +82,16 @@ def run_seed(args: argparse.Namespace, seed: int, threads: int) -> None:
         run = args.out / f"seed{seed}" / name
         if not (run / stage / "scores.json").is_file():
             begin = [] if start is None else ["--start", args.out / f"seed{seed}" / start]
-            common_all = [*common, "--preset", "small", *args.train, "--seed", seed, "--stages", stage]
+            common_all = [
+                *common,
+                "--preset",
+                "small",
+                *args.train,
+                "--seed",
+                seed,
+                "--stages",
+                stage,
+            ]
             fada("train", *common_all, *arguments, *begin, "--out", run, threads=threads)
 
 
@@ -90,8 +103,12 @@ def score(args: argparse.Namespace, seed: int, name: str) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--runs", default=",".join(RUNS), help="Which runs to train, those they start from first.")
-    parser.add_argument("--jobs", type=int, default=1, help="Seeds at once; the cores are shared among them.")
+    parser.add_argument(
+        "--runs", default=",".join(RUNS), help="Which runs to train, those they start from first."
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Seeds at once; the cores are shared among them."
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--src", help="A TOML file [a rendered town].")
     parser.add_argument("--tgt", help="A TOML file with a labeled split `val`.")
@@ -108,8 +125,12 @@ def main() -> None:
         there = [v for v in values if v is not None]
         cells = "".join(f"{'-' if v is None else f'{v:.1f}':<9}" for v in values)
         spread = statistics.stdev(there) if len(there) > 1 else 0.0
-        print(f"{row:42}{cells}" + (f"{statistics.fmean(there):.1f} ± {spread:.1f}" if there else ""))
-    print(json.dumps({"benchmark": "adaptation", "seeds": seeds, "train": args.train, "miou": table}))
+        print(
+            f"{row:42}{cells}" + (f"{statistics.fmean(there):.1f} ± {spread:.1f}" if there else "")
+        )
+    print(
+        json.dumps({"benchmark": "adaptation", "seeds": seeds, "train": args.train, "miou": table})
+    )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,11 @@ def main() -> None:
     for name, all_of in scores.items():
         low, middle, high = min(all_of), median(all_of), max(all_of)
         print(f"{name:<28} {low:5.2f} {middle:5.2f} {high:5.2f}  {drifting[name]} of {len(all_of)}")
-    print(json.dumps({"benchmark": "drift", "drives": args.drives, "scores": scores, "drifting": drifting}))
+    print(
+        json.dumps(
+            {"benchmark": "drift", "drives": args.drives, "scores": scores, "drifting": drifting}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -66,13 +66,18 @@ def main() -> None:
         for kind, options in ((".png", []), (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])):
             for i, (picture, _) in enumerate(pictures):
                 path = Path(folder) / f"{i}{kind}"
-                cv2.imwrite(str(path), cv2.cvtColor(resize_frame(picture, SIZE), cv2.COLOR_RGB2BGR), options)
+                cv2.imwrite(
+                    str(path), cv2.cvtColor(resize_frame(picture, SIZE), cv2.COLOR_RGB2BGR), options
+                )
             packed[kind] = [Path(folder) / f"{i}{kind}" for i in range(args.frames)]
         resized = [resize_frame(picture, SIZE) for picture, _ in pictures]
         parts: dict[str, Callable[[int], object]] = {
             "decode frame": frames.image,
             "decode labels": frames.labels,
-            "resize both": lambda i: (resize_frame(pictures[i][0], SIZE), resize_labels(pictures[i][1], SIZE)),
+            "resize both": lambda i: (
+                resize_frame(pictures[i][0], SIZE),
+                resize_labels(pictures[i][1], SIZE),
+            ),
             "jitter": lambda i: color_jitter(resized[i], JITTER, np.random.default_rng(i)),
             "decode packed PNG": lambda i: read_rgb(packed[".png"][i]),
             "decode packed JPEG": lambda i: read_rgb(packed[".jpg"][i]),
@@ -93,7 +98,11 @@ def main() -> None:
         print(f"packing as {kind} would save {saved:.1f} ms of it, {100 * saved / whole:.0f} %")
     for threads, value in rate.items():
         print(f"{value:7.1f} samples a second with {threads} threads")
-    print(json.dumps({"benchmark": "loading", "ms": cost, "sample_ms": whole, "samples_per_second": rate}))
+    print(
+        json.dumps(
+            {"benchmark": "loading", "ms": cost, "sample_ms": whole, "samples_per_second": rate}
+        )
+    )
 
 
 if __name__ == "__main__":

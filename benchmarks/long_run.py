@@ -21,13 +21,21 @@ from fada_deploy.synth.dataset import write_source, write_target
 
 def look(pid: int) -> tuple[float, int, int]:
     """Return a process's resident MiB, threads and open descriptors."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines())
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    )
     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), descriptors
 
 
 def stage_of(run: Path) -> str:
-    return "adversarial" if (run / "adversarial").is_dir() else "source" if (run / "source").is_dir() else ""
+    return (
+        "adversarial"
+        if (run / "adversarial").is_dir()
+        else "source"
+        if (run / "source").is_dir()
+        else ""
+    )
 
 
 def main() -> None:
@@ -62,10 +70,19 @@ def main() -> None:
         tenth = max(1, len(samples) // 10)
         # Its last seconds are the score and what comes after it.
         ends = samples[tenth : 2 * tenth], samples[-2 * tenth : -tenth]
-        (m0, t0, d0), (m1, t1, d1) = ([median(column) for column in zip(*part, strict=True)] for part in ends)
-        rows[stage] = {"mib": [m0, m1], "threads": [t0, t1], "descriptors": [d0, d1], "samples": len(samples)}
+        (m0, t0, d0), (m1, t1, d1) = (
+            [median(column) for column in zip(*part, strict=True)] for part in ends
+        )
+        rows[stage] = {
+            "mib": [m0, m1],
+            "threads": [t0, t1],
+            "descriptors": [d0, d1],
+            "samples": len(samples),
+        }
         growth = f"{100 * (m1 / m0 - 1):+.1f} %"
-        print(f"{stage:<12} {m0:7.0f}→{m1:7.0f} {growth:>7} {t0:4.0f}→{t1:<4.0f} {d0:6.0f}→{d1:<5.0f}")
+        print(
+            f"{stage:<12} {m0:7.0f}→{m1:7.0f} {growth:>7} {t0:4.0f}→{t1:<4.0f} {d0:6.0f}→{d1:<5.0f}"
+        )
     print(json.dumps({"benchmark": "long_run", "stages": rows}))
 
 

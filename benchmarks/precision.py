@@ -40,7 +40,9 @@ def timed(backends: list[Backend], proof: Proof, repeats: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--data", help="labeled data set: its val split is scored on the first backend")
+    parser.add_argument(
+        "--data", help="labeled data set: its val split is scored on the first backend"
+    )
     parser.add_argument("--root", type=Path)
     parser.add_argument("--repeats", type=int, default=40)
     args = parser.parse_args()
@@ -63,12 +65,28 @@ def main() -> None:
         found = compare(backend, proof)
         base = spent[opened.index((args.model, name))]
         miou = scores.get(path)
-        row = {"file": path.name, "backend": name, "ms": round(ms, 3), "of_fp32": round(ms / base, 3)}
+        row = {
+            "file": path.name,
+            "backend": name,
+            "ms": round(ms, 3),
+            "of_fp32": round(ms / base, 3),
+        }
         row |= {"equal_labels": found.equal_labels, "logit_error": found.logit_error, "miou": miou}
         rows.append(row)
         scored = "" if miou is None else f"  mIoU {100 * miou:5.2f}"
-        print(f"{path.name:<32} {name:<12} {ms:8.2f} ms {ms / base:5.2f}  equal {found.equal_labels:.4%}{scored}")
-    print(json.dumps({"benchmark": "precision", "size": [width, height], "cores": usable_cores(), "rows": rows}))
+        print(
+            f"{path.name:<32} {name:<12} {ms:8.2f} ms {ms / base:5.2f}  equal {found.equal_labels:.4%}{scored}"
+        )
+    print(
+        json.dumps(
+            {
+                "benchmark": "precision",
+                "size": [width, height],
+                "cores": usable_cores(),
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

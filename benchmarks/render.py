@@ -48,8 +48,17 @@ def main() -> None:
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     cv2.setNumThreads(1)
-    result: dict[str, object] = {"benchmark": "render", "size": args.size, "scenes": args.scenes, "threads": 1}
-    print(f"{'look':8}" + "".join(f"{s:>9}" for s in STEPS) + f"{'total':>9}{'p95':>9}   ms of CPU a scene")
+    result: dict[str, object] = {
+        "benchmark": "render",
+        "size": args.size,
+        "scenes": args.scenes,
+        "threads": 1,
+    }
+    print(
+        f"{'look':8}"
+        + "".join(f"{s:>9}" for s in STEPS)
+        + f"{'total':>9}{'p95':>9}   ms of CPU a scene"
+    )
     for name in LOOKS:
         measure(name, 0, (height, width))
         rows = [measure(name, 1 + i, (height, width)) for i in range(args.scenes)]
@@ -57,7 +66,11 @@ def main() -> None:
         totals = sorted(sum(row) for row in rows)
         p95 = totals[min(len(totals) - 1, int(0.95 * len(totals)))]
         print(f"{name:8}" + "".join(f"{m:9.2f}" for m in means) + f"{sum(means):9.2f}{p95:9.2f}")
-        result[name] = {**dict(zip(STEPS, means, strict=True)), "total_ms": sum(means), "p95_ms": p95}
+        result[name] = {
+            **dict(zip(STEPS, means, strict=True)),
+            "total_ms": sum(means),
+            "p95_ms": p95,
+        }
     print(json.dumps(result))
 
 

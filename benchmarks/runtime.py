@@ -46,7 +46,12 @@ import numpy as np
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import cache_folder
 from fada_deploy.common.sizes import parse_size
-from fada_deploy.common.system import installed_version, memory_mib, throughput_requests, usable_cores
+from fada_deploy.common.system import (
+    installed_version,
+    memory_mib,
+    throughput_requests,
+    usable_cores,
+)
 from fada_deploy.common.video import open_video
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
@@ -133,7 +138,10 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
         # Threads of engines and libraries spin for a while when they are done, which is no work of the next stage.
         time.sleep(STAGE_REST_S)
 
-    with Segmenter(doc["model"], backend=doc["backend"]) as segmenter, TemporaryDirectory() as folder:
+    with (
+        Segmenter(doc["model"], backend=doc["backend"]) as segmenter,
+        TemporaryDirectory() as folder,
+    ):
         size_hw, space = segmenter.metadata.input_size_hw, segmenter.space
         compiled.wait()
         with clock("decode"):
@@ -171,7 +179,9 @@ def job_film(doc: dict[str, Any]) -> dict[str, Any]:
     """The clip to an overlay film as `fada infer` makes it, timed as the peers are."""
     source, kept = Looped(Path(doc["clip"]), doc["frames"]), {}
     with (
-        Segmenter(doc["model"], backend=doc["backend"], parallel=throughput_requests()) as segmenter,
+        Segmenter(
+            doc["model"], backend=doc["backend"], parallel=throughput_requests()
+        ) as segmenter,
         TemporaryDirectory() as folder,
     ):
         height, width = segmenter.metadata.input_size_hw
@@ -206,7 +216,9 @@ def job_long(doc: dict[str, Any]) -> dict[str, Any]:
     # A few frames more: behind the last one the reader's memory is free already.
     source, start = Looped(Path(doc["clip"]), doc["frames"] + LONG_BEYOND), time.perf_counter()
     with (
-        Segmenter(doc["model"], backend=doc["backend"], parallel=throughput_requests()) as segmenter,
+        Segmenter(
+            doc["model"], backend=doc["backend"], parallel=throughput_requests()
+        ) as segmenter,
         TemporaryDirectory() as folder,
     ):
         for item in label_to_files(segmenter, [source], Saving(Path(folder))):
@@ -281,7 +293,9 @@ def job_kill(doc: dict[str, Any]) -> dict[str, Any]:
     source, bomb = Looped(Path(doc["clip"]), 10 * FAILS_AT), _Bomb(doc["part"])
     cause = "none"
     with TemporaryDirectory() as folder:
-        with Segmenter(doc["model"], backend=doc["backend"], parallel=throughput_requests()) as segmenter:
+        with Segmenter(
+            doc["model"], backend=doc["backend"], parallel=throughput_requests()
+        ) as segmenter:
             try:
                 with _break(doc["part"], bomb, source, segmenter):
                     for _ in label_to_files(segmenter, [source], Saving(Path(folder))):
@@ -293,14 +307,22 @@ def job_kill(doc: dict[str, Any]) -> dict[str, Any]:
     # The kernel's loader is no part of a run.
     threads = [t.name for t in threading.enumerate() if t.name.startswith("fada-")]
     if bomb.at is None:
-        raise SystemExit(f"{doc['part']}: was never reached; the benchmark breaks it in the wrong place")
+        raise SystemExit(
+            f"{doc['part']}: was never reached; the benchmark breaks it in the wrong place"
+        )
     return {
         "part": doc["part"], "seconds": ended - bomb.at, "cause": cause, "files_left": left, 
         "threads_left": threads,
     }  # fmt: skip
 
 
-JOBS = {"road": job_road, "stages": job_stages, "film": job_film, "long": job_long, "kill": job_kill}
+JOBS = {
+    "road": job_road,
+    "stages": job_stages,
+    "film": job_film,
+    "long": job_long,
+    "kill": job_kill,
+}
 
 # Exactly what the command does, with marks. `time.monotonic` is the machine's, so that the parent's start counts.
 FIRST = """
@@ -358,12 +380,16 @@ class Others:
         """Return the seconds that our cores worked for anyone, stolen ones included."""
         rows = [line.split() for line in Path("/proc/stat").read_text("utf-8").splitlines()]
         # user, nice, system, -, -, irq, softirq, steal
-        ticks = [sum(int(row[i]) for i in (1, 2, 3, 6, 7, 8)) for row in rows if row[0] in self._names]
+        ticks = [
+            sum(int(row[i]) for i in (1, 2, 3, 6, 7, 8)) for row in rows if row[0] in self._names
+        ]
         return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
     @staticmethod
     def _ours() -> float:
-        spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        spent = [
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
         return sum(each.ru_utime + each.ru_stime for each in spent)
 
     @contextmanager
@@ -392,7 +418,9 @@ def run_peer(python: Path, script: str, doc: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(command: list[str], name: str) -> dict[str, Any]:
     """Return the last line that a process prints, as JSON."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=_environment(), check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=_environment(), check=False
+    )
     if done.returncode:
         raise SystemExit(f"{name}: failed with {done.returncode}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -413,7 +441,16 @@ def peers_python() -> Path:
     if not ready.is_file():
         print(f"the peers' venv: {folder}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-r", str(pinned)]
+        pip = [
+            str(python),
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "install",
+            "--quiet",
+            "-r",
+            str(pinned),
+        ]
         subprocess.run(pip, check=True)
         ready.touch()
     return python
@@ -445,7 +482,9 @@ def clip_facts(clip: Path) -> tuple[int, int, int]:
 def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
     """Measure bare and road of every model and backend, in turn; return medians with all that was measured."""
     asked = [(model, backend_for(model, name)) for model in models for name in common["backends"]]
-    cases = [(model, name) for model, name in asked if name == "auto" or name in runnable_backends(model)]
+    cases = [
+        (model, name) for model, name in asked if name == "auto" or name in runnable_backends(model)
+    ]
     found: list[list[dict[str, Any]]] = [[] for _ in cases]
     for _ in range(repeats):
         for (model, backend), own in zip(cases, found, strict=True):
@@ -455,12 +494,18 @@ def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[
         f"\n{'the road':<28}{'backend':<13}{'bare fps':>9}{'road fps':>9}{'ratio':>7}{'CPU ms':>8}   ms by stage"
     )
     for (model, _), own in zip(cases, found, strict=True):
-        row: dict[str, Any] = {"model": model.name, "backend": own[0]["backend"], "input": own[0]["input"]}
+        row: dict[str, Any] = {
+            "model": model.name,
+            "backend": own[0]["backend"],
+            "input": own[0]["input"],
+        }
         row["ratio"] = median(each["ratio"] for each in own)
         row["bare_fps"] = median(each["bare"]["fps"] for each in own)
         row["road_fps"] = median(each["road"]["fps"] for each in own)
         row["cpu_ms"] = median(each["road"]["cpu_ms"] for each in own)
-        row["ms"] = {name: median(each["road"]["ms"][name]["p50"] for each in own) for name in STAGES}
+        row["ms"] = {
+            name: median(each["road"]["ms"][name]["p50"] for each in own) for name in STAGES
+        }
         rows.append(row | {"all": own})
         listed = ", ".join(f"{name} {ms:.1f}" for name, ms in row["ms"].items())
         print(
@@ -473,7 +518,11 @@ def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[
 def part_stages(models: list[Path], common: dict[str, Any]) -> list[dict[str, Any]]:
     """Measure the CPU time of every model's stages."""
     rows = []
-    print(f"\n{'CPU ms a frame':<28}{'backend':<13}" + "".join(f"{n:>10}" for n in STAGES) + f"{'total':>9}")
+    print(
+        f"\n{'CPU ms a frame':<28}{'backend':<13}"
+        + "".join(f"{n:>10}" for n in STAGES)
+        + f"{'total':>9}"
+    )
     for model in models:
         for name in common["backends"]:
             doc = {"model": str(model), "backend": backend_for(model, name)}
@@ -484,7 +533,9 @@ def part_stages(models: list[Path], common: dict[str, Any]) -> list[dict[str, An
     return rows
 
 
-def _runs(models: list[Path], common: dict[str, Any], python: Path, folder: Path) -> dict[str, Callable[[], Any]]:
+def _runs(
+    models: list[Path], common: dict[str, Any], python: Path, folder: Path
+) -> dict[str, Callable[[], Any]]:
     """Return a table's rows: name → measure it once."""
     first = models[0]
     metadata = read_metadata(first)
@@ -498,11 +549,19 @@ def _runs(models: list[Path], common: dict[str, Any], python: Path, folder: Path
     runs: dict[str, Callable[[], Any]] = {}
 
     def add_ours(name: str, model: Path, backend: str) -> None:
-        doc = common | {"model": str(model), "backend": backend, "labels": str(folder / f"{len(runs)}.npz")}
+        doc = common | {
+            "model": str(model),
+            "backend": backend,
+            "labels": str(folder / f"{len(runs)}.npz"),
+        }
         runs[name] = lambda: run_job("film", doc) | {"labels": doc["labels"]}
 
     def add_peer(name: str, script: str, model: Path, **more: Any) -> None:
-        doc = peer | {"peer": name, "model": str(model), "labels": str(folder / f"{len(runs)}.npz")} | more
+        doc = (
+            peer
+            | {"peer": name, "model": str(model), "labels": str(folder / f"{len(runs)}.npz")}
+            | more
+        )
 
         def run() -> dict[str, Any]:
             answer = run_peer(python, script, doc) | {"labels": doc["labels"]}
@@ -522,14 +581,23 @@ def _runs(models: list[Path], common: dict[str, Any], python: Path, folder: Path
             add_peer("supervision, fp32", "supervision_video.py", model)
             add_peer("supervision, fp32, MPEG-4", "supervision_video.py", model, encoder="mp4v")
             add_peer("Model API, fp32, 1 stream", "modelapi.py", model, streams=1)
-        add_peer(f"Model API, {kind}, {usable_cores()} streams", "modelapi.py", model, streams=usable_cores())
+        add_peer(
+            f"Model API, {kind}, {usable_cores()} streams",
+            "modelapi.py",
+            model,
+            streams=usable_cores(),
+        )
     if is_fp32:
         # Left alone, OpenVINO computes in bf16 where the processor can: another precision, in a row of its own.
-        add_peer("Model API, bf16 by itself", "modelapi.py", first, streams=usable_cores(), precision="")
+        add_peer(
+            "Model API, bf16 by itself", "modelapi.py", first, streams=usable_cores(), precision=""
+        )
     return runs
 
 
-def part_peers(models: list[Path], common: dict[str, Any], repeats: int, python: Path) -> dict[str, Any]:
+def part_peers(
+    models: list[Path], common: dict[str, Any], repeats: int, python: Path
+) -> dict[str, Any]:
     """Measure ours and the peers on one network's files, in turn."""
     with TemporaryDirectory() as folder:
         runs = _runs(models, common, python, Path(folder))
@@ -558,7 +626,9 @@ def part_peers(models: list[Path], common: dict[str, Any], repeats: int, python:
                     "fps_all": [each["fps"] for each in own],
                     "cpu_ms": median(each["cpu_ms"] for each in own),
                     "frames": own[0]["frames"],
-                    "ours_is": median(a["fps"] / b["fps"] for a, b in zip(found[ours], own, strict=True)),
+                    "ours_is": median(
+                        a["fps"] / b["fps"] for a, b in zip(found[ours], own, strict=True)
+                    ),
                     "equal_labels": equal,
                     "remarks": remarks,
                     "versions": own[0].get("versions", {}),
@@ -593,8 +663,13 @@ def part_long(common: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_kill(common: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = [run_job("kill", common | {"part": part}) for part in ("reader", "network", "drawing", "writer")]
-    print(f"\n{'fails at frame ' + str(FAILS_AT):<20}{'ended after':>12}   ended with      left behind")
+    rows = [
+        run_job("kill", common | {"part": part})
+        for part in ("reader", "network", "drawing", "writer")
+    ]
+    print(
+        f"\n{'fails at frame ' + str(FAILS_AT):<20}{'ended after':>12}   ended with      left behind"
+    )
     for row in rows:
         left = ", ".join(row["files_left"] + row["threads_left"]) or "nothing"
         print(f"{row['part']:<20}{row['seconds']:10.2f} s   {row['cause']:<15} {left}")
@@ -622,7 +697,9 @@ def part_first(common: dict[str, Any]) -> dict[str, Any]:
         fresh = {"XDG_CACHE_HOME": str(root / "cache"), "NUMBA_CACHE_DIR": str(root / "numba")}
         rows["first ever"] = [start(root / "cold", "first", **fresh)]
         start(root / "whole", "whole")
-        rows["after an earlier run"] = [start(root / f"warm{i}", "first") for i in range(FIRST_REPEATS)]
+        rows["after an earlier run"] = [
+            start(root / f"warm{i}", "first") for i in range(FIRST_REPEATS)
+        ]
     found: dict[str, Any] = {}
     print(f"\n{'first frame, seconds':<24}" + "".join(f"{step:>23}" for step in FIRST_STEPS))
     for name, marks in rows.items():
@@ -658,10 +735,20 @@ def plot(document: dict[str, Any], path: Path) -> None:
         low = [row["fps"] - min(row["fps_all"]) for row in rows]
         high = [max(row["fps_all"]) - row["fps"] for row in rows]
         axis.barh(
-            range(len(rows)), values, color=colors, xerr=(low, high), error_kw={"elinewidth": 1, "capsize": 2}
+            range(len(rows)),
+            values,
+            color=colors,
+            xerr=(low, high),
+            error_kw={"elinewidth": 1, "capsize": 2},
         )
         for place, (row, up) in enumerate(zip(rows, high, strict=True)):
-            axis.text(row["fps"] + up + 0.012 * max(values), place, f"{row['fps']:.1f}", va="center", fontsize=9)
+            axis.text(
+                row["fps"] + up + 0.012 * max(values),
+                place,
+                f"{row['fps']:.1f}",
+                va="center",
+                fontsize=9,
+            )
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
         axis.invert_yaxis()
         axis.set_xlim(0, 1.1 * max(v + h for v, h in zip(values, high, strict=True)))
@@ -689,7 +776,11 @@ def aims(document: dict[str, Any]) -> list[tuple[str, float, bool]]:
         )
     for panel in document.get("peers", []):
         # The same file in the same precision and, but for OpenCV's MPEG-4, the same encoder.
-        like = [row for row in panel["rows"] if ", fp32" in row["name"] and not row["name"].startswith("ours")]
+        like = [
+            row
+            for row in panel["rows"]
+            if ", fp32" in row["name"] and not row["name"].startswith("ours")
+        ]
         if not like:
             continue
         loop = min(row["ours_is"] for row in like if row["name"].startswith("the loop"))
@@ -701,13 +792,19 @@ def aims(document: dict[str, Any]) -> list[tuple[str, float, bool]]:
         fast = min(ours, key=lambda row: row["ours_is"])
         if fast["ours_is"] < 1:
             gain = loop / fast["ours_is"]
-            found.append((f"{panel['model']}, {fast['name']}: ≥ 2.5 × the loop at fp32", gain, gain >= 2.5))
+            found.append(
+                (f"{panel['model']}, {fast['name']}: ≥ 2.5 × the loop at fp32", gain, gain >= 2.5)
+            )
     if "long" in document:
         growth = 100 * document["long"]["growth"]
-        found.append((f"memory grows < 2 % after frame {document['long']['from_frame']}", growth, growth < 2))
+        found.append(
+            (f"memory grows < 2 % after frame {document['long']['from_frame']}", growth, growth < 2)
+        )
     for row in document.get("kill", []):
         well = row["seconds"] <= 2 and row["cause"] == row["part"] and not row["files_left"]
-        found.append((f"{row['part']} fails: ended ≤ 2 s with the cause, nothing left", row["seconds"], well))
+        found.append(
+            (f"{row['part']} fails: ended ≤ 2 s with the cause, nothing left", row["seconds"], well)
+        )
     if "first" in document:
         seconds = document["first"]["after an earlier run"]["first frame written"]
         found.append(("first frame ≤ 1.5 s", seconds, seconds <= 1.5))
@@ -719,7 +816,10 @@ def tables_of(models: list[Path]) -> list[list[Path]]:
     groups: dict[str, list[Path]] = {}
     for model in models:
         groups.setdefault(model.name.split(".")[0], []).append(model)
-    return [sorted(group, key=lambda path: read_metadata(path).precision != "fp32") for group in groups.values()]
+    return [
+        sorted(group, key=lambda path: read_metadata(path).precision != "fp32")
+        for group in groups.values()
+    ]
 
 
 def processor() -> str:
@@ -727,7 +827,9 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), ""
+    )
 
 
 def main() -> None:
@@ -735,14 +837,23 @@ def main() -> None:
         print(json.dumps(JOBS[sys.argv[2]](json.loads(sys.argv[3]))))
         return
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "models", type=Path, nargs="+", help="ONNX files by `fada export`; long, kill, first: the first"
+        "models",
+        type=Path,
+        nargs="+",
+        help="ONNX files by `fada export`; long, kill, first: the first",
     )
     parser.add_argument("--clip", type=Path, help="video [a rendered street]")
-    parser.add_argument("--clip-size", default="960x540", help="of the rendered street [%(default)s]")
+    parser.add_argument(
+        "--clip-size", default="960x540", help="of the rendered street [%(default)s]"
+    )
     parser.add_argument("--frames", type=int, help="of the clip [all]")
-    parser.add_argument("--parts", default="road,stages,peers", help=f"of {','.join(PARTS)} [%(default)s]")
+    parser.add_argument(
+        "--parts", default="road,stages,peers", help=f"of {','.join(PARTS)} [%(default)s]"
+    )
     parser.add_argument(
         "--long", type=int, nargs="?", const=10000, metavar="N", help="add the part long: N frames"
     )
@@ -750,10 +861,14 @@ def main() -> None:
     parser.add_argument("--first-frame", action="store_true", help="add the part first")
     parser.add_argument("--backend", default="auto", help="ours; several: NAME,… [%(default)s]")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="on the bare network [%(default)s]")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="on the bare network [%(default)s]"
+    )
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="frames a second of each, of the part peers")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="frames a second of each, of the part peers"
+    )
     args = parser.parse_args()
     parts = [part for part in args.parts.split(",") if part]
     wanted = (("long", args.long is not None), ("kill", args.kill), ("first", args.first_frame))
@@ -789,7 +904,9 @@ def main() -> None:
         document["stages"] = part_stages(args.models, common)
     if python is not None:
         with others.during("peers"):
-            document["peers"] = [part_peers(m, common, args.repeats, python) for m in tables_of(args.models)]
+            document["peers"] = [
+                part_peers(m, common, args.repeats, python) for m in tables_of(args.models)
+            ]
     if "long" in parts:
         document["long"] = part_long(common | {"frames": args.long or 10000})
     if "kill" in parts:

@@ -63,18 +63,24 @@ def plain_step(
     tgt_soft = F.softmax(tgt_logits, 1).detach().clamp(max=STAGE.clip)
     answers = up(d(tgt_features), tgt.size_hw)
     nothing = torch.zeros_like(tgt_soft)
-    (STAGE.adversarial_weight * soft_cross_entropy(answers, torch.cat((tgt_soft, nothing), 1))).backward()
+    (
+        STAGE.adversarial_weight * soft_cross_entropy(answers, torch.cat((tgt_soft, nothing), 1))
+    ).backward()
     optimizer.step()
 
     d_optimizer.zero_grad()
     answers = up(d(src_features.detach()), src.size_hw)
-    (0.5 * soft_cross_entropy(answers, torch.cat((src_soft, torch.zeros_like(src_soft)), 1))).backward()
+    (
+        0.5 * soft_cross_entropy(answers, torch.cat((src_soft, torch.zeros_like(src_soft)), 1))
+    ).backward()
     answers = up(d(tgt_features.detach()), tgt.size_hw)
     (0.5 * soft_cross_entropy(answers, torch.cat((nothing, tgt_soft), 1))).backward()
     d_optimizer.step()
 
 
-def make(backbone: str, device: torch.device, *, variant: str) -> tuple[Segmenter, nn.Module, Callable[[], None]]:
+def make(
+    backbone: str, device: torch.device, *, variant: str
+) -> tuple[Segmenter, nn.Module, Callable[[], None]]:
     """Return a network, its discriminator, and a step of the variant on a batch that never changes."""
     norm, src_hw, tgt_hw, images = CASES[backbone]
     torch.manual_seed(0)
@@ -86,7 +92,9 @@ def make(backbone: str, device: torch.device, *, variant: str) -> tuple[Segmente
         # Patches of class and color, not noise: encodings as on streets, some of them clipped.
         labels = torch.randint(0, 19, (images, 1, height // 16, width // 16)).float()
         labels = F.interpolate(labels, (height, width), mode="nearest")[:, 0].long()
-        frames = (labels[..., None] * 13 + torch.randint(0, 20, (images, height, width, 3))).to(torch.uint8)
+        frames = (labels[..., None] * 13 + torch.randint(0, 20, (images, height, width, 3))).to(
+            torch.uint8
+        )
         batches.append(Batch(frames.to(device), labels.to(device), tuple(range(images))))
     src, tgt = batches
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
@@ -97,7 +105,9 @@ def make(backbone: str, device: torch.device, *, variant: str) -> tuple[Segmente
             plain_step(model, d, optimizer, d_optimizer, src, tgt)
         else:
             amp = variant == "ours bf16"
-            adversarial_step(model, d, optimizer, d_optimizer, src, tgt, STAGE, method=method, amp=amp)
+            adversarial_step(
+                model, d, optimizer, d_optimizer, src, tgt, STAGE, method=method, amp=amp
+            )
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -107,7 +117,9 @@ def make(backbone: str, device: torch.device, *, variant: str) -> tuple[Segmente
 def gradients(backbone: str, device: torch.device, variant: str) -> list[Tensor]:
     model, d, step = make(backbone, device, variant=variant)
     step()
-    return [p.grad.detach().clone() for m in (model, d) for p in m.parameters() if p.grad is not None]
+    return [
+        p.grad.detach().clone() for m in (model, d) for p in m.parameters() if p.grad is not None
+    ]
 
 
 def disagreement(got: list[Tensor], want: list[Tensor]) -> float:
@@ -118,7 +130,16 @@ def disagreement(got: list[Tensor], want: list[Tensor]) -> float:
 
 def peak(backbone: str, device: str, variant: str) -> float:
     """Return the MiB that three steps add to a process of their own."""
-    command = [sys.executable, __file__, "--peak", variant, "--backbones", backbone, "--device", device]
+    command = [
+        sys.executable,
+        __file__,
+        "--peak",
+        variant,
+        "--backbones",
+        backbone,
+        "--device",
+        device,
+    ]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -129,7 +150,11 @@ def print_peak(backbone: str, device: torch.device, variant: str) -> None:
     before = high_water()
     for _ in range(3):
         step()
-    print(torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else high_water() - before)
+    print(
+        torch.cuda.max_memory_allocated() / 2**20
+        if device.type == "cuda"
+        else high_water() - before
+    )
 
 
 def high_water() -> float:
@@ -176,8 +201,25 @@ def main() -> None:
             ratios = f"time {seconds[v] / seconds['plain']:.2f}  memory {memory[v] / memory['plain']:.2f}"
             gradient = f"  gradients differ by {differs:.0e}" if v == "ours" else ""
             print(f"  {v:<10} {seconds[v]:7.3f} s  {memory[v]:7.0f} MiB  {ratios}{gradient}")
-        rows.append({"backbone": backbone, "size": size, "seconds": seconds, "mib": memory, "differ": differs})
-    print(json.dumps({"benchmark": "train_step", "device": args.device, "threads": args.threads, "rows": rows}))
+        rows.append(
+            {
+                "backbone": backbone,
+                "size": size,
+                "seconds": seconds,
+                "mib": memory,
+                "differ": differs,
+            }
+        )
+    print(
+        json.dumps(
+            {
+                "benchmark": "train_step",
+                "device": args.device,
+                "threads": args.threads,
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

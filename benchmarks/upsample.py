@@ -36,7 +36,10 @@ _WIDTHS = (8, 13, 8, 9, 7, 8)
 def smooth_logits(grid_hw: tuple[int, int], smoothness: float) -> np.ndarray:
     """Return (K, h, w) float32 whose classes form patches about `smoothness` cells wide."""
     noise = np.random.default_rng(0).normal(size=(*grid_hw, CLASSES)).astype(np.float32)
-    planes = [cv2.GaussianBlur(np.ascontiguousarray(noise[..., k]), (0, 0), smoothness) for k in range(CLASSES)]
+    planes = [
+        cv2.GaussianBlur(np.ascontiguousarray(noise[..., k]), (0, 0), smoothness)
+        for k in range(CLASSES)
+    ]
     logits = np.stack(planes)
     return np.ascontiguousarray(10 * logits / logits.std(), np.float32)
 
@@ -61,7 +64,9 @@ def logits_of(model: Path, clip: Path, count: int) -> Iterator[np.ndarray]:
                 yield segmenter.logits([frame.rgb])[0]
 
 
-def measure(logits: np.ndarray, size_hw: tuple[int, int], repeats: int, *, corners: bool) -> dict[str, float]:
+def measure(
+    logits: np.ndarray, size_hw: tuple[int, int], repeats: int, *, corners: bool
+) -> dict[str, float]:
     """Time the three on the same logits, one after the other."""
     tensor = torch.from_numpy(logits)[None]
     compiled, none = upsample.compiled, SimpleNamespace(ready=None)
@@ -105,7 +110,8 @@ def main() -> None:
     if not upsample.compiled.wait():
         raise SystemExit("numba is not installed; type: pip install 'fada_deploy[fast]'")
     jobs: Iterator[tuple[str, np.ndarray, bool]] = (
-        (f"random {smoothness:g}", smooth_logits(grid, smoothness), True) for smoothness in (25.0, 12.0, 6.0, 3.0)
+        (f"random {smoothness:g}", smooth_logits(grid, smoothness), True)
+        for smoothness in (25.0, 12.0, 6.0, 3.0)
     )
     if args.model and args.clip:
         corners = contract_of(args.model).align_corners
@@ -113,7 +119,10 @@ def main() -> None:
         jobs = chain(jobs, real)
     rows = []
     heads = ("mixed", "compiled ms", "NumPy", "PyTorch", "ratio", "differ")
-    print(f"{'logits':<10}{'K':>3}{'grid':>9}" + "".join(f"{h:>{w}}" for h, w in zip(heads, _WIDTHS, strict=True)))
+    print(
+        f"{'logits':<10}{'K':>3}{'grid':>9}"
+        + "".join(f"{h:>{w}}" for h, w in zip(heads, _WIDTHS, strict=True))
+    )
     for name, logits, corners in jobs:
         row = measure(logits, size, args.repeats, corners=corners)
         rows.append({"logits": name, "classes": len(logits), **row})

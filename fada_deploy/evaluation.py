@@ -71,7 +71,9 @@ def evaluate(
             progress(1)
     flush()
     if not done:
-        raise DataError(f"{dataset.name} {dataset.split}: no frame could be read; the first: {failed[0]}")
+        raise DataError(
+            f"{dataset.name} {dataset.split}: no frame could be read; the first: {failed[0]}"
+        )
     return Evaluation(Scores(dataset.space, matrix), done, tuple(failed))
 
 

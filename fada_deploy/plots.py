@@ -88,7 +88,10 @@ def plot_bars(
 
 
 def curves_svg(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, mark: float | None = None
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    mark: float | None = None,
 ) -> str:
     """Return curves of (iterations, values) as an SVG element, to stand in a page; `mark` is a level to see."""
     figure, axes = _figure(5.2, 3.0)
@@ -110,7 +113,14 @@ def plot_speed(measured: Sequence[Measured], path: Path) -> None:
     at = np.arange(len(names))
     with_road = any(m.road is not None for m in measured)
     height = 0.38 if with_road else 0.6
-    bars = [axes.barh(at - height / 2 * with_road, [m.bare.fps for m in measured], height, label="bare network")]
+    bars = [
+        axes.barh(
+            at - height / 2 * with_road,
+            [m.bare.fps for m in measured],
+            height,
+            label="bare network",
+        )
+    ]
     if with_road:
         road = [0.0 if m.road is None else m.road.fps for m in measured]
         bars.append(axes.barh(at + height / 2, road, height, label="video → overlay"))
@@ -118,7 +128,10 @@ def plot_speed(measured: Sequence[Measured], path: Path) -> None:
         axes.bar_label(each, fmt="%.1f", padding=3, fontsize=8)
     axes.set_yticks(at, names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="frames a second", title=f"Input {', '.join(dict.fromkeys(m.input for m in measured))}")
+    axes.set(
+        xlabel="frames a second",
+        title=f"Input {', '.join(dict.fromkeys(m.input for m in measured))}",
+    )
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)

@@ -50,7 +50,9 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (root / domain / split / sub).mkdir(parents=True)
             for i in range(12):
                 picture, labels = draw_blocks(rng, target=domain == "target")
-                assert cv2.imwrite(str(root / f"{domain}/{split}/images/{i:02d}.png"), picture[..., ::-1])
+                assert cv2.imwrite(
+                    str(root / f"{domain}/{split}/images/{i:02d}.png"), picture[..., ::-1]
+                )
                 assert cv2.imwrite(str(root / f"{domain}/{split}/labels/{i:02d}.png"), labels)
             folder = f"{domain}/{split}"
             lines += [

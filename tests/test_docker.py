@@ -19,10 +19,13 @@ FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 
 def steps(file: Path) -> list[tuple[str, str]]:
     """Return (instruction, rest) of each step, continued lines joined and comments dropped."""
-    lines = [line for line in file.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line for line in file.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")
+    ]
     text = "\n".join(lines).replace("\\\n", " ")
     return [
-        (first, rest.strip()) for first, _, rest in (line.partition(" ") for line in text.splitlines() if line)
+        (first, rest.strip())
+        for first, _, rest in (line.partition(" ") for line in text.splitlines() if line)
     ]
 
 
@@ -31,13 +34,19 @@ def of(file: Path, instruction: str) -> list[str]:
 
 
 def test_there_is_one_for_each_use() -> None:
-    assert {f.name for f in FILES} == {"runtime.Dockerfile", "runtime-gpu.Dockerfile", "train.Dockerfile"}
+    assert {f.name for f in FILES} == {
+        "runtime.Dockerfile",
+        "runtime-gpu.Dockerfile",
+        "train.Dockerfile",
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
 def test_what_is_copied_exists(file: Path) -> None:
     copies = of(file, "COPY")
-    sources = [s for copy in copies if not copy.startswith("--from=") for s in shlex.split(copy)[:-1]]
+    sources = [
+        s for copy in copies if not copy.startswith("--from=") for s in shlex.split(copy)[:-1]
+    ]
     assert "fada_deploy" in sources and "pyproject.toml" in sources
     for source in sources:
         assert (ROOT / source).exists(), source
@@ -50,7 +59,9 @@ def test_what_is_copied_exists(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
 def test_extras_exist_and_only_training_has_torch(file: Path) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     text = file.read_text("utf-8")
     (asked,) = re.findall(r'"\.\[([^\]]+)\]"', text)
     engines = re.findall(r"^ARG ENGINE=(\S+)", text, re.MULTILINE)
@@ -72,7 +83,9 @@ def test_nobody_is_root_and_health_is_asked(file: Path) -> None:
     last = [i for i, (first, _) in enumerate(steps(file)) if first == "FROM"][-1]
     final = steps(file)[last:]
     users = [rest for first, rest in final if first == "USER"]
-    assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "a number: Kubernetes tells root by it"
+    assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), (
+        "a number: Kubernetes tells root by it"
+    )
     after = [first for first, _ in final[[first for first, _ in final].index("USER") :]]
     assert "RUN" not in after and "COPY" not in after
     entry, health = (dict(final)[name] for name in ("ENTRYPOINT", "HEALTHCHECK"))
@@ -85,7 +98,9 @@ def test_nobody_is_root_and_health_is_asked(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
 def test_what_the_head_says_to_type_exists(file: Path) -> None:
-    head = [line.lstrip("# ") for line in file.read_text("utf-8").splitlines() if line.startswith("#")]
+    head = [
+        line.lstrip("# ") for line in file.read_text("utf-8").splitlines() if line.startswith("#")
+    ]
     (typed,) = re.findall(r"docker run (?:.*\\\n)*.*", "\n".join(head))
     words = shlex.split(typed.replace("\\\n", " "))
     image = words.index(f"fada-{file.name.removesuffix('.Dockerfile')}")

@@ -30,7 +30,9 @@ def test_evaluation_counts_every_pixel_and_names_the_bad_frame(tmp_path: Path) -
     def predict(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [answers[int(f[0, 0, 0])] for f in frames]
 
-    result = evaluate(predict, open_dataset(str(toml), None, split="val", space=CITYSCAPES_19), batch=2)
+    result = evaluate(
+        predict, open_dataset(str(toml), None, split="val", space=CITYSCAPES_19), batch=2
+    )
 
     count = {k: [0, 0] for k in (0, 1, 13)}  # class: [intersection, union]
     for i, answer in answers.items():

@@ -42,7 +42,10 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
 @pytest.mark.parametrize(("page", "line"), sorted(set(commands())))
 def test_every_command_written_down_exists_with_its_options(page: str, line: str) -> None:
     command, words = find(shlex.split(line)[1:])
-    known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "--version"}
+    known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {
+        "--help",
+        "--version",
+    }
     for word in words:
         if word.startswith("--"):
             assert word.split("=")[0] in known, f"{page}: `{line}`: no option {word}"

@@ -51,14 +51,18 @@ def main() -> None:
             elif more and pipeline.is_ready():
                 more, bgr = capture.read() if asked < job.frames else (False, None)
                 if more:
-                    pipeline.submit_data(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), asked, {"frame": bgr})
+                    pipeline.submit_data(
+                        cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), asked, {"frame": bgr}
+                    )
                     asked += 1
             elif more:
                 pipeline.await_any()
             else:
                 pipeline.await_all()
     capture.release()
-    precision = pipeline.model.inference_adapter.compiled_model.get_property("INFERENCE_PRECISION_HINT")
+    precision = pipeline.model.inference_adapter.compiled_model.get_property(
+        "INFERENCE_PRECISION_HINT"
+    )
     clock.answer(
         done,
         ("openvino-model-api", "openvino", "opencv-python-headless", "av"),

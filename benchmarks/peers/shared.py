@@ -74,7 +74,8 @@ class Clock:
         """Stop the clock, save the labels, print one JSON line."""
         seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
         np.savez_compressed(
-            self._job.labels, **{name: labels.astype(np.uint8) for name, labels in self._kept.items()}
+            self._job.labels,
+            **{name: labels.astype(np.uint8) for name, labels in self._kept.items()},
         )
         document = {
             "frames": frames,

@@ -72,7 +72,12 @@ class App:
     """Frames in, answers out, one after the other, so that a frame's latency is its own."""
 
     def __init__(
-        self, segmenter: Segmenter, corridor: Corridor, budget: Budget, window: int = 250, clock: Clock = monotonic
+        self,
+        segmenter: Segmenter,
+        corridor: Corridor,
+        budget: Budget,
+        window: int = 250,
+        clock: Clock = monotonic,
     ) -> None:
         self.segmenter, self.corridor, self.budget = segmenter, corridor, budget
         known = segmenter.metadata.reference is not None
@@ -115,7 +120,9 @@ class App:
         if watched and self.watch is not None:
             before, self.drift = self.drift, self.watch.see(result)
             if self.drift.drifting != (before is not None and before.drifting):
-                _say(f"{'warning' if self.drift.drifting else 'note'}: frame {frame.index}: {_told(self.drift)}")
+                _say(
+                    f"{'warning' if self.drift.drifting else 'note'}: frame {frame.index}: {_told(self.drift)}"
+                )
         return perceive(result.labels, self.segmenter.space, self.corridor)
 
 
@@ -136,15 +143,33 @@ def _told(drift: Drift | None) -> str:
 @click.command(context_settings={"show_default": True})
 @click.argument("source")
 @click.option("--model", help="Exported file [the newest under runs/].")
-@click.option("--budget-ms", type=click.FloatRange(0, min_open=True), help="From capture to answer [no budget].")
-@click.option("--out", type=click.Path(path_type=Path), help="Write an annotated film (.mp4).")
-@click.option("--json", "lines", type=click.File("w", "utf-8"), default="-", help="Write a line a frame here.")
-@click.option("--vanishing-point", type=float, nargs=2, default=(0.5, 0.48), help="X and Y, where lanes meet.")
-@click.option("--corridor-width", type=float, default=0.5, help="Of the ego corridor at the lower edge.")
 @click.option(
-    "--bonnet", type=float, default=0.0, help="Share of the height where the camera sees the car itself."
+    "--budget-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="From capture to answer [no budget].",
 )
-@click.option("--drift-window", type=click.IntRange(1), default=250, help="Labeled frames that drift looks back.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write an annotated film (.mp4).")
+@click.option(
+    "--json", "lines", type=click.File("w", "utf-8"), default="-", help="Write a line a frame here."
+)
+@click.option(
+    "--vanishing-point", type=float, nargs=2, default=(0.5, 0.48), help="X and Y, where lanes meet."
+)
+@click.option(
+    "--corridor-width", type=float, default=0.5, help="Of the ego corridor at the lower edge."
+)
+@click.option(
+    "--bonnet",
+    type=float,
+    default=0.0,
+    help="Share of the height where the camera sees the car itself.",
+)
+@click.option(
+    "--drift-window",
+    type=click.IntRange(1),
+    default=250,
+    help="Labeled frames that drift looks back.",
+)
 def main(
     source: str,
     model: str | None,
@@ -164,7 +189,9 @@ def main(
     try:
         corridor = Corridor(*vanishing_point, corridor_width, 1 - bonnet)
         with Segmenter(model) as segmenter:
-            sys.exit(min(1, _run(App(segmenter, corridor, budget, drift_window), source, lines, out)))
+            sys.exit(
+                min(1, _run(App(segmenter, corridor, budget, drift_window), source, lines, out))
+            )
     except BrokenPipeError:
         # Who read the lines has left (`… | head`); there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -177,7 +204,9 @@ def main(
 def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
     """Answer all frames; return how many could not be read."""
     if app.watch is None:
-        _say("note: the model says nothing of its target's frames, so drift is not watched; export it again")
+        _say(
+            "note: the model says nothing of its target's frames, so drift is not watched; export it again"
+        )
     stream, *others = open_sources([source])
     if others:
         raise UsageError(f"{source}: holds several films or kinds of pictures; give one")
@@ -215,7 +244,10 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
                 if out is not None:
                     picture = annotated(item.rgb, line, app.corridor, app.budget.seconds)
                     # Still pictures make a film of ten a second.
-                    clock, size = item.time_base or Fraction(1, 10), (picture.shape[0], picture.shape[1])
+                    clock, size = (
+                        item.time_base or Fraction(1, 10),
+                        (picture.shape[0], picture.shape[1]),
+                    )
                     add = add or stack.enter_context(
                         film(out, size, time_base=clock, rate=stream.rate, audio=None)
                     )
@@ -223,8 +255,12 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
     if latencies:
         median, most = np.percentile(latencies, (50, 95))
         budget = app.budget
-        _say(f"{len(latencies)} frames, {failed} failed; latency {median:.1f} ms, 95 % within {most:.1f}")
-        _say(f"{budget.late} late, half rate {budget.entered} times, {budget.held} held; {_told(app.drift)}")
+        _say(
+            f"{len(latencies)} frames, {failed} failed; latency {median:.1f} ms, 95 % within {most:.1f}"
+        )
+        _say(
+            f"{budget.late} late, half rate {budget.entered} times, {budget.held} held; {_told(app.drift)}"
+        )
     return failed
 
 

@@ -19,10 +19,14 @@ GREEN, AMBER, RED, WHITE, GREY, DARK = (
 _WIDTH = 960
 
 
-def annotated(frame: Picture, line: dict[str, Any], corridor: Corridor, budget_s: float | None) -> Picture:
+def annotated(
+    frame: Picture, line: dict[str, Any], corridor: Corridor, budget_s: float | None
+) -> Picture:
     """Return a film's picture (H, W, 3) uint8 RGB for a frame (h, w, 3) and what `App.step` said of it."""
     factor = max(1, round(_WIDTH / frame.shape[1]))
-    picture = np.asarray(cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
+    picture = np.asarray(
+        cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8
+    )
     letter = max(11, picture.shape[0] // 40)
     _road(picture, line, corridor)
     for obstacle in reversed(line["obstacles"]):
@@ -43,12 +47,16 @@ def _road(picture: Picture, line: dict[str, Any], corridor: Corridor) -> None:
     cv2.addWeighted(tinted, 0.4, picture, 0.6, 0, dst=picture)
     cv2.polylines(picture, [_pixels(picture, ahead)], True, WHITE, 1, cv2.LINE_AA)
     left, right = _pixels(picture, corridor.polygon(end))[:2].tolist()
-    cv2.line(picture, left, right, RED if blocked else WHITE, max(2, len(picture) // 200), cv2.LINE_AA)
+    cv2.line(
+        picture, left, right, RED if blocked else WHITE, max(2, len(picture) // 200), cv2.LINE_AA
+    )
 
 
 def _box(picture: Picture, obstacle: dict[str, Any], letter: int) -> None:
     color = WHITE if obstacle["ahead"] is None else RED
-    (left, top), (right, bottom) = _pixels(picture, np.array(obstacle["box"]).reshape(2, 2)).tolist()
+    (left, top), (right, bottom) = _pixels(
+        picture, np.array(obstacle["box"]).reshape(2, 2)
+    ).tolist()
     cv2.rectangle(picture, (left, top), (right, bottom), color, max(1, letter // 9), cv2.LINE_AA)
     where = obstacle["position"] if obstacle["ahead"] is None else f"{obstacle['ahead']:.2f} ahead"
     name = f"{obstacle['name']}, {where}"
@@ -65,11 +73,16 @@ def _bar(width: int, line: dict[str, Any], budget_s: float | None, letter: int) 
     held = f", held from {line['age_ms']:.0f} ms ago" if line["stale"] else ""
     mode = f"HALF RATE{held}" if line["degraded"] else "full rate"
     drift = "drift unknown" if line["drift"] is None else f"drift {line['drift']:.2f}"
-    ahead = f"free {line['free_ahead']:.2f}" + (f" to {line['free_until']}" if line["free_until"] else "")
+    ahead = f"free {line['free_ahead']:.2f}" + (
+        f" to {line['free_until']}" if line["free_until"] else ""
+    )
     cells = (
         (f"latency {line['latency_ms']:.0f}{budget} ms", RED if line["late"] else GREEN),
         (mode, AMBER if line["degraded"] else GREEN),
-        (f"{drift}: NOT AS EXPORTED" if line["drifting"] else drift, RED if line["drifting"] else GREEN),
+        (
+            f"{drift}: NOT AS EXPORTED" if line["drifting"] else drift,
+            RED if line["drifting"] else GREEN,
+        ),
         (ahead, RED if line["free_until"] in DYNAMIC else GREEN),
     )
     for place, (text, color) in enumerate(cells):

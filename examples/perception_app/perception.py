@@ -47,7 +47,12 @@ class Corridor:
     bottom: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.x <= 1 and self.y >= 0 and self.width > 0 and self.far + 0.1 <= self.bottom <= 1):
+        if not (
+            0 <= self.x <= 1
+            and self.y >= 0
+            and self.width > 0
+            and self.far + 0.1 <= self.bottom <= 1
+        ):
             raise UsageError(
                 f"no corridor from {self.bottom:g}, {self.width:g} wide, to ({self.x:g}, {self.y:g}); all are "
                 "fractions of the picture, a tenth of which has to lie below the vanishing point"
@@ -67,7 +72,9 @@ class Corridor:
     def polygon(self, top: float) -> NDArray[np.float64]:
         """Return the corners (4, 2) of its part below `top`: far left, far right, near right, near left."""
         left, right = self.span(np.array([top, self.bottom]))
-        return np.array([[left[0], top], [right[0], top], [right[1], self.bottom], [left[1], self.bottom]])
+        return np.array(
+            [[left[0], top], [right[0], top], [right[1], self.bottom], [left[1], self.bottom]]
+        )
 
     def mask(self, size_hw: tuple[int, int]) -> Mask:
         """Return which pixels (H, W) it holds."""
@@ -107,7 +114,10 @@ class Scene:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready description, the drivable area as a polygon."""
-        share, polygon = round(float(self.drivable.mean()), 4), outline(self.drivable).round(4).tolist()
+        share, polygon = (
+            round(float(self.drivable.mean()), 4),
+            outline(self.drivable).round(4).tolist(),
+        )
         return {
             "free_ahead": self.free_ahead,
             "free_until": self.free_until,
@@ -138,7 +148,9 @@ def drivable_area(road: Mask, inside: Mask, corridor: Corridor) -> Mask:
     return np.asarray(parts == found.argmax()) if len(found) else np.zeros_like(road)
 
 
-def find_obstacles(labels: Labels, space: LabelSpace, inside: Mask, corridor: Corridor) -> tuple[Obstacle, ...]:
+def find_obstacles(
+    labels: Labels, space: LabelSpace, inside: Mask, corridor: Corridor
+) -> tuple[Obstacle, ...]:
     """Return the connected regions of the dynamic classes that a space has, the nearest first."""
     height, width = labels.shape
     found = []
@@ -153,12 +165,16 @@ def find_obstacles(labels: Labels, space: LabelSpace, inside: Mask, corridor: Co
             name = space.names[int(np.bincount(labels[y : y + h, x : x + w][own]).argmax())]
             # Each column's lowest pixel is where it stands, unless something hides that.
             lowest = h - 1 - own[::-1].argmax(0)
-            middle = (x + float(np.flatnonzero(lowest >= (1 - _FOOT) * (h - 1)).mean()) + 0.5) / width
+            middle = (
+                x + float(np.flatnonzero(lowest >= (1 - _FOOT) * (h - 1)).mean()) + 0.5
+            ) / width
             left, right = (float(edge[0]) for edge in corridor.span(np.array([(y + h) / height])))
             position = "left" if middle < left else "right" if middle > right else "ego"
             stands = y + lowest[inside[y + lowest, x + np.arange(w)]]
             ahead = _ahead(int(stands.max()) + 1, height, corridor) if len(stands) else None
-            box = tuple(round(v, 4) for v in (x / width, y / height, (x + w) / width, (y + h) / height))
+            box = tuple(
+                round(v, 4) for v in (x / width, y / height, (x + w) / width, (y + h) / height)
+            )
             found.append(Obstacle(name, box, round(area / labels.size, 5), position, ahead))
     return tuple(sorted(found, key=lambda o: -o.box[3]))
 
@@ -171,7 +187,9 @@ def free_road(
         here = inside[row]
         if road[row, here].mean() < _FREE:
             others = labels[row, here & ~road[row]]
-            return _ahead(row + 1, len(labels), corridor), space.names[int(np.bincount(others).argmax())]
+            return _ahead(row + 1, len(labels), corridor), space.names[
+                int(np.bincount(others).argmax())
+            ]
     return round(corridor.bottom - corridor.far, 4), ""
 
 

@@ -16,17 +16,34 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--backend", default="all", show_default=True, help="One of them; all: each that can run the file.")
+@click.option(
+    "--backend",
+    default="all",
+    show_default=True,
+    help="One of them; all: each that can run the file.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch", type=click.IntRange(1), help="Frames at once [the file's own, else 1].")
 @click.option(
-    "--parallel", type=click.IntRange(1), help="Requests at once [1; with --source, as fada infer does]."
+    "--parallel",
+    type=click.IntRange(1),
+    help="Requests at once [1; with --source, as fada infer does].",
 )
 @click.option("--source", help="Video for the whole road: decode, network, overlay, H.264.")
 @click.option("--frames", type=click.IntRange(1), help="Of it so many frames [all].")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="On the bare network.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=3.0,
+    show_default=True,
+    help="On the bare network.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it (.png, .svg or .pdf).")
-@click.option("--choose", is_flag=True, help="Let --backend auto take the fastest for such a model from now on.")
+@click.option(
+    "--choose",
+    is_flag=True,
+    help="Let --backend auto take the fastest for such a model from now on.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     models: tuple[Path, ...],
@@ -73,14 +90,20 @@ def command(
         (film, *others) = open_sources([source])
         if others or not film.moving or getattr(film, "live", False):
             raise UsageError(f"--source {source}: takes one video file")
-    jobs = [(p, b) for p in paths for b in (runnable_backends(p) if backend == "all" else [backend])]
+    jobs = [
+        (p, b) for p in paths for b in (runnable_backends(p) if backend == "all" else [backend])
+    ]
     if not jobs:
-        raise UsageError(f"nothing installed here runs {', '.join(map(str, paths))}; see fada export --list")
+        raise UsageError(
+            f"nothing installed here runs {', '.join(map(str, paths))}; see fada export --list"
+        )
     found = []
     for path, name in jobs:
         log(f"measuring {path} on {name}")
         total = None if film is None else min(filter(None, (frames, film.count())), default=None)
-        with tqdm(total=total, unit="frame", disable=None if film else True, file=sys.stderr) as bar:
+        with tqdm(
+            total=total, unit="frame", disable=None if film else True, file=sys.stderr
+        ) as bar:
             found.append(
                 measure(
                     path, backend=name, device=device, batch=batch,

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @click.command("ccd")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--frames", type=click.IntRange(0), default=200, show_default=True, help="Of each domain; 0: all.")
+@click.option(
+    "--frames",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Of each domain; 0: all.",
+)
 @click.option(
     "--denominator",
     type=click.Choice(["squared", "plain"]),
@@ -29,11 +35,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the distance between centers: the paper's, or its slides'.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a bar plot (.png, .svg or .pdf).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write a bar plot (.png, .svg or .pdf)."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
-    runs: tuple[Path, ...], frames: int, denominator: str, plot: Path | None, device: str, as_json: bool
+    runs: tuple[Path, ...],
+    frames: int,
+    denominator: str,
+    plot: Path | None,
+    device: str,
+    as_json: bool,
 ) -> int:
     """Class Center Distance of RUNS, side by side on the same images [the newest run]; lower is better.
 
@@ -83,7 +96,8 @@ class Table:
         self.common = np.logical_and.reduce([m.seen for m, _ in measured.values()])
         squared = denominator == "squared"
         self.distances = {
-            name: m.distances(among=self.common, squared=squared) for name, (m, _) in measured.items()
+            name: m.distances(among=self.common, squared=squared)
+            for name, (m, _) in measured.items()
         }
         self.means = {name: float(np.nanmean(v)) for name, v in self.distances.items()}
 
@@ -110,8 +124,12 @@ class Table:
         lines.append(f"  {'class':<{width}}{heads}")
         for k, name in enumerate(self.space.names):
             if self.common[k]:
-                lines.append(f"  {name:<{width}}" + "".join(f"{v[k]:9.2f}" for v in self.distances.values()))
-        lines.append(f"  {'mean':<{width}}" + "".join(f"{mean:9.2f}" for mean in self.means.values()))
+                lines.append(
+                    f"  {name:<{width}}" + "".join(f"{v[k]:9.2f}" for v in self.distances.values())
+                )
+        lines.append(
+            f"  {'mean':<{width}}" + "".join(f"{mean:9.2f}" for mean in self.means.values())
+        )
         absent = [n for n, there in zip(self.space.names, self.common, strict=True) if not there]
         if absent:
             lines.append(f"not seen, or not by all: {', '.join(absent)}")

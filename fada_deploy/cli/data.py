@@ -19,7 +19,9 @@ def command() -> None:
 @command.command("check")
 @click.argument("name")
 @click.option(
-    "--root", type=click.Path(path_type=Path), help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME]."
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME].",
 )
 @click.option("--split", default="train", show_default=True)
 @click.option(
@@ -34,7 +36,9 @@ def command() -> None:
     help="Threads to read with.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def check(*, name: str, root: Path | None, split: str, label_space: str | None, jobs: int, as_json: bool) -> int:
+def check(
+    *, name: str, root: Path | None, split: str, label_space: str | None, jobs: int, as_json: bool
+) -> int:
     """Read every file of NAME, a data set or the path of a .toml file; say what it holds and what is bad.
 
     Pairs, sizes, each class's pixels and files, and each file that cannot be used, with the reason;
@@ -52,7 +56,9 @@ def check(*, name: str, root: Path | None, split: str, label_space: str | None, 
     from fada_deploy.data.statistics import save_census, take_census
 
     # What the paper's settings train on each.
-    space = load_label_space(label_space or ("cityscapes-16" if name == "synthia" else "cityscapes-19"))
+    space = load_label_space(
+        label_space or ("cityscapes-16" if name == "synthia" else "cityscapes-19")
+    )
     dataset = open_dataset(name, root, split=split, space=space)
     began = time.perf_counter()
     with tqdm(total=len(dataset), desc="check", unit="file", disable=None, file=sys.stderr) as bar:
@@ -77,12 +83,26 @@ def check(*, name: str, root: Path | None, split: str, label_space: str | None, 
     help="Folder to write gta5/, cityscapes/ and clip/ into.",
 )
 @click.option(
-    "--source", type=click.IntRange(0), default=800, show_default=True, help="Source scenes, with labels."
+    "--source",
+    type=click.IntRange(0),
+    default=800,
+    show_default=True,
+    help="Source scenes, with labels.",
 )
 @click.option(
-    "--target", type=click.IntRange(0), default=800, show_default=True, help="Target scenes to adapt to."
+    "--target",
+    type=click.IntRange(0),
+    default=800,
+    show_default=True,
+    help="Target scenes to adapt to.",
 )
-@click.option("--val", type=click.IntRange(0), default=200, show_default=True, help="Target scenes to score on.")
+@click.option(
+    "--val",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Target scenes to score on.",
+)
 @click.option(
     "--clip",
     type=click.FloatRange(0),
@@ -91,8 +111,16 @@ def check(*, name: str, root: Path | None, split: str, label_space: str | None, 
     metavar="SECONDS",
     help="Length of the video; 0 writes none.",
 )
-@click.option("--size", type=SIZE, default="320x192", show_default=True, help="Size of the pictures.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other seeds give other towns.")
+@click.option(
+    "--size", type=SIZE, default="320x192", show_default=True, help="Size of the pictures."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Other seeds give other towns.",
+)
 @click.option(
     "--jobs",
     type=click.IntRange(1),
@@ -128,7 +156,9 @@ def render(
     from fada_deploy.synth.dataset import write_source, write_target
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise UsageError(f"{out} exists and is not empty; name another folder with --out, or add --force")
+        raise UsageError(
+            f"{out} exists and is not empty; name another folder with --out, or add --force"
+        )
     if clip:
         check_video_size(size)
     total = source + target + val + round(clip * FPS)

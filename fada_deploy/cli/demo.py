@@ -23,10 +23,16 @@ _STAGE_NAMES = {
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), help="For all it makes but the run [demo-NNN].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="For all it makes but the run [demo-NNN]."
+)
 @click.option("--size", type=SIZE, default="320x192", show_default=True)
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another town, another training."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Another town, another training.",
 )
 @click.option("--device", default="auto", show_default=True)
 def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> None:
@@ -52,7 +58,9 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
     if out is None:
         out = numbered_dir(Path(), "demo")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty; remove it or name another folder with --out")
+        raise UsageError(
+            f"{out} exists and is not empty; remove it or name another folder with --out"
+        )
     began = time.monotonic()
     data, run, text = out / "data", numbered_dir(RUNS, "demo"), f"{size[1]}x{size[0]}"
     roots = ["--src-root", data / "gta5", "--tgt-root", data / "cityscapes"]
@@ -103,9 +111,13 @@ def _contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
         for i in np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int).tolist():
             frame, truth = frames.pair(i)
             maps = [before.labels([frame])[0], segmenter.labels([frame])[0], truth]
-            rows.append(np.hstack([frame, *(overlay(frame, m, segmenter.space.palette, 0.6) for m in maps)]))
+            rows.append(
+                np.hstack([frame, *(overlay(frame, m, segmenter.space.palette, 0.6) for m in maps)])
+            )
     head = np.full((28, rows[0].shape[1], 3), 255, np.uint8)
-    for column, title in enumerate(("target frame", "source only", "adapted (exported file)", "ground truth")):
+    for column, title in enumerate(
+        ("target frame", "source only", "adapted (exported file)", "ground truth")
+    ):
         at = (8 + column * frame.shape[1], 20)
         cv2.putText(head, title, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
     write_png(path, np.vstack([head, *rows]))
@@ -114,7 +126,9 @@ def _contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
 def _close(run: Path, overlay: Path, sheet: Path, clip: Path, seconds: float) -> None:
     from fada_deploy.common.runs import STAGES
 
-    scores: dict[str, Any] = {s: json.loads((run / s / "scores.json").read_text("utf-8")) for s in STAGES}
+    scores: dict[str, Any] = {
+        s: json.loads((run / s / "scores.json").read_text("utf-8")) for s in STAGES
+    }
     first = scores["source"]["miou"]
     frames, width_height = scores["source"]["frames"], scores["source"]["input"]
     log(f"\nmIoU on {frames} labeled frames of streets it never saw, input {width_height}")
@@ -124,5 +138,7 @@ def _close(run: Path, overlay: Path, sheet: Path, clip: Path, seconds: float) ->
     log("  (docs/results.md compares at equal training, over three towns)")
     log(f"\noverlay video   {overlay}\ncontact sheet   {sheet}\nrun             {run}")
     log(f"all of it took {seconds / 60:.1f} minutes. Next, on your own data:")
-    log("  fada train --src gta5 --tgt drives/ --src-root GTA5     # drives/: a folder of your videos")
+    log(
+        "  fada train --src gta5 --tgt drives/ --src-root GTA5     # drives/: a folder of your videos"
+    )
     log(f"  fada export && fada infer {clip} --save overlay,mask,json")

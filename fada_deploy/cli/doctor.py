@@ -35,7 +35,9 @@ def command(as_json: bool) -> int:
         emit_json({"bad": bad, "checks": [asdict(check) for check in found]})
     else:
         _table(found)
-        click.echo(click.style(f"{bad} to mend" if bad else "all well", fg=_COLORS["bad" if bad else "ok"]))
+        click.echo(
+            click.style(f"{bad} to mend" if bad else "all well", fg=_COLORS["bad" if bad else "ok"])
+        )
     return 1 if bad else 0
 
 

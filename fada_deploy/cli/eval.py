@@ -40,18 +40,29 @@ class Subject:
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="A data set's name, or the path of a .toml file.")
 @click.option(
-    "--root", type=click.Path(path_type=Path), help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME]."
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME].",
 )
 @click.option("--split", default="val", show_default=True)
 @click.option("--size", type=SIZE, help="The network's input, of a run [as trained].")
-@click.option("--mst", is_flag=True, help="Average over scales 0.7, 1, 1.3 and mirror images, of a run.")
-@click.option("--all", "all_weights", is_flag=True, help="Score every checkpoint that the run has kept.")
 @click.option(
-    "--confusion", type=click.Path(path_type=Path), help="Write the confusion matrix: .csv (pixels) or .png."
+    "--mst", is_flag=True, help="Average over scales 0.7, 1, 1.3 and mirror images, of a run."
+)
+@click.option(
+    "--all", "all_weights", is_flag=True, help="Score every checkpoint that the run has kept."
+)
+@click.option(
+    "--confusion",
+    type=click.Path(path_type=Path),
+    help="Write the confusion matrix: .csv (pixels) or .png.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--backend", default="auto", show_default=True, help="Of an exported model: onnxruntime or openvino."
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="Of an exported model: onnxruntime or openvino.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
@@ -76,7 +87,11 @@ def command(
 
     if confusion is not None:
         if confusion.suffix.lower() not in (".csv", ".png") or all_weights:
-            what = "the matrix of one model, so leave out --all" if all_weights else "a .csv or .png file"
+            what = (
+                "the matrix of one model, so leave out --all"
+                if all_weights
+                else "a .csv or .png file"
+            )
             raise UsageError(f"--confusion {confusion}: writes {what}")
         if confusion.suffix.lower() == ".png":
             need_extra("matplotlib", "plot")
@@ -84,14 +99,20 @@ def command(
         model = newest()
     if model.suffix in MODEL_SUFFIXES:
         if size or mst or all_weights:
-            raise UsageError(f"{model}: --size, --mst and --all are for runs; an exported file has one input size")
+            raise UsageError(
+                f"{model}: --size, --mst and --all are for runs; an exported file has one input size"
+            )
         subjects = _exported(model, device, backend)
     else:
         if backend != "auto":
-            raise UsageError(f"{model}: --backend is for exported files; a run's network answers for itself")
+            raise UsageError(
+                f"{model}: --backend is for exported files; a run's network answers for itself"
+            )
         subjects = _weights(model, device, size, mst=mst, every=all_weights)
     # Each network is let go before the next one comes.
-    results = [(subject, _score(subject, predict, data, root, split)) for subject, predict in subjects]
+    results = [
+        (subject, _score(subject, predict, data, root, split)) for subject, predict in subjects
+    ]
     for line in dict.fromkeys(line for _, result in results for line in result.failed):
         log(f"left out: {line}")
     views = results[0][0].views
@@ -104,7 +125,9 @@ def command(
     return 1 if any(result.failed for _, result in results) else 0
 
 
-def _score(subject: Subject, predict: Predict, data: str, root: Path | None, split: str) -> Evaluation:
+def _score(
+    subject: Subject, predict: Predict, data: str, root: Path | None, split: str
+) -> Evaluation:
     from tqdm import tqdm
 
     from fada_deploy.data import open_dataset
@@ -146,7 +169,10 @@ def _weights(
         spec, last = network.spec, path.name == WEIGHTS
         stage, iteration = str(provenance["stage"]), provenance.get("iteration")
         views = views_text(scales, mst)
-        yield Subject(str(path), spec.space, spec.size_hw, stage, iteration, last, views), predictor.labels
+        yield (
+            Subject(str(path), spec.space, spec.size_hw, stage, iteration, last, views),
+            predictor.labels,
+        )
 
 
 def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:
@@ -161,7 +187,9 @@ def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _tell_one(subject: Subject, result: Evaluation, data: str, views: str, *, as_json: bool) -> None:
+def _tell_one(
+    subject: Subject, result: Evaluation, data: str, views: str, *, as_json: bool
+) -> None:
     if as_json:
         matrix = result.scores.matrix.tolist()
         emit_json({"data": data, "views": views, **_document(subject, result), "confusion": matrix})
@@ -173,7 +201,9 @@ def _tell_one(subject: Subject, result: Evaluation, data: str, views: str, *, as
     for name, value, there in zip(scores.space.names, scores.iou, scores.present, strict=True):
         if there:
             click.echo(f"  {name:<{width}}  {100 * value:5.1f}")
-    click.echo(f"  {'mIoU':<{width}}  {100 * scores.miou:5.1f}   pixel accuracy {100 * scores.pixel_accuracy:.1f}")
+    click.echo(
+        f"  {'mIoU':<{width}}  {100 * scores.miou:5.1f}   pixel accuracy {100 * scores.pixel_accuracy:.1f}"
+    )
     for name, mean in scores.smaller_means.items():
         click.echo(f"  {name:<{width}}  {100 * mean:5.1f}   mean over these classes alone")
     if scores.absent:
@@ -214,12 +244,17 @@ def _write_confusion(subject: Subject, result: Evaluation, data: str, path: Path
     if path.suffix.lower() == ".png":
         from fada_deploy.plots import plot_confusion
 
-        about = f"{data}, {result.frames} frames, input {subject.input}, mIoU {100 * scores.miou:.1f}"
+        about = (
+            f"{data}, {result.frames} frames, input {subject.input}, mIoU {100 * scores.miou:.1f}"
+        )
         plot_confusion(scores, f"{subject.name}\n{about}", path)
     else:
         from fada_deploy.common.files import write_text
 
         rows = [["truth \\ predicted", *scores.space.names]]
-        rows += [[n, *map(str, r)] for n, r in zip(scores.space.names, scores.matrix.tolist(), strict=True)]
+        rows += [
+            [n, *map(str, r)]
+            for n, r in zip(scores.space.names, scores.matrix.tolist(), strict=True)
+        ]
         write_text(path, "".join(",".join(row) + "\n" for row in rows))
     log(f"confusion matrix: {path}")

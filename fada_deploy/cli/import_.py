@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--src", help="What it was trained on [gta5 for 19 classes, synthia for 16].")
-@click.option("--tgt", default="cityscapes", show_default=True, help="What it was adapted to: proves exports.")
+@click.option(
+    "--tgt", default="cityscapes", show_default=True, help="What it was adapted to: proves exports."
+)
 @click.option("--tgt-root", type=click.Path(), help="Where the target lies.")
-@click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [told by the number of classes].")
+@click.option(
+    "--label-space",
+    help="cityscapes-19, -16, -13, or a .toml file [told by the number of classes].",
+)
 @click.option("--stage", help="source, adversarial or distill [told by what the file holds].")
 @click.option("--size", type=SIZE, help="The network's input [1024x512; 2048x1024 when distilled].")
-@click.option("--init-norm", help="torchvision or caffe [torchvision for ResNets, caffe for VGG-16].")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN].")
+@click.option(
+    "--init-norm", help="torchvision or caffe [torchvision for ResNets, caffe for VGG-16]."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     checkpoint: Path,
@@ -86,7 +95,9 @@ def command(
     log(f"next: fada eval {name} --data {shlex.quote(tgt)}")
     log(f"or:   fada export {name}, with --frames PICTURES where {tgt} is not at hand")
     if as_json:
-        emit_json({"run": str(run), "stage": found.stage, "model": spec.to_dict(), "imported": origin})
+        emit_json(
+            {"run": str(run), "stage": found.stage, "model": spec.to_dict(), "imported": origin}
+        )
 
 
 def _settings(

@@ -33,13 +33,17 @@ class _Kinds(click.ParamType[tuple[str, ...]]):
 
     name = "KIND,…"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         if value == "none":
             return ()
         kinds = tuple(dict.fromkeys(k.strip() for k in value.split(",") if k.strip()))
         unknown = [k for k in kinds if k not in _KINDS]
         if unknown or not kinds:
-            self.fail(f"cannot save {value!r}; choose from {', '.join(_KINDS)}, or none", param, ctx)
+            self.fail(
+                f"cannot save {value!r}; choose from {', '.join(_KINDS)}, or none", param, ctx
+            )
         return kinds
 
 
@@ -52,8 +56,14 @@ class _Tally:
 
 @click.command("infer")
 @click.argument("source", nargs=-1, required=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Exported file, or a run [the newest under runs/].")
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder [default: runs/infer-NNN].")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Exported file, or a run [the newest under runs/].",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Output folder [default: runs/infer-NNN]."
+)
 @click.option(
     "--save",
     type=_Kinds(),
@@ -62,31 +72,61 @@ class _Tally:
     help=f"What to save: {', '.join(_KINDS)}, or none.",
 )
 @click.option(
-    "--ids", type=click.Choice(["trainId", "labelId"]), default="trainId", show_default=True, help="Ids in masks."
+    "--ids",
+    type=click.Choice(["trainId", "labelId"]),
+    default="trainId",
+    show_default=True,
+    help="Ids in masks.",
 )
 @click.option(
-    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the colors."
+    "--alpha",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Opacity of the colors.",
 )
 @click.option(
-    "--legend/--no-legend", default=True, show_default=True, help="Class names and shares in the overlay."
+    "--legend/--no-legend",
+    default=True,
+    show_default=True,
+    help="Class names and shares in the overlay.",
 )
 @click.option("--contours", is_flag=True, help="Draw a line between classes in the overlay.")
 @click.option("--beside", is_flag=True, help="Show the frame as it came beside its overlay.")
-@click.option("--classes", help="Color these alone in the overlay, comma-separated: road,car [all].")
 @click.option(
-    "--preset", default="ultrafast", show_default=True, help="x264's: slower ones make smaller films (veryfast)."
+    "--classes", help="Color these alone in the overlay, comma-separated: road,car [all]."
 )
-@click.option("--video-hardware", type=click.Choice(["cuda"]), help="Decode and encode films there [on the CPU].")
-@click.option("--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1].")
+@click.option(
+    "--preset",
+    default="ultrafast",
+    show_default=True,
+    help="x264's: slower ones make smaller films (veryfast).",
+)
+@click.option(
+    "--video-hardware",
+    type=click.Choice(["cuda"]),
+    help="Decode and encode films there [on the CPU].",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Frames a step [default: the file's own, else 1]."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, openvino or tensorrt.")
-@click.option("--show", is_flag=True, help="Show the overlay in a window; q ends it, and live sources.")
-@click.option("--watch", is_flag=True, help="SOURCE is a folder that grows: label its pictures as they come.")
+@click.option(
+    "--backend", default="auto", show_default=True, help="auto, onnxruntime, openvino or tensorrt."
+)
+@click.option(
+    "--show", is_flag=True, help="Show the overlay in a window; q ends it, and live sources."
+)
+@click.option(
+    "--watch", is_flag=True, help="SOURCE is a folder that grows: label its pictures as they come."
+)
 @click.option(
     "--policy",
     help="Of live sources, what the network is too slow for: drop-oldest, drop-newest or wait [wait for a pipe].",
 )
-@click.option("--deadline-ms", type=float, help="Of live sources, drop frames that waited for longer.")
+@click.option(
+    "--deadline-ms", type=float, help="Of live sources, drop frames that waited for longer."
+)
 @click.option(
     "--reconnect-s",
     type=click.FloatRange(0),
@@ -94,8 +134,14 @@ class _Tally:
     show_default=True,
     help="Give a silent source up after.",
 )
-@click.option("--allow-unproven", is_flag=True, help="Run an engine that was never compared with the network.")
-@click.option("--rebuild", is_flag=True, help="Build an engine that does not fit this machine anew, of its .onnx.")
+@click.option(
+    "--allow-unproven", is_flag=True, help="Run an engine that was never compared with the network."
+)
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Build an engine that does not fit this machine anew, of its .onnx.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 def command(
     source: tuple[str, ...],
@@ -167,11 +213,14 @@ def command(
         sources = open_sources([WatchSource(source[0])])
     else:
         sources = open_sources(
-            [LiveSource(each, live) if is_live(each) else each for each in source], hardware=video_hardware
+            [LiveSource(each, live) if is_live(each) else each for each in source],
+            hardware=video_hardware,
         )
     for folder in map(Path, source):
         if folder.is_dir() and (below := subfolders(folder)):
-            log(f"note: {folder}: {below} folder{'s' * (below > 1)} in it not looked into; '{folder}/**/*' is all")
+            log(
+                f"note: {folder}: {below} folder{'s' * (below > 1)} in it not looked into; '{folder}/**/*' is all"
+            )
     if rebuild and model is None:
         raise UsageError("--rebuild takes the engine that it is for; give --model FILE.engine")
     if model is not None:
@@ -187,9 +236,18 @@ def command(
     expected = 0 if live_ones else sum(s.count() or WORTH_IT for s in sources)
     parallel = 1 if expected <= 1 else throughput_requests()
     with Segmenter(
-        model, device=device, backend=backend, batch=batch, parallel=parallel, allow_unproven=allow_unproven
+        model,
+        device=device,
+        backend=backend,
+        batch=batch,
+        parallel=parallel,
+        allow_unproven=allow_unproven,
     ) as segmenter:
-        race = _race(segmenter) if backend == "auto" and expected >= WORTH_IT * segmenter.batch else None
+        race = (
+            _race(segmenter)
+            if backend == "auto" and expected >= WORTH_IT * segmenter.batch
+            else None
+        )
         for line in segmenter.skipped:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {_described(segmenter)}")
@@ -198,7 +256,10 @@ def command(
         timings, stopped = Timings(), threading.Event()
         stays = not live_ones and not any(each.moving for each in sources)
         try:
-            with _stopping(sources, stopped) as stop, _window(show, stop, saving, segmenter, stays=stays) as seen:
+            with (
+                _stopping(sources, stopped) as stop,
+                _window(show, stop, saving, segmenter, stays=stays) as seen,
+            ):
                 tally = _label(segmenter, sources, saving, timings, seen, live=live_ones)
         finally:
             _remove_if_empty(saving.out, made_here=out is None)
@@ -206,7 +267,9 @@ def command(
             for line in tally.failed[1:] if not live_ones else ():
                 log(f"failed: {line}")
             raise DataError(
-                tally.failed[0] if tally.failed else f"{', '.join(s.name for s in sources)}: holds no frame"
+                tally.failed[0]
+                if tally.failed
+                else f"{', '.join(s.name for s in sources)}: holds no frame"
             )
         summary = _summary(segmenter, sources, saving, tally, timings) | _counted(sources)
     if as_json:
@@ -214,7 +277,11 @@ def command(
     _say(summary, told=live_ones)
     if race is not None and race.fastest:
         took = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in race.seconds.items())
-        then = f"from now on --backend auto takes {race.fastest}" if race.kept else "the cache cannot be written"
+        then = (
+            f"from now on --backend auto takes {race.fastest}"
+            if race.kept
+            else "the cache cannot be written"
+        )
         log(f"measured beside it, ms a batch: {took}; {then}")
     return 1 if tally.failed else 0
 
@@ -340,7 +407,9 @@ def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Calla
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in before:
         signal.signal(each, interrupted)
-    log(f"{', '.join(source.name for source in live)}: until the end or Ctrl-C; what is labeled by then is whole")
+    log(
+        f"{', '.join(source.name for source in live)}: until the end or Ctrl-C; what is labeled by then is whole"
+    )
     try:
         yield stop
     finally:
@@ -356,7 +425,9 @@ def _counted(sources: list[Source]) -> dict[str, Any]:
     if not live:
         return {}
     counted = ("dropped", "late", "damaged", "reconnects")
-    return {"live": {source.name: {what: getattr(source, what) for what in counted} for source in live}}
+    return {
+        "live": {source.name: {what: getattr(source, what) for what in counted} for source in live}
+    }
 
 
 def _remove_if_empty(out: Path, *, made_here: bool) -> None:

@@ -22,7 +22,12 @@ _STATES = {
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, the contract under `metadata`.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document, the contract under `metadata`.",
+)
 def command(file: Path, as_json: bool) -> int:
     """Say all that FILE says of itself, and check its hashes. Nothing is run.
 
@@ -79,7 +84,11 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         f"{source['width']}x{source['height']} {source['color']} {source['dtype']} {source['layout']}, "
         f"{source['geometry']}, batch {batch or 'dynamic'}",
     )
-    corners = f", align_corners {str(metadata['align_corners']).lower()}" if metadata["head"] == "logits" else ""
+    corners = (
+        f", align_corners {str(metadata['align_corners']).lower()}"
+        if metadata["head"] == "logits"
+        else ""
+    )
     yield "head", f"{metadata['head']}{corners}"
     whom = f", made for {metadata['made_for']}" if metadata["made_for"] != "any" else ""
     yield "precision", f"{metadata['precision']}{whom}"
@@ -100,12 +109,23 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _graph_rows(graph: Mapping[str, Any]) -> Iterator[Row]:
-    yield "opset", f"{graph['opset']} (IR {graph['ir_version']}), by {graph['producer'] or 'an unknown tool'}"
+    yield (
+        "opset",
+        f"{graph['opset']} (IR {graph['ir_version']}), by {graph['producer'] or 'an unknown tool'}",
+    )
     for name in ("inputs", "outputs"):
         for port in graph[name]:
-            yield f"graph {name[:-1]}", f"{port['name']} {port['type']} ({', '.join(map(str, port['shape']))})"
-    layers = [f"{n} {op} in {kind}" for op, kinds in graph["layers"].items() for kind, n in kinds.items()]
-    yield "weights in graph", f"{graph['parameters']:,} values; {', '.join(layers) or 'no layers with weights'}"
+            yield (
+                f"graph {name[:-1]}",
+                f"{port['name']} {port['type']} ({', '.join(map(str, port['shape']))})",
+            )
+    layers = [
+        f"{n} {op} in {kind}" for op, kinds in graph["layers"].items() for kind, n in kinds.items()
+    ]
+    yield (
+        "weights in graph",
+        f"{graph['parameters']:,} values; {', '.join(layers) or 'no layers with weights'}",
+    )
     quantized = {op: n for op, n in graph["quantize_nodes"].items() if n}
     if quantized:
         yield "Q/DQ nodes", _flat(quantized)
@@ -123,8 +143,14 @@ def _engine_rows(engine: Mapping[str, Any]) -> Iterator[Row]:
     if engine["profile"]:
         yield "batch", "{min}, usually {opt}, at most {max}".format(**engine["profile"])
     for port in engine["io"]:
-        yield f"engine {port['kind']}put", f"{port['name']} {port['dtype']} ({', '.join(map(str, port['shape']))})"
-    yield "layers", f"{_flat(engine['precision']['layers'])} (seen in the {engine['precision']['seen_in']})"
+        yield (
+            f"engine {port['kind']}put",
+            f"{port['name']} {port['dtype']} ({', '.join(map(str, port['shape']))})",
+        )
+    yield (
+        "layers",
+        f"{_flat(engine['precision']['layers'])} (seen in the {engine['precision']['seen_in']})",
+    )
     yield "built of", f"{engine['onnx']['name']}: {_STATES[engine['onnx']['state']]}"
     if engine["verification"] == "not_run":
         yield "engine proven", "not yet; `fada verify` does it on the machine that runs it"
@@ -142,7 +168,10 @@ def _verification_rows(found: Mapping[str, Any] | None, title: str) -> Iterator[
             continue
         error = said.get("logit_error")
         tail = "" if error is None else f", largest logit error {error:.1e} of the largest logit"
-        yield title, f"{name}: {said['equal_labels']:.4%} equal labels on {said['frames']} frames{tail}"
+        yield (
+            title,
+            f"{name}: {said['equal_labels']:.4%} equal labels on {said['frames']} frames{tail}",
+        )
 
 
 def _proof_rows(document: Mapping[str, Any]) -> Iterator[Row]:
@@ -151,7 +180,11 @@ def _proof_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     yield "logits", f"{logits['classes']} classes at {logits['width']}x{logits['height']}"
     yield "classes seen", f"{document['classes_seen']} with more than 1 % of the pixels"
     for model in document["models"]:
-        said = "is proven by this pack" if model["state"] == "equal" else "was exported with ANOTHER pack"
+        said = (
+            "is proven by this pack"
+            if model["state"] == "equal"
+            else "was exported with ANOTHER pack"
+        )
         yield "model", f"{model['path']}: {said}"
     if not document["models"]:
         yield "model", "none beside it"
@@ -183,7 +216,10 @@ def _run_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     for name in document["unfinished"]:
         yield name, f"not finished; go on with `fada train --resume {document['path']}`"
     for export in document["exports"]:
-        yield "export", f"{export['path']}, {export['precision'] or 'unreadable'}, {_bytes(export['bytes'])}"
+        yield (
+            "export",
+            f"{export['path']}, {export['precision'] or 'unreadable'}, {_bytes(export['bytes'])}",
+        )
     if space is not None:
         yield from _class_rows(space)
 
@@ -218,7 +254,11 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
     """Return the head of it: what a person asks first."""
     config = provenance.get("config") or {}
     parts = [f"{config['src']} → {config['tgt']}"] if "src" in config and "tgt" in config else []
-    parts += [f"{key} {config[key]}" for key in ("method", "backbone", "preset", "init", "seed") if key in config]
+    parts += [
+        f"{key} {config[key]}"
+        for key in ("method", "backbone", "preset", "init", "seed")
+        if key in config
+    ]
     parts += [f"stage {provenance['stage']}"] if "stage" in provenance else []
     parts += [f"fada_deploy {provenance['version']}"] if "version" in provenance else []
     return ", ".join(parts) or "not recorded"

@@ -11,8 +11,14 @@ from fada_deploy.cli.options import log, need_extra, newest
 
 @click.command("report")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page to write [RUN/report.html; report.html].")
-@click.option("--frames", type=click.IntRange(0), default=4, show_default=True, help="Target frames to show.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page to write [RUN/report.html; report.html].",
+)
+@click.option(
+    "--frames", type=click.IntRange(0), default=4, show_default=True, help="Target frames to show."
+)
 @click.option(
     "--ccd-frames",
     type=click.IntRange(0),
@@ -21,7 +27,9 @@ from fada_deploy.cli.options import log, need_extra, newest
     help="Labeled frames of each domain for class center distances; 0 leaves them out.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def command(runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str) -> None:
+def command(
+    runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str
+) -> None:
     """Write a page about RUNS that opens offline [the newest run].
 
     Scores, curves, and the same target frames after each stage; several runs are set side by side, on
@@ -49,7 +57,9 @@ def command(runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: i
             space = load_label_space(config.label_space)
             # Frames of recordings lie there since training.
             kept = paths[0] / "target_frames"
-            train_set, held_out = open_target(config, kept, space, log, lambda error: log(str(error)))
+            train_set, held_out = open_target(
+                config, kept, space, log, lambda error: log(str(error))
+            )
             dataset = held_out or train_set
         except FadaError as error:
             log(f"without pictures of the target: {error}")

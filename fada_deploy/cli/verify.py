@@ -13,17 +13,32 @@ from fada_deploy.cli.options import emit_json, log
 
 @click.command("verify")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--backend", default="auto", show_default=True, help="One of them; auto: all that can run it here.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="One of them; auto: all that can run it here.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--min-equal", type=click.FloatRange(0, 100), help="Percent of labels that must equal the network's."
+    "--min-equal",
+    type=click.FloatRange(0, 100),
+    help="Percent of labels that must equal the network's.",
 )
-@click.option("--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit.")
+@click.option(
+    "--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit."
+)
 @click.option("--data", help="Labeled data set to score it on too, beside --reference.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
-@click.option("--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL].")
-@click.option("--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the worst proof frame (.png).")
+@click.option(
+    "--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL]."
+)
+@click.option(
+    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
+)
+@click.option(
+    "--picture", type=click.Path(path_type=Path), help="Draw the worst proof frame (.png)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(model: Path | None, picture: Path | None, as_json: bool, **options: Any) -> None:
     """Hold MODEL (.onnx or .engine) against its proof pack [the newest export]. Exits with 3 when it is another.
@@ -50,7 +65,9 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     backend = options["backend"]
     backends = runnable_backends(model) if backend == "auto" else [backend]
     if not backends:
-        raise UsageError(f"nothing installed here runs {metadata.precision} of {model}; see fada export --list")
+        raise UsageError(
+            f"nothing installed here runs {metadata.precision} of {model}; see fada export --list"
+        )
     allowed = Gate.in_percent(options["min_equal"], options["max_logit_error"])
     found = verify_file(model, proof, backends, device=options["device"])
     for name, verification in found.items():
@@ -92,6 +109,10 @@ def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -
     reference = options["reference"] or pack.with_name(pack.name.replace(".proof.npz", ".onnx"))
     if not reference.is_file():
         raise UsageError(f"{reference}: no fp32 file to score beside; give --reference")
-    dataset = open_dataset(options["data"], options["data_root"], split="val", space=metadata.label_space)
-    with tqdm(total=2 * len(dataset), desc="labeled frames", unit="frame", disable=None, file=sys.stderr) as bar:
+    dataset = open_dataset(
+        options["data"], options["data_root"], split="val", space=metadata.label_space
+    )
+    with tqdm(
+        total=2 * len(dataset), desc="labeled frames", unit="frame", disable=None, file=sys.stderr
+    ) as bar:
         return judge(model, reference, dataset, backend=backend, progress=bar.update)

@@ -29,7 +29,9 @@ def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: not an image that can be decoded (empty, cut short or another format)")
+        raise DataError(
+            f"{path}: not an image that can be decoded (empty, cut short or another format)"
+        )
     return np.asarray(image)
 
 
@@ -79,9 +81,13 @@ def _palette_indices(path: Path) -> NDArray[np.uint8]:
     except av.error.FFmpegError:
         frames = []
     if not frames or frames[0].format.name != "pal8":
-        raise DataError(f"{path}: not an image that can be decoded (empty, cut short or another format)")
+        raise DataError(
+            f"{path}: not an image that can be decoded (empty, cut short or another format)"
+        )
     frame = frames[0]
-    rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(-1, frame.planes[0].line_size)
+    rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(
+        -1, frame.planes[0].line_size
+    )
     return rows[: frame.height, : frame.width].copy()
 
 

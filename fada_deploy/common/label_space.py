@@ -42,13 +42,21 @@ class LabelSpace:
     def __post_init__(self) -> None:
         names = [c.name for c in self.classes]
         if not 2 <= len(names) <= 254:
-            raise UsageError(f"label space {self.name!r} has {len(names)} classes; 2 to 254 are allowed")
-        ids = [(c.name, i) for c in self.classes for i in (c.train_id, c.label_id) if not 0 <= i <= 254]
+            raise UsageError(
+                f"label space {self.name!r} has {len(names)} classes; 2 to 254 are allowed"
+            )
+        ids = [
+            (c.name, i) for c in self.classes for i in (c.train_id, c.label_id) if not 0 <= i <= 254
+        ]
         if ids:
-            raise UsageError(f"label space {self.name!r}: {ids[0][0]} has id {ids[0][1]}; ids are 0 to 254")
+            raise UsageError(
+                f"label space {self.name!r}: {ids[0][0]} has id {ids[0][1]}; ids are 0 to 254"
+            )
         repeated = sorted({n for n in names if names.count(n) > 1})
         if repeated:
-            raise UsageError(f"label space {self.name!r} names {', '.join(repeated)} more than once")
+            raise UsageError(
+                f"label space {self.name!r} names {', '.join(repeated)} more than once"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -100,7 +108,12 @@ class LabelSpace:
         return {
             "name": self.name,
             "classes": [
-                {"name": c.name, "trainId": c.train_id, "labelId": c.label_id, "color": list(c.color)}
+                {
+                    "name": c.name,
+                    "trainId": c.train_id,
+                    "labelId": c.label_id,
+                    "color": list(c.color),
+                }
                 for c in self.classes
             ],
         }
@@ -184,4 +197,6 @@ def load_label_space(name_or_path: str) -> LabelSpace:
             return LabelSpace.from_dict(tomllib.loads(path.read_text("utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: not valid TOML: {error}") from None
-    raise UsageError(f"no label space {name_or_path!r}; there are {', '.join(LABEL_SPACES)}, or a .toml file")
+    raise UsageError(
+        f"no label space {name_or_path!r}; there are {', '.join(LABEL_SPACES)}, or a .toml file"
+    )

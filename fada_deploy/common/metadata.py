@@ -44,7 +44,9 @@ class Reference:
         """Read `to_dict`'s description of a network with so many classes; raise `ValueError` for another."""
         mean, std = (tuple(map(float, data[key])) for key in ("share_mean", "share_std"))
         if not len(mean) == len(std) == classes:
-            raise ValueError(f"reference shares of {len(mean)} and {len(std)} classes, not of {classes}")
+            raise ValueError(
+                f"reference shares of {len(mean)} and {len(std)} classes, not of {classes}"
+            )
         sure, spread = (data[key] for key in ("confidence_mean", "confidence_std"))
         if sure is None or spread is None:
             return cls(int(data["frames"]), mean, std)
@@ -141,11 +143,18 @@ class ModelMetadata:
                 provenance=data["provenance"],
                 versions=data["versions"],
                 verification=data["verification"],
-                reference=None if reference is None else Reference.from_dict(reference, space.num_classes),
+                reference=None
+                if reference is None
+                else Reference.from_dict(reference, space.num_classes),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{where}: metadata is malformed ({error!r}); export it again") from None
-        if metadata.head not in HEADS or (metadata.geometry, metadata.resize) != ("stretch", "area"):
+            raise ModelError(
+                f"{where}: metadata is malformed ({error!r}); export it again"
+            ) from None
+        if metadata.head not in HEADS or (metadata.geometry, metadata.resize) != (
+            "stretch",
+            "area",
+        ):
             raise ModelError(
                 f"{where}: head {metadata.head!r}, geometry {metadata.geometry!r}, resize {metadata.resize!r} "
                 "are not known to this version; export it again"

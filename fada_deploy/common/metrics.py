@@ -17,7 +17,11 @@ def confusion_matrix(
     """Count pixels by (true class, predicted class): (K, K) int64; truth ≥ K (ignore) is left out."""
     valid = truth < num_classes
     pairs = truth[valid].astype(np.intp) * num_classes + predicted[valid]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+    return (
+        np.bincount(pairs, minlength=num_classes**2)
+        .reshape(num_classes, num_classes)
+        .astype(np.int64)
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Scores:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        return tuple(n for n, there in zip(self.space.names, self.present, strict=True) if not there)
+        return tuple(
+            n for n, there in zip(self.space.names, self.present, strict=True) if not there
+        )
 
     @property
     def miou(self) -> float:
@@ -89,6 +95,9 @@ class Scores:
             "miou": None if np.isnan(self.miou) else self.miou,
             "means": self.smaller_means,
             "pixel_accuracy": None if np.isnan(self.pixel_accuracy) else self.pixel_accuracy,
-            "iou": {n: None if np.isnan(v) else float(v) for n, v in zip(self.space.names, self.iou, strict=True)},
+            "iou": {
+                n: None if np.isnan(v) else float(v)
+                for n, v in zip(self.space.names, self.iou, strict=True)
+            },
             "absent": list(self.absent),
         }

@@ -58,7 +58,9 @@ def exported_model(path: Path) -> Path:
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
         if not (path / CONFIG).is_file():
-            raise ModelError(f"{path}: is no run and no exported file; a run is a folder under {RUNS}/")
+            raise ModelError(
+                f"{path}: is no run and no exported file; a run is a folder under {RUNS}/"
+            )
         raise ModelError(f"{path}: holds no export; type: fada export {path}")
     return max(models, key=lambda p: p.stat().st_mtime) if models else path
 
@@ -86,7 +88,9 @@ def new_run(src: str, tgt: str, backbone: str, out: Path | None) -> Path:
     if out is None:
         return numbered_dir(RUNS, f"{Path(src).stem}-{Path(tgt).stem}-{backbone}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not empty; go on with it by --resume {out}, or name another")
+        raise UsageError(
+            f"--out {out} is not empty; go on with it by --resume {out}, or name another"
+        )
     out.mkdir(parents=True, exist_ok=True)
     return out
 

@@ -14,15 +14,35 @@ from fada_deploy.common.errors import DataError, DeviceError
 from fada_deploy.common.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
-    {".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+    {
+        ".264",
+        ".265",
+        ".avi",
+        ".flv",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+    }
     | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
-ALLOWED = f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
+ALLOWED = (
+    f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
+)
 # What decodes video beside the CPU → the encoder there and its options.
 HARDWARE = {"cuda": ("h264_nvenc", {"preset": "p4", "rc": "vbr", "cq": "23"})}
 # A thread's own converters.
 _own = threading.local()
-_QUARTER_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+_QUARTER_TURNS = {
+    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_CLOCKWISE,
+}
 
 
 def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
@@ -38,7 +58,9 @@ def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: is no video that can be read ({error.strerror}); allowed is {ALLOWED}") from None
+        raise DataError(
+            f"{path}: is no video that can be read ({error.strerror}); allowed is {ALLOWED}"
+        ) from None
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: holds no video stream; allowed is {ALLOWED}")
@@ -52,7 +74,9 @@ def _open_on(path: Path, hardware: str) -> tuple[Any, Any]:
         from av.codec.hwaccel import HWAccel
 
         # Where it cannot, that is said, and not done by the CPU in silence.
-        container = av.open(str(path), hwaccel=HWAccel(device_type=hardware, allow_software_fallback=False))
+        container = av.open(
+            str(path), hwaccel=HWAccel(device_type=hardware, allow_software_fallback=False)
+        )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise no_hardware(hardware, "decode", error) from None
     return container, container.streams.video[0]

@@ -89,7 +89,9 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     rgb = read_rgb(path)
     mask = np.asarray(rgb.any(axis=2))
     if mask.all():
-        raise DataError(f"{path}: an ego mask must be black where the street is; this one leaves nothing")
+        raise DataError(
+            f"{path}: an ego mask must be black where the street is; this one leaves nothing"
+        )
     return mask
 
 
@@ -100,7 +102,9 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = (".png",)) -> dict[s
     return {path.stem: path for path in found}
 
 
-def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[list[Pair], dict[Path, str]]:
+def pair_up(
+    images: Mapping[str, Path], labels: Mapping[str, Path]
+) -> tuple[list[Pair], dict[Path, str]]:
     """Pair frames with the labels of the same stem; return the pairs, and why each other file is in none."""
     pairs = [Pair(image, labels[stem]) for stem, image in images.items() if stem in labels]
     left_out = {image: "no labels" for stem, image in images.items() if stem not in labels}
@@ -108,7 +112,9 @@ def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path]) -> tuple[lis
     return pairs, left_out
 
 
-def need_pairs(pairs: Sequence[Pair], where: str, layout: str, left_out: Collection[Path] = ()) -> Sequence[Pair]:
+def need_pairs(
+    pairs: Sequence[Pair], where: str, layout: str, left_out: Collection[Path] = ()
+) -> Sequence[Pair]:
     """Return the pairs, or raise `DataError` saying what the folder should hold."""
     if not pairs:
         found = f"no frame has labels, of {len(left_out)} files" if left_out else "no frames found"

@@ -25,4 +25,6 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
         labels = root / "gtFine" / split / city / (image.name.removesuffix(_FRAME) + _LABELS)
         pairs.append(Pair(image, labels if labels.is_file() else None, city))
     need_pairs(pairs, f"{root} ({split})", LAYOUT)
-    return FrameDataset("cityscapes", split, space, pairs, table_reader(LABEL_IDS, space, known=ALL_LABEL_IDS))
+    return FrameDataset(
+        "cityscapes", split, space, pairs, table_reader(LABEL_IDS, space, known=ALL_LABEL_IDS)
+    )

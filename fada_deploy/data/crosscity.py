@@ -30,7 +30,11 @@ def open_split(root: Path, split: str, space: LabelSpace, *, name: str) -> Frame
     if split not in SPLITS:
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
     folder = root / CITIES[name] if (root / CITIES[name]).is_dir() else root
-    others = sorted(p.name for p in root.iterdir() if p.name in CITIES.values()) if folder == root else []
+    others = (
+        sorted(p.name for p in root.iterdir() if p.name in CITIES.values())
+        if folder == root
+        else []
+    )
     if others:
         raise DataError(f"{root}: holds no {CITIES[name]}; found {', '.join(others)}")
     part = "Train" if split == "train" else "Test"
@@ -50,7 +54,9 @@ def _labels(folder: Path) -> dict[str, Path]:
     found = files_by_stem(folder)
     # Where a copy holds a frame's labels under both names, `_eval` is the one with ids.
     plain = {stem: path for stem, path in found.items() if not stem.endswith(_LABELS)}
-    return plain | {s.removesuffix(_LABELS): path for s, path in found.items() if s.endswith(_LABELS)}
+    return plain | {
+        s.removesuffix(_LABELS): path for s, path in found.items() if s.endswith(_LABELS)
+    }
 
 
 READERS = {name: partial(open_split, name=name) for name in CITIES}

@@ -42,8 +42,13 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
     splits, labels = spec.get("splits", {}), spec.get("labels", {})
     tables = [splits, labels, *splits.values()] if isinstance(splits, dict) else [splits]
     if not all(isinstance(table, dict) for table in tables):
-        raise DataError(f"{root}: `splits` and `labels` must be tables; a custom data set is {LAYOUT}")
-    unknown = [*(set(spec) - {"labels", "splits"}), *(f"labels.{k}" for k in set(labels) - _LABEL_KEYS)]
+        raise DataError(
+            f"{root}: `splits` and `labels` must be tables; a custom data set is {LAYOUT}"
+        )
+    unknown = [
+        *(set(spec) - {"labels", "splits"}),
+        *(f"labels.{k}" for k in set(labels) - _LABEL_KEYS),
+    ]
     if unknown:
         raise DataError(
             f"{root}: unknown key {', '.join(sorted(unknown))}; there are [splits.NAME] and [labels] with "
@@ -76,30 +81,44 @@ def _pairs(folder: Path, spec: Mapping[str, Any], where: str) -> tuple[list[Pair
     unknown = set(spec) - {"images", "labels", "list"}
     if "images" not in spec or unknown or not all(isinstance(v, str) for v in spec.values()):
         found = ", ".join(f"{k} = {v!r}" for k, v in spec.items()) or "none"
-        raise DataError(f"{where}: needs `images`, may have `labels` and `list`, all texts; found {found}")
+        raise DataError(
+            f"{where}: needs `images`, may have `labels` and `list`, all texts; found {found}"
+        )
     # glob.glob, unlike Path.glob, takes absolute patterns too.
-    images = sorted(Path(found) for found in glob.glob(str(folder / spec["images"]), recursive=True))
+    images = sorted(
+        Path(found) for found in glob.glob(str(folder / spec["images"]), recursive=True)
+    )
     images = [image for image in images if image.is_file()]
     if not images:
-        raise DataError(f"{where}: no file matches images = {spec['images']!r} under {folder.resolve()}")
+        raise DataError(
+            f"{where}: no file matches images = {spec['images']!r} under {folder.resolve()}"
+        )
     left_out: dict[Path, str] = {}
     if "list" in spec:
         # A list holds stems, names or paths.
         keep = {line.strip() for line in _read_text(folder / spec["list"]).splitlines()} - {""}
         named = {Path(line).name for line in keep}
         known = {n for i in images for n in (i.name, i.stem)}
-        left_out = {Path(name): f"named in {spec['list']}, not there" for name in sorted(named - known)}
+        left_out = {
+            Path(name): f"named in {spec['list']}, not there" for name in sorted(named - known)
+        }
         images = [i for i in images if i.name in named or i.stem in named]
         if not images:
-            raise DataError(f"{where}: none of the {len(keep)} lines of {spec['list']} names a frame of `images`")
+            raise DataError(
+                f"{where}: none of the {len(keep)} lines of {spec['list']} names a frame of `images`"
+            )
     if "labels" not in spec:
         return [Pair(i, None, i.parent.name) for i in images], left_out
     if "{stem}" not in spec["labels"]:
         raise DataError(f'{where}: `labels` must hold {{stem}}, for example "labels/{{stem}}.png"')
-    pairs = [Pair(i, folder / spec["labels"].replace("{stem}", i.stem), i.parent.name) for i in images]
+    pairs = [
+        Pair(i, folder / spec["labels"].replace("{stem}", i.stem), i.parent.name) for i in images
+    ]
     missing = [p.labels for p in pairs if p.labels is not None and not p.labels.is_file()]
     if missing:
-        raise DataError(f"{where}: {len(missing)} of {len(pairs)} frames lack labels, the first {missing[0]}")
+        raise DataError(
+            f"{where}: {len(missing)} of {len(pairs)} frames lack labels, the first {missing[0]}"
+        )
     return pairs, left_out
 
 
@@ -107,10 +126,14 @@ def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelRead
     encoding = spec.get("encoding", "trainId")
     everything = CITYSCAPES_19.classes + space.classes
     if encoding == "trainId":
-        return table_reader({c.train_id: c.name for c in everything}, space, known={IGNORE}, strict=True)
+        return table_reader(
+            {c.train_id: c.name for c in everything}, space, known={IGNORE}, strict=True
+        )
     if encoding == "labelId":
         # Cityscapes' labelIds that are no class of the space are ignored.
-        return table_reader({c.label_id: c.name for c in everything}, space, known=ALL_LABEL_IDS, strict=True)
+        return table_reader(
+            {c.label_id: c.name for c in everything}, space, known=ALL_LABEL_IDS, strict=True
+        )
     if encoding == "index":
         return table_reader(dict(enumerate(space.names)), space, known={IGNORE}, strict=True)
     if encoding == "mapping":
@@ -121,7 +144,9 @@ def _reader(spec: Mapping[str, Any], space: LabelSpace, where: str) -> LabelRead
         colors = _table(spec, "colors", where)
         _check_names(colors, space, f"{where}: `colors`")
         return _palette_reader(colors, space, where)
-    raise DataError(f"{where}: unknown label encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
+    raise DataError(
+        f"{where}: unknown label encoding {encoding!r}; there are {', '.join(ENCODINGS)}"
+    )
 
 
 def _table(spec: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -143,7 +168,9 @@ def _check_names(names: Any, space: LabelSpace, where: str) -> None:
         raise DataError(f"{where} is missing; it names the classes of the files' values")
     unknown = sorted(set(names) - known)
     if unknown:
-        raise DataError(f"{where}: unknown class {', '.join(unknown)}; {space.name} has {', '.join(space.names)}")
+        raise DataError(
+            f"{where}: unknown class {', '.join(unknown)}; {space.name} has {', '.join(space.names)}"
+        )
 
 
 def _palette_reader(colors: Mapping[str, Any], space: LabelSpace, where: str) -> LabelReader:
@@ -155,6 +182,8 @@ def _palette_reader(colors: Mapping[str, Any], space: LabelSpace, where: str) ->
             or len(color) != 3
             or not all(isinstance(v, int) and 0 <= v <= 255 for v in color)
         ):
-            raise DataError(f"{where}: color of {name} is {color!r}; it must be [R, G, B], each 0 to 255")
+            raise DataError(
+                f"{where}: color of {name} is {color!r}; it must be [R, G, B], each 0 to 255"
+            )
         codes[color[0] << 16 | color[1] << 8 | color[2]] = known.get(name, IGNORE)
     return ColorReader(tuple(sorted(codes)), bytes(codes[code] for code in sorted(codes)))

@@ -86,7 +86,9 @@ def table_reader(
     read_ids: Callable[[Path], Ids] = read_indices,
 ) -> TableReader:
     """Return the reader of a format `{id: class name}` whose files may hold the `known` ids as well."""
-    return TableReader(space.from_ids(ids).tobytes(), tuple(sorted({*ids, *known})), strict, read_ids)
+    return TableReader(
+        space.from_ids(ids).tobytes(), tuple(sorted({*ids, *known})), strict, read_ids
+    )
 
 
 def count_ids(ids: Ids, counted: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:

@@ -73,7 +73,9 @@ def open_recordings(
             continue
         say(f"{video.name}: {len(clips[str(video)])} frames")
     for folder, images in _picture_folders(path).items():
-        if _LABEL_FOLDERS & {part.lower() for part in (path.name, *Path(folder).relative_to(path).parts)}:
+        if _LABEL_FOLDERS & {
+            part.lower() for part in (path.name, *Path(folder).relative_to(path).parts)
+        }:
             say(f"{folder}: passed over, as label maps are no target")
             continue
         clips[folder] = _distinct_pictures(images, folder, sampling, left_out)
@@ -121,11 +123,15 @@ def _picture_folders(path: Path) -> dict[str, list[Path]]:
 
 
 def _thumb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    gray = cv2.cvtColor(cv2.resize(rgb, _THUMB_WH, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(
+        cv2.resize(rgb, _THUMB_WH, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY
+    )
     return gray.astype(np.float32)
 
 
-def _changed(last: NDArray[np.float32] | None, thumb: NDArray[np.float32], sampling: Sampling) -> bool:
+def _changed(
+    last: NDArray[np.float32] | None, thumb: NDArray[np.float32], sampling: Sampling
+) -> bool:
     return last is None or float(np.abs(thumb - last).mean()) >= sampling.min_change
 
 

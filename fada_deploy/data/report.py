@@ -19,14 +19,18 @@ def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
     sizes = Counter(f"{w}x{h}" for h, w in census.sizes.tolist() if h)
     bad = dict(census.bad)
     for i in census.without_class:
-        bad[i] = f"{dataset.pairs[i].labels}: every pixel is ignored; it holds no class of {dataset.space.name}"
+        bad[i] = (
+            f"{dataset.pairs[i].labels}: every pixel is ignored; it holds no class of {dataset.space.name}"
+        )
     return {
         "data": dataset.name,
         "split": dataset.split,
         "label_space": dataset.space.name,
         "frames": len(dataset),
         "labeled": sum(pair.labels is not None for pair in dataset.pairs),
-        "left_out": [{"file": str(path), "reason": reason} for path, reason in dataset.left_out.items()],
+        "left_out": [
+            {"file": str(path), "reason": reason} for path, reason in dataset.left_out.items()
+        ],
         "sizes": dict(sizes.most_common()),
         "classes": [
             {"name": name, "pixels": pixels[k], "share": pixels[k] / total, "files": files[k]}
@@ -35,7 +39,8 @@ def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
         "ignored": {"pixels": pixels[-1], "share": pixels[-1] / total},
         "unknown_ids": {_id(number): count for number, count in census.unknown.items()},
         "single_class": [
-            {"file": names[i], "class": dataset.space.names[k]} for i, k in census.single_class.items()
+            {"file": names[i], "class": dataset.space.names[k]}
+            for i, k in census.single_class.items()
         ],
         "bad": [{"file": names[i], "reason": bad[i]} for i in sorted(bad)],
     }
@@ -44,15 +49,22 @@ def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
 def as_text(report: dict[str, Any]) -> str:
     """Return the lines that a person reads, from what `describe` returned."""
     frames, labeled = report["frames"], report["labeled"]
-    lines = [f"{report['data']} {report['split']}: {labeled} pairs, {frames - labeled} frames without labels"]
+    lines = [
+        f"{report['data']} {report['split']}: {labeled} pairs, {frames - labeled} frames without labels"
+    ]
     reasons: dict[str, list[str]] = {}
     for each in report["left_out"]:
         reasons.setdefault(each["reason"], []).append(Path(each["file"]).name)
-    lines += [f"left out, {reason}: {len(files)} ({_few(files)})" for reason, files in reasons.items()]
+    lines += [
+        f"left out, {reason}: {len(files)} ({_few(files)})" for reason, files in reasons.items()
+    ]
     sizes = [(size, f"{count}") for size, count in report["sizes"].items()]
     lines += ["", *_table(("size", "files"), sizes)]
     if labeled:
-        lines += ["", *_table(("class", "pixels", "files"), [_class_row(c) for c in report["classes"]])]
+        lines += [
+            "",
+            *_table(("class", "pixels", "files"), [_class_row(c) for c in report["classes"]]),
+        ]
         lines.append(f"{100 * report['ignored']['share']:.2f} % of the pixels are ignored")
     if report["unknown_ids"]:
         ids = [f"{number} ({count} pixels)" for number, count in report["unknown_ids"].items()]
@@ -61,7 +73,9 @@ def as_text(report: dict[str, Any]) -> str:
         single = [f"{Path(each['file']).name} {each['class']}" for each in report["single_class"]]
         lines.append(f"of one class only: {len(single)} ({_few(single)})")
     lines += ["", *(f"bad: {each['reason']}" for each in report["bad"])]
-    lines.append(f"{len(report['bad'])} of {frames} cannot be used" if report["bad"] else "no bad file")
+    lines.append(
+        f"{len(report['bad'])} of {frames} cannot be used" if report["bad"] else "no bad file"
+    )
     return "\n".join(lines)
 
 

@@ -121,7 +121,10 @@ def save_census(dataset: FrameDataset, census: Census, say: Callable[[str], None
         path = census_path(dataset)
         with atomic_path(path) as temporary:
             np.savez_compressed(
-                temporary, pixels=census.pixels, sizes=census.sizes, about=np.array(json.dumps(about))
+                temporary,
+                pixels=census.pixels,
+                sizes=census.sizes,
+                about=np.array(json.dumps(about)),
             )
     except OSError as error:
         say(
@@ -141,7 +144,9 @@ def census_path(dataset: FrameDataset) -> Path:
     if dataset.ego_mask is not None:
         digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
     for pair in dataset.pairs:
-        digest.update(f"{_state(pair.image)}\n{_state(pair.labels)}\n".encode(errors="surrogateescape"))
+        digest.update(
+            f"{_state(pair.image)}\n{_state(pair.labels)}\n".encode(errors="surrogateescape")
+        )
     return cache_folder() / f"census-{digest.hexdigest()[:32]}.npz"
 
 

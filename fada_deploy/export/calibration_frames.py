@@ -44,14 +44,18 @@ def target_frames(
     with TemporaryDirectory() as cache:
         try:
             if frames is not None:
-                dataset, _ = open_recordings(frames, cache=Path(cache), space=space, left_out=left_out)
+                dataset, _ = open_recordings(
+                    frames, cache=Path(cache), space=space, left_out=left_out
+                )
             else:
                 config = RunConfig.from_dict(provenance["config"])
                 train_set, validation = open_target(config, Path(cache), space, say, left_out)
                 dataset = validation if held_out and validation is not None else train_set
         except (FadaError, KeyError) as error:
             why = "it names no run" if isinstance(error, KeyError) else error
-            raise DataError(f"no frames for the {purpose}, so nothing is written; give --frames. {why}") from None
+            raise DataError(
+                f"no frames for the {purpose}, so nothing is written; give --frames. {why}"
+            ) from None
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
         found: list[NDArray[np.uint8]] = []
         for i in chosen.tolist():
@@ -60,5 +64,7 @@ def target_frames(
             except DataError as error:
                 left_out(error)
     if not found:
-        raise DataError(f"no frame for the {purpose} could be read, so nothing is written; give --frames")
+        raise DataError(
+            f"no frame for the {purpose} could be read, so nothing is written; give --frames"
+        )
     return found

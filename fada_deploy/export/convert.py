@@ -105,7 +105,9 @@ def derive(
         save_onnx(document, metadata, draft)
         backends = runnable_backends(draft)
         if not backends:
-            say(f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run")
+            say(
+                f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run"
+            )
         found = verify_file(draft, proof, backends)
         judgment = None
         try:
@@ -115,7 +117,11 @@ def derive(
                 judgment.check(allowed.max_miou_drop)
         except GateError as error:
             worst = min(found.values(), key=lambda v: v.equal_labels)
-            shown = f"; the worst frame is drawn in {picture}" if try_draw(draft, proof, worst, picture) else ""
+            shown = (
+                f"; the worst frame is drawn in {picture}"
+                if try_draw(draft, proof, worst, picture)
+                else ""
+            )
             raise GateError(f"{out.name}: {error}{shown}") from None
         metadata = replace(metadata, verification=_findings(found, judgment))
         save_onnx(document, metadata, draft)
@@ -131,12 +137,18 @@ def _original(model: Path, precision: str) -> tuple[ModelMetadata, Proof]:
         raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
     metadata = read_metadata(model)
     if metadata.precision != "fp32":
-        raise ModelError(f"{model}: is {metadata.precision} already; give the fp32 file it was made of")
+        raise ModelError(
+            f"{model}: is {metadata.precision} already; give the fp32 file it was made of"
+        )
     return metadata, Proof.of(model, metadata)
 
 
 def _converted(
-    model: Path, metadata: ModelMetadata, precision: str, made_for: str, calibration: Calibration | None
+    model: Path,
+    metadata: ModelMetadata,
+    precision: str,
+    made_for: str,
+    calibration: Calibration | None,
 ) -> tuple[Any, Sequence[str], dict[str, Any] | None]:
     """Return the graph in the precision, the layers left out of it, and what there is to tell."""
     import onnx
@@ -147,14 +159,20 @@ def _converted(
         raise DataError("int8 is calibrated on the target's frames; give --frames")
     frames = np.stack([resize_frame(f, metadata.input_size_hw) for f in calibration.frames()])
     made = quantize(
-        model, frames, made_for=made_for, calibration=calibration.method, leave_out=calibration.leave_out
+        model,
+        frames,
+        made_for=made_for,
+        calibration=calibration.method,
+        leave_out=calibration.leave_out,
     )
     return made.document, made.left_out, made.to_dict()
 
 
 def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> Judgment:
     total = 2 * len(dataset)
-    with tqdm(total=total, desc="labeled frames", unit="frame", disable=None, file=sys.stderr) as bar:
+    with tqdm(
+        total=total, desc="labeled frames", unit="frame", disable=None, file=sys.stderr
+    ) as bar:
         return judge(model, reference, dataset, backend=backend, progress=bar.update)
 
 

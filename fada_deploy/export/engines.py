@@ -9,7 +9,12 @@ from typing import Any
 from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError, ModelError
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.runtime.backends import open_backend
-from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, EngineSidecar, read_engine, sidecar_path
+from fada_deploy.runtime.backends.engine_file import (
+    ENGINE_SUFFIXES,
+    EngineSidecar,
+    read_engine,
+    sidecar_path,
+)
 
 
 def prove_here(engine: Path, say: Callable[[str], None]) -> Any:
@@ -26,7 +31,9 @@ def prove_here(engine: Path, say: Callable[[str], None]) -> Any:
         raise
     except (DeviceError, MissingExtraError) as error:
         reason = str(error).removeprefix(f"{engine}: ")
-        say(f"note: {engine.name} could not be run here, so it is compared when it is first opened ({reason})")
+        say(
+            f"note: {engine.name} could not be run here, so it is compared when it is first opened ({reason})"
+        )
     return read_engine(engine).verification
 
 
@@ -46,7 +53,9 @@ def rebuild_if_stale(engine: Path, device: str, say: Callable[[str], None]) -> b
     old = EngineSidecar.from_json(_text(sidecar_path(engine)), str(sidecar_path(engine)))
     model = engine.with_name(old.onnx_name)
     if not model.is_file():
-        raise ModelError(f"{engine}: {reason}; {model.name}, which it was built of, is not beside it")
+        raise ModelError(
+            f"{engine}: {reason}; {model.name}, which it was built of, is not beside it"
+        )
     say(f"{engine.name}: {reason}")
     build_engine(
         model,
@@ -65,4 +74,6 @@ def _text(sidecar: Path) -> str:
     try:
         return sidecar.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{sidecar}: cannot be read ({error}); fada export MODEL.onnx --trt") from None
+        raise ModelError(
+            f"{sidecar}: cannot be read ({error}); fada export MODEL.onnx --trt"
+        ) from None

@@ -83,7 +83,13 @@ def export(
         versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     )
     seen = target_frames(
-        provenance, model.spec.space, frames, count=reference.FRAMES, held_out=True, purpose="proof", say=say
+        provenance,
+        model.spec.space,
+        frames,
+        count=reference.FRAMES,
+        held_out=True,
+        purpose="proof",
+        say=say,
     )
     chosen = np.linspace(0, len(seen) - 1, min(PROOF_FRAMES, len(seen))).round().astype(int)
     pictures = [seen[i] for i in chosen.tolist()]
@@ -91,7 +97,9 @@ def export(
     if head == "labels":
         labels = own_size(list(proof.labels), pictures)
     if proof.classes() < 2:
-        say(f"note: the network sees {proof.classes()} class in the proof frames, so the proof is weak")
+        say(
+            f"note: the network sees {proof.classes()} class in the proof frames, so the proof is weak"
+        )
 
     say(f"exporting {weights} at {model.spec.size_hw[1]}x{model.spec.size_hw[0]}, head {head}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,9 @@ def export(
     draft_proof = proof_path(draft)
     try:
         write_onnx(model, metadata, draft)
-        found = {b: verify(draft, proof, frames=pictures, labels=labels, backend=b) for b in backends}
+        found = {
+            b: verify(draft, proof, frames=pictures, labels=labels, backend=b) for b in backends
+        }
         gate(found, thresholds or Thresholds())
         # Proven to be the network, the file speaks for it, and as the runtime does.
         said = reference.measure(draft, seen, backend=backends[0])
@@ -122,5 +132,7 @@ def make_proof(model: Segmenter, frames: Sequence[Frame]) -> tuple[Proof, list[F
     size = model.spec.size_hw
     logits = torch.cat([predictor.logits([f]) for f in frames])
     at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
-    proof = Proof(np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy())
+    proof = Proof(
+        np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy()
+    )
     return proof, predictor.labels(frames)

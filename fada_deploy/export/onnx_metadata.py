@@ -15,7 +15,9 @@ def save_onnx(document: onnx.ModelProto, metadata: ModelMetadata, path: Path) ->
     """Write a checked model with its metadata; `path` is overwritten."""
     import onnx
 
-    kept = [p for p in document.metadata_props if p.key != PROPERTY and not p.key.startswith("onnx.")]
+    kept = [
+        p for p in document.metadata_props if p.key != PROPERTY and not p.key.startswith("onnx.")
+    ]
     del document.metadata_props[:]
     document.metadata_props.extend(kept)
     document.metadata_props.add(key=PROPERTY, value=metadata.to_json())

@@ -42,10 +42,14 @@ class Plan:
         if any(precision != "fp32" for precision, _ in wanted):
             need_extra("onnx", "onnx")
         elif self.options["data"] is not None:
-            raise UsageError("--data judges other precisions than fp32; name them, as --precision fp16,int8")
+            raise UsageError(
+                "--data judges other precisions than fp32; name them, as --precision fp16,int8"
+            )
         if self.source is not None and self.source.suffix == ".onnx":
             if not (self.options["trt"] or self.options["triton"] or wanted != [("fp32", "any")]):
-                raise UsageError(f"{self.source}: is exported already; say --precision, --trt or --triton")
+                raise UsageError(
+                    f"{self.source}: is exported already; say --precision, --trt or --triton"
+                )
             self._check_fixed()
             wanted = self._of_file(self.source, wanted)
             base, self.document["model"] = self.source, str(self.source)
@@ -117,7 +121,9 @@ class Plan:
         unknown = [p for p in asked if p not in _ORDER]
         if unknown or not asked:
             raise UsageError(f"no precision {', '.join(unknown)!r}; there are {', '.join(_ORDER)}")
-        whom = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "both": ("tensorrt", "cpu")}[self.options["made_for"]]
+        whom = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "both": ("tensorrt", "cpu")}[
+            self.options["made_for"]
+        ]
         leave = self.options["leave_out"]
         if leave != "auto" and not leave.isdigit():
             raise UsageError(f"--leave-out is auto or a number of layers; found {leave!r}")
@@ -136,11 +142,15 @@ class Plan:
             raise UsageError(f"--batch is dynamic or a number from 1; found {batch!r}")
         run = self.source or newest()
         if run.suffix in (".pth", ".pt"):
-            raise UsageError(f"{run}: is a checkpoint and no run; make one of it first: fada import {run}")
+            raise UsageError(
+                f"{run}: is a checkpoint and no run; make one of it first: fada import {run}"
+            )
         weights = final_weights(run)
         if out is None:
             if run.is_file():
-                raise UsageError("say where to write: --out model.onnx (a weights file alone names no run)")
+                raise UsageError(
+                    "say where to write: --out model.onnx (a weights file alone names no run)"
+                )
             # Head labels has a name of its own: other precisions beside model.onnx were made of that.
             name = "model.onnx" if self.options["head"] == "logits" else "model.labels.onnx"
             out = (weights.parent.parent if run == weights.parent else run) / "export" / name
@@ -164,7 +174,11 @@ class Plan:
         log(f"done: {result.model} and {result.proof}")
         self._tell_stale(result.model, wanted)
         verified = {name: v.to_dict() for name, v in result.verification.items()}
-        self.document |= {"model": str(result.model), "proof": str(result.proof), "verification": verified}
+        self.document |= {
+            "model": str(result.model),
+            "proof": str(result.proof),
+            "verification": verified,
+        }
         return result.model
 
     def _tell_stale(self, model: Path, wanted: list[tuple[str, str]]) -> None:
@@ -179,7 +193,11 @@ class Plan:
         made_anew = {derived_path(model, precision, made_for) for precision, made_for in wanted}
         if self.options["trt"]:
             made_anew |= {path.with_suffix(".engine") for path in {model, *made_anew}}
-        beside = [path for path in model.parent.iterdir() if path.suffix in MODEL_SUFFIXES and path.name[0] != "."]
+        beside = [
+            path
+            for path in model.parent.iterdir()
+            if path.suffix in MODEL_SUFFIXES and path.name[0] != "."
+        ]
         for path in sorted(beside):
             if path in made_anew or path == model or proof_path(path) != proof_path(model):
                 continue
@@ -190,11 +208,15 @@ class Plan:
         if stale:
             log(f"note: the pack that proved {', '.join(stale)} is replaced; export them again")
 
-    def _derive(self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate) -> Path:
+    def _derive(
+        self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate
+    ) -> Path:
         from fada_deploy.export.convert import derive
 
         log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
-        made = derive(base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log)
+        made = derive(
+            base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log
+        )
         _tell(made.verification)
         if made.judgment is not None:
             log(made.judgment.text())
@@ -218,7 +240,9 @@ class Plan:
                 count=self.options["calibration_frames"], held_out=False, purpose="calibration", say=log,
             )  # fmt: skip
 
-        return Calibration(frames, self.options["calibration"], None if leave == "auto" else int(leave))
+        return Calibration(
+            frames, self.options["calibration"], None if leave == "auto" else int(leave)
+        )
 
     def _gate(self, base: Path) -> Gate:
         from fada_deploy.data import open_dataset
@@ -228,7 +252,9 @@ class Plan:
         if data is not None:
             space = read_metadata(base).label_space
             dataset = open_dataset(data, self.options["data_root"], split="val", space=space)
-        return replace(self._thresholds(), dataset=dataset, max_miou_drop=self.options["max_miou_drop"] / 100)
+        return replace(
+            self._thresholds(), dataset=dataset, max_miou_drop=self.options["max_miou_drop"] / 100
+        )
 
     def _thresholds(self) -> Gate:
         from fada_deploy.export.verify import Gate
@@ -252,7 +278,9 @@ class Plan:
         parts = self.options["trt_batch"].split(",")
         sizes = [int(p) for p in parts if p.strip().isdigit()]
         if len(sizes) != 3 or len(parts) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-            raise UsageError(f"--trt-batch is three rising numbers, as 1,1,8; found {self.options['trt_batch']!r}")
+            raise UsageError(
+                f"--trt-batch is three rising numbers, as 1,1,8; found {self.options['trt_batch']!r}"
+            )
         return sizes[0], sizes[1], sizes[2]
 
     def _engine(self, model: Path) -> Path:
@@ -279,7 +307,9 @@ class Plan:
         layers = ", ".join(f"{count} in {name}" for name, count in built.sidecar.layers.items())
         log(f"done: {built.path} and its .json, convolutions: {layers}")
         verification = prove_here(built.path, log)
-        self.document.setdefault("engines", []).append({"model": str(built.path), "verification": verification})
+        self.document.setdefault("engines", []).append(
+            {"model": str(built.path), "verification": verification}
+        )
         return built.path
 
     def _triton(self, made: list[Path], engines: list[Path]) -> None:
@@ -290,7 +320,9 @@ class Plan:
         served = [engine for engine in engines if read_engine(engine).flavor == "tensorrt"]
         repository = write_repository((served or made)[-1], self.options["triton"])
         self.document["triton"] = str(repository)
-        log(f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}")
+        log(
+            f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}"
+        )
 
 
 def _tell(verification: Mapping[str, Verification]) -> None:

@@ -19,7 +19,9 @@ _FLOATS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _BF16_OPSET = 22
 _HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 # Sums over many values, and exponentials: where half precision loses what matters.
-_SENSITIVE = frozenset({"ArgMax", "Softmax", "LayerNormalization", "ReduceMean", "GlobalAveragePool"})
+_SENSITIVE = frozenset(
+    {"ArgMax", "Softmax", "LayerNormalization", "ReduceMean", "GlobalAveragePool"}
+)
 # Inputs that are float32 whatever the data are: a Resize's region and scales.
 _ALWAYS_FP32 = frozenset({("Resize", 1), ("Resize", 2)})
 _NAMES: dict[int, str] = {
@@ -66,7 +68,9 @@ class _Halving:
             lower = bool(floats) and index not in self._kept and node.op_type != "Cast"
             for i in floats:
                 if (node.op_type, i) not in _ALWAYS_FP32:
-                    node.input[i] = self._as(node.input[i], self._low if lower else TensorProto.FLOAT)
+                    node.input[i] = self._as(
+                        node.input[i], self._low if lower else TensorProto.FLOAT
+                    )
             self._nodes.append(node)
             for i, name in enumerate(node.output):
                 if not (lower and self._is_float(name)):
@@ -115,7 +119,9 @@ def _sensitive(graph: onnx.GraphProto) -> set[int]:
     # Upsampled logits are compared by the arg max; the published network does both in float32.
     deciding = {name for node in graph.node if node.op_type == "ArgMax" for name in node.input}
     return kept | {
-        i for i, node in enumerate(graph.node) if node.op_type == "Resize" and deciding & set(node.output)
+        i
+        for i, node in enumerate(graph.node)
+        if node.op_type == "Resize" and deciding & set(node.output)
     }
 
 
@@ -128,18 +134,26 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 def tensor_types(graph: onnx.GraphProto) -> dict[str, int]:
     """Return every tensor's element type; raise `ModelError` when one cannot be told."""
-    known = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    known = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
     known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     untold = [name for node in graph.node for name in node.output if name and not known.get(name)]
     if untold:
-        raise ModelError(f"the types of {len(untold)} tensors in the graph cannot be told, the first {untold[0]}")
+        raise ModelError(
+            f"the types of {len(untold)} tensors in the graph cannot be told, the first {untold[0]}"
+        )
     return known
 
 
 def layer_precisions(document: onnx.ModelProto) -> Counter[str]:
     """Return how many layers with weights compute in which precision: int8 where both sides are quantized."""
     graph = onnx.shape_inference.infer_shapes(document).graph
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    types = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     found: Counter[str] = Counter()
@@ -160,7 +174,9 @@ def _is_dequantized(name: str, makers: Mapping[str, NodeProto]) -> bool:
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def check_precision(document: onnx.ModelProto, asked: str, *, left_out: Iterable[str] = ()) -> Counter[str]:
+def check_precision(
+    document: onnx.ModelProto, asked: str, *, left_out: Iterable[str] = ()
+) -> Counter[str]:
     """Return `layer_precisions`; raise `GateError` when the graph is not in the precision that was asked.
 
     For int8 the layers `left_out` may be in another, for the others no layer may.
@@ -169,5 +185,7 @@ def check_precision(document: onnx.ModelProto, asked: str, *, left_out: Iterable
     others = sum(found.values()) - found[asked] - (len(set(left_out)) if asked == "int8" else 0)
     if not found[asked] or others > 0:
         listed = ", ".join(f"{count} in {name}" for name, count in found.items())
-        raise GateError(f"{asked} was asked for, but of the layers with weights there are {listed or 'none'}")
+        raise GateError(
+            f"{asked} was asked for, but of the layers with weights there are {listed or 'none'}"
+        )
     return found

@@ -82,14 +82,20 @@ def quantize(
     if calibration not in CALIBRATIONS:
         raise UsageError(f"no calibration {calibration!r}; there are {', '.join(CALIBRATIONS)}")
     if len(frames) < 2:
-        raise DataError(f"int8 is calibrated on the target's frames, and {len(frames)} is too few; give --frames")
+        raise DataError(
+            f"int8 is calibrated on the target's frames, and {len(frames)} is too few; give --frames"
+        )
     metadata = read_metadata(model)
     if metadata.precision != "fp32":
         raise ModelError(f"{model}: is {metadata.precision} already; int8 is made of the fp32 file")
     with TemporaryDirectory() as folder, _quiet():
         work = _Work(model, Path(folder), frames, made_for, calibration, metadata.batch)
         order = work.by_sensitivity() if leave_out != 0 else []
-        steps = [n for n in _LEFT_OUT_STEPS if n < len(work.layers)] if leave_out is None else [leave_out]
+        steps = (
+            [n for n in _LEFT_OUT_STEPS if n < len(work.layers)]
+            if leave_out is None
+            else [leave_out]
+        )
         equal: dict[int, float] = {}
         for count in steps:
             equal[count] = work.equal_labels(work.quantized(leave=order[:count]))
@@ -102,7 +108,13 @@ class _Work:
     """One file being quantized: its layers, the ranges of its activations, and frames to judge by."""
 
     def __init__(
-        self, model: Path, folder: Path, frames: Frames, made_for: str, calibration: str, batch: int | None
+        self,
+        model: Path,
+        folder: Path,
+        frames: Frames,
+        made_for: str,
+        calibration: str,
+        batch: int | None,
     ) -> None:
         try:
             from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -136,9 +148,14 @@ class _Work:
             _QUANTISED,
             augmented_model_path=str(self._folder / "augmented.onnx"),
             calibrate_method=CalibrationMethod[_METHODS[self._calibration]],
-            extra_options={"symmetric": self._made_for == "tensorrt", **_OPTIONS[self._calibration]},
+            extra_options={
+                "symmetric": self._made_for == "tensorrt",
+                **_OPTIONS[self._calibration],
+            },
         )
-        with tqdm(total=len(self.known), desc="calibration", unit="frame", disable=None, file=sys.stderr) as bar:
+        with tqdm(
+            total=len(self.known), desc="calibration", unit="frame", disable=None, file=sys.stderr
+        ) as bar:
             # A few at a time: the calibrator keeps what it has not summed up.
             for start in range(0, len(self.known), 4):
                 part = self.known[start : start + 4]
@@ -151,14 +168,21 @@ class _Work:
         """Return the layers, the one that moves the answers most when it alone is quantized first."""
         frames = self._unseen[:2]
         moved = {}
-        for layer in tqdm(self.layers, desc="sensitivity", unit="layer", disable=None, file=sys.stderr):
+        for layer in tqdm(
+            self.layers, desc="sensitivity", unit="layer", disable=None, file=sys.stderr
+        ):
             answers = self._run(self.quantized(only=layer), frames)
             moved[layer] = float(np.square(answers - self._reference[: len(frames)]).mean())
         return sorted(moved, key=lambda name: moved[name], reverse=True)
 
     def quantized(self, *, leave: Sequence[str] = (), only: str | None = None) -> Path:
         """Write the network with all layers but `leave` quantized, or with `only` one."""
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import (
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
 
         signed = self._made_for == "tensorrt"
         out = self._folder / "quantized.onnx"
@@ -174,7 +198,11 @@ class _Work:
             nodes_to_exclude=[*self._plain, *leave],
             op_types_to_quantize=_QUANTISED,
             calibrate_method=CalibrationMethod[_METHODS[self._calibration]],
-            extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True, "QuantizeBias": not signed},
+            extra_options={
+                "ActivationSymmetric": signed,
+                "WeightSymmetric": True,
+                "QuantizeBias": not signed,
+            },
             calibration_cache_path=self._ranges,
         )
         return out
@@ -193,8 +221,12 @@ class _Work:
         options.intra_op_num_threads = usable_cores()
         options.log_severity_level = 4
         session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        answers = [session.run(None, feed)[0][:count] for feed, count in _feeds(frames, self._batch)]
-        return np.concatenate(answers).astype(np.float32 if answers[0].ndim == 4 else np.uint8, copy=False)
+        answers = [
+            session.run(None, feed)[0][:count] for feed, count in _feeds(frames, self._batch)
+        ]
+        return np.concatenate(answers).astype(
+            np.float32 if answers[0].ndim == 4 else np.uint8, copy=False
+        )
 
 
 def _feeds(frames: Frames, batch: int) -> Iterator[tuple[dict[str, Frames], int]]:

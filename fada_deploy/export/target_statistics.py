@@ -37,7 +37,9 @@ def summarize(shares: NDArray[np.float64], confidences: NDArray[np.float64] | No
     if confidences is None:
         return Reference(len(shares), tuple(mean.tolist()), tuple(std.tolist()))
     sure, spread = _mean_and_std(confidences[:, None])
-    return Reference(len(shares), tuple(mean.tolist()), tuple(std.tolist()), float(sure[0]), float(spread[0]))
+    return Reference(
+        len(shares), tuple(mean.tolist()), tuple(std.tolist()), float(sure[0]), float(spread[0])
+    )
 
 
 def _mean_and_std(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -57,7 +57,9 @@ class Options:
     def check(self, flavor: str) -> None:
         """Raise `UsageError` for what this flavor cannot do, and what nobody can."""
         if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise UsageError(f"a batch of {'/'.join(map(str, self.batch))} is none; give 1 <= MIN <= OPT <= MAX")
+            raise UsageError(
+                f"a batch of {'/'.join(map(str, self.batch))} is none; give 1 <= MIN <= OPT <= MAX"
+            )
         if not 0 <= self.level <= 5:
             raise UsageError(f"no optimization level {self.level}; there are 0 to 5")
         if self.workspace_mib is not None and self.workspace_mib < 1:
@@ -83,7 +85,9 @@ class Options:
                 "a version-compatible engine carries host code, which this package's runtime does not run"
             )
         if self.timing_cache is not None and flavor == "tensorrt_rtx":
-            found.append("tensorrt_rtx measures nothing while it builds, so there is no timing cache to keep")
+            found.append(
+                "tensorrt_rtx measures nothing while it builds, so there is no timing cache to keep"
+            )
         return found
 
 
@@ -184,12 +188,19 @@ def _parse(shop: Workshop, model: Path) -> tuple[Any, Any]:
             # Of an operator it does not know, only these say which.
             named = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
             lines.append(f"{' '.join(error.desc().split())}{f' ({named})' if named else ''}")
-        raise ModelError(f"{model}: TensorRT does not take it: {'; '.join(lines) or said(shop.log.errors)}")
+        raise ModelError(
+            f"{model}: TensorRT does not take it: {'; '.join(lines) or said(shop.log.errors)}"
+        )
     return network, parser
 
 
 def _configure(
-    shop: Workshop, config: Any, network: Any, metadata: ModelMetadata, options: Options, gpu: Gpu | None
+    shop: Workshop,
+    config: Any,
+    network: Any,
+    metadata: ModelMetadata,
+    options: Options,
+    gpu: Gpu | None,
 ) -> Path | None:
     """Set the builder up; return where the timing cache is kept, None where there is none."""
     trt, builder = shop.trt, shop.builder
@@ -214,7 +225,9 @@ def _configure(
     path = options.timing_cache or _cache_path(shop, gpu)
     kept = path.read_bytes() if path.is_file() else b""
     # A damaged one gives nothing, and the builder then measures anew.
-    config.set_timing_cache(config.create_timing_cache(kept) or config.create_timing_cache(b""), False)
+    config.set_timing_cache(
+        config.create_timing_cache(kept) or config.create_timing_cache(b""), False
+    )
     return path
 
 
@@ -226,7 +239,9 @@ def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
         if name not in known:
             raise UsageError(f"no compute capability {name!r}; there are {', '.join(known)}")
     if "CURRENT" in names and len(names) > 1:
-        raise UsageError("compute capability CURRENT stands alone; leave the others out, or name them all")
+        raise UsageError(
+            "compute capability CURRENT stands alone; leave the others out, or name them all"
+        )
     if names:
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):

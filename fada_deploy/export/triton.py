@@ -65,7 +65,13 @@ def write_repository(
     largest = max_batch if served.max_batch is None else min(max_batch, served.max_batch)
     if bad := [size for size in preferred if not 1 <= size <= largest]:
         raise UsageError(f"preferred batch {bad[0]} is not within 1 to {largest}")
-    kind = "KIND_GPU" if gpu or served.backend == "tensorrt" else "KIND_AUTO" if gpu is None else "KIND_CPU"
+    kind = (
+        "KIND_GPU"
+        if gpu or served.backend == "tensorrt"
+        else "KIND_AUTO"
+        if gpu is None
+        else "KIND_CPU"
+    )
     text = _config(served, name, largest, f"count: {instances}\n    kind: {kind}", preferred)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -73,7 +79,9 @@ def write_repository(
         (draft / name / "1").mkdir(parents=True)
         shutil.copyfile(model, draft / name / "1" / served.file)
         (draft / name / "config.pbtxt").write_text(text, "utf-8")
-        (draft / name / "labels.txt").write_text("\n".join(served.metadata.label_space.names) + "\n", "utf-8")
+        (draft / name / "labels.txt").write_text(
+            "\n".join(served.metadata.label_space.names) + "\n", "utf-8"
+        )
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -90,7 +98,9 @@ def _served(model: Path) -> _Served:
                 "`fada export MODEL.onnx --trt --trt-flavor tensorrt`, or serve the .onnx"
             )
         largest = sidecar.profile[2] if sidecar.profile else None
-        served = _Served(sidecar.metadata, "tensorrt", "model.plan", sidecar.metadata.batch, largest)
+        served = _Served(
+            sidecar.metadata, "tensorrt", "model.plan", sidecar.metadata.batch, largest
+        )
         if sidecar.profile and sidecar.profile[0] > 1:
             raise ModelError(
                 f"{model}: takes no fewer than {sidecar.profile[0]} frames at once, and Triton sends single ones "
@@ -99,7 +109,9 @@ def _served(model: Path) -> _Served:
     elif model.suffix == ".onnx":
         metadata = read_model(model)
         if read_graph(model).external:
-            raise ModelError(f"{model}: keeps weights in other files; export it again, which keeps them inside")
+            raise ModelError(
+                f"{model}: keeps weights in other files; export it again, which keeps them inside"
+            )
         if metadata.precision == "bf16":
             raise ModelError(
                 f"{model}: is bf16, which ONNX Runtime has no kernels for; build an engine of it, "
@@ -116,7 +128,9 @@ def _served(model: Path) -> _Served:
     return served
 
 
-def _config(served: _Served, name: str, max_batch: int, group: str, preferred: Sequence[int]) -> str:
+def _config(
+    served: _Served, name: str, max_batch: int, group: str, preferred: Sequence[int]
+) -> str:
     """Return config.pbtxt: inference.ModelConfig in protobuf's text format."""
     metadata, batch = served.metadata, served.fixed_batch
     size = list(metadata.input_size_hw)
@@ -135,7 +149,9 @@ def _config(served: _Served, name: str, max_batch: int, group: str, preferred: S
     ]
     if batch is None and max_batch > 1:
         sizes = f"  preferred_batch_size: {sorted(set(preferred))}\n" if preferred else ""
-        parts.append(f"dynamic_batching {{\n{sizes}  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}")
+        parts.append(
+            f"dynamic_batching {{\n{sizes}  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}"
+        )
     # No optimization block: TensorRT inside ONNX Runtime would build an engine of its own, proven by nobody.
     contract = json.dumps(json.loads(metadata.to_json()), separators=(",", ":"), sort_keys=True)
     parts += [_parameter("label_names", names), _parameter("fada", contract)]
@@ -154,4 +170,8 @@ def _parameter(key: str, value: str) -> str:
 def _quoted(text: str) -> str:
     """Return a string of protobuf's text format, its bytes beyond ASCII escaped in octal."""
     plain = {ord('"'): '\\"', ord("\\"): "\\\\", ord("\n"): "\\n"}
-    return '"' + "".join(plain.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in text.encode()) + '"'
+    return (
+        '"'
+        + "".join(plain.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in text.encode())
+        + '"'
+    )

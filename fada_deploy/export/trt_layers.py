@@ -15,7 +15,9 @@ from fada_deploy.common.errors import GateError
 
 # TensorRT-RTX calls a convolution a correlation; TensorRT has several kinds with "Conv" in their names.
 _CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
-_LAYER = re.compile(r"^\s*Name: .*?, LayerType: (?P<kind>\w+), Inputs: (?P<inputs>.*?\]), (?:Constants|Outputs): ")
+_LAYER = re.compile(
+    r"^\s*Name: .*?, LayerType: (?P<kind>\w+), Inputs: (?P<inputs>.*?\]), (?:Constants|Outputs): "
+)
 _TYPE = re.compile(r"Datatype: ([^,\]}]*)")
 # Ordered: BFloat16 and BF16 hold the names of others.
 _NAMES = (
@@ -66,8 +68,15 @@ def check_precision(asked: str, layers: Mapping[str, int], *, left_out: int = 0)
     others = sum(layers.values()) - layers.get(asked, 0)
     if layers.get(asked, 0) and others <= left_out:
         return
-    listed = ", ".join(f"{count} in {name}" for name, count in layers.items()) or "none that could be told"
-    hint = "; compute capability 7.5 has no int8 convolutions, so leave SM75 out" if asked == "int8" else ""
+    listed = (
+        ", ".join(f"{count} in {name}" for name, count in layers.items())
+        or "none that could be told"
+    )
+    hint = (
+        "; compute capability 7.5 has no int8 convolutions, so leave SM75 out"
+        if asked == "int8"
+        else ""
+    )
     raise GateError(
         f"{asked} was asked for, but of the convolutions that the builder made there are {listed}; "
         f"nothing was written{hint}"

@@ -55,7 +55,12 @@ class Gate:
 
 
 def verify(
-    model: Path, proof: Proof, *, frames: Sequence[Frame], labels: Sequence[NDArray[np.uint8]], backend: str
+    model: Path,
+    proof: Proof,
+    *,
+    frames: Sequence[Frame],
+    labels: Sequence[NDArray[np.uint8]],
+    backend: str,
 ) -> Verification:
     """Run `model` on a backend and compare it with the network's answers, from the frame on.
 
@@ -65,7 +70,8 @@ def verify(
     # Two at a time where the file allows it, so that a dynamic batch is proven to be one.
     with Segmenter(model, backend=backend, device="cpu", batch=2) as segmenter:
         equal = [
-            float((said == truth).mean()) for said, truth in zip(segmenter.labels(frames), labels, strict=True)
+            float((said == truth).mean())
+            for said, truth in zip(segmenter.labels(frames), labels, strict=True)
         ]
         at_input = compare(segmenter.backend, proof)
     sizes = np.array([t.size for t in labels], np.float64)
@@ -73,7 +79,9 @@ def verify(
     return replace(at_input, equal_labels=share, worst_frame=int(np.argmin(equal)))
 
 
-def own_size(labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
+def own_size(
+    labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]
+) -> list[NDArray[np.uint8]]:
     """Return label maps made at the network's size as a labels head gives them at each frame's size."""
     return [resize_labels(m, f.shape[:2]) for m, f in zip(labels, frames, strict=True)]
 
@@ -145,7 +153,9 @@ def judge(
     change = np.where(both, after - before, np.inf)
     worst = int(change.argmin())
     names = dataset.space.names
-    return Judgment(result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst]))
+    return Judgment(
+        result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst])
+    )
 
 
 def draw_worst(backend: Backend, proof: Proof, index: int, path: Path) -> None:
@@ -165,7 +175,9 @@ def draw_worst(backend: Backend, proof: Proof, index: int, path: Path) -> None:
     for title, picture in drawn:
         shown = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
         titled = cv2.copyMakeBorder(shown, 28, 0, 2, 2, cv2.BORDER_CONSTANT, value=(24, 24, 24))
-        cv2.putText(titled, title, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (238, 238, 238), 1, cv2.LINE_AA)
+        cv2.putText(
+            titled, title, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (238, 238, 238), 1, cv2.LINE_AA
+        )
         panels.append(titled)
     _, data = cv2.imencode(".png", cv2.cvtColor(np.hstack(panels), cv2.COLOR_RGB2BGR))
     with atomic_path(path) as temporary:

@@ -76,14 +76,21 @@ def _onnx(path: Path, problems: list[str]) -> Document:
         problems.append(f"the graph has no output `{metadata.head}`")
     stored: Counter[str] = sum(graph.layers.values(), Counter())
     if stored and _STORED.get(metadata.precision) not in stored:
-        problems.append(f"the metadata says {metadata.precision}, the graph's weights are {', '.join(stored)}")
-    return {**_model(path, metadata, problems), **{k: v for k, v in document.items() if k != "metadata"}}
+        problems.append(
+            f"the metadata says {metadata.precision}, the graph's weights are {', '.join(stored)}"
+        )
+    return {
+        **_model(path, metadata, problems),
+        **{k: v for k, v in document.items() if k != "metadata"},
+    }
 
 
 def _engine(path: Path, problems: list[str]) -> Document:
     # Refused unless it is the very file that its sidecar speaks of.
     sidecar = read_engine(path)
-    about = {k: v for k, v in json.loads(sidecar.to_json()).items() if k not in ("metadata", "engine")}
+    about = {
+        k: v for k, v in json.loads(sidecar.to_json()).items() if k not in ("metadata", "engine")
+    }
     onnx = path.with_name(sidecar.onnx_name)
     about["onnx"]["state"] = _state(onnx, sidecar.onnx_sha256)
     return {**_model(path, sidecar.metadata, problems), "engine": about}
@@ -103,7 +110,10 @@ def _model(path: Path, metadata: ModelMetadata, problems: list[str]) -> Document
     # Only in a run's own folder are there weights to be compared with.
     if path.parent.name == "export" and weights:
         equal = [w for w in weights if sha256(w) == metadata.hashes.get("weights")]
-        document["weights"] = {"path": str(equal[0]) if equal else None, "state": "equal" if equal else "another"}
+        document["weights"] = {
+            "path": str(equal[0]) if equal else None,
+            "state": "equal" if equal else "another",
+        }
     return document
 
 
@@ -122,7 +132,9 @@ def _proof(path: Path, problems: list[str]) -> Document:
     for model in sorted(p for p in path.parent.glob("[!.]*") if p.suffix in MODEL_SUFFIXES):
         if proof_path(model) == path and (metadata := _try([], contract_of, model)) is not None:
             state = "equal" if metadata.hashes.get("proof") == digest else "another"
-            models.append({"path": str(model), "state": state, "classes": metadata.label_space.num_classes})
+            models.append(
+                {"path": str(model), "state": state, "classes": metadata.label_space.num_classes}
+            )
             if state == "another":
                 problems.append(f"{model.name} was exported with another pack")
     count, classes, height, width = proof.logits.shape
@@ -165,7 +177,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         text = handle.read(length) if length <= _LONGEST else b""
     try:
         header: dict[str, Any] = json.loads(text)
-        end = max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+        end = max(
+            (t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0
+        )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise ModelError(f"{path}: not a safetensors file, or one cut short") from None
     if 8 + length + end != path.stat().st_size:
@@ -178,7 +192,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 def _stage(path: Path, problems: list[str]) -> Document:
     weights = path / WEIGHTS
     document = {"stage": path.name, "weights": str(weights), **_weights(weights, problems)}
-    document["checkpoints"] = [p.stem for p in sorted((path / CHECKPOINTS).glob("[!.]*.safetensors"))]
+    document["checkpoints"] = [
+        p.stem for p in sorted((path / CHECKPOINTS).glob("[!.]*.safetensors"))
+    ]
     document["scores"] = _json(path / "scores.json", problems)
     return document
 
@@ -189,13 +205,17 @@ def _run(path: Path, problems: list[str]) -> Document:
     for name in STAGES:
         if (path / name / WEIGHTS).is_file():
             stage = _try(problems, _stage, path / name, problems)
-            stages[name] = stage and {key: stage[key] for key in ("weights", "model", "checkpoints", "scores")}
+            stages[name] = stage and {
+                key: stage[key] for key in ("weights", "model", "checkpoints", "scores")
+            }
     exports = []
     for model in sorted((path / "export").glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
             metadata = _try(problems, contract_of, model)
             precision = None if metadata is None else metadata.precision
-            exports.append({"path": str(model), "precision": precision, "bytes": model.stat().st_size})
+            exports.append(
+                {"path": str(model), "precision": precision, "bytes": model.stat().st_size}
+            )
     planned = [str(name) for name in config.get("stages", ())]
     return {
         "config": config,

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.runtime.backends.protobuf import Message, NotProtobuf, fields, integer, mapped, packed, text
+from fada_deploy.runtime.backends.protobuf import (
+    Message,
+    NotProtobuf,
+    fields,
+    integer,
+    mapped,
+    packed,
+    text,
+)
 
 # Numbers of onnx.proto's fields, by message.
 _IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSETS = 1, 2, 3, 7, 8
@@ -29,7 +37,16 @@ _TYPES: Final = {
 _LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 # What may stand between stored weights and the layer that multiplies by them.
 _PASSED = frozenset(
-    {"Cast", "DequantizeLinear", "QuantizeLinear", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+    {
+        "Cast",
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "Identity",
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+    }
 )
 
 
@@ -66,12 +83,18 @@ class Graph:
             "opset": self.opset,
             "ir_version": self.ir_version,
             "producer": self.producer,
-            "inputs": [{"name": p.name, "type": p.dtype, "shape": list(p.shape)} for p in self.inputs],
-            "outputs": [{"name": p.name, "type": p.dtype, "shape": list(p.shape)} for p in self.outputs],
+            "inputs": [
+                {"name": p.name, "type": p.dtype, "shape": list(p.shape)} for p in self.inputs
+            ],
+            "outputs": [
+                {"name": p.name, "type": p.dtype, "shape": list(p.shape)} for p in self.outputs
+            ],
             "parameters": self.parameters,
             "operators": dict(self.operators.most_common()),
             "layers": {op: dict(kinds) for op, kinds in self.layers.items()},
-            "quantize_nodes": {op: self.operators[op] for op in ("QuantizeLinear", "DequantizeLinear")},
+            "quantize_nodes": {
+                op: self.operators[op] for op in ("QuantizeLinear", "DequantizeLinear")
+            },
             "external_data": self.external,
         }
 
@@ -181,7 +204,9 @@ class _Reader:
             if op in _LAYERS and len(inputs) > 1:
                 # A MatMul's weights may be on either side.
                 kinds = [kind for name in inputs[1::-1] if (kind := self._stored_as(name))]
-                self.graph.layers.setdefault(op, Counter())[kinds[0] if kinds else "activations"] += 1
+                self.graph.layers.setdefault(op, Counter())[
+                    kinds[0] if kinds else "activations"
+                ] += 1
 
     def _stored_as(self, name: str) -> str | None:
         for _ in range(len(self._nodes) + 1):
@@ -200,7 +225,9 @@ def _port(message: int | Message) -> Port:
         if number == 1:
             name = text(value)
         elif number == 2:
-            for part, tensor in ((p, t) for kind, v in fields(value) if kind == 1 for p, t in fields(v)):
+            for part, tensor in (
+                (p, t) for kind, v in fields(value) if kind == 1 for p, t in fields(v)
+            ):
                 if part == 1:
                     dtype = _TYPES.get(int(integer(tensor)), f"type {tensor}")
                 elif part == 2:

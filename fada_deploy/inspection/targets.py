@@ -81,12 +81,19 @@ def table(found: Sequence[Target]) -> str:
     for target in found:
         runs = ", ".join(target.runs_on) or "yes"
         columns.append(
-            (target.name, "yes" if target.can_build else "no", runs if target.can_run else "no", target.needs)
+            (
+                target.name,
+                "yes" if target.can_build else "no",
+                runs if target.can_run else "no",
+                target.needs,
+            )
         )
     widths = [max(len(row[i]) for row in columns) for i in range(4)]
     lines = []
     for row, about in zip(columns, [None, *found], strict=True):
-        lines.append("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+        lines.append(
+            "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        )
         if about is not None and about.not_built:
             lines.append(f"    not built: {about.not_built}")
         if about is not None and about.not_run:
@@ -115,7 +122,9 @@ def _engine(flavor: str) -> Target:
     missing = _missing([flavor], extra)
     needs_gpu = "no NVIDIA GPU is found here"
     not_built = missing or ("" if rtx or gpu else f"{needs_gpu}; build where it is to run")
-    not_run = _missing([flavor, "cupy"], extra) or ("" if gpu else f"{needs_gpu}; its first start there proves it")
+    not_run = _missing([flavor, "cupy"], extra) or (
+        "" if gpu else f"{needs_gpu}; its first start there proves it"
+    )
     have = "" if missing else f" {_version(flavor)}"
     needs = f"an .onnx; {flavor}{have}" + ("" if rtx else ", the GPU that is to run it")
     command = f"fada export --trt --trt-flavor {flavor}"
@@ -156,4 +165,6 @@ def _is_installed(package: str) -> bool:
 
 def _version(package: str) -> str:
     names = (_PIP.get(package, package), package, f"{package}_cu13", f"{package}_cu12")
-    return next((found for name in names if (found := installed_version(name))), "(version unknown)")
+    return next(
+        (found for name in names if (found := installed_version(name))), "(version unknown)"
+    )

@@ -115,7 +115,9 @@ def measure(
     Raise the errors of `Segmenter`, and `DataError` for a source without frames.
     """
     start = time.perf_counter()
-    with Segmenter(model, backend=backend, device=device, batch=batch, parallel=parallel) as segmenter:
+    with Segmenter(
+        model, backend=backend, device=device, batch=batch, parallel=parallel
+    ) as segmenter:
         height, width = segmenter.metadata.input_size_hw
         ready = _pictures(source, segmenter)
         segmenter.backend.submit(ready)
@@ -176,11 +178,15 @@ def _bare(segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seco
     return Bare(len(ready), parallel, runs, Percentiles.of(times), fps, cpu_ms)
 
 
-def _road(segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]) -> Road:
+def _road(
+    segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]
+) -> Road:
     timings, done = Timings(keep=True), 0
     with TemporaryDirectory() as folder:
         cpu, start = time.process_time(), time.perf_counter()
-        with closing(label_to_files(segmenter, [source], Saving(Path(folder)), timings=timings)) as items:
+        with closing(
+            label_to_files(segmenter, [source], Saving(Path(folder)), timings=timings)
+        ) as items:
             for item in items:
                 if isinstance(item, Result):
                     done += 1
@@ -198,4 +204,10 @@ def _road(segmenter: Segmenter, source: Source, frames: int | None, progress: Ca
     stages = {name: Percentiles.of(times) for name, times in per_frame.items()}
     own = {name: round(1e3 * timings.cpu[name] / done, 2) for name in STAGES if name in timings.cpu}
     total = round(1e3 * cpu / done, 2)
-    return Road(done, round(done / spent, 2), total, stages, own | {"others": round(total - sum(own.values()), 2)})
+    return Road(
+        done,
+        round(done / spent, 2),
+        total,
+        stages,
+        own | {"others": round(total - sum(own.values()), 2)},
+    )

@@ -64,12 +64,17 @@ class DriftWatch:
         if window < 1:
             raise UsageError(f"a window of {window} frames is none; it is at least 1")
         if len(names) != len(reference.share_mean):
-            raise UsageError(f"{len(names)} class names for a reference of {len(reference.share_mean)} classes")
+            raise UsageError(
+                f"{len(names)} class names for a reference of {len(reference.share_mean)} classes"
+            )
         self._names, self._window = tuple(names), window
         self._shares = _Mean(np.array(reference.share_mean), np.array(reference.share_std), window)
         self._confidence = None
         if reference.confidence_mean is not None and reference.confidence_std is not None:
-            sure, spread = np.array([reference.confidence_mean]), np.array([reference.confidence_std])
+            sure, spread = (
+                np.array([reference.confidence_mean]),
+                np.array([reference.confidence_std]),
+            )
             self._confidence = _Mean(sure, spread, window)
         self._drifting = False
 

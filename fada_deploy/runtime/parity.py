@@ -56,7 +56,9 @@ class Proof:
     def save(self, path: Path) -> None:
         """Write the pack atomically."""
         with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, frames=self.frames, logits=self.logits, labels=self.labels)
+            np.savez_compressed(
+                temporary, frames=self.frames, logits=self.logits, labels=self.labels
+            )
 
     @classmethod
     def load(cls, path: Path) -> Proof:
@@ -65,7 +67,9 @@ class Proof:
             with np.load(path, allow_pickle=False) as pack:
                 return cls(pack["frames"], pack["logits"], pack["labels"])
         except FileNotFoundError:
-            raise ModelError(f"{path}: no such proof pack; it lies beside what `fada export` writes") from None
+            raise ModelError(
+                f"{path}: no such proof pack; it lies beside what `fada export` writes"
+            ) from None
         except (OSError, KeyError, ValueError) as error:
             raise ModelError(f"{path}: not a proof pack ({error})") from None
 
@@ -76,7 +80,9 @@ class Proof:
         proof = cls.load(path)
         known = metadata.hashes.get("proof")
         if known is not None and sha256(path) != known:
-            raise ModelError(f"{path}: is not the proof pack that {model.name} was exported with; export again")
+            raise ModelError(
+                f"{path}: is not the proof pack that {model.name} was exported with; export again"
+            )
         return proof
 
     def classes(self, share: float = 0.01) -> int:
@@ -113,8 +119,14 @@ class Verification:
 
     def text(self) -> str:
         """Say it in a line."""
-        error = "" if self.logit_error is None else f", largest logit error {self.logit_error:.1e} of the largest"
-        return f"{self.equal_labels:.4%} of labels equal the network's on {self.frames} frames{error}"
+        error = (
+            ""
+            if self.logit_error is None
+            else f", largest logit error {self.logit_error:.1e} of the largest"
+        )
+        return (
+            f"{self.equal_labels:.4%} of labels equal the network's on {self.frames} frames{error}"
+        )
 
     def refusals(self, allowed: Thresholds) -> list[str]:
         """Say by how much each threshold is missed; nothing when the file is the network."""
@@ -137,7 +149,9 @@ def compare(backend: Backend, proof: Proof) -> Verification:
     step = min(2, backend.metadata.batch or 2)
     size = backend.metadata.input_size_hw
     if proof.frames.shape[1:3] != size:
-        raise ModelError(f"the proof pack's frames are {proof.frames.shape[1:3]}, the model takes {size}")
+        raise ModelError(
+            f"the proof pack's frames are {proof.frames.shape[1:3]}, the model takes {size}"
+        )
     equal: list[float] = []
     errors: list[float] = []
     for start in range(0, len(proof.frames), step):
@@ -150,11 +164,18 @@ def compare(backend: Backend, proof: Proof) -> Verification:
     scale = max(float(np.abs(proof.logits).max()), 1e-6)
     error = max(errors) / scale if errors else None
     return Verification(
-        backend.name, len(equal), proof.classes(), float(np.mean(equal)), error, int(np.argmin(equal))
+        backend.name,
+        len(equal),
+        proof.classes(),
+        float(np.mean(equal)),
+        error,
+        int(np.argmin(equal)),
     )
 
 
-def gate(found: Mapping[str, Verification], allowed: Thresholds, *, lost: str = "nothing was written") -> None:
+def gate(
+    found: Mapping[str, Verification], allowed: Thresholds, *, lost: str = "nothing was written"
+) -> None:
     """Raise `GateError` when any backend's answers are not the network's; `lost` says what comes of it."""
     refused = [f"{name}: {line}" for name, v in found.items() for line in v.refusals(allowed)]
     if refused:

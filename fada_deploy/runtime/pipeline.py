@@ -138,7 +138,9 @@ class _Running:
             raise item.error
 
 
-def chain(source: Iterable[Any], stages: Mapping[str, Stage], *, depth: int = DEPTH) -> Generator[Any, None, None]:
+def chain(
+    source: Iterable[Any], stages: Mapping[str, Stage], *, depth: int = DEPTH
+) -> Generator[Any, None, None]:
     """Yield what the last of the stages gives, each at work in a thread of its own.
 
     Whatever any of them raises is raised here. When this generator ends, for whatever reason, all
@@ -212,13 +214,17 @@ def resize(
         yield waiting
 
 
-def run(batches: Iterable[_Batch], backend: Backend, timings: Timings) -> Generator[_Batch, None, None]:
+def run(
+    batches: Iterable[_Batch], backend: Backend, timings: Timings
+) -> Generator[_Batch, None, None]:
     """Give each batch to the network, as many at once as the backend runs; the next stage waits for the answer."""
 
     def answer(pictures: list[NDArray[np.uint8]]) -> Prediction:
         try:
             with timings.clock("network"):
-                return backend.submit(np.stack(pictures) if len(pictures) > 1 else pictures[0][None])
+                return backend.submit(
+                    np.stack(pictures) if len(pictures) > 1 else pictures[0][None]
+                )
         finally:
             free.release()
 

@@ -49,7 +49,9 @@ class Result:
     @property
     def time_s(self) -> float | None:
         """Seconds within the source; None for a still picture."""
-        return None if self.pts is None or self.time_base is None else float(self.pts * self.time_base)
+        return (
+            None if self.pts is None or self.time_base is None else float(self.pts * self.time_base)
+        )
 
     @property
     def shares(self) -> NDArray[np.float64]:
@@ -57,7 +59,12 @@ class Result:
         return class_shares(self.labels, self.space.num_classes)
 
     def overlay(
-        self, alpha: float = 0.5, *, legend: bool = False, contours: bool = False, classes: Sequence[str] = ()
+        self,
+        alpha: float = 0.5,
+        *,
+        legend: bool = False,
+        contours: bool = False,
+        classes: Sequence[str] = (),
     ) -> NDArray[np.uint8]:
         """Return the frame with the classes' colors laid over it, in the frame's own channel order.
 

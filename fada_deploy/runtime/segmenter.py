@@ -34,7 +34,14 @@ from fada_deploy.common.errors import (
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.runs import exported_model
-from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction, backends_of, open_backend, require_any
+from fada_deploy.runtime.backends import (
+    BACKENDS,
+    Backend,
+    Prediction,
+    backends_of,
+    open_backend,
+    require_any,
+)
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
@@ -74,7 +81,11 @@ class Segmenter:
 
         def opened(path: Path) -> Backend:
             return open_backend(
-                path, device=device, backend=backend, parallel=parallel, allow_unproven=allow_unproven
+                path,
+                device=device,
+                backend=backend,
+                parallel=parallel,
+                allow_unproven=allow_unproven,
             )
 
         if model is None:
@@ -122,7 +133,16 @@ class Segmenter:
             sure = prediction.confidence(size)[0] if confidence else None
             latency = time.monotonic() - captured
             results.append(
-                Result(labels, frame, self.space, captured, latency, color=color, index=index, confidence=sure)
+                Result(
+                    labels,
+                    frame,
+                    self.space,
+                    captured,
+                    latency,
+                    color=color,
+                    index=index,
+                    confidence=sure,
+                )
             )
         return results
 
@@ -160,7 +180,9 @@ class Segmenter:
         on_error: Callable[[DataError], None] | None,
         timings: Timings,
     ) -> Iterator[Result]:
-        results = results_of(sources, self.backend, batch=self.batch, confidence=confidence, timings=timings)
+        results = results_of(
+            sources, self.backend, batch=self.batch, confidence=confidence, timings=timings
+        )
         with closing(results) as items:
             for item in items:
                 if isinstance(item, Result):
@@ -178,13 +200,22 @@ class Segmenter:
             raise UsageError("no frame to label; give at least one of shape (H, W, 3)")
         for frame in frames:
             if not isinstance(frame, np.ndarray):
-                raise UsageError(f"a frame is a NumPy array (H, W, 3), not {type(frame).__name__}; was it read?")
+                raise UsageError(
+                    f"a frame is a NumPy array (H, W, 3), not {type(frame).__name__}; was it read?"
+                )
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-                raise UsageError(f"a frame is uint8 of shape (H, W, 3), not {frame.dtype} {frame.shape}")
+                raise UsageError(
+                    f"a frame is uint8 of shape (H, W, 3), not {frame.dtype} {frame.shape}"
+                )
         for start in range(0, len(frames), self.batch):
-            pictures = [resize_frame(f, self.metadata.input_size_hw) for f in frames[start : start + self.batch]]
+            pictures = [
+                resize_frame(f, self.metadata.input_size_hw)
+                for f in frames[start : start + self.batch]
+            ]
             if color == "bgr":
-                pictures = [np.asarray(cv2.cvtColor(p, cv2.COLOR_BGR2RGB), np.uint8) for p in pictures]
+                pictures = [
+                    np.asarray(cv2.cvtColor(p, cv2.COLOR_BGR2RGB), np.uint8) for p in pictures
+                ]
             yield self.backend.submit(np.stack(pictures))
 
     def close(self) -> None:
@@ -195,12 +226,17 @@ class Segmenter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
-def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[Path, Backend, tuple[str, ...]]:
+def _open_newest(
+    open_model: Callable[[Path], Backend], backend: str
+) -> tuple[Path, Backend, tuple[str, ...]]:
     """Open the newest export that opens; say why each newer one does not."""
     from fada_deploy.common.runs import newest_models
 
@@ -217,7 +253,9 @@ def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[P
             opened = open_model(path)
             if opened.device == "cpu" and opened.metadata.made_for == "tensorrt":
                 opened.close()
-                raise ModelError(f"{path}: is quantized for TensorRT, and slow on a CPU; name it to run it here")
+                raise ModelError(
+                    f"{path}: is quantized for TensorRT, and slow on a CPU; name it to run it here"
+                )
             return path, opened, tuple(skipped)
         except (ModelError, DeviceError, GateError, MissingExtraError) as error:
             errors.append(error)
@@ -231,4 +269,6 @@ def _open_newest(open_model: Callable[[Path], Backend], backend: str) -> tuple[P
         raise ModelError("no model under runs/: type `fada export` first, or give --model PATH")
     if len(errors) == 1:
         raise errors[0]
-    raise ModelError(f"none of the {len(skipped)} models under runs/ can run here: {'; '.join(skipped)}")
+    raise ModelError(
+        f"none of the {len(skipped)} models under runs/ can run here: {'; '.join(skipped)}"
+    )

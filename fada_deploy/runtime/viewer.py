@@ -41,7 +41,9 @@ _QUIT = frozenset({_ESCAPE, ord("q"), ord("Q")})
 def require_windows() -> None:
     """Raise `UsageError` where there is no display, or where OpenCV was built without windows."""
     # First the display: without one, another OpenCV is of no use.
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         raise UsageError(
             "no display to show a window on (neither DISPLAY nor WAYLAND_DISPLAY is set); "
             "run it from the desktop or by `ssh -X`, or leave the window out"
@@ -81,8 +83,15 @@ class Window:
         Never waits: of pictures that come faster than 30 a second, or than the window takes them, the newest is
         shown.
         """
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise UsageError(f"a picture is uint8 of shape (H, W, 3), not {picture.dtype} {picture.shape}")
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim != 3
+            or picture.shape[2] != 3
+            or not picture.size
+        ):
+            raise UsageError(
+                f"a picture is uint8 of shape (H, W, 3), not {picture.dtype} {picture.shape}"
+            )
         with self._changed:
             self._next = picture
             self._changed.notify_all()
@@ -115,7 +124,10 @@ class Window:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with self._changed:
             self._over = True
@@ -189,7 +201,9 @@ class Window:
     def _why(self) -> str:
         """Return what the window's process last said, in one line; the line about a display where there is one."""
         self._said.seek(0)
-        lines = [" ".join(x.split()) for x in self._said.read().decode("utf-8", "replace").splitlines()]
+        lines = [
+            " ".join(x.split()) for x in self._said.read().decode("utf-8", "replace").splitlines()
+        ]
         said = [line for line in lines if line]
         named = [line for line in said if "display" in line] or said[-1:]
         return named[0][:200] if named else f"its process ended with {self._process.returncode}"
@@ -210,7 +224,9 @@ class Window:
 
 def _program(title: str) -> list[str]:
     # The same modules as here, wherever they lie.
-    there = f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.viewer import look_after"
+    there = (
+        f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.viewer import look_after"
+    )
     return [sys.executable, "-c", f"{there}; look_after({title!r})"]
 
 

@@ -56,14 +56,24 @@ class Camera:
 
     @classmethod
     def place(
-        cls, *, size_hw: tuple[int, int], x: float, y: float, z: float, yaw: float, horizon: float, bend: Bend
+        cls,
+        *,
+        size_hw: tuple[int, int],
+        x: float,
+        y: float,
+        z: float,
+        yaw: float,
+        horizon: float,
+        bend: Bend,
     ) -> Camera:
         """Stand a camera in the street, looking `yaw` off its tangent; `horizon` is a fraction of the height."""
         height, width = size_hw
         # The shorter view decides, so that narrow pictures crop the sides and do not shrink the street.
         focal = 1.1 * height
         heading = math.atan(bend.slope_at(z)) + yaw
-        return cls(size_hw, x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend)
+        return cls(
+            size_hw, x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend
+        )
 
     def turn(self, vectors: FLOATS) -> FLOATS:
         """Turn street directions (N, 3) into view space (N, 3): right, up, depth."""
@@ -79,7 +89,9 @@ class Camera:
     def pixels(self, view: FLOATS) -> FLOATS:
         """Project view points (N, 3) with positive depth to pixels (N, 2): u, v."""
         scale = self.focal / view[:, 2]
-        return np.stack((self.center[0] + view[:, 0] * scale, self.center[1] - view[:, 1] * scale), 1)
+        return np.stack(
+            (self.center[0] + view[:, 0] * scale, self.center[1] - view[:, 1] * scale), 1
+        )
 
 
 def clip_near(view: FLOATS) -> FLOATS:

@@ -36,7 +36,9 @@ class Drive:
     weather: Weather
 
     @classmethod
-    def begin(cls, look: str | Look, seed: int, *, size_hw: tuple[int, int], seconds: float) -> Drive:
+    def begin(
+        cls, look: str | Look, seed: int, *, size_hw: tuple[int, int], seconds: float
+    ) -> Drive:
         """Build a town long enough and stand the camera at its beginning."""
         style = find_look(look)
         town = build_town(seed, SIGHT + OWN_SPEED * seconds, is_green=True)
@@ -60,7 +62,9 @@ class Drive:
         nod = self.camera.focal * 0.0018 * math.sin(2 * math.pi * 0.9 * time)
         u, v = self.camera.center
         heading = math.atan(self.town.bend.slope_at(z)) + yaw
-        return replace(self.camera, x=self.camera.x + sway, z=z, heading=heading, center=(u, v + nod))
+        return replace(
+            self.camera, x=self.camera.x + sway, z=z, heading=heading, center=(u, v + nod)
+        )
 
     def frames(self, count: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         """Yield pictures (H, W, 3) uint8 RGB and labels (H, W) uint8, `FPS` a second."""
@@ -73,7 +77,9 @@ def check_video_size(size_hw: tuple[int, int]) -> None:
     """Raise `UsageError` for an odd size: H.264's color planes are half the picture."""
     height, width = size_hw
     if height % 2 or width % 2:
-        raise UsageError(f"a video of {width}x{height} cannot be written; both numbers must be even")
+        raise UsageError(
+            f"a video of {width}x{height} cannot be written; both numbers must be even"
+        )
 
 
 def write_clip(

@@ -36,12 +36,22 @@ class Lot:
         """Return a seed for one thing's colors."""
         return self.rng.getrandbits(30)
 
-    def land(self, slot: str, label: str, surface: Surface, *, low: float = 0.0, high: float = DEEP) -> None:
+    def land(
+        self, slot: str, label: str, surface: Surface, *, low: float = 0.0, high: float = DEEP
+    ) -> None:
         """Lay ground from `low` to `high` meters behind the lot line."""
         mesh = furniture.ground(slot, label, surface)
         x = self.side * (self.line + (low + high) / 2)
         self.things.append(
-            Thing((mesh,), x, self.middle, Band.LAND, self.seed(), sx=high - low, sz=self.length + 0.02)
+            Thing(
+                (mesh,),
+                x,
+                self.middle,
+                Band.LAND,
+                self.seed(),
+                sx=high - low,
+                sz=self.length + 0.02,
+            )
         )
 
     def building(
@@ -59,12 +69,24 @@ class Lot:
         mesh = furniture.building(surface, roof)
         x, length = self.side * (self.line + back + deep / 2), self.length - 2 * gap
         self.things.append(
-            Thing((mesh,), x, self.middle, band, self.seed(), sx=deep, sy=high, sz=length, reach=length / 2)
+            Thing(
+                (mesh,),
+                x,
+                self.middle,
+                band,
+                self.seed(),
+                sx=deep,
+                sy=high,
+                sz=length,
+                reach=length / 2,
+            )
         )
         if roof != "flat" and band == Band.HOUSE and self.rng.random() < 0.6:
             z = self.middle + self.rng.uniform(-0.3, 0.3) * length
             x = self.side * (self.line + back + deep * 0.62)
-            self.things.append(Thing((furniture.chimney(),), x, z, Band.ROOF, self.seed(), y=high * 1.22))
+            self.things.append(
+                Thing((furniture.chimney(),), x, z, Band.ROOF, self.seed(), y=high * 1.22)
+            )
 
     def plant(self, kind: str, *, back: float, z: float, band: Band, size: float = 1.0) -> None:
         """Plant a tree or bush `back` meters behind the line (in front of it where negative)."""
@@ -110,11 +132,22 @@ def _behind(lot: Lot, back: float) -> None:
     if rng.random() < 0.45:
         high = 3.0 * rng.randint(2, 5) + 0.5
         lot.building(
-            Surface.FACADE, "flat" if high > 9 else "ridge", back=back, deep=9, high=high, band=Band.BEHIND
+            Surface.FACADE,
+            "flat" if high > 9 else "ridge",
+            back=back,
+            deep=9,
+            high=high,
+            band=Band.BEHIND,
         )
     else:
         for _ in range(3):
-            lot.plant("leafy", back=back + rng.uniform(0, 6), z=lot.along(0, 1), band=Band.BEHIND, size=1.5)
+            lot.plant(
+                "leafy",
+                back=back + rng.uniform(0, 6),
+                z=lot.along(0, 1),
+                band=Band.BEHIND,
+                size=1.5,
+            )
 
 
 def row(lot: Lot) -> None:
@@ -135,14 +168,21 @@ def house(lot: Lot) -> None:
     back, deep = rng.uniform(3.5, 7.5), rng.uniform(7.5, 10.0)
     roof = rng.choice(("gable", "ridge"))
     lot.building(
-        Surface.HOME, roof, back=back, deep=deep, high=3.0 * rng.randint(1, 2) + 0.4, gap=rng.uniform(0.8, 2.2)
+        Surface.HOME,
+        roof,
+        back=back,
+        deep=deep,
+        high=3.0 * rng.randint(1, 2) + 0.4,
+        gap=rng.uniform(0.8, 2.2),
     )
     kind = rng.choice(("fence", "fence", "fence", "wall", "hedge"))
     if kind:
         lot.border(kind, high=rng.uniform(1.0, 1.8))
     for _ in range(rng.randint(1, 3)):
         kind = rng.choice(("leafy", "leafy", "conifer", "bush"))
-        lot.plant(kind, back=rng.uniform(1.0, back - 0.8), z=lot.along(), band=Band.GARDEN, size=0.75)
+        lot.plant(
+            kind, back=rng.uniform(1.0, back - 0.8), z=lot.along(), band=Band.GARDEN, size=0.75
+        )
 
 
 def park(lot: Lot) -> None:
@@ -176,7 +216,9 @@ def junction(lot: Lot) -> None:
     mesh = furniture.ground("road", "road", Surface.ROAD)
     wide = lot.length - 5.0
     lot.things.append(
-        Thing((mesh,), lot.side * (lot.line + 30), lot.middle, Band.STREET, lot.ground, sx=75, sz=wide)
+        Thing(
+            (mesh,), lot.side * (lot.line + 30), lot.middle, Band.STREET, lot.ground, sx=75, sz=wide
+        )
     )
     dash = furniture.ground("marking", "road", Surface.PAINT)
     for i in range(6):

@@ -118,7 +118,13 @@ class MeshBuilder:
         self.face(top, slot, out=(0, 1, 0), gain=gain)
 
     def box(
-        self, low: Point, high: Point, slot: str, *, gain: float = 1.0, surface: Surface = Surface.PLAIN
+        self,
+        low: Point,
+        high: Point,
+        slot: str,
+        *,
+        gain: float = 1.0,
+        surface: Surface = Surface.PLAIN,
     ) -> None:
         """Add a box between two corners, open below."""
         sides = (low[0], high[0], low[2], high[2])
@@ -151,7 +157,9 @@ def inset(quad: Sequence[Point], across: float, up: float, down: float | None = 
     return np.array([at(across, low), at(1 - across, low), at(1 - across, high), at(across, high)])
 
 
-def disc(center: Point, radius: float, *, plane: str = "xy", sides: int = 12, flat: float = 1.0) -> list[Point]:
+def disc(
+    center: Point, radius: float, *, plane: str = "xy", sides: int = 12, flat: float = 1.0
+) -> list[Point]:
     """Return a regular polygon in the plane "xy" (seen along the street) or "zy" (seen from the side).
 
     `flat` scales it sideways.
@@ -171,7 +179,9 @@ def ring(center: Point, radius: float, width: float, *, sides: int = 14) -> list
     return [*outer, outer[0], inner[0], *inner[:0:-1], inner[0]]
 
 
-def bar(start: tuple[float, float], end: tuple[float, float], width: tuple[float, float]) -> list[Point]:
+def bar(
+    start: tuple[float, float], end: tuple[float, float], width: tuple[float, float]
+) -> list[Point]:
     """Return a tapered limb (4 points) in the plane "xy" between two points, `width` at each end."""
     (x0, y0), (x1, y1) = start, end
     length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)

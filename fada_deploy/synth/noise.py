@@ -24,7 +24,9 @@ def texture() -> F32:
         wrapped = np.pad(grid, 2, mode="wrap")
         step = TILE // size
         large = cv2.resize(wrapped, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
-        total += large[2 * step : 2 * step + TILE, 2 * step : 2 * step + TILE] * np.float32(size**-0.5)
+        total += large[2 * step : 2 * step + TILE, 2 * step : 2 * step + TILE] * np.float32(
+            size**-0.5
+        )
     total = (total - total.mean()) / total.std()
     total.flags.writeable = False
     return np.asarray(total)

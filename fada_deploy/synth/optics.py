@@ -37,7 +37,10 @@ def develop(picture: F32, weather: Weather, frame: int = 0) -> NDArray[np.uint8]
 
 
 def _vignette(height: int, width: int, strength: float) -> F32:
-    y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)[None]
+    y, x = (
+        np.linspace(-1, 1, height, dtype=np.float32)[:, None],
+        np.linspace(-1, 1, width, dtype=np.float32)[None],
+    )
     return np.asarray(1 - np.float32(strength / 2) * (x * x + y * y), np.float32)[..., None]
 
 

@@ -69,7 +69,9 @@ def draw(placed: Placed, camera: Camera, time: float) -> Drawing:
     """Draw placed things."""
     meshes = [thing.mesh_at(time) for thing in placed.things]
     counts = np.array([len(m.corners) for m in meshes])
-    view = camera.view(_stand(np.concatenate([m.corners for m in meshes]), np.repeat(placed.params, counts, 0)))
+    view = camera.view(
+        _stand(np.concatenate([m.corners for m in meshes]), np.repeat(placed.params, counts, 0))
+    )
     firsts = np.concatenate(([0], np.cumsum(counts)))[:-1]
     starts = np.concatenate([m.starts[:-1] + f for m, f in zip(meshes, firsts, strict=True)])
     ends = np.concatenate((starts[1:], [len(view)]))
@@ -133,7 +135,9 @@ def _number(
     return Faces(
         np.concatenate((np.array([LABEL["sky"], LABEL["terrain"]], np.uint8), table.labels)),
         np.concatenate((np.array([Surface.PLAIN, Surface.GRASS], np.uint8), table.surfaces)),
-        np.concatenate((np.array([SLOTS.index("sky_low"), SLOTS.index("terrain")], np.intp), table.slots)),
+        np.concatenate(
+            (np.array([SLOTS.index("sky_low"), SLOTS.index("terrain")], np.intp), table.slots)
+        ),
         np.concatenate((np.ones(2), table.gains)),
         np.concatenate((np.zeros(2, np.int64), seeds)),
         planes,
@@ -147,7 +151,9 @@ def _stand(corners: FLOATS, params: FLOATS) -> FLOATS:
     """Scale, turn and place corners (C, 3) by their things' params (C, 7)."""
     x, y, z = (corners * params[:, 4:7]).T
     cos, sin = np.cos(params[:, 3]), np.sin(params[:, 3])
-    return np.stack((cos * x + sin * z + params[:, 0], y + params[:, 1], cos * z - sin * x + params[:, 2]), 1)
+    return np.stack(
+        (cos * x + sin * z + params[:, 0], y + params[:, 1], cos * z - sin * x + params[:, 2]), 1
+    )
 
 
 def _normals(view: FLOATS, starts: NDArray[np.intp]) -> tuple[FLOATS, FLOATS]:
@@ -188,7 +194,9 @@ def _visible(
     inside &= (right - left) + (high - low) > 0.5
     # Seen edge on, a face would be no more than a line.
     facing = ~solid | ((normals * origins).sum(1) < -0.01 * np.abs(origins).sum(1))
-    keep = (furthest > NEAR) & (inside | (nearest < NEAR)) & facing & ~(fine & (nearest > FINE_SIGHT))
+    keep = (
+        (furthest > NEAR) & (inside | (nearest < NEAR)) & facing & ~(fine & (nearest > FINE_SIGHT))
+    )
     return np.flatnonzero(keep)
 
 

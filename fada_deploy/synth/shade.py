@@ -31,7 +31,11 @@ class _Geometry:
 
 
 def shade(
-    drawing: Drawing, shadow: NDArray[np.uint8], look: Look, weather: Weather, sun: tuple[float, float, float]
+    drawing: Drawing,
+    shadow: NDArray[np.uint8],
+    look: Look,
+    weather: Weather,
+    sun: tuple[float, float, float],
 ) -> F32:
     """Return the picture (H, W, 3) float32 RGB in 0…255 before the camera; `shadow` is of `shadows.shadows`."""
     colors, light = _paint(drawing, look, weather, sun)
@@ -43,7 +47,9 @@ def shade(
     for surface, texture in TEXTURES.items():
         index = np.flatnonzero(surfaces == surface)
         if index.size:
-            points = _points(index, space, drawing, light, look, ground=bool(_GROUND_TABLE[surface]))
+            points = _points(
+                index, space, drawing, light, look, ground=bool(_GROUND_TABLE[surface])
+            )
             flat[index] = texture(points, flat.take(index, 0))
     _darken(flat, shadow, _GROUND_TABLE.take(surfaces), look, weather)
     _haze(flat, space, look, weather)
@@ -51,15 +57,24 @@ def shade(
     return picture
 
 
-def _paint(drawing: Drawing, look: Look, weather: Weather, sun: tuple[float, float, float]) -> tuple[F32, F32]:
+def _paint(
+    drawing: Drawing, look: Look, weather: Weather, sun: tuple[float, float, float]
+) -> tuple[F32, F32]:
     """Return the lit color (N, 3) and the light (N,) of every face."""
     faces: Faces = drawing.faces
     most = max(len(look.palette[s]) for s in SLOTS)
     table = np.array([(look.palette[s] * most)[:most] for s in SLOTS], np.float64)
     counts = np.array([len(look.palette[s]) for s in SLOTS])
-    pick = (fraction(faces.seeds, faces.slots.astype(np.int64)) * counts[faces.slots]).astype(np.intp)
+    pick = (fraction(faces.seeds, faces.slots.astype(np.int64)) * counts[faces.slots]).astype(
+        np.intp
+    )
     base = table[faces.slots, pick]
-    spread = np.stack([fraction(faces.seeds + k, faces.slots.astype(np.int64) + 77) for k in (1, 2, 3)], 1) - 0.5
+    spread = (
+        np.stack(
+            [fraction(faces.seeds + k, faces.slots.astype(np.int64) + 77) for k in (1, 2, 3)], 1
+        )
+        - 0.5
+    )
     whole = fraction(faces.seeds + 7, faces.slots.astype(np.int64))[:, None] - 0.5
     base *= 1 + look.jitter * (0.7 * spread + 1.6 * whole)
     towards = drawing.camera.turn(np.array([sun]))[0]
@@ -86,7 +101,9 @@ def _geometry(drawing: Drawing) -> _Geometry:
     numbers = np.ascontiguousarray(drawing.centers)
     planes = drawing.faces.planes.astype(np.float32)
     u, v = np.arange(width, dtype=np.float32)[None], np.arange(height, dtype=np.float32)[:, None]
-    inverse = planes[:, 0].take(numbers) * u + planes[:, 1].take(numbers) * v + planes[:, 2].take(numbers)
+    inverse = (
+        planes[:, 0].take(numbers) * u + planes[:, 1].take(numbers) * v + planes[:, 2].take(numbers)
+    )
     depth = 1 / np.maximum(inverse, np.float32(1 / FURTHEST))
     right = depth * ((u - np.float32(u0)) / np.float32(drawing.camera.focal))
     up = depth * ((np.float32(v0) - v) / np.float32(drawing.camera.focal))
@@ -94,7 +111,13 @@ def _geometry(drawing: Drawing) -> _Geometry:
 
 
 def _points(
-    index: NDArray[np.intp], space: _Geometry, drawing: Drawing, light: F32, look: Look, *, ground: bool
+    index: NDArray[np.intp],
+    space: _Geometry,
+    drawing: Drawing,
+    light: F32,
+    look: Look,
+    *,
+    ground: bool,
 ) -> Points:
     """Return surface coordinates: street meters on the ground, else along and up from the first corner."""
     faces, camera = drawing.faces, drawing.camera
@@ -118,12 +141,16 @@ def _points(
         s = (right - origins[:, 0][number]) * sx + (depth - origins[:, 2][number]) * sz
         t = up + np.float32(camera.y)
         distance = np.sqrt(right**2 + depth**2)
-        slant = np.abs(nx[number] * right + nz[number] * depth) / np.maximum(distance, np.float32(1e-6))
+        slant = np.abs(nx[number] * right + nz[number] * depth) / np.maximum(
+            distance, np.float32(1e-6)
+        )
         wide, high = pixel / np.maximum(slant, np.float32(0.05)), pixel
     return Points(s, t, wide, high, faces.seeds[number], light[number], look)
 
 
-def _darken(flat: F32, shadow: NDArray[np.uint8], ground: NDArray[np.bool_], look: Look, weather: Weather) -> None:
+def _darken(
+    flat: F32, shadow: NDArray[np.uint8], ground: NDArray[np.bool_], look: Look, weather: Weather
+) -> None:
     """Lay shadows on the ground; soft where the sky is gray."""
     strength = np.array([0.0, weather.shadow * min(1.0, 0.25 + weather.sun), 0.45], np.float32)
     sigma = (0.45 + 2.0 * look.shadow_softness) * shadow.shape[0] / 192
@@ -145,7 +172,8 @@ def _sky(flat: F32, space: _Geometry, drawing: Drawing, look: Look, weather: Wea
         return
     kind = weather.seed % 97
     top, low, cloud = (
-        np.array(look.palette[s][kind % len(look.palette[s])], np.float32) for s in ("sky_top", "sky_low", "cloud")
+        np.array(look.palette[s][kind % len(look.palette[s])], np.float32)
+        for s in ("sky_top", "sky_low", "cloud")
     )
     # Both are measured at depth FURTHEST, so they are slopes of the ray.
     rise = np.maximum(space.up[index] / FURTHEST, 0.004).astype(np.float32)

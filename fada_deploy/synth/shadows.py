@@ -17,7 +17,9 @@ LIT, SHADED, UNDER = 0, 1, 2
 _CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
 
 
-def shadows(placed: Placed, camera: Camera, sun: tuple[float, float, float], time: float) -> NDArray[np.uint8]:
+def shadows(
+    placed: Placed, camera: Camera, sun: tuple[float, float, float], time: float
+) -> NDArray[np.uint8]:
     """Return where the sun does not reach, (H, W) uint8: `LIT`, `SHADED`, or `UNDER` a vehicle."""
     mask = np.full(camera.size_hw, LIT, np.uint8)
     near = np.abs(placed.params[:, 2] - camera.z) < SIGHT
@@ -44,7 +46,9 @@ def _feet(rows: FLOATS, casts: FLOATS) -> FLOATS:
     """Return the corners (N, 4, 2) of boxes on the ground: x, z."""
     half = casts[:, None, :2] * np.abs(rows[:, None, [4, 6]]) * _CORNERS
     cos, sin = np.cos(rows[:, 3])[:, None], np.sin(rows[:, 3])[:, None]
-    turned = np.stack((cos * half[..., 0] + sin * half[..., 1], cos * half[..., 1] - sin * half[..., 0]), 2)
+    turned = np.stack(
+        (cos * half[..., 0] + sin * half[..., 1], cos * half[..., 1] - sin * half[..., 0]), 2
+    )
     return np.asarray(turned + rows[:, None, [0, 2]])
 
 

@@ -67,7 +67,16 @@ def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
 
     def stand(mesh: Mesh, x: float, z: float, *, mirror: bool = False, size: float = 1.0) -> None:
         lot.things.append(
-            Thing((mesh,), x, z, Band.TREES, lot.seed(), sx=-size if mirror else size, sy=size, facing=True)
+            Thing(
+                (mesh,),
+                x,
+                z,
+                Band.TREES,
+                lot.seed(),
+                sx=-size if mirror else size,
+                sy=size,
+                facing=True,
+            )
         )
 
     if is_junction:
@@ -78,9 +87,17 @@ def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
     if rng.random() < 0.62:
         for _ in range(rng.randint(1, 2)):
             band = Band.TREES
-            lot.plant("leafy", back=abs(curbside) - lot.line + 0.2, z=lot.along(0.25, 0.95), band=band, size=1.0)
+            lot.plant(
+                "leafy",
+                back=abs(curbside) - lot.line + 0.2,
+                z=lot.along(0.25, 0.95),
+                band=band,
+                size=1.0,
+            )
     if rng.random() < 0.50:
-        stand(rng.choice(furniture.signs()[:-1]), curbside, lot.along(), size=rng.uniform(1.1, 1.35))
+        stand(
+            rng.choice(furniture.signs()[:-1]), curbside, lot.along(), size=rng.uniform(1.1, 1.35)
+        )
     if rng.random() < 0.07:
         stand(furniture.signs()[-1], side * (street.line - 1.4), lot.along(), size=1.1)
     if rng.random() < 0.18:
@@ -114,5 +131,12 @@ def _signals(lot: Lot, street: Street, curbside: float) -> None:
     if rng.random() < 0.6:
         x = side * (street.line - 0.8)
         lot.things.append(
-            Thing((rng.choice(furniture.signs()[:-1]),), x, lot.z1 - 0.9, Band.WALK, lot.seed(), facing=True)
+            Thing(
+                (rng.choice(furniture.signs()[:-1]),),
+                x,
+                lot.z1 - 0.9,
+                Band.WALK,
+                lot.seed(),
+                facing=True,
+            )
         )

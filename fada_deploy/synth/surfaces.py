@@ -50,7 +50,9 @@ def _mix(base: F32, other: F32, share: F32) -> F32:
 
 
 def _road(p: Points, base: F32) -> F32:
-    grain = p.look.texture * 0.30 * p.grain(3.0, 0.05) + (0.02 + p.look.texture * 0.35) * p.grain(23.0, 0.6)
+    grain = p.look.texture * 0.30 * p.grain(3.0, 0.05) + (0.02 + p.look.texture * 0.35) * p.grain(
+        23.0, 0.6
+    )
     # Wheels polish two tracks a lane; cracks and patches follow the low tones of a coarser pattern.
     tracks = 0.03 * np.cos(p.s * np.float32(2 * np.pi / 1.625))
     patch = np.where(sample(p.t, p.s, 61.0) > 1.3, np.float32(-0.9 * p.look.texture), np.float32(0))
@@ -91,7 +93,9 @@ def _bricks(p: Points, depth: float) -> F32:
     rows = pulse(p.t / 0.25, 0.86, p.high / 0.25)
     shift = np.floor(p.t / 0.25) * np.float32(0.31)
     columns = pulse((p.s + shift) / 0.6, 0.93, p.wide / 0.6)
-    return np.asarray(1 - depth * (1 - rows * columns) + 0.3 * p.look.texture * p.grain(5.0, 0.1), np.float32)
+    return np.asarray(
+        1 - depth * (1 - rows * columns) + 0.3 * p.look.texture * p.grain(5.0, 0.1), np.float32
+    )
 
 
 def _slats(p: Points, base: F32) -> F32:
@@ -103,7 +107,9 @@ def _slats(p: Points, base: F32) -> F32:
 
 def _tiles(p: Points, base: F32) -> F32:
     rows = pulse(p.t / 0.35, 0.8, p.high / 0.35)
-    return np.asarray(base * (0.86 + 0.14 * rows + p.look.texture * 0.5 * p.grain(6.0, 0.2))[:, None], np.float32)
+    return np.asarray(
+        base * (0.86 + 0.14 * rows + p.look.texture * 0.5 * p.grain(6.0, 0.2))[:, None], np.float32
+    )
 
 
 def _glass(p: Points, base: F32) -> F32:
@@ -123,7 +129,9 @@ def _windows(p: Points, base: F32, *, pitch: F32, duty: F32, doors: bool) -> F32
     frame = frame * pulse(b - np.float32(0.25), 0.59, p.high / STOREY)
     choice = fraction(column, storey, p.seed)
     trim = p.swatch("trim", choice)
-    pane = p.swatch("window", choice) * (0.78 + 0.45 * fraction(storey, column, p.seed + 1)[:, None])
+    pane = p.swatch("window", choice) * (
+        0.78 + 0.45 * fraction(storey, column, p.seed + 1)[:, None]
+    )
     # A curtain or a lamp behind the pane now and then, and the sky in its upper half.
     pane = np.where((choice > 0.86)[:, None], pane * 0.55 + trim * 0.4, pane).astype(np.float32)
     result = _mix(base, trim, frame * np.float32(0.75))
@@ -139,7 +147,9 @@ def _facade(p: Points, base: F32) -> F32:
     style = fraction(p.seed)
     pitch = (1.7 + 1.6 * style).astype(np.float32)
     duty = (0.42 + 0.25 * fraction(p.seed + 9)).astype(np.float32)
-    brick = np.where(fraction(p.seed + 4) < 0.5, _bricks(p, 0.06 + 0.6 * p.look.texture), np.float32(1))
+    brick = np.where(
+        fraction(p.seed + 4) < 0.5, _bricks(p, 0.06 + 0.6 * p.look.texture), np.float32(1)
+    )
     ledge = 1 - 0.14 * pulse(p.t / np.float32(STOREY) - 0.02, 0.06, p.high / STOREY)
     wall = np.asarray(base * (brick * ledge)[:, None], np.float32)
     return _windows(p, _weather_stain(p, wall), pitch=pitch, duty=duty, doors=True)

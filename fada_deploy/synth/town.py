@@ -60,7 +60,16 @@ def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> T
         borders.append(z1)
         things += _ground(street, z0, z1, ground, is_junction=is_junction)
         for side in (-1, 1):
-            lot = Lot(rng, side=side, line=street.line, z0=z0, z1=z1, bare=bare, ground=ground, is_green=is_green)
+            lot = Lot(
+                rng,
+                side=side,
+                line=street.line,
+                z0=z0,
+                z1=z1,
+                bare=bare,
+                ground=ground,
+                is_green=is_green,
+            )
             if is_junction:
                 junction(lot)
             else:
@@ -79,7 +88,11 @@ def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> T
 
 
 def _sun(rng: Random) -> tuple[float, float, float]:
-    side, up, ahead = rng.choice((-1, 1)) * rng.uniform(0.35, 0.8), rng.uniform(0.6, 0.9), rng.uniform(-0.6, 0.15)
+    side, up, ahead = (
+        rng.choice((-1, 1)) * rng.uniform(0.35, 0.8),
+        rng.uniform(0.6, 0.9),
+        rng.uniform(-0.6, 0.15),
+    )
     norm = (side**2 + up**2 + ahead**2) ** 0.5
     return side / norm, up / norm, ahead / norm
 
@@ -91,11 +104,16 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
 
     def strip(slot: str, label: str, surface: Surface, low: float, high: float, band: Band) -> None:
         mesh = furniture.ground(slot, label, surface)
-        things.append(Thing((mesh,), (low + high) / 2, middle, band, seed, sx=high - low, sz=length))
+        things.append(
+            Thing((mesh,), (low + high) / 2, middle, band, seed, sx=high - low, sz=length)
+        )
 
     strip("road", "road", Surface.ROAD, -street.curb, street.curb, Band.STREET)
     for side in (-1, 1):
-        edges = [side * v for v in (street.curb, street.curb + 0.18, street.curb + street.verge, street.line)]
+        edges = [
+            side * v
+            for v in (street.curb, street.curb + 0.18, street.curb + street.verge, street.line)
+        ]
         for i, (slot, label, surface) in enumerate(
             (
                 ("curb", "sidewalk", Surface.PAINT),
@@ -111,7 +129,9 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
     if is_junction:
         # The mouth of the side street cuts the curb; it is drawn over it.
         mesh = furniture.ground("road", "road", Surface.ROAD)
-        mouth = Thing((mesh,), 0.0, middle, Band.PAINT, seed, sx=2 * street.line + 0.1, sz=length - 5.0)
+        mouth = Thing(
+            (mesh,), 0.0, middle, Band.PAINT, seed, sx=2 * street.line + 0.1, sz=length - 5.0
+        )
         things.append(mouth)
     else:
         things += street.markings(z0, z1)
@@ -121,15 +141,34 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
 def _end(rng: Random, street: Street, z: float) -> list[Thing]:
     """Close the view: woods on the horizon, and often a row of houses across the street's end."""
     things = [
-        Thing((plants.woods(),), 0.0, z + 60, Band.BACKDROP, rng.getrandbits(30), sx=420.0, sy=rng.uniform(9, 20))
+        Thing(
+            (plants.woods(),),
+            0.0,
+            z + 60,
+            Band.BACKDROP,
+            rng.getrandbits(30),
+            sx=420.0,
+            sy=rng.uniform(9, 20),
+        )
     ]
     if rng.random() < 0.6:
         x = -70.0
         while x < 70.0:
             wide, high = rng.uniform(9, 16), 3.0 * rng.randint(2, 5) + 0.5
-            mesh = furniture.building(Surface.FACADE, rng.choice(("flat", "gable")) if high > 9 else "gable")
+            mesh = furniture.building(
+                Surface.FACADE, rng.choice(("flat", "gable")) if high > 9 else "gable"
+            )
             things.append(
-                Thing((mesh,), x + wide / 2, z + 30, Band.BEHIND, rng.getrandbits(30), sx=wide, sy=high, sz=10)
+                Thing(
+                    (mesh,),
+                    x + wide / 2,
+                    z + 30,
+                    Band.BEHIND,
+                    rng.getrandbits(30),
+                    sx=wide,
+                    sy=high,
+                    sz=10,
+                )
             )
             x += wide
     return things

@@ -39,7 +39,9 @@ def vehicle(
     return [Thing((mesh,), x, z, band, seed, yaw=yaw, reach=1.3 if turned else reach, vz=vz)]
 
 
-def _truck(rng: Random, x: float, z: float, *, yaw: float, band: Band, vz: float, seed: int) -> list[Thing]:
+def _truck(
+    rng: Random, x: float, z: float, *, yaw: float, band: Band, vz: float, seed: int
+) -> list[Thing]:
     cab, box, tipper = vehicles.truck()
     body = rng.choice((box, box, tipper))
     # Both parts stand on the joint between them; `reach` is how far each comes towards the camera from it.
@@ -82,7 +84,9 @@ def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
     low, high = street.curb + street.verge + 0.3, street.line - 0.3
     for _ in range(rng.choice((0, 1, 2, 3, 4, 5))):
         x, z = lot.side * rng.uniform(low, high), lot.along(0, 1)
-        lot.things.append(walker(rng, x, z, vz=rng.choice((-1.3, 1.3)), side_on=rng.random() < 0.25))
+        lot.things.append(
+            walker(rng, x, z, vz=rng.choice((-1.3, 1.3)), side_on=rng.random() < 0.25)
+        )
         if rng.random() < 0.3:
             lot.things.append(walker(rng, x + 0.55, z + 0.2, vz=lot.things[-1].vz, side_on=False))
     if not is_junction and rng.random() < 0.6:
@@ -90,11 +94,20 @@ def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
         size = rng.choice((-1.0, 1.0))
         x, z = lot.side * (street.curb + street.verge + 0.4), lot.along(0.0, 0.7)
         for i in range(rng.randint(1, 4)):
-            lot.things.append(Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.seed(), sx=size, facing=True))
+            lot.things.append(
+                Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.seed(), sx=size, facing=True)
+            )
 
 
 def walker(
-    rng: Random, x: float, z: float, *, vz: float = 0.0, vx: float = 0.0, side_on: bool, limit: float = 60.0
+    rng: Random,
+    x: float,
+    z: float,
+    *,
+    vz: float = 0.0,
+    vx: float = 0.0,
+    side_on: bool,
+    limit: float = 60.0,
 ) -> Thing:
     """Return somebody on foot."""
     kinds = people.walkers()
@@ -130,18 +143,33 @@ def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]
         if rng.random() < 0.4:
             meshes = people.riders()[rng.random() < 0.4, True]
             x, z = rng.uniform(-street.curb, street.curb), z0 + rng.uniform(3.0, 5.0)
-            things.append(Thing(meshes, x, z, Band.ROAD, rng.getrandbits(30), facing=True, vx=4.0, rate=8.0))
+            things.append(
+                Thing(meshes, x, z, Band.ROAD, rng.getrandbits(30), facing=True, vx=4.0, rate=8.0)
+            )
         for _ in range(rng.choice((0, 1, 2, 3))):
             vx = rng.choice((-1.2, 1.2))
             x = rng.uniform(-street.curb, street.curb)
             things.append(
-                walker(rng, x, z0 + 0.9 + rng.uniform(-0.8, 0.8), vx=vx, side_on=True, limit=street.line - 0.6)
+                walker(
+                    rng,
+                    x,
+                    z0 + 0.9 + rng.uniform(-0.8, 0.8),
+                    vx=vx,
+                    side_on=True,
+                    limit=street.line - 0.6,
+                )
             )
     middle = street.lanes * LANE / 2
-    things.append(Thing((stripe,), middle, z0 - 1.2, Band.PAINT, 0, sx=street.lanes * LANE - 0.2, sz=0.4))
+    things.append(
+        Thing((stripe,), middle, z0 - 1.2, Band.PAINT, 0, sx=street.lanes * LANE - 0.2, sz=0.4)
+    )
     for lane in range(street.lanes):
         things.append(Thing((furniture.arrow(),), street.lane(lane), z0 - 6.0, Band.PAINT, 0))
-    things.append(Thing((furniture.manhole(),), rng.uniform(0.5, street.lane_edge), z0 - 9.0, Band.PAINT, ground))
+    things.append(
+        Thing(
+            (furniture.manhole(),), rng.uniform(0.5, street.lane_edge), z0 - 9.0, Band.PAINT, ground
+        )
+    )
     return things
 
 
@@ -185,4 +213,6 @@ def drive(rng: Random, street: Street, end: float) -> list[Thing]:
 
 def _ride(rng: Random, meshes: tuple[Mesh, ...], x: float, z: float, vz: float) -> Thing:
     size = rng.uniform(0.95, 1.08)
-    return Thing(meshes, x, z, Band.ROAD, rng.getrandbits(30), sx=size, sy=size, facing=True, vz=vz, rate=8.0)
+    return Thing(
+        meshes, x, z, Band.ROAD, rng.getrandbits(30), sx=size, sy=size, facing=True, vz=vz, rate=8.0
+    )

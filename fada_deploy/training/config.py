@@ -160,9 +160,13 @@ class RunConfig:
         plain = {k: v for k, v in data.items() if k not in stages}
         try:
             config = cls(**{k: _tuples(v) for k, v in plain.items()})
-            built = {k: make(**{n: _tuples(v) for n, v in data[k].items()}) for k, make in stages.items()}
+            built = {
+                k: make(**{n: _tuples(v) for n, v in data[k].items()}) for k, make in stages.items()
+            }
         except (KeyError, TypeError) as error:
-            raise UsageError(f"the run's settings are of another version of fada_deploy ({error})") from None
+            raise UsageError(
+                f"the run's settings are of another version of fada_deploy ({error})"
+            ) from None
         return replace(config, **built)
 
 

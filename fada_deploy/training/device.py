@@ -16,10 +16,16 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return choose_device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+    if (
+        kind not in ("cpu", "cuda")
+        or (number and not number.isdigit())
+        or (kind == "cpu" and number)
+    ):
         raise UsageError(f"no device {name!r}; there are auto, cpu, cuda and cuda:N")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"{name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu")
+        raise DeviceError(
+            f"{name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu"
+        )
     if kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # A container's share of the host, not the host's cores.
         torch.set_num_threads(usable_cores())
@@ -46,7 +52,9 @@ def check_compiler(device: torch.device) -> None:
     except Exception as error:
         # Whatever is missing (a C++ compiler, Triton, Python's headers), each raises something else.
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--compile: torch cannot compile for {device} here ({reason}); leave it out") from None
+        raise UsageError(
+            f"--compile: torch cannot compile for {device} here ({reason}); leave it out"
+        ) from None
 
 
 def bf16_pays(device: torch.device) -> bool:

@@ -75,7 +75,9 @@ def total(value: Tensor) -> Tensor:
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """Say whether any process says so. Alone this asks no device, so that a GPU never waits for it."""
-    return flag if not dist.is_initialized() else bool(total(torch.tensor(int(flag), device=device)))
+    return (
+        flag if not dist.is_initialized() else bool(total(torch.tensor(int(flag), device=device)))
+    )
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:

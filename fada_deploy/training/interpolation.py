@@ -71,7 +71,9 @@ class Interpolation:
 
 def interpolation_matrix(low: int, high: int, like: Tensor) -> Tensor:
     """Return the (high, low) matrix of linear interpolation with align_corners."""
-    at = torch.arange(high, dtype=torch.float64, device=like.device) * ((low - 1) / max(1, high - 1))
+    at = torch.arange(high, dtype=torch.float64, device=like.device) * (
+        (low - 1) / max(1, high - 1)
+    )
     nodes = torch.arange(low, dtype=torch.float64, device=like.device)
     return (1 - (at[:, None] - nodes).abs()).clamp(min=0).to(like.dtype)
 

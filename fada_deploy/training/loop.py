@@ -84,7 +84,9 @@ class Session:
         name, total = self.folder.name, self._iterations
         # None is silent where nobody watches, True where another process speaks.
         silent = None if distributed.is_main() else True
-        bar = tqdm(total=total, initial=self._start, desc=name, unit="it", disable=silent, file=sys.stderr)
+        bar = tqdm(
+            total=total, initial=self._start, desc=name, unit="it", disable=silent, file=sys.stderr
+        )
         self._bar, self._began = bar, time.monotonic()
         self._flushed = self._began
         try:
@@ -107,7 +109,9 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def log(self, files: tuple[str, ...], rates: Mapping[str, float], losses: Mapping[str, Tensor]) -> None:
+    def log(
+        self, files: tuple[str, ...], rates: Mapping[str, float], losses: Mapping[str, Tensor]
+    ) -> None:
         """Remember an iteration's files and numbers; the numbers' means go to `metrics.jsonl` now and then.
 
         Losses are this process's part of the global batch's; rates are what they are.
@@ -121,7 +125,9 @@ class Session:
             return
         # Read here and not at every iteration, since reading makes a GPU wait.
         names = list(self._losses[0])
-        parts = torch.tensor([[float(each[n]) for n in names] for each in self._losses], dtype=torch.float64)
+        parts = torch.tensor(
+            [[float(each[n]) for n in names] for each in self._losses], dtype=torch.float64
+        )
         summed = distributed.total(parts.to(self._device)).tolist()
         losses = [dict(zip(names, row, strict=True)) for row in summed]
         files, rates = self._files, self._rates
@@ -144,7 +150,9 @@ class Session:
         self._flushed = now
         seconds = now - self._began
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": done, "seconds": round(seconds, 3), **numbers}) + "\n")
+            file.write(
+                json.dumps({"iteration": done, "seconds": round(seconds, 3), **numbers}) + "\n"
+            )
         self._watch(done, numbers)
         latest = {_SHORT.get(n, n): f"{v:.3g}" for n, v in means.items()}
         latest["GiB"] = f"{numbers['memory_mib'] / 1024:.1f}"
@@ -153,11 +161,18 @@ class Session:
             # In a log file: ten lines a stage in place of a bar.
             left = seconds / max(1, done - self._start) * (self._iterations - done)
             shown = ", ".join(f"{n} {v}" for n, v in latest.items())
-            print(f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {shown}", file=sys.stderr)
+            print(
+                f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {shown}",
+                file=sys.stderr,
+            )
 
     def _refuse(self, iteration: int, bad: list[str], files: tuple[str, ...]) -> None:
         stage = self.folder.name
-        saved = f"the state of iteration {self._saved} is kept" if self._saved else "nothing was saved yet"
+        saved = (
+            f"the state of iteration {self._saved} is kept"
+            if self._saved
+            else "nothing was saved yet"
+        )
         on = f" on {', '.join(files)}" if files else ""
         raise FadaError(
             f"{stage}: {', '.join(bad)} is no finite number at iteration {iteration}{on}; {saved}; look at these "
@@ -184,7 +199,10 @@ class Session:
             if self._stop is not None:
                 raise KeyboardInterrupt
             self._stop = number
-            print("\nstopping after this iteration; once more stops now, without saving", file=sys.stderr)
+            print(
+                "\nstopping after this iteration; once more stops now, without saving",
+                file=sys.stderr,
+            )
 
         if threading.current_thread() is not threading.main_thread():
             return {}
@@ -194,5 +212,9 @@ class Session:
         """Forget what was logged after the state that the stage goes on from."""
         if self._metrics.is_file():
             lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= self._start]
+            kept = [
+                line
+                for line in lines
+                if line.endswith("\n") and json.loads(line)["iteration"] <= self._start
+            ]
             self._metrics.write_text("".join(kept), "utf-8")

@@ -55,9 +55,13 @@ def segmentation_loss(
 
 class _Segmentation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float, pixels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, temperature: float, pixels: Tensor
+    ) -> Tensor:
         low = full_precision(logits)
-        across = Interpolation((low.shape[2], low.shape[3]), (labels.shape[1], labels.shape[2]), low)
+        across = Interpolation(
+            (low.shape[2], low.shape[3]), (labels.shape[1], labels.shape[2]), low
+        )
         wide = across.widen(low)
         gradient = torch.zeros_like(wide)
         total = low.new_zeros(())
@@ -73,7 +77,9 @@ class _Segmentation(torch.autograd.Function):
             slope.scatter_add_(-1, index, slope.new_full((), -1.0).expand(index.shape))
             across.add_rows(gradient, slope.mul_(kept[..., None]), chosen)
         count = pixels.clamp(min=1)
-        ctx.save_for_backward(across.narrow(gradient.div_(temperature).div_(count)).to(logits.dtype))
+        ctx.save_for_backward(
+            across.narrow(gradient.div_(temperature).div_(count)).to(logits.dtype)
+        )
         return total / count
 
     @staticmethod
@@ -145,7 +151,11 @@ def domain_terms(
         # d/dx of −Σ a_k log softmax(x)_k is p Σ a − a; the a of either half is taken off at the end.
         across.add_rows(shared, log_p.exp_().mul_(weight), chosen)
         across.add_rows(own, encodings, chosen)
-    pixels = low.shape[0] * size_hw[0] * size_hw[1] if ignore is None else int((~ignore).sum().clamp(min=1))
+    pixels = (
+        low.shape[0] * size_hw[0] * size_hw[1]
+        if ignore is None
+        else int((~ignore).sum().clamp(min=1))
+    )
     pixels *= parts
     both, a = across.narrow(shared).div_(pixels), across.narrow(own).div_(pixels)
     as_source, as_target = both.clone(), both
@@ -156,7 +166,9 @@ def domain_terms(
 
 
 @torch.no_grad()
-def source_share(answers: Tensor, ignore: Callable[[SizeHW], Tensor | None] = lambda size_hw: None) -> Tensor:
+def source_share(
+    answers: Tensor, ignore: Callable[[SizeHW], Tensor | None] = lambda size_hw: None
+) -> Tensor:
     """Return the share of pixels that the discriminator's answers (B, 2K, h, w) take for the source, a scalar.
 
     At the answers' own resolution; `ignore(size)` gives pixels to leave out, (B, *size) bool, or None.

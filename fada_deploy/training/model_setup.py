@@ -21,12 +21,16 @@ from fada_deploy.training.weights.pretrained import find_init, init_normalizatio
 class Networks:
     """The networks of one run: fresh ones, and those of stages before. Raise `UsageError` for what cannot be."""
 
-    def __init__(self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device
+    ) -> None:
         self.config, self.folder, self.space, self.device = config, folder, space, device
         self.init = find_init(config.backbone, config.init)
         mean, std, self._bgr = init_normalization(config.backbone, self.init, config.init_norm)
         self.spec = ModelSpec(config.backbone, space, config.size, initial_norm(config), mean, std)
-        self.student_spec = replace(self.spec, size_hw=config.distill.size, norm=config.distill.norm)
+        self.student_spec = replace(
+            self.spec, size_hw=config.distill.size, norm=config.distill.norm
+        )
         self.start = None if config.start is None else self._load(final_weights(Path(config.start)))
         self._check_start()
         self._check_published()
@@ -45,7 +49,9 @@ class Networks:
                 f"note: {config.backbone} starts from random weights, in the paper from ImageNet's (--init FILE)"
             )
         if self.device.type == "cpu" and config.preset == "paper":
-            lines.append("note: this is the paper's preset on a CPU, for days; --preset small is made for one")
+            lines.append(
+                "note: this is the paper's preset on a CPU, for days; --preset small is made for one"
+            )
         return lines
 
     def fresh(self, spec: ModelSpec) -> Segmenter:
@@ -89,13 +95,17 @@ class Networks:
                 )
             return
         if first == "source":
-            raise UsageError("--start stands in for the source stage; leave out --start, or source from --stages")
+            raise UsageError(
+                "--start stands in for the source stage; leave out --start, or source from --stages"
+            )
         if "adversarial" in config.stages and start.spec.backbone != config.backbone:
             found = start.spec.backbone
             raise UsageError(f"--start {config.start} has a {found}; give --backbone {found}")
         if config.norm not in ("auto", start.spec.norm):
             found = start.spec.norm
-            raise UsageError(f"--start {config.start} was trained with norm {found}; give --set norm={found}")
+            raise UsageError(
+                f"--start {config.start} was trained with norm {found}; give --set norm={found}"
+            )
 
     def _check_published(self) -> None:
         begins_anew = self.start is None or "distill" in self.config.stages
@@ -116,7 +126,11 @@ class Networks:
             raise UsageError(
                 f"{stage}: a process's {share} images make no {settings.accumulate} equal parts to accumulate"
             )
-        part = share // settings.accumulate if distributed.size() == 1 else settings.batch // settings.accumulate
+        part = (
+            share // settings.accumulate
+            if distributed.size() == 1
+            else settings.batch // settings.accumulate
+        )
         if not architecture.has_norms:
             return
         if spec.norm == "batch" and distributed.size() > 1 and self.device.type != "cuda":
@@ -133,10 +147,14 @@ class Networks:
             if self.init is None:
                 remedy = "give --init FILE with ImageNet weights, or let norm be batch"
             elif not architecture.init_is_whole:
-                remedy = f"ImageNet weights of {spec.backbone} leave a part out, so let norm be batch"
+                remedy = (
+                    f"ImageNet weights of {spec.backbone} leave a part out, so let norm be batch"
+                )
             else:
                 return
-            raise UsageError(f"{stage}: frozen normalization over random weights cannot learn; {remedy}")
+            raise UsageError(
+                f"{stage}: frozen normalization over random weights cannot learn; {remedy}"
+            )
 
 
 def initial_norm(config: RunConfig) -> str:

@@ -34,7 +34,10 @@ def make_optimizer(model: Segmenter, stage: Stage) -> Optimizer:
     """Return the optimizer of F (learning rate `lr`) and G (`lr` × factor)."""
     groups = [
         {"params": list(model.feature_extractor.parameters()), "lr": stage.lr},
-        {"params": list(model.classifier.parameters()), "lr": stage.lr * stage.classifier_lr_factor},
+        {
+            "params": list(model.classifier.parameters()),
+            "lr": stage.lr * stage.classifier_lr_factor,
+        },
     ]
     # One fused kernel an update: a third of the time of the loop over tensors on two CPU cores.
     if stage.optimizer == "adamw":
@@ -50,7 +53,9 @@ def make_discriminator_optimizer(discriminator: nn.Module, stage: AdversarialSta
 
 def set_learning_rate(optimizer: Optimizer, iteration: int, stage: Stage) -> float:
     """Move every group to its place on the poly schedule; return the first group's rate."""
-    factor = poly_factor(iteration, max_iterations=stage.max_iterations, power=stage.power, warmup=stage.warmup)
+    factor = poly_factor(
+        iteration, max_iterations=stage.max_iterations, power=stage.power, warmup=stage.warmup
+    )
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

@@ -80,7 +80,9 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, frames: Sequence[Frame], size_hw: tuple[int, int], *, mirrored: bool) -> Tensor:
-        resized = torch.from_numpy(np.stack([resize_frame(f, size_hw) for f in frames])).to(self.device)
+        resized = torch.from_numpy(np.stack([resize_frame(f, size_hw) for f in frames])).to(
+            self.device
+        )
         if not mirrored:
             logits: Tensor = self.model(resized)
             return logits

@@ -64,7 +64,9 @@ class Outcome:
     bad_files: dict[str, None] = field(default_factory=dict)
 
 
-def train(config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool = False) -> Outcome:
+def train(
+    config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool = False
+) -> Outcome:
     """Train the stages of `config` that `run` has not finished yet; return scores and bad files.
 
     `tensorboard` also writes scalars and pictures to `run`/tensorboard.
@@ -83,7 +85,10 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say, tenso
         if distributed.is_main():
             remove_partial(run)
             save_config(config, run)
-        say(f"run {run}, training on {device}" + (f", {distributed.size()} processes" * (distributed.size() > 1)))
+        say(
+            f"run {run}, training on {device}"
+            + (f", {distributed.size()} processes" * (distributed.size() > 1))
+        )
         for line in job.networks.notes():
             say(line)
         train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
@@ -104,7 +109,9 @@ def train(config: RunConfig, run: Path, *, device: torch.device, say: Say, tenso
 class Run:
     """The data, networks and folders of one run."""
 
-    def __init__(self, config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool) -> None:
+    def __init__(
+        self, config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool
+    ) -> None:
         if config.compile:
             check_compiler(device)
         if tensorboard:
@@ -118,7 +125,9 @@ class Run:
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
         if not self.source_frames.labeled:
-            raise DataError(f"{config.src}: some source frames have no labels; the source must be labeled")
+            raise DataError(
+                f"{config.src}: some source frames have no labels; the source must be labeled"
+            )
         self.target_frames, self.validation = open_target(
             config, run / "target_frames", self.space, say, self._left_out
         )
@@ -153,7 +162,9 @@ class Run:
         model = self._compiled(self.networks.fresh(self.networks.spec))
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter, stage.flip)
         session = self._session("source", stage.iterations, model.spec)
-        with closing(self._batches(load, self._source_order("source"), "source", stage.batch)) as batches:
+        with closing(
+            self._batches(load, self._source_order("source"), "source", stage.batch)
+        ) as batches:
             average = train_supervised(model, batches, stage, amp=self.amp, open_session=session)
         self._keep("source", average.weights(), model.spec, batches)
 
@@ -231,12 +242,18 @@ class Run:
         with tqdm(total=total, desc="scoring", unit="frame", disable=None, file=sys.stderr) as bar:
             result = evaluate(predictor.labels, validation, progress=bar.update)
         height, width = model.spec.size_hw
-        about = {"input": f"{width}x{height}", "views": views_text(scales, mirrored), "frames": result.frames}
+        about = {
+            "input": f"{width}x{height}",
+            "views": views_text(scales, mirrored),
+            "frames": result.frames,
+        }
         return {**about, "failed": list(result.failed), **result.scores.to_dict()}
 
     def _seed(self, purpose: str) -> int:
         purposes = ("source", "adversarial", "target", "distill")
-        return int(np.random.SeedSequence([self.config.seed, purposes.index(purpose)]).generate_state(1)[0])
+        return int(
+            np.random.SeedSequence([self.config.seed, purposes.index(purpose)]).generate_state(1)[0]
+        )
 
     def _batches(self, load: Load, order: Order, purpose: str, batch: int) -> Batches:
         frames = load.frames
@@ -264,7 +281,9 @@ class Run:
         def keep(done: int, parts: Parts) -> None:
             average = parts["average"]
             assert isinstance(average, AveragedWeights)
-            self._save(checkpoint_path(self.folder / stage, done), stage, average.weights(), spec, done)
+            self._save(
+                checkpoint_path(self.folder / stage, done), stage, average.weights(), spec, done
+            )
 
         watching = {} if self.board is None else self.board.watching(stage)
         return partial(
@@ -279,7 +298,9 @@ class Run:
                 compiled(part)
         return model
 
-    def _keep(self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches) -> None:
+    def _keep(
+        self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches
+    ) -> None:
         for each in batches:
             self.outcome.bad_files |= each.bad
         iterations = getattr(self.config, stage).iterations
@@ -288,7 +309,12 @@ class Run:
         (self.folder / stage / "state.pt").unlink(missing_ok=True)
 
     def _save(
-        self, path: Path, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, iteration: int
+        self,
+        path: Path,
+        stage: str,
+        weights: dict[str, torch.Tensor],
+        spec: ModelSpec,
+        iteration: int,
     ) -> None:
         about: dict[str, Any] = {"version": __version__, "stage": stage, "iteration": iteration}
         if distributed.is_main():
@@ -306,4 +332,6 @@ def load_config(run: Path) -> RunConfig:
         return RunConfig.from_dict(json.loads((run / CONFIG).read_text("utf-8")))
     except (OSError, TypeError, ValueError, KeyError) as error:
         why = error.strerror if isinstance(error, OSError) else f"{CONFIG}: {error}"
-        raise UsageError(f"{run}: is no run ({why}); a run is a folder that `fada train` makes") from None
+        raise UsageError(
+            f"{run}: is no run ({why}); a run is a folder that `fada train` makes"
+        ) from None

@@ -15,7 +15,16 @@ from typing import Any
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.data import DATASETS
-from fada_deploy.training.config import AMP, BN_STATISTICS, METHODS, OPTIMIZERS, PRESETS, STAGES, RunConfig, Stage
+from fada_deploy.training.config import (
+    AMP,
+    BN_STATISTICS,
+    METHODS,
+    OPTIMIZERS,
+    PRESETS,
+    STAGES,
+    RunConfig,
+    Stage,
+)
 
 
 def make_config(
@@ -53,7 +62,9 @@ def _parse(settings: Iterable[str]) -> dict[str, str]:
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
-            raise UsageError(f"--set takes key=value, for example source.iterations=500; found {setting!r}")
+            raise UsageError(
+                f"--set takes key=value, for example source.iterations=500; found {setting!r}"
+            )
         if key.strip() == "preset":
             raise UsageError("a preset is no single setting; name it with --preset")
         parsed[key.strip()] = text.strip()
@@ -67,7 +78,9 @@ def _build(merged: Mapping[str, Any]) -> RunConfig:
     missing = [name for name in ("src", "tgt") if name not in rest]
     if missing:
         options_missing = " and ".join(f"--{name}" for name in missing)
-        raise UsageError(f"say what to train on: {options_missing} (a data set, a .toml file or recordings)")
+        raise UsageError(
+            f"say what to train on: {options_missing} (a data set, a .toml file or recordings)"
+        )
     config = RunConfig(src=str(rest.pop("src")), tgt=str(rest.pop("tgt")))
     for key, value in rest.items():
         config = _assign(config, key, value)
@@ -90,13 +103,18 @@ def _decisive(config: RunConfig) -> RunConfig:
 
 def _absolute(config: RunConfig) -> RunConfig:
     """Make the paths of existing files absolute, so that the run can be used from any folder."""
-    paths = {n: getattr(config, n) for n in ("src_root", "tgt_root", "ego_mask", "init", "start", "label_space")}
+    paths = {
+        n: getattr(config, n)
+        for n in ("src_root", "tgt_root", "ego_mask", "init", "start", "label_space")
+    }
     paths |= {n: v for n in ("src", "tgt") if (v := getattr(config, n)) not in DATASETS}
     if config.init in ("none", "imagenet"):
         # Words, also where a folder of that name lies about.
         del paths["init"]
     found: dict[str, Any] = {
-        name: str(Path(p).resolve()) for name, p in paths.items() if p is not None and Path(p).exists()
+        name: str(Path(p).resolve())
+        for name, p in paths.items()
+        if p is not None and Path(p).exists()
     }
     return replace(config, **found)
 
@@ -116,8 +134,13 @@ def _assign(config: RunConfig, key: str, value: Any) -> RunConfig:
     owner: Any = config if not dot else getattr(config, stage, None) if stage in STAGES else None
     names = [f.name for f in fields(owner)] if owner is not None else []
     if name not in names or (not dot and name in STAGES):
-        allowed = ", ".join(n for n in names if n not in STAGES) or f"{', '.join(STAGES)} followed by .key"
-        owners = [s for s in STAGES if not dot and key in {f.name for f in fields(getattr(config, s))}]
+        allowed = (
+            ", ".join(n for n in names if n not in STAGES)
+            or f"{', '.join(STAGES)} followed by .key"
+        )
+        owners = [
+            s for s in STAGES if not dot and key in {f.name for f in fields(getattr(config, s))}
+        ]
         meant = f"; did you mean {', '.join(f'{s}.{key}' for s in owners)}?" if owners else ""
         raise UsageError(f"no setting {key!r}{meant or f'; there are {allowed}'}")
     changed = replace(owner, **{name: _convert(value, getattr(owner, name), name, key)})
@@ -149,7 +172,9 @@ def _convert(value: Any, default: Any, name: str, key: str) -> Any:
                 raise ValueError(f"{len(default)} values are needed")
             return converted
     except (KeyError, TypeError, ValueError):
-        example = "x".join(map(str, reversed(default))) if name in _SIZES else default or "46.9, or none"
+        example = (
+            "x".join(map(str, reversed(default))) if name in _SIZES else default or "46.9, or none"
+        )
         raise UsageError(f"{key} cannot be {value!r}; it is something like {example}") from None
     return None if value is None else str(value)
 
@@ -160,7 +185,10 @@ def _checked(config: RunConfig) -> RunConfig:
             raise UsageError(found)
 
     wrong = [s for s in config.stages if s not in STAGES]
-    need(not wrong and bool(config.stages), f"no stage {', '.join(wrong)!r}; there are {', '.join(STAGES)}")
+    need(
+        not wrong and bool(config.stages),
+        f"no stage {', '.join(wrong)!r}; there are {', '.join(STAGES)}",
+    )
     adversarial = config.adversarial
     need(config.method in METHODS, f"no method {config.method!r}; there are {', '.join(METHODS)}")
     need(
@@ -168,39 +196,64 @@ def _checked(config: RunConfig) -> RunConfig:
         "method source has no adversarial stage; leave it out of --stages, or name another method",
     )
     whose = f"adversarial.bn_statistics must be one of {', '.join(BN_STATISTICS)}"
-    need(adversarial.bn_statistics in BN_STATISTICS, f"{whose}; found {adversarial.bn_statistics!r}")
+    need(
+        adversarial.bn_statistics in BN_STATISTICS, f"{whose}; found {adversarial.bn_statistics!r}"
+    )
     for name in STAGES:
         stage: Stage = getattr(config, name)
-        need(stage.optimizer in OPTIMIZERS, f"{name}.optimizer must be one of {', '.join(OPTIMIZERS)}")
+        need(
+            stage.optimizer in OPTIMIZERS,
+            f"{name}.optimizer must be one of {', '.join(OPTIMIZERS)}",
+        )
         positive = min(stage.iterations, stage.batch, stage.max_iterations) >= 1
         need(positive, f"{name}: iterations, max_iterations and batch must be at least 1")
-        need(0 <= stage.lr < math.inf, f"{name}.lr must be finite and not negative; found {stage.lr}")
+        need(
+            0 <= stage.lr < math.inf, f"{name}.lr must be finite and not negative; found {stage.lr}"
+        )
         need(0 <= stage.ema < 1, f"{name}.ema is a decay from 0 to below 1; found {stage.ema}")
         need(stage.max_norm >= 0, f"{name}.max_norm must not be negative; found {stage.max_norm}")
         equal = stage.accumulate >= 1 and stage.batch % stage.accumulate == 0
-        need(equal, f"{name}: a batch of {stage.batch} makes no {stage.accumulate} equal parts to accumulate")
+        need(
+            equal,
+            f"{name}: a batch of {stage.batch} makes no {stage.accumulate} equal parts to accumulate",
+        )
         need(stage.warmup >= 0, f"{name}.warmup must not be negative; found {stage.warmup}")
         fair = min(stage.jitter) >= 0 and max(stage.jitter[:3]) <= 1 and stage.jitter[3] <= 0.5
-        need(fair, f"{name}.jitter must lie in 0 to 1, its last, the hue, in 0 to 0.5; found {stage.jitter}")
+        need(
+            fair,
+            f"{name}.jitter must lie in 0 to 1, its last, the hue, in 0 to 0.5; found {stage.jitter}",
+        )
         need(
             stage.iterations <= stage.max_iterations,
             f"{name}.iterations {stage.iterations} is beyond the schedule's end, max_iterations "
             f"{stage.max_iterations}; raise max_iterations too",
         )
-    need(adversarial.temperature > 0, f"adversarial.temperature must be above 0; found {adversarial.temperature}")
+    need(
+        adversarial.temperature > 0,
+        f"adversarial.temperature must be above 0; found {adversarial.temperature}",
+    )
     low, high = config.distill.scale
-    need(0 < low <= high, f"distill.scale must be two factors above 0, the smaller first; found {low}, {high}")
+    need(
+        0 < low <= high,
+        f"distill.scale must be two factors above 0, the smaller first; found {low}, {high}",
+    )
     for name, share in (("source.flip", config.source.flip), ("distill.flip", config.distill.flip)):
         need(0 <= share <= 1, f"{name} is a probability; found {share}")
     need(config.seed >= 0, f"seed must not be negative; found {config.seed}")
     need(config.keep_every >= 0, f"keep_every must not be negative; found {config.keep_every}")
     views = config.test_scales
-    need(bool(views) and 0 < min(views) <= max(views) <= 4, f"test_scales must lie in 0 to 4; found {views}")
+    need(
+        bool(views) and 0 < min(views) <= max(views) <= 4,
+        f"test_scales must lie in 0 to 4; found {views}",
+    )
     need(config.save_every >= 1, f"save_every must be at least 1; found {config.save_every}")
     need(config.amp in AMP, f"amp must be one of {', '.join(AMP)}; found {config.amp!r}")
     need(
         config.distill.norm in ("batch", "frozen"),
         f"distill.norm must be batch or frozen; found {config.distill.norm!r}",
     )
-    need(config.norm in ("auto", "batch", "frozen"), f"norm must be auto, batch or frozen; found {config.norm!r}")
+    need(
+        config.norm in ("auto", "batch", "frozen"),
+        f"norm must be auto, batch or frozen; found {config.norm!r}",
+    )
     return config

@@ -27,10 +27,14 @@ def test_percentiles_by_hand() -> None:
     assert (found.p50, found.p95, found.p99) == (51.0, 96.0, 100.0)
 
 
-def test_every_backend_is_measured_and_the_road_beside_it(fada: Fada, model: Path, tmp_path: Path) -> None:
+def test_every_backend_is_measured_and_the_road_beside_it(
+    fada: Fada, model: Path, tmp_path: Path
+) -> None:
     film = write_video(tmp_path / "film.mp4", [scene(i)[0] for i in range(12)])
     plot = tmp_path / "speed.png"
-    code, out, err = fada("bench", model, "--source", film, "--seconds", 0.2, "--plot", plot, "--json")
+    code, out, err = fada(
+        "bench", model, "--source", film, "--seconds", 0.2, "--plot", plot, "--json"
+    )
     assert code == 0, err
     document = json.loads(out)
     assert [each["backend"] for each in document] == ["onnxruntime", "openvino"]

@@ -20,7 +20,15 @@ Run = Callable[..., tuple[int, str, str]]
 
 def small(*stages: str) -> list[str]:
     settings = [f"--set={s}.{k}" for s in stages for k in ("iterations=3", "batch=2")]
-    return [*settings, "--size", "96x64", "--backbone", "ddrnet23-slim", "--stages", ",".join(stages)]
+    return [
+        *settings,
+        "--size",
+        "96x64",
+        "--backbone",
+        "ddrnet23-slim",
+        "--stages",
+        ",".join(stages),
+    ]
 
 
 def error_line(err: str) -> str:
@@ -30,13 +38,24 @@ def error_line(err: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_three_commands_chain_without_arguments(fada: Run, blocks: Path, tmp_path: Path) -> None:
+def test_the_three_commands_chain_without_arguments(
+    fada: Run, blocks: Path, tmp_path: Path
+) -> None:
     code, _, err = fada(
-        "train", "--src", blocks / "source.toml", "--tgt", blocks / "target.toml", *small("source", "adversarial")
+        "train",
+        "--src",
+        blocks / "source.toml",
+        "--tgt",
+        blocks / "target.toml",
+        *small("source", "adversarial"),
     )
     assert code == 0 and "next: fada export" in err
     code, _, err = fada("export")
-    assert code == 0 and "source-target-ddrnet23-slim-001, the newest" in err and "next: fada infer" in err
+    assert (
+        code == 0
+        and "source-target-ddrnet23-slim-001, the newest" in err
+        and "next: fada infer" in err
+    )
     assert (tmp_path / "runs/source-target-ddrnet23-slim-001/export/model.onnx").is_file()
     code, _, err = fada("infer", blocks / "target/val/images", "--save", "mask,overlay")
     assert code == 0
@@ -48,7 +67,9 @@ def test_scores_of_a_run_and_of_its_file_agree(fada: Run, trained: Path, streets
     fada("export", trained, "--out", "model.onnx")
     documents = []
     for model in (trained, Path("model.onnx")):
-        code, out, _ = fada("eval", model, "--data", "cityscapes", "--root", streets / "cityscapes", "--json")
+        code, out, _ = fada(
+            "eval", model, "--data", "cityscapes", "--root", streets / "cityscapes", "--json"
+        )
         assert code == 0
         documents.append(json.loads(out))
     assert documents[0]["input"] == documents[1]["input"] == "192x128"
@@ -78,7 +99,11 @@ def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None
     [
         ("train", 2, "say what to train on: --src and --tgt"),
         ("train PAIR --backbone vgg", 2, "no backbone 'vgg'; there are resnet101"),
-        ("train --src kitti --tgt cityscapes --preset small", 2, "no data set 'kitti'; there are gta5"),
+        (
+            "train --src kitti --tgt cityscapes --preset small",
+            2,
+            "no data set 'kitti'; there are gta5",
+        ),
         ("train PAIR", 1, "datasets/gta5 does not exist. It must look like this"),
         ("train PAIR --size 100", 2, "'100' is no size; write WIDTHxHEIGHT"),
         ("train PAIR --device tpu", 2, "no device 'tpu'; there are auto, cpu"),
@@ -93,7 +118,9 @@ def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None
         ("fly", 2, "No such command 'fly'"),
     ],
 )
-def test_a_mistake_is_one_line_and_its_exit_code(fada: Run, line: str, code: int, message: str) -> None:
+def test_a_mistake_is_one_line_and_its_exit_code(
+    fada: Run, line: str, code: int, message: str
+) -> None:
     got, out, err = fada(*line.replace("PAIR", "--src gta5 --tgt cityscapes").split())
     assert got == code and message in error_line(err) and not out
     assert not list(Path().glob("runs/*"))
@@ -120,7 +147,9 @@ def test_bad_models_are_refused_in_one_line(fada: Run, trained: Path) -> None:
     assert code == 2 and "cannot take 100x100" in error_line(err) and "nearest is" in err
 
 
-def test_a_bad_label_among_good_ones_is_named_and_the_rest_scored(fada: Run, trained: Path, streets: Path) -> None:
+def test_a_bad_label_among_good_ones_is_named_and_the_rest_scored(
+    fada: Run, trained: Path, streets: Path
+) -> None:
     import shutil
 
     shutil.copytree(streets / "cityscapes", "set")
@@ -139,10 +168,17 @@ def test_the_demo_goes_the_whole_road(fada: Run, monkeypatch: pytest.MonkeyPatch
 
     short = {f"{s}.{k}": v for s in config.STAGES for k, v in {"iterations": 4, "batch": 2}.items()}
     monkeypatch.setitem(config.PRESETS, "small", config.PRESETS["small"] | short)
-    monkeypatch.setattr("fada_deploy.cli.demo.SCENES", {"source": 12, "target": 8, "val": 4, "clip": 0.4})
+    monkeypatch.setattr(
+        "fada_deploy.cli.demo.SCENES", {"source": 12, "target": 8, "val": 4, "clip": 0.4}
+    )
     code, _, err = fada("demo", "--size", "128x96")
     assert code == 0, err
-    for words in ("source only (stage 1)", "self-distilled", "$ fada train", "fada export && fada infer"):
+    for words in (
+        "source only (stage 1)",
+        "self-distilled",
+        "$ fada train",
+        "fada export && fada infer",
+    ):
         assert words in err
     sheet = cv2.imread("demo-001/contact-sheet.png")
     assert sheet is not None and sheet.shape == (28 + 4 * 96, 4 * 128, 3)
@@ -159,15 +195,24 @@ def imported_by(*arguments: object) -> set[str]:
         "except SystemExit as end:\n    assert not end.code\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", check, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", check, *map(str, arguments)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-def test_a_demo_that_cannot_end_does_not_begin(fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+def test_a_demo_that_cannot_end_does_not_begin(
+    fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "onnxscript" else name
+    )
     code, _, err = fada("demo")
-    assert code == 2 and "onnxscript is not installed; type: pip install 'fada_deploy[demo]'" in error_line(err)
+    assert (
+        code == 2
+        and "onnxscript is not installed; type: pip install 'fada_deploy[demo]'" in error_line(err)
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -179,11 +224,17 @@ def test_help_imports_no_heavy_package(command: str) -> None:
 
 
 @pytest.mark.slow
-def test_running_an_export_never_imports_torch(trained: Path, streets: Path, tmp_path: Path) -> None:
+def test_running_an_export_never_imports_torch(
+    trained: Path, streets: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model.onnx"
-    assert "torch" in imported_by("export", trained, "--out", model), "the check must be able to see torch"
+    assert "torch" in imported_by("export", trained, "--out", model), (
+        "the check must be able to see torch"
+    )
     unwanted = {"torch", "onnx", "matplotlib"}
-    assert not unwanted & imported_by("eval", model, "--data", "cityscapes", "--root", streets / "cityscapes")
+    assert not unwanted & imported_by(
+        "eval", model, "--data", "cityscapes", "--root", streets / "cityscapes"
+    )
     clip = streets / "clip/clip.mp4"
     assert not unwanted & imported_by("infer", clip, "--model", model, "--out", tmp_path / "out")
 

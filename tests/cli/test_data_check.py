@@ -83,17 +83,30 @@ def test_json_is_one_document_whose_numbers_add_up(fada: Run, damaged: Path) -> 
     assert Path(report["kept"]).is_file()
 
 
-def test_frames_alone_are_checked_where_there_are_no_labels(fada: Run, streets: Path, tmp_path: Path) -> None:
+def test_frames_alone_are_checked_where_there_are_no_labels(
+    fada: Run, streets: Path, tmp_path: Path
+) -> None:
     shutil.copytree(streets / "cityscapes/leftImg8bit", tmp_path / "set/leftImg8bit")
     code, out, _ = fada("data", "check", "cityscapes", "--root", "set")
-    assert code == 0 and "cityscapes train: 0 pairs, 16 frames without labels" in out and "road" not in out
+    assert (
+        code == 0
+        and "cityscapes train: 0 pairs, 16 frames without labels" in out
+        and "road" not in out
+    )
 
 
-def test_a_class_of_one_file_or_none_is_said_and_columns_are_aligned(fada: Run, blocks: Path) -> None:
+def test_a_class_of_one_file_or_none_is_said_and_columns_are_aligned(
+    fada: Run, blocks: Path
+) -> None:
     code, out, _ = fada("data", "check", blocks / "source.toml", "--split", "val")
     rows = [line for line in out.splitlines() if line.startswith("  ") and "%" in line]
     assert code == 0 and len(rows) == 19 and len({row.index("%") for row in rows}) == 1
-    assert [row.split()[0] for row in rows if "in no file" not in row] == ["road", "building", "sky", "car"]
+    assert [row.split()[0] for row in rows if "in no file" not in row] == [
+        "road",
+        "building",
+        "sky",
+        "car",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +123,9 @@ def test_a_mistake_is_one_line(fada: Run, line: str, code: int, message: str) ->
     assert got == code and not out and message in err.splitlines()[-1]
 
 
-def test_an_interrupt_is_one_line_and_130(tmp_path: Path, interruptible: Callable[[], None]) -> None:
+def test_an_interrupt_is_one_line_and_130(
+    tmp_path: Path, interruptible: Callable[[], None]
+) -> None:
     pipe = subprocess.PIPE
     for sub in ("images", "labels"):
         (tmp_path / sub).mkdir()
@@ -120,8 +135,21 @@ def test_an_interrupt_is_one_line_and_130(tmp_path: Path, interruptible: Callabl
         for sub in ("images", "labels"):
             os.link(tmp_path / sub / "0.png", tmp_path / sub / f"{i}.png")
     program = "from tqdm import tqdm; from fada_deploy.cli import main; print('ready', flush=True); main()"
-    check = [sys.executable, "-c", program, "data", "check", "gta5", "--root", str(tmp_path), "--jobs", "2"]
-    with subprocess.Popen(check, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible) as process:
+    check = [
+        sys.executable,
+        "-c",
+        program,
+        "data",
+        "check",
+        "gta5",
+        "--root",
+        str(tmp_path),
+        "--jobs",
+        "2",
+    ]
+    with subprocess.Popen(
+        check, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(1)
         process.send_signal(signal.SIGINT)

@@ -21,7 +21,11 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of two short stages with a checkpoint in the middle of each."""
-    settings = [f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=8", "batch=2", "lr=0.002")]
+    settings = [
+        f"{s}.{k}"
+        for s in ("source", "adversarial")
+        for k in ("iterations=8", "batch=2", "lr=0.002")
+    ]
     config = make_config(
         preset="small",
         file=None,
@@ -60,10 +64,16 @@ def test_all_checkpoints_with_last_and_best_apart(fada: Run, run: Path, streets:
     assert document["best"]["miou"] == max(scores) and document["best"]["oracle"] is True
     assert scores[-1] == json.loads((run / "adversarial/scores.json").read_text())["miou"]
     code, out, _ = fada("eval", run, *data(streets), "--all")
-    assert code == 0 and "last of the stage" in out and "an oracle: chosen by the target's own labels" in out
+    assert (
+        code == 0
+        and "last of the stage" in out
+        and "an oracle: chosen by the target's own labels" in out
+    )
 
 
-def test_confusion_as_table_and_picture(fada: Run, run: Path, streets: Path, tmp_path: Path) -> None:
+def test_confusion_as_table_and_picture(
+    fada: Run, run: Path, streets: Path, tmp_path: Path
+) -> None:
     table, picture = tmp_path / "m.csv", tmp_path / "m.png"
     code, out, _ = fada("eval", run, *data(streets), "--confusion", table, "--json")
     document = json.loads(out)
@@ -105,7 +115,10 @@ def test_weights_that_do_not_tell_their_iteration_are_scored(
 def test_smaller_means_are_over_their_own_classes(fada: Run, run: Path, streets: Path) -> None:
     _, out, _ = fada("eval", run, *data(streets), "--json")
     document = json.loads(out)
-    left_out = {16: {"terrain", "truck", "train"}, 13: {"terrain", "truck", "train", "wall", "fence", "pole"}}
+    left_out = {
+        16: {"terrain", "truck", "train"},
+        13: {"terrain", "truck", "train", "wall", "fence", "pole"},
+    }
     for number, names in left_out.items():
         kept = [v for n, v in document["iou"].items() if n not in names and v is not None]
         assert document["means"][f"cityscapes-{number}"] == pytest.approx(np.mean(kept))
@@ -152,7 +165,9 @@ def test_class_center_distance_of_two_stages(fada: Run, run: Path, tmp_path: Pat
         assert values["mean"] == pytest.approx(np.mean(kept)) and values != documents["plain"][name]
 
 
-def test_centers_need_labels_of_both_domains(fada: Run, streets: Path, tmp_path: Path, run: Path) -> None:
+def test_centers_need_labels_of_both_domains(
+    fada: Run, streets: Path, tmp_path: Path, run: Path
+) -> None:
     code, _, err = fada("ccd", run, "--plot", tmp_path / "p.txt")
     assert code == 2 and "writes .png, .svg or .pdf" in err
     code, _, err = fada("ccd", tmp_path / "none")

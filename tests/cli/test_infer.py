@@ -51,7 +51,9 @@ def infer(*args: object) -> int:
     return int(stop.value.code or 0)
 
 
-def test_a_video_by_the_newest_model(model: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_by_the_newest_model(
+    model: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     exports = Path("runs/a-b-net-001/export")
     exports.mkdir(parents=True)
     model = model.rename(exports / "model.onnx")
@@ -71,7 +73,10 @@ def test_a_video_by_the_newest_model(model: Path, video: Path, capsys: pytest.Ca
 
 def test_no_model(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert infer(video) == 1
-    assert "no model under runs/: type `fada export` first, or give --model PATH" in capsys.readouterr().err
+    assert (
+        "no model under runs/: type `fada export` first, or give --model PATH"
+        in capsys.readouterr().err
+    )
     assert not Path("runs").exists()
 
 
@@ -79,14 +84,41 @@ def test_json_is_one_document_and_everything_is_saved(
     model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
-    args = ["--model", model, "--out", "here", "--save", "overlay, mask,color,npz,json", "--ids", "labelId"]
-    args += ["--alpha", "0.3", "--no-legend", "--batch", "3", "--backend", "openvino", "--device", "cpu", "--json"]
+    args = [
+        "--model",
+        model,
+        "--out",
+        "here",
+        "--save",
+        "overlay, mask,color,npz,json",
+        "--ids",
+        "labelId",
+    ]
+    args += [
+        "--alpha",
+        "0.3",
+        "--no-legend",
+        "--batch",
+        "3",
+        "--backend",
+        "openvino",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert infer(video, picture, *args) == 0
     said = capsys.readouterr()
     summary = json.loads(said.out)
     assert (summary["frames"], summary["failed"], summary["backend"]) == (11, [], "openvino")
     assert summary["input_size"] == {"width": 128, "height": 64} and summary["fps"] > 0
-    assert set(summary["ms_per_frame"]) == {"decode", "resize", "network", "upsample", "draw", "write"}
+    assert set(summary["ms_per_frame"]) == {
+        "decode",
+        "resize",
+        "network",
+        "upsample",
+        "draw",
+        "write",
+    }
     assert list(summary["saved"]) == ["overlay", "mask", "color", "npz", "json"]
     assert all(any(Path(folder).iterdir()) for folder in summary["saved"].values())
     labels = read_indices(Path("here/mask/photo.png"))
@@ -103,12 +135,16 @@ def test_a_corrupt_picture_among_good_ones(
     assert infer(folder, "--model", model, "--out", "here", "--json") == 1
     said = capsys.readouterr()
     summary = json.loads(said.out)
-    assert summary["frames"] == 2 and len(summary["failed"]) == 1 and "1.png" in summary["failed"][0]
+    assert (
+        summary["frames"] == 2 and len(summary["failed"]) == 1 and "1.png" in summary["failed"][0]
+    )
     assert "failed: " in said.err and "1 failed, see above; the others are done" in said.err
     assert sorted(p.name for p in Path("here/overlay/in").iterdir()) == ["0.jpg", "2.jpg"]
 
 
-def test_a_video_cut_midway(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_cut_midway(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = list(np.random.default_rng(0).integers(0, 256, (20, 64, 128, 3), dtype=np.uint8))
     whole = toy.write_video(tmp_path / "cut.mkv", pictures)
     data = whole.read_bytes()
@@ -119,7 +155,9 @@ def test_a_video_cut_midway(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert 5 < len(toy.read_video(Path("here/overlay/cut.mp4"))) < 12
 
 
-def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_that_can_be_read(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"rubbish")
     assert infer(tmp_path / "a.png", tmp_path / "b.png", "--model", model) == 1
@@ -149,10 +187,22 @@ def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.Ca
         (["VIDEO", "--alpha", "2"], 2, "alpha"),
         (["VIDEO", "--batch", "0"], 2, "batch"),
         (["VIDEO", "--model", "MODEL", "--device", "tpu"], 2, "there are auto, cpu and cuda[:N]"),
-        (["VIDEO", "--model", "MODEL", "--backend", "jax"], 2, "there are auto, onnxruntime, openvino"),
+        (
+            ["VIDEO", "--model", "MODEL", "--backend", "jax"],
+            2,
+            "there are auto, onnxruntime, openvino",
+        ),
         (["VIDEO", "--model", "MODEL", "--out", "MODEL"], 1, "cannot be written"),
-        (["VIDEO", "--model", "MODEL", "--classes", "lorry"], 2, "the model has no class lorry; it has road, "),
-        (["VIDEO", "--model", "MODEL", "--preset", "best"], 2, "no preset 'best'; there are ultrafast, "),
+        (
+            ["VIDEO", "--model", "MODEL", "--classes", "lorry"],
+            2,
+            "the model has no class lorry; it has road, ",
+        ),
+        (
+            ["VIDEO", "--model", "MODEL", "--preset", "best"],
+            2,
+            "no preset 'best'; there are ultrafast, ",
+        ),
         (["VIDEO", "--save", "none"], 2, "--save none without --show would leave nothing"),
         (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes one folder"),
         (["VIDEO", "--watch"], 1, "no such folder to watch"),
@@ -162,7 +212,12 @@ def test_nothing_that_can_be_read(model: Path, tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_bad_calls(
-    args: list[str], code: int, expected: str, model: Path, video: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str],
+    code: int,
+    expected: str,
+    model: Path,
+    video: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     named = {"VIDEO": str(video), "MODEL": str(model)}
     assert infer(*(named.get(a, a) for a in args)) == code
@@ -206,7 +261,9 @@ def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_watched_folder_until_a_signal(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_watched_folder_until_a_signal(
+    model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     folder = tmp_path / "incoming"
     toy.write_image(folder / "a.png", toy.scene(0)[0])
     command = [sys.executable, "-m", "fada_deploy", "infer", folder, "--watch", "--save", "mask"]
@@ -237,9 +294,16 @@ def test_a_broken_film_among_others_costs_these_nothing(
     assert infer(bad, video, same, "--model", model, "--out", tmp_path / "out", "--json") == 1
     said = capsys.readouterr()
     summary = json.loads(said.out)
-    assert summary["frames"] > 0 and len(summary["failed"]) == 1 and "a.mp4: is no video" in summary["failed"][0]
+    assert (
+        summary["frames"] > 0
+        and len(summary["failed"]) == 1
+        and "a.mp4: is no video" in summary["failed"][0]
+    )
     # Which of two of a name is which.
-    assert summary["names"][str(same)] == f"{video.stem}-2" and f"{same} is {video.stem}-2 there" in said.err
+    assert (
+        summary["names"][str(same)] == f"{video.stem}-2"
+        and f"{same} is {video.stem}-2 there" in said.err
+    )
     assert (tmp_path / "out/overlay" / f"{video.stem}-2.mp4").exists()
     assert infer(tmp_path, "--model", model, "--out", tmp_path / "out2") == 1
     assert "in it not looked into" in capsys.readouterr().err
@@ -252,7 +316,12 @@ def test_what_ends_a_film_leaves_no_half_of_it(
     film = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
     command = [sys.executable, "-m", "fada_deploy", "infer", str(film), "--model", str(model)]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible, cwd=tmp_path
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=interruptible,
+        cwd=tmp_path,
     )
     toy.until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))), process)
     process.send_signal(number)
@@ -264,7 +333,17 @@ def test_what_ends_a_film_leaves_no_half_of_it(
 def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
-    command = [sys.executable, "-m", "fada_deploy", "infer", folder, "--watch", "--model", model, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "fada_deploy",
+        "infer",
+        folder,
+        "--watch",
+        "--model",
+        model,
+        "--json",
+    ]
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -283,7 +362,9 @@ def test_the_first_long_film_races_the_engines(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     proven = {"onnxruntime": {}, "openvino": {}}
-    metadata = ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, verification=proven)
+    metadata = ModelMetadata(
+        toy.SPACE, (64, 128), "logits", align_corners=False, verification=proven
+    )
     model = toy.color_model(tmp_path / "proven.onnx", metadata=metadata.to_json())
     video = toy.write_video(tmp_path / "long.mp4", [toy.scene(i)[0] for i in range(120)])
     start = threading.Thread.start
@@ -297,7 +378,12 @@ def test_the_first_long_film_races_the_engines(
     monkeypatch.setattr(threading.Thread, "start", start_and_wait)
     assert infer(video, "--model", model) == 0
     told = capsys.readouterr().err
-    assert "measured beside it, ms a batch: onnxruntime " in told and "from now on --backend auto takes" in told
+    assert (
+        "measured beside it, ms a batch: onnxruntime " in told
+        and "from now on --backend auto takes" in told
+    )
     assert infer(video, "--model", model, "--json") == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["backend"] == chosen_backend(metadata) and "measured" not in said.err
+    assert (
+        json.loads(said.out)["backend"] == chosen_backend(metadata) and "measured" not in said.err
+    )

@@ -20,7 +20,9 @@ from fada_deploy.common.label_space import (
 
 def test_published_colors_and_ids() -> None:
     assert CITYSCAPES_19.names[10] == "sky" and tuple(CITYSCAPES_19.palette[10]) == (70, 130, 180)
-    assert tuple(CITYSCAPES_19.palette[0]) == (128, 64, 128) and tuple(CITYSCAPES_19.palette[18]) == (119, 11, 32)
+    assert tuple(CITYSCAPES_19.palette[0]) == (128, 64, 128) and tuple(
+        CITYSCAPES_19.palette[18]
+    ) == (119, 11, 32)
     assert tuple(CITYSCAPES_19.palette[19]) == (0, 0, 0)
     label_ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     assert CITYSCAPES_19.to_label_ids[:19].tolist() == label_ids
@@ -35,7 +37,9 @@ def test_indices_are_contiguous_where_train_ids_are_not() -> None:
 
 
 def test_a_space_survives_its_own_description() -> None:
-    mine = LabelSpace("mine", (CITYSCAPES_19.classes[0], LabelClass("tram track", 19, 34, (90, 60, 60))))
+    mine = LabelSpace(
+        "mine", (CITYSCAPES_19.classes[0], LabelClass("tram track", 19, 34, (90, 60, 60)))
+    )
     assert LabelSpace.from_dict(mine.to_dict()) == mine
 
 

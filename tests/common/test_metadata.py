@@ -15,11 +15,14 @@ SHARES = tuple(i / 100 for i in range(13))
 
 
 def contract(reference: Reference | None) -> ModelMetadata:
-    return ModelMetadata(CITYSCAPES_13, (64, 128), "logits", align_corners=False, reference=reference)
+    return ModelMetadata(
+        CITYSCAPES_13, (64, 128), "logits", align_corners=False, reference=reference
+    )
 
 
 @pytest.mark.parametrize(
-    "reference", [None, Reference(32, SHARES, SHARES[::-1], 0.9, 0.02), Reference(1, SHARES, (0.0,) * 13)]
+    "reference",
+    [None, Reference(32, SHARES, SHARES[::-1], 0.9, 0.02), Reference(1, SHARES, (0.0,) * 13)],
 )
 def test_a_reference_is_read_back(reference: Reference | None) -> None:
     assert ModelMetadata.from_json(contract(reference).to_json(), "here") == contract(reference)

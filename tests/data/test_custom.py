@@ -14,14 +14,20 @@ from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 
 
-def make(folder: Path, labels: np.ndarray, spec: str, *, space: LabelSpace = CITYSCAPES_19) -> FrameDataset:
+def make(
+    folder: Path, labels: np.ndarray, spec: str, *, space: LabelSpace = CITYSCAPES_19
+) -> FrameDataset:
     for sub in ("images", "labels"):
         (folder / sub).mkdir(exist_ok=True)
     for stem in ("a", "b"):
-        assert cv2.imwrite(str(folder / f"images/{stem}.png"), np.zeros((*labels.shape[:2], 3), np.uint8))
+        assert cv2.imwrite(
+            str(folder / f"images/{stem}.png"), np.zeros((*labels.shape[:2], 3), np.uint8)
+        )
         assert cv2.imwrite(str(folder / f"labels/{stem}.png"), labels)
     toml = folder / "mine.toml"
-    toml.write_text(f'{spec}\n[splits.val]\nimages = "images/*.png"\nlabels = "labels/{{stem}}.png"\n')
+    toml.write_text(
+        f'{spec}\n[splits.val]\nimages = "images/*.png"\nlabels = "labels/{{stem}}.png"\n'
+    )
     return open_dataset(str(toml), None, split="val", space=space)
 
 
@@ -59,7 +65,9 @@ def test_the_bonnet_is_ignored_at_any_size(tmp_path: Path) -> None:
     mask = np.zeros((4, 8), np.uint8)
     mask[3:] = 255
     assert cv2.imwrite(str(tmp_path / "bonnet.png"), mask)
-    labels = make(tmp_path, np.zeros((8, 16), np.uint8), '[labels]\nego_mask = "bonnet.png"').labels(0)
+    labels = make(
+        tmp_path, np.zeros((8, 16), np.uint8), '[labels]\nego_mask = "bonnet.png"'
+    ).labels(0)
     assert (labels[:6] == 0).all() and (labels[6:] == 255).all()
 
 
@@ -76,7 +84,10 @@ def test_a_list_keeps_only_its_stems(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ('[labels]\nencoding = "rgb"', "unknown label encoding 'rgb'; there are trainId"),
-        ('[labels]\nencoding = "mapping"\nvalues = { 3 = "cat" }', "unknown class cat; cityscapes-19 has road"),
+        (
+            '[labels]\nencoding = "mapping"\nvalues = { 3 = "cat" }',
+            "unknown class cat; cityscapes-19 has road",
+        ),
         ('[labels]\nencoding = "mapping"\nvalues = { x = "car" }', "whole numbers 0 to 255"),
         ('[labels]\nencoding = "palette"\ncolors = { car = [1, 2] }', r"it must be \[R, G, B\]"),
         ('[labels]\nencoding = "mapping"\nvalues = 3', "`values` must be a table"),
@@ -97,7 +108,9 @@ def test_a_bad_description_is_one_clear_line(tmp_path: Path, spec: str, message:
 
 def test_an_unknown_id_names_the_file_the_id_and_the_remedy(tmp_path: Path) -> None:
     dataset = make(tmp_path, row(0, 26), '[labels]\nencoding = "trainId"')
-    with pytest.raises(DataError, match=r"a\.png: unknown class id 26; allowed are 0 to 18 and 255"):
+    with pytest.raises(
+        DataError, match=r"a\.png: unknown class id 26; allowed are 0 to 18 and 255"
+    ):
         dataset.labels(0)
 
 
@@ -145,7 +158,9 @@ def test_a_list_may_name_frames_that_are_not_there_and_they_are_told(tmp_path: P
     (tmp_path / "images").mkdir()
     assert cv2.imwrite(str(tmp_path / "images/a.png"), np.zeros((4, 5, 3), np.uint8))
     (tmp_path / "train.txt").write_text("a\nzz\n")
-    (tmp_path / "mine.toml").write_text('[splits.train]\nimages = "images/*.png"\nlist = "train.txt"\n')
+    (tmp_path / "mine.toml").write_text(
+        '[splits.train]\nimages = "images/*.png"\nlist = "train.txt"\n'
+    )
     dataset = open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
     assert [p.image.stem for p in dataset.pairs] == ["a"]
     assert dataset.left_out == {Path("zz"): "named in train.txt, not there"}

@@ -25,7 +25,9 @@ def png(path: Path, pixels: np.ndarray, *, palette: bytes | None = None, depth: 
     """Write a gray, palette or RGB PNG of 1 to 16 bits a sample from the format's own definition."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     def line(row: np.ndarray) -> bytes:
         if depth >= 8:
@@ -86,7 +88,9 @@ def test_gta5_in_true_colors_is_refused_since_no_color_is_a_labelid(tmp_path: Pa
     frame(tmp_path / "images/00001.png")
     png(tmp_path / "labels/00001.png", IDS[..., None].repeat(3, axis=2))
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
-    with pytest.raises(DataError, match=r"00001\.png: is no image of ids .* `palette` of a custom data set"):
+    with pytest.raises(
+        DataError, match=r"00001\.png: is no image of ids .* `palette` of a custom data set"
+    ):
         dataset.labels(0)
 
 
@@ -107,7 +111,9 @@ def test_gta5_leaves_out_what_makes_no_pair_and_says_why(tmp_path: Path) -> None
 
 def test_frames_without_any_labels_are_no_source(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png")
-    with pytest.raises(DataError, match=r"no frame has labels, of 1 files\. It must look like this"):
+    with pytest.raises(
+        DataError, match=r"no frame has labels, of 1 files\. It must look like this"
+    ):
         open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
 
 
@@ -123,16 +129,24 @@ def synthia(root: Path, name: str, classes: np.ndarray, *, depth: int = 16) -> N
 
 
 @pytest.mark.parametrize("above", ["", "RAND_CITYSCAPES"])
-def test_synthia_reads_the_class_in_red_that_eight_bits_would_lose(tmp_path: Path, above: str) -> None:
+def test_synthia_reads_the_class_in_red_that_eight_bits_would_lose(
+    tmp_path: Path, above: str
+) -> None:
     root = tmp_path / above
     synthia(root, "0000000", np.arange(23)[None].repeat(4, axis=0))
-    assert not cv2.imread(str(root / "GT/LABELS/0000000.png"))[..., 2].any(), "an 8-bit reader must see nothing"
+    assert not cv2.imread(str(root / "GT/LABELS/0000000.png"))[..., 2].any(), (
+        "an 8-bit reader must see nothing"
+    )
     labels = open_dataset("synthia", tmp_path, split="train", space=CITYSCAPES_19).labels(0)
     assert labels.tolist() == [SYNTHIA] * 4
 
 
 def test_synthia_in_sixteen_classes_has_all_of_them_contiguous(tmp_path: Path) -> None:
-    synthia(tmp_path, "0000000", np.array([[3, 4, 2, 21, 5, 7, 15, 9, 6, 1, 10, 17, 8, 19, 12, 11, 0, 300]]))
+    synthia(
+        tmp_path,
+        "0000000",
+        np.array([[3, 4, 2, 21, 5, 7, 15, 9, 6, 1, 10, 17, 8, 19, 12, 11, 0, 300]]),
+    )
     labels = open_dataset("synthia", tmp_path, split="train", space=CITYSCAPES_16).labels(0)
     assert labels[0].tolist() == [*range(16), 255, 255]
 
@@ -165,7 +179,9 @@ def rio(city: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [".", "Rio"])
-def test_crosscity_pairs_the_scored_frames_and_reads_its_thirteen_classes(tmp_path: Path, given: str) -> None:
+def test_crosscity_pairs_the_scored_frames_and_reads_its_thirteen_classes(
+    tmp_path: Path, given: str
+) -> None:
     rio(tmp_path / "Rio")
     train = open_dataset("crosscity-rio", tmp_path / given, split="train", space=CITYSCAPES_13)
     assert [p.image.name for p in train.pairs] == ["pano_00001_0_0.png", "pano_00001_0_180.jpg"]
@@ -187,7 +203,9 @@ def test_crosscity_ignores_what_is_none_of_its_classes_in_a_larger_space(tmp_pat
     assert labels[0].tolist() == [t if t in kept else 255 for t in expected()[0].tolist()]
 
 
-def test_the_cities_of_crosscity_lie_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cities_of_crosscity_lie_in_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FADA_DATASETS", str(tmp_path))
     rio(tmp_path / "crosscity/Rio")
     assert len(open_dataset("crosscity-rio", None, split="train", space=CITYSCAPES_19)) == 2
@@ -200,7 +218,11 @@ def test_cityscapes_license_plate_is_ignored_however_minus_one_was_stored(
     tmp_path: Path, value: int, depth: int
 ) -> None:
     frame(tmp_path / "leftImg8bit/val/bonn/bonn_0_0_leftImg8bit.png", (1, 3))
-    png(tmp_path / "gtFine/val/bonn/bonn_0_0_gtFine_labelIds.png", np.array([[26, value, 7]]), depth=depth)
+    png(
+        tmp_path / "gtFine/val/bonn/bonn_0_0_gtFine_labelIds.png",
+        np.array([[26, value, 7]]),
+        depth=depth,
+    )
     labels = open_dataset("cityscapes", tmp_path, split="val", space=CITYSCAPES_19).labels(0)
     assert labels.tolist() == [[13, 255, 0]]
 
@@ -247,7 +269,9 @@ def test_a_missing_root_says_the_layout_and_where_it_is_published(tmp_path: Path
 
 
 def test_an_unknown_data_set_or_split_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gta5, synthia, cityscapes, crosscity-rio, .*or the path"):
+    with pytest.raises(
+        UsageError, match=r"gta5, synthia, cityscapes, crosscity-rio, .*or the path"
+    ):
         open_dataset("kitti", tmp_path, split="train", space=CITYSCAPES_19)
     with pytest.raises(UsageError, match="it has train, val, test"):
         open_dataset("cityscapes", tmp_path, split="tst", space=CITYSCAPES_19)

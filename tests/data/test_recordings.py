@@ -19,7 +19,9 @@ from fada_deploy.data.recordings import Sampling, open_recordings, split_by_clip
 def picture(i: int) -> np.ndarray:
     """A scene of its own for every i, different in its 32×18 thumbnail."""
     rng = np.random.default_rng(i)
-    return cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (64, 48), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(
+        rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (64, 48), interpolation=cv2.INTER_NEAREST
+    )
 
 
 def video(path: Path, scenes: list[int], *, fps: int = 10) -> None:
@@ -31,7 +33,9 @@ def video(path: Path, scenes: list[int], *, fps: int = 10) -> None:
         out.mux(stream.encode())
 
 
-def recordings(path: Path, cache: Path, sampling: Sampling | None = None) -> tuple[FrameDataset, FrameDataset]:
+def recordings(
+    path: Path, cache: Path, sampling: Sampling | None = None
+) -> tuple[FrameDataset, FrameDataset]:
     return open_recordings(path, cache=cache, space=CITYSCAPES_19, sampling=sampling)
 
 
@@ -42,7 +46,9 @@ def test_a_video_is_sampled_by_time(tmp_path: Path) -> None:
     # Every fifth of 40 frames is eight; the last tenth is one frame, and one before it is the gap.
     assert numbers == [0, 5, 10, 15, 20, 25, 35]
     assert len(held_out) == 1 and held_out.split == "val"
-    assert np.abs(train.image(1).astype(int) - picture(5)).mean() < 12  # video compression apart, that frame
+    assert (
+        np.abs(train.image(1).astype(int) - picture(5)).mean() < 12
+    )  # video compression apart, that frame
 
 
 def test_a_standing_car_gives_one_frame(tmp_path: Path) -> None:
@@ -60,7 +66,10 @@ def test_a_second_opening_finds_the_frames_already_there(tmp_path: Path) -> None
 
 
 def test_clips_are_held_out_whole(tmp_path: Path) -> None:
-    clips = {f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(5)] for c in range(10)}
+    clips = {
+        f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(5)]
+        for c in range(10)
+    }
     train, held_out = split_by_clip(clips)
     assert {p.group for p in train}.isdisjoint({p.group for p in held_out})
     assert len(held_out) == 5 and len(train) == 45
@@ -74,7 +83,9 @@ def test_bad_pictures_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
     (folder / "3.png").write_bytes(b"no picture")
     (folder / "4.mp4").write_bytes(b"no film")
     bad: list[DataError] = []
-    train, held_out = open_recordings(folder, cache=tmp_path / "cache", space=CITYSCAPES_19, left_out=bad.append)
+    train, held_out = open_recordings(
+        folder, cache=tmp_path / "cache", space=CITYSCAPES_19, left_out=bad.append
+    )
     assert len(train) == 3 and not len(held_out)
     assert [Path(str(e).split(":")[0]).name for e in bad] == ["4.mp4", "3.png"]
 
@@ -100,7 +111,10 @@ def test_a_film_held_sideways_is_turned_upright_as_in_the_runtime(tmp_path: Path
 
 
 def test_a_few_long_clips_keep_nine_tenths_for_training() -> None:
-    clips = {f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(20)] for c in range(3)}
+    clips = {
+        f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(20)]
+        for c in range(3)
+    }
     train, held_out = split_by_clip(clips)
     assert len(held_out) == 2 and len(train) == 60 - 4
     assert {p.group for p in held_out} == {"clip0"}
@@ -113,6 +127,10 @@ def test_label_maps_and_drafts_are_no_target(tmp_path: Path) -> None:
             assert cv2.imwrite(str(tmp_path / sub / f"{i}.png"), picture(i))
     assert cv2.imwrite(str(tmp_path / "images" / ".9.partial.png"), picture(9))
     said: list[str] = []
-    train, held_out = open_recordings(tmp_path, cache=tmp_path / "c", space=CITYSCAPES_19, say=said.append)
+    train, held_out = open_recordings(
+        tmp_path, cache=tmp_path / "c", space=CITYSCAPES_19, say=said.append
+    )
     assert {p.image.parent.name for p in [*train.pairs, *held_out.pairs]} == {"images"}
-    assert any("label maps are no target" in line for line in said) and not any("of 7" in line for line in said)
+    assert any("label maps are no target" in line for line in said) and not any(
+        "of 7" in line for line in said
+    )

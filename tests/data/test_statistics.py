@@ -24,7 +24,9 @@ def no_word(text: str) -> None:
     raise AssertionError(text)
 
 
-def write(root: Path, name: str, ids: np.ndarray, *, frame_hw: tuple[int, int] | None = None) -> None:
+def write(
+    root: Path, name: str, ids: np.ndarray, *, frame_hw: tuple[int, int] | None = None
+) -> None:
     for sub, pixels in (
         ("images", np.zeros((*(frame_hw or ids.shape), 3), np.uint8)),
         ("labels", ids),
@@ -64,7 +66,10 @@ def test_each_file_is_counted_and_each_bad_one_named(gta5: FrameDataset) -> None
     assert census.without_class == [3] and census.single_class == {2: 10}
     assert sorted(census.bad) == [4, 5, 6] and not census.pixels[4:].any()
     assert "4.png: the frame is 30x10 but its labels are 30x20" in census.bad[4]
-    assert "labels/5.png: not an image" in census.bad[5] and "images/6.png: not an image" in census.bad[6]
+    assert (
+        "labels/5.png: not an image" in census.bad[5]
+        and "images/6.png: not an image" in census.bad[6]
+    )
 
 
 def test_labels_alone_are_read_for_training(gta5: FrameDataset) -> None:
@@ -87,11 +92,15 @@ def test_the_bonnet_counts_as_ignored_and_its_ids_not_at_all(gta5: FrameDataset)
     assert census.pixels[0].tolist() == counted(masked, 0)
     upper = cv2.imread(str(gta5.pairs[0].labels), -1)[:10]
     lower = cv2.imread(str(gta5.pairs[1].labels), -1)[:10]
-    assert census.unknown == {i: int((upper == i).sum() + (lower == i).sum()) for i in census.unknown}
+    assert census.unknown == {
+        i: int((upper == i).sum() + (lower == i).sum()) for i in census.unknown
+    }
     assert sum(census.unknown.values()) == int((upper > 33).sum() + (lower > 33).sum())
 
 
-@pytest.mark.parametrize("encoding", ['"trainId"', '"palette"\ncolors = { road = [7, 7, 7], sky = [23, 23, 23] }'])
+@pytest.mark.parametrize(
+    "encoding", ['"trainId"', '"palette"\ncolors = { road = [7, 7, 7], sky = [23, 23, 23] }']
+)
 def test_every_encoding_is_counted_as_it_is_read(tmp_path: Path, encoding: str) -> None:
     write(tmp_path, "a", np.array([[7, 8, 255, 10, 7]] * 3, np.uint8))
     toml = tmp_path / "mine.toml"
@@ -101,7 +110,9 @@ def test_every_encoding_is_counted_as_it_is_read(tmp_path: Path, encoding: str) 
     )
     dataset = open_dataset(str(toml), None, split="train", space=CITYSCAPES_13)
     census = take_census(dataset, frames=True)
-    assert census.pixels[0].tolist() == counted(dataset, 0) and not census.unknown and not census.bad
+    assert (
+        census.pixels[0].tolist() == counted(dataset, 0) and not census.unknown and not census.bad
+    )
 
 
 def test_frames_without_labels_are_decoded_all_the_same(tmp_path: Path) -> None:
@@ -110,7 +121,9 @@ def test_frames_without_labels_are_decoded_all_the_same(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         assert cv2.imwrite(str(folder / name), np.zeros((8, 16, 3), np.uint8))
     (folder / "b.jpg").write_bytes(b"")
-    dataset = open_dataset("crosscity-rio", tmp_path / "crosscity", split="train", space=CITYSCAPES_19)
+    dataset = open_dataset(
+        "crosscity-rio", tmp_path / "crosscity", split="train", space=CITYSCAPES_19
+    )
     census = take_census(dataset, frames=True)
     assert sorted(census.bad) == [1] and census.sizes.tolist() == [[8, 16], [0, 0]]
     assert not census.pixels.any() and census.without_class == []
@@ -176,7 +189,9 @@ def test_another_encoding_of_the_same_files_is_another_key(tmp_path: Path) -> No
         (tmp_path / "mine.toml").write_text(
             f'[labels]\n{labels}\n[splits.train]\nimages = "images/*.png"\nlabels = "labels/{{stem}}.png"\n'
         )
-        opened = [open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)] * 2
+        opened = [
+            open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
+        ] * 2
         assert census_path(opened[0]) == census_path(opened[1])
         keys.add(census_path(opened[0]))
     assert len(keys) == 6
@@ -217,7 +232,9 @@ def test_an_interrupt_leaves_the_rest_unread(gta5: FrameDataset) -> None:
 
     before = threading.active_count()
     seen: list[Path] = []
-    watched = replace(many, read_labels=lambda path: seen.append(path) or np.zeros((20, 30), np.uint8))
+    watched = replace(
+        many, read_labels=lambda path: seen.append(path) or np.zeros((20, 30), np.uint8)
+    )
     with pytest.raises(KeyboardInterrupt):
         take_census(watched, frames=False, jobs=2, progress=stop)
     assert len(seen) < 20 and threading.active_count() == before

@@ -44,7 +44,9 @@ def drives() -> list[np.ndarray]:
     return [
         labels
         for seed in range(1, 5)
-        for i, (_, labels) in enumerate(Drive.begin("target", seed, size_hw=SIZE, seconds=2).frames(50))
+        for i, (_, labels) in enumerate(
+            Drive.begin("target", seed, size_hw=SIZE, seconds=2).frames(50)
+        )
         if i % 10 == 0
     ]
 
@@ -93,8 +95,15 @@ def test_obstacles_are_the_connected_things(drives: list[np.ndarray]) -> None:
                 if region.mean() < 0.0008:
                     continue
                 name = Counter(labels[region].tolist()).most_common(1)[0][0]
-                box = columns.min() / 160, rows.min() / 96, (columns.max() + 1) / 160, (rows.max() + 1) / 96
-                want.append((SPACE.names[name], *(round(float(v), 4) for v in box), round(region.mean(), 5)))
+                box = (
+                    columns.min() / 160,
+                    rows.min() / 96,
+                    (columns.max() + 1) / 160,
+                    (rows.max() + 1) / 96,
+                )
+                want.append(
+                    (SPACE.names[name], *(round(float(v), 4) for v in box), round(region.mean(), 5))
+                )
         found = perceive(labels, SPACE, Corridor()).obstacles
         assert sorted((o.name, *o.box, o.share) for o in found) == sorted(want)
         assert [o.box[3] for o in found] == sorted((o.box[3] for o in found), reverse=True)
@@ -110,7 +119,11 @@ def test_free_road_is_free_and_ends_where_it_does(drives: list[np.ndarray]) -> N
         scene = perceive(labels, SPACE, corridor)
         inside = corridor.mask(SIZE)
         end = round((1 - scene.free_ahead) * SIZE[0])
-        blocked = {r for r in range(SIZE[0]) if inside[r].any() and scene.drivable[r, inside[r]].mean() < 0.5}
+        blocked = {
+            r
+            for r in range(SIZE[0])
+            if inside[r].any() and scene.drivable[r, inside[r]].mean() < 0.5
+        }
         stands = set()
         for group in GROUPS:
             for region in regions(np.isin(labels, [SPACE.index_of(n) for n in group]), EIGHT):
@@ -123,7 +136,9 @@ def test_free_road_is_free_and_ends_where_it_does(drives: list[np.ndarray]) -> N
     assert ends["car"] >= 3
 
 
-def street(x: float, z: float, half_width: float, height: float, label: int) -> tuple[np.ndarray, Corridor, float]:
+def street(
+    x: float, z: float, half_width: float, height: float, label: int
+) -> tuple[np.ndarray, Corridor, float]:
     """Return a straight road with one upright thing, a corridor 2.4 m wide, and how far up the thing stands."""
     size, high = (384, 640), 1.5
     camera = Camera.place(size_hw=size, x=0, y=high, z=0, yaw=0, horizon=0.48, bend=Bend(0, 1, 0))
@@ -143,7 +158,11 @@ def test_a_thing_ahead_stands_where_the_pinhole_puts_it(z: float) -> None:
     scene = perceive(labels, SPACE, corridor)
     (car,) = scene.obstacles
     assert (car.name, car.position) == ("car", "ego")
-    assert car.ahead == pytest.approx(ahead, abs=1 / 384) == pytest.approx(scene.free_ahead, abs=1 / 384)
+    assert (
+        car.ahead
+        == pytest.approx(ahead, abs=1 / 384)
+        == pytest.approx(scene.free_ahead, abs=1 / 384)
+    )
     assert scene.free_until == "car"
     for x, position in ((-3.25, "left"), (3.25, "right")):
         labels, corridor, _ = street(x, z, 0.9, 1.5, CAR)
@@ -182,9 +201,12 @@ def test_the_corridor_is_a_triangle_to_the_vanishing_point() -> None:
             x, y = (column + 0.5) / 90, (row + 0.5) / 60
             # Sides by the cross product, seen from the vanishing point down to the lower edge.
             sides = [(end - 0.7) * (y - 0.4) - (1 - 0.4) * (x - 0.7) for end in (0.35, 0.65)]
-            assert inside[row, column] == (sides[0] <= 0 <= sides[1] and 0.4 + 0.06 * 0.6 <= y <= 0.9)
+            assert inside[row, column] == (
+                sides[0] <= 0 <= sides[1] and 0.4 + 0.06 * 0.6 <= y <= 0.9
+            )
     np.testing.assert_allclose(
-        corridor.polygon(0.4), [[0.7, 0.4], [0.7, 0.4], [0.65 + 0.05 / 6, 0.9], [0.35 + 0.35 / 6, 0.9]]
+        corridor.polygon(0.4),
+        [[0.7, 0.4], [0.7, 0.4], [0.65 + 0.05 / 6, 0.9], [0.35 + 0.35 / 6, 0.9]],
     )
 
 
@@ -199,7 +221,10 @@ def test_touching_vehicles_are_one_and_people_are_not() -> None:
     rows, columns = np.nonzero(labels == CAR)
     labels[rows.min() : rows.max() + 1, columns.max() + 1 : columns.max() + 10] = TRUCK
     labels[rows.min() : rows.max() + 1, columns.min() - 9 : columns.min()] = PERSON
-    assert sorted(o.name for o in perceive(labels, SPACE, Corridor()).obstacles) == ["car", "person"]
+    assert sorted(o.name for o in perceive(labels, SPACE, Corridor()).obstacles) == [
+        "car",
+        "person",
+    ]
 
 
 def test_the_bonnet_is_neither_road_nor_obstacle() -> None:
@@ -219,7 +244,13 @@ def test_without_road_nothing_is_free() -> None:
 
 
 def test_what_is_no_corridor_and_no_street_is_said() -> None:
-    for wrong in ((0.5, 0.95), (1.5, 0.4), (0.5, math.nan), (0.5, 0.4, 0.0), (0.5, 0.48, 0.5, 0.55)):
+    for wrong in (
+        (0.5, 0.95),
+        (1.5, 0.4),
+        (0.5, math.nan),
+        (0.5, 0.4, 0.0),
+        (0.5, 0.48, 0.5, 0.55),
+    ):
         with pytest.raises(UsageError, match="no corridor"):
             Corridor(*wrong)
     other = LabelSpace("animals", (SPACE.classes[CAR], SPACE.classes[SKY]))
@@ -256,7 +287,9 @@ def slow() -> Slow:
     return Slow(Clock())
 
 
-def steps(app: App, slow: Slow, seconds: list[float], *, waited: float = 0.0) -> list[dict[str, Any]]:
+def steps(
+    app: App, slow: Slow, seconds: list[float], *, waited: float = 0.0
+) -> list[dict[str, Any]]:
     """Answer a frame for each time that the network would take; each waited before its turn came."""
     lines = []
     for index, spent in enumerate(seconds):
@@ -282,7 +315,9 @@ def test_late_frames_in_a_row_halve_the_rate_and_calm_ones_restore_it(slow: Slow
     lines = steps(app, slow, [0.01] * 40)
     leaves = [line["degraded"] for line in lines].index(False)
     # Twelve labeled frames in a row, every second one.
-    assert leaves in (22, 23) and not any(line["degraded"] or line["stale"] for line in lines[leaves + 1 :])
+    assert leaves in (22, 23) and not any(
+        line["degraded"] or line["stale"] for line in lines[leaves + 1 :]
+    )
     assert app.budget.entered == 1
 
 
@@ -311,7 +346,9 @@ def test_waiting_counts_and_no_budget_is_none(slow: Slow) -> None:
 
 def run(*arguments: object, stdin: Any = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, APP, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, stdin=stdin)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, stdin=stdin
+    )
 
 
 @pytest.fixture(scope="module")
@@ -335,15 +372,23 @@ def models(trained: Path, film: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder, weights = tmp_path_factory.mktemp("models"), trained / "source" / "weights.safetensors"
     return {
         head: export(
-            weights, folder / f"{head}.onnx", head=head, frames=film.parent / "day", say=lambda text: None
+            weights,
+            folder / f"{head}.onnx",
+            head=head,
+            frames=film.parent / "day",
+            say=lambda text: None,
         ).model
         for head in ("logits", "labels")
     }
 
 
 @pytest.mark.slow
-def test_a_film_becomes_lines_and_a_film(film: Path, models: dict[str, Path], tmp_path: Path) -> None:
-    done = run(film, "--model", models["logits"], "--out", tmp_path / "out.mp4", "--budget-ms", 10_000)
+def test_a_film_becomes_lines_and_a_film(
+    film: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    done = run(
+        film, "--model", models["logits"], "--out", tmp_path / "out.mp4", "--budget-ms", 10_000
+    )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["index"] for line in lines] == list(range(75))
@@ -399,7 +444,9 @@ def test_what_ends_it_leaves_a_whole_film(
         # A camera that never ends.
         process.stdin.write(stream.read_bytes())
         process.stdin.flush()
-        while process.poll() is None and (not said.exists() or said.read_text("utf-8").count("\n") < 5):
+        while process.poll() is None and (
+            not said.exists() or said.read_text("utf-8").count("\n") < 5
+        ):
             time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(timeout=60) == 0, process.stderr.read()
@@ -412,10 +459,22 @@ def test_pictures_without_a_reference_and_one_that_is_broken(tmp_path: Path) -> 
     for i in range(2):
         write_image(tmp_path / "frames" / f"{i}.png", SPACE.palette[labels])
     (tmp_path / "frames" / "2.png").write_bytes(b"rubbish")
-    done = run(tmp_path / "frames", "--model", model, "--json", tmp_path / "x.jsonl", "--out", tmp_path / "x.mp4")
+    done = run(
+        tmp_path / "frames",
+        "--model",
+        model,
+        "--json",
+        tmp_path / "x.jsonl",
+        "--out",
+        tmp_path / "x.mp4",
+    )
     assert done.returncode == 1
     said = done.stderr.splitlines()
-    assert "so drift is not watched" in said[0] and said[1].startswith("failed: ") and "2.png" in said[1]
+    assert (
+        "so drift is not watched" in said[0]
+        and said[1].startswith("failed: ")
+        and "2.png" in said[1]
+    )
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
     assert [line["free_until"] for line in lines] == ["car", "car"]
     assert lines[0]["drift"] is None and lines[0]["time_s"] is None
@@ -430,7 +489,11 @@ def test_what_cannot_be_done_is_a_line(tmp_path: Path) -> None:
         ((tmp_path / "none.mp4", "--model", model), 1, "no such file"),
         ((tmp_path / "none.mp4", "--model", tmp_path / "none.onnx"), 1, "none.onnx"),
         ((tmp_path / "none.mp4", "--model", model, "--bonnet", "0.6"), 2, "no corridor"),
-        ((tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "a.mp4"), 2, "is the film that it is made of"),
+        (
+            (tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "a.mp4"),
+            2,
+            "is the film that it is made of",
+        ),
         ((tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "b.txt"), 2, "writes an .mp4"),
     ):
         done = run(*arguments)
@@ -453,6 +516,6 @@ def test_no_verdict_on_a_few_frames(tmp_path: Path, models: dict[str, Path], pic
     film = write_video(tmp_path / "gray.mp4", [np.full((*SIZE, 3), 128, np.uint8)] * pictures)
     done = run(film, "--model", models["logits"], "--drift-window", 30)
     last = done.stderr.splitlines()[-1]
-    assert ("of too few frames to say" in last) == (pictures == 3) and ("like the frames" in last) == (
-        pictures == 60
-    )
+    assert ("of too few frames to say" in last) == (pictures == 3) and (
+        "like the frames" in last
+    ) == (pictures == 60)

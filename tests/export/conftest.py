@@ -22,7 +22,9 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("exported")
     made = {}
     for head in ("logits", "labels"):
-        made[head] = export(weights, folder / head / "model.onnx", head=head, say=lambda line: None).model
+        made[head] = export(
+            weights, folder / head / "model.onnx", head=head, say=lambda line: None
+        ).model
     return made
 
 

@@ -112,7 +112,9 @@ print(json.dumps({"version": module.__version__, "names": names + members}))
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def surface(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def surface(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("gcc is not installed, so the libraries' stand-ins cannot be made")
@@ -120,9 +122,21 @@ def surface(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     major = sys.version_info
     if not list(folder.glob("*.whl")):
         cuda = "cu12" if request.param.startswith("10.") else "cu13"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--quiet",
+            "--dest",
+            str(folder),
+        ]
         done = subprocess.run(
-            [*command, f"tensorrt_{cuda}_bindings=={request.param}"], capture_output=True, text=True, timeout=300
+            [*command, f"tensorrt_{cuda}_bindings=={request.param}"],
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         if done.returncode:
             last = (done.stderr.strip() or "no reason given").splitlines()[-1]
@@ -132,7 +146,10 @@ def surface(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
             wheel.extractall(unpacked)
     done = subprocess.run(
-        [sys.executable, "-c", SURFACE, str(unpacked), compiler], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SURFACE, str(unpacked), compiler],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -166,7 +183,9 @@ def test_every_name_exists(surface: dict[str, Any]) -> None:
 
 
 def test_rtx_has_the_rest() -> None:
-    trt = pytest.importorskip(FLAVORS[1], reason="tensorrt-rtx is not installed (Linux x86-64 only)")
+    trt = pytest.importorskip(
+        FLAVORS[1], reason="tensorrt-rtx is not installed (Linux x86-64 only)"
+    )
     for name in used_names():
         thing = trt
         for part in name.split("."):

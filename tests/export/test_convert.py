@@ -34,7 +34,9 @@ def model(exported: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def derived(exported: dict[str, Path], streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def derived(
+    exported: dict[str, Path], streets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return a folder in which a process without torch has made fp16 and both int8 of the fp32 file."""
     folder = tmp_path_factory.mktemp("derived")
     for path in exported["logits"].parent.iterdir():
@@ -98,7 +100,9 @@ def break_weight(model: Path) -> None:
     document = onnx.load(str(model))
     weights = [t for t in document.graph.initializer if len(t.dims) == 4]
     tensor = max(weights, key=lambda t: int(np.prod(t.dims)))
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(-1), tensor.name))
+    tensor.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(-1), tensor.name)
+    )
     onnx.save(document, str(model))
 
 
@@ -110,7 +114,10 @@ def test_a_damaged_file_is_refused_with_3(
     break_weight(tmp_path / "model.onnx")
     assert fada("verify", tmp_path / "model.onnx") == 3
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "the file is not the network" in said and "of labels equal the network's, 99.99% are needed" in said
+    assert (
+        "the file is not the network" in said
+        and "of labels equal the network's, 99.99% are needed" in said
+    )
 
 
 def test_another_exports_pack_is_no_proof(
@@ -149,7 +156,9 @@ def test_labeled_frames_can_refuse_what_the_pack_lets_pass(
     assert not (model.parent / "model.fp16.onnx").exists()
 
 
-def test_what_cannot_be_asked_is_one_line(model: Path, fada: Fada, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_asked_is_one_line(
+    model: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, message in (
         ((model,), "is exported already; say --precision, --trt or --triton"),
         ((model, "--precision", "fp8"), "no precision 'fp8'; there are fp32, fp16, bf16, int8"),
@@ -157,16 +166,17 @@ def test_what_cannot_be_asked_is_one_line(model: Path, fada: Fada, capsys: pytes
         ((model, "--precision", "int8", "--leave-out", "some"), "--leave-out is auto or a number"),
         ((model, "--precision", "fp16", "--trt", "--trt-batch", "8,1"), "three rising numbers"),
         ((model.with_name("best.pth"),), "fada import"),
-        ((model, "--precision", "fp16", "--head", "labels"), "--head belongs to the export of a run"),
+        (
+            (model, "--precision", "fp16", "--head", "labels"),
+            "--head belongs to the export of a run",
+        ),
     ):
         assert fada("export", *arguments) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Path) -> None:
-    code = (
-        "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; from fada_deploy.cli import main; main()"
-    )
+    code = "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; from fada_deploy.cli import main; main()"
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -179,7 +189,9 @@ def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Pat
     assert done.stderr == "error: onnx is not installed; type: pip install 'fada_deploy[onnx]'\n"
 
 
-def test_what_loses_its_proof_is_named(derived: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_loses_its_proof_is_named(
+    derived: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (*derived.glob("*.onnx"), derived / "model.proof.npz"):
         shutil.copy(path, tmp_path)
     plan, base = Plan(None, {"trt": False}), tmp_path / "model.onnx"
@@ -193,7 +205,9 @@ def test_what_loses_its_proof_is_named(derived: Path, tmp_path: Path, capsys: py
     assert "fp16" not in said
 
 
-def test_options_that_would_judge_nothing_are_refused(fada: Fada, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_would_judge_nothing_are_refused(
+    fada: Fada, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, code, message in (
         (("runs/a", "--data", "mine.toml"), 2, "--data judges other precisions than fp32"),
         (("runs/a", "--min-equal", 101), 2, "101.0 is not in the range 0<=x<=100"),
@@ -205,8 +219,15 @@ def test_options_that_would_judge_nothing_are_refused(fada: Fada, capsys: pytest
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_only_the_fp32_file_is_derived_from(derived: Path, fada: Fada, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fada("export", derived / "model.fp16.onnx", "--precision", "int8", "--calibration-frames", 4) == 1
+def test_only_the_fp32_file_is_derived_from(
+    derived: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        fada(
+            "export", derived / "model.fp16.onnx", "--precision", "int8", "--calibration-frames", 4
+        )
+        == 1
+    )
     assert "is fp16 already; give the fp32 file it was made of" in capsys.readouterr().err
 
 

@@ -30,13 +30,19 @@ class Program:
     path: Path
 
     def run(self, *arguments: Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.path, *arguments], capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            [self.path, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
 
-    def labels(self, model: Path, frame: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    def labels(
+        self, model: Path, frame: np.ndarray, folder: Path
+    ) -> tuple[np.ndarray, np.ndarray, str]:
         """Return labels (H, W), colors (H, W, 3) RGB, and what was printed."""
         (folder / "contract.json").write_text(json.dumps(describe(model)), "utf-8")
         assert cv2.imwrite(str(folder / "frame.ppm"), frame[..., ::-1])
-        done = self.run(model, *(folder / n for n in ("contract.json", "frame.ppm", "colors.ppm", "labels.pgm")))
+        done = self.run(
+            model, *(folder / n for n in ("contract.json", "frame.ppm", "colors.ppm", "labels.pgm"))
+        )
         assert done.returncode == 0, done.stderr
         colors = cv2.imread(str(folder / "colors.ppm"), cv2.IMREAD_COLOR)[..., ::-1]
         return cv2.imread(str(folder / "labels.pgm"), cv2.IMREAD_UNCHANGED), colors, done.stdout
@@ -55,7 +61,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
         pytest.skip("this wheel of openvino holds no headers")
     build = tmp_path_factory.mktemp("cpp")
     for command in (
-        ["cmake", "-S", EXAMPLE, "-B", build, f"-DOpenVINO_DIR={package / 'cmake'}", "-DCMAKE_CXX_FLAGS=-Werror"],
+        [
+            "cmake",
+            "-S",
+            EXAMPLE,
+            "-B",
+            build,
+            f"-DOpenVINO_DIR={package / 'cmake'}",
+            "-DCMAKE_CXX_FLAGS=-Werror",
+        ],
         ["cmake", "--build", build],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -64,14 +78,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 
 @pytest.fixture(scope="module")
-def models(trained: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(
+    trained: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Return an export of a trained network with each head."""
     from fada_deploy.export.exporter import export
 
     folder, frames = tmp_path_factory.mktemp("models"), streets / "clip" / "clip.mp4"
     weights = trained / "source" / "weights.safetensors"
     return {
-        head: export(weights, folder / f"{head}.onnx", head=head, frames=frames, say=lambda text: None).model
+        head: export(
+            weights, folder / f"{head}.onnx", head=head, frames=frames, say=lambda text: None
+        ).model
         for head in ("logits", "labels")
     }
 
@@ -84,7 +102,13 @@ def frame(streets: Path) -> np.ndarray:
 @pytest.mark.parametrize("head", ["logits", "labels"])
 @pytest.mark.parametrize(
     ("size_hw", "least"),
-    [((128, 192), 1.0), ((256, 384), 1.0), ((301, 523), 0.999), ((100, 150), 0.999), ((100, 400), 0.999)],
+    [
+        ((128, 192), 1.0),
+        ((256, 384), 1.0),
+        ((301, 523), 0.999),
+        ((100, 150), 0.999),
+        ((100, 400), 0.999),
+    ],
 )
 def test_it_labels_as_the_python_runtime_does(
     program: Program,
@@ -101,7 +125,9 @@ def test_it_labels_as_the_python_runtime_does(
         (want,) = runtime.labels([shown])
     got, colors, printed = program.labels(models[head], shown, tmp_path)
     share = float((got == want).mean())
-    print(f"{head} {size_hw[1]}x{size_hw[0]}: {share:.4%} of labels equal, {len(np.unique(want))} classes")
+    print(
+        f"{head} {size_hw[1]}x{size_hw[0]}: {share:.4%} of labels equal, {len(np.unique(want))} classes"
+    )
     assert got.shape == want.shape and share >= least
     assert len(np.unique(want)) >= 4
     np.testing.assert_array_equal(colors, CITYSCAPES_19.palette[got])
@@ -122,7 +148,12 @@ def test_what_it_cannot_use_is_said_in_a_line(program: Program, tmp_path: Path) 
     contract = describe(model)
     (tmp_path / "bad.json").write_text(json.dumps(contract)[:-20])
     (tmp_path / "other.json").write_text(
-        json.dumps({**contract["metadata"], "input": {**contract["metadata"]["input"], "geometry": "letterbox"}})
+        json.dumps(
+            {
+                **contract["metadata"],
+                "input": {**contract["metadata"]["input"], "geometry": "letterbox"},
+            }
+        )
     )
     (tmp_path / "good.json").write_text(json.dumps(contract["metadata"]))
     (tmp_path / "frame.ppm").write_bytes(b"P6 8 8 255\n" + bytes(8 * 8 * 3))
@@ -133,7 +164,9 @@ def test_what_it_cannot_use_is_said_in_a_line(program: Program, tmp_path: Path) 
         ("good.json", "short.ppm", "no binary PPM"),
         ("good.json", "none.ppm", "cannot be read"),
     ):
-        done = program.run(model, tmp_path / contract_name, tmp_path / frame_name, tmp_path / "out.ppm")
+        done = program.run(
+            model, tmp_path / contract_name, tmp_path / frame_name, tmp_path / "out.ppm"
+        )
         assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr
     good = program.run(model, *(tmp_path / n for n in ("good.json", "frame.ppm", "out.ppm")))
     assert good.returncode == 0, good.stderr

@@ -99,7 +99,9 @@ def test_an_engine_that_cannot_run_here_is_left_for_its_first_load(engine: Path)
     assert read_engine(engine).verification == "not_run"
 
 
-def test_an_engine_that_is_damaged_is_built_again_as_it_was(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_an_engine_that_is_damaged_is_built_again_as_it_was(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
     model, engine = tmp_path / "model.onnx", tmp_path / "model.engine"
     shutil.copy(exported["logits"], model)
     build_engine(model, engine, batch=(1, 3, 5), level=1, say=quiet)
@@ -118,13 +120,24 @@ def test_an_engine_that_is_damaged_is_built_again_as_it_was(exported: dict[str, 
         rebuild_if_stale(engine, "auto", quiet)
 
 
-def test_the_command_builds_without_torch_and_the_onnx_package(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_builds_without_torch_and_the_onnx_package(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
     for path in exported["logits"].parent.iterdir():
         shutil.copy(path, tmp_path)
     hidden = "sys.modules |= dict.fromkeys(('torch', 'onnx', 'onnxruntime', 'openvino'))"
     code = f"import sys; {hidden}; from fada_deploy.cli import main; main(sys.argv[1:])"
-    arguments = ["export", str(tmp_path / "model.onnx"), "--trt", "--trt-flavor", "tensorrt_rtx", "--json"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    arguments = [
+        "export",
+        str(tmp_path / "model.onnx"),
+        "--trt",
+        "--trt-flavor",
+        "tensorrt_rtx",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["engines"]
     assert Path(entry["model"]) == tmp_path / "model.engine"
@@ -142,13 +155,20 @@ def test_the_runtime_says_that_it_takes_a_gpu(
 
 
 def test_a_file_of_another_precision_is_built_as_it_is(
-    exported: dict[str, Path], fada: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: dict[str, Path],
+    fada: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for path in exported["logits"].parent.iterdir():
         shutil.copy(path, tmp_path)
     model = tmp_path / "model.fp16.onnx"
     metadata = read_metadata(tmp_path / "model.onnx")
-    save_onnx(to_half(onnx.load(str(tmp_path / "model.onnx")), "fp16"), replace(metadata, precision="fp16"), model)
+    save_onnx(
+        to_half(onnx.load(str(tmp_path / "model.onnx")), "fp16"),
+        replace(metadata, precision="fp16"),
+        model,
+    )
     assert fada("export", model, "--trt", "--trt-flavor", "tensorrt_rtx") == 0
     assert read_engine(model.with_suffix(".engine")).layers["fp16"] > 40
     save_onnx(onnx.load(str(model)), replace(metadata, precision="int8", made_for="cpu"), model)
@@ -158,17 +178,25 @@ def test_a_file_of_another_precision_is_built_as_it_is(
 
 
 def test_without_its_pack_no_engine_is_built(
-    exported: dict[str, Path], fada: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: dict[str, Path],
+    fada: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = tmp_path / "model.onnx"
     shutil.copy(exported["logits"], model)
     assert fada("export", model, "--trt") == 1
-    assert "no such proof pack" in capsys.readouterr().err and not (tmp_path / "model.engine").exists()
+    assert (
+        "no such proof pack" in capsys.readouterr().err and not (tmp_path / "model.engine").exists()
+    )
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="here it would be run")
 def test_the_newest_to_verify_is_one_that_runs_here(
-    engine: Path, fada: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engine: Path,
+    fada: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     export = engine.parent / "runs" / "a" / "export"
     export.mkdir(parents=True)

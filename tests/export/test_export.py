@@ -153,7 +153,9 @@ def test_the_gate_sees_the_damage(
 
 
 def test_a_refused_export_leaves_nothing(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"labels equal the network's, 200\.00% are needed") as caught:
+    with pytest.raises(
+        GateError, match=r"labels equal the network's, 200\.00% are needed"
+    ) as caught:
         export(weights, tmp_path / "model.onnx", thresholds=Thresholds(equal_labels=2.0), say=quiet)
     assert caught.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
@@ -161,12 +163,16 @@ def test_a_refused_export_leaves_nothing(weights: Path, tmp_path: Path) -> None:
 
 def test_without_frames_to_prove_on_nothing_is_written(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no frames for the proof, so nothing is written; give --frames"):
+    with pytest.raises(
+        DataError, match="no frames for the proof, so nothing is written; give --frames"
+    ):
         export(weights, tmp_path / "model.onnx", frames=tmp_path / "empty", say=quiet)
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_given_frames_are_the_proof(weights: Path, streets: Path, tmp_path: Path, logits_file: Exported) -> None:
+def test_given_frames_are_the_proof(
+    weights: Path, streets: Path, tmp_path: Path, logits_file: Exported
+) -> None:
     made = export(weights, tmp_path / "model.onnx", frames=streets / "clip" / "clip.mp4", say=quiet)
     with av.open(str(streets / "clip" / "clip.mp4")) as clip:
         first = next(clip.decode(video=0)).to_ndarray(format="rgb24")
@@ -177,7 +183,10 @@ def test_given_frames_are_the_proof(weights: Path, streets: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"head": "colors"}, "no head 'colors'; there are logits, labels"), ({}, "an ONNX file ends in .onnx")],
+    [
+        ({"head": "colors"}, "no head 'colors'; there are logits, labels"),
+        ({}, "an ONNX file ends in .onnx"),
+    ],
 )
 def test_what_cannot_be_exported_is_said(
     weights: Path, tmp_path: Path, arguments: dict[str, str], message: str
@@ -186,7 +195,9 @@ def test_what_cannot_be_exported_is_said(
         export(weights, tmp_path / "model.trt", **arguments, say=quiet)  # type: ignore[arg-type]
 
 
-def test_the_file_scores_as_the_network_does(logits_file: Exported, weights: Path, streets: Path) -> None:
+def test_the_file_scores_as_the_network_does(
+    logits_file: Exported, weights: Path, streets: Path
+) -> None:
     dataset = open_dataset("cityscapes", streets / "cityscapes", split="val", space=CITYSCAPES_19)
     network = Predictor(load_segmenter(weights)[0], torch.device("cpu"))
     want = evaluate(network.labels, dataset).scores

@@ -75,7 +75,9 @@ def test_a_layer_computes_what_numpy_does_in_half() -> None:
     weight = rng.normal(size=(3, 4, 1, 1)).astype(np.float32)
     x = rng.normal(size=(1, 4, 2, 2)).astype(np.float32)
     half = to_half(layer(weight), "fp16")
-    session = onnxruntime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        half.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     got = session.run(None, {"x": x})[0]
     w16, x16 = (a.astype(np.float16).astype(np.float32) for a in (weight[..., 0, 0], x))
     want = np.maximum(np.einsum("oc,bchw->bohw", w16, x16).astype(np.float16), 0)
@@ -88,7 +90,9 @@ def test_a_layer_computes_what_numpy_does_in_half() -> None:
 def test_a_file_that_is_not_what_was_asked_is_refused() -> None:
     whole = layer(np.ones((2, 2, 1, 1), np.float32))
     assert layer_precisions(whole) == {"fp32": 1}
-    with pytest.raises(GateError, match="fp16 was asked for, but of the layers with weights there are 1 in fp32"):
+    with pytest.raises(
+        GateError, match="fp16 was asked for, but of the layers with weights there are 1 in fp32"
+    ):
         check_precision(whole, "fp16")
     with pytest.raises(GateError, match="int8 was asked for"):
         check_precision(to_half(layer(np.ones((2, 2, 1, 1), np.float32)), "fp16"), "int8")
@@ -113,5 +117,7 @@ def test_one_layer_left_in_float_is_seen(exported: dict[str, Path]) -> None:
 
 def test_a_graph_whose_types_cannot_be_told_is_refused() -> None:
     document = layer(np.ones((2, 2, 1, 1), np.float32))
-    with pytest.raises(ModelError, match="the types of 1 tensors in the graph cannot be told, the first c"):
+    with pytest.raises(
+        ModelError, match="the types of 1 tensors in the graph cannot be told, the first c"
+    ):
         tensor_types(document.graph)

@@ -27,7 +27,9 @@ def constants(document: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])
-def made(request: pytest.FixtureRequest, exported: dict[str, Path], calibration: np.ndarray) -> Quantized:
+def made(
+    request: pytest.FixtureRequest, exported: dict[str, Path], calibration: np.ndarray
+) -> Quantized:
     return quantize(exported["logits"], calibration, made_for=request.param)
 
 
@@ -53,7 +55,9 @@ def test_the_answers_hold_and_the_float_layers_are_those_named(
     layers = check_precision(made.document, "int8", left_out=made.left_out)
     assert layers["fp32"] == len(made.left_out) and layers["int8"] > 40
     save_onnx(made.document, read_metadata(model), out)
-    for found in verify_file(out, Proof.of(model, read_metadata(model)), ["onnxruntime", "openvino"]).values():
+    for found in verify_file(
+        out, Proof.of(model, read_metadata(model)), ["onnxruntime", "openvino"]
+    ).values():
         assert found.refusals(THRESHOLDS["int8"]) == []
         assert found.logit_error is not None and found.logit_error > 1e-3
     # What was chosen is as good as the best that was tried, to a thousandth of the pixels.
@@ -61,7 +65,9 @@ def test_the_answers_hold_and_the_float_layers_are_those_named(
 
 
 @pytest.mark.slow
-def test_so_many_layers_stay_in_float_as_are_asked(exported: dict[str, Path], calibration: np.ndarray) -> None:
+def test_so_many_layers_stay_in_float_as_are_asked(
+    exported: dict[str, Path], calibration: np.ndarray
+) -> None:
     none = quantize(exported["logits"], calibration, made_for="cpu", leave_out=0)
     assert none.left_out == () and layer_precisions(none.document)["fp32"] == 0
     two = quantize(exported["logits"], calibration, made_for="cpu", leave_out=2)
@@ -71,7 +77,9 @@ def test_so_many_layers_stay_in_float_as_are_asked(exported: dict[str, Path], ca
 def small(tmp_path: Path) -> Path:
     """Two 1×1 convolutions over a 64×64 picture; the second's weights reach from 1e-3 to 3 within a channel."""
     space = LabelSpace("two", CITYSCAPES_19.classes[:2])
-    first = np.array([[[[0.01]], [[0.0]], [[0.0]]], [[[0.0]], [[0.01]], [[0.0]]], [[[0.0]], [[0.0]], [[0.01]]]])
+    first = np.array(
+        [[[[0.01]], [[0.0]], [[0.0]]], [[[0.0]], [[0.01]], [[0.0]]], [[[0.0]], [[0.0]], [[0.01]]]]
+    )
     second = np.array([[[[1e-3]], [[2e-3]], [[3.0]]], [[[3.0]], [[1e-3]], [[-2e-3]]]])
     weights = {"w1": first.astype(np.float32), "w2": second.astype(np.float32)}
     nodes = [
@@ -101,7 +109,11 @@ def test_weights_are_rounded_to_their_channels_largest(tmp_path: Path) -> None:
     values = constants(made.document)
     original = {n: constants(onnx.load(str(small(tmp_path))))[n] for n in ("w1", "w2")}
     for name, weight in original.items():
-        found = next(v for n, v in values.items() if n.startswith(name) and v.dtype == np.int8 and v.ndim == 4)
+        found = next(
+            v
+            for n, v in values.items()
+            if n.startswith(name) and v.dtype == np.int8 and v.ndim == 4
+        )
         scale = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
         np.testing.assert_array_equal(found, np.round(weight / scale).astype(np.int8))
 
@@ -114,10 +126,18 @@ def test_the_layer_that_int8_hurts_most_is_found(tmp_path: Path) -> None:
 def test_calibrations_differ(exported: dict[str, Path], calibration: np.ndarray) -> None:
     scales = []
     for method in ("minmax", "entropy"):
-        made = quantize(exported["logits"], calibration[:4], made_for="cpu", calibration=method, leave_out=0)
+        made = quantize(
+            exported["logits"], calibration[:4], made_for="cpu", calibration=method, leave_out=0
+        )
         values = constants(made.document)
         quantizers = [n for n in made.document.graph.node if n.op_type == "QuantizeLinear"]
-        scales.append({n.output[0]: float(values[n.input[1]]) for n in quantizers if values[n.input[1]].ndim == 0})
+        scales.append(
+            {
+                n.output[0]: float(values[n.input[1]])
+                for n in quantizers
+                if values[n.input[1]].ndim == 0
+            }
+        )
     shared = scales[0].keys() & scales[1].keys()
     # Entropy cuts tails off, and never widens.
     assert len(shared) > 20 and all(scales[1][n] <= scales[0][n] * 1.01 for n in shared)
@@ -127,7 +147,9 @@ def test_calibrations_differ(exported: dict[str, Path], calibration: np.ndarray)
 def test_what_cannot_be_quantized_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     shutil.copy(exported["logits"], model)
-    with pytest.raises(UsageError, match="no calibration 'best'; there are minmax, percentile, entropy"):
+    with pytest.raises(
+        UsageError, match="no calibration 'best'; there are minmax, percentile, entropy"
+    ):
         quantize(model, noise(4), made_for="cpu", calibration="best")
     with pytest.raises(DataError, match="calibrated on the target's frames, and 1 is too few"):
         quantize(model, noise(1), made_for="cpu")

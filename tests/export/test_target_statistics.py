@@ -29,9 +29,15 @@ def test_the_figures_are_means_and_sample_deviations() -> None:
     np.testing.assert_allclose(said.share_mean, mean, atol=1e-6)
     np.testing.assert_allclose(said.share_std, std, atol=1e-6)
     assert said.confidence_mean == pytest.approx(sure.sum() / 7, abs=1e-6)
-    assert said.confidence_std == pytest.approx(np.sqrt(((sure - sure.mean()) ** 2).sum() / 6), abs=1e-6)
+    assert said.confidence_std == pytest.approx(
+        np.sqrt(((sure - sure.mean()) ** 2).sum() / 6), abs=1e-6
+    )
     single = summarize(shares[:1], None)
-    assert single.share_std == (0.0,) * 5 and single.confidence_mean is None and single.confidence_std is None
+    assert (
+        single.share_std == (0.0,) * 5
+        and single.confidence_mean is None
+        and single.confidence_std is None
+    )
 
 
 @pytest.mark.parametrize("head", ["logits", "labels"])
@@ -51,7 +57,9 @@ def test_known_labels_give_known_shares(tmp_path: Path, head: str) -> None:
 def test_the_file_says_what_the_network_says(trained: Path, streets: Path, tmp_path: Path) -> None:
     weights = trained / "source" / "weights.safetensors"
     frames = streets / "cityscapes" / "leftImg8bit" / "train"
-    said = read_metadata(export(weights, tmp_path / "model.onnx", frames=frames, say=lambda text: None).model)
+    said = read_metadata(
+        export(weights, tmp_path / "model.onnx", frames=frames, say=lambda text: None).model
+    )
     dataset = open_dataset("cityscapes", streets / "cityscapes", split="train", space=CITYSCAPES_19)
     pictures = [dataset.image(i) for i in range(len(dataset))]
     predictor = Predictor(load_segmenter(weights)[0], torch.device("cpu"))

@@ -23,7 +23,14 @@ import onnx
 import pytest
 import toy
 
-from fada_deploy.common.errors import DeviceError, FadaError, GateError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.errors import (
+    DeviceError,
+    FadaError,
+    GateError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+)
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export import trt_progress
@@ -34,7 +41,9 @@ from fada_deploy.runtime.backends import open_backend
 from fada_deploy.runtime.backends.engine_file import EngineTensor, check_can_run, read_engine
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed (Linux x86-64 only)")
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt-rtx is not installed (Linux x86-64 only)"
+)
 SM86 = ("SM86",)
 
 
@@ -55,18 +64,27 @@ def labels_file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from fada_deploy.export.exporter import export
 
     out = tmp_path_factory.mktemp("export") / "labels.onnx"
-    return export(trained / "source" / "weights.safetensors", out, head="labels", batch=2, say=quiet).model
+    return export(
+        trained / "source" / "weights.safetensors", out, head="labels", batch=2, say=quiet
+    ).model
 
 
 @pytest.fixture(scope="module")
 def int8_file(logits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the network with Q/DQ nodes as TensorRT takes them: symmetric, signed, no quantized bias."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     folder = tmp_path_factory.mktemp("int8")
     rng = np.random.default_rng(0)
-    frames = iter([{"frames": rng.integers(0, 256, (1, 128, 192, 3), dtype=np.uint8)} for _ in range(2)])
+    frames = iter(
+        [{"frames": rng.integers(0, 256, (1, 128, 192, 3), dtype=np.uint8)} for _ in range(2)]
+    )
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Any:
@@ -84,7 +102,11 @@ def int8_file(logits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+            },
         )
     finally:
         logging.disable(logging.NOTSET)
@@ -108,20 +130,28 @@ def refusal(kind: type[FadaError], model: Path, out: Path, **options: Any) -> st
 @pytest.mark.slow
 def test_both_heads_are_built(logits_file: Path, labels_file: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    built = build_engine(logits_file, tmp_path / "model.engine", flavor="tensorrt_rtx", say=said.append)
+    built = build_engine(
+        logits_file, tmp_path / "model.engine", flavor="tensorrt_rtx", say=said.append
+    )
     found = read_engine(built.path)
-    assert found == built.sidecar and found.metadata.to_json() == read_metadata(logits_file).to_json()
+    assert (
+        found == built.sidecar and found.metadata.to_json() == read_metadata(logits_file).to_json()
+    )
     assert said == [f"building {built.path} with tensorrt_rtx {trt.__version__} from {logits_file}"]
     assert (found.flavor, found.flavor_version) == ("tensorrt_rtx", trt.__version__)
     assert (found.engine_sha256, found.onnx_sha256) == (sha256(built.path), sha256(logits_file))
     assert found.onnx_name == "model.onnx" and found.verification == "not_run"
-    assert found.precision == "fp32" and list(found.layers) == ["fp32"] and found.layers["fp32"] > 40
+    assert (
+        found.precision == "fp32" and list(found.layers) == ["fp32"] and found.layers["fp32"] > 40
+    )
     assert (found.compute_capabilities, found.profile) == ((), (1, 1, 8))
     assert set(found.io) == {
         EngineTensor("frames", "in", "uint8", (-1, 128, 192, 3)),
         EngineTensor("logits", "out", "float", (-1, 19, 16, 24)),
     }
-    built = build_engine(labels_file, tmp_path / "labels.plan", compute_capabilities=("SM80", "SM89"), say=quiet)
+    built = build_engine(
+        labels_file, tmp_path / "labels.plan", compute_capabilities=("SM80", "SM89"), say=quiet
+    )
     found = read_engine(built.path)
     assert (found.compute_capabilities, found.profile) == (("SM80", "SM89"), None)
     assert set(found.io) == {
@@ -140,7 +170,9 @@ def test_the_profile_is_the_batch_asked_for(logits_file: Path, tmp_path: Path) -
     )
     assert built.sidecar.profile == (2, 4, 16)
     assert built.sidecar.options["level"] == 1 and built.sidecar.options["workspace_mib"] == 512
-    assert "OutOfMemory" in refusal(ModelError, logits_file, tmp_path / "small.engine", workspace_mib=1)
+    assert "OutOfMemory" in refusal(
+        ModelError, logits_file, tmp_path / "small.engine", workspace_mib=1
+    )
 
 
 @pytest.mark.slow
@@ -150,7 +182,9 @@ def test_half_precision_is_what_is_built(logits_file: Path, tmp_path: Path, kind
 
     metadata = replace(read_metadata(logits_file), precision=kind)
     save_onnx(to_half(onnx.load(str(logits_file)), kind), metadata, tmp_path / "half.onnx")
-    built = build_engine(tmp_path / "half.onnx", tmp_path / "half.engine", compute_capabilities=SM86, say=quiet)
+    built = build_engine(
+        tmp_path / "half.onnx", tmp_path / "half.engine", compute_capabilities=SM86, say=quiet
+    )
     assert list(built.sidecar.layers) == [kind] and built.sidecar.layers[kind] > 40
     assert {t.dtype for t in built.sidecar.io} == {"uint8", "float"}
 
@@ -166,8 +200,12 @@ def test_a_file_that_is_not_what_it_says_is_refused(logits_file: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_int8_is_built_but_not_where_it_would_silently_be_float(int8_file: Path, tmp_path: Path) -> None:
-    built = build_engine(int8_file, tmp_path / "m.engine", compute_capabilities=("SM80", "SM86"), say=quiet)
+def test_int8_is_built_but_not_where_it_would_silently_be_float(
+    int8_file: Path, tmp_path: Path
+) -> None:
+    built = build_engine(
+        int8_file, tmp_path / "m.engine", compute_capabilities=("SM80", "SM86"), say=quiet
+    )
     assert list(built.sidecar.layers) == ["int8"] and built.sidecar.layers["int8"] > 40
     for targets in (("SM75",), ("SM86", "SM75")):
         text = refusal(GateError, int8_file, tmp_path / "old.engine", compute_capabilities=targets)
@@ -184,7 +222,9 @@ def test_what_the_network_says_is_what_the_builder_makes(
 ) -> None:
     """The fallback for a library whose log is not understood, held against one whose log is."""
     for path in (logits_file, int8_file):
-        made = build_engine(path, tmp_path / "m.engine", compute_capabilities=SM86, say=quiet).sidecar
+        made = build_engine(
+            path, tmp_path / "m.engine", compute_capabilities=SM86, say=quiet
+        ).sidecar
         logger = trt.Logger(trt.Logger.ERROR)
         network = trt.Builder(logger).create_network(0)
         parser = trt.OnnxParser(network, logger)
@@ -255,22 +295,36 @@ def test_all_that_the_parser_says_is_told(tmp_path: Path) -> None:
     model.graph.node[2].op_type = "NoSuchPooling"
     onnx.save(model, path)
     text = refusal(ModelError, path, tmp_path / "m.engine")
-    assert "TensorRT does not take it" in text and "NoSuchOperator" in text and "NoSuchPooling" in text
+    assert (
+        "TensorRT does not take it" in text and "NoSuchOperator" in text and "NoSuchPooling" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"version_compatible": True}, "version-compatible engines cannot be built by tensorrt_rtx"),
-        ({"hardware_compatible": True}, "hardware-compatible engines cannot be built by tensorrt_rtx"),
-        ({"compute_capabilities": ("SM61",)}, "no compute capability 'SM61'; there are CURRENT, SM75, SM80"),
+        (
+            {"version_compatible": True},
+            "version-compatible engines cannot be built by tensorrt_rtx",
+        ),
+        (
+            {"hardware_compatible": True},
+            "hardware-compatible engines cannot be built by tensorrt_rtx",
+        ),
+        (
+            {"compute_capabilities": ("SM61",)},
+            "no compute capability 'SM61'; there are CURRENT, SM75, SM80",
+        ),
         ({"compute_capabilities": ("NONE",)}, "no compute capability 'NONE'"),
         ({"compute_capabilities": ("CURRENT", "SM86")}, "CURRENT stands alone"),
         ({"batch": (2, 1, 4)}, "a batch of 2/1/4 is none"),
         ({"batch": (0, 1, 1)}, "a batch of 0/1/1 is none"),
         ({"level": 6}, "no optimization level 6; there are 0 to 5"),
         ({"workspace_mib": 0}, "a workspace of 0 MiB"),
-        ({"flavor": "onnx"}, "no flavor 'onnx' of TensorRT; there are auto, tensorrt, tensorrt_rtx"),
+        (
+            {"flavor": "onnx"},
+            "no flavor 'onnx' of TensorRT; there are auto, tensorrt, tensorrt_rtx",
+        ),
     ],
 )
 def test_options_that_cannot_be_had(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -320,7 +374,10 @@ def test_a_build_that_is_interrupted_leaves_nothing(
 
 @pytest.mark.slow
 def test_progress_is_shown_on_a_terminal_and_reaches_its_end(
-    logits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    logits_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     build_engine(logits_file, tmp_path / "m.engine", say=quiet)
     assert capsys.readouterr() == ("", "")
@@ -346,22 +403,31 @@ def test_engines_of_another_version_or_tampered_with_are_not_opened(tmp_path: Pa
     other = build_engine(model, tmp_path / "other.engine", compute_capabilities=SM86, say=quiet)
     plan = bytearray(built.path.read_bytes())
     plan[len(plan) // 2] ^= 1
-    for content, message in ((bytes(plan), "is not the engine that"), (plan[:-9], "it was cut short")):
+    for content, message in (
+        (bytes(plan), "is not the engine that"),
+        (plan[:-9], "it was cut short"),
+    ):
         built.path.write_bytes(content)
         with pytest.raises(ModelError, match=message):
             open_backend(built.path)
     (tmp_path / "m.engine.json").write_bytes((tmp_path / "other.engine.json").read_bytes())
-    with pytest.raises(ModelError, match=r"m\.engine: (is not the engine that|has \d+ bytes where)"):
+    with pytest.raises(
+        ModelError, match=r"m\.engine: (is not the engine that|has \d+ bytes where)"
+    ):
         open_backend(built.path)
     if not os.path.exists("/dev/nvidia0"):
-        with pytest.raises(DeviceError, match="an engine needs an NVIDIA GPU, and cuda:0 is not to be had"):
+        with pytest.raises(
+            DeviceError, match="an engine needs an NVIDIA GPU, and cuda:0 is not to be had"
+        ):
             open_backend(other.path)
     with pytest.raises(DeviceError, match=r"not on the CPU; for that take the \.onnx"):
         open_backend(other.path, device="cpu")
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
-def test_what_only_tensorrt_has(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_tensorrt_has(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RTX under tensorrt's name: the timing cache's calls are real and keep nothing."""
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     model = toy.color_model(tmp_path / "in" / "m.onnx")
@@ -387,7 +453,10 @@ def test_a_timing_cache_for_rtx_is_said_to_be_of_no_use(tmp_path: Path) -> None:
     said: list[str] = []
     model = toy.color_model(tmp_path / "in" / "m.onnx")
     build_engine(model, tmp_path / "m.engine", timing_cache=tmp_path / "times", say=said.append)
-    assert any("no timing cache to keep" in line for line in said) and not (tmp_path / "times").exists()
+    assert (
+        any("no timing cache to keep" in line for line in said)
+        and not (tmp_path / "times").exists()
+    )
 
 
 def test_flavors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,13 +466,17 @@ def test_flavors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     # `tensorrt` as it is on a machine without a GPU: it loads, and its builder cannot be made.
-    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(ILogger=trt.ILogger, Builder=refuse))
+    monkeypatch.setitem(
+        sys.modules, "tensorrt", SimpleNamespace(ILogger=trt.ILogger, Builder=refuse)
+    )
     assert build_engine(model, tmp_path / "m.engine", say=quiet).sidecar.flavor == "tensorrt_rtx"
     text = refusal(DeviceError, model, tmp_path / "n.engine", flavor="tensorrt")
     assert "tensorrt is installed but cannot build here" in text
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert "cannot build here" in refusal(DeviceError, model, tmp_path / "n.engine")
-    assert "[tensorrt-rtx]" in refusal(MissingExtraError, model, tmp_path / "n.engine", flavor="tensorrt_rtx")
+    assert "[tensorrt-rtx]" in refusal(
+        MissingExtraError, model, tmp_path / "n.engine", flavor="tensorrt_rtx"
+    )
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     text = refusal(MissingExtraError, model, tmp_path / "n.engine")
     assert "[tensorrt]" in text and "[tensorrt-rtx]" in text
@@ -413,4 +486,7 @@ def test_the_labels_head_of_a_toy_is_uint8(tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "m.onnx", head="labels", batch=3)
     built = build_engine(model, tmp_path / "m.engine", say=quiet)
     assert isinstance(built.sidecar.metadata, ModelMetadata)
-    assert {(t.kind, t.dtype, t.shape[0]) for t in built.sidecar.io} == {("in", "uint8", 3), ("out", "uint8", 3)}
+    assert {(t.kind, t.dtype, t.shape[0]) for t in built.sidecar.io} == {
+        ("in", "uint8", 3),
+        ("out", "uint8", 3),
+    }

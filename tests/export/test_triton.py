@@ -41,7 +41,9 @@ def config_of(schema: ModuleType, repository: Path, name: str = "segmenter") -> 
     """Parse config.pbtxt as Triton does: an unknown field or a value of another type raises."""
     from google.protobuf import text_format
 
-    return text_format.Parse((repository / name / "config.pbtxt").read_text("utf-8"), schema.ModelConfig())
+    return text_format.Parse(
+        (repository / name / "config.pbtxt").read_text("utf-8"), schema.ModelConfig()
+    )
 
 
 def engine(
@@ -78,7 +80,11 @@ def test_a_free_batch_is_batched_by_triton(schema: ModuleType, tmp_path: Path) -
     config = config_of(schema, made)
     assert (config.name, config.backend, config.max_batch_size) == ("segmenter", "onnxruntime", 8)
     (source,), (answer,) = config.input, config.output
-    assert (source.name, source.data_type, list(source.dims)) == ("frames", TYPE_UINT8, [64, 128, 3])
+    assert (source.name, source.data_type, list(source.dims)) == (
+        "frames",
+        TYPE_UINT8,
+        [64, 128, 3],
+    )
     assert (answer.name, answer.data_type, list(answer.dims)) == ("labels", TYPE_UINT8, [64, 128])
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
     assert 0 < config.dynamic_batching.max_queue_delay_microseconds < 10_000
@@ -97,7 +103,10 @@ def test_the_config_is_of_the_graph_that_is_served(schema: ModuleType, tmp_path:
         model = toy.color_model(tmp_path / f"{batch}.onnx", head="labels", batch=batch)
         config = config_of(schema, write_repository(model, tmp_path / f"repo-{batch}"))
         graph = onnx.load(str(model)).graph
-        for tensor, port in ((config.input[0], graph.input[0]), (config.output[0], graph.output[0])):
+        for tensor, port in (
+            (config.input[0], graph.input[0]),
+            (config.output[0], graph.output[0]),
+        ):
             dims = [d.dim_value or -1 for d in port.type.tensor_type.shape.dim]
             assert tensor.name == port.name
             assert [-1] * (config.max_batch_size > 0) + list(tensor.dims) == dims
@@ -107,7 +116,11 @@ def test_a_fixed_batch_is_served_as_it_is(schema: ModuleType, tmp_path: Path) ->
     model = toy.color_model(tmp_path / "model.onnx", head="labels", batch=4)
     config = config_of(schema, write_repository(model, tmp_path / "repo"))
     assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
-    assert list(config.input[0].dims) == [4, 64, 128, 3] and list(config.output[0].dims) == [4, 64, 128]
+    assert list(config.input[0].dims) == [4, 64, 128, 3] and list(config.output[0].dims) == [
+        4,
+        64,
+        128,
+    ]
 
 
 def test_an_engine_is_served_up_to_its_profile(schema: ModuleType, tmp_path: Path) -> None:
@@ -123,7 +136,9 @@ def test_an_engine_is_served_up_to_its_profile(schema: ModuleType, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("gpu", "kind"), [(True, KIND_GPU), (False, KIND_CPU)])
-def test_where_it_runs_can_be_said(schema: ModuleType, tmp_path: Path, gpu: bool, kind: int) -> None:
+def test_where_it_runs_can_be_said(
+    schema: ModuleType, tmp_path: Path, gpu: bool, kind: int
+) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels")
     config = config_of(schema, write_repository(model, tmp_path / "repo", gpu=gpu, max_batch=1))
     assert config.instance_group[0].kind == kind
@@ -143,14 +158,26 @@ def test_names_of_any_kind_survive(schema: ModuleType, tmp_path: Path) -> None:
 def test_what_triton_cannot_serve_is_refused_with_the_remedy(tmp_path: Path) -> None:
     logits = toy.color_model(tmp_path / "logits.onnx")
     labels = toy.color_model(tmp_path / "labels.onnx", head="labels")
-    half = ModelMetadata(toy.SPACE, (64, 128), "labels", align_corners=False, precision="bf16").to_json()
+    half = ModelMetadata(
+        toy.SPACE, (64, 128), "labels", align_corners=False, precision="bf16"
+    ).to_json()
     cases: list[tuple[Path, dict[str, Any], type[FadaError], str]] = [
         (logits, {}, ModelError, "head `logits`.*--head labels"),
-        (engine(tmp_path / "rtx.engine", flavor="tensorrt_rtx"), {}, ModelError, "--trt-flavor tensorrt"),
+        (
+            engine(tmp_path / "rtx.engine", flavor="tensorrt_rtx"),
+            {},
+            ModelError,
+            "--trt-flavor tensorrt",
+        ),
         (engine(tmp_path / "big.engine", profile=(2, 2, 4)), {}, ModelError, "--trt-batch 1,2,4"),
         (engine(tmp_path / "z.engine", head="logits"), {}, ModelError, "--head labels"),
         (engine(tmp_path / "e.engine"), {"gpu": False}, UsageError, "on a GPU alone"),
-        (toy.color_model(tmp_path / "b.onnx", head="labels", metadata=half), {}, ModelError, "bf16"),
+        (
+            toy.color_model(tmp_path / "b.onnx", head="labels", metadata=half),
+            {},
+            ModelError,
+            "bf16",
+        ),
         (labels, {"max_batch": 0}, UsageError, "1 or more"),
         (labels, {"preferred": (9,)}, UsageError, "preferred batch 9 is not within 1 to 8"),
         (labels, {"name": "a/b"}, UsageError, "no name of a model"),

@@ -65,7 +65,9 @@ def onnxruntime_that_gives(*providers: str, answer: float = 49) -> dict[str, Any
     def session(model: bytes, options: object, providers: list[str]) -> Any:
         print("EP Error: libcudnn.so.9: cannot open shared object file")
         got = given if "CUDAExecutionProvider" in providers else ["CPUExecutionProvider"]
-        return SimpleNamespace(get_providers=lambda: got, run=lambda *_: [np.full((1, 1, 1, 1), answer)])
+        return SimpleNamespace(
+            get_providers=lambda: got, run=lambda *_: [np.full((1, 1, 1, 1), answer)]
+        )
 
     given = list(providers)
     return {
@@ -86,13 +88,24 @@ def test_nothing_is_bad_here(fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert set(check) == {"name", "state", "found", "remedy"} and check["found"]
         assert check["state"] == "note" or (check["state"] == "ok" and not check["remedy"])
     states = {check["name"]: check["state"] for check in document["checks"]}
-    for name in ("python", "libraries", "clashes", "onnxruntime cpu", "openvino cpu", "torch", "video", "cache"):
+    for name in (
+        "python",
+        "libraries",
+        "clashes",
+        "onnxruntime cpu",
+        "openvino cpu",
+        "torch",
+        "video",
+        "cache",
+    ):
         assert states[name] == "ok"
     # onnxruntime keeps a file of its own in the cache folder.
     assert not [p for p in tmp_path.rglob("*") if p.name in ("fada_deploy", "runs")]
 
 
-def test_the_table_has_remedies_under_their_lines(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_remedies_under_their_lines(
+    fada: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checks = [
         Check("one", "ok", "is well"),
         Check("another", "bad", "is not", "mend it"),
@@ -131,7 +144,8 @@ def test_the_tiny_model_is_what_onnx_would_write() -> None:
     onnx.checker.check_model(embedded, full_check=True)
     assert embedded.graph.initializer[0] == rebuilt.graph.initializer[0]
     assert (
-        embedded.graph.input[0] == rebuilt.graph.input[0] and embedded.graph.output[0] == rebuilt.graph.output[0]
+        embedded.graph.input[0] == rebuilt.graph.input[0]
+        and embedded.graph.output[0] == rebuilt.graph.output[0]
     )
     assert len(engines.tiny_model()) < 1000
     x = np.random.default_rng(0).normal(size=(1, 1, 2, 2)).astype(np.float32)
@@ -147,7 +161,10 @@ def test_two_onnxruntimes_clash(installed: Callable[..., None], a_gpu: None) -> 
     installed(onnxruntime="1.30.0", onnxruntime_gpu="1.31.0")
     (check,) = packages.clashes()
     assert check.state == "bad" and "onnxruntime 1.30.0 and onnxruntime-gpu 1.31.0" in check.found
-    assert check.remedy == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert (
+        check.remedy
+        == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    )
 
 
 def test_two_opencvs_clash_and_another_one_does_not(installed: Callable[..., None]) -> None:
@@ -183,19 +200,30 @@ def test_extras_are_compared_with_the_metadata(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIRES)
     installed(
-        torch="2.10.0+cpu", safetensors="0.4.5", onnxscript="0.3", onnx=None, tensorrt=None, cupy_cuda13x=None
+        torch="2.10.0+cpu",
+        safetensors="0.4.5",
+        onnxscript="0.3",
+        onnx=None,
+        tensorrt=None,
+        cupy_cuda13x=None,
     )
     found = by_name(packages.extras())
     assert found["extra train"] == Check("extra train", "ok", "torch 2.10.0+cpu, safetensors 0.4.5")
     assert found["extra export"].state == "note" and "onnx missing" in found["extra export"].found
     assert found["extra export"].remedy == "pip install 'fada_deploy[export]'"
     assert "onnx, tensorrt" in found["other extras"].found and found["other extras"].state == "ok"
-    installed(torch="2.5.9", safetensors="1.0rc1", tensorrt="12.0", cupy_cuda13x=None, cupy_cuda12x="14.1")
+    installed(
+        torch="2.5.9", safetensors="1.0rc1", tensorrt="12.0", cupy_cuda13x=None, cupy_cuda12x="14.1"
+    )
     found = by_name(packages.extras())
     assert (
-        found["extra train"].state == "bad" and "torch 2.5.9, where >=2.6 is needed" in found["extra train"].found
+        found["extra train"].state == "bad"
+        and "torch 2.5.9, where >=2.6 is needed" in found["extra train"].found
     )
-    assert found["extra tensorrt"].state == "bad" and "cupy-cuda12x 14.1" in found["extra tensorrt"].found
+    assert (
+        found["extra tensorrt"].state == "bad"
+        and "cupy-cuda12x 14.1" in found["extra tensorrt"].found
+    )
 
 
 def test_old_and_missing_libraries_are_bad(
@@ -253,10 +281,14 @@ def test_cuda_that_pip_brought_is_put_on_the_loaders_path(
     remedy = by_name(engines.onnxruntime_checks())["onnxruntime cuda"].remedy
     assert remedy == f"export LD_LIBRARY_PATH={folder}:/other"
     monkeypatch.setenv("LD_LIBRARY_PATH", f"{folder}")
-    assert by_name(engines.onnxruntime_checks())["onnxruntime cuda"].remedy.startswith("pip install")
+    assert by_name(engines.onnxruntime_checks())["onnxruntime cuda"].remedy.startswith(
+        "pip install"
+    )
 
 
-def test_a_provider_that_starts_must_compute_right(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_starts_must_compute_right(
+    a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(monkeypatch, "onnxruntime", **onnxruntime_that_gives("CUDAExecutionProvider"))
     assert [c.state for c in engines.onnxruntime_checks()] == ["ok", "ok"]
     put(monkeypatch, "onnxruntime", **onnxruntime_that_gives("CUDAExecutionProvider", answer=48))
@@ -271,7 +303,9 @@ def test_a_gpu_that_stands_idle_is_a_note(a_gpu: None) -> None:
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "openvino", "tensorrt_rtx"])
-@pytest.mark.parametrize("error", ["ImportError('libfoo.so.3: cannot open')", "ModuleNotFoundError('x')", "1 / 0"])
+@pytest.mark.parametrize(
+    "error", ["ImportError('libfoo.so.3: cannot open')", "ModuleNotFoundError('x')", "1 / 0"]
+)
 def test_an_engine_that_does_not_load_is_one_bad_line(
     package: str, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -298,7 +332,9 @@ def test_tensorrt_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, "tensorrt", __version__="11.4.0")
     monkeypatch.setattr("fada_deploy.inspection.targets.find_gpu", lambda: None)
     check = by_name(engines.tensorrt_checks())["tensorrt"]
-    assert check.state == "note" and "11.4.0 loads" in check.found and "no NVIDIA GPU" in check.found
+    assert (
+        check.state == "note" and "11.4.0 loads" in check.found and "no NVIDIA GPU" in check.found
+    )
 
 
 def test_cupy_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +346,13 @@ def test_cupy_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     put(monkeypatch, "tensorrt", __version__="11.4.0")
     runtime = SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=no_driver)
-    put(monkeypatch, "cupy", __version__="14.0", cuda=SimpleNamespace(runtime=runtime), arange=np.arange)
+    put(
+        monkeypatch,
+        "cupy",
+        __version__="14.0",
+        cuda=SimpleNamespace(runtime=runtime),
+        arange=np.arange,
+    )
     note = by_name(engines.tensorrt_checks())["cupy"]
     assert note.state == "note" and "cudaErrorInsufficientDriver" in note.found
     runtime.getDeviceCount = lambda: 1
@@ -320,7 +362,13 @@ def test_cupy_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_many_threads_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 2)
-    for asked, state in (("64", "note"), ("2", "ok"), ("8,2", "note"), ("many", "note"), ("0", "note")):
+    for asked, state in (
+        ("64", "note"),
+        ("2", "ok"),
+        ("8,2", "note"),
+        ("many", "note"),
+        ("0", "note"),
+    ):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         check = by_name(machine.cores())["OMP_NUM_THREADS"]
         assert check.state == state and bool(check.remedy) == (state == "note")
@@ -354,7 +402,9 @@ def test_a_quota_below_the_cores_is_a_note(
         assert check.remedy == f"taskset -c {min(os.sched_getaffinity(0))} fada …"
 
 
-def test_a_cache_that_cannot_be_written_is_bad(fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_bad(
+    fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     # Not a matter of permissions: the tests may run as root.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
@@ -373,7 +423,9 @@ def test_a_disk_that_is_nearly_full_is_a_note(monkeypatch: pytest.MonkeyPatch) -
 def test_a_pyav_without_h264_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("av.codecs_available", {"h264"})
     (check,) = machine.codecs()
-    assert check.state == "bad" and check.found.endswith("no codec libx264") and "av" in check.remedy
+    assert (
+        check.state == "bad" and check.found.endswith("no codec libx264") and "av" in check.remedy
+    )
 
 
 def test_windows_need_a_screen_and_an_opencv_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,8 +495,12 @@ def test_what_a_library_prints_stays_off_the_terminal(capfd: pytest.CaptureFixtu
         os.write(2, b"\x1b[0;31mFailed to load libcublas\x1b[m\nand so on\n")
         print("chatter")
         assert reason() == "Failed to load libcublas"
-        os.write(2, b"\x1b[1;31m2026 [E:onnxruntime:Default, bridge.cc:9 Get()] /src/bridge.cc:4 Get() ")
-        os.write(2, b"with error: libcublas.so.13: cannot open shared object file\x1b[m\nFailed: it\n")
+        os.write(
+            2, b"\x1b[1;31m2026 [E:onnxruntime:Default, bridge.cc:9 Get()] /src/bridge.cc:4 Get() "
+        )
+        os.write(
+            2, b"with error: libcublas.so.13: cannot open shared object file\x1b[m\nFailed: it\n"
+        )
         assert reason() == "libcublas.so.13: cannot open shared object file"
     print("after")
     assert capfd.readouterr() == ("after\n", "")
@@ -452,10 +508,18 @@ def test_what_a_library_prints_stays_off_the_terminal(capfd: pytest.CaptureFixtu
 
 def run_fada(code: str, **environ: str) -> tuple[int, dict[str, Check], str]:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environ}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environ},
+        check=False,
     )
     assert done.stdout.startswith("{"), done.stderr
-    return done.returncode, by_name(Check(**c) for c in json.loads(done.stdout)["checks"]), done.stderr
+    return (
+        done.returncode,
+        by_name(Check(**c) for c in json.loads(done.stdout)["checks"]),
+        done.stderr,
+    )
 
 
 def test_it_works_without_torch_and_onnx() -> None:
@@ -469,7 +533,9 @@ def test_it_works_without_torch_and_onnx() -> None:
 
 
 def test_an_opencv_that_does_not_load_leaves_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
+    (tmp_path / "cv2.py").write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file')\n"
+    )
     code, found, _ = run_fada(
         "import sys; sys.modules['torch'] = None\nfrom fada_deploy.cli import main; main(['doctor', '--json'])",
         PYTHONPATH=str(tmp_path),
@@ -477,4 +543,6 @@ def test_an_opencv_that_does_not_load_leaves_the_rest(tmp_path: Path) -> None:
     assert code == 1
     assert found["cv2"].state == "bad" and "libGL.so.1" in found["cv2"].found
     assert found["cv2"].remedy == "pip install --force-reinstall opencv-python-headless"
-    assert {found[name].state for name in ("python", "onnxruntime cpu", "openvino cpu", "cores", "runs")} == {"ok"}
+    assert {
+        found[name].state for name in ("python", "onnxruntime cpu", "openvino cpu", "cores", "runs")
+    } == {"ok"}

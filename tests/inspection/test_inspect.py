@@ -54,7 +54,13 @@ def write_proof(path: Path) -> Proof:
 def export(tmp_path: Path) -> Path:
     """Return a model beside its proof pack, which its metadata names."""
     write_proof(tmp_path / "model.proof.npz")
-    found = {"backend": "onnxruntime", "frames": 3, "classes": 4, "equal_labels": 0.99995, "logit_error": 2e-6}
+    found = {
+        "backend": "onnxruntime",
+        "frames": 3,
+        "classes": 4,
+        "equal_labels": 0.99995,
+        "logit_error": 2e-6,
+    }
     said = contract(
         hashes={"proof": sha256(tmp_path / "model.proof.npz"), "weights": "0" * 64},
         verification={"onnxruntime": found},
@@ -94,11 +100,16 @@ def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> Non
     shares = (0.05, 0.0, 0.25, *(0.0,) * 9, 0.7)
     three = "bicycle 70.0 ± 12.5 %, building 25.0 ± 12.5 %, road 5.0 ± 12.5 %, … on"
     for reference, line in (
-        (Reference(32, shares, (0.125,) * 13, 0.9123, 0.0234), f"confidence 0.912 ± 0.023, {three} 32 frames"),
+        (
+            Reference(32, shares, (0.125,) * 13, 0.9123, 0.0234),
+            f"confidence 0.912 ± 0.023, {three} 32 frames",
+        ),
         (Reference(7, shares, (0.125,) * 13), f"{three} 7 frames"),
         (None, ""),
     ):
-        model = toy.color_model(tmp_path / "model.onnx", metadata=contract(reference=reference).to_json())
+        model = toy.color_model(
+            tmp_path / "model.onnx", metadata=contract(reference=reference).to_json()
+        )
         code, out, _ = fada("inspect", model)
         assert code == 0 and ("on its target" in out) == (reference is not None)
         assert line in out
@@ -123,7 +134,11 @@ def test_the_document_holds_the_contract_as_it_was_written(export: Path, fada: F
 
 
 def test_the_graph_is_read_as_the_onnx_package_reads_it(tmp_path: Path) -> None:
-    for name, options in (("a", {}), ("b", {"head": "labels", "batch": 2}), ("c", {"metadata": None})):
+    for name, options in (
+        ("a", {}),
+        ("b", {"head": "labels", "batch": 2}),
+        ("c", {"metadata": None}),
+    ):
         model = toy.color_model(tmp_path / f"{name}.onnx", **options)  # type: ignore[arg-type]
         graph, want = read_graph(model), onnx.load(str(model))
         assert graph.opset == want.opset_import[0].version and graph.ir_version == want.ir_version
@@ -132,8 +147,13 @@ def test_the_graph_is_read_as_the_onnx_package_reads_it(tmp_path: Path) -> None:
         for mine, theirs in ((graph.inputs, want.graph.input), (graph.outputs, want.graph.output)):
             assert [p.name for p in mine] == [v.name for v in theirs]
             kinds = [np.dtype(p.dtype) for p in mine]
-            assert kinds == [helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in theirs]
-            shapes = [[d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in theirs]
+            assert kinds == [
+                helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in theirs
+            ]
+            shapes = [
+                [d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim]
+                for v in theirs
+            ]
             assert [list(p.shape) for p in mine] == shapes
 
 
@@ -153,7 +173,10 @@ def test_precision_is_what_the_weights_are_stored_in(tmp_path: Path) -> None:
 
     int8 = rewritten(model, tmp_path / "int8.onnx", quantized)
     assert read_graph(int8).layers == {"Conv": Counter({"int8": 1})}
-    assert read_graph(int8).to_dict()["quantize_nodes"] == {"QuantizeLinear": 0, "DequantizeLinear": 1}
+    assert read_graph(int8).to_dict()["quantize_nodes"] == {
+        "QuantizeLinear": 0,
+        "DequantizeLinear": 1,
+    }
     for kind, stored in (("fp16", "float16"), ("bf16", "bfloat16")):
         with np.errstate(over="ignore"):  # the biases are beyond fp16, and are not looked at
             onnx.save(to_half(onnx.load(str(model)), kind), str(tmp_path / f"{kind}.onnx"))
@@ -173,27 +196,42 @@ def test_attention_and_constants_are_told_apart(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["y", "left"], ["z"]),
     ]
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 2]) for n in "xz"]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:])), str(tmp_path / "m.onnx"))
-    assert read_graph(tmp_path / "m.onnx").layers == {"MatMul": Counter({"float32": 2, "activations": 1})}
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:])),
+        str(tmp_path / "m.onnx"),
+    )
+    assert read_graph(tmp_path / "m.onnx").layers == {
+        "MatMul": Counter({"float32": 2, "activations": 1})
+    }
 
 
-def test_what_does_not_hold_is_named_and_exits_with_1(export: Path, tmp_path: Path, fada: Fada) -> None:
+def test_what_does_not_hold_is_named_and_exits_with_1(
+    export: Path, tmp_path: Path, fada: Fada
+) -> None:
     write_proof(tmp_path / "other.proof.npz")
     proof = Proof.load(tmp_path / "other.proof.npz")
     Proof(proof.frames, proof.logits, proof.labels[::-1]).save(tmp_path / "model.proof.npz")
     code, out, _ = fada("inspect", export)
     assert code == 1
-    assert "problem: model.proof.npz beside it is not the proof pack that it was exported with" in out
+    assert (
+        "problem: model.proof.npz beside it is not the proof pack that it was exported with" in out
+    )
     code, out, _ = fada("inspect", tmp_path / "model.proof.npz", "--json")
-    assert code == 1 and json.loads(out)["problems"] == ["model.onnx was exported with another pack"]
+    assert code == 1 and json.loads(out)["problems"] == [
+        "model.onnx was exported with another pack"
+    ]
     (tmp_path / "model.proof.npz").unlink()
     code, out, _ = fada("inspect", export)
     assert code == 0 and "model.proof.npz: not beside it" in out
 
 
 def test_a_contract_of_another_graph_is_seen(tmp_path: Path) -> None:
-    wrong = toy.color_model(tmp_path / "a.onnx", metadata=contract(input_size_hw=(32, 64)).to_json())
-    assert describe(wrong)["problems"] == ["the graph's input is not the one that the metadata tells of"]
+    wrong = toy.color_model(
+        tmp_path / "a.onnx", metadata=contract(input_size_hw=(32, 64)).to_json()
+    )
+    assert describe(wrong)["problems"] == [
+        "the graph's input is not the one that the metadata tells of"
+    ]
     wrong = toy.color_model(tmp_path / "b.onnx", metadata=contract(head="labels").to_json())
     assert describe(wrong)["problems"] == ["the graph has no output `labels`"]
     none = describe(toy.color_model(tmp_path / "c.onnx", metadata=None))
@@ -255,7 +293,9 @@ def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> N
     ):
         assert part in out, part
     document = json.loads(fada("inspect", engine, "--json")[1])
-    assert document["engine"]["onnx"]["state"] == "equal" and document["metadata"]["head"] == "logits"
+    assert (
+        document["engine"]["onnx"]["state"] == "equal" and document["metadata"]["head"] == "logits"
+    )
     engine.write_bytes(b"a fake")
     code, _, err = fada("inspect", engine)
     assert code == 1 and "is not the engine that model.engine.json speaks of" in err
@@ -265,7 +305,13 @@ def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> N
 
 def weights(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = {"backbone": "ddrnet23-slim", "norm": "batch", "size_hw": [64, 128], "mean": [0.5], "std": [0.2]}
+    model = {
+        "backbone": "ddrnet23-slim",
+        "norm": "batch",
+        "size_hw": [64, 128],
+        "mean": [0.5],
+        "std": [0.2],
+    }
     said = {
         "model": {**model, "label_space": toy.SPACE.to_dict()},
         "provenance": {"stage": path.parent.name, "config": {"src": "gta5", "tgt": "drives"}},
@@ -352,5 +398,7 @@ def test_it_needs_no_engine_and_no_onnx(export: Path) -> None:
         "from fada_deploy.cli import main\n"
         "main(['inspect', sys.argv[1]])"
     )
-    done = subprocess.run([sys.executable, "-c", code, export], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, export], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,9 @@ def test_the_commands_exist() -> None:
         assert {word for word in shlex.split(target.command) if word.startswith("--")} <= known
 
 
-def test_a_bare_machine_builds_nothing_and_says_what_to_type(machine: Callable[..., dict[str, Target]]) -> None:
+def test_a_bare_machine_builds_nothing_and_says_what_to_type(
+    machine: Callable[..., dict[str, Target]],
+) -> None:
     found = machine()
     for name in NAMES[:-1]:
         assert not found[name].can_build and not found[name].can_run
@@ -68,7 +70,9 @@ def test_a_bare_machine_builds_nothing_and_says_what_to_type(machine: Callable[.
     assert found["triton repository"].can_build and not found["triton repository"].can_run
 
 
-def test_a_runtime_machine_runs_what_it_cannot_build(machine: Callable[..., dict[str, Target]]) -> None:
+def test_a_runtime_machine_runs_what_it_cannot_build(
+    machine: Callable[..., dict[str, Target]],
+) -> None:
     found = machine("onnxruntime")
     assert found["onnx fp32"].runs_on == ("onnxruntime",) and not found["onnx fp32"].can_build
     assert "openvino" in found["onnx bf16"].not_run

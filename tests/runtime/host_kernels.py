@@ -29,5 +29,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     (folder / "kernels.cpp").write_text(HOST + kernels.SOURCE)
     # No fused operations, as on the device. -Wall: a warning is a defect of the source.
     flags = ["-O2", "-march=native", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", folder / "kernels.so", folder / "kernels.cpp"], check=True)
+    subprocess.run(
+        [compiler, *flags, "-o", folder / "kernels.so", folder / "kernels.cpp"], check=True
+    )
     return ctypes.CDLL(str(folder / "kernels.so"))

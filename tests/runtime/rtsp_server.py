@@ -36,7 +36,11 @@ def encode(frames: Sequence[np.ndarray], *, rate: int = 25, keyframes: int = 5) 
     """Encode RGB frames (H, W, 3) as H.264; return each one's NAL units, parameter sets before every key frame."""
     context = av.CodecContext.create("libx264", "w")
     context.height, context.width = frames[0].shape[:2]
-    context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, rate), Fraction(rate)
+    context.pix_fmt, context.time_base, context.framerate = (
+        "yuv420p",
+        Fraction(1, rate),
+        Fraction(rate),
+    )
     # Without zero latency the last pictures of a film that is cut off would be lost in the decoder.
     options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "4", "g": str(keyframes)}
     context.options = options | {"x264-params": "repeat-headers=1:annexb=1:threads=1"}
@@ -104,7 +108,10 @@ class RtspServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -141,7 +148,9 @@ class RtspServer:
 class _Conversation:
     """One client: requests are answered in one thread, pictures sent in another."""
 
-    def __init__(self, connection: socket.socket, play: Play, seen: list[str], over: threading.Event) -> None:
+    def __init__(
+        self, connection: socket.socket, play: Play, seen: list[str], over: threading.Event
+    ) -> None:
         self._socket, self._play, self._seen, self._over = connection, play, seen, over
         self._file = connection.makefile("rb")
         self._sending = threading.Lock()
@@ -183,14 +192,20 @@ class _Conversation:
         if method == "OPTIONS":
             more = {"Public": "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER"}
         elif method == "DESCRIBE":
-            status, body = self._play.status, self._description() if self._play.status == "200 OK" else b""
+            status, body = (
+                self._play.status,
+                self._description() if self._play.status == "200 OK" else b"",
+            )
             more = {"Content-Base": f"{address}/", "Content-Type": "application/sdp"}
         elif method == "SETUP" and "interleaved" in headers.get("transport", ""):
             more["Transport"] = f"RTP/AVP/TCP;unicast;interleaved=0-1;ssrc={_SSRC:08X}"
         elif method == "SETUP":
             status = "461 Unsupported Transport"
         elif method == "PLAY":
-            more |= {"Range": "npt=0.000-", "RTP-Info": f"url={address.rstrip('/')}/track1;seq=0;rtptime=0"}
+            more |= {
+                "Range": "npt=0.000-",
+                "RTP-Info": f"url={address.rstrip('/')}/track1;seq=0;rtptime=0",
+            }
         elif method not in ("TEARDOWN", "GET_PARAMETER"):
             status = "501 Not Implemented"
         more |= {"CSeq": headers.get("cseq", "0"), "Content-Length": str(len(body))}

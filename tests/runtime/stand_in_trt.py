@@ -102,10 +102,16 @@ class Graph:
 def make_cupy(library: ctypes.CDLL, streams: list[Stream]) -> Any:
     def kernel(name: str) -> Any:
         def run(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
-            kinds = {np.int32: ctypes.c_int, np.int64: ctypes.c_longlong, np.float32: ctypes.c_float}
+            kinds = {
+                np.int32: ctypes.c_int,
+                np.int64: ctypes.c_longlong,
+                np.float32: ctypes.c_float,
+            }
             getattr(library, name)(
                 *(
-                    ctypes.c_void_p(a.data.ptr) if isinstance(a, Array) else kinds[type(a)](a.item())
+                    ctypes.c_void_p(a.data.ptr)
+                    if isinstance(a, Array)
+                    else kinds[type(a)](a.item())
                     for a in arguments
                 )
             )
@@ -192,7 +198,10 @@ class Machine:
                         Array.living[self.addresses[head]][:, 3] += np.float32(machine.bias)
 
                 if machine.fails:
-                    machine.log.log(ILogger.ERROR, "IExecutionContext::enqueueV3: Error Code 1\n (illegal access)")
+                    machine.log.log(
+                        ILogger.ERROR,
+                        "IExecutionContext::enqueueV3: Error Code 1\n (illegal access)",
+                    )
                     return False
                 captured = machine.streams[-1].captured
                 captured.append(work) if captured is not None else work()

@@ -28,7 +28,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    metadata = ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, verification=PROVEN)
+    metadata = ModelMetadata(
+        toy.SPACE, (64, 128), "logits", align_corners=False, verification=PROVEN
+    )
     return toy.color_model(tmp_path / "m.onnx", metadata=metadata.to_json())
 
 
@@ -64,7 +66,11 @@ def run(race: Race, count: int) -> Iterator[np.ndarray]:
 
 
 def race_between(
-    model: Path, monkeypatch: pytest.MonkeyPatch, own_s: float, rival_s: float, error: Exception | None = None
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_s: float,
+    rival_s: float,
+    error: Exception | None = None,
 ) -> tuple[Race, Slowed, list[Slowed]]:
     rivals: list[Slowed] = []
 
@@ -77,7 +83,9 @@ def race_between(
     return Race(model, own, rivals_of(model, own)), own, rivals
 
 
-@pytest.mark.parametrize(("own_s", "rival_s", "fastest"), [(0.0, 0.03, "onnxruntime"), (0.03, 0.0, "openvino")])
+@pytest.mark.parametrize(
+    ("own_s", "rival_s", "fastest"), [(0.0, 0.03, "onnxruntime"), (0.03, 0.0, "openvino")]
+)
 def test_the_fastest_is_taken_from_the_next_run_on(
     model: Path, monkeypatch: pytest.MonkeyPatch, own_s: float, rival_s: float, fastest: str
 ) -> None:
@@ -86,10 +94,16 @@ def test_the_fastest_is_taken_from_the_next_run_on(
     assert race.fastest == fastest and set(race.seconds) == {"onnxruntime", "openvino"}
     assert chosen_backend(race.metadata) == fastest and race.kept
     # Nothing more is measured, and this run goes on as it began.
-    assert own.calls == 40 and rivals[0].calls == racing._WARM_UP + racing._MEASURED and race.name == "onnxruntime"
+    assert (
+        own.calls == 40
+        and rivals[0].calls == racing._WARM_UP + racing._MEASURED
+        and race.name == "onnxruntime"
+    )
     alone = open_backend(model, backend="onnxruntime")
     for i, found in enumerate(labels):
-        np.testing.assert_array_equal(found, alone.submit(toy.scene(i)[0][None]).labels((64, 128))[0])
+        np.testing.assert_array_equal(
+            found, alone.submit(toy.scene(i)[0][None]).labels((64, 128))[0]
+        )
     race.close()
     assert own.closed and rivals[0].closed
     assert rivals_of(model, open_backend(model, backend="onnxruntime")) == []

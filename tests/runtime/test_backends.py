@@ -16,7 +16,13 @@ import onnx
 import pytest
 import toy
 
-from fada_deploy.common.errors import DeviceError, FadaError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.errors import (
+    DeviceError,
+    FadaError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+)
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime import backends
@@ -31,7 +37,9 @@ def inner(labels: np.ndarray) -> np.ndarray:
     columns = np.arange(labels.shape[1])
     quarter = labels.shape[1] / 4
     from_edge = np.abs(columns - np.round(columns / quarter) * quarter)
-    return labels[:, (from_edge > labels.shape[1] / 16) | (columns < quarter / 2) | (columns > 3.5 * quarter)]
+    return labels[
+        :, (from_edge > labels.shape[1] / 16) | (columns < quarter / 2) | (columns > 3.5 * quarter)
+    ]
 
 
 def one_line(error: pytest.ExceptionInfo[FadaError]) -> str:
@@ -60,7 +68,9 @@ def test_known_labels(tmp_path: Path, backend: str, head: str, batch: int | None
 
 @every_backend
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_what_is_closed_says_so_and_holds_nobody(tmp_path: Path, backend: str, parallel: int) -> None:
+def test_what_is_closed_says_so_and_holds_nobody(
+    tmp_path: Path, backend: str, parallel: int
+) -> None:
     opened = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend, parallel=parallel)
     frames = toy.scene(0)[0][None]
     opened.submit(frames)
@@ -162,7 +172,9 @@ def test_frames_that_break_the_contract(tmp_path: Path, backend: str) -> None:
 
 
 @every_backend
-@pytest.mark.parametrize("content", ["empty", "text", "cut", "no graph", "long varint", "past the end"])
+@pytest.mark.parametrize(
+    "content", ["empty", "text", "cut", "no graph", "long varint", "past the end"]
+)
 def test_no_onnx_file(tmp_path: Path, backend: str, content: str) -> None:
     whole = toy.color_model(tmp_path / "m.onnx").read_bytes()
     data = {
@@ -207,7 +219,9 @@ def test_an_output_that_is_not_what_the_metadata_says(tmp_path: Path, backend: s
     from fada_deploy.common.label_space import CITYSCAPES_16
 
     path = toy.color_model(tmp_path / "m.onnx", space=CITYSCAPES_16, metadata=lie)
-    with pytest.raises(ModelError, match=r"gives \(1, 16, 8, 16\) where its metadata says head `logits`, \(B, 13"):
+    with pytest.raises(
+        ModelError, match=r"gives \(1, 16, 8, 16\) where its metadata says head `logits`, \(B, 13"
+    ):
         open_backend(path, backend=backend).submit(frames)
 
 
@@ -259,7 +273,9 @@ def test_cuda_that_is_not_there_is_an_error(tmp_path: Path, backend: str) -> Non
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is built for CUDA")
-    with pytest.raises(DeviceError, match=r"cuda:1 is not to be had.*pip install 'fada_deploy\[gpu\]'") as error:
+    with pytest.raises(
+        DeviceError, match=r"cuda:1 is not to be had.*pip install 'fada_deploy\[gpu\]'"
+    ) as error:
         open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend, device="cuda:1")
     one_line(error)
 
@@ -290,7 +306,10 @@ def test_a_cuda_provider_that_silently_falls_back(
     open_ort = BACKENDS["onnxruntime"]
     model = toy.color_model(tmp_path / "m.onnx")
     assert open_ort(model, device="auto").device == ("cuda:0" if starts else "cpu")
-    assert asked[-1] == ([("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"], usable_cores())
+    assert asked[-1] == (
+        [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"],
+        usable_cores(),
+    )
     assert open_ort(model, device="cpu").device == "cpu"
     assert asked[-1][0] == ["CPUExecutionProvider"]
     if starts:
@@ -306,7 +325,9 @@ def test_backends_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         open_backend(model, backend="tensorflow")
     assert open_backend(model).name == "onnxruntime"
     find = importlib.util.find_spec
-    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    monkeypatch.setattr(
+        backends, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
     assert open_backend(model).name == "openvino"
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"type: pip install 'fada_deploy\[cpu\]'"):
@@ -324,12 +345,18 @@ def test_a_missing_package_names_the_pip_command(
 
 
 @every_backend
-def test_an_engine_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+def test_an_engine_that_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
     model = toy.color_model(tmp_path / "m.onnx")
-    (tmp_path / f"{backend}.py").write_text("raise ImportError('libsomething.so.1: cannot open shared object')")
+    (tmp_path / f"{backend}.py").write_text(
+        "raise ImportError('libsomething.so.1: cannot open shared object')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, backend, raising=False)
-    with pytest.raises(DeviceError, match=rf"{backend} is installed but does not load \(libsomething"):
+    with pytest.raises(
+        DeviceError, match=rf"{backend} is installed but does not load \(libsomething"
+    ):
         open_backend(model, backend=backend)
 
 
@@ -347,7 +374,9 @@ def with_external_weight(path: Path, location: str, where: str) -> Path:
         node.attribute.append(attribute)
         if where == "subgraph":
             inner = onnx.helper.make_graph([node], "inner", [], [])
-            node = onnx.helper.make_node("If", ["no"], ["unused"], then_branch=inner, else_branch=inner)
+            node = onnx.helper.make_node(
+                "If", ["no"], ["unused"], then_branch=inner, else_branch=inner
+            )
         model.graph.node.insert(0, node)
     path.write_bytes(model.SerializeToString())
     return path
@@ -368,7 +397,9 @@ def test_weights_outside_the_models_folder_are_not_read(
 
 
 def test_a_link_to_weights_elsewhere_is_not_followed(tmp_path: Path) -> None:
-    path = with_external_weight(toy.color_model(tmp_path / "in" / "m.onnx"), "weights.bin", "initializer")
+    path = with_external_weight(
+        toy.color_model(tmp_path / "in" / "m.onnx"), "weights.bin", "initializer"
+    )
     (tmp_path / "secret").write_bytes(bytes(4 * 13 * 3))
     (tmp_path / "in" / "weights.bin").symlink_to(tmp_path / "secret")
     with pytest.raises(ModelError, match="outside its own folder"):
@@ -428,7 +459,9 @@ def test_pictures_with_colors_over_them(tmp_path: Path, backend: str) -> None:
     from fada_deploy.runtime.overlay.blend import overlay
 
     frames, _ = zip(*(toy.scene(i) for i in (1, 4)), strict=True)
-    prediction = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend).submit(np.stack(frames))
+    prediction = open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend).submit(
+        np.stack(frames)
+    )
     large = np.stack([np.repeat(f, 2, axis=0) for f in frames])
     labels, pictures = prediction.overlay(large, toy.SPACE.palette, 0.4)
     np.testing.assert_array_equal(labels, prediction.labels((128, 128)))
@@ -439,14 +472,18 @@ def test_pictures_with_colors_over_them(tmp_path: Path, backend: str) -> None:
 def test_a_file_and_a_backend_that_are_not_for_each_other(tmp_path: Path) -> None:
     engine = tmp_path / "model.engine"
     engine.write_bytes(b"plan")
-    with pytest.raises(UsageError, match=r"model\.engine: is not for backend openvino; take tensorrt, or leave"):
+    with pytest.raises(
+        UsageError, match=r"model\.engine: is not for backend openvino; take tensorrt, or leave"
+    ):
         open_backend(engine, backend="openvino")
     model = toy.color_model(tmp_path / "m.onnx")
     with pytest.raises(UsageError, match="not for backend tensorrt; take onnxruntime or openvino"):
         open_backend(model, backend="tensorrt")
     for name in ("weights.pt", "weights.pth", "weights.safetensors"):
         (tmp_path / name).write_bytes(b"\x80\x04")
-        with pytest.raises(ModelError, match=r"is no exported model; `fada export` makes one") as error:
+        with pytest.raises(
+            ModelError, match=r"is no exported model; `fada export` makes one"
+        ) as error:
             open_backend(tmp_path / name)
         one_line(error)
 
@@ -468,9 +505,7 @@ def test_with_nothing_installed_the_pip_command_is_said(monkeypatch: pytest.Monk
 def test_onnxruntime_writes_nothing_about_the_device(tmp_path: Path) -> None:
     """Its telemetry would leave an id and a database in the user's cache."""
     model, cache = toy.color_model(tmp_path / "toy.onnx"), tmp_path / "cache"
-    code = (
-        f"from pathlib import Path; from fada_deploy.runtime.backends import *; open_backend(Path({str(model)!r}))"
-    )
+    code = f"from pathlib import Path; from fada_deploy.runtime.backends import *; open_backend(Path({str(model)!r}))"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     environment["XDG_CACHE_HOME"] = str(cache)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -499,4 +534,6 @@ def test_the_first_two_requests_of_a_process_at_once(backend: str, tmp_path: Pat
     """OpenVINO's binding hung here, once in six processes."""
     model = toy.color_model(tmp_path / "m.onnx")
     for _ in range(6):
-        subprocess.run([sys.executable, "-c", _FIRST_AT_ONCE, str(model), backend], check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-c", _FIRST_AT_ONCE, str(model), backend], check=True, timeout=60
+        )

@@ -49,7 +49,11 @@ def labeled(
     batch, classes, h, w = logits.shape
     labels = np.full((batch, *size_hw), 255, np.uint8)
     taps = kernels.taps_of((h, w), size_hw, align_corners=align_corners)
-    head = [pointer(logits), *map(ctypes.c_int, (batch, classes, h, w, *size_hw)), *map(pointer, taps)]
+    head = [
+        pointer(logits),
+        *map(ctypes.c_int, (batch, classes, h, w, *size_hw)),
+        *map(pointer, taps),
+    ]
     if paint is None:
         library.label_pixels(*head, pointer(labels))
         return labels, None
@@ -63,7 +67,9 @@ def labeled(
 @given(data=st.data())
 def test_labels_of_random_logits(library: ctypes.CDLL, data: st.DataObject) -> None:
     """Values on a coarse grid, so that ties are many, and fine ones; enlarged, shrunk and a single cell."""
-    shape = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 21), st.integers(1, 9), st.integers(1, 9)))
+    shape = data.draw(
+        st.tuples(st.integers(1, 2), st.integers(1, 21), st.integers(1, 9), st.integers(1, 9))
+    )
     size_hw = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     if data.draw(st.booleans()):
@@ -73,7 +79,9 @@ def test_labels_of_random_logits(library: ctypes.CDLL, data: st.DataObject) -> N
     align_corners = data.draw(st.booleans())
     got, _ = labeled(library, logits, size_hw, align_corners)
     for labels, planes in zip(got, logits, strict=True):
-        np.testing.assert_array_equal(labels, dense_labels(planes, size_hw, align_corners=align_corners))
+        np.testing.assert_array_equal(
+            labels, dense_labels(planes, size_hw, align_corners=align_corners)
+        )
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -85,7 +93,9 @@ def test_corners_one_ulp_apart(library: ctypes.CDLL, align_corners: bool) -> Non
     logits = np.float32(base + ulps * np.spacing(base))
     got, _ = labeled(library, logits, (192, 259), align_corners)
     for labels, planes in zip(got, logits, strict=True):
-        np.testing.assert_array_equal(labels, labels_from_logits(planes, (192, 259), align_corners=align_corners))
+        np.testing.assert_array_equal(
+            labels, labels_from_logits(planes, (192, 259), align_corners=align_corners)
+        )
 
 
 def test_numbers_below_the_normal_ones(library: ctypes.CDLL) -> None:
@@ -125,7 +135,9 @@ def test_every_color_over_every_value_blends_as_overlay_does() -> None:
         np.testing.assert_array_equal(blend[labels[..., None], frame, channels], expected)
 
 
-@pytest.mark.parametrize(("value", "bad"), [(1e37, 0), (-1e37, 0), (1.1e37, 1), (np.nan, 1), (-np.inf, 1)])
+@pytest.mark.parametrize(
+    ("value", "bad"), [(1e37, 0), (-1e37, 0), (1.1e37, 1), (np.nan, 1), (-np.inf, 1)]
+)
 def test_unusable_logits_are_found(library: ctypes.CDLL, value: float, bad: int) -> None:
     values = np.zeros(1000, np.float32)
     values[613] = value
@@ -137,7 +149,9 @@ def test_unusable_logits_are_found(library: ctypes.CDLL, value: float, bad: int)
 
 
 @pytest.mark.slow
-def test_labels_and_pictures_of_a_trained_network(library: ctypes.CDLL, trained: Path, streets: Path) -> None:
+def test_labels_and_pictures_of_a_trained_network(
+    library: ctypes.CDLL, trained: Path, streets: Path
+) -> None:
     torch = pytest.importorskip("torch")
     from fada_deploy.data import open_dataset
     from fada_deploy.training.predict import Predictor
@@ -146,7 +160,9 @@ def test_labels_and_pictures_of_a_trained_network(library: ctypes.CDLL, trained:
     dataset = open_dataset("gta5", streets / "gta5", split="train", space=CITYSCAPES_19)
     frames = [dataset.image(i) for i in range(0, 64, 16)]
     model = load_segmenter(trained / "source" / "weights.safetensors")[0]
-    logits = np.concatenate([Predictor(model, torch.device("cpu")).logits([f]).numpy() for f in frames])
+    logits = np.concatenate(
+        [Predictor(model, torch.device("cpu")).logits([f]).numpy() for f in frames]
+    )
     size_hw = frames[0].shape[:2]
     blend = kernels.blend_table(CITYSCAPES_19.palette, logits.shape[1], 0.5)
     stacked = np.ascontiguousarray(np.stack(frames))
@@ -157,7 +173,9 @@ def test_labels_and_pictures_of_a_trained_network(library: ctypes.CDLL, trained:
     for i, frame in enumerate(frames):
         expected = labels_from_logits(logits[i], size_hw, align_corners=model.align_corners)
         np.testing.assert_array_equal(labels[i], expected)
-        np.testing.assert_array_equal(pictures[i], overlay(frame, expected, CITYSCAPES_19.palette, 0.5))
+        np.testing.assert_array_equal(
+            pictures[i], overlay(frame, expected, CITYSCAPES_19.palette, 0.5)
+        )
 
 
 # What CuPy adds of its own accord; the last one wins, and this test must not see it win.
@@ -166,7 +184,15 @@ CUPY = ("-ftz=true",)
 
 def nvcc_ptx(folder: Path, source: str, options: tuple[str, ...]) -> str:
     (folder / "kernels.cu").write_text(source)
-    command = ["nvcc", "-ptx", "-arch=sm_80", *options, "-o", folder / "kernels.ptx", folder / "kernels.cu"]
+    command = [
+        "nvcc",
+        "-ptx",
+        "-arch=sm_80",
+        *options,
+        "-o",
+        folder / "kernels.ptx",
+        folder / "kernels.cu",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return (folder / "kernels.ptx").read_text()
 
@@ -176,7 +202,10 @@ def nvrtc_ptx(folder: Path, source: str, options: tuple[str, ...]) -> str:
     root = Path(next(iter(importlib.import_module("nvidia").__path__)))
     nvrtc: Any = ctypes.CDLL(str(next(root.rglob("libnvrtc.so.*"))))
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"k.cu", 0, None, None) == 0
+    assert (
+        nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"k.cu", 0, None, None)
+        == 0
+    )
     words = [o.encode() for o in ("--gpu-architecture=compute_80", *options)]
     status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
     assert status == 0, "NVRTC refuses the kernels"
@@ -215,9 +244,19 @@ def test_no_fused_operation_in_the_machine_code(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None or not Path(tool).is_file():
         pytest.skip("nvcc and cuobjdump are not installed")
     (tmp_path / "k.cu").write_text(kernels.CUDA + kernels.SOURCE)
-    command = ["nvcc", "-cubin", "-arch=sm_80", *CUPY, "-o", tmp_path / "k.cubin", tmp_path / "k.cu"]
+    command = [
+        "nvcc",
+        "-cubin",
+        "-arch=sm_80",
+        *CUPY,
+        "-o",
+        tmp_path / "k.cubin",
+        tmp_path / "k.cu",
+    ]
     subprocess.run(command, check=True, capture_output=True)
-    done = subprocess.run([tool, "-sass", tmp_path / "k.cubin"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [tool, "-sass", tmp_path / "k.cubin"], capture_output=True, text=True, check=True
+    )
     parts = dict(p.split("\n", 1) for p in done.stdout.split("Function : ")[1:])
     for name in ("label_pixels", "paint_pixels"):
         # The sums of weighted corners are FMUL and FADD, none of them flushing.

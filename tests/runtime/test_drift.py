@@ -65,7 +65,9 @@ def test_drift_begins_and_ends_once() -> None:
     ends = begins + verdicts[begins:].index(False)
     assert ends > 50 and not any(verdicts[ends:])
     # It is over below 0.8 of the limit, not below the limit.
-    score = [DriftWatch(REFERENCE, NAMES, window=1).add(MEAN, 0.9 - 0.06 * f).score for f in (0.79, 0.99)]
+    score = [
+        DriftWatch(REFERENCE, NAMES, window=1).add(MEAN, 0.9 - 0.06 * f).score for f in (0.79, 0.99)
+    ]
     assert score == pytest.approx([0.79, 0.99])
     watch = DriftWatch(REFERENCE, NAMES, window=1)
     assert [watch.add(MEAN, 0.9 - 0.06 * f).drifting for f in (0.9, 1.1, 0.9, 0.79, 0.9)] == [

@@ -40,7 +40,9 @@ def sidecar_of(plan: bytes = PLAN, **changes: Any) -> EngineSidecar:
         engine_bytes=len(plan),
         onnx_name="model.fp16.onnx",
         onnx_sha256="0" * 64,
-        metadata=ModelMetadata(toy.SPACE, (64, 128), "logits", align_corners=False, precision="fp16"),
+        metadata=ModelMetadata(
+            toy.SPACE, (64, 128), "logits", align_corners=False, precision="fp16"
+        ),
         io=(
             EngineTensor("frames", "in", "uint8", (-1, 64, 128, 3)),
             EngineTensor("logits", "out", "float", (-1, 13, 8, 16)),
@@ -73,7 +75,9 @@ def refusal(run: Callable[[], object]) -> str:
 def test_what_is_written_is_what_is_read(engine: Path) -> None:
     assert sidecar_path(engine).name == "model.engine.json" and can_record(engine)
     assert load_engine(engine) == (sidecar_of(), PLAN)
-    proven = sidecar_of(verification={"tensorrt": {"equal_labels": 1.0}}, profile=None, gpu="A card")
+    proven = sidecar_of(
+        verification={"tensorrt": {"equal_labels": 1.0}}, profile=None, gpu="A card"
+    )
     write_sidecar(engine, proven)
     assert read_engine(engine) == proven
     assert json.loads(sidecar_path(engine).read_text())["metadata"]["precision"] == "fp16"
@@ -86,13 +90,21 @@ def test_what_is_written_is_what_is_read(engine: Path) -> None:
         (lambda p: sidecar_path(p).write_text("{"), "is malformed"),
         (lambda p: sidecar_path(p).write_text("[]"), "is malformed"),
         (lambda p: sidecar_path(p).write_bytes(b"\xff\xfe"), "cannot be read"),
-        (lambda p: p.write_bytes(PLAN[:-1]), "has 999 bytes where model.engine.json says 1000: it was cut short"),
-        (lambda p: p.write_bytes(PLAN[:-1] + b"!"), "is not the engine that model.engine.json speaks of"),
+        (
+            lambda p: p.write_bytes(PLAN[:-1]),
+            "has 999 bytes where model.engine.json says 1000: it was cut short",
+        ),
+        (
+            lambda p: p.write_bytes(PLAN[:-1] + b"!"),
+            "is not the engine that model.engine.json speaks of",
+        ),
         (lambda p: p.unlink(), "cannot be read"),
         (lambda p: write_sidecar(p, sidecar_of(b"b" * 1000)), "is not the engine that"),
     ],
 )
-def test_what_is_wrong_with_the_files_is_said(engine: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_what_is_wrong_with_the_files_is_said(
+    engine: Path, damage: Callable[[Path], None], message: str
+) -> None:
     damage(engine)
     text = refusal(lambda: read_engine(engine))
     assert message.replace("\\", "") in text
@@ -124,9 +136,19 @@ def test_strange_sidecars(engine: Path, key: str, value: Any, message: str) -> N
         ({}, "1.7.2.5", "8.6", "built by tensorrt_rtx 1.7.1.116 and 1.7.2.5 is installed"),
         ({}, "1.7.1.116", "8.9", "built for SM86 and this GPU is SM89"),
         ({"compute_capabilities": ()}, "1.7.1.116", "12.0", None),
-        ({"compute_capabilities": ()}, "1.7.1.116", "7.5", "built for SM80 and later and this GPU is SM75"),
+        (
+            {"compute_capabilities": ()},
+            "1.7.1.116",
+            "7.5",
+            "built for SM80 and later and this GPU is SM75",
+        ),
         ({"flavor": "tensorrt", "flavor_version": "10.16.1.11"}, "10.16.1.11", "8.6", None),
-        ({"flavor": "tensorrt", "flavor_version": "10.16.1.11"}, "11.4.0.106", "8.6", "built by tensorrt 10"),
+        (
+            {"flavor": "tensorrt", "flavor_version": "10.16.1.11"},
+            "11.4.0.106",
+            "8.6",
+            "built by tensorrt 10",
+        ),
         ({"flavor": "tensorrt", "options": {"version_compatible": True}}, "1.8.0.1", "8.6", None),
         (
             {"flavor": "tensorrt", "options": {"version_compatible": True}},

@@ -88,7 +88,9 @@ def test_what_is_there_and_what_comes(tmp_path: Path, start: Callable[..., Watch
         watching.until_found(4 + index)
     found = [f for f in watching.found if isinstance(f, Frame)]
     assert [f.item for f in found[3:]] == [f"later-{i}" for i in range(5)]
-    assert [f.index for f in found] == list(range(8)) and {f.source for f in found} == {str(tmp_path)}
+    assert [f.index for f in found] == list(range(8)) and {f.source for f in found} == {
+        str(tmp_path)
+    }
     np.testing.assert_array_equal(found[0].rgb, scene(1)[0])
     np.testing.assert_array_equal(found[6].rgb, scene(3)[0])
     assert all(f.pts is None and f.time_base is None for f in found)
@@ -103,7 +105,9 @@ def test_it_is_a_live_source(tmp_path: Path) -> None:
         open_sources([source, picture(tmp_path / "a.png")])
 
 
-def test_a_stem_that_comes_again_gets_its_whole_name(tmp_path: Path, start: Callable[..., Watching]) -> None:
+def test_a_stem_that_comes_again_gets_its_whole_name(
+    tmp_path: Path, start: Callable[..., Watching]
+) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
     picture(tmp_path / "b.bmp")
@@ -147,7 +151,9 @@ def test_a_file_that_is_being_written_is_taken_when_whole(
     assert slow.rgb.shape == frame.shape and np.abs(slow.rgb.astype(int) - frame).mean() < 20
 
 
-def test_a_broken_picture_is_named_once_and_the_rest_go_on(tmp_path: Path, start: Callable[..., Watching]) -> None:
+def test_a_broken_picture_is_named_once_and_the_rest_go_on(
+    tmp_path: Path, start: Callable[..., Watching]
+) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "empty.jpg").touch()
     picture(tmp_path / "good.png")
@@ -163,7 +169,9 @@ def test_a_broken_picture_is_named_once_and_the_rest_go_on(tmp_path: Path, start
     ]
 
 
-def test_a_broken_picture_that_is_mended_in_time(tmp_path: Path, start: Callable[..., Watching]) -> None:
+def test_a_broken_picture_that_is_mended_in_time(
+    tmp_path: Path, start: Callable[..., Watching]
+) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     watching = start(tmp_path, give_up_s=PATIENCE)
     until(lambda: any(w.tried for w in watching.source._waiting.values()))
@@ -185,7 +193,9 @@ def test_a_jpeg_with_something_behind_its_end_is_taken_in_the_end(
     assert watching.items() == ["camera", "phone"]
 
 
-def test_a_jpeg_that_stays_cut_short_is_named(tmp_path: Path, start: Callable[..., Watching]) -> None:
+def test_a_jpeg_that_stays_cut_short_is_named(
+    tmp_path: Path, start: Callable[..., Watching]
+) -> None:
     path = picture(tmp_path / "cut.jpg")
     whole = path.read_bytes()
     # A preview in the head, as cameras put it there, has an end of its own.
@@ -195,14 +205,18 @@ def test_a_jpeg_that_stays_cut_short_is_named(tmp_path: Path, start: Callable[..
     good.write_bytes(good.read_bytes()[:2] + preview + good.read_bytes()[2:] + b"SEFT")
     # Markers may be filled up, and some stand alone.
     filled = picture(tmp_path / "filled.jpg")
-    filled.write_bytes(filled.read_bytes()[:2] + b"\xff\xff\xff\x01\xff" + filled.read_bytes()[2:] + b"SEFT")
+    filled.write_bytes(
+        filled.read_bytes()[:2] + b"\xff\xff\xff\x01\xff" + filled.read_bytes()[2:] + b"SEFT"
+    )
     watching = start(tmp_path)
     watching.until_found(3)
     assert watching.items() == ["filled", "good"]
     assert "cut.jpg: is cut short" in str(watching.errors()[0])
 
 
-def test_a_picture_that_is_replaced_is_not_taken_again(tmp_path: Path, start: Callable[..., Watching]) -> None:
+def test_a_picture_that_is_replaced_is_not_taken_again(
+    tmp_path: Path, start: Callable[..., Watching]
+) -> None:
     picture(tmp_path / "a.png", 0)
     watching = start(tmp_path)
     watching.until_found(1)
@@ -219,7 +233,15 @@ def test_a_picture_that_is_replaced_is_not_taken_again(tmp_path: Path, start: Ca
 
 
 def test_what_is_passed_over(tmp_path: Path, start: Callable[..., Watching]) -> None:
-    for name in (".a.png", "a.png.part", "b.png.tmp", "c.part.png", "d.tmp.jpg", "notes.txt", "g.png.crdownload"):
+    for name in (
+        ".a.png",
+        "a.png.part",
+        "b.png.tmp",
+        "c.part.png",
+        "d.tmp.jpg",
+        "notes.txt",
+        "g.png.crdownload",
+    ):
         shutil.copy(write_image(tmp_path / "x/any.png", scene(0)[0]), tmp_path / name)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
@@ -232,7 +254,9 @@ def test_what_is_passed_over(tmp_path: Path, start: Callable[..., Watching]) -> 
     assert sorted(watching.items()) == ["a", "z"] and not watching.errors()
 
 
-def test_videos_are_left_alone_and_one_line_says_so(tmp_path: Path, start: Callable[..., Watching]) -> None:
+def test_videos_are_left_alone_and_one_line_says_so(
+    tmp_path: Path, start: Callable[..., Watching]
+) -> None:
     (tmp_path / "drive-2.mp4").touch()
     (tmp_path / "drive-1.mp4").touch()
     picture(tmp_path / "a.png")
@@ -277,7 +301,9 @@ def test_pictures_that_are_deleted_before_their_turn_are_counted(tmp_path: Path)
     assert list(frames) == []
 
 
-def test_what_is_written_to_while_it_is_read_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_to_while_it_is_read_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = picture(tmp_path / "a.png", 0)
     read = watch.read_rgb
     looks: list[int] = []
@@ -371,7 +397,9 @@ def test_it_is_labeled_into_files(tmp_path: Path) -> None:
         mask = cv2.imread(str(tmp_path / f"out/mask/in/{index}.png"), cv2.IMREAD_UNCHANGED)
         want = segmenter.space.to_train_ids[scene(index)[1]]
         assert mask is not None and (mask == want).mean() > 0.9
-    assert (tmp_path / "out/json/in.json").is_file() and (tmp_path / "out/overlay/in/2.jpg").is_file()
+    assert (tmp_path / "out/json/in.json").is_file() and (
+        tmp_path / "out/overlay/in/2.jpg"
+    ).is_file()
 
 
 def test_a_batch_does_not_wait_for_pictures_to_come(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ def random_labels(size: tuple[int, int]) -> np.ndarray:
 
 def test_colors_are_the_palette() -> None:
     labels = random_labels((33, 47))
-    np.testing.assert_array_equal(colorize(labels, CITYSCAPES_19.palette), CITYSCAPES_19.palette[labels])
+    np.testing.assert_array_equal(
+        colorize(labels, CITYSCAPES_19.palette), CITYSCAPES_19.palette[labels]
+    )
     bgr = CITYSCAPES_19.palette[:, ::-1]
     np.testing.assert_array_equal(colorize(labels, bgr), bgr[labels])
 
@@ -31,7 +33,9 @@ def test_blending(alpha: float) -> None:
     labels = random_labels((20, 30))
     frame = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     expected = alpha * CITYSCAPES_19.palette[labels].astype(float) + (1 - alpha) * frame
-    np.testing.assert_allclose(overlay(frame, labels, CITYSCAPES_19.palette, alpha), expected, atol=0.51)
+    np.testing.assert_allclose(
+        overlay(frame, labels, CITYSCAPES_19.palette, alpha), expected, atol=0.51
+    )
 
 
 def test_contours_lie_between_classes_only() -> None:
@@ -43,7 +47,9 @@ def test_contours_lie_between_classes_only() -> None:
 
 @pytest.mark.parametrize("implementation", ["opencv", "compiled"])
 @pytest.mark.parametrize("size_hw", [(64, 100), (1, 1), (7, 9), (130, 257)])
-def test_shares(monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], implementation: str) -> None:
+def test_shares(
+    monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], implementation: str
+) -> None:
     if implementation == "opencv":
         compiled.wait()
         monkeypatch.setattr(compiled, "ready", None)
@@ -99,7 +105,9 @@ def test_classes_that_are_not_shown_are_bare_frame_and_one_region() -> None:
     shown = np.zeros(256, np.bool_)
     shown[1] = True
     picture = overlay(frame, labels, toy.SPACE.palette, 1.0, shown=shown)
-    np.testing.assert_array_equal(picture, np.where((labels == 1)[..., None], toy.SPACE.palette[1], frame))
+    np.testing.assert_array_equal(
+        picture, np.where((labels == 1)[..., None], toy.SPACE.palette[1], frame)
+    )
     lined = overlay(frame, labels, toy.SPACE.palette, 1.0, shown=shown, contours=True)
     edges = {32 * i for i in range(1, 4) if 1 in (labels[0, 32 * i - 1], labels[0, 32 * i])}
     assert set(np.nonzero((picture != lined).any(-1))[1].tolist()) == edges
@@ -119,4 +127,6 @@ def test_a_drawing_is_the_result_s_own_overlay_in_either_order() -> None:
     # The panel names what is colored and nothing else.
     panel = drawn[:80, :300].reshape(-1, 3)
     others = [c for i, c in enumerate(toy.SPACE.palette[: toy.SPACE.num_classes]) if i]
-    assert (panel == toy.SPACE.palette[0]).all(1).any() and not any((panel == c).all(1).any() for c in others)
+    assert (panel == toy.SPACE.palette[0]).all(1).any() and not any(
+        (panel == c).all(1).any() for c in others
+    )

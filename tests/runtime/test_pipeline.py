@@ -133,7 +133,9 @@ def test_a_reader_that_fails(segmenter: Segmenter, tmp_path: Path) -> None:
     assert not list((tmp_path / "out/json").iterdir())
 
 
-def test_a_network_that_fails(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = segmenter.backend.submit, 0
 
     def submit(frames: np.ndarray) -> Any:
@@ -197,7 +199,9 @@ def test_drawing_or_writing_that_fails(
     assert source.closed and source.given < 20
 
 
-def test_a_full_disk_is_one_line(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, _: np.ndarray) -> None:
         raise OSError(28, "No space left on device", str(path))
 
@@ -212,7 +216,9 @@ def test_batches_fill_across_sources_and_keep_the_order() -> None:
     batches = list(resize(read(sources, timings), (64, 128), 3, timings))
     assert [len(b.pictures) for b in batches if b.pictures] == [3, 3, 1]
     flat = [item for b in batches for item in b.items]
-    told = [f"{i.source}{i.index}" if isinstance(i, Frame) else f"end {i.source.name}" for i in flat]  # type: ignore[union-attr]
+    told = [
+        f"{i.source}{i.index}" if isinstance(i, Frame) else f"end {i.source.name}" for i in flat
+    ]  # type: ignore[union-attr]
     assert told == ["a0", "a1", "a2", "end a", "end b", "c0", "c1", "c2", "c3", "end c"]
     assert set(timings.seconds) == {"decode", "resize"}
 

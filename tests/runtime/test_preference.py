@@ -31,7 +31,9 @@ def test_auto_takes_what_was_measured_to_be_fastest(tmp_path: Path) -> None:
     assert open_backend(model, backend="onnxruntime").name == "onnxruntime"
 
 
-def test_another_model_or_machine_is_another_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_or_machine_is_another_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metadata = read_metadata(color_model(tmp_path / "toy.onnx"))
     record_choice(metadata, "openvino")
     assert chosen_backend(replace(metadata, precision="int8")) is None
@@ -45,7 +47,9 @@ def test_another_model_or_machine_is_another_matter(tmp_path: Path, monkeypatch:
     assert chosen_backend(metadata) == "openvino"
 
 
-def test_a_choice_that_is_gone_or_spoiled_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_that_is_gone_or_spoiled_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = color_model(tmp_path / "toy.onnx")
     record_choice(read_metadata(model), "openvino")
     with monkeypatch.context() as patch:

@@ -50,7 +50,9 @@ def exactly(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
                 table[i, j] = int(covered * scale.denominator)
         return table, scale.numerator
 
-    (rows, y_parts), (columns, x_parts) = (shares(a, b) for a, b in zip(frame.shape, size_hw, strict=False))
+    (rows, y_parts), (columns, x_parts) = (
+        shares(a, b) for a, b in zip(frame.shape, size_hw, strict=False)
+    )
     sums = np.einsum("hH,HWc,wW->hwc", rows, frame.astype(np.int64), columns, optimize=True)
     parts = y_parts * x_parts
     assert parts % 2 == 1
@@ -84,7 +86,9 @@ def test_equal_to_opencv_wherever_there_is_a_plan(data: st.DataObject) -> None:
         patch.setattr(resize, "_opencv_agrees", lambda kernels: True)
         assume(plan_of(shape, size) is not None)
         frame = troubling(
-            np.random.default_rng(data.draw(st.integers(0, 99))), shape, data.draw(st.sampled_from(KINDS))
+            np.random.default_rng(data.draw(st.integers(0, 99))),
+            shape,
+            data.draw(st.sampled_from(KINDS)),
         )
         found = resize_frame(frame, size)
     np.testing.assert_array_equal(found, images.resize_frame(frame, size))
@@ -93,7 +97,9 @@ def test_equal_to_opencv_wherever_there_is_a_plan(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "size"), USUAL)
-def test_equal_to_opencv_at_usual_sizes(shape: tuple[int, int], size: tuple[int, int], kind: str) -> None:
+def test_equal_to_opencv_at_usual_sizes(
+    shape: tuple[int, int], size: tuple[int, int], kind: str
+) -> None:
     assert plan_of(shape, size) is not None
     frame = troubling(np.random.default_rng(1), shape, kind)
     np.testing.assert_array_equal(resize_frame(frame, size), images.resize_frame(frame, size))
@@ -121,7 +127,8 @@ def test_a_view_of_a_larger_picture() -> None:
     frame = troubling(np.random.default_rng(2), (540, 1000), "noise")
     for view in (frame[:, 20:980], frame[:, 20:980, ::-1]):
         np.testing.assert_array_equal(
-            resize_frame(view, (256, 512)), images.resize_frame(np.ascontiguousarray(view), (256, 512))
+            resize_frame(view, (256, 512)),
+            images.resize_frame(np.ascontiguousarray(view), (256, 512)),
         )
 
 
@@ -129,7 +136,9 @@ def test_a_view_of_a_larger_picture() -> None:
 def test_other_pictures_are_left_to_opencv(shape: tuple[int, ...]) -> None:
     frame = np.random.default_rng(4).integers(0, 256, shape, np.uint8)
     for picture in (frame, frame.astype(np.float32)):
-        np.testing.assert_array_equal(resize_frame(picture, (256, 512)), images.resize_frame(picture, (256, 512)))
+        np.testing.assert_array_equal(
+            resize_frame(picture, (256, 512)), images.resize_frame(picture, (256, 512))
+        )
 
 
 def test_a_picture_that_cannot_be_written() -> None:
@@ -157,7 +166,9 @@ def test_a_size_may_be_a_list() -> None:
     assert resize_frame(frame, [256, 512]).shape == (256, 512, 3)  # type: ignore[arg-type]
 
 
-def test_frames_load_the_kernels_whoever_makes_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_load_the_kernels_whoever_makes_their_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Engines and files with head `labels` upsample by themselves, and are drawn all the same."""
     started: list[int] = []
     fresh = Compiled()

@@ -76,17 +76,23 @@ ALL = [i % 13 for i in range(COUNT)]
 def test_what_the_server_sends(units: list[Unit]) -> None:
     kinds = [[unit[0] & 0x1F for unit in picture] for picture in units]
     # Parameter sets and a key frame, then others.
-    assert kinds[0][:2] == [7, 8] and kinds[0][-1] == 5 and kinds[5][:2] == [7, 8] and kinds[1] == [1]
+    assert (
+        kinds[0][:2] == [7, 8] and kinds[0][-1] == 5 and kinds[5][:2] == [7, 8] and kinds[1] == [1]
+    )
     assert split(b"\0\0\0\1abc\0\0\1d") == [b"abc", b"d"]
     unit = units[0][-1]
     parts = pieces(unit, 100)
     assert len(parts) > 50 and pieces(unit[:100], 100) == [unit[:100]]
-    assert {part[0] for part in parts} == {unit[0] & 0xE0 | 28} and {part[1] & 0x1F for part in parts} == {5}
+    assert {part[0] for part in parts} == {unit[0] & 0xE0 | 28} and {
+        part[1] & 0x1F for part in parts
+    } == {5}
     assert [part[1] >> 6 for part in parts] == [2, *[0] * (len(parts) - 2), 1]
     assert unit[:1] + b"".join(part[2:] for part in parts) == unit
 
 
-def test_every_picture_arrives_as_it_was_sent(units: list[Unit], pictures: list[np.ndarray]) -> None:
+def test_every_picture_arrives_as_it_was_sent(
+    units: list[Unit], pictures: list[np.ndarray]
+) -> None:
     with RtspServer([Play(units)]) as server:
         source = LiveSource(server.address, LiveOptions("wait"))
         frames, errors = take(source, COUNT)
@@ -156,7 +162,11 @@ def test_a_server_that_dies_is_given_up_in_one_line(units: list[Unit]) -> None:
 def test_a_server_that_refuses_is_given_up_in_one_line(status: str) -> None:
     with RtspServer([Play(status=status)]) as server:
         frames, (error,) = take(LiveSource(server.address, LiveOptions(give_up_s=0.3)))
-    assert not frames and error.startswith(f"{server.address}: gave no frame for 0.3 s (") and "\n" not in error
+    assert (
+        not frames
+        and error.startswith(f"{server.address}: gave no frame for 0.3 s (")
+        and "\n" not in error
+    )
     if status[0] == "4":
         assert status in error
 
@@ -185,8 +195,19 @@ def test_stop_ends_a_silent_stream(units: list[Unit]) -> None:
 
 def test_a_film_with_a_cut_is_labeled_to_its_end(units: list[Unit], tmp_path: Path) -> None:
     model = color_model(tmp_path / "toy.onnx")
-    with RtspServer([Play(units[:10], drop=True), Play(units[10:]), Play(status="404 Not Found")]) as server:
-        command = [sys.executable, "-m", "fada_deploy", "infer", server.address, "--model", model, "--json"]
+    with RtspServer(
+        [Play(units[:10], drop=True), Play(units[10:]), Play(status="404 Not Found")]
+    ) as server:
+        command = [
+            sys.executable,
+            "-m",
+            "fada_deploy",
+            "infer",
+            server.address,
+            "--model",
+            model,
+            "--json",
+        ]
         command += [
             "--out",
             tmp_path / "out",
@@ -202,7 +223,9 @@ def test_a_film_with_a_cut_is_labeled_to_its_end(units: list[Unit], tmp_path: Pa
     assert done.returncode == 1 and "Traceback" not in done.stderr
     summary = json.loads(done.stdout)
     assert summary["frames"] == COUNT and summary["live"][server.address]["reconnects"] >= 2
-    assert summary["failed"] == [f"{server.address}: gave no frame for 0.5 s (Server returned 404 Not Found)"]
+    assert summary["failed"] == [
+        f"{server.address}: gave no frame for 0.5 s (Server returned 404 Not Found)"
+    ]
     assert len(read_video(tmp_path / "out/overlay/film.mp4")) == COUNT
     for index in range(COUNT):
         mask = cv2.imread(str(tmp_path / f"out/mask/film/{index:06d}.png"), cv2.IMREAD_UNCHANGED)

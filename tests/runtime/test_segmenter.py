@@ -38,7 +38,9 @@ def test_predict_in_both_color_orders(model: Path) -> None:
     np.testing.assert_array_equal(inner(rgb.labels), inner(truth))
     np.testing.assert_array_equal(rgb.labels, bgr.labels)
     assert (wrong.labels != rgb.labels).any()
-    assert rgb.confidence is not None and rgb.confidence.shape == (96, 256) and bgr.confidence is None
+    assert (
+        rgb.confidence is not None and rgb.confidence.shape == (96, 256) and bgr.confidence is None
+    )
     np.testing.assert_array_equal(rgb.overlay(), bgr.overlay()[..., ::-1])
     assert rgb.overlay(1.0, legend=True, contours=True).shape == frame.shape
     assert rgb.shares.sum() == pytest.approx(1) and rgb.time_s is None and rgb.latency_s > 0
@@ -125,7 +127,9 @@ def test_stream_and_a_bad_picture(tmp_path: Path, model: Path) -> None:
     segmenter = Segmenter(model)
     errors: list[DataError] = []
     results = list(segmenter.stream(folder, on_error=errors.append))
-    assert [r.item for r in results] == ["0", "2"] and len(errors) == 1 and "1.png" in str(errors[0])
+    assert (
+        [r.item for r in results] == ["0", "2"] and len(errors) == 1 and "1.png" in str(errors[0])
+    )
     with pytest.raises(DataError, match=r"1\.png"):
         list(segmenter.stream(folder))
     assert not fada_threads()
@@ -137,7 +141,9 @@ def newest(monkeypatch: pytest.MonkeyPatch, models: list[Path]) -> None:
     monkeypatch.setattr("fada_deploy.common.runs.newest_models", lambda: models)
 
 
-def test_the_newest_model_that_runs_here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_model_that_runs_here(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"rubbish")
     newest(monkeypatch, [broken, model, tmp_path / "older.onnx"])

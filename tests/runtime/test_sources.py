@@ -42,7 +42,9 @@ def test_a_video_in_any_box(tmp_path: Path, suffix: str) -> None:
 
 def test_an_irregular_clock_that_starts_late(tmp_path: Path) -> None:
     pts = [900, 1000, 5000, 5001, 90_000]
-    (source,) = open_sources([toy.write_video(tmp_path / "v.mkv", films(5), pts=pts, time_base=Fraction(1, 1000))])
+    (source,) = open_sources(
+        [toy.write_video(tmp_path / "v.mkv", films(5), pts=pts, time_base=Fraction(1, 1000))]
+    )
     assert [f.pts * f.time_base * 1000 for f in frames_of(source)] == pts  # type: ignore[operator]
 
 
@@ -100,7 +102,9 @@ def test_a_video_cut_midway(tmp_path: Path, part: float) -> None:
     *good, error = VideoSource(whole).frames()
     assert all(isinstance(f, Frame) for f in good) and 20 * part - 4 <= len(good) <= 20 * part + 1
     assert isinstance(error, DataError)
-    assert f"cut short or damaged; {len(good)} frames up to" in str(error) and "of 2.00 s" in str(error)
+    assert f"cut short or damaged; {len(good)} frames up to" in str(error) and "of 2.00 s" in str(
+        error
+    )
 
 
 def test_a_cut_between_two_frames_is_noticed_by_the_length(tmp_path: Path) -> None:
@@ -115,7 +119,9 @@ def test_a_cut_between_two_frames_is_noticed_by_the_length(tmp_path: Path) -> No
 
 
 def test_damage_in_the_middle_costs_no_more_than_it_must(tmp_path: Path) -> None:
-    film = toy.write_video(tmp_path / "v.mkv", films(20), codec="mpeg4", time_base=Fraction(1, 1000))
+    film = toy.write_video(
+        tmp_path / "v.mkv", films(20), codec="mpeg4", time_base=Fraction(1, 1000)
+    )
     data = bytearray(film.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 60] = bytes(60)
@@ -126,7 +132,9 @@ def test_damage_in_the_middle_costs_no_more_than_it_must(tmp_path: Path) -> None
 
 
 def test_packets_that_do_not_decode_are_stepped_over(tmp_path: Path) -> None:
-    film = toy.write_video(tmp_path / "v.mp4", films(20), codec="mpeg4", time_base=Fraction(1, 1000))
+    film = toy.write_video(
+        tmp_path / "v.mp4", films(20), codec="mpeg4", time_base=Fraction(1, 1000)
+    )
     data = bytearray(film.read_bytes())
     with av.open(str(film)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
@@ -178,7 +186,9 @@ def test_each_bad_source_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "fake.mp4").write_bytes(b"no video")
     with av.open(str(tmp_path / "tone.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=16_000)
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         samples.sample_rate = 16_000
         out.mux(stream.encode(samples))
         out.mux(stream.encode())

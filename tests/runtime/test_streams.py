@@ -102,7 +102,11 @@ def take(source: LiveSource, count: int) -> list[Frame | DataError]:
 def test_what_is_live() -> None:
     addresses = ["rtsp://a/b", "http://a/b", "-", "0", "udp://a:1"]
     assert all(map(is_live, addresses)) and not any(map(is_live, ["film.mp4", "a/0", "frames/"]))
-    assert [s.name for s in map(LiveSource, ["-", "2", "rtsp://a/b"])] == ["pipe", "camera-2", "rtsp://a/b"]
+    assert [s.name for s in map(LiveSource, ["-", "2", "rtsp://a/b"])] == [
+        "pipe",
+        "camera-2",
+        "rtsp://a/b",
+    ]
     assert isinstance(open_sources(["rtsp://a/b"])[0], LiveSource)
     assert LiveSource("rtsp://user:secret@a/b").name == "rtsp://a/b"
     assert [s.name for s in open_sources([["rtsp://a/b", 0], "rtsp://a/c"])] == [
@@ -112,7 +116,9 @@ def test_what_is_live() -> None:
     ]
     with pytest.raises(UsageError, match="rtps://a/b: no such kind of stream; there are rtsp://"):
         open_sources(["rtps://a/b"])
-    with pytest.raises(UsageError, match="rtsp://a/b is live, and the others would wait for its end"):
+    with pytest.raises(
+        UsageError, match="rtsp://a/b is live, and the others would wait for its end"
+    ):
         open_sources(["rtsp://a/b", PictureSource("folder", {})])
 
 
@@ -141,7 +147,9 @@ def test_a_broken_connection_is_opened_again(film: Path, serve: Serve) -> None:
 
 def test_a_source_that_gives_nothing_is_given_up(serve: Serve) -> None:
     found = take(LiveSource(serve([b""]), LiveOptions(give_up_s=0.3)), 1)
-    assert len(found) == 1 and "gave no frame for 0.3 s" in str(found[0]) and "\n" not in str(found[0])
+    assert (
+        len(found) == 1 and "gave no frame for 0.3 s" in str(found[0]) and "\n" not in str(found[0])
+    )
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [4]), ("drop-newest", [0])])
@@ -157,7 +165,10 @@ def test_what_nobody_takes_is_dropped_and_counted(policy: str, kept: list[int]) 
 
 
 def test_waiting_for_room_ends_with_the_slot() -> None:
-    slot, frame = _Slot("wait", threading.Condition()), Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0)
+    slot, frame = (
+        _Slot("wait", threading.Condition()),
+        Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0),
+    )
     assert slot.put(frame)
     refused: list[bool] = []
     writer = threading.Thread(target=lambda: refused.append(slot.put(frame)))
@@ -180,13 +191,17 @@ def test_frames_past_their_deadline_are_not_begun(film: Path, serve: Serve) -> N
 
 
 def test_wrong_options_are_one_line() -> None:
-    with pytest.raises(UsageError, match="no policy 'hope'; there are drop-oldest, drop-newest, wait"):
+    with pytest.raises(
+        UsageError, match="no policy 'hope'; there are drop-oldest, drop-newest, wait"
+    ):
         LiveOptions("hope")
     with pytest.raises(UsageError, match="a deadline of 0 ms has passed already"):
         LiveOptions(deadline_s=0)
 
 
-def test_an_abandoned_stream_leaves_no_thread(film: Path, serve: Callable[..., str], tmp_path: Path) -> None:
+def test_an_abandoned_stream_leaves_no_thread(
+    film: Path, serve: Callable[..., str], tmp_path: Path
+) -> None:
     before = set(threading.enumerate())
     with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
         for result in segmenter.stream(serve([film.read_bytes()], endless=True)):
@@ -226,7 +241,9 @@ def test_several_at_once_and_a_dead_one_holds_nobody_up(
 
 
 def test_a_film_of_each(film: Path, serve: Callable[..., str], tmp_path: Path) -> None:
-    streams = [LiveSource(serve([film.read_bytes()], endless=True), LiveOptions("wait")) for _ in range(2)]
+    streams = [
+        LiveSource(serve([film.read_bytes()], endless=True), LiveOptions("wait")) for _ in range(2)
+    ]
     frames: Counter[str] = Counter()
     with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
         for item in label_to_files(segmenter, streams, Saving(tmp_path / "out")):
@@ -236,7 +253,9 @@ def test_a_film_of_each(film: Path, serve: Callable[..., str], tmp_path: Path) -
                 if frames[stream.name] >= 10:
                     stream.stop()
     films = [read_video(tmp_path / f"out/overlay/{name}.mp4") for name in ("film", "film-2")]
-    assert [len(f) for f in films] == [frames[s.name] for s in streams] and min(map(len, films)) >= 10
+    assert [len(f) for f in films] == [frames[s.name] for s in streams] and min(
+        map(len, films)
+    ) >= 10
 
 
 def test_a_camera_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +304,10 @@ def test_a_damaged_picture_in_a_pipe_is_counted_and_the_rest_go_on(tmp_path: Pat
     summary = json.loads(done.stdout)
     assert summary["frames"] == 10 and summary["live"]["pipe"]["damaged"] == 2
     # Motion JPEG has no clock, and none is made up.
-    times = [frame["time_s"] for frame in json.loads((tmp_path / "out/json/pipe.json").read_text())["frames"]]
+    times = [
+        frame["time_s"]
+        for frame in json.loads((tmp_path / "out/json/pipe.json").read_text())["frames"]
+    ]
     assert times[0] == 0 and times == sorted(times) and times[1] != 0.04
 
 
@@ -300,7 +322,10 @@ def test_a_stream_in_which_nothing_decodes_is_given_up(monkeypatch: pytest.Monke
 
     source._pictures = damaged  # type: ignore[method-assign, assignment]
     (error,) = take(source, 1)
-    assert str(error).endswith("gave no frame for 0.3 s (nothing in it can be decoded)") and source.damaged
+    assert (
+        str(error).endswith("gave no frame for 0.3 s (nothing in it can be decoded)")
+        and source.damaged
+    )
 
 
 def test_a_file_that_a_server_gives_whole_is_read_once(film: Path, tmp_path: Path) -> None:
@@ -364,7 +389,17 @@ def test_a_source_is_read_again(film: Path, serve: Callable[..., str]) -> None:
 
 def test_a_silent_pipe_is_left_with_the_film_whole(film: Path, tmp_path: Path) -> None:
     model = color_model(tmp_path / "toy.onnx")
-    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", model, "--out", tmp_path / "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "fada_deploy",
+        "infer",
+        "-",
+        "--model",
+        model,
+        "--out",
+        tmp_path / "out",
+    ]
     process = subprocess.Popen(
         [*map(str, command), "--save", "overlay,mask"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -389,7 +424,17 @@ def test_ctrl_c_finishes_the_film(film: Path, serve: Callable[..., str], tmp_pat
     """An endless stream, interrupted: exit 0, and the film is whole."""
     address = serve([film.read_bytes()], endless=True)
     model = color_model(tmp_path / "toy.onnx")
-    command = [sys.executable, "-m", "fada_deploy", "infer", address, "--model", model, "--out", tmp_path / "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "fada_deploy",
+        "infer",
+        address,
+        "--model",
+        model,
+        "--out",
+        tmp_path / "out",
+    ]
     process = subprocess.Popen(
         [*map(str, command), "--save", "overlay,mask"], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -23,7 +23,13 @@ import toy
 from host_kernels import compile_kernels
 from stand_in_trt import SIZE, VERSION, Graph, Machine
 
-from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.errors import (
+    DeviceError,
+    GateError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+)
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import gpu, open_backend
@@ -62,7 +68,9 @@ def machine_with(
     labels = np.stack([labels_from_logits(z, SIZE, align_corners=False) for z in logits])
     if head == "labels":
         parts = [frames[i : i + 1].repeat(batch or 1, axis=0) for i in range(3)]
-        labels = np.concatenate([machine.session.run(["labels"], {"frames": p})[0][:1] for p in parts])
+        labels = np.concatenate(
+            [machine.session.run(["labels"], {"frames": p})[0][:1] for p in parts]
+        )
     Proof(frames, logits, labels).save(folder / "model.proof.npz")
     hashes = {"proof": sha256(folder / "model.proof.npz")}
     machine.metadata = replace(machine.metadata, hashes=hashes)
@@ -91,7 +99,11 @@ def refusal(kind: type[Exception], path: Path, **options: Any) -> str:
 
 def test_answers_are_the_networks(machine: Machine, tmp_path: Path) -> None:
     backend = open_backend(machine.engine(tmp_path / "model.engine"))
-    assert (backend.name, backend.device, backend.metadata) == ("tensorrt", "cuda:0", machine.metadata)
+    assert (backend.name, backend.device, backend.metadata) == (
+        "tensorrt",
+        "cuda:0",
+        machine.metadata,
+    )
     frames = frames_of(1, 5, 9)
     (logits,) = machine.session.run(["logits"], {"frames": frames})
     prediction = backend.submit(frames)
@@ -115,7 +127,9 @@ def test_answers_are_the_networks(machine: Machine, tmp_path: Path) -> None:
     backend.close()
 
 
-def test_predictions_keep_their_answer_when_the_engine_runs_on(machine: Machine, tmp_path: Path) -> None:
+def test_predictions_keep_their_answer_when_the_engine_runs_on(
+    machine: Machine, tmp_path: Path
+) -> None:
     backend = open_backend(machine.engine(tmp_path / "model.engine"))
     first = backend.submit(frames_of(1, 2))
     before = first.labels(SIZE)
@@ -123,7 +137,9 @@ def test_predictions_keep_their_answer_when_the_engine_runs_on(machine: Machine,
     np.testing.assert_array_equal(first.labels(SIZE), before)
 
 
-def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(machine: Machine, tmp_path: Path) -> None:
+def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(
+    machine: Machine, tmp_path: Path
+) -> None:
     """The profile is 2 to 4: one is padded, five are four and one, and each size is set up once."""
     backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unproven=True)
     machine.runs.clear()
@@ -139,7 +155,9 @@ def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(machine: 
     assert len(machine.streams) == 1
 
 
-def test_an_engine_that_cannot_be_captured_runs_without_graphs(machine: Machine, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_captured_runs_without_graphs(
+    machine: Machine, tmp_path: Path
+) -> None:
     machine.capturable = False
     backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unproven=True)
     Graph.launches = 0
@@ -152,7 +170,11 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs(machine: Machine,
 @pytest.mark.parametrize("batch", [None, 3])
 @pytest.mark.parametrize("head", ["logits", "labels"])
 def test_heads_and_fixed_batches(
-    library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, batch: int | None
+    library: ctypes.CDLL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head: str,
+    batch: int | None,
 ) -> None:
     machine = machine_with(library, tmp_path, monkeypatch, batch=batch, head=head)
     with Segmenter(machine.engine(tmp_path / "model.engine"), batch=batch or 2) as segmenter:
@@ -162,15 +184,23 @@ def test_heads_and_fixed_batches(
         answers = [machine.session.run([head], {"frames": padded[i : i + 3]})[0] for i in (0, 3)]
         expected = np.concatenate(answers)[:4]
         if head == "logits":
-            expected = np.stack([labels_from_logits(z, SIZE, align_corners=False) for z in expected])
-            labels, pictures = segmenter.backend.submit(frames[:2]).overlay(frames[:2], toy.SPACE.palette, 0.5)
+            expected = np.stack(
+                [labels_from_logits(z, SIZE, align_corners=False) for z in expected]
+            )
+            labels, pictures = segmenter.backend.submit(frames[:2]).overlay(
+                frames[:2], toy.SPACE.palette, 0.5
+            )
         else:
-            labels, pictures = segmenter.backend.submit(frames[:2]).overlay(frames[:2], toy.SPACE.palette, 0.5)
+            labels, pictures = segmenter.backend.submit(frames[:2]).overlay(
+                frames[:2], toy.SPACE.palette, 0.5
+            )
             with pytest.raises(ModelError, match="head `labels`"):
                 segmenter.backend.submit(frames[:2]).logits()
         np.testing.assert_array_equal(np.stack(segmenter.labels(list(frames))), expected)
         np.testing.assert_array_equal(labels, expected[:2])
-        np.testing.assert_array_equal(pictures[0], overlay(frames[0], labels[0], toy.SPACE.palette, 0.5))
+        np.testing.assert_array_equal(
+            pictures[0], overlay(frames[0], labels[0], toy.SPACE.palette, 0.5)
+        )
 
 
 def test_the_proof_is_made_once_and_kept(machine: Machine, tmp_path: Path) -> None:
@@ -198,13 +228,17 @@ def test_an_engine_that_is_another_network_is_refused(machine: Machine, tmp_path
     assert open_backend(path, allow_unproven=True).name == "tensorrt"
 
 
-def test_without_a_proof_pack_an_engine_is_not_run_unless_told_to(machine: Machine, tmp_path: Path) -> None:
+def test_without_a_proof_pack_an_engine_is_not_run_unless_told_to(
+    machine: Machine, tmp_path: Path
+) -> None:
     path = machine.engine(tmp_path / "model.engine")
     pack = (tmp_path / "model.proof.npz").read_bytes()
     (tmp_path / "model.proof.npz").unlink()
     text = refusal(ModelError, path)
     assert (
-        "was not compared with the network" in text and "no such proof pack" in text and "--allow-unproven" in text
+        "was not compared with the network" in text
+        and "no such proof pack" in text
+        and "--allow-unproven" in text
     )
     assert open_backend(path, allow_unproven=True).device == "cuda:0"
     (tmp_path / "model.proof.npz").write_bytes(pack + b" ")
@@ -228,7 +262,9 @@ def test_nothing_is_deserialized_before_all_else_is_checked(
     def path(**changes: Any) -> Path:
         return machine.engine(tmp_path / "model.engine", **changes)
 
-    assert "built by tensorrt_rtx 1.6.0.1 and" in refusal(ModelError, path(flavor_version="1.6.0.1"))
+    assert "built by tensorrt_rtx 1.6.0.1 and" in refusal(
+        ModelError, path(flavor_version="1.6.0.1")
+    )
     assert "this GPU is SM86" in refusal(ModelError, path(compute_capabilities=("SM89",)))
     assert "cuda:2 is not to be had" in refusal(DeviceError, path(), device="cuda:2")
     assert "not on the CPU" in refusal(DeviceError, path(), device="cpu")
@@ -247,8 +283,13 @@ def test_nothing_is_deserialized_before_all_else_is_checked(
 
 def test_engines_that_do_not_open(machine: Machine, tmp_path: Path) -> None:
     text = refusal(ModelError, machine.engine(tmp_path / "model.engine", b"bad plan"))
-    assert "tensorrt_rtx cannot open it (header.magicTag == kEXPECTED_MAGIC_TAG failed); build it again" in text
-    path = machine.engine(tmp_path / "model.engine", b"bad plan", options={"version_compatible": True})
+    assert (
+        "tensorrt_rtx cannot open it (header.magicTag == kEXPECTED_MAGIC_TAG failed); build it again"
+        in text
+    )
+    path = machine.engine(
+        tmp_path / "model.engine", b"bad plan", options={"version_compatible": True}
+    )
     assert "carries host code" in refusal(ModelError, path)
     other = (machine.io[0], replace(machine.io[1], dtype="half"))
     assert "which is not what its sidecar says of it" in refusal(
@@ -258,12 +299,15 @@ def test_engines_that_do_not_open(machine: Machine, tmp_path: Path) -> None:
     assert "has in frames uint8" in refusal(ModelError, machine.engine(tmp_path / "model.engine"))
 
 
-def test_a_run_that_fails_is_one_line(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_is_one_line(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = machine.engine(tmp_path / "model.engine")
     backend = open_backend(path)
     machine.fails = True
     with pytest.raises(
-        ModelError, match=r"model\.engine: the engine failed: IExecutionContext::enqueueV3.*access\)$"
+        ModelError,
+        match=r"model\.engine: the engine failed: IExecutionContext::enqueueV3.*access\)$",
     ):
         backend.submit(frames_of(1, 2, 3))
     machine.fails = False
@@ -276,7 +320,9 @@ def test_a_run_that_fails_is_one_line(machine: Machine, tmp_path: Path, monkeypa
         backend.submit(frames_of(1, 2))
 
 
-def test_a_cupy_that_does_not_work_here(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cupy_that_does_not_work_here(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("Failure finding libnvrtc.so.13\nNo such file")
 

@@ -52,7 +52,9 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int], bool]:
     return z.astype(np.float32), size, draw(st.booleans())
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(grids())
 def test_sparse_equals_dense_bit_for_bit(case: tuple[np.ndarray, tuple[int, int], bool]) -> None:
     z, size, align_corners = case
@@ -63,7 +65,9 @@ def test_sparse_equals_dense_bit_for_bit(case: tuple[np.ndarray, tuple[int, int]
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(128, 256), (135, 240), (31, 77), (9, 20)])
-def test_equal_on_a_scene_where_most_cells_are_skipped(size: tuple[int, int], align_corners: bool) -> None:
+def test_equal_on_a_scene_where_most_cells_are_skipped(
+    size: tuple[int, int], align_corners: bool
+) -> None:
     rng = np.random.default_rng(3)
     coarse = rng.normal(size=(19, 4, 6)).astype(np.float32)
     z = coarse.repeat(8, 1).repeat(8, 2) + 0.01 * rng.normal(size=(19, 32, 48)).astype(np.float32)
@@ -94,7 +98,9 @@ def test_a_class_that_wins_only_inside_a_cell() -> None:
 
 
 def test_ties_go_to_the_lower_class() -> None:
-    assert not labels_from_logits(np.zeros((5, 3, 3), np.float32), (9, 9), align_corners=False).any()
+    assert not labels_from_logits(
+        np.zeros((5, 3, 3), np.float32), (9, 9), align_corners=False
+    ).any()
     z = np.float32([[[0.0]], [[2.0]], [[2.0]]])
     assert (labels_from_logits(z, (3, 4), align_corners=False) == 1).all()
 
@@ -118,14 +124,20 @@ def test_taps_of_a_doubling_by_hand() -> None:
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(64, 128), (45, 101), (5, 9), (1, 1)])
-def test_differs_from_torch_only_within_rounding(size: tuple[int, int], align_corners: bool) -> None:
+def test_differs_from_torch_only_within_rounding(
+    size: tuple[int, int], align_corners: bool
+) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     z = rng.normal(size=(7, 12, 20)).astype(np.float32) * 5
     # Twins an ulp apart make near-ties plentiful.
     z[3] = np.nextafter(z[2], np.float32(99))
     full = torch.nn.functional.interpolate(
-        torch.from_numpy(z)[None], size, mode="bilinear", align_corners=align_corners, antialias=False
+        torch.from_numpy(z)[None],
+        size,
+        mode="bilinear",
+        align_corners=align_corners,
+        antialias=False,
     )[0]
     theirs = full.argmax(0).numpy()
     top = full.double().topk(2, 0).values.numpy()
@@ -141,7 +153,9 @@ def test_confidence_is_the_winners_softmax() -> None:
     rng = np.random.default_rng(2)
     z = rng.normal(size=(4, 6, 8)).astype(np.float32)
     softmax = np.exp(z) / np.exp(z).sum(0)
-    np.testing.assert_allclose(confidence_from_logits(z, (6, 8), align_corners=False), softmax.max(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        confidence_from_logits(z, (6, 8), align_corners=False), softmax.max(0), rtol=1e-5
+    )
     enlarged = confidence_from_logits(z, (20, 30), align_corners=True)
     assert enlarged.shape == (20, 30) and enlarged.min() >= 0.25 and enlarged.max() <= 1
     assert enlarged[0, 0] == pytest.approx(softmax.max(0)[0, 0], rel=1e-5)
@@ -170,7 +184,9 @@ def test_logits_that_cannot_be_written() -> None:
     np.testing.assert_array_equal(labels_from_logits(z, (20, 31), align_corners=True), want)
 
 
-def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     started: list[str] = []
     monkeypatch.setattr(Compiled, "_load", lambda self: started.append("now"))
     compiled = Compiled()

@@ -99,7 +99,9 @@ def test_a_large_picture_gets_a_window_that_fits_a_screen(pipe: Callable[..., in
 @pytest.mark.parametrize(
     "ends", [{"key": ord("q")}, {"key": 27}, {"key": ord("Q") | 0x100000}, {"shut": True}], ids=str
 )
-def test_the_windows_side_ends_as_a_person_wants(pipe: Callable[..., int], ends: dict[str, int]) -> None:
+def test_the_windows_side_ends_as_a_person_wants(
+    pipe: Callable[..., int], ends: dict[str, int]
+) -> None:
     highgui = Highgui(after=2, **ends)
     look_after("t", highgui, pipe(sent(SMALL[0]) + sent(SMALL[1]), over=False))
     assert len(highgui.shown) == 2
@@ -201,7 +203,9 @@ def test_a_person_closes_it_while_nothing_comes(child: Callable[[str], None]) ->
 
 
 def test_a_window_that_goes_away_by_itself_ends_nothing(child: Callable[[str], None]) -> None:
-    child("print(flush=True); sys.stderr.write('noise\\nThe X11 connection broke.\\n'); sys.exit(1)")
+    child(
+        "print(flush=True); sys.stderr.write('noise\\nThe X11 connection broke.\\n'); sys.exit(1)"
+    )
     with Window("t", on_close=lambda: pytest.fail("nobody closed it")) as window:
         until(lambda: bool(window.failure))
         assert window.show(SMALL[0]) and not window.closed and not window.due
@@ -224,7 +228,9 @@ def test_an_error_inside_shuts_it(child: Callable[[str], None]) -> None:
     child("look_after('t', highgui())")
     with pytest.raises(KeyboardInterrupt), Window("t") as window:
         raise KeyboardInterrupt
-    assert window._process.returncode == 0 and not [t for t in threading.enumerate() if t.name == "fada-window"]
+    assert window._process.returncode == 0 and not [
+        t for t in threading.enumerate() if t.name == "fada-window"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,9 @@ def test_an_error_inside_shuts_it(child: Callable[[str], None]) -> None:
 )
 def test_a_window_that_does_not_open(child: Callable[[str], None], code: str, why: str) -> None:
     child(code)
-    with pytest.raises(UsageError, match=rf"^no window opens on display ':9' \({why}\); run it from") as caught:
+    with pytest.raises(
+        UsageError, match=rf"^no window opens on display ':9' \({why}\); run it from"
+    ) as caught:
         Window("t").__enter__()
     assert "\n" not in str(caught.value)
 
@@ -257,7 +265,9 @@ def test_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(UsageError, match=r"neither DISPLAY nor WAYLAND_DISPLAY is set.*desktop or by `ssh -X`"):
+    with pytest.raises(
+        UsageError, match=r"neither DISPLAY nor WAYLAND_DISPLAY is set.*desktop or by `ssh -X`"
+    ):
         require_windows()
 
 
@@ -265,7 +275,8 @@ def test_an_opencv_without_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":9")
     monkeypatch.setattr(cv2, "currentUIFramework", lambda: "", raising=False)
     with pytest.raises(
-        UsageError, match=r"type: pip uninstall -y opencv-python-headless && pip install .*opencv-python$"
+        UsageError,
+        match=r"type: pip uninstall -y opencv-python-headless && pip install .*opencv-python$",
     ):
         require_windows()
     monkeypatch.setattr(cv2, "currentUIFramework", lambda: "GTK3", raising=False)
@@ -288,7 +299,9 @@ def display(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         pytest.skip("no Xvfb; type: apt-get install xvfb")
     end, start = os.pipe()
     command = [server, "-displayfd", str(start), "-screen", "0", "640x480x24", "-nolisten", "tcp"]
-    process = subprocess.Popen([*command, "-fbdir", str(tmp_path)], pass_fds=[start], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "-fbdir", str(tmp_path)], pass_fds=[start], stderr=subprocess.DEVNULL
+    )
     os.close(start)
     with os.fdopen(end) as numbers:
         number = numbers.readline().strip()
@@ -305,7 +318,9 @@ def display(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def environment(display: tuple[str, Path]) -> dict[str, str]:
     """Return the environment in which there are windows."""
     given = os.environ.get("FADA_TEST_OPENCV", "")
-    path = os.pathsep.join(filter(None, [given, str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [given, str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
     environment = os.environ | {"DISPLAY": display[0], "PYTHONPATH": path}
     asks = "import cv2; print(getattr(cv2, 'currentUIFramework', str)())"
     if not subprocess.run(
@@ -335,7 +350,9 @@ with Window("drive.mp4") as window:
 """
 
 
-def test_a_real_window(display: tuple[str, Path], environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_real_window(
+    display: tuple[str, Path], environment: dict[str, str], tmp_path: Path
+) -> None:
     def is_shown(index: int) -> bool:
         # Without a window manager it lies at the corner; the mouse's pointer lies over it.
         same = screen(display[1])[:240, :320] == scene(index, (240, 320))[0][..., ::-1]

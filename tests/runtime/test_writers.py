@@ -43,7 +43,12 @@ def test_a_film_keeps_count_size_and_clock(
     pts = [start + p for p in (0, 33, 34, 100, 101, 250, 333, 500, 1000)]
     pictures = [toy.scene(i, size)[0] for i in range(9)]
     source = toy.write_video(
-        tmp_path / "drive.mkv", pictures, pts=pts, time_base=Fraction(1, 1000), codec="ffv1", pix_fmt="bgr0"
+        tmp_path / "drive.mkv",
+        pictures,
+        pts=pts,
+        time_base=Fraction(1, 1000),
+        codec="ffv1",
+        pix_fmt="bgr0",
     )
     run(segmenter, [source], Saving(tmp_path / "out", look=Look(0.0, legend=False)))
     written = toy.read_video(tmp_path / "out/overlay/drive.mp4")
@@ -85,7 +90,9 @@ def test_sound_that_an_mp4_cannot_hold_is_left_out(tmp_path: Path) -> None:
     source = tmp_path / "v.mkv"
     with av.open(str(source), "w") as out:
         tone = out.add_stream("pcm_s16le", rate=16_000)
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
+        samples = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1600), np.int16), format="s16", layout="mono"
+        )
         samples.sample_rate = 16_000
         out.mux(tone.encode(samples))
     path = tmp_path / "o.mp4"
@@ -103,9 +110,13 @@ def test_a_clock_that_stands_still_and_a_size_that_changes(tmp_path: Path) -> No
     assert [t * 10 for t, _ in toy.read_video(path)] == [0, 1, 5, 6]
 
 
-def test_recordings_that_were_joined_keep_their_length_and_sound(tmp_path: Path, segmenter: Segmenter) -> None:
+def test_recordings_that_were_joined_keep_their_length_and_sound(
+    tmp_path: Path, segmenter: Segmenter
+) -> None:
     parts = [
-        toy.write_video(tmp_path / f"{i}.ts", [toy.scene(k)[0] for k in range(20 * i, 20 * i + 20)], audio=True)
+        toy.write_video(
+            tmp_path / f"{i}.ts", [toy.scene(k)[0] for k in range(20 * i, 20 * i + 20)], audio=True
+        )
         for i in range(2)
     ]
     joined = tmp_path / "joined.ts"
@@ -117,25 +128,43 @@ def test_recordings_that_were_joined_keep_their_length_and_sound(tmp_path: Path,
             return sum(bool(p.size) for p in container.demux(audio=0))
 
     for kind in ("overlay", "mask-film"):
-        times = np.diff([float(t) for t, _ in toy.read_video(tmp_path / "out" / kind / "joined.mp4")])
+        times = np.diff(
+            [float(t) for t, _ in toy.read_video(tmp_path / "out" / kind / "joined.mp4")]
+        )
         assert len(times) == 39
         # A tenth of a second each, and where the clock jumps back no more and no less.
         np.testing.assert_allclose(times, 0.1, atol=1e-3)
     assert packets(tmp_path / "out/overlay/joined.mp4") == packets(parts[0]) + packets(parts[1])
 
 
-def test_a_stray_timestamp_and_frames_without_one_cost_no_more_than_themselves(tmp_path: Path) -> None:
+def test_a_stray_timestamp_and_frames_without_one_cost_no_more_than_themselves(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "o.mp4"
     with film(path, (64, 64), time_base=Fraction(1, 100), rate=Fraction(10), audio=None) as add:
         for pts in (0, 10, 20, 3000, 3010, 7, 3020, 3030):
             add(np.zeros((64, 64, 3), np.uint8), pts)
-    assert [round(100 * t) for t, _ in toy.read_video(path)] == [0, 10, 20, 3000, 3010, 3020, 3021, 3030]
+    assert [round(100 * t) for t, _ in toy.read_video(path)] == [
+        0,
+        10,
+        20,
+        3000,
+        3010,
+        3020,
+        3021,
+        3030,
+    ]
 
 
 def test_pixels_that_are_not_square_stay_so(tmp_path: Path, segmenter: Segmenter) -> None:
     source = tmp_path / "wide.mp4"
     with film(
-        source, (64, 96), time_base=Fraction(1, 10), rate=Fraction(10), audio=None, pixel_aspect=Fraction(4, 3)
+        source,
+        (64, 96),
+        time_base=Fraction(1, 10),
+        rate=Fraction(10),
+        audio=None,
+        pixel_aspect=Fraction(4, 3),
     ) as add:
         for i in range(3):
             add(np.full((64, 96, 3), 40 * i, np.uint8), i)
@@ -154,7 +183,9 @@ def test_mp3_sound_is_copied(tmp_path: Path, codec: str) -> None:
         except (av.error.FFmpegError, ValueError):
             pytest.skip(f"no encoder {codec} here")
         for start in range(0, 16_000, 576):
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 576), np.float32), format="fltp", layout="mono")
+            samples = av.AudioFrame.from_ndarray(
+                np.zeros((1, 576), np.float32), format="fltp", layout="mono"
+            )
             samples.sample_rate, samples.pts, samples.time_base = 16_000, start, Fraction(1, 16_000)
             out.mux(tone.encode(samples))
         out.mux(tone.encode())
@@ -204,7 +235,10 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
     assert document["source"] == str(source) and document["classes"] == list(toy.SPACE.names)
     results = list(segmenter.stream(source))
     with av.open(str(tmp_path / "out/mask-film/drive.mp4")) as container:
-        films = [(float(f.pts * f.time_base), f.to_ndarray(format="gray")) for f in container.decode(video=0)]
+        films = [
+            (float(f.pts * f.time_base), f.to_ndarray(format="gray"))
+            for f in container.decode(video=0)
+        ]
     for result, (time_s, ids_of), (_, colors) in zip(
         results, films, toy.read_video(tmp_path / "out/color-film/drive.mp4"), strict=True
     ):
@@ -220,7 +254,9 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
         np.testing.assert_array_equal(color, toy.SPACE.palette[result.labels])
         arrays = np.load(tmp_path / f"out/npz/drive/{number}.npz")
         np.testing.assert_array_equal(arrays["labels"], result.labels)
-        assert arrays["confidence"].dtype == np.float16 and list(arrays["classes"]) == list(toy.SPACE.names)
+        assert arrays["confidence"].dtype == np.float16 and list(arrays["classes"]) == list(
+            toy.SPACE.names
+        )
         assert (told["index"], told["item"]) == (result.index, number)
         assert told["time_s"] == pytest.approx(result.index / 10)
         assert sum(told["shares"].values()) == pytest.approx(1, abs=1e-4)
@@ -229,7 +265,11 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
 def test_pictures_alone_and_in_a_folder(tmp_path: Path, segmenter: Segmenter) -> None:
     for name in ("in/a.png", "in/b.jpg", "a.png"):
         toy.write_image(tmp_path / name, toy.scene(len(name), (50, 71))[0])
-    run(segmenter, [tmp_path / "in", tmp_path / "a.png"], Saving(tmp_path / "out", ("overlay", "mask", "json")))
+    run(
+        segmenter,
+        [tmp_path / "in", tmp_path / "a.png"],
+        Saving(tmp_path / "out", ("overlay", "mask", "json")),
+    )
     assert files(tmp_path / "out") == [
         "json/a.json",
         "json/in.json",
@@ -252,13 +292,20 @@ def test_a_look(tmp_path: Path, segmenter: Segmenter) -> None:
     (_, picture), *_ = toy.read_video(tmp_path / "out/overlay/v.mp4")
     labels = segmenter.predict(frame).labels
     assert picture.shape[1] == 2 * frame.shape[1]
-    left, right = picture[:, : frame.shape[1]].astype(float), picture[:, frame.shape[1] :].astype(float)
+    left, right = (
+        picture[:, : frame.shape[1]].astype(float),
+        picture[:, frame.shape[1] :].astype(float),
+    )
     expected = np.where((labels == 1)[..., None], toy.SPACE.palette[1], frame)
     assert np.abs(left - frame).mean() < 6 and np.abs(right - expected).mean() < 6
     with pytest.raises(UsageError, match="the model has no class lorry; it has "):
         run(segmenter, [source], Saving(tmp_path / "out", look=Look(classes=("lorry",))))
     with pytest.raises(UsageError, match="pictures make no film; save mask instead"):
-        run(segmenter, [toy.write_image(tmp_path / "a.png", frame)], Saving(tmp_path / "o", ("mask-film",)))
+        run(
+            segmenter,
+            [toy.write_image(tmp_path / "a.png", frame)],
+            Saving(tmp_path / "o", ("mask-film",)),
+        )
 
 
 def test_a_labels_head_has_no_confidence_to_save(tmp_path: Path) -> None:
@@ -295,7 +342,8 @@ def test_a_source_is_not_overwritten_by_its_product(tmp_path: Path, segmenter: S
 
 def test_savings_that_make_no_sense() -> None:
     with pytest.raises(
-        UsageError, match="cannot save 'video'; there are overlay, mask, mask-film, color, color-film, npz, json"
+        UsageError,
+        match="cannot save 'video'; there are overlay, mask, mask-film, color, color-film, npz, json",
     ):
         Saving(Path("out"), ("video",))
     with pytest.raises(UsageError, match="there are trainId, labelId"):
@@ -310,20 +358,28 @@ def test_hardware_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     """No machine that runs these tests has it; where one does, this is what shows it."""
     clip = toy.write_video(tmp_path / "v.mp4", [toy.scene(i)[0] for i in range(3)])
     try:
-        frames = [frame for frame in open_sources([clip], hardware="cuda")[0].frames() if isinstance(frame, Frame)]
+        frames = [
+            frame
+            for frame in open_sources([clip], hardware="cuda")[0].frames()
+            if isinstance(frame, Frame)
+        ]
         assert [f.index for f in frames] == [0, 1, 2]
     except DeviceError as error:
         assert str(error).startswith("cuda does not decode video here (") and "\n" not in str(error)
     path = tmp_path / "o.mp4"
     try:
-        with film(path, (64, 256), time_base=Fraction(1, 10), rate=None, audio=None, hardware="cuda") as add:
+        with film(
+            path, (64, 256), time_base=Fraction(1, 10), rate=None, audio=None, hardware="cuda"
+        ) as add:
             add(np.zeros((64, 256, 3), np.uint8), 0)
         assert len(toy.read_video(path)) == 1
     except DeviceError as error:
         assert str(error).startswith("cuda does not encode video here (") and not path.exists()
 
 
-def test_films_are_written_by_the_hardware_s_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_films_are_written_by_the_hardware_s_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(HARDWARE, "cuda", ("mpeg4", {"qscale": "2"}))
     source = toy.write_video(tmp_path / "v.mkv", [toy.scene(0)[0]] * 2)
     with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:

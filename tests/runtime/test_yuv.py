@@ -36,7 +36,9 @@ def smooth(size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def frame_of(rgb: np.ndarray, matrix: int) -> av.VideoFrame:
-    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", dst_colorspace=matrix)
+    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace=matrix
+    )
     frame.colorspace, frame.color_range = matrix, 1
     return frame
 
@@ -56,7 +58,9 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("matrix", [1, 6])
 def test_the_tables_are_the_standards(matrix: int) -> None:
     found = palette_planes(CITYSCAPES_19.palette, matrix).astype(float)
-    expected = np.array([[219], [224], [224]]) * (np.array(MATRIX[matrix]) @ (CITYSCAPES_19.palette / 255.0).T)
+    expected = np.array([[219], [224], [224]]) * (
+        np.array(MATRIX[matrix]) @ (CITYSCAPES_19.palette / 255.0).T
+    )
     np.testing.assert_allclose(found, expected + np.array([[16], [128], [128]]), atol=0.51)
 
 
@@ -83,8 +87,12 @@ def test_planes_are_blended(matrix: int, alpha: float) -> None:
 def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
     frame = frame_of(smooth((540, 960)), matrix)
     rgb, labels = frame.to_ndarray(format="rgb24"), toy.scene(1, (540, 960))[1]
-    result = Result(labels, rgb, toy.SPACE, 0.0, 0.0, "rgb", "s", 0, "0", 0, Fraction(1, 10), decoded=frame)
-    in_planes = Drawing(Look(), toy.SPACE).draw_for_film(result).to_ndarray(format="rgb24").astype(float)
+    result = Result(
+        labels, rgb, toy.SPACE, 0.0, 0.0, "rgb", "s", 0, "0", 0, Fraction(1, 10), decoded=frame
+    )
+    in_planes = (
+        Drawing(Look(), toy.SPACE).draw_for_film(result).to_ndarray(format="rgb24").astype(float)
+    )
     in_rgb = Drawing(Look(), toy.SPACE).draw(result).astype(float)
     assert np.abs(in_planes - in_rgb).mean() < 1.5
     # Away from where classes meet, whose colors are halved, and from letters.
@@ -96,7 +104,9 @@ def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
     # Looks that need whole pictures are drawn in RGB.
     for look in (Look(contours=True), Look(beside=True), Look(classes=(toy.SPACE.names[0],))):
         assert isinstance(Drawing(look, toy.SPACE).draw_for_film(result), np.ndarray)
-    assert isinstance(Drawing(Look(), toy.SPACE).draw_for_film(replace(result, decoded=None)), np.ndarray)
+    assert isinstance(
+        Drawing(Look(), toy.SPACE).draw_for_film(replace(result, decoded=None)), np.ndarray
+    )
 
 
 @pytest.mark.parametrize("width", [2, 62, 250, 960])
@@ -157,9 +167,15 @@ def test_a_film_by_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
 
     def label(folder: str) -> list[np.ndarray]:
         with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:
-            list(label_to_files(segmenter, open_sources([clip]), Saving(tmp_path / folder, preset="medium")))
+            list(
+                label_to_files(
+                    segmenter, open_sources([clip]), Saving(tmp_path / folder, preset="medium")
+                )
+            )
         with av.open(str(tmp_path / folder / "overlay/v.mp4")) as made:
-            assert int(made.streams.video[0].codec_context.colorspace) == (matrix if folder == "planes" else 1)
+            assert int(made.streams.video[0].codec_context.colorspace) == (
+                matrix if folder == "planes" else 1
+            )
         return [rgb.astype(float) for _, rgb in toy.read_video(tmp_path / folder / "overlay/v.mp4")]
 
     in_planes = label("planes")

@@ -48,7 +48,9 @@ def color_model(
     nodes = [
         helper.make_node("Cast", ["frames"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["nchw"], ["pooled"], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2),
+        helper.make_node(
+            "AveragePool", ["nchw"], ["pooled"], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2
+        ),
         helper.make_node("Conv", ["pooled", "weight", "bias"], ["logits"]),
     ]
     height, width = size_hw
@@ -62,12 +64,19 @@ def color_model(
             helper.make_node("ArgMax", ["full"], ["index"], axis=1, keepdims=0),
             helper.make_node("Cast", ["index"], ["labels"], to=TensorProto.UINT8),
         ]
-        output = helper.make_tensor_value_info("labels", TensorProto.UINT8, [batch or "batch", height, width])
-    source = helper.make_tensor_value_info("frames", TensorProto.UINT8, [batch or "batch", height, width, 3])
+        output = helper.make_tensor_value_info(
+            "labels", TensorProto.UINT8, [batch or "batch", height, width]
+        )
+    source = helper.make_tensor_value_info(
+        "frames", TensorProto.UINT8, [batch or "batch", height, width, 3]
+    )
     graph = helper.make_graph(nodes, "colors", [source], [output], initial)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if metadata is not None:
-        document = metadata or ModelMetadata(space, size_hw, head, align_corners=False, batch=batch).to_json()
+        document = (
+            metadata
+            or ModelMetadata(space, size_hw, head, align_corners=False, batch=batch).to_json()
+        )
         helper.set_model_props(model, {"other": "1", "fada": document})
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +106,11 @@ def write_video(
     audio: bool = False,
 ) -> Path:
     """Write RGB frames as a video with the given timestamps, and perhaps a tone beside it."""
-    pts = list(pts) if pts is not None else [i * int(1 / (rate * time_base)) for i in range(len(frames))]
+    pts = (
+        list(pts)
+        if pts is not None
+        else [i * int(1 / (rate * time_base)) for i in range(len(frames))]
+    )
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
@@ -117,7 +130,11 @@ def write_video(
             for start in range(0, wave.shape[1] - 1024, 1024):
                 block = np.ascontiguousarray(wave[:, start : start + 1024])
                 samples = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-                samples.sample_rate, samples.pts, samples.time_base = 16_000, start, Fraction(1, 16_000)
+                samples.sample_rate, samples.pts, samples.time_base = (
+                    16_000,
+                    start,
+                    Fraction(1, 16_000),
+                )
                 out.mux(tone.encode(samples))
             out.mux(tone.encode())
     return path
@@ -136,7 +153,9 @@ def turned(film: Path, matrix: tuple[int, ...]) -> Path:
 def read_video(path: Path) -> list[tuple[Fraction, np.ndarray]]:
     """Return (time in seconds, RGB) of every frame."""
     with av.open(str(path)) as container:
-        return [(f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+        return [
+            (f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)
+        ]
 
 
 def until(there: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
@@ -147,7 +166,9 @@ def until(there: Callable[[], bool], process: subprocess.Popen[Any] | None = Non
     deadline = time.monotonic() + PATIENCE
     while not there():
         if process is not None and process.poll() is not None:
-            raise AssertionError(f"it ended with {process.returncode}: {process.stderr and process.stderr.read()}")
+            raise AssertionError(
+                f"it ended with {process.returncode}: {process.stderr and process.stderr.read()}"
+            )
         if time.monotonic() > deadline:
             if process is not None:
                 process.kill()

@@ -15,7 +15,15 @@ from fada_deploy.cli import cli, main
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.synth.clip import FPS, Drive, write_clip
-from fada_deploy.synth.dataset import CLIP, SOURCE, TRAIN, VAL, first_seed, write_source, write_target
+from fada_deploy.synth.dataset import (
+    CLIP,
+    SOURCE,
+    TRAIN,
+    VAL,
+    first_seed,
+    write_source,
+    write_target,
+)
 from fada_deploy.synth.scene import render
 
 SIZE = (64, 96)
@@ -26,7 +34,9 @@ SEED = 3
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out: Path = tmp_path_factory.mktemp("rendered") / "data"
     args = ["--source", "5", "--target", "4", "--val", "3", "--clip", "0.4", "--size", "96x64"]
-    result = CliRunner().invoke(cli, ["data", "render", "--out", str(out), "--seed", str(SEED), *args])
+    result = CliRunner().invoke(
+        cli, ["data", "render", "--out", str(out), "--seed", str(SEED), *args]
+    )
     assert result.exit_code == 0, result.output
     assert f"FADA_DATASETS={out} fada train --src gta5 --tgt cityscapes" in result.output
     return out
@@ -41,7 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_readers_read_what_was_rendered(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str, look: str, part: int, count: int
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    split: str,
+    look: str,
+    part: int,
+    count: int,
 ) -> None:
     monkeypatch.setenv("FADA_DATASETS", str(folder))
     frames = open_dataset(name, None, split=split, space=CITYSCAPES_19)
@@ -84,7 +100,9 @@ def test_clip_has_a_label_map_a_frame_and_browsers_play_it(folder: Path) -> None
     assert [m.name for m in maps[:2]] == ["000000.png", "000001.png"]
     drive = Drive.begin("target", first_seed(SEED, CLIP), size_hw=SIZE, seconds=0.4)
     for frame, path, (picture, labels) in zip(frames, maps, drive.frames(len(maps)), strict=True):
-        assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), CITYSCAPES_19.to_label_ids[labels])
+        assert np.array_equal(
+            cv2.imread(str(path), cv2.IMREAD_UNCHANGED), CITYSCAPES_19.to_label_ids[labels]
+        )
         assert np.abs(frame.astype(int) - picture).mean() < 8
 
 
@@ -94,7 +112,9 @@ def test_a_drive_is_smooth() -> None:
     changes = [float((a != b).mean()) for a, b in pairwise(labels)]
     assert min(changes) > 0
     assert max(changes) < 0.25
-    places = np.array([[drive.at(t).x, drive.at(t).z, drive.at(t).heading] for t in np.arange(0, 10, 1 / FPS)])
+    places = np.array(
+        [[drive.at(t).x, drive.at(t).z, drive.at(t).heading] for t in np.arange(0, 10, 1 / FPS)]
+    )
     # Second differences: no jerk in place or heading from frame to frame.
     assert np.abs(np.diff(places, 2, axis=0)).max() < 0.01
     assert np.diff(places[:, 1]).min() > 0.2
@@ -120,7 +140,10 @@ def test_processes_write_the_same_files(tmp_path: Path) -> None:
     ("args", "text"),
     [
         ([], "is not empty; name another folder with --out, or add --force"),
-        (["--force", "--size", "97x64"], "a video of 97x64 cannot be written; both numbers must be even"),
+        (
+            ["--force", "--size", "97x64"],
+            "a video of 97x64 cannot be written; both numbers must be even",
+        ),
     ],
 )
 def test_refusals_are_one_line_and_exit_2(
@@ -137,7 +160,19 @@ def test_refusals_are_one_line_and_exit_2(
 
 def test_force_writes_beside_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
-    args = ["--source", "1", "--target", "0", "--val", "0", "--clip", "0", "--size", "32x32", "--force"]
+    args = [
+        "--source",
+        "1",
+        "--target",
+        "0",
+        "--val",
+        "0",
+        "--clip",
+        "0",
+        "--size",
+        "32x32",
+        "--force",
+    ]
     result = CliRunner().invoke(cli, ["data", "render", "--out", str(tmp_path), *args])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "mine.txt").read_text() == "kept"
@@ -149,7 +184,18 @@ def test_a_place_that_cannot_be_written_is_one_line_and_exit_1(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(SystemExit) as stop:
-        main(["data", "render", "--out", str(tmp_path / "file" / "in"), "--source", "1", "--size", "32x32"])
+        main(
+            [
+                "data",
+                "render",
+                "--out",
+                str(tmp_path / "file" / "in"),
+                "--source",
+                "1",
+                "--size",
+                "32x32",
+            ]
+        )
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "cannot be written" in error

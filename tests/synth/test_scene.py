@@ -46,7 +46,10 @@ def cast_rays(town: Town, camera: Camera, pixels: np.ndarray) -> np.ndarray:
     rays = np.stack((cos * right + sin, up, cos - sin * right), 1)
     eye = np.array([camera.x + town.bend.shift_at(camera.z), camera.y, camera.z])
     plain = np.where(up < 0, -camera.y / np.minimum(up, -1e-9), np.inf)
-    best, label = plain.copy(), np.where(up < 0, CITYSCAPES_19.index_of("terrain"), CITYSCAPES_19.index_of("sky"))
+    best, label = (
+        plain.copy(),
+        np.where(up < 0, CITYSCAPES_19.index_of("terrain"), CITYSCAPES_19.index_of("sky")),
+    )
     for thing in town.things:
         mesh = thing.meshes[thing.seed % len(thing.meshes)]
         yaw = camera.heading if thing.facing else thing.yaw

@@ -30,10 +30,14 @@ Array = np.ndarray
 # --- layers by hand: each returns its output and a function from the output's gradient to the input's
 
 
-def conv(x: Array, weight: Array, bias: Array, stride: int, pad: int) -> tuple[Array, Callable[[Array], tuple]]:
+def conv(
+    x: Array, weight: Array, bias: Array, stride: int, pad: int
+) -> tuple[Array, Callable[[Array], tuple]]:
     k = weight.shape[-1]
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(2, 3))[
+        :, :, ::stride, ::stride
+    ]
     y = np.einsum("bchwij,ocij->bohw", windows, weight, optimize=True) + bias[:, None, None]
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
@@ -78,7 +82,9 @@ def pooled(frames: Array) -> Array:
     return x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
 
 
-def discriminate(layers: list[tuple[Array, Array, int]], heads: int, x: Array) -> tuple[Array, Callable]:
+def discriminate(
+    layers: list[tuple[Array, Array, int]], heads: int, x: Array
+) -> tuple[Array, Callable]:
     """A discriminator as (weight, bias, stride) with leaky ReLUs between; its last `heads` share an input."""
     steps: list[tuple[Callable, Array]] = []
     body, last = layers[:-heads], layers[-heads:]
@@ -120,7 +126,9 @@ def binary_loss(z: Array, *, target: bool) -> tuple[float, Array]:
     return -np.log(p if target else 1 - p).mean(), (p - float(target)) / z.size
 
 
-def view_of(method: str, logits: Array, features: Array, hw: tuple[int, int]) -> tuple[Array, Callable]:
+def view_of(
+    method: str, logits: Array, features: Array, hw: tuple[int, int]
+) -> tuple[Array, Callable]:
     """What D sees, and a function from its gradient to (gradient in logits, gradient in features)."""
     if method in ("fada", "fada-hard", "feature"):
         return features, lambda d: (np.zeros_like(logits), d)
@@ -138,7 +146,9 @@ def view_of(method: str, logits: Array, features: Array, hw: tuple[int, int]) ->
     return y, backward
 
 
-def loss_of(method: str, z: Array, logits: Array, hw: tuple[int, int], *, target: bool) -> tuple[float, Array]:
+def loss_of(
+    method: str, z: Array, logits: Array, hw: tuple[int, int], *, target: bool
+) -> tuple[float, Array]:
     """The domain loss of D's answers `z`, and its gradient in them."""
     if method in ("adaptsegnet", "advent"):
         return binary_loss(z, target=target)
@@ -183,7 +193,10 @@ def batch(seed: int, hw: tuple[int, int]) -> Batch:
 
 def weights_of(module: nn.Module) -> list[tuple[Array, Array, int]]:
     convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return [(m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy(), m.stride[0]) for m in convs]
+    return [
+        (m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy(), m.stride[0])
+        for m in convs
+    ]
 
 
 def assert_close(got: Array, want: Array) -> None:
@@ -242,7 +255,9 @@ def test_one_step_equals_the_reference(name: str) -> None:
         answers, back_d = discriminate(d_layers, heads, x)
         loss, d = loss_of(name, answers, z, hw, target=target)
         d_losses.append(0.5 * loss)
-        d_grads = [(a + e, b + g) for (a, b), (e, g) in zip(d_grads, back_d(0.5 * d)[1], strict=True)]
+        d_grads = [
+            (a + e, b + g) for (a, b), (e, g) in zip(d_grads, back_d(0.5 * d)[1], strict=True)
+        ]
 
     names = ("segmentation", "adversarial", "discriminator_source", "discriminator_target")
     want = np.array([segmentation, adversarial, *d_losses])

@@ -70,7 +70,9 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, ans
         torch.manual_seed(1)
         model = Pixel().double()
         discriminator = PixelByPixel(sees, answers).double()
-        base = torch.randint(0, 256, (2, 6, 6, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
+        base = torch.randint(
+            0, 256, (2, 6, 6, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8
+        )
         under = torch.Generator().manual_seed(seed)
         base[:, 4:] = torch.randint(0, 256, (2, 2, 6, 3), generator=under, dtype=torch.uint8)
         labels = torch.zeros(2, 6, 6, dtype=torch.long)
@@ -78,7 +80,9 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, ans
         masked = Batch(base, labels, (0, 1), ego=ego)
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
         method = make_method(name, model, stage)  # type: ignore[arg-type]
-        got = adversarial_step(model, discriminator, *optimizers, masked, masked, stage, method=method)  # type: ignore[arg-type]
+        got = adversarial_step(
+            model, discriminator, *optimizers, masked, masked, stage, method=method
+        )  # type: ignore[arg-type]
         return [v.item() for v in got.values()]
 
     assert losses(3) == pytest.approx(losses(4), rel=1e-12)
@@ -89,7 +93,11 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(name: str) -> None:
     """Without batch statistics, and with labels that the parts share out unevenly."""
     rng = np.random.default_rng(0)
     src, tgt = (
-        Batch(torch.from_numpy(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)), labels, (0, 1, 2, 3))
+        Batch(
+            torch.from_numpy(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)),
+            labels,
+            (0, 1, 2, 3),
+        )
         for labels in torch.from_numpy(rng.integers(0, K, (2, 4, 32, 32)))
     )
     src.labels[1, :20] = 255
@@ -135,7 +143,11 @@ def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> 
     method = make_method("fada", model, stage)  # type: ignore[arg-type]
     adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
     mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
-    want = {"source": 0.1 * mean_s, "target": 0.1 * mean_t, "both": 0.9 * 0.1 * mean_s + 0.1 * mean_t}[whose]
+    want = {
+        "source": 0.1 * mean_s,
+        "target": 0.1 * mean_t,
+        "both": 0.9 * 0.1 * mean_s + 0.1 * mean_t,
+    }[whose]
     torch.testing.assert_close(model.norm.running_mean, want)
 
 
@@ -156,7 +168,12 @@ def test_bfloat16_pulls_a_trained_network_the_same_way(trained: Path, streets: P
             stacked = [torch.from_numpy(np.stack(part)) for part in (pictures, labels)]
             batches.append(Batch(stacked[0], stacked[1].long(), (0, 1)))
         adversarial_step(model, discriminator, *optimizers, *batches, stage, method=method, amp=amp)
-        return [p.grad.flatten() for m in (model, discriminator) for p in m.parameters() if p.grad is not None]
+        return [
+            p.grad.flatten()
+            for m in (model, discriminator)
+            for p in m.parameters()
+            if p.grad is not None
+        ]
 
     full, half = (torch.cat(gradients(amp)) for amp in (False, True))
     assert float(full @ half / full.norm() / half.norm()) > 0.99

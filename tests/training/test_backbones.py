@@ -45,7 +45,9 @@ def shaken(backbone: str) -> tuple[nn.Module, Weights]:
 
 
 def picture(height: int, width: int) -> Tensor:
-    return torch.randn(1, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return torch.randn(
+        1, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
 
 
 def same(got: Tensor, want: Tensor) -> None:
@@ -53,7 +55,9 @@ def same(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
-def conv(w: Weights, name: str, x: Tensor, stride: int = 1, dilation: int = 1, groups: int = 1) -> Tensor:
+def conv(
+    w: Weights, name: str, x: Tensor, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> Tensor:
     """A convolution that keeps the size at stride 1."""
     weight = w[f"{name}.weight"]
     pad = dilation * (weight.shape[-1] // 2)
@@ -61,7 +65,10 @@ def conv(w: Weights, name: str, x: Tensor, stride: int = 1, dilation: int = 1, g
 
 
 def normed(w: Weights, name: str, x: Tensor) -> Tensor:
-    v = {k: w[f"{name}.{k}"][:, None, None] for k in ("weight", "bias", "running_mean", "running_var")}
+    v = {
+        k: w[f"{name}.{k}"][:, None, None]
+        for k in ("weight", "bias", "running_mean", "running_var")
+    }
     return (x - v["running_mean"]) / v["running_var"].sqrt() * v["weight"] + v["bias"]
 
 
@@ -140,7 +147,9 @@ def test_resnets_are_deeplabs_published_layout(backbone: str, blocks: tuple[int,
     assert y.shape == (1, 2048, 8, 9)
 
 
-@pytest.mark.parametrize(("backbone", "blocks"), [("resnet18", (2, 2, 2, 2)), ("resnet50", (3, 4, 6, 3))])
+@pytest.mark.parametrize(
+    ("backbone", "blocks"), [("resnet18", (2, 2, 2, 2)), ("resnet50", (3, 4, 6, 3))]
+)
 @torch.no_grad()
 def test_every_fourth_feature_is_that_of_the_network_trained_on_imagenet(
     backbone: str, blocks: tuple[int, ...]
@@ -192,7 +201,9 @@ def test_pidnet_is_the_published_layout() -> None:
         return normed(w, f"{name}.1", conv(w, f"{name}.0", y))
 
     def norm_relu_conv(name: str, y: Tensor, first: int = 0, groups: int = 1) -> Tensor:
-        return conv(w, f"{name}.{first + 2}", F.relu(normed(w, f"{name}.{first}", y)), groups=groups)
+        return conv(
+            w, f"{name}.{first + 2}", F.relu(normed(w, f"{name}.{first}", y)), groups=groups
+        )
 
     def pag(name: str, p: Tensor, i: Tensor) -> Tensor:
         product = conv_norm(f"{name}.f_x", p) * bilinear(conv_norm(f"{name}.f_y", i), p)
@@ -203,7 +214,10 @@ def test_pidnet_is_the_published_layout() -> None:
         local = norm_relu_conv("spp.scale0", y)
         pooled = [F.avg_pool2d(y, k, s, k // 2) for k, s in ((5, 2), (9, 4), (17, 8))]
         pooled.append(y.mean((2, 3), keepdim=True))
-        scales = [local + bilinear(norm_relu_conv(f"spp.scale{i}", z, 1), y) for i, z in enumerate(pooled, 1)]
+        scales = [
+            local + bilinear(norm_relu_conv(f"spp.scale{i}", z, 1), y)
+            for i, z in enumerate(pooled, 1)
+        ]
         refined = norm_relu_conv("spp.scale_process", torch.cat(scales, 1), groups=4)
         context = norm_relu_conv("spp.compression", torch.cat((local, refined), 1))
         return context + norm_relu_conv("spp.shortcut", y)
@@ -270,7 +284,10 @@ def test_segformer_is_the_published_layout() -> None:
         y = layer_norm(f"norm{stage}", y, 1e-6)
         maps.append(y)
     # The published order: project, resize, concatenate from the smallest on, fuse.
-    resized = [bilinear(linear(f"decode_head.linear_c{i}.proj", maps[i - 1]), maps[0]) for i in (4, 3, 2, 1)]
+    resized = [
+        bilinear(linear(f"decode_head.linear_c{i}.proj", maps[i - 1]), maps[0])
+        for i in (4, 3, 2, 1)
+    ]
     fused = conv(w, "decode_head.linear_fuse.conv", torch.cat(resized, 1))
     same(module(x), F.relu(normed(w, "decode_head.linear_fuse.bn", fused)))
 

@@ -11,7 +11,11 @@ import torch
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.training.reporting.class_center_distance import ClassMoments, chosen_frames, measure
+from fada_deploy.training.reporting.class_center_distance import (
+    ClassMoments,
+    chosen_frames,
+    measure,
+)
 from fada_deploy.training.weights.checkpoints import load_segmenter
 
 K, C = 4, 6
@@ -34,7 +38,8 @@ def test_streamed_moments_give_the_definition(squared: bool) -> None:
     rng = np.random.default_rng(0)
     # Far from the origin, where sums of squares lose digits; class 2 never occurs.
     frames = [
-        (rng.normal(100, 1, (C, 5, 7)).astype(np.float32), rng.choice([0, 1, 3, 255], (5, 7))) for _ in range(4)
+        (rng.normal(100, 1, (C, 5, 7)).astype(np.float32), rng.choice([0, 1, 3, 255], (5, 7)))
+        for _ in range(4)
     ]
     moments = ClassMoments(K, C)
     for features, labels in frames:
@@ -62,7 +67,10 @@ def test_a_class_of_one_feature_has_no_spread_and_is_left_out() -> None:
 def test_squared_distance_does_not_change_with_the_features_scale() -> None:
     """Why the squared form is the default: networks of unlike feature scale compare."""
     rng = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(C, 6, 6, generator=rng), torch.randint(0, K, (6, 6), generator=rng)
+    features, labels = (
+        torch.randn(C, 6, 6, generator=rng),
+        torch.randint(0, K, (6, 6), generator=rng),
+    )
     found = {}
     for scale in (1.0, 10.0):
         moments = ClassMoments(K, C)
@@ -93,12 +101,22 @@ def test_a_networks_features_are_taken_where_its_labels_are(trained: Path, stree
     np.testing.assert_allclose(got[sorted(want)], [want[k] for k in sorted(want)], rtol=1e-6)
 
 
-def test_frames_are_spread_evenly_and_a_data_set_of_nothing_is_said(blocks: Path, trained: Path) -> None:
-    assert chosen_frames(10, 3) == [0, 4, 9] and chosen_frames(3, 0) == [0, 1, 2] and chosen_frames(2, 9) == [0, 1]
+def test_frames_are_spread_evenly_and_a_data_set_of_nothing_is_said(
+    blocks: Path, trained: Path
+) -> None:
+    assert (
+        chosen_frames(10, 3) == [0, 4, 9]
+        and chosen_frames(3, 0) == [0, 1, 2]
+        and chosen_frames(2, 9) == [0, 1]
+    )
     model, _ = load_segmenter(trained / "source" / "weights.safetensors")
     frames = open_dataset(str(blocks / "source.toml"), None, split="val", space=CITYSCAPES_19)
     blank = type(frames)(
-        frames.name, "val", frames.space, frames.pairs[:1], lambda path: np.full((64, 96), 255, np.uint8)
+        frames.name,
+        "val",
+        frames.space,
+        frames.pairs[:1],
+        lambda path: np.full((64, 96), 255, np.uint8),
     )
     with pytest.raises(DataError, match="fewer than two classes"):
         measure(model, [blank], frames=1, device=torch.device("cpu"))

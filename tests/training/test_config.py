@@ -14,7 +14,9 @@ from fada_deploy.training.settings import make_config
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
 
-def config(*settings: str, file: Path | None = None, preset: str = "paper", **options: Any) -> RunConfig:
+def config(
+    *settings: str, file: Path | None = None, preset: str = "paper", **options: Any
+) -> RunConfig:
     return make_config(preset=preset, file=file, settings=settings, options={**PAIR, **options})
 
 
@@ -26,30 +28,57 @@ def test_the_default_preset_is_the_papers() -> None:
         (512, 1024),
         (1024, 2048),
     )
-    assert (c.source.lr, c.source.batch, c.source.iterations, c.source.max_iterations) == (5e-4, 8, 20_000, 31_250)
+    assert (c.source.lr, c.source.batch, c.source.iterations, c.source.max_iterations) == (
+        5e-4,
+        8,
+        20_000,
+        31_250,
+    )
     a = c.adversarial
     assert (a.lr, a.batch, a.iterations, a.max_iterations) == (2.5e-4, 4, 40_000, 62_500)
     assert (a.temperature, a.clip, a.adversarial_weight, c.method) == (1.8, 0.9, 0.001, "fada")
-    assert (a.discriminator_lr, a.discriminator_betas, a.full_resolution) == (1e-4, (0.9, 0.99), True)
+    assert (a.discriminator_lr, a.discriminator_betas, a.full_resolution) == (
+        1e-4,
+        (0.9, 0.99),
+        True,
+    )
     assert a.jitter == (0.5, 0.5, 0.5, 0.2) and c.source.jitter == (0, 0, 0, 0)
     assert c.distill.scale == (0.5, 1.5) and c.distill.crop == (512, 1024) and c.distill.flip == 0.5
     for stage in (c.source, a, c.distill):
-        assert (stage.optimizer, stage.momentum, stage.weight_decay, stage.power) == ("sgd", 0.9, 5e-4, 0.9)
+        assert (stage.optimizer, stage.momentum, stage.weight_decay, stage.power) == (
+            "sgd",
+            0.9,
+            5e-4,
+            0.9,
+        )
         assert (stage.classifier_lr_factor, stage.ema, stage.warmup) == (10, 0, 0)
 
 
 def test_the_command_line_beats_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('backbone = "ddrnet23-slim"\nseed = 5\nsize = [256, 512]\n[source]\nlr = 0.1\nbatch = 2\n')
+    file.write_text(
+        'backbone = "ddrnet23-slim"\nseed = 5\nsize = [256, 512]\n[source]\nlr = 0.1\nbatch = 2\n'
+    )
     c = config("source.lr=0.2", file=file, seed=7)
-    assert (c.backbone, c.seed, c.size, c.source.lr, c.source.batch) == ("ddrnet23-slim", 7, (256, 512), 0.2, 2)
+    assert (c.backbone, c.seed, c.size, c.source.lr, c.source.batch) == (
+        "ddrnet23-slim",
+        7,
+        (256, 512),
+        0.2,
+        2,
+    )
 
 
 def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('preset = "small"\n[source]\nbatch = 2\n')
     c = make_config(preset=None, file=file, settings=[], options=PAIR)
-    assert (c.preset, c.backbone, c.source.batch, c.distill.batch) == ("small", "ddrnet23-slim", 2, 4)
+    assert (c.preset, c.backbone, c.source.batch, c.distill.batch) == (
+        "small",
+        "ddrnet23-slim",
+        2,
+        4,
+    )
     assert make_config(preset="paper", file=file, settings=[], options=PAIR).backbone == "resnet101"
 
 
@@ -81,11 +110,17 @@ def test_a_written_configuration_reads_back_equal() -> None:
         (["source.lr"], "--set takes key=value"),
         (["source.lr=fast"], "source.lr cannot be 'fast'"),
         (["size=12"], "size cannot be '12'; it is something like 1024x512"),
-        (["method=softer"], "no method 'softer'; there are source, feature, fada-hard, fada, adaptsegnet, advent"),
+        (
+            ["method=softer"],
+            "no method 'softer'; there are source, feature, fada-hard, fada, adaptsegnet, advent",
+        ),
         (["method=source", "stages=source,adversarial"], "method source has no adversarial stage"),
         (["keep_every=-1"], "keep_every must not be negative"),
         (["test_scales=0"], "test_scales must lie in 0 to 4"),
-        (["adversarial.bn_statistics=all"], "must be one of target, source, both, frozen; found 'all'"),
+        (
+            ["adversarial.bn_statistics=all"],
+            "must be one of target, source, both, frozen; found 'all'",
+        ),
         (["source.optimizer=lion"], "source.optimizer must be one of sgd, adamw"),
         (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),
         (["source.batch=0"], "must be at least 1"),

@@ -24,7 +24,12 @@ PUBLISHED = {
     "crosscity-taipei-resnet101": (39.6, None, None, None, 52.7, None),
 }
 KINDS = ("source", "feature", "fada-hard", "fada", "fada-distill", "fada-distill-mst")
-WANTED = {f"{pair}-{k}": v for pair, row in PUBLISHED.items() for k, v in zip(KINDS, row, strict=True) if v}
+WANTED = {
+    f"{pair}-{k}": v
+    for pair, row in PUBLISHED.items()
+    for k, v in zip(KINDS, row, strict=True)
+    if v
+}
 
 
 def test_there_is_a_file_a_row() -> None:
@@ -37,7 +42,10 @@ def test_each_file_is_the_papers_settings(file: Path) -> None:
     name = file.stem
     kind = max((k for k in KINDS if name.endswith(f"-{k}")), key=len)
     assert config.published == WANTED[name]
-    assert config.preset == "paper" and (config.adversarial, config.source) == (AdversarialStage(), SourceStage())
+    assert config.preset == "paper" and (config.adversarial, config.source) == (
+        AdversarialStage(),
+        SourceStage(),
+    )
     assert config.backbone == re.search(r"resnet101|vgg16", name).group()  # type: ignore[union-attr]
     stages = {"source": 1, "feature": 2, "fada-hard": 2, "fada": 2}.get(kind, 3)
     assert config.stages == ("source", "adversarial", "distill")[:stages]
@@ -51,7 +59,9 @@ def test_each_file_is_the_papers_settings(file: Path) -> None:
     sizes = {"gta5": (720, 1280), "synthia": (760, 1280), "cityscapes": (512, 1024)}
     assert config.src_size == sizes[source] and config.size == (512, 1024)
     assert config.label_space == ("cityscapes-16" if source == "synthia" else "cityscapes-19")
-    assert config.norm == ("frozen" if "resnet101" in name else "auto") and config.keep_every == 5000
+    assert (
+        config.norm == ("frozen" if "resnet101" in name else "auto") and config.keep_every == 5000
+    )
     if kind.startswith("fada-distill"):
         frozen = name.startswith("synthia-resnet101")
         assert config.distill.norm == ("frozen" if frozen else "batch")
@@ -60,5 +70,7 @@ def test_each_file_is_the_papers_settings(file: Path) -> None:
 
 def test_the_page_gives_each_files_figure() -> None:
     page = (ROOT / "docs" / "reproduce.md").read_text("utf-8")
-    rows = dict(re.findall(r"^\| \[([a-z0-9-]+)\]\(\.\./configs/.*\| ([0-9.]+)[^|]*\|$", page, re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| \[([a-z0-9-]+)\]\(\.\./configs/.*\| ([0-9.]+)[^|]*\|$", page, re.MULTILINE)
+    )
     assert {name: float(score) for name, score in rows.items()} == WANTED

@@ -35,10 +35,18 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(
-    blocks: Path, init: Path, out: Path, *, processes: int, batch: int = 4, more: tuple[object, ...] = ()
+    blocks: Path,
+    init: Path,
+    out: Path,
+    *,
+    processes: int,
+    batch: int = 4,
+    more: tuple[object, ...] = (),
 ) -> str:
     launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
     )
     settings = [f"--set={s}.iterations={ITERATIONS}" for s in ("source", "adversarial", "distill")]
     settings += ["--set=distill.norm=frozen", "--set=save_every=7", *more]
@@ -48,7 +56,9 @@ def train(
         "--backbone", "resnet18", "--init", init, "--size", "96x64", "--batch", batch, *settings, "--out", out,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600
+    )
     return done.stderr if done.returncode else ""
 
 
@@ -70,7 +80,9 @@ def test_two_processes_equal_one(blocks: Path, init: Path, tmp_path: Path) -> No
         start = (f"--set=start={teacher}",) if part == "student" else ()
         for number in (1, 2):
             out = tmp_path / f"{part}-{number}"
-            failed = train(blocks, init, out, processes=number, more=(*more, "--stages", stages, *start))
+            failed = train(
+                blocks, init, out, processes=number, more=(*more, "--stages", stages, *start)
+            )
             assert not failed, failed[-2000:]
     for stage in ("source", "adversarial", "distill"):
         part = "student" if stage == "distill" else "teaching"
@@ -82,7 +94,11 @@ def test_two_processes_equal_one(blocks: Path, init: Path, tmp_path: Path) -> No
             for name in one.keys() - {"iteration", "seconds", "images_per_second", "memory_mib"}:
                 # Counted pixels, of which one may lie on the border.
                 near = 0.01 if name == "discriminator_accuracy" else 1e-7
-                assert two[name] == pytest.approx(one[name], rel=1e-5, abs=near), (stage, one["iteration"], name)
+                assert two[name] == pytest.approx(one[name], rel=1e-5, abs=near), (
+                    stage,
+                    one["iteration"],
+                    name,
+                )
         want, got = (load_file(run / stage / "weights.safetensors") for run in runs)
         for name, tensor in want.items():
             torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)
@@ -101,7 +117,9 @@ def test_alone_everything_is_its_own() -> None:
     value = torch.tensor([1.0, 2.0])
     assert distributed.size() == 1 and distributed.is_main() and distributed.share(6) == range(6)
     assert distributed.total(value) is value and distributed.gather(3) == [3]
-    assert distributed.any_of(True, torch.device("cpu")) and not distributed.any_of(False, torch.device("cpu"))
+    assert distributed.any_of(True, torch.device("cpu")) and not distributed.any_of(
+        False, torch.device("cpu")
+    )
     parameter = torch.nn.Parameter(value.clone())
     parameter.grad = value.clone()
     distributed.add_gradients([parameter])

@@ -20,7 +20,11 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.training.models.blocks import NORMS
-from fada_deploy.training.models.efficientnet import EfficientNetLite, SameConv2d, efficientnet_lite0
+from fada_deploy.training.models.efficientnet import (
+    EfficientNetLite,
+    SameConv2d,
+    efficientnet_lite0,
+)
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.weights.pretrained import init_normalization, load_backbone
 
@@ -47,14 +51,18 @@ def published_file() -> dict[str, Tensor]:
         spread = torch.full((outer, 1, 1, 1), (2 / (inner * kernel**2)) ** 0.5)
         # As in the published file, one channel is dead, and one is so quiet that the norm behind it sees its eps.
         spread[:2, 0, 0, 0] *= torch.tensor([0.0, 0.03])
-        weights[f"{name}.weight"] = spread * torch.randn(outer, inner, kernel, kernel, generator=generator)
+        weights[f"{name}.weight"] = spread * torch.randn(
+            outer, inner, kernel, kernel, generator=generator
+        )
 
     def norm(name: str, channels: int) -> None:
         variance = torch.rand(channels, generator=generator) + 0.5
         variance[:2] = torch.tensor([0.0, 1e-3])
         weights[f"{name}.weight"] = torch.rand(channels, generator=generator) + 0.5
         weights[f"{name}.bias"] = 0.5 * torch.randn(channels, generator=generator)
-        weights[f"{name}.running_mean"] = 0.1 * variance * torch.randn(channels, generator=generator)
+        weights[f"{name}.running_mean"] = (
+            0.1 * variance * torch.randn(channels, generator=generator)
+        )
         weights[f"{name}.running_var"] = variance
         weights[f"{name}.num_batches_tracked"] = torch.tensor(7)
 
@@ -120,7 +128,9 @@ def segmenter(size_hw: tuple[int, int] = (64, 96)) -> Segmenter:
 
 
 def test_its_names_and_parameters_are_the_published_ones_less_the_head() -> None:
-    encoder = {n for n in efficientnet_lite0(nn.BatchNorm2d).state_dict() if not n.startswith("pyramid.")}
+    encoder = {
+        n for n in efficientnet_lite0(nn.BatchNorm2d).state_dict() if not n.startswith("pyramid.")
+    }
     weights = published_file()
     assert encoder == {n for n in weights if not n.startswith(HEAD)}
     counted = [n for n in weights if n.endswith((".weight", ".bias"))]
@@ -157,7 +167,8 @@ def test_its_pyramid_sums_three_levels_at_an_eighth() -> None:
         maps = network.encode(torch.randn(1, 3, 64, 96))
         state = network.pyramid.state_dict()
         eighth, sixteenth, coarse = (
-            F.conv2d(m, state[f"laterals.{i}.weight"], state[f"laterals.{i}.bias"]) for i, m in enumerate(maps)
+            F.conv2d(m, state[f"laterals.{i}.weight"], state[f"laterals.{i}.bias"])
+            for i, m in enumerate(maps)
         )
         up = nn.Upsample(scale_factor=2, mode="bilinear")
         total = F.conv2d(eighth + up(sixteenth + up(coarse)), state["conv.weight"], padding=1)
@@ -185,11 +196,15 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None
     whole = dict(weights)
     del weights["_blocks.3._bn1.running_var"]
     torch.save(weights, path)
-    with pytest.raises(ModelError, match=r"1 of \d+ parameters missing, 0 of.*_blocks\.3\._bn1\.running_var"):
+    with pytest.raises(
+        ModelError, match=r"1 of \d+ parameters missing, 0 of.*_blocks\.3\._bn1\.running_var"
+    ):
         load_backbone(segmenter(), path)
     # As wide as another EfficientNet-Lite would be.
     torch.save(whole | {"_blocks.9._project_conv.weight": torch.zeros(120, 672, 1, 1)}, path)
-    with pytest.raises(ModelError, match=r"0 of \d+ parameters missing, 1 of.*first _blocks\.9\._project") as wide:
+    with pytest.raises(
+        ModelError, match=r"0 of \d+ parameters missing, 1 of.*first _blocks\.9\._project"
+    ) as wide:
         load_backbone(segmenter(), path)
     # As deep as another would be.
     torch.save(whole | {"_blocks.16._project_conv.weight": torch.zeros(320, 1920, 1, 1)}, path)
@@ -234,5 +249,7 @@ def test_its_input_is_centerd_as_its_weights_were_trained(init: Path | None) -> 
     mean, std, bgr = init_normalization(NAME, init)
     model = Segmenter(ModelSpec(NAME, CITYSCAPES_19, (64, 64), "batch", mean, std))
     frames = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8)
-    torch.testing.assert_close(model.normalize(frames), (frames.permute(0, 3, 1, 2).float() - 127) / 128)
+    torch.testing.assert_close(
+        model.normalize(frames), (frames.permute(0, 3, 1, 2).float() - 127) / 128
+    )
     assert not bgr

@@ -27,7 +27,14 @@ KILLS, ITERATIONS = 30, 36
 
 
 def config(blocks: Path) -> RunConfig:
-    each = [f"iterations={ITERATIONS}", "max_iterations=40", "batch=2", "ema=0.9", "lr=0.001", "optimizer=adamw"]
+    each = [
+        f"iterations={ITERATIONS}",
+        "max_iterations=40",
+        "batch=2",
+        "ema=0.9",
+        "lr=0.001",
+        "optimizer=adamw",
+    ]
     settings = [f"{stage}.{setting}" for stage in STAGES for setting in each]
     settings += [
         "distill.size=96x64",
@@ -37,7 +44,11 @@ def config(blocks: Path) -> RunConfig:
         "save_every=3",
         "amp=bf16",
     ]
-    paths = {"src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"), "backbone": "ddrnet23-slim"}
+    paths = {
+        "src": str(blocks / "source.toml"),
+        "tgt": str(blocks / "target.toml"),
+        "backbone": "ddrnet23-slim",
+    }
     return make_config(preset="paper", file=None, settings=settings, options=paths)
 
 
@@ -71,7 +82,9 @@ def test_killed_thirty_times_it_ends_with_the_same_bits(blocks: Path, tmp_path: 
     context.set_forkserver_preload(["fada_deploy.training.run"])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def life(config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool = False) -> int:
+    def life(
+        config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool = False
+    ) -> int:
         process = context.Process(target=live, args=(config, folder, die_after, in_a_save))
         process.start()
         process.join(timeout=300)
@@ -94,6 +107,10 @@ def test_killed_thirty_times_it_ends_with_the_same_bits(blocks: Path, tmp_path: 
     assert deaths >= 20 and where == set(STAGES), f"{deaths} deaths in {where}"
     assert life(load_config(killed), killed, None) == 0
     for stage in STAGES:
-        want, got = (load_file(folder / stage / "weights.safetensors") for folder in (whole, killed))
+        want, got = (
+            load_file(folder / stage / "weights.safetensors") for folder in (whole, killed)
+        )
         assert all(torch.equal(want[name], got[name]) for name in want), stage
-    assert not list(killed.rglob("*.partial*")), "what a dead process left half-written is cleaned up"
+    assert not list(killed.rglob("*.partial*")), (
+        "what a dead process left half-written is cleaned up"
+    )

@@ -21,7 +21,9 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def normal(seed: int, channels: int, scale: float = 2.0, hw: tuple[int, int] = (H, W)) -> np.ndarray:
+def normal(
+    seed: int, channels: int, scale: float = 2.0, hw: tuple[int, int] = (H, W)
+) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, scale, (2, channels, *hw))
 
 
@@ -61,39 +63,51 @@ def test_soft_encodings_are_clipped_and_not_renormalized() -> None:
 def test_hard_encodings_are_one_hot_of_the_arg_max() -> None:
     logits = normal(3, K)
     want = (logits == logits.max(axis=1, keepdims=True)).astype(float)
-    np.testing.assert_array_equal(losses.hard_encodings(last(logits)).permute(0, 3, 1, 2).numpy(), want)
+    np.testing.assert_array_equal(
+        losses.hard_encodings(last(logits)).permute(0, 3, 1, 2).numpy(), want
+    )
 
 
 def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax() -> None:
     domain, logits = normal(4, 2 * K), normal(5, K)
     ignore = np.random.default_rng(6).random((2, H, W)) < 0.3
     encodings, log_p = np.minimum(softmax(logits), 0.9), np.log(softmax(domain))
-    want = [-(encodings * half).sum(axis=1)[~ignore].mean() for half in (log_p[:, :K], log_p[:, K:])]
+    want = [
+        -(encodings * half).sum(axis=1)[~ignore].mean() for half in (log_p[:, :K], log_p[:, K:])
+    ]
 
     def encode(z: Tensor) -> Tensor:
         return losses.soft_encodings(z, temperature=1.0, clip=0.9)
 
-    got = losses.domain_terms(torch.tensor(domain), torch.tensor(logits), encode, (H, W), torch.tensor(ignore))
+    got = losses.domain_terms(
+        torch.tensor(domain), torch.tensor(logits), encode, (H, W), torch.tensor(ignore)
+    )
     np.testing.assert_allclose([got.as_source.item(), got.as_target.item()], want, rtol=1e-12)
 
 
 def test_without_encodings_it_is_the_two_way_discriminator() -> None:
     domain = normal(7, 2)
-    want = np.log1p(np.exp(domain[:, 1] - domain[:, 0])).mean()  # softplus: binary cross entropy of "source"
+    want = np.log1p(
+        np.exp(domain[:, 1] - domain[:, 0])
+    ).mean()  # softplus: binary cross entropy of "source"
     got = losses.domain_terms(torch.tensor(domain), torch.tensor(normal(8, K)), None, (H, W))
     assert got.as_source.item() == pytest.approx(want, rel=1e-12)
 
 
 def test_a_discriminator_of_the_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match="6 domain outputs do not fit 4 classes"):
-        losses.domain_terms(torch.zeros(1, 6, 2, 2), torch.zeros(1, 4, 2, 2), losses.hard_encodings, (2, 2))
+        losses.domain_terms(
+            torch.zeros(1, 6, 2, 2), torch.zeros(1, 4, 2, 2), losses.hard_encodings, (2, 2)
+        )
 
 
 def plain(z: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Interpolate by PyTorch; in float64 by matrices, since PyTorch's own gradient is good to 8 digits alone."""
     if z.dtype == torch.float32:
         return F.interpolate(z, size=size_hw, mode="bilinear", align_corners=True)
-    rows, columns = (torch.tensor(interpolation_matrix(n, m)) for n, m in zip(z.shape[2:], size_hw, strict=True))
+    rows, columns = (
+        torch.tensor(interpolation_matrix(n, m)) for n, m in zip(z.shape[2:], size_hw, strict=True)
+    )
     return rows @ z @ columns.T
 
 
@@ -102,7 +116,14 @@ def interpolation_matrix(n_in: int, n_out: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_in)))
 
 
-SIZES = [(LOW, HIGH), ((1, 7), (4, 26)), ((5, 1), (19, 3)), (HIGH, HIGH), ((8, 9), (5, 4)), ((5, 7), (1, 1))]
+SIZES = [
+    (LOW, HIGH),
+    ((1, 7), (4, 26)),
+    ((5, 1), (19, 3)),
+    (HIGH, HIGH),
+    ((8, 9), (5, 4)),
+    ((5, 7), (1, 1)),
+]
 
 
 @pytest.fixture(params=[40, 1 << 18], ids=["a row at a time", "at once"])
@@ -151,7 +172,10 @@ def test_domain_terms_at_full_resolution_equal_the_plain_reading(
 ) -> None:
     encode, by_hand = ENCODINGS[kind]
     classes = K if encode else 1
-    answers, logits = torch.tensor(normal(4, 2 * classes, hw=low)), torch.tensor(normal(5, K, 6.0, hw=low))
+    answers, logits = (
+        torch.tensor(normal(4, 2 * classes, hw=low)),
+        torch.tensor(normal(5, K, 6.0, hw=low)),
+    )
     kept = torch.tensor(np.random.default_rng(6).random((2, *high)) < 0.7)
     kept[0, 0, 0] = True
     kept = kept if masked else torch.ones_like(kept)

@@ -37,7 +37,13 @@ def test_deeplabs_classifier_sums_four_rates() -> None:
     classifier, features = ASPPClassifier(6, 3, nn.BatchNorm2d), torch.randn(1, 6, 30, 40)
     state = classifier.state_dict()
     logits = sum(
-        F.conv2d(features, state[f"conv2d_list.{i}.weight"], state[f"conv2d_list.{i}.bias"], padding=r, dilation=r)
+        F.conv2d(
+            features,
+            state[f"conv2d_list.{i}.weight"],
+            state[f"conv2d_list.{i}.bias"],
+            padding=r,
+            dilation=r,
+        )
         for i, r in enumerate((6, 12, 18, 24))
     )
     torch.testing.assert_close(classifier(features), logits)
@@ -73,7 +79,9 @@ def test_folding_frozen_statistics_changes_neither_answers_nor_gradients(
 
 def test_discriminator_has_the_released_names_and_two_halves() -> None:
     d = PixelDiscriminator(16, 3)
-    assert set(d.state_dict()) == {f"{m}.{p}" for m in ("D.0", "D.2", "cls1", "cls2") for p in ("weight", "bias")}
+    assert set(d.state_dict()) == {
+        f"{m}.{p}" for m in ("D.0", "D.2", "cls1", "cls2") for p in ("weight", "bias")
+    }
     with torch.no_grad():
         d.cls1.bias += 100
     out = d(torch.zeros(1, 16, 4, 5))
@@ -83,5 +91,7 @@ def test_discriminator_has_the_released_names_and_two_halves() -> None:
 def test_sizes_and_names_that_do_not_exist_are_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"cannot take 100x64.*multiples of 8.*nearest is 96x64"):
         network("ddrnet23-slim", (64, 100))
-    with pytest.raises(UsageError, match=r"no backbone 'resnet1'; there are resnet101, .*ddrnet23-slim"):
+    with pytest.raises(
+        UsageError, match=r"no backbone 'resnet1'; there are resnet101, .*ddrnet23-slim"
+    ):
         network("resnet1", (64, 64))

@@ -22,7 +22,9 @@ from fada_deploy.training.optim import (
 
 def test_poly_schedule() -> None:
     for i in (0, 1, 20_000, 31_249):
-        assert poly_factor(i, max_iterations=31_250, power=0.9) == pytest.approx((1 - i / 31_250) ** 0.9)
+        assert poly_factor(i, max_iterations=31_250, power=0.9) == pytest.approx(
+            (1 - i / 31_250) ** 0.9
+        )
     rising = [poly_factor(i, max_iterations=100, power=0.9, warmup=10) for i in range(10)]
     assert rising[0] == pytest.approx(0.1) and np.all(np.diff(rising) > 0)
 

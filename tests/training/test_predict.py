@@ -26,10 +26,14 @@ def network(trained: Path) -> Segmenter:
 
 @pytest.fixture(scope="module")
 def frame(streets: Path) -> np.ndarray:
-    return open_dataset("cityscapes", streets / "cityscapes", split="val", space=CITYSCAPES_19).image(0)
+    return open_dataset(
+        "cityscapes", streets / "cityscapes", split="val", space=CITYSCAPES_19
+    ).image(0)
 
 
-def test_views_are_averaged_as_probabilities_at_the_frames_size(network: Segmenter, frame: np.ndarray) -> None:
+def test_views_are_averaged_as_probabilities_at_the_frames_size(
+    network: Segmenter, frame: np.ndarray
+) -> None:
     frame = frame[:119, :173]  # a size of its own
     total = np.zeros((19, 119, 173))
     # 192x128 at 0.75 and 1.25, in multiples of 8.

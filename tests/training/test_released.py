@@ -70,7 +70,8 @@ def resnet101(w: Weights, frames: Tensor, eps: float) -> Tensor:
 
     def normed(x: Tensor, name: str) -> Tensor:
         gamma, beta, mean, var = (
-            w[f"{name}.{k}"][:, None, None] for k in ("weight", "bias", "running_mean", "running_var")
+            w[f"{name}.{k}"][:, None, None]
+            for k in ("weight", "bias", "running_mean", "running_var")
         )
         return (x - mean) / (var + eps).sqrt() * gamma + beta
 
@@ -78,12 +79,22 @@ def resnet101(w: Weights, frames: Tensor, eps: float) -> Tensor:
     x = F.max_pool2d(x, 3, 2, 1)
     for layer, _, blocks, stride, first, rest in RESNET101:
         for b in range(blocks):
-            p, s, d = f"backbone.layer{layer}.{b}", stride if b == 0 else 1, first if b == 0 else rest
+            p, s, d = (
+                f"backbone.layer{layer}.{b}",
+                stride if b == 0 else 1,
+                first if b == 0 else rest,
+            )
             y = F.relu(normed(F.conv2d(x, w[f"{p}.conv1.weight"]), f"{p}.bn1"))
-            y = F.relu(normed(F.conv2d(y, w[f"{p}.conv2.weight"], stride=s, padding=d, dilation=d), f"{p}.bn2"))
+            y = F.relu(
+                normed(
+                    F.conv2d(y, w[f"{p}.conv2.weight"], stride=s, padding=d, dilation=d), f"{p}.bn2"
+                )
+            )
             y = normed(F.conv2d(y, w[f"{p}.conv3.weight"]), f"{p}.bn3")
             if b == 0:
-                x = normed(F.conv2d(x, w[f"{p}.downsample.0.weight"], stride=s), f"{p}.downsample.1")
+                x = normed(
+                    F.conv2d(x, w[f"{p}.downsample.0.weight"], stride=s), f"{p}.downsample.1"
+                )
             x = F.relu(x + y)
     return x
 
@@ -101,7 +112,13 @@ def vgg16(w: Weights, frames: Tensor, eps: float) -> Tensor:
     x = frames.flip(3).permute(0, 3, 1, 2).double() - CAFFE[:, None, None]
     for i, (_, _, dilation) in VGG.items():
         x = F.relu(
-            F.conv2d(x, w[f"backbone.{i}.weight"], w[f"backbone.{i}.bias"], padding=dilation, dilation=dilation)
+            F.conv2d(
+                x,
+                w[f"backbone.{i}.weight"],
+                w[f"backbone.{i}.bias"],
+                padding=dilation,
+                dilation=dilation,
+            )
         )
         if i in (2, 7, 14):
             x = F.max_pool2d(x, 2, 2)
@@ -112,7 +129,9 @@ def classifier_weights(channels: int, classes: int) -> Weights:
     g = torch.Generator().manual_seed(2)
     shapes = {"weight": (classes, channels, 3, 3), "bias": (classes,)}
     return {
-        f"conv2d_list.{i}.{n}": torch.randn(*s, generator=g) * 0.01 for i in range(4) for n, s in shapes.items()
+        f"conv2d_list.{i}.{n}": torch.randn(*s, generator=g) * 0.01
+        for i in range(4)
+        for n, s in shapes.items()
     }
 
 
@@ -128,18 +147,33 @@ def double(weights: Weights) -> Weights:
     return {n: t.double() for n, t in weights.items()}
 
 
-def checkpoint(path: Path, features: Weights, classifier: Weights, *, prefix: str = "", **more: Any) -> Path:
+def checkpoint(
+    path: Path, features: Weights, classifier: Weights, *, prefix: str = "", **more: Any
+) -> Path:
     parts = {"feature_extractor": features, "classifier": classifier}
     torch.save(
-        {k: {prefix + n: t for n, t in w.items()} for k, w in parts.items()} | {"iteration": 18000} | more, path
+        {k: {prefix + n: t for n, t in w.items()} for k, w in parts.items()}
+        | {"iteration": 18000}
+        | more,
+        path,
     )
     return path
 
 
 Case = tuple[Weights, Weights, Callable[[Weights, Tensor, float], Tensor], float]
 CASES: dict[str, Callable[[], Case]] = {
-    "frozen": lambda: (resnet101_weights(tracked=False), classifier_weights(2048, 19), resnet101, 0.0),
-    "batch": lambda: (resnet101_weights(tracked=True), classifier_weights(2048, 16), resnet101, 1e-5),
+    "frozen": lambda: (
+        resnet101_weights(tracked=False),
+        classifier_weights(2048, 19),
+        resnet101,
+        0.0,
+    ),
+    "batch": lambda: (
+        resnet101_weights(tracked=True),
+        classifier_weights(2048, 16),
+        resnet101,
+        1e-5,
+    ),
     "vgg16": lambda: (vgg16_weights(), classifier_weights(1024, 19), vgg16, 0.0),
 }
 
@@ -147,11 +181,17 @@ CASES: dict[str, Callable[[], Case]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_an_imported_network_answers_as_the_authors_does(
-    kind: str, tmp_path: Path, streets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    tmp_path: Path,
+    streets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Equal logits in torch, and in the ONNX file that export makes of the run."""
     features, classifier, network, eps = CASES[kind]()
-    path = checkpoint(tmp_path / "g2c.pth", features, classifier, prefix="module.", model_D={"a": torch.zeros(1)})
+    path = checkpoint(
+        tmp_path / "g2c.pth", features, classifier, prefix="module.", model_D={"a": torch.zeros(1)}
+    )
     monkeypatch.chdir(tmp_path)
 
     def fada(*arguments: object) -> str:
@@ -161,7 +201,9 @@ def test_an_imported_network_answers_as_the_authors_does(
         assert not caught.value.code, err
         return out
 
-    document = json.loads(fada("import", path, "--size", "96x64", "--tgt-root", streets / "cityscapes", "--json"))
+    document = json.loads(
+        fada("import", path, "--size", "96x64", "--tgt-root", streets / "cityscapes", "--json")
+    )
     run = Path(document["run"])
     model, provenance = load_segmenter(run / "adversarial" / "weights.safetensors")
     assert model.spec.norm == ("batch" if kind == "batch" else "frozen")
@@ -194,7 +236,11 @@ def test_the_stage_and_size_are_told_by_the_file_or_by_the_user(tmp_path: Path) 
     found = read_released(small_vgg(tmp_path))
     assert (found.stage, found.model.spec.size_hw) == ("source", (512, 1024))
     found = read_released(small_vgg(tmp_path), stage="distill")
-    assert (found.stage, found.model.spec.size_hw, found.reason) == ("distill", (1024, 2048), "as you say")
+    assert (found.stage, found.model.spec.size_hw, found.reason) == (
+        "distill",
+        (1024, 2048),
+        "as you say",
+    )
     found = read_released(small_vgg(tmp_path, model_D={}))
     assert (found.stage, found.iteration, found.init_norm) == ("adversarial", 18000, "caffe")
     # Whatever order a file has its names in.
@@ -211,10 +257,14 @@ def test_the_stage_and_size_are_told_by_the_file_or_by_the_user(tmp_path: Path) 
 
 def test_what_is_no_released_checkpoint_is_said(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
-    with pytest.raises(ModelError, match="needs feature_extractor and classifier, and holds state_dict"):
+    with pytest.raises(
+        ModelError, match="needs feature_extractor and classifier, and holds state_dict"
+    ):
         read_released(tmp_path / "a.pth")
     torch.save([1, 2], tmp_path / "b.pth")
-    with pytest.raises(ModelError, match=r"not a file of weights that can be read .it holds a list"):
+    with pytest.raises(
+        ModelError, match=r"not a file of weights that can be read .it holds a list"
+    ):
         read_released(tmp_path / "b.pth")
     (tmp_path / "c.pth").write_text("words")
     with pytest.raises(ModelError, match="not a file of weights"):
@@ -226,7 +276,8 @@ def test_what_is_no_released_checkpoint_is_said(tmp_path: Path) -> None:
     del less["backbone.17.bias"]
     path = checkpoint(tmp_path / "e.pth", less, classifier_weights(1024, 19))
     with pytest.raises(
-        ModelError, match=r"with 19 classes: 1 parameters missing, .*backbone\.17\.bias is nothing, \(512,\)"
+        ModelError,
+        match=r"with 19 classes: 1 parameters missing, .*backbone\.17\.bias is nothing, \(512,\)",
     ):
         read_released(path)
     path = checkpoint(tmp_path / "f.pth", vgg16_weights(), classifier_weights(1024, 7))

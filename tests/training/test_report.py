@@ -30,7 +30,9 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+        self.links += [
+            value or "" for name, value in attributes if name in ("src", "href", "xlink:href")
+        ]
         if tag == "tr":
             self.cells.append([])
         if tag not in ("meta", "img", "br"):
@@ -49,7 +51,9 @@ class Page(HTMLParser):
 def whole_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with a source and an adversarial stage, on a labeled target."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    settings = [f"--set={s}.{k}" for s in ("source", "adversarial") for k in ("iterations=20", "lr=2e-3")]
+    settings = [
+        f"--set={s}.{k}" for s in ("source", "adversarial") for k in ("iterations=20", "lr=2e-3")
+    ]
     settings += ["--size", "96x64", "--batch", "2", "--set=source.optimizer=adamw"]
     paths = ("--src", blocks / "source.toml", "--tgt", blocks / "target.toml")
     stages = ("--stages", "source,adversarial", "--backbone", "ddrnet23-slim", "--out", run)
@@ -73,32 +77,44 @@ def test_a_page_holds_all_it_shows(trained: Path, streets: Path, tmp_path: Path)
     pictures = [link for link in parsed.links if link.startswith("data:")]
     # Two frames: the frame, the source stage's answer, the truth.
     assert len(pictures) == 6
-    first = cv2.imdecode(np.frombuffer(b64decode(pictures[0].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+    first = cv2.imdecode(
+        np.frombuffer(b64decode(pictures[0].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR
+    )
     assert first.shape == (213, 320, 3)
     scores = json.loads((trained / "source" / "scores.json").read_text())
     table = {row[0]: row[1:] for row in parsed.cells}
     assert table["mean"] == [f"{100 * scores['miou']:.1f}"]
     assert table["road"] == [f"{100 * scores['iou']['road']:.1f}"]
-    assert table["train"] == ([] if scores["iou"]["train"] is None else [f"{100 * scores['iou']['train']:.1f}"])
+    assert table["train"] == (
+        [] if scores["iou"]["train"] is None else [f"{100 * scores['iou']['train']:.1f}"]
+    )
 
 
-def test_the_page_tells_distances_speed_and_the_discriminators_health(whole_run: Path, tmp_path: Path) -> None:
+def test_the_page_tells_distances_speed_and_the_discriminators_health(
+    whole_run: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "report.html"
     assert fada("report", whole_run, "--out", page, "--frames", 1, "--ccd-frames", 4) == 0
     text = page.read_text("utf-8")
     assert "CCD (lower is better)" in text and "Means: source only " in text
     rows = {row[0]: row[1:] for row in Page(text).cells}
-    lines = [json.loads(x) for x in (whole_run / "adversarial/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(x) for x in (whole_run / "adversarial/metrics.jsonl").read_text().splitlines()
+    ]
     assert rows["adversarial"][0] == str(len(lines))
     assert rows["adversarial"][2] == f"{max(x['memory_mib'] for x in lines) / 1024:.1f}"
     assert "of the pixels into the right domain" in text
 
 
-def test_recordings_have_no_distances_and_the_page_says_why(trained: Path, streets: Path, tmp_path: Path) -> None:
+def test_recordings_have_no_distances_and_the_page_says_why(
+    trained: Path, streets: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"tgt": str(streets / "clip"), "tgt_root": None}))
+    (run / "config.json").write_text(
+        json.dumps(config | {"tgt": str(streets / "clip"), "tgt_root": None})
+    )
     assert fada("report", run, "--frames", 1) == 0
     assert "recordings without labels" in (run / "report.html").read_text("utf-8")
 
@@ -127,7 +143,9 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the page's structure is tested above")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; the page's structure is tested above"
+)
 def test_a_browser_draws_it(trained: Path, streets: Path, tmp_path: Path) -> None:
     page, shot = tmp_path / "report.html", tmp_path / "shot.png"
     assert fada("report", trained, "--out", page, "--frames", 1) == 0

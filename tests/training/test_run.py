@@ -16,7 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fada_deploy.common.errors import DataError, FadaError, InterruptedRunError, ModelError, UsageError
+from fada_deploy.common.errors import (
+    DataError,
+    FadaError,
+    InterruptedRunError,
+    ModelError,
+    UsageError,
+)
 from fada_deploy.common.files import lock
 from fada_deploy.common.runs import all_weights
 from fada_deploy.training import run as run_module
@@ -34,10 +40,26 @@ ITERATIONS = 5
 
 
 def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
-    small = [f"{stage}.{key}" for stage in STAGES for key in (f"iterations={ITERATIONS}", "batch=2", "ema=0.9")]
-    small += ["distill.size=96x64", "distill.crop=64x64", "size=96x64", "src_size=96x64", "save_every=2"]
-    paths = {"src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"), "backbone": "ddrnet23-slim"}
-    return make_config(preset="paper", file=None, settings=[*small, *settings], options=paths | options)
+    small = [
+        f"{stage}.{key}"
+        for stage in STAGES
+        for key in (f"iterations={ITERATIONS}", "batch=2", "ema=0.9")
+    ]
+    small += [
+        "distill.size=96x64",
+        "distill.crop=64x64",
+        "size=96x64",
+        "src_size=96x64",
+        "save_every=2",
+    ]
+    paths = {
+        "src": str(blocks / "source.toml"),
+        "tgt": str(blocks / "target.toml"),
+        "backbone": "ddrnet23-slim",
+    }
+    return make_config(
+        preset="paper", file=None, settings=[*small, *settings], options=paths | options
+    )
 
 
 def go(config: RunConfig, folder: Path, said: list[str] | None = None) -> Outcome:
@@ -55,16 +77,22 @@ def test_a_run_leaves_weights_scores_and_metrics(whole: Path) -> None:
     for stage in STAGES:
         model, provenance = load_segmenter(whole / stage / "weights.safetensors")
         assert model.spec.size_hw == (64, 96) and provenance["stage"] == stage
-        lines = [json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()
+        ]
         assert [line["iteration"] for line in lines] == list(range(1, ITERATIONS + 1))
         assert not (whole / stage / "state.pt").exists()
         scores = json.loads((whole / stage / "scores.json").read_text())
-        assert scores["input"] == "96x64" and 0 <= scores["miou"] <= 1 and "pole" in scores["absent"]
+        assert (
+            scores["input"] == "96x64" and 0 <= scores["miou"] <= 1 and "pole" in scores["absent"]
+        )
     assert load_config(whole).backbone == "ddrnet23-slim"
     assert len(list((whole / "distill" / "pseudo").glob("*.png"))) == 12
 
 
-def test_weights_are_kept_on_the_way_and_are_those_of_a_shorter_run(blocks: Path, tmp_path: Path) -> None:
+def test_weights_are_kept_on_the_way_and_are_those_of_a_shorter_run(
+    blocks: Path, tmp_path: Path
+) -> None:
     go(config(blocks, "keep_every=2", stages=("source",)), tmp_path / "long")
     kept = sorted((tmp_path / "long/source/checkpoints").iterdir())
     assert [p.name for p in kept] == ["000002.safetensors", "000004.safetensors"]
@@ -76,18 +104,31 @@ def test_weights_are_kept_on_the_way_and_are_those_of_a_shorter_run(blocks: Path
 
 
 @pytest.mark.parametrize("method", ["feature", "fada-hard", "adaptsegnet", "advent"])
-def test_every_method_adapts_from_the_same_start(blocks: Path, whole: Path, tmp_path: Path, method: str) -> None:
-    start: dict[str, Any] = {"start": str(whole / "source"), "stages": ("adversarial",), "method": method}
+def test_every_method_adapts_from_the_same_start(
+    blocks: Path, whole: Path, tmp_path: Path, method: str
+) -> None:
+    start: dict[str, Any] = {
+        "start": str(whole / "source"),
+        "stages": ("adversarial",),
+        "method": method,
+    }
     go(config(blocks, **start), tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "adversarial/metrics.jsonl").read_text().splitlines()]
-    first = {k: lines[0][k] for k in ("adversarial", "discriminator_source", "discriminator_target")}
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "adversarial/metrics.jsonl").read_text().splitlines()
+    ]
+    first = {
+        k: lines[0][k] for k in ("adversarial", "discriminator_source", "discriminator_target")
+    }
     # An untrained two-way D is at chance, log 2; with 2K outputs the encodings' sum weighs log 2K.
     chance = np.log(38) if method == "fada-hard" else np.log(2)
     assert first["adversarial"] == pytest.approx(chance, rel=0.1)
     assert first["discriminator_source"] == pytest.approx(chance / 2, rel=0.1)
 
 
-def test_the_published_score_stands_beside_the_last_one(blocks: Path, whole: Path, tmp_path: Path) -> None:
+def test_the_published_score_stands_beside_the_last_one(
+    blocks: Path, whole: Path, tmp_path: Path
+) -> None:
     said: list[str] = []
     start: dict[str, Any] = {"start": str(whole / "source"), "stages": ("adversarial",)}
     go(config(blocks, "published=46.9", **start), tmp_path, said)
@@ -112,19 +153,27 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
     monkeypatch.setattr(Session, "log", interrupting_log)
     with pytest.raises(
-        InterruptedRunError, match=rf"after 3 iterations of {stage}; go on with: fada train --resume"
+        InterruptedRunError,
+        match=rf"after 3 iterations of {stage}; go on with: fada train --resume",
     ):
         go(config(blocks), tmp_path)
     go(load_config(tmp_path), tmp_path)
     for name in STAGES:
-        want, got = (load_file(folder / name / "weights.safetensors") for folder in (whole, tmp_path))
+        want, got = (
+            load_file(folder / name / "weights.safetensors") for folder in (whole, tmp_path)
+        )
         assert all(torch.equal(want[k], got[k]) for k in want), name
         lines = [(f / name / "metrics.jsonl").read_text().splitlines() for f in (whole, tmp_path)]
-        series = [[{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in part] for part in lines]
+        series = [
+            [{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in part]
+            for part in lines
+        ]
         assert series[0] == series[1]
 
 
-def test_a_second_signal_stops_at_once(blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_stops_at_once(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = Session.log
 
     def signalling_log(self: Session, *values: Any) -> None:
@@ -158,7 +207,9 @@ def test_a_run_killed_between_saves_goes_on_from_the_last_one(
             go(config(blocks, stages=("source",)), tmp_path)
     assert (tmp_path / "source" / "state.pt").is_file()
     go(load_config(tmp_path), tmp_path)
-    want, got = (load_file(folder / "source" / "weights.safetensors") for folder in (whole, tmp_path))
+    want, got = (
+        load_file(folder / "source" / "weights.safetensors") for folder in (whole, tmp_path)
+    )
     assert all(torch.equal(want[k], got[k]) for k in want)
 
 
@@ -169,7 +220,9 @@ def test_adaptation_never_reads_a_target_label(
     original = frames_class.labels
 
     def guarded(self: Any, i: int) -> np.ndarray:
-        assert not (self.name == "target" and self.split == "train"), "a target training label was read"
+        assert not (self.name == "target" and self.split == "train"), (
+            "a target training label was read"
+        )
         return original(self, i)
 
     monkeypatch.setattr(frames_class, "labels", guarded)
@@ -197,13 +250,21 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_its_frames(
 
     def spoiling(self: Session, files: tuple[str, ...], rates: Any, losses: Any) -> None:
         drawn.append(files)
-        log(self, files, rates, {"segmentation": torch.tensor(float("nan"))} if len(drawn) == 4 else losses)
+        log(
+            self,
+            files,
+            rates,
+            {"segmentation": torch.tensor(float("nan"))} if len(drawn) == 4 else losses,
+        )
 
     with monkeypatch.context() as patch, pytest.raises(FadaError) as caught:
         patch.setattr(Session, "log", spoiling)
         go(config(blocks, stages=("source",)), tmp_path)
     message = str(caught.value)
-    assert "source: segmentation is no finite number at iteration 4 on " in message and "\n" not in message
+    assert (
+        "source: segmentation is no finite number at iteration 4 on " in message
+        and "\n" not in message
+    )
     assert len(drawn[3]) == 2 and all(name in message and Path(name).is_file() for name in drawn[3])
     assert "the state of iteration 2 is kept" in message and "lower source.lr" in message
     assert not (tmp_path / "source" / "weights.safetensors").exists()
@@ -211,7 +272,9 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_its_frames(
 
 
 def test_a_rate_too_high_is_said(blocks: Path, tmp_path: Path) -> None:
-    with pytest.raises(FadaError, match=r"segmentation is no finite number at iteration \d.*lower source\.lr"):
+    with pytest.raises(
+        FadaError, match=r"segmentation is no finite number at iteration \d.*lower source\.lr"
+    ):
         go(config(blocks, "source.lr=1e30", stages=("source",)), tmp_path)
 
 
@@ -223,9 +286,17 @@ def test_a_rate_too_high_is_said(blocks: Path, tmp_path: Path) -> None:
         ([], {"backbone": "vgg99"}, "no backbone 'vgg99'; there are resnet101, "),
         ([], {"src": "kitti"}, "no data set 'kitti'; there are gta5, "),
         ([], {"tgt": "drives"}, "no target 'drives': it is a data set (gta5, "),
-        (["distill.norm=frozen"], {}, "distill: frozen normalization over random weights cannot learn"),
+        (
+            ["distill.norm=frozen"],
+            {},
+            "distill: frozen normalization over random weights cannot learn",
+        ),
         ([], {"stages": ("adversarial",)}, "adversarial builds on an earlier stage"),
-        (["distill.batch=1"], {}, "distill: trainable normalization needs 2 or more images at a time; found 1"),
+        (
+            ["distill.batch=1"],
+            {},
+            "distill: trainable normalization needs 2 or more images at a time; found 1",
+        ),
         (["size=100x64"], {}, "cannot take 100x64"),
         (
             ["norm=frozen"],
@@ -251,7 +322,9 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_no_run(
 
 
 def test_a_source_without_labels_is_refused(blocks: Path, tmp_path: Path) -> None:
-    (tmp_path / "bare.toml").write_text(f'[splits.train]\nimages = "{blocks}/source/train/images/*.png"\n')
+    (tmp_path / "bare.toml").write_text(
+        f'[splits.train]\nimages = "{blocks}/source/train/images/*.png"\n'
+    )
     # Globs are relative to the file, so the pictures are found by a link.
     (tmp_path / "source").symlink_to(blocks / "source")
     (tmp_path / "bare.toml").write_text('[splits.train]\nimages = "source/train/images/*.png"\n')
@@ -267,18 +340,27 @@ def test_recordings_are_a_target_and_nothing_is_scored(blocks: Path, tmp_path: P
     assert any("12 of 12 pictures" in line for line in said)
 
 
-def test_init_loads_torchvisions_names_and_counts_what_is_missing(blocks: Path, tmp_path: Path) -> None:
+def test_init_loads_torchvisions_names_and_counts_what_is_missing(
+    blocks: Path, tmp_path: Path
+) -> None:
     model, _ = load_segmenter_of(blocks, tmp_path)
     backbone = model.feature_extractor["backbone"].state_dict()
-    state = {f"module.{k}": torch.randn_like(v) if v.is_floating_point() else v for k, v in backbone.items()}
-    torch.save({"state_dict": state | {"module.linear.weight": torch.zeros(3)}}, tmp_path / "init.pth")
+    state = {
+        f"module.{k}": torch.randn_like(v) if v.is_floating_point() else v
+        for k, v in backbone.items()
+    }
+    torch.save(
+        {"state_dict": state | {"module.linear.weight": torch.zeros(3)}}, tmp_path / "init.pth"
+    )
     load_backbone(model, tmp_path / "init.pth")
     for name, value in model.feature_extractor["backbone"].state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, state[f"module.{name}"])
     del state["module.layer1.0.conv1.weight"]
     torch.save(state, tmp_path / "less.pth")
-    with pytest.raises(ModelError, match=r"1 of \d+ parameters missing.*the first layer1\.0\.conv1\.weight"):
+    with pytest.raises(
+        ModelError, match=r"1 of \d+ parameters missing.*the first layer1\.0\.conv1\.weight"
+    ):
         load_backbone(model, tmp_path / "less.pth")
     (tmp_path / "text.pth").write_text("words")
     with pytest.raises(ModelError, match="not a file of weights"):
@@ -360,7 +442,9 @@ def test_a_run_does_not_go_on_with_other_frames(blocks: Path, tmp_path: Path) ->
         go(config(root), tmp_path / "run")
 
 
-def test_a_finished_stage_is_scored_once(blocks: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_is_scored_once(
+    blocks: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = json.loads((whole / "source" / "scores.json").read_text())
 
     def never(*_: Any) -> None:
@@ -373,7 +457,10 @@ def test_a_finished_stage_is_scored_once(blocks: Path, whole: Path, monkeypatch:
 
 
 def test_two_processes_do_not_train_one_run(blocks: Path, tmp_path: Path) -> None:
-    with lock(tmp_path / "run"), pytest.raises(UsageError, match="another process is at work on it"):
+    with (
+        lock(tmp_path / "run"),
+        pytest.raises(UsageError, match="another process is at work on it"),
+    ):
         go(config(blocks, stages=("source",)), tmp_path / "run")
     go(config(blocks, stages=("source",)), tmp_path / "run")
     assert not (tmp_path / "run" / ".lock").exists()

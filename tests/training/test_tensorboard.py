@@ -16,19 +16,28 @@ from fada_deploy.training import device as device_module
 from fada_deploy.training.run import load_config, train
 from fada_deploy.training.settings import make_config
 
-SETTINGS = [f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=4", "batch=2", "lr=1e-3")]
+SETTINGS = [
+    f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=4", "batch=2", "lr=1e-3")
+]
 SETTINGS += ["size=96x64", "src_size=96x64"]
 
 
 def go(blocks: Path, run: Path, *settings: str, **options: Any) -> list[dict[str, float]]:
     """Train two stages; return the adversarial stage's numbers."""
-    paths = {"src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"), "backbone": "ddrnet23-slim"}
+    paths = {
+        "src": str(blocks / "source.toml"),
+        "tgt": str(blocks / "target.toml"),
+        "backbone": "ddrnet23-slim",
+    }
     config = make_config(
         preset="paper", file=None, settings=[*SETTINGS, *settings],
         options=paths | {"stages": ("source", "adversarial")},
     )  # fmt: skip
     train(config, run, device=torch.device("cpu"), say=lambda line: None, **options)
-    return [json.loads(line) for line in (run / "adversarial/metrics.jsonl").read_text("utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (run / "adversarial/metrics.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def test_every_line_of_numbers_is_whole(blocks: Path, tmp_path: Path) -> None:
@@ -40,7 +49,9 @@ def test_every_line_of_numbers_is_whole(blocks: Path, tmp_path: Path) -> None:
         assert line["images_per_second"] > 0 and 50 < line["memory_mib"] < 100_000
 
 
-def test_tensorboard_gets_the_numbers_and_pictures_of_every_stage(blocks: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_numbers_and_pictures_of_every_stage(
+    blocks: Path, tmp_path: Path
+) -> None:
     lines = go(blocks, tmp_path, tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -71,12 +82,17 @@ def test_tensorboard_not_installed_is_said_before_anything_is_trained(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looking about
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # dynamo looking about
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler")
 def test_a_compiled_run_learns_the_same(blocks: Path, tmp_path: Path) -> None:
     """At rates so low that rounding does not grow from step to step."""
     slow = ("source.lr=1e-6", "adversarial.lr=1e-6", "adversarial.discriminator_lr=1e-7")
-    plain, compiled = go(blocks, tmp_path / "a", *slow), go(blocks, tmp_path / "b", "compile=true", *slow)
+    plain, compiled = (
+        go(blocks, tmp_path / "a", *slow),
+        go(blocks, tmp_path / "b", "compile=true", *slow),
+    )
     for a, b in zip(plain, compiled, strict=True):
         for name in ("segmentation", "adversarial", "discriminator_source", "discriminator_target"):
             assert b[name] == pytest.approx(a[name], rel=5e-3)
@@ -90,5 +106,7 @@ def test_a_machine_that_cannot_compile_says_so_at_once(
         raise RuntimeError("no C++ compiler was found\nmore")
 
     monkeypatch.setattr(device_module.torch, "compile", cannot)
-    with pytest.raises(UsageError, match=r"--compile: .*no C\+\+ compiler was found\); leave it out"):
+    with pytest.raises(
+        UsageError, match=r"--compile: .*no C\+\+ compiler was found\); leave it out"
+    ):
         go(blocks, tmp_path / "run", "compile=true")

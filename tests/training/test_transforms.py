@@ -45,7 +45,9 @@ def test_hue_turns_the_circle() -> None:
     got = color_jitter(COLORS, (0.5, 0.5, 0.5, 0.2), Fixed(1, 1, 1, 0.15))
     for before, after in zip(COLORS[0], got[0], strict=True):
         h, s, v = colorsys.rgb_to_hsv(*(before / 255))
-        np.testing.assert_allclose(after / 255, colorsys.hsv_to_rgb((h + 0.15) % 1, s, v), atol=0.01)
+        np.testing.assert_allclose(
+            after / 255, colorsys.hsv_to_rgb((h + 0.15) % 1, s, v), atol=0.01
+        )
 
 
 def test_no_strength_is_no_change_and_a_seed_is_a_choice() -> None:
@@ -53,7 +55,9 @@ def test_no_strength_is_no_change_and_a_seed_is_a_choice() -> None:
     assert color_jitter(COLORS, (0, 0, 0, 0), rng) is COLORS
     strong = (0.5, 0.5, 0.5, 0.2)
     a, b = (color_jitter(COLORS, strong, np.random.default_rng(s)) for s in (1, 1))
-    assert np.array_equal(a, b) and not np.array_equal(a, color_jitter(COLORS, strong, np.random.default_rng(2)))
+    assert np.array_equal(a, b) and not np.array_equal(
+        a, color_jitter(COLORS, strong, np.random.default_rng(2))
+    )
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (1.0, 1.0), (1.5, 1.5)])
@@ -63,7 +67,12 @@ def test_scaled_crops_keep_frame_and_labels_together(scale: tuple[float, float])
     frame = np.repeat((labels * 30)[..., None], 3, 2)
     for seed in range(5):
         got_frame, got_labels = scale_and_crop(
-            frame, labels, size_hw=(32, 64), scale=scale, crop_hw=(24, 48), rng=np.random.default_rng(seed)
+            frame,
+            labels,
+            size_hw=(32, 64),
+            scale=scale,
+            crop_hw=(24, 48),
+            rng=np.random.default_rng(seed),
         )
         assert got_frame.shape == (24, 48, 3) and got_labels.shape == (24, 48)
         inside = got_labels != 255

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.system import installed_version
-from fada_deploy.inspection.doctor.check import Check, card, is_here, last_line, overheard, said_to_type
+from fada_deploy.inspection.doctor.check import (
+    Check,
+    card,
+    is_here,
+    last_line,
+    overheard,
+    said_to_type,
+)
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -23,7 +30,9 @@ def tiny_model() -> bytes:
     """
     weights = b"".join(_number(1, n) for n in (1, 1, 2, 2))  # dims
     weights += _number(2, 1) + _field(8, b"w")  # data_type FLOAT, name
-    weights += _field(9, bytes.fromhex("0000803f 00000040 00008040 00000041"))  # raw_data: 1, 2, 4, 8
+    weights += _field(
+        9, bytes.fromhex("0000803f 00000040 00008040 00000041")
+    )  # raw_data: 1, 2, 4, 8
     node = _field(1, b"x") + _field(1, b"w") + _field(2, b"y") + _field(4, b"Conv")
     graph = _field(1, node) + _field(2, b"tiny") + _field(5, weights)
     graph += _field(11, _port(b"x", (1, 1, 2, 2))) + _field(12, _port(b"y", (1, 1, 1, 1)))
@@ -36,7 +45,11 @@ def gpu_check() -> Iterator[Check]:
 
     gpu = find_gpu()
     if gpu is None:
-        yield Check("gpu", "ok", "no NVIDIA GPU, or no driver for one; a container needs `docker run --gpus all`")
+        yield Check(
+            "gpu",
+            "ok",
+            "no NVIDIA GPU, or no driver for one; a container needs `docker run --gpus all`",
+        )
     else:
         yield Check("gpu", "ok", f"{gpu.name}, compute capability {gpu.compute_capability}")
 
@@ -64,7 +77,9 @@ def onnxruntime_checks() -> Iterator[Check]:
     if _CUDA not in ort.get_available_providers():
         if gpu is not None:
             found = f"{version} has no CUDA provider, so the GPU stands idle for ONNX files"
-            swap = f"pip uninstall -y {_distribution('onnxruntime')} && pip install 'fada_deploy[gpu]'"
+            swap = (
+                f"pip uninstall -y {_distribution('onnxruntime')} && pip install 'fada_deploy[gpu]'"
+            )
             yield Check("onnxruntime cuda", "note", found, swap)
         return
     answer, provider, reason = _run_onnxruntime(ort, _CUDA)
@@ -124,7 +139,9 @@ def _loaded(package: str) -> Generator[Check, None, Any]:
         with overheard():
             return importlib.import_module(package)
     except Exception as error:
-        yield Check(package, "bad", f"is installed but does not load ({last_line(error)})", _again(package))
+        yield Check(
+            package, "bad", f"is installed but does not load ({last_line(error)})", _again(package)
+        )
         return None
 
 
@@ -144,11 +161,19 @@ def _run_onnxruntime(ort: Any, provider: str) -> tuple[float | None, str, str]:
 def _find_cuda() -> str:
     """Return what to type for CUDA's libraries: those that pip brought are on no path that the loader looks at."""
     spec = find_spec("nvidia") if is_here("nvidia") else None
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
-    folders = sorted({str(library.parent) for place in places for library in place.rglob("lib*.so*")})
+    places = (
+        [Path(place) for place in (spec.submodule_search_locations or ())]
+        if spec is not None
+        else []
+    )
+    folders = sorted(
+        {str(library.parent) for place in places for library in place.rglob("lib*.so*")}
+    )
     known = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     if not folders or set(folders) <= set(known):
-        return "pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'  # then fada doctor again"
+        return (
+            "pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'  # then fada doctor again"
+        )
     return f"export LD_LIBRARY_PATH={':'.join([*folders, *filter(None, known)])}"
 
 
@@ -169,11 +194,15 @@ def _cupy(cupy: Any) -> Check:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return Check("cupy", "note", f"{cupy.__version__} loads, but finds no GPU ({last_line(error)})")
+        return Check(
+            "cupy", "note", f"{cupy.__version__} loads, but finds no GPU ({last_line(error)})"
+        )
     # A kernel of our own, as the engines' output needs one: compiling is where a wrong CuPy fails.
     total = float((cupy.arange(4) * 2).sum()) if count else 12.0
     if total != 12:
-        return Check("cupy", "bad", f"{cupy.__version__} computes {total} where 12 is right", _again("cupy"))
+        return Check(
+            "cupy", "bad", f"{cupy.__version__} computes {total} where 12 is right", _again("cupy")
+        )
     return Check("cupy", "ok", f"{cupy.__version__}, {count} GPU{'s' if count != 1 else ''}")
 
 

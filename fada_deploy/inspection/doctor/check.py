@@ -42,7 +42,11 @@ def guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
         # A library that does not load has a line of its own, further up.
         again = "fada doctor  # again, once what is above is mended"
         report = "fada doctor --json  # and report what it says"
-        done.append(Check(name, "bad", last_line(error), again if isinstance(error, ImportError) else report))
+        done.append(
+            Check(
+                name, "bad", last_line(error), again if isinstance(error, ImportError) else report
+            )
+        )
     return done
 
 

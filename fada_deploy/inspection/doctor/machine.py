@@ -27,7 +27,12 @@ def codecs() -> Iterator[Check]:
 
     missing = [name for name in ("h264", "libx264") if name not in av.codecs_available]
     if missing:
-        yield Check("video", "bad", f"PyAV {av.__version__} has no codec {' and '.join(missing)}", _PYAV_AGAIN)
+        yield Check(
+            "video",
+            "bad",
+            f"PyAV {av.__version__} has no codec {' and '.join(missing)}",
+            _PYAV_AGAIN,
+        )
         return
     gray = (40, 120, 200)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,12 +63,14 @@ def kernels() -> Iterator[Check]:
     else:
         reason = "it does not say why"
         try:
-            from fada_deploy.runtime.kernels import draw_compiled, resize_compiled, upsample_compiled  # noqa: F401
+            from fada_deploy.runtime.kernels import (
+                draw_compiled,
+                resize_compiled,
+                upsample_compiled,
+            )  # noqa: F401
         except Exception as error:
             reason = last_line(error)
-        found = (
-            f"upsampling, resize and drawing are left to NumPy and OpenCV: numba does not compile them ({reason})"
-        )
+        found = f"upsampling, resize and drawing are left to NumPy and OpenCV: numba does not compile them ({reason})"
         yield Check("kernels", "note", found, "pip install --force-reinstall 'fada_deploy[fast]'")
 
 
@@ -76,7 +83,11 @@ def cores() -> Iterator[Check]:
     quota = _quota()
     if quota is not None and quota < usable:
         fits = max(1, int(quota))
-        which = sorted(os.sched_getaffinity(0))[:fits] if hasattr(os, "sched_getaffinity") else range(fits)
+        which = (
+            sorted(os.sched_getaffinity(0))[:fits]
+            if hasattr(os, "sched_getaffinity")
+            else range(fits)
+        )
         yield Check(
             "core quota",
             "note",
@@ -99,7 +110,11 @@ def display() -> Iterator[Check]:
     """Say whether a window could be opened."""
     import cv2
 
-    lines = [line.split(":", 1)[1].strip() for line in cv2.getBuildInformation().splitlines() if "GUI:" in line]
+    lines = [
+        line.split(":", 1)[1].strip()
+        for line in cv2.getBuildInformation().splitlines()
+        if "GUI:" in line
+    ]
     gui = lines[0] if lines and lines[0] else "unknown"
     named = [f"{n}={os.environ[n]}" for n in ("WAYLAND_DISPLAY", "DISPLAY") if os.environ.get(n)]
     screen = "a screen" if sys.platform in ("darwin", "win32") else ", ".join(named)
@@ -111,7 +126,9 @@ def display() -> Iterator[Check]:
         swap = "pip uninstall -y opencv-python-headless && pip install opencv-python  # only for windows"
         yield Check("display", "note", f"{found}; results are files", swap)
     else:
-        remedy = "ssh -X HOST  # only for windows" + ("" if gui != "NONE" else ", with opencv-python")
+        remedy = "ssh -X HOST  # only for windows" + (
+            "" if gui != "NONE" else ", with opencv-python"
+        )
         yield Check("display", "note", f"{found}; results are files", remedy)
 
 
@@ -153,7 +170,9 @@ def _hardware_decoders() -> Iterator[Check]:
         kinds: list[str] = []
     else:
         kinds = hwdevices_available()
-    names = sorted(name for name in av.codecs_available if name in ("h264_cuvid", "h264_qsv", "h264_v4l2m2m"))
+    names = sorted(
+        name for name in av.codecs_available if name in ("h264_cuvid", "h264_qsv", "h264_v4l2m2m")
+    )
     found = f"PyAV is built for {', '.join([*kinds, *names]) or 'none'}; whether they start was not tried"
     yield Check("hardware decoding", "note", found)
 
@@ -165,7 +184,9 @@ def _quota() -> float | None:
     except (OSError, ValueError):
         try:
             folder = _CGROUP / "cpu"
-            limit, period = ((folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+            limit, period = (
+                (folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period")
+            )
         except OSError:
             return None
     try:

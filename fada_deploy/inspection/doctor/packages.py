@@ -21,7 +21,13 @@ _CV2 = (
     "opencv-contrib-python-headless",
     "opencv-contrib-python",
 )
-_ORT = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm")
+_ORT = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-rocm",
+)
 _CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 # Whichever of them is there does for the first.
 _INSTEAD = {family[0]: family for family in (_CV2, _ORT, _CUPY)}
@@ -44,7 +50,12 @@ def python() -> Iterator[Check]:
     found = f"{platform.python_version()} ({sys.executable})"
     asked = _metadata_python()
     if asked and _outside(platform.python_version(), _limits(asked)):
-        yield Check("python", "bad", f"{found}; {_SELF} takes {asked}", f"a virtual environment of Python {asked}")
+        yield Check(
+            "python",
+            "bad",
+            f"{found}; {_SELF} takes {asked}",
+            f"a virtual environment of Python {asked}",
+        )
     else:
         yield Check("python", "ok", found)
 
@@ -56,14 +67,22 @@ def libraries() -> Iterator[Check]:
     needs = [need for need in _needs() if not need.extra]
     found, lacking = _compared(needs)
     remedy = f"pip install {' '.join(lacking)}" if lacking else ""
-    yield Check("libraries", "bad" if lacking else "ok", ", ".join(found) or "none are asked for", remedy)
-    for module, distribution in (("numpy", "numpy"), ("cv2", "opencv-python-headless"), ("av", "av")):
+    yield Check(
+        "libraries", "bad" if lacking else "ok", ", ".join(found) or "none are asked for", remedy
+    )
+    for module, distribution in (
+        ("numpy", "numpy"),
+        ("cv2", "opencv-python-headless"),
+        ("av", "av"),
+    ):
         if is_here(module):
             try:
                 importlib.import_module(module)
             except Exception as error:
                 again = f"pip install --force-reinstall {distribution}"
-                yield Check(module, "bad", f"is there but does not load ({last_line(error)})", again)
+                yield Check(
+                    module, "bad", f"is there but does not load ({last_line(error)})", again
+                )
 
 
 def extras() -> Iterator[Check]:
@@ -79,20 +98,31 @@ def extras() -> Iterator[Check]:
             continue
         # Of another extra that it holds only what is wrong is said again.
         own = [need for need in wanted if need.extra == extra or need in lacking]
-        held = [e for need in needs if need.extra == extra and need.name == _plain(_SELF) for e in need.extras]
+        held = [
+            e
+            for need in needs
+            if need.extra == extra and need.name == _plain(_SELF)
+            for e in need.extras
+        ]
         found = ", ".join([f"[{e}]" for e in held] + _compared(own)[0])
         remedy = f"pip install '{_SELF}[{extra}]'" if lacking else ""
         state: State = "ok" if not lacking else "note" if lacking == missing else "bad"
         yield Check(f"extra {extra}", state, found, remedy)
     if absent:
-        yield Check("other extras", "ok", f"not installed: {', '.join(absent)} (pip install '{_SELF}[NAME]')")
+        yield Check(
+            "other extras",
+            "ok",
+            f"not installed: {', '.join(absent)} (pip install '{_SELF}[NAME]')",
+        )
 
 
 def clashes() -> Iterator[Check]:
     """Check that no two distributions overwrite each other's files."""
     some = False
     for family, gpu_wants in ((_ORT, "onnxruntime-gpu"), (_CV2, "")):
-        here = [(name, version) for name in family if (version := installed_version(name)) is not None]
+        here = [
+            (name, version) for name in family if (version := installed_version(name)) is not None
+        ]
         if len(here) < 2:
             continue
         some = True
@@ -178,7 +208,9 @@ def _compared(needs: list[Need]) -> tuple[list[str], list[str]]:
         if version is None:
             found.append(f"{name} missing")
         else:
-            found.append(f"{name} {version}" + (f", where {limits} is needed" if _is_lacking(need) else ""))
+            found.append(
+                f"{name} {version}" + (f", where {limits} is needed" if _is_lacking(need) else "")
+            )
         if _is_lacking(need):
             lacking.append(f"'{need.name}{limits}'")
     return found, lacking
@@ -198,7 +230,10 @@ def _is_lacking(need: Need) -> bool:
 
 def _outside(version: str, limits: tuple[tuple[str, str], ...]) -> bool:
     have = _numbers(version)
-    return any(have < _numbers(limit) if sign == ">=" else have >= _numbers(limit) for sign, limit in limits)
+    return any(
+        have < _numbers(limit) if sign == ">=" else have >= _numbers(limit)
+        for sign, limit in limits
+    )
 
 
 def _limits(text: str) -> tuple[tuple[str, str], ...]:

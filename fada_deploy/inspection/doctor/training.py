@@ -28,7 +28,11 @@ class Torch:
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+                [sys.executable, "-c", _CODE],
+                stdin=subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
             )
         except OSError as error:
             self._refused = error
@@ -44,7 +48,9 @@ class Torch:
         try:
             out, err = self._process.communicate(timeout=_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            yield Check("torch", "bad", f"{version} does not load within {_PATIENCE_S:.0f} s", again)
+            yield Check(
+                "torch", "bad", f"{version} does not load within {_PATIENCE_S:.0f} s", again
+            )
             return
         if self._process.returncode:
             lines = err.strip().splitlines() or [f"exit code {self._process.returncode}"]
@@ -52,7 +58,11 @@ class Torch:
             return
         cuda, devices = json.loads(out.splitlines()[-1])
         if devices:
-            yield Check("torch", "ok", f"{version} loads, CUDA {cuda}, {devices} GPU{'s' if devices > 1 else ''}")
+            yield Check(
+                "torch",
+                "ok",
+                f"{version} loads, CUDA {cuda}, {devices} GPU{'s' if devices > 1 else ''}",
+            )
         elif card() is None:
             yield Check("torch", "ok", f"{version} loads, trains on the CPU")
         elif cuda is None:

@@ -56,7 +56,12 @@ class _NoEngineError(MissingExtraError):
 
 
 def open_backend(
-    path: Path, *, device: str = "auto", backend: str = "auto", parallel: int = 1, allow_unproven: bool = False
+    path: Path,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    parallel: int = 1,
+    allow_unproven: bool = False,
 ) -> Backend:
     """Open a model file on an engine and a device.
 
@@ -72,7 +77,9 @@ def open_backend(
         raise ModelError(f"{path}: no such model file; `fada export` makes one")
     able = backends_of(path)
     if backend not in ("auto", *able):
-        raise UsageError(f"{path}: is not for backend {backend}; take {' or '.join(able)}, or leave --backend out")
+        raise UsageError(
+            f"{path}: is not for backend {backend}; take {' or '.join(able)}, or leave --backend out"
+        )
     if able == ("tensorrt",):
         return TensorRtBackend(path, device=device, allow_unproven=allow_unproven)
     name = _fastest(path, device) if backend == "auto" else backend
@@ -94,7 +101,9 @@ def _fastest(path: Path, device: str) -> str:
 def backends_of(path: Path) -> tuple[str, ...]:
     """Return the backends that a file is for, by its name; raise `ModelError` for weights."""
     if path.suffix in _WEIGHTS:
-        raise ModelError(f"{path}: holds weights and is no exported model; `fada export` makes one of a run's")
+        raise ModelError(
+            f"{path}: holds weights and is no exported model; `fada export` makes one of a run's"
+        )
     return ("tensorrt",) if path.suffix in ENGINE_SUFFIXES else ONNX_BACKENDS
 
 

@@ -34,18 +34,24 @@ class Prediction:
 
     def __getitem__(self, index: int) -> Prediction:
         """Return the prediction of one frame, a batch of one."""
-        return Prediction(self._output[index : index + 1] if index >= 0 else self._output[[index]], self._metadata)
+        return Prediction(
+            self._output[index : index + 1] if index >= 0 else self._output[[index]], self._metadata
+        )
 
     def logits(self) -> NDArray[np.float32]:
         """Return (B, K, h, w) float32 at the network's own resolution; raise `ModelError` for head `labels`."""
         if self._metadata.head != "logits":
-            raise ModelError("this model has head `labels`, so no logits; export it with --head logits")
+            raise ModelError(
+                "this model has head `labels`, so no logits; export it with --head logits"
+            )
         return self._output.astype(np.float32, copy=False)
 
     def labels(self, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
         """Return class indices (B, H, W) uint8 at any size."""
         if self._metadata.head == "labels":
-            return np.stack([resize_labels(m.astype(np.uint8, copy=False), size_hw) for m in self._output])
+            return np.stack(
+                [resize_labels(m.astype(np.uint8, copy=False), size_hw) for m in self._output]
+            )
         corners = self._metadata.align_corners
         labels = np.empty((len(self), *size_hw), np.uint8)
         for z, into in zip(self.logits(), labels, strict=True):
@@ -58,7 +64,9 @@ class Prediction:
         Raise `ModelError` for head `labels`.
         """
         corners = self._metadata.align_corners
-        return np.stack([confidence_from_logits(z, size_hw, align_corners=corners) for z in self.logits()])
+        return np.stack(
+            [confidence_from_logits(z, size_hw, align_corners=corners) for z in self.logits()]
+        )
 
     def overlay(
         self, frames_bhwc: Frames, palette: NDArray[np.uint8], alpha: float
@@ -128,12 +136,16 @@ def import_engine(package: str, extra: str) -> Any:
 
 def closed_model(where: str) -> ModelError:
     """Return the error for a model that is asked after it was closed."""
-    return ModelError(f"{where}: is closed already; use it inside its `with` block, or open it again")
+    return ModelError(
+        f"{where}: is closed already; use it inside its `with` block, or open it again"
+    )
 
 
 def broken_engine(engine: str, error: ImportError) -> DeviceError:
     """Return the error for an engine that is installed but does not load, as when a library is missing."""
-    return DeviceError(f"{engine} is installed but does not load ({one_line(error)}); install it again")
+    return DeviceError(
+        f"{engine} is installed but does not load ({one_line(error)}); install it again"
+    )
 
 
 def batch_for(frames_bhwc: Frames, metadata: ModelMetadata) -> Frames:
@@ -153,7 +165,9 @@ def batch_for(frames_bhwc: Frames, metadata: ModelMetadata) -> Frames:
     return np.concatenate([frames_bhwc, np.repeat(frames_bhwc[-1:], batch - count, axis=0)])
 
 
-def prediction_of(output: NDArray[np.generic], count: int, metadata: ModelMetadata, where: str) -> Prediction:
+def prediction_of(
+    output: NDArray[np.generic], count: int, metadata: ModelMetadata, where: str
+) -> Prediction:
     """Drop the padding and check the output's shape against the contract."""
     return Prediction(checked_output(output, count, metadata, where), metadata)
 

@@ -112,7 +112,9 @@ def taps_of(
     from_hw: tuple[int, int], size_hw: tuple[int, int], *, align_corners: bool
 ) -> list[NDArray[np.int32] | NDArray[np.float32]]:
     """Return the kernels' eight arrays: low, high (int32), w_low, w_high (float32) of y, then of x."""
-    axes = [axis_taps(n, m, align_corners=align_corners) for n, m in zip(from_hw, size_hw, strict=True)]
+    axes = [
+        axis_taps(n, m, align_corners=align_corners) for n, m in zip(from_hw, size_hw, strict=True)
+    ]
     return [array for axis in axes for array in _arrays(axis)]
 
 
@@ -125,6 +127,8 @@ def blend_table(palette: NDArray[np.uint8], classes: int, alpha: float) -> NDArr
 
     Blending takes one byte to one byte for a class and a channel, so all its roundings fit into a table.
     """
-    values = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], classes, axis=0).repeat(3, axis=2)
+    values = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], classes, axis=0).repeat(
+        3, axis=2
+    )
     labels = np.repeat(np.arange(classes, dtype=np.uint8)[:, None], 256, axis=1)
     return overlay(np.ascontiguousarray(values), labels, palette, alpha)

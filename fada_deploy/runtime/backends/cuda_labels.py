@@ -22,7 +22,9 @@ class Painter:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         with lane.entered():
-            module = lane.cupy.RawModule(code=kernels.CUDA + kernels.SOURCE, options=kernels.OPTIONS)
+            module = lane.cupy.RawModule(
+                code=kernels.CUDA + kernels.SOURCE, options=kernels.OPTIONS
+            )
             self._find_unusable = module.get_function("find_unusable")
             self._label_pixels = module.get_function("label_pixels")
             self._paint_pixels = module.get_function("paint_pixels")
@@ -32,7 +34,9 @@ class Painter:
         """Return a device array as one in ordinary memory."""
         return self._lane.to_host(array)[0]
 
-    def labels(self, logits: Any, size_hw: tuple[int, int], *, align_corners: bool) -> NDArray[np.uint8] | None:
+    def labels(
+        self, logits: Any, size_hw: tuple[int, int], *, align_corners: bool
+    ) -> NDArray[np.uint8] | None:
         """Return labels (B, H, W) uint8 of logits (B, K, h, w) on the device, None where not all are usable."""
         with self._lane.entered():
             head, pixels, bad = self._before(logits, size_hw, align_corners)
@@ -42,7 +46,13 @@ class Painter:
         return None if flag[0] else found
 
     def overlay(
-        self, logits: Any, frames_bhwc: Frames, palette: NDArray[np.uint8], alpha: float, *, align_corners: bool
+        self,
+        logits: Any,
+        frames_bhwc: Frames,
+        palette: NDArray[np.uint8],
+        alpha: float,
+        *,
+        align_corners: bool,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
         """Return labels, and frames (B, H, W, 3) uint8 with colors over them, None if not all are usable."""
         size_hw = (frames_bhwc.shape[1], frames_bhwc.shape[2])
@@ -62,9 +72,13 @@ class Painter:
         """Look for unusable logits; return the kernels' first arguments, the number of pixels, and the flag."""
         batch, classes, height, width = logits.shape
         bad = self._lane.cupy.zeros(1, np.int32)
-        self._launch(self._find_unusable, logits.size, (logits, np.int64(logits.size), kernels.LARGEST, bad))
+        self._launch(
+            self._find_unusable, logits.size, (logits, np.int64(logits.size), kernels.LARGEST, bad)
+        )
         key = (height, width, *size_hw, align_corners)
-        taps = self._table(key, lambda: kernels.taps_of((height, width), size_hw, align_corners=align_corners))
+        taps = self._table(
+            key, lambda: kernels.taps_of((height, width), size_hw, align_corners=align_corners)
+        )
         shape = map(np.int32, (batch, classes, height, width, *size_hw))
         return (logits, *shape, *taps), batch * size_hw[0] * size_hw[1], bad
 
@@ -126,7 +140,11 @@ class DevicePrediction(Prediction):
         """Return labels (B, H, W) and pictures (B, H, W, 3) uint8; see `Prediction.overlay`."""
         if self._metadata.head == "logits":
             drawn = self._painter.overlay(
-                self._output, frames_bhwc, palette, alpha, align_corners=self._metadata.align_corners
+                self._output,
+                frames_bhwc,
+                palette,
+                alpha,
+                align_corners=self._metadata.align_corners,
             )
             if drawn is not None:
                 return drawn

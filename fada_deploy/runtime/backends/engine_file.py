@@ -83,11 +83,20 @@ class EngineSidecar:
             "compute_capabilities": list(self.compute_capabilities),
             "gpu": self.gpu,
             "profile": None if self.profile is None else {"min": least, "opt": usual, "max": most},
-            "io": [{"name": t.name, "kind": t.kind, "dtype": t.dtype, "shape": list(t.shape)} for t in self.io],
-            "precision": {"asked": self.precision, "layers": dict(self.layers), "seen_in": self.seen_in},
+            "io": [
+                {"name": t.name, "kind": t.kind, "dtype": t.dtype, "shape": list(t.shape)}
+                for t in self.io
+            ],
+            "precision": {
+                "asked": self.precision,
+                "layers": dict(self.layers),
+                "seen_in": self.seen_in,
+            },
             "options": dict(self.options),
             "versions": dict(self.versions),
-            "verification": self.verification if isinstance(self.verification, str) else dict(self.verification),
+            "verification": self.verification
+            if isinstance(self.verification, str)
+            else dict(self.verification),
             "metadata": json.loads(self.metadata.to_json()),
         }
         return json.dumps(document, indent=1) + "\n"
@@ -117,7 +126,9 @@ class EngineSidecar:
                 gpu=str(data["gpu"]),
                 profile=profile and (int(profile["min"]), int(profile["opt"]), int(profile["max"])),
                 io=tuple(
-                    EngineTensor(str(t["name"]), str(t["kind"]), str(t["dtype"]), tuple(map(int, t["shape"])))
+                    EngineTensor(
+                        str(t["name"]), str(t["kind"]), str(t["dtype"]), tuple(map(int, t["shape"]))
+                    )
                     for t in data["io"]
                 ),
                 precision=str(data["precision"]["asked"]),
@@ -134,7 +145,9 @@ class EngineSidecar:
                 "`fada export MODEL.onnx --trt`"
             ) from None
         if sidecar.flavor not in FLAVORS:
-            raise ModelError(f"{where}: flavor {sidecar.flavor!r} is not known; there are {', '.join(FLAVORS)}")
+            raise ModelError(
+                f"{where}: flavor {sidecar.flavor!r} is not known; there are {', '.join(FLAVORS)}"
+            )
         return sidecar
 
 

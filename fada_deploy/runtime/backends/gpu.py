@@ -41,4 +41,6 @@ def find_gpu(index: int = 0) -> Gpu | None:
         or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
         or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
     )
-    return None if failed else Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")
+    return (
+        None if failed else Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")
+    )

@@ -41,7 +41,9 @@ def read_metadata(path: Path) -> ModelMetadata:
     except (NotProtobuf, UnicodeDecodeError):
         has_graph = False
     if not has_graph:
-        raise ModelError(f"{path}: is no ONNX file, or one cut short; export it again with `fada export`")
+        raise ModelError(
+            f"{path}: is no ONNX file, or one cut short; export it again with `fada export`"
+        )
     return ModelMetadata.from_json(properties.get(PROPERTY), str(path))
 
 
@@ -57,7 +59,9 @@ def check_external_data(path: Path) -> None:
     folder = path.parent.resolve()
     try:
         found = set(_locations(mapped(path), "model"))
-        outside = [place for place in found if not (folder / place).resolve().is_relative_to(folder)]
+        outside = [
+            place for place in found if not (folder / place).resolve().is_relative_to(folder)
+        ]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except (NotProtobuf, ValueError, RecursionError):

@@ -51,11 +51,15 @@ class OnnxRuntimeBackend:
             raise refuse_cuda(self.name, device, "the CPU only, as its CUDA provider did not start")
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
         self.parallel = 1 if on_cuda else parallel
-        self._bound = _BoundRuns(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
+        self._bound = (
+            _BoundRuns(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
+        )
         inputs = self._session.get_inputs()
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
             found = ", ".join(f"{i.name} {i.type}" for i in inputs)
-            raise ModelError(f"{path}: takes {found}, not one input `frames` of uint8; export it again")
+            raise ModelError(
+                f"{path}: takes {found}, not one input `frames` of uint8; export it again"
+            )
 
     def _open(self, ort: Any, path: Path, index: int, parallel: int, *, use_cuda: bool) -> Any:
         options = ort.SessionOptions()
@@ -110,7 +114,9 @@ class _BoundRuns:
                 # A stream has one batch size and a shorter last batch; more are not worth their memory.
                 if len(self._inputs) >= _SIZES_KEPT:
                     self._inputs.clear()
-                held = self._inputs[len(batch)] = self._ort.OrtValue.ortvalue_from_numpy(batch, *self._place)
+                held = self._inputs[len(batch)] = self._ort.OrtValue.ortvalue_from_numpy(
+                    batch, *self._place
+                )
             else:
                 held.update_inplace(batch)
             binding = self._session.io_binding()

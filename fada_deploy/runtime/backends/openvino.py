@@ -74,7 +74,9 @@ class OpenVinoBackend:
             found = [(i.any_name, i.element_type.get_type_name()) for i in model.inputs]
             if found != [("frames", "u8")]:
                 names = ", ".join(f"{name} {kind}" for name, kind in found)
-                raise ModelError(f"{path}: takes {names}, not one input `frames` of uint8; export it again")
+                raise ModelError(
+                    f"{path}: takes {names}, not one input `frames` of uint8; export it again"
+                )
             compiled = core.compile_model(model, "CPU", config)
             self._output = compiled.output(self.metadata.head)
         except RuntimeError as error:

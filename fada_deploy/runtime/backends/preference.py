@@ -46,8 +46,12 @@ def _key(metadata: ModelMetadata) -> str:
     height, width = metadata.input_size_hw
     config = metadata.provenance.get("config")
     backbone = config.get("backbone", "") if isinstance(config, dict) else ""
-    network = f"{backbone} {width}x{height} {metadata.head} {metadata.precision} {metadata.made_for}"
-    versions = [f"{name} {found}" for name in _ENGINES if (found := installed_version(name)) is not None]
+    network = (
+        f"{backbone} {width}x{height} {metadata.head} {metadata.precision} {metadata.made_for}"
+    )
+    versions = [
+        f"{name} {found}" for name in _ENGINES if (found := installed_version(name)) is not None
+    ]
     return " | ".join([network, _processor(), f"{usable_cores()} cores", *versions])
 
 

@@ -52,7 +52,11 @@ class TensorRtBackend:
         self.device = f"cuda:{index}"
         trt = import_engine(sidecar.flavor, EXTRAS[sidecar.flavor])
         try:
-            check_can_run(sidecar, flavor_version=str(trt.__version__), compute_capability=gpu.compute_capability)
+            check_can_run(
+                sidecar,
+                flavor_version=str(trt.__version__),
+                compute_capability=gpu.compute_capability,
+            )
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         cupy = import_engine("cupy", EXTRAS[sidecar.flavor])
@@ -113,7 +117,9 @@ def _gpu_for(path: Path, device: str) -> tuple[int, Gpu]:
     """Return the GPU asked for and its number; raise `DeviceError` when there is none."""
     index = cuda_index(device)
     if device == "cpu":
-        raise DeviceError(f"{path}: an engine runs on an NVIDIA GPU, not on the CPU; for that take the .onnx")
+        raise DeviceError(
+            f"{path}: an engine runs on an NVIDIA GPU, not on the CPU; for that take the .onnx"
+        )
     gpu = find_gpu(index or 0)
     if gpu is None:
         raise DeviceError(
@@ -135,7 +141,9 @@ def _lane_on(cupy: Any, index: int, path: Path) -> tuple[Lane, Painter]:
         ) from None
 
 
-def _deserialized(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path: Path) -> tuple[Any, Any]:
+def _deserialized(
+    trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path: Path
+) -> tuple[Any, Any]:
     """Return the library's runtime and the engine; raise `ModelError` when it does not take it."""
     # `engine_host_code_allowed` stays off: a plan may hold code for the CPU, and none of ours does.
     runtime = engine = None
@@ -149,7 +157,9 @@ def _deserialized(trt: Any, log: Any, plan: bytes, sidecar: EngineSidecar, path:
         why = said(log.errors)
         if sidecar.options.get("version_compatible"):
             why += "; it is version-compatible, so it carries host code, which is not run here"
-        raise ModelError(f"{path}: {sidecar.flavor} cannot open it ({why}); build it again: {sidecar.rebuild}")
+        raise ModelError(
+            f"{path}: {sidecar.flavor} cannot open it ({why}); build it again: {sidecar.rebuild}"
+        )
     return runtime, engine
 
 
@@ -167,7 +177,11 @@ def _check_tensors(engine: Any, trt: Any, sidecar: EngineSidecar, path: Path) ->
     heads = {"logits": "float", "labels": "uint8"}
     answers = [(t.name, t.dtype) for t in found if t.kind == "out"]
     expected = [(metadata.head, heads[metadata.head])]
-    if set(found) != set(sidecar.io) or [t for t in found if t.kind == "in"] != [frames] or answers != expected:
+    if (
+        set(found) != set(sidecar.io)
+        or [t for t in found if t.kind == "in"] != [frames]
+        or answers != expected
+    ):
         listed = ", ".join(f"{t.kind} {t.name} {t.dtype} {t.shape}" for t in found)
         raise ModelError(
             f"{path}: has {listed}, which is not what its sidecar says of it; build it again: {sidecar.rebuild}"

@@ -33,7 +33,13 @@ class EngineRunner:
     """One engine on one lane; `profile` is the least and the largest batch that it takes."""
 
     def __init__(
-        self, trt: Any, engine: Any, log: Any, lane: Lane, metadata: ModelMetadata, profile: tuple[int, int]
+        self,
+        trt: Any,
+        engine: Any,
+        log: Any,
+        lane: Lane,
+        metadata: ModelMetadata,
+        profile: tuple[int, int],
     ) -> None:
         self._trt, self._engine, self._log, self._lane = trt, engine, log, lane
         self._metadata, self._profile = metadata, profile
@@ -84,7 +90,9 @@ class EngineRunner:
         head = self._metadata.head
         shape = (count, *self._metadata.input_size_hw, 3)
         if not context.set_input_shape("frames", shape):
-            raise ModelError(f"the engine takes no frames of shape {shape}: {said(self._log.errors)}")
+            raise ModelError(
+                f"the engine takes no frames of shape {shape}: {said(self._log.errors)}"
+            )
         kinds = {"logits": np.float32, "labels": np.uint8}
         frames = self._lane.cupy.zeros(shape, np.uint8)
         output = self._lane.cupy.empty(tuple(context.get_tensor_shape(head)), kinds[head])
@@ -118,7 +126,9 @@ class EngineRunner:
 
     def _captured(self, context: Any) -> Any:
         """Return a run as a CUDA graph, None where the engine cannot be captured."""
-        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._lane.stream.ptr):
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(
+            self._lane.stream.ptr
+        ):
             return None
         try:
             self._lane.stream.begin_capture()

@@ -86,7 +86,12 @@ def blend(
     for row in range(0, height, 2):
         upper, lower = labels[row], labels[row + 1]
         y_a, y_b, y_c, y_d = y_under[row], y_under[row + 1], y_drawn[row], y_drawn[row + 1]
-        u_a, u_c, v_a, v_c = u_under[row // 2], u_drawn[row // 2], v_under[row // 2], v_drawn[row // 2]
+        u_a, u_c, v_a, v_c = (
+            u_under[row // 2],
+            u_drawn[row // 2],
+            v_under[row // 2],
+            v_drawn[row // 2],
+        )
         both = (upper, lower, tables, colors, alpha, y_a, y_b, y_c, y_d, u_a, u_c, v_a, v_c)
         # With `range` and a step the compiler does not see that no index is below 0, and goes pixel by pixel.
         left = 0
@@ -112,7 +117,9 @@ def blend(
 
 
 @njit(f"void({_LINE_READ}, int64[::1])", nogil=True, cache=True)
-def count(labels: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:  # pragma: no cover -- compiled
+def count(
+    labels: NDArray[np.uint8], counts: NDArray[np.int64]
+) -> None:  # pragma: no cover -- compiled
     """Add how often each of 256 labels occurs to `counts` (256,)."""
     whole = labels.size // _MANY * _MANY
     for start in range(0, whole, _MANY):

@@ -56,10 +56,17 @@ class Compiled:
         if find_spec("numba") is None:
             return
         try:
-            from fada_deploy.runtime.kernels import draw_compiled, resize_compiled, upsample_compiled
+            from fada_deploy.runtime.kernels import (
+                draw_compiled,
+                resize_compiled,
+                upsample_compiled,
+            )
 
             self.ready = Kernels(
-                upsample_compiled.write_labels, resize_compiled.average, draw_compiled.blend, draw_compiled.count
+                upsample_compiled.write_labels,
+                resize_compiled.average,
+                draw_compiled.blend,
+                draw_compiled.count,
             )
         except Exception:
             # Whatever keeps it from compiling (no place for its cache, another LLVM), NumPy goes on.

@@ -49,7 +49,12 @@ def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[
     height, width = size_hw
     # Asked of every frame, so that they are loaded for the other stages too.
     kernels = compiled()
-    if kernels is not None and frame.flags.c_contiguous and frame.shape[2:] == (3,) and frame.dtype == np.uint8:
+    if (
+        kernels is not None
+        and frame.flags.c_contiguous
+        and frame.shape[2:] == (3,)
+        and frame.dtype == np.uint8
+    ):
         plan = plan_of(frame.shape[:2], (height, width))
         if plan is not None and _opencv_agrees(kernels):
             return _average(frame, (height, width), plan, kernels)
@@ -71,7 +76,13 @@ def plan_of(from_hw: tuple[int, ...], size_hw: tuple[int, int]) -> Plan | None:
     fits = 255 * y.parts < 2**16 and 255 * parts < 2**24
     if not (certain and fits) or (y.whole and x.whole):
         return None
-    return Plan(y.first, y.weights.astype(np.uint16), x.first, x.weights.astype(np.float32), np.float32(1 / parts))
+    return Plan(
+        y.first,
+        y.weights.astype(np.uint16),
+        x.first,
+        x.weights.astype(np.float32),
+        np.float32(1 / parts),
+    )
 
 
 def _shrunk(old: int, new: int) -> Axis | None:
@@ -104,4 +115,6 @@ def _opencv_agrees(kernels: Kernels) -> bool:
     noise = np.random.default_rng(0).integers(0, 256, (135, 240, 3), np.uint8)
     plan = plan_of((135, 240), (64, 128))
     assert plan is not None
-    return bool((_average(noise, (64, 128), plan, kernels) == images.resize_frame(noise, (64, 128))).all())
+    return bool(
+        (_average(noise, (64, 128), plan, kernels) == images.resize_frame(noise, (64, 128))).all()
+    )

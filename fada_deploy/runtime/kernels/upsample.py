@@ -77,7 +77,9 @@ def axis_taps(n_in: int, n_out: int, *, align_corners: bool) -> Taps:
     return Taps(low, np.minimum(low + 1, n_in - 1), np.float32(1) - w_high, w_high, first, count)
 
 
-def dense_labels(logits_khw: Logits, size_hw: tuple[int, int], *, align_corners: bool) -> NDArray[np.uint8]:
+def dense_labels(
+    logits_khw: Logits, size_hw: tuple[int, int], *, align_corners: bool
+) -> NDArray[np.uint8]:
     """Interpolate every pixel of every class and take the largest, the lower class on a tie.
 
     The reference: slow, and what `labels_from_logits` equals bit for bit. Same arguments and errors.
@@ -97,7 +99,11 @@ def dense_labels(logits_khw: Logits, size_hw: tuple[int, int], *, align_corners:
 
 
 def labels_from_logits(
-    logits_khw: Logits, size_hw: tuple[int, int], *, align_corners: bool, out: NDArray[np.uint8] | None = None
+    logits_khw: Logits,
+    size_hw: tuple[int, int],
+    *,
+    align_corners: bool,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Return the class of each pixel, (H, W) uint8, of logits (K, h, w) float32 enlarged bilinearly.
 
@@ -118,7 +124,9 @@ def labels_from_logits(
     return labels
 
 
-def _sparse_labels(logits_khw: Logits, labels: NDArray[np.uint8], y: Taps, x: Taps, margin: np.float32) -> None:
+def _sparse_labels(
+    logits_khw: Logits, labels: NDArray[np.uint8], y: Taps, x: Taps, margin: np.float32
+) -> None:
     """Write the labels by NumPy."""
     classes, gap = _winner(logits_khw)
     labels[:] = classes[y.low][:, x.low]
@@ -148,7 +156,9 @@ def confidence_from_logits(
     y = axis_taps(probability.shape[0], size_hw[0], align_corners=align_corners)
     x = axis_taps(probability.shape[1], size_hw[1], align_corners=align_corners)
     across = probability[:, x.low] * x.w_low + probability[:, x.high] * x.w_high
-    return np.asarray(across[y.low] * y.w_low[:, None] + across[y.high] * y.w_high[:, None], np.float32)
+    return np.asarray(
+        across[y.low] * y.w_low[:, None] + across[y.high] * y.w_high[:, None], np.float32
+    )
 
 
 def _largest_of(logits_khw: Logits) -> np.float32:
@@ -211,7 +221,10 @@ def _fill_cells(
     below = np.minimum(rows + 1, logits_khw.shape[1] - 1)
     beside = np.minimum(columns + 1, logits_khw.shape[2] - 1)
     corners = np.stack(
-        [logits_khw[:, v, u] for v, u in ((rows, columns), (rows, beside), (below, columns), (below, beside))]
+        [
+            logits_khw[:, v, u]
+            for v, u in ((rows, columns), (rows, beside), (below, columns), (below, beside))
+        ]
     )
     possible = corners.max(0) >= corners.min(0).max(0) - margin
     count = possible.sum(0)
@@ -224,7 +237,9 @@ def _fill_cells(
             # Cells with fewer candidates repeat their last one, which changes no maximum.
             places = np.minimum(np.arange(count[group].max())[:, None], count[group] - 1)
             chosen = order[places, group]
-            _interpolate(labels, corners[:, chosen, group], chosen, (rows[group], columns[group]), y, x)
+            _interpolate(
+                labels, corners[:, chosen, group], chosen, (rows[group], columns[group]), y, x
+            )
 
 
 def _interpolate(

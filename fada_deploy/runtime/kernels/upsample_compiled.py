@@ -53,7 +53,9 @@ def _winners(
 
 
 @njit(
-    "intp(float32[:,:,::1], intp, intp, intp, intp, float32, int32[::1], float32[:,::1])", nogil=True, cache=True
+    "intp(float32[:,:,::1], intp, intp, intp, intp, float32, int32[::1], float32[:,::1])",
+    nogil=True,
+    cache=True,
 )
 def _candidates(
     rows: NDArray[np.float32],

@@ -36,11 +36,15 @@ def overlay(
     `frame` and `palette` share their channel order. `shown` (256,) says which indices are colored [all];
     `contours` draws a light line between classes, all those not shown being one.
     """
-    picture = np.asarray(cv2.addWeighted(colorize(labels, palette), alpha, frame, 1 - alpha, 0), np.uint8)
+    picture = np.asarray(
+        cv2.addWeighted(colorize(labels, palette), alpha, frame, 1 - alpha, 0), np.uint8
+    )
     if shown is not None:
         hidden = cv2.LUT(labels, np.where(shown, 0, 255).astype(np.uint8))
         cv2.copyTo(frame, hidden, picture)
-        labels = np.asarray(cv2.LUT(labels, np.where(shown, np.arange(256), 255).astype(np.uint8)), np.uint8)
+        labels = np.asarray(
+            cv2.LUT(labels, np.where(shown, np.arange(256), 255).astype(np.uint8)), np.uint8
+        )
     if contours:
         edge = np.zeros(labels.shape, np.bool_)
         edge[:, 1:] = labels[:, 1:] != labels[:, :-1]

@@ -26,7 +26,9 @@ class Legend:
     jump about; as many as fit into six tenths of the height. A picture too small for a panel gets none.
     """
 
-    def __init__(self, names: Sequence[str], palette: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
+    def __init__(
+        self, names: Sequence[str], palette: NDArray[np.uint8], size_hw: tuple[int, int]
+    ) -> None:
         height, width = size_hw
         self._names = names
         self.size_hw = size_hw
@@ -61,7 +63,12 @@ class Legend:
 
     @property
     def _panel_wh(self) -> tuple[int, int]:
-        width = round(self._letter * 1.5) + self._name_width + self._share_width + round(4.2 * self._pad)
+        width = (
+            round(self._letter * 1.5)
+            + self._name_width
+            + self._share_width
+            + round(4.2 * self._pad)
+        )
         return width, len(self._lines) * self._row + self._pad
 
     def paint(self, picture: Picture, shares: NDArray[np.float64]) -> None:
@@ -71,16 +78,26 @@ class Legend:
         _panel(picture, (left, top), (width, height), radius=self._pad)
         for place, index in enumerate(self._lines):
             middle = top + self._pad // 2 + place * self._row + self._row // 2
-            self._line(picture, index, shares[index], (left + self._pad, middle), width - 2 * self._pad)
+            self._line(
+                picture, index, shares[index], (left + self._pad, middle), width - 2 * self._pad
+            )
 
-    def _line(self, picture: Picture, index: int, share: float, at: tuple[int, int], width: int) -> None:
+    def _line(
+        self, picture: Picture, index: int, share: float, at: tuple[int, int], width: int
+    ) -> None:
         x, middle = at
         swatch = self._swatches[index]
         top = middle - self._swatch_wh[1] // 2 - 1
         picture[top : top + swatch.shape[0], x - 1 : x - 1 + swatch.shape[1]] = swatch
         ink = _INK if share >= 0.0005 else _FAINT
         base = middle + round(self._letter * 0.36)
-        _text(picture, self._names[index], (x + self._swatch_wh[0] + self._pad, base), self._letter, ink)
+        _text(
+            picture,
+            self._names[index],
+            (x + self._swatch_wh[0] + self._pad, base),
+            self._letter,
+            ink,
+        )
         text = f"{100 * share:.0f}%" if share >= 0.01 or share < 0.0005 else "<1%"
         _text(picture, text, (x + width - _text_width(text, self._letter), base), self._letter, ink)
 
@@ -104,7 +121,12 @@ def _panel(picture: Picture, at: tuple[int, int], size_wh: tuple[int, int], *, r
 
 
 def _rounded(
-    picture: Picture, at: tuple[int, int], size_wh: tuple[int, int], *, radius: int, color: tuple[int, ...]
+    picture: Picture,
+    at: tuple[int, int],
+    size_wh: tuple[int, int],
+    *,
+    radius: int,
+    color: tuple[int, ...],
 ) -> None:
     (x, y), (width, height) = at, size_wh
     right, bottom = x + width - 1, y + height - 1
@@ -126,7 +148,9 @@ def _text_width(text: str, letter: int) -> int:
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letter / 30, 1)[0][0])
 
 
-def _text(picture: Picture, text: str, at: tuple[int, int], letter: int, color: tuple[int, ...]) -> None:
+def _text(
+    picture: Picture, text: str, at: tuple[int, int], letter: int, color: tuple[int, ...]
+) -> None:
     if _HAS_TYPE:
         cv2.putText(picture, text, at, color, cv2.FontFace("sans"), letter, _WEIGHT)
     else:

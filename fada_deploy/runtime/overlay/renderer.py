@@ -12,7 +12,13 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.runtime.overlay.legend import Legend
-from fada_deploy.runtime.overlay.yuv import corner_rgb, matrix_of, overlay_planes, palette_planes, set_corner
+from fada_deploy.runtime.overlay.yuv import (
+    corner_rgb,
+    matrix_of,
+    overlay_planes,
+    palette_planes,
+    set_corner,
+)
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.result import Result
@@ -42,7 +48,9 @@ class Look:
             return None
         unknown = [name for name in self.classes if name not in space.names]
         if unknown:
-            raise UsageError(f"the model has no class {', '.join(unknown)}; it has {', '.join(space.names)}")
+            raise UsageError(
+                f"the model has no class {', '.join(unknown)}; it has {', '.join(space.names)}"
+            )
         shown = np.zeros(256, np.bool_)
         shown[[space.names.index(name) for name in self.classes]] = True
         return shown
@@ -64,7 +72,12 @@ class Drawing:
         if result.color == "bgr":
             palette = palette[:, ::-1]
         picture = overlay(
-            result.frame, result.labels, palette, look.alpha, shown=self._shown, contours=look.contours
+            result.frame,
+            result.labels,
+            palette,
+            look.alpha,
+            shown=self._shown,
+            contours=look.contours,
         )
         if look.legend:
             self._legend(result, palette).draw(picture, self._shares(result))

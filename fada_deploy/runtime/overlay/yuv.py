@@ -48,11 +48,17 @@ def palette_planes(palette: NDArray[np.uint8], matrix: int) -> NDArray[np.uint8]
     red, blue = _PARTS[matrix]
     r, g, b = (palette.astype(np.float64) / 255).T
     y = red * r + (1 - red - blue) * g + blue * b
-    tables = [16 + 219 * y, 128 + 224 * (b - y) / (2 * (1 - blue)), 128 + 224 * (r - y) / (2 * (1 - red))]
+    tables = [
+        16 + 219 * y,
+        128 + 224 * (b - y) / (2 * (1 - blue)),
+        128 + 224 * (r - y) / (2 * (1 - red)),
+    ]
     return np.stack(tables).round().astype(np.uint8)
 
 
-def overlay_planes(picture: Any, labels: NDArray[np.uint8], tables: NDArray[np.uint8], alpha: float) -> Any:
+def overlay_planes(
+    picture: Any, labels: NDArray[np.uint8], tables: NDArray[np.uint8], alpha: float
+) -> Any:
     """Return a new PyAV frame: `picture` with the colors of labels (H, W) over it, as `overlay` in RGB."""
     import av
 

@@ -62,7 +62,12 @@ class WatchSource:
     audio: Path | None = None
 
     def __init__(
-        self, folder: str | Path, *, poll_s: float = 0.2, settle_s: float = 0.3, give_up_s: float = 5.0
+        self,
+        folder: str | Path,
+        *,
+        poll_s: float = 0.2,
+        settle_s: float = 0.3,
+        give_up_s: float = 5.0,
     ) -> None:
         if poll_s <= 0 or settle_s < 0 or give_up_s < settle_s:
             raise UsageError(
@@ -119,7 +124,9 @@ class WatchSource:
                     return
             # What was gathered goes on; and who has stopped listening is noticed though nothing comes.
             yield PAUSE
-            self._sleep(self._poll_s if self._waiting else max(self._poll_s, _REST * (listed - start)))
+            self._sleep(
+                self._poll_s if self._waiting else max(self._poll_s, _REST * (listed - start))
+            )
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -184,13 +191,17 @@ class WatchSource:
                 if not last:
                     return None
                 if _is_cut_jpeg(path):
-                    raise DataError(f"{path}: is cut short; it did not grow for {self._give_up_s:g} s")
+                    raise DataError(
+                        f"{path}: is cut short; it did not grow for {self._give_up_s:g} s"
+                    )
             found = Frame(read_rgb(path), self.name, index, waiting.item, time.monotonic())
         except (DataError, OSError) as error:
             if not last and path.exists():
                 return None
             found = (
-                error if isinstance(error, DataError) else DataError(f"{path}: cannot be read ({error.strerror})")
+                error
+                if isinstance(error, DataError)
+                else DataError(f"{path}: cannot be read ({error.strerror})")
             )
         now = _stamp(path)
         if now == waiting.stamp:
@@ -206,7 +217,11 @@ class WatchSource:
 def _suffix(name: str) -> str:
     """Return a picture's or video's suffix in small letters, "" for others, hidden ones and temporary names."""
     stem, suffix = os.path.splitext(name.lower())
-    if name.startswith(".") or suffix not in _KNOWN or not _TEMPORARY.isdisjoint(Path(stem).suffixes):
+    if (
+        name.startswith(".")
+        or suffix not in _KNOWN
+        or not _TEMPORARY.isdisjoint(Path(stem).suffixes)
+    ):
         return ""
     return suffix
 

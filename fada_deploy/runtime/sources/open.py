@@ -234,7 +234,9 @@ def decoded(packet: Any) -> Generator[Any, None, None]:
 Given = str | Path | int | Source
 
 
-def open_sources(sources: Sequence[Given | Sequence[Given]], *, hardware: str | None = None) -> list[Source]:
+def open_sources(
+    sources: Sequence[Given | Sequence[Given]], *, hardware: str | None = None
+) -> list[Source]:
     """Turn files, folders, globs and live addresses into sources; what has `frames` is taken as it is.
 
     A folder gives one source of its pictures and one for each video in it, a number the camera, a list its
@@ -253,7 +255,11 @@ def open_sources(sources: Sequence[Given | Sequence[Given]], *, hardware: str | 
     for given in everything:
         if isinstance(given, int) or (isinstance(given, str) and is_live(given)):
             given = LiveSource(str(given))
-        made = _open_path(str(given), hardware, alone=alone) if isinstance(given, str | Path) else [given]
+        made = (
+            _open_path(str(given), hardware, alone=alone)
+            if isinstance(given, str | Path)
+            else [given]
+        )
         for source in made:
             # The same file twice is the same file.
             found.setdefault(source.name, source)
@@ -306,9 +312,15 @@ def _open_folder(path: Path, hardware: str | None) -> list[Source]:
     files = sorted(p for p in path.iterdir() if _is_known(p))
     pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        below = f"; folders below it are not looked into, give '{path}/**/*.mp4'" if subfolders(path) else ""
+        below = (
+            f"; folders below it are not looked into, give '{path}/**/*.mp4'"
+            if subfolders(path)
+            else ""
+        )
         raise DataError(f"{path}: an empty folder, or nothing in it is {ALLOWED}{below}")
-    videos: list[Source] = [VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
+    videos: list[Source] = [
+        VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES
+    ]
     stems = Counter(p.stem for p in pictures)
     items = {p.stem if stems[p.stem] == 1 else p.name: p for p in pictures}
     return [PictureSource(str(path), items), *videos] if pictures else videos

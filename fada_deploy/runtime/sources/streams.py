@@ -66,7 +66,9 @@ class LiveOptions:
         if self.policy not in (None, *POLICIES):
             raise UsageError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}")
         if self.deadline_s is not None and self.deadline_s <= 0:
-            raise UsageError(f"a deadline of {1000 * self.deadline_s:g} ms has passed already; it is above 0")
+            raise UsageError(
+                f"a deadline of {1000 * self.deadline_s:g} ms has passed already; it is above 0"
+            )
 
 
 def is_live(address: str) -> bool:
@@ -182,7 +184,10 @@ class LiveSource:
                     if timed is None:
                         self.damaged += 1
                         patience = max(_TIMEOUT, self._options.give_up_s)
-                        if self._address != PIPE and time.monotonic() - max(last, opened) > patience:
+                        if (
+                            self._address != PIPE
+                            and time.monotonic() - max(last, opened) > patience
+                        ):
                             raise DataError("nothing in it can be decoded")
                         continue
                     (picture, own), now = timed, time.monotonic()
@@ -204,7 +209,9 @@ class LiveSource:
             if time.monotonic() - last > self._options.give_up_s:
                 return f"gave no frame for {self._options.give_up_s:g} s ({why})"
             if pause == _FIRST_PAUSE:
-                self.on_trouble(f"{self.name}: {why}; trying again for {self._options.give_up_s:g} s")
+                self.on_trouble(
+                    f"{self.name}: {why}; trying again for {self._options.give_up_s:g} s"
+                )
             until = time.monotonic() + pause
             while not over() and time.monotonic() < until:
                 time.sleep(_NAP)
@@ -261,14 +268,20 @@ class _Reading:
     def __init__(self, source: LiveSource, changed: threading.Condition) -> None:
         self.source = source
         self.slot = _Slot(source._policy, changed)
-        self._thread = threading.Thread(target=source._read, args=(self.slot,), name="fada-live", daemon=True)
+        self._thread = threading.Thread(
+            target=source._read, args=(self.slot,), name="fada-live", daemon=True
+        )
         self._thread.start()
 
     def take(self) -> Frame | None:
         """Return the frame that lies there unless it is late."""
         frame = self.slot.take()
         deadline_s = self.source._options.deadline_s
-        if frame is not None and deadline_s is not None and time.monotonic() - frame.captured > deadline_s:
+        if (
+            frame is not None
+            and deadline_s is not None
+            and time.monotonic() - frame.captured > deadline_s
+        ):
             self.source.late += 1
             return None
         return frame
@@ -402,7 +415,9 @@ def _camera(number: int, over: Callable[[], bool]) -> Iterator[Timed]:
     camera = cv2.VideoCapture(number)
     try:
         if not camera.isOpened():
-            raise DataError(f"camera {number} does not open; is it connected, and may this user read it?")
+            raise DataError(
+                f"camera {number} does not open; is it connected, and may this user read it?"
+            )
         while not over():
             there, picture = camera.read()
             if not there:

@@ -98,7 +98,11 @@ class Opening:
     def path(self, kind: str, suffix: str, result: Result | None = None) -> Path:
         """Return the file of a result, or without one, the file of the whole source."""
         item = result.item if result is not None else ""
-        return self.saving.out / kind / self.key / f"{item}{suffix}" if item else self.whole(kind, suffix)
+        return (
+            self.saving.out / kind / self.key / f"{item}{suffix}"
+            if item
+            else self.whole(kind, suffix)
+        )
 
     def whole(self, kind: str, suffix: str) -> Path:
         return self.saving.out / kind / f"{self.key}{suffix}"
@@ -113,7 +117,9 @@ def _overlay(opening: Opening) -> Iterator[Write]:
         with _film(opening, "overlay", _picture, audio=opening.source.audio) as write:
             yield write
     else:
-        yield lambda drawn: _write_jpeg(opening.path("overlay", ".jpg", drawn.result), drawn.picture)
+        yield lambda drawn: _write_jpeg(
+            opening.path("overlay", ".jpg", drawn.result), drawn.picture
+        )
 
 
 @contextmanager
@@ -128,7 +134,11 @@ def _mask_film(opening: Opening) -> Iterator[Write]:
     assert first.time_base is not None
     path, size = opening.whole("mask-film", ".mp4"), (first.labels.shape[0], first.labels.shape[1])
     with label_film(
-        path, size, time_base=first.time_base, rate=opening.source.rate, pixel_aspect=opening.pixel_aspect
+        path,
+        size,
+        time_base=first.time_base,
+        rate=opening.source.rate,
+        pixel_aspect=opening.pixel_aspect,
     ) as add:
         yield lambda drawn: add(ids(drawn), _pts(drawn))
 
@@ -164,7 +174,10 @@ def _npz(opening: Opening) -> Iterator[Write]:
 def _json(opening: Opening) -> Iterator[Write]:
     space = opening.space
     head = json.dumps({"source": opening.source.name, "classes": list(space.names)})
-    with atomic_path(opening.whole("json", ".json")) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        atomic_path(opening.whole("json", ".json")) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         # One line a frame as it comes: a film of any length takes no memory.
         file.write(head[:-1] + ', "frames": [')
         comma = "\n"
@@ -174,7 +187,9 @@ def _json(opening: Opening) -> Iterator[Write]:
             result = drawn.result
             shares = zip(space.names, result.shares.tolist(), strict=True)
             frame = {"index": result.index, "item": result.item, "time_s": result.time_s}
-            file.write(comma + json.dumps(frame | {"shares": {n: round(v, 6) for n, v in shares if v > 0}}))
+            file.write(
+                comma + json.dumps(frame | {"shares": {n: round(v, 6) for n, v in shares if v > 0}})
+            )
             comma = ",\n"
 
         yield write
@@ -213,7 +228,9 @@ def _colors(opening: Opening) -> Callable[[Drawn], Picture]:
 
 
 @contextmanager
-def _film(opening: Opening, kind: str, picture_of: Callable[[Drawn], Any], audio: Path | None) -> Iterator[Write]:
+def _film(
+    opening: Opening, kind: str, picture_of: Callable[[Drawn], Any], audio: Path | None
+) -> Iterator[Write]:
     base, first = opening.first.result.time_base, picture_of(opening.first)
     assert base is not None
     if isinstance(first, np.ndarray):
@@ -252,7 +269,10 @@ def _draw(
 
 
 def _write(
-    items: Iterable[Drawn | DataError | End], sources: Sequence[Source], saving: Saving, timings: Timings
+    items: Iterable[Drawn | DataError | End],
+    sources: Sequence[Source],
+    saving: Saving,
+    timings: Timings,
 ) -> Generator[Item, None, None]:
     keys = file_keys(sources)
     by_name = {source.name: source for source in sources}
@@ -266,7 +286,10 @@ def _write(
                     if name not in opened:
                         opening = Opening(by_name[name], keys[name], item, saving)
                         stack = everything.enter_context(ExitStack())
-                        opened[name] = stack, [stack.enter_context(SINKS[k](opening)) for k in saving.kinds]
+                        opened[name] = (
+                            stack,
+                            [stack.enter_context(SINKS[k](opening)) for k in saving.kinds],
+                        )
                     for write in opened[name][1]:
                         write(item)
                 elif isinstance(item, End) and item.source.name in opened:
@@ -279,7 +302,9 @@ def _said_in_one_line(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from None
+        raise DataError(
+            f"{error.filename or out}: cannot be written ({error.strerror or error})"
+        ) from None
 
 
 def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:
@@ -298,7 +323,11 @@ def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:
 
 
 def label_to_files(
-    segmenter: Segmenter, sources: Sequence[Source], saving: Saving, *, timings: Timings | None = None
+    segmenter: Segmenter,
+    sources: Sequence[Source],
+    saving: Saving,
+    *,
+    timings: Timings | None = None,
 ) -> Generator[Item, None, None]:
     """Label all sources into files; yield each `Result` once it is written, and what could not be read.
 
@@ -309,7 +338,9 @@ def label_to_files(
     for source in sources:
         for kind in saving.kinds:
             if Path(source.name).resolve().parent == (saving.out / kind).resolve():
-                raise UsageError(f"{source.name}: lies where its own {kind} is written; give another --out")
+                raise UsageError(
+                    f"{source.name}: lies where its own {kind} is written; give another --out"
+                )
         if not source.moving:
             for kind in sorted({"mask-film", "color-film"} & set(saving.kinds)):
                 raise UsageError(

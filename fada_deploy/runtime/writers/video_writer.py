@@ -26,7 +26,17 @@ Picture = NDArray[np.uint8]
 # Codecs, by the names of FFmpeg's decoders, that may lie in an MP4 file and that browsers know.
 _SOUND = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "alac"})
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
-PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)
 # Of a picture's quality for people: 18 can hardly be told from the original, 23 is x264's own choice.
 _CRF = "20"
 
@@ -55,7 +65,9 @@ def film(
     """
     with _mp4(path) as (container, stack):
         codec = HARDWARE[hardware] if hardware else ("libx264", {"preset": preset, "crf": _CRF})
-        encoder = _Encoder(container, size_hw, time_base, rate, codec, matrix=matrix, pixel_aspect=pixel_aspect)
+        encoder = _Encoder(
+            container, size_hw, time_base, rate, codec, matrix=matrix, pixel_aspect=pixel_aspect
+        )
         if hardware:
             encoder.open(hardware)
         sound, clock = _Sound(container, audio, stack), _Clock(time_base)
@@ -91,7 +103,9 @@ def label_film(
     """
     with _mp4(path) as (container, _):
         codec = ("libx264", {"preset": PRESETS[0], "qp": "0"})
-        encoder = _Encoder(container, size_hw, time_base, rate, codec, gray=True, pixel_aspect=pixel_aspect)
+        encoder = _Encoder(
+            container, size_hw, time_base, rate, codec, gray=True, pixel_aspect=pixel_aspect
+        )
         clock = _Clock(time_base)
         yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), clock.onward(pts))
         encoder.flush()
@@ -105,7 +119,9 @@ def _mp4(path: Path) -> Iterator[tuple[Any, ExitStack]]:
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(atomic_path(path))
-            container = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
+            container = stack.enter_context(
+                av.open(str(temporary), "w", options={"movflags": "+faststart"})
+            )
             yield container, stack
         except av.error.FFmpegError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -153,7 +169,9 @@ class _Encoder:
 
         if any(self._pad_hw):
             below, beside = self._pad_hw
-            picture = np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8)
+            picture = np.asarray(
+                cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8
+            )
         picture = np.ascontiguousarray(picture)
         if self._gray:
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
@@ -216,12 +234,18 @@ class _Sound:
         source = stack.enter_context(av.open(str(audio)))
         track = source.streams.audio[0] if source.streams.audio else None
         # What FFmpeg cannot decode has no context.
-        if track is not None and track.codec_context is not None and track.codec_context.name in _SOUND:
+        if (
+            track is not None
+            and track.codec_context is not None
+            and track.codec_context.name in _SOUND
+        ):
             self._stream = container.add_stream_from_template(track)
             assert track.time_base is not None
             clock = _Clock(track.time_base)
             # The packet that ends a stream has no timestamp.
-            self._packets = (_set_onward(p, clock) for p in source.demux(track) if p.dts is not None)
+            self._packets = (
+                _set_onward(p, clock) for p in source.demux(track) if p.dts is not None
+            )
 
     def until(self, seconds: float) -> None:
         import av
@@ -233,7 +257,10 @@ class _Sound:
                 # Sound cut short is no reason to lose the pictures.
                 self._packets = iter(())
                 return
-            if self._waiting is None or float(self._waiting.dts * self._waiting.time_base) > seconds:
+            if (
+                self._waiting is None
+                or float(self._waiting.dts * self._waiting.time_base) > seconds
+            ):
                 return
             self._waiting.stream = self._stream
             self._container.mux(self._waiting)

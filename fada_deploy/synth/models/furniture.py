@@ -14,7 +14,12 @@ STOREY = 3.0
 def ground(slot: str, label: str, surface: Surface) -> Mesh:
     """Return a patch of ground of 1 × 1 m around its middle, to be scaled."""
     b = MeshBuilder(label)
-    b.face([(-0.5, 0, -0.5), (0.5, 0, -0.5), (0.5, 0, 0.5), (-0.5, 0, 0.5)], slot, out=UP, surface=surface)
+    b.face(
+        [(-0.5, 0, -0.5), (0.5, 0, -0.5), (0.5, 0, 0.5), (-0.5, 0, 0.5)],
+        slot,
+        out=UP,
+        surface=surface,
+    )
     return b.build()
 
 
@@ -39,7 +44,9 @@ def arrow() -> Mesh:
 def manhole() -> Mesh:
     """Return a manhole's cover."""
     b = MeshBuilder("road")
-    b.face([(x, 0.0, y) for x, y, _ in disc((0, 0, 0), 0.36)], "road", gain=0.66, surface=Surface.PAINT)
+    b.face(
+        [(x, 0.0, y) for x, y, _ in disc((0, 0, 0), 0.36)], "road", gain=0.66, surface=Surface.PAINT
+    )
     return b.build()
 
 
@@ -126,13 +133,23 @@ def bollard() -> Mesh:
 def _signal(b: MeshBuilder, x: float, y: float, lit: int, scale: float = 1.0) -> None:
     half, tall = 0.22 * scale, 0.60 * scale
     b.face(
-        [(x - half, y - tall, 0), (x + half, y - tall, 0), (x + half, y + tall, 0), (x - half, y + tall, 0)],
+        [
+            (x - half, y - tall, 0),
+            (x + half, y - tall, 0),
+            (x + half, y + tall, 0),
+            (x - half, y + tall, 0),
+        ],
         "lightbox",
         label="traffic light",
     )
     for i, slot in enumerate(("light_green", "light_yellow", "light_red")):
         center = (x, y + (i - 1) * 0.37 * scale, 0.0)
-        b.face(disc(center, 0.15 * scale, sides=10), slot, gain=1.0 if i == lit else 0.28, label="traffic light")
+        b.face(
+            disc(center, 0.15 * scale, sides=10),
+            slot,
+            gain=1.0 if i == lit else 0.28,
+            label="traffic light",
+        )
 
 
 @lru_cache(maxsize=1)
@@ -161,17 +178,26 @@ def signs() -> tuple[Mesh, ...]:
             (disc((0, 2.5, 0), 0.33, sides=14), white),
             (bar((0, 2.36), (0, 2.64), (0.14, 0.14)), "dark"),
         ],
-        [(disc((0, 2.5, 0), 0.48, sides=8), "sign_red"), (bar((-0.3, 2.5), (0.3, 2.5), (0.15, 0.15)), white)],
+        [
+            (disc((0, 2.5, 0), 0.48, sides=8), "sign_red"),
+            (bar((-0.3, 2.5), (0.3, 2.5), (0.15, 0.15)), white),
+        ],
         [
             ([(-0.56, 2.85, 0), (0.56, 2.85, 0), (0, 1.95, 0)], "sign_red"),
             ([(-0.32, 2.72, 0), (0.32, 2.72, 0), (0, 2.22, 0)], white),
         ],
-        [(disc((0, 2.5, 0), 0.46, sides=16), "sign_blue"), (bar((0, 2.25), (0, 2.72), (0.13, 0.05)), white)],
+        [
+            (disc((0, 2.5, 0), 0.46, sides=16), "sign_blue"),
+            (bar((0, 2.25), (0, 2.72), (0.13, 0.05)), white),
+        ],
         [
             ([(-0.44, 2.1, 0), (0.44, 2.1, 0), (0.44, 2.98, 0), (-0.44, 2.98, 0)], "sign_blue"),
             ([(-0.32, 2.22, 0), (0.32, 2.22, 0), (0, 2.84, 0)], white),
         ],
-        [(disc((0, 2.5, 0), 0.56, sides=4), white), (disc((0, 2.5, 0), 0.44, sides=4), "sign_yellow")],
+        [
+            (disc((0, 2.5, 0), 0.56, sides=4), white),
+            (disc((0, 2.5, 0), 0.44, sides=4), "sign_yellow"),
+        ],
     ]
     result = []
     for shapes in discs:

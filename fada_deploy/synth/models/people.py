@@ -17,7 +17,10 @@ def _head(b: MeshBuilder, x: float, y: float, *, helmet: bool = False, back: boo
     elif back:
         b.face(disc((x, y + 0.02, 0), 0.125, sides=10, flat=0.9), "hair")
     else:
-        b.face([p for p in disc((x, y + 0.015, 0), 0.135, sides=12, flat=0.92) if p[1] > y + 0.01], "hair")
+        b.face(
+            [p for p in disc((x, y + 0.015, 0), 0.135, sides=12, flat=0.92) if p[1] > y + 0.01],
+            "hair",
+        )
 
 
 def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
@@ -30,12 +33,24 @@ def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
     for sign, up, gain in ((-1, lift[0], 0.82), (1, lift[1], 1.0)):
         foot = sign * (spread + reach) if not side else sign * reach
         hip = sign * 0.09
-        b.face(bar((hip, 0.92), (foot * 0.55 + knee, 0.48 + up / 2), (0.20, 0.15)), "trousers", gain=gain)
-        b.face(bar((foot * 0.55 + knee, 0.50 + up / 2), (foot, 0.08 + up), (0.15, 0.11)), "trousers", gain=gain)
+        b.face(
+            bar((hip, 0.92), (foot * 0.55 + knee, 0.48 + up / 2), (0.20, 0.15)),
+            "trousers",
+            gain=gain,
+        )
+        b.face(
+            bar((foot * 0.55 + knee, 0.50 + up / 2), (foot, 0.08 + up), (0.15, 0.11)),
+            "trousers",
+            gain=gain,
+        )
         toe = 0.10 if side else 0.03 * sign
         b.face(bar((foot - 0.06, 0.04 + up), (foot + 0.09 + toe, 0.04 + up), (0.10, 0.08)), "dark")
     if skirt:
-        b.face([(-0.17, 0.98, 0), (0.17, 0.98, 0), (0.26, 0.50, 0), (-0.26, 0.50, 0)], "trousers", gain=1.1)
+        b.face(
+            [(-0.17, 0.98, 0), (0.17, 0.98, 0), (0.26, 0.50, 0), (-0.26, 0.50, 0)],
+            "trousers",
+            gain=1.1,
+        )
     arm = 0.30 * swing if side else 0.06 * swing
     wide = 0.15 if side else 0.22
     b.face(bar((-wide * 0.9, 1.42), (-wide * 1.15 - arm, 0.88), (0.11, 0.08)), "top", gain=0.78)
@@ -54,7 +69,9 @@ def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
     b.face(bar((wide * 0.9, 1.42), (wide * 1.15 + arm, 0.88), (0.11, 0.08)), "top", gain=0.9)
     b.face(disc((wide * 1.15 + arm, 0.84, 0), 0.05, sides=6), "skin", fine=True)
     if bag:
-        b.face([(-0.13, 1.0, 0), (0.13, 1.0, 0), (0.14, 1.38, 0), (-0.14, 1.38, 0)], "shop", gain=0.9)
+        b.face(
+            [(-0.13, 1.0, 0), (0.13, 1.0, 0), (0.14, 1.38, 0), (-0.14, 1.38, 0)], "shop", gain=0.9
+        )
     _head(b, 0.03 if side else 0.0, 1.63, back=bag)
     return b.build((0.28, 0.15, 0.0, 1.7))
 
@@ -63,7 +80,12 @@ def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
 def walkers() -> tuple[tuple[Mesh, ...], ...]:
     """Return kinds of people, each as the phases of one stride; the later half are seen from the side."""
     phases = [2 * math.pi * i / PHASES for i in range(PHASES)]
-    kinds = [(side, skirt, bag) for side in (False, True) for skirt in (False, True) for bag in (False, True)]
+    kinds = [
+        (side, skirt, bag)
+        for side in (False, True)
+        for skirt in (False, True)
+        for bag in (False, True)
+    ]
     return tuple(
         tuple(_walker(p, side=side, skirt=skirt, bag=bag and not side) for p in phases)
         for side, skirt, bag in kinds
@@ -135,11 +157,23 @@ def _rider(b: MeshBuilder, phase: float, *, side: bool, seat: float) -> None:
                 label=who,
             )
             b.face(
-                bar((0.14, seat - 0.16 + 0.08 * turn * sign), foot, (0.15, 0.10)), "trousers", gain=gain, label=who
+                bar((0.14, seat - 0.16 + 0.08 * turn * sign), foot, (0.15, 0.10)),
+                "trousers",
+                gain=gain,
+                label=who,
             )
         else:
-            b.face(bar((sign * 0.10, seat), (sign * 0.17, pedal), (0.19, 0.12)), "trousers", gain=gain, label=who)
-            b.face(bar((sign * 0.19, pedal), (sign * 0.17, pedal - 0.03), (0.12, 0.12)), "dark", label=who)
+            b.face(
+                bar((sign * 0.10, seat), (sign * 0.17, pedal), (0.19, 0.12)),
+                "trousers",
+                gain=gain,
+                label=who,
+            )
+            b.face(
+                bar((sign * 0.19, pedal), (sign * 0.17, pedal - 0.03), (0.12, 0.12)),
+                "dark",
+                label=who,
+            )
     _torso(b, side=side, seat=seat)
 
 
@@ -147,7 +181,9 @@ def _torso(b: MeshBuilder, *, side: bool, seat: float) -> None:
     who = "rider"
     if side:
         b.face(bar((-0.16, seat - 0.05), (0.10, seat + 0.48), (0.30, 0.34)), "top", label=who)
-        b.face(bar((0.08, seat + 0.42), (0.36, seat + 0.12), (0.12, 0.09)), "top", gain=0.85, label=who)
+        b.face(
+            bar((0.08, seat + 0.42), (0.36, seat + 0.12), (0.12, 0.09)), "top", gain=0.85, label=who
+        )
     else:
         b.face(
             [
@@ -187,7 +223,11 @@ def _ride(phase: float, *, motor: bool, side: bool) -> Mesh:
 def riders() -> dict[tuple[bool, bool], tuple[Mesh, ...]]:
     """Return people riding by (motorcycle, seen from the side), each as the phases of one turn of the pedals."""
     phases = [2 * math.pi * i / PHASES for i in range(PHASES)]
-    return {(m, s): tuple(_ride(p, motor=m, side=s) for p in phases) for m in (False, True) for s in (False, True)}
+    return {
+        (m, s): tuple(_ride(p, motor=m, side=s) for p in phases)
+        for m in (False, True)
+        for s in (False, True)
+    }
 
 
 @lru_cache(maxsize=1)

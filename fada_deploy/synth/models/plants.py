@@ -36,19 +36,40 @@ def _leafy(rng: Random) -> Mesh:
         x, y = math.cos(angle) * away * radius, middle + math.sin(angle) * away * tall
         gain = 0.86 + 0.22 * (y - middle) / tall
         size = rng.uniform(0.42, 0.6)
-        b.face(_blob(rng, x, y, radius * size, tall * size * 0.9), "leaf", gain=gain, surface=Surface.LEAF)
+        b.face(
+            _blob(rng, x, y, radius * size, tall * size * 0.9),
+            "leaf",
+            gain=gain,
+            surface=Surface.LEAF,
+        )
     x = -radius * 0.2
-    b.face(_blob(rng, x, middle + tall * 0.38, radius * 0.5, tall * 0.42), "leaf", gain=1.14, surface=Surface.LEAF)
+    b.face(
+        _blob(rng, x, middle + tall * 0.38, radius * 0.5, tall * 0.42),
+        "leaf",
+        gain=1.14,
+        surface=Surface.LEAF,
+    )
     return b.build((radius * 0.9, radius * 0.9, base, top))
 
 
-def _branch(b: MeshBuilder, rng: Random, foot: tuple[float, float], angle: float, size: float, depth: int) -> None:
+def _branch(
+    b: MeshBuilder, rng: Random, foot: tuple[float, float], angle: float, size: float, depth: int
+) -> None:
     tip = (foot[0] + math.sin(angle) * size, foot[1] + math.cos(angle) * size)
     width = 0.055 * size + 0.02
-    b.face(bar(foot, tip, (width * 1.5, width)), "trunk", gain=0.8 + 0.1 * (3 - depth), fine=depth == 0)
+    b.face(
+        bar(foot, tip, (width * 1.5, width)), "trunk", gain=0.8 + 0.1 * (3 - depth), fine=depth == 0
+    )
     if depth:
         for turn in (-0.55, 0.0, 0.5):
-            _branch(b, rng, tip, angle + turn + rng.uniform(-0.2, 0.2), size * rng.uniform(0.58, 0.8), depth - 1)
+            _branch(
+                b,
+                rng,
+                tip,
+                angle + turn + rng.uniform(-0.2, 0.2),
+                size * rng.uniform(0.58, 0.8),
+                depth - 1,
+            )
 
 
 def _bare(rng: Random) -> Mesh:

@@ -20,19 +20,34 @@ def _flank(x: float, z0: float, z1: float, y0: float, y1: float) -> list[Point]:
     return [(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)]
 
 
-def _wheels(b: MeshBuilder, half: float, radius: float, axles: tuple[float, ...], ends: tuple[float, ...]) -> None:
+def _wheels(
+    b: MeshBuilder, half: float, radius: float, axles: tuple[float, ...], ends: tuple[float, ...]
+) -> None:
     for x, out in ((-half, LEFT), (half, RIGHT)):
         side = x * 1.012
         for z in axles:
-            b.face(disc((side, radius * 1.08, z), radius * 1.16, plane="zy"), "tire", out=out, gain=0.6)
+            b.face(
+                disc((side, radius * 1.08, z), radius * 1.16, plane="zy"), "tire", out=out, gain=0.6
+            )
             b.face(disc((side * 1.002, radius, z), radius, plane="zy"), "tire", out=out)
-            b.face(disc((side * 1.004, radius, z), radius * 0.58, plane="zy", sides=8), "hub", out=out, fine=True)
+            b.face(
+                disc((side * 1.004, radius, z), radius * 0.58, plane="zy", sides=8),
+                "hub",
+                out=out,
+                fine=True,
+            )
         tread = sorted((x * 0.72, x * 0.98))
         for z in ends:
-            b.face(_rect(tread[0], tread[1], 0.0, radius * 1.1, z), "tire", out=REAR if z < 0 else FRONT)
+            b.face(
+                _rect(tread[0], tread[1], 0.0, radius * 1.1, z),
+                "tire",
+                out=REAR if z < 0 else FRONT,
+            )
 
 
-def _lamps(b: MeshBuilder, half: float, length: float, y: tuple[float, float], *, wide: float = 0.30) -> None:
+def _lamps(
+    b: MeshBuilder, half: float, length: float, y: tuple[float, float], *, wide: float = 0.30
+) -> None:
     for sign in (-1, 1):
         inner, outer = sorted((sign * half * 0.96, sign * half * (0.96 - wide * 1.2)))
         b.face(_rect(inner, outer, *y, -length / 2 - 0.01), "tail", out=REAR)
@@ -41,7 +56,9 @@ def _lamps(b: MeshBuilder, half: float, length: float, y: tuple[float, float], *
         b.face(_rect(-0.28, 0.28, y[0] - 0.22, y[0] - 0.09, z), "plate", out=out, fine=True)
 
 
-def _car(length: float, width: float, height: float, cabin: tuple[float, float, float, float]) -> Mesh:
+def _car(
+    length: float, width: float, height: float, cabin: tuple[float, float, float, float]
+) -> Mesh:
     """Build a car; `cabin` is where it starts and ends on the belt line and at the roof, fractions of length."""
     b = MeshBuilder("car")
     half, belt = width / 2, height * 0.60
@@ -53,7 +70,11 @@ def _car(length: float, width: float, height: float, cabin: tuple[float, float, 
     b.frustum((*body, belt * 0.72), (*waist, belt), "car")
     for z, out in ((-length / 2 - 0.005, REAR), (length / 2 + 0.005, FRONT)):
         b.face(_rect(-half * 0.98, half * 0.98, 0.20, 0.40, z), "dark", out=out, gain=1.3)
-    b.face(_rect(-half * 0.45, half * 0.45, belt * 0.55, belt * 0.78, length / 2 + 0.01), "dark", out=FRONT)
+    b.face(
+        _rect(-half * 0.45, half * 0.45, belt * 0.55, belt * 0.78, length / 2 + 0.01),
+        "dark",
+        out=FRONT,
+    )
     for x, out in ((-half * 1.003, LEFT), (half * 1.003, RIGHT)):
         b.face(_flank(x, -length * 0.47, length * 0.47, 0.2, 0.34), "dark", out=out, gain=1.2)
         b.face(_flank(x, 0.0, 0.035, 0.34, belt), "dark", out=out, fine=True)
@@ -64,7 +85,9 @@ def _car(length: float, width: float, height: float, cabin: tuple[float, float, 
     return b.build((half, length / 2, 0.15, height * 0.9))
 
 
-def _cabin(b: MeshBuilder, half: float, y: tuple[float, float], z: tuple[float, float, float, float]) -> None:
+def _cabin(
+    b: MeshBuilder, half: float, y: tuple[float, float], z: tuple[float, float, float, float]
+) -> None:
     """Set windows, roof, pillars and mirrors on a car's belt line; `z` as in `_car`, in meters."""
     rear, front, roof_rear, roof_front = z
     b.frustum(
@@ -128,7 +151,12 @@ def _cargo(*, tipper: bool) -> Mesh:
     b = MeshBuilder("truck")
     top = 2.2 if tipper else 3.5
     b.box((-1.0, 0.55, -5.9), (1.0, 1.0, 0.0), "dark")
-    b.box((-1.25, 0.95, -6.0), (1.25, top, 0.0), "truck", surface=Surface.SLATS if tipper else Surface.PLAIN)
+    b.box(
+        (-1.25, 0.95, -6.0),
+        (1.25, top, 0.0),
+        "truck",
+        surface=Surface.SLATS if tipper else Surface.PLAIN,
+    )
     for z, out in ((-6.01, REAR), (0.01, FRONT)):
         b.face(_rect(-1.15, 1.15, 1.1, top - 0.12, z), "truck", out=out, gain=0.9)
         b.face(_rect(-0.02, 0.02, 1.1, top - 0.12, z * 1.001), "dark", out=out, fine=True)
@@ -176,9 +204,13 @@ def _coach(slot: str, length: float, half: float, height: float, floor: float) -
         b.face(_flank(x * 1.001, -end, end, 2.68, 2.8), "white", out=out)
     for z, out in ((-end - 0.01, REAR), (end + 0.01, FRONT)):
         low = 1.15 if out == FRONT else 1.5
-        b.face(_rect(-half * 0.92, half * 0.92, low, 2.55, z), "glass", out=out, surface=Surface.GLASS)
+        b.face(
+            _rect(-half * 0.92, half * 0.92, low, 2.55, z), "glass", out=out, surface=Surface.GLASS
+        )
         b.face(_rect(-half * 0.7, half * 0.7, 2.65, 2.95, z), "dark", out=out)
-        b.face(_rect(-half * 0.4, half * 0.3, 2.71, 2.89, z * 1.001), "sign_yellow", out=out, fine=True)
+        b.face(
+            _rect(-half * 0.4, half * 0.3, 2.71, 2.89, z * 1.001), "sign_yellow", out=out, fine=True
+        )
         b.face(_rect(-half * 0.98, half * 0.98, floor, floor + 0.3, z), "dark", out=out, gain=1.3)
     _lamps(b, half, length, (0.75, 1.0), wide=0.22)
     axles = (-end * 0.62, end * 0.58)

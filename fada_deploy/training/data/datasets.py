@@ -46,7 +46,9 @@ def open_target(
         )
         return train_set, held_out if len(held_out) else None
     if config.ego_mask is not None:
-        raise UsageError("--ego-mask is for recordings; a custom data set names its own, [labels] ego_mask")
+        raise UsageError(
+            "--ego-mask is for recordings; a custom data set names its own, [labels] ego_mask"
+        )
     train_set = open_dataset(config.tgt, root, split="train", space=space)
     try:
         return train_set, open_dataset(config.tgt, root, split="val", space=space)
@@ -63,11 +65,16 @@ def labeled_pair(config: RunConfig, space: LabelSpace) -> list[FrameDataset]:
         )
     found = [
         open_dataset(name, None if root is None else Path(root), split=split, space=space)
-        for name, root, split in ((config.src, config.src_root, "train"), (config.tgt, config.tgt_root, "val"))
+        for name, root, split in (
+            (config.src, config.src_root, "train"),
+            (config.tgt, config.tgt_root, "val"),
+        )
     ]
     for dataset in found:
         if not dataset.labeled:
-            raise UsageError(f"{dataset.name} {dataset.split}: has no labels; centers need labels of both domains")
+            raise UsageError(
+                f"{dataset.name} {dataset.split}: has no labels; centers need labels of both domains"
+            )
     return found
 
 
@@ -85,7 +92,9 @@ def class_contents(
     """
     census = load_census(dataset)
     if census is None:
-        with tqdm(total=len(dataset), desc="source classes", unit="file", disable=None, file=sys.stderr) as bar:
+        with tqdm(
+            total=len(dataset), desc="source classes", unit="file", disable=None, file=sys.stderr
+        ) as bar:
             census = take_census(dataset, frames=False, progress=bar.update)
         save_census(dataset, census, say)
     bad = dict.fromkeys(census.bad.values())

@@ -57,7 +57,8 @@ class Batch:
         files = self.files or ("",) * len(self.indices)
         slots = [slice(i * each, (i + 1) * each) for i in range(count)]
         return tuple(
-            Batch(self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego) for s in slots
+            Batch(self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego)
+            for s in slots
         )
 
     def ignore(self, size_hw: tuple[int, int]) -> Tensor | None:
@@ -100,12 +101,16 @@ class Batches:
         for i in range(iteration, iteration + self._ahead):
             if i not in self._waiting:
                 first = i * self._batch
-                self._waiting[i] = [self._pool.submit(self._sample, first + slot) for slot in self._slots]
+                self._waiting[i] = [
+                    self._pool.submit(self._sample, first + slot) for slot in self._slots
+                ]
         indices, samples = zip(*(f.result() for f in self._waiting.pop(iteration)), strict=True)
         frames = torch.from_numpy(np.stack([frame for frame, _ in samples]))
         labels = torch.from_numpy(np.stack([labels for _, labels in samples]))
         files = tuple(map(self._file, indices))
-        return Batch(frames.to(self._device), labels.to(self._device).long(), indices, files, self._ego)
+        return Batch(
+            frames.to(self._device), labels.to(self._device).long(), indices, files, self._ego
+        )
 
     def close(self) -> None:
         """Stop the threads."""

@@ -43,8 +43,12 @@ class ClassBalancedOrder:
         self._files = [np.flatnonzero(column) for column in contains.T]
         self._present = np.flatnonzero(contains.any(axis=0))
         if not self._present.size:
-            raise DataError("no source label holds any class of the label space; is the label encoding right?")
-        self._block = lru_cache(maxsize=2)(lambda block: self._draw(np.random.default_rng([seed, block])))
+            raise DataError(
+                "no source label holds any class of the label space; is the label encoding right?"
+            )
+        self._block = lru_cache(maxsize=2)(
+            lambda block: self._draw(np.random.default_rng([seed, block]))
+        )
 
     def __getitem__(self, position: int) -> int:
         """Return the frame at a position of the endless sequence."""

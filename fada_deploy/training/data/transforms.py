@@ -14,7 +14,9 @@ Labels = NDArray[np.uint8]
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def color_jitter(frame: Frame, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Frame:
+def color_jitter(
+    frame: Frame, strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> Frame:
     """Change brightness, contrast, saturation and hue in a random order, as torchvision's ColorJitter.
 
     Factors are uniform in 1 ± strength; the hue turns by a uniform share ± strength of the circle.
@@ -46,7 +48,9 @@ def _turn_hue(image: NDArray[np.float32], turn: float) -> NDArray[np.float32]:
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255, np.float32)
 
 
-def flip(frame: Frame, labels: Labels, probability: float, rng: np.random.Generator) -> tuple[Frame, Labels]:
+def flip(
+    frame: Frame, labels: Labels, probability: float, rng: np.random.Generator
+) -> tuple[Frame, Labels]:
     """Mirror left to right with a probability."""
     if rng.random() >= probability:
         return frame, labels

@@ -59,7 +59,9 @@ def normalized(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         return result
     scale, shift = norm.affine()
     weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, cast("Any", conv.padding), conv.dilation, conv.groups)
+    return F.conv2d(
+        x, weight, shift, conv.stride, cast("Any", conv.padding), conv.dilation, conv.groups
+    )
 
 
 class Shortcut(nn.Sequential):
@@ -113,7 +115,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inner, H, W) to (B, planes, H / stride, W / stride)."""
         y = F.relu(normalized(self.conv1, self.bn1, x))
-        y = normalized(self.conv2, self.bn2, y) + (x if self.downsample is None else self.downsample(x))
+        y = normalized(self.conv2, self.bn2, y) + (
+            x if self.downsample is None else self.downsample(x)
+        )
         return F.relu(y) if self.final_relu else y
 
 
@@ -150,7 +154,9 @@ class Bottleneck(nn.Module):
         """Map (B, inner, H, W) to (B, planes · expansion, H / stride, W / stride)."""
         y = F.relu(normalized(self.conv1, self.bn1, x))
         y = F.relu(normalized(self.conv2, self.bn2, y))
-        y = normalized(self.conv3, self.bn3, y) + (x if self.downsample is None else self.downsample(x))
+        y = normalized(self.conv3, self.bn3, y) + (
+            x if self.downsample is None else self.downsample(x)
+        )
         return F.relu(y) if self.final_relu else y
 
 
@@ -159,7 +165,9 @@ def shortcut(inner: int, outer: int, norm: Norm, *, stride: int) -> Shortcut | N
     return None if stride == 1 and inner == outer else Shortcut(inner, outer, norm, stride=stride)
 
 
-def signed_layer(inner: int, planes: int, norm: Norm, *, blocks: int = 2, stride: int = 1) -> nn.Sequential:
+def signed_layer(
+    inner: int, planes: int, norm: Norm, *, blocks: int = 2, stride: int = 1
+) -> nn.Sequential:
     """Return basic blocks of which the last leaves its sum signed; whoever reads it applies the ReLU."""
     layer = [BasicBlock(inner, planes, norm, stride=stride)]
     layer += [BasicBlock(planes, planes, norm) for _ in range(blocks - 2)]

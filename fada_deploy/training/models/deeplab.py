@@ -13,7 +13,10 @@ class ASPPClassifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
         super().__init__()
-        convs = [nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate) for rate in (6, 12, 18, 24)]
+        convs = [
+            nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate)
+            for rate in (6, 12, 18, 24)
+        ]
         for conv in convs:
             nn.init.normal_(conv.weight, 0.0, 0.01)
         self.conv2d_list = nn.ModuleList(convs)

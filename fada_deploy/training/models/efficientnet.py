@@ -31,7 +31,9 @@ TAPS = {4: 40, 10: 112, 15: 320}
 class SameConv2d(nn.Conv2d):
     """A convolution without bias and with TensorFlow's "same" padding; strides 1 and 2, odd kernels."""
 
-    def __init__(self, inner: int, outer: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, inner: int, outer: int, kernel: int, *, stride: int = 1, groups: int = 1
+    ) -> None:
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(inner, outer, kernel, stride, padding, groups=groups, bias=False)
 
@@ -51,7 +53,9 @@ class SameConv2d(nn.Conv2d):
 class InvertedResidual(nn.Module):
     """1×1 expansion, depthwise convolution, 1×1 projection without activation; a shortcut where shapes agree."""
 
-    def __init__(self, inner: int, outer: int, norm: Norm, *, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, inner: int, outer: int, norm: Norm, *, kernel: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         wide = inner * expansion
         self.expands, self.shortcut = expansion > 1, stride == 1 and inner == outer
@@ -127,7 +131,11 @@ def _blocks(inner: int, norm: Norm) -> list[InvertedResidual]:
     for count, kernel, stride, expansion, outer in STAGES:
         widths, strides = [inner] + [outer] * count, [stride] + [1] * (count - 1)
         for (before, after), step in zip(pairwise(widths), strides, strict=True):
-            blocks.append(InvertedResidual(before, after, norm, kernel=kernel, stride=step, expansion=expansion))
+            blocks.append(
+                InvertedResidual(
+                    before, after, norm, kernel=kernel, stride=step, expansion=expansion
+                )
+            )
         inner = outer
     return blocks
 

@@ -51,7 +51,9 @@ class LightBag(nn.Module):
     def forward(self, detail: Tensor, context: Tensor, boundary: Tensor) -> Tensor:
         """Fuse three (B, C, h, w) into one."""
         edge = boundary.sigmoid()
-        fused: Tensor = self.conv_p((1 - edge) * context + detail) + self.conv_i(context + edge * detail)
+        fused: Tensor = self.conv_p((1 - edge) * context + detail) + self.conv_i(
+            context + edge * detail
+        )
         return fused
 
 
@@ -75,7 +77,8 @@ class PIDNet(nn.Module):
         self.layer3 = signed_layer(high, planes * 4, norm, blocks=3, stride=2)
         self.layer4 = signed_layer(planes * 4, planes * 8, norm, blocks=3, stride=2)
         self.layer5 = nn.Sequential(
-            _bottleneck(planes * 8, planes * 8, norm, stride=2), _bottleneck(planes * 16, planes * 8, norm)
+            _bottleneck(planes * 8, planes * 8, norm, stride=2),
+            _bottleneck(planes * 16, planes * 8, norm),
         )
         self.compression3 = _conv_norm(planes * 4, high, norm)
         self.compression4 = _conv_norm(planes * 8, high, norm)

@@ -16,7 +16,9 @@ class DAPPM(nn.Module):
         self.scale0 = _context(0, inner, branch, norm)
         for i in range(1, 5):
             self.add_module(f"scale{i}", _context(i, inner, branch, norm))
-            self.add_module(f"process{i}", nn.Sequential(*norm_relu_conv(branch, branch, norm, kernel=3)))
+            self.add_module(
+                f"process{i}", nn.Sequential(*norm_relu_conv(branch, branch, norm, kernel=3))
+            )
         self.compression = nn.Sequential(*norm_relu_conv(5 * branch, outer, norm, kernel=1))
         self.shortcut = nn.Sequential(*norm_relu_conv(inner, outer, norm, kernel=1))
 

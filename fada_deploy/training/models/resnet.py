@@ -46,7 +46,9 @@ def _layer(
 ) -> nn.Sequential:
     layer = [block(inner, planes, norm, stride=stride, dilations=dilations)]
     rest = (dilations[1], dilations[1])
-    layer += [block(planes * block.expansion, planes, norm, dilations=rest) for _ in range(blocks - 1)]
+    layer += [
+        block(planes * block.expansion, planes, norm, dilations=rest) for _ in range(blocks - 1)
+    ]
     return nn.Sequential(*layer)
 
 

@@ -177,7 +177,9 @@ class SegFormer(nn.Module):
         widths, heads, reductions = (32, 64, 160, 256), (1, 2, 5, 8), (8, 4, 2, 1)
         for i, (inner, width) in enumerate(zip((3, *widths), widths, strict=False), 1):
             kernel, stride = (7, 4) if i == 1 else (3, 2)
-            self.add_module(f"patch_embed{i}", PatchEmbed(inner, width, kernel=kernel, stride=stride))
+            self.add_module(
+                f"patch_embed{i}", PatchEmbed(inner, width, kernel=kernel, stride=stride)
+            )
             blocks = [Block(width, heads[i - 1], reductions[i - 1]) for _ in range(2)]
             self.add_module(f"block{i}", nn.ModuleList(blocks))
             self.add_module(f"norm{i}", nn.LayerNorm(width, eps=1e-6))
@@ -203,7 +205,9 @@ def _initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        fan_out = (
+            module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        )
         nn.init.normal_(module.weight, 0.0, (2 / fan_out) ** 0.5)
         assert module.bias is not None
         nn.init.zeros_(module.bias)

@@ -93,7 +93,9 @@ class ModelSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Read what `to_dict` wrote; raise `KeyError` or `ValueError` on anything else."""
         height, width = (int(v) for v in data["size_hw"])
-        mean, std = (cast("tuple[float, float, float]", tuple(map(float, data[k]))) for k in ("mean", "std"))
+        mean, std = (
+            cast("tuple[float, float, float]", tuple(map(float, data[k]))) for k in ("mean", "std")
+        )
         space = LabelSpace.from_dict(data["label_space"])
         return cls(str(data["backbone"]), space, (height, width), str(data["norm"]), mean, std)
 

@@ -45,7 +45,9 @@ class ClassMoments:
         """Which classes have features enough to have a spread: two."""
         return np.asarray((self.count > 1).numpy())
 
-    def distances(self, *, among: NDArray[np.bool_] | None = None, squared: bool = True) -> NDArray[np.float64]:
+    def distances(
+        self, *, among: NDArray[np.bool_] | None = None, squared: bool = True
+    ) -> NDArray[np.float64]:
         """Return CCD by class, (K,), over the centers of the classes `among` (default: those seen).
 
         NaN for the others. Networks compare where both are taken among the same classes.

@@ -157,7 +157,9 @@ def _networks(runs: Sequence[RunFiles], device: torch.device) -> dict[str, Segme
     return found
 
 
-def _strips(networks: Mapping[str, Segmenter], frames: FrameDataset, device: torch.device, count: int) -> str:
+def _strips(
+    networks: Mapping[str, Segmenter], frames: FrameDataset, device: torch.device, count: int
+) -> str:
     chosen, pictures = pick_frames(frames, count)
     columns = [("target frame", pictures)]
     for name, model in networks.items():
@@ -178,9 +180,13 @@ def _strips(networks: Mapping[str, Segmenter], frames: FrameDataset, device: tor
 
 
 def _drawn(
-    pictures: Sequence[NDArray[np.uint8]], labels: Sequence[NDArray[np.uint8]], palette: NDArray[np.uint8]
+    pictures: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.uint8]],
+    palette: NDArray[np.uint8],
 ) -> list[NDArray[np.uint8]]:
-    return [overlay(picture, each, palette, 0.6) for picture, each in zip(pictures, labels, strict=True)]
+    return [
+        overlay(picture, each, palette, 0.6) for picture, each in zip(pictures, labels, strict=True)
+    ]
 
 
 def _figure(caption: str, picture: NDArray[np.uint8]) -> str:
@@ -230,7 +236,9 @@ def _speed(runs: Sequence[RunFiles]) -> str:
             rate = float(np.median([line["images_per_second"] for line in lines]))
             peak = max(line["memory_mib"] for line in lines) / 1024
             name = f"{run.folder.name}: {stage}" if len(runs) > 1 else stage
-            cells = "".join(f"<td>{v}</td>" for v in (int(lines[-1]["iteration"]), f"{rate:.1f}", f"{peak:.1f}"))
+            cells = "".join(
+                f"<td>{v}</td>" for v in (int(lines[-1]["iteration"]), f"{rate:.1f}", f"{peak:.1f}")
+            )
             rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     heads = "<th>stage</th><th>iterations</th><th>images a second</th><th>memory, GiB</th>"
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -250,7 +258,9 @@ def _distances(
             raise DataError("the runs tell different classes apart")
         datasets = labeled_pair(RunConfig.from_dict(runs[0].config), space)
         total = len(networks) * sum(len(chosen_frames(len(d), count)) for d in datasets)
-        with tqdm(total=total, desc="class centers", unit="frame", disable=None, file=sys.stderr) as bar:
+        with tqdm(
+            total=total, desc="class centers", unit="frame", disable=None, file=sys.stderr
+        ) as bar:
             measured = {
                 name: measure(model, datasets, frames=count, device=device, progress=bar.update)
                 for name, model in networks.items()
@@ -274,7 +284,9 @@ def _settings(runs: Iterable[RunFiles]) -> str:
     blocks = []
     for run in runs:
         text = escape(json.dumps(run.config, indent=2))
-        blocks.append(f"<details><summary>{escape(str(run.folder))}</summary><pre>{text}</pre></details>")
+        blocks.append(
+            f"<details><summary>{escape(str(run.folder))}</summary><pre>{text}</pre></details>"
+        )
     return f"<h2>Settings</h2>{''.join(blocks)}"
 
 

@@ -32,7 +32,9 @@ class RunFiles:
         try:
             config = json.loads((folder / CONFIG).read_text("utf-8"))
         except (OSError, ValueError):
-            raise FadaError(f"{folder}: no run; a run is what `fada train` makes under runs/") from None
+            raise FadaError(
+                f"{folder}: no run; a run is what `fada train` makes under runs/"
+            ) from None
         metrics, scores = {}, {}
         for stage in STAGES:
             if (path := folder / stage / "metrics.jsonl").is_file():
@@ -55,5 +57,7 @@ def discriminator_health(lines: Sequence[Mapping[str, float]]) -> str:
     if share < _CHANCE:
         return f"{said}, no more than chance: it has nothing left to tell apart, or has not learned (its rate)"
     if share > _SATURATED:
-        return f"{said}: it is saturated, and pulls hardly any more; a lower discriminator_lr may help"
+        return (
+            f"{said}: it is saturated, and pulls hardly any more; a lower discriminator_lr may help"
+        )
     return said

@@ -35,7 +35,9 @@ def check_tensorboard() -> None:
 class Board:
     """Writes to `folder`, a folder a stage; `frames` are what the networks are shown on."""
 
-    def __init__(self, folder: Path, frames: FrameDataset | None, device: torch.device, count: int = 3) -> None:
+    def __init__(
+        self, folder: Path, frames: FrameDataset | None, device: torch.device, count: int = 3
+    ) -> None:
         self._folder, self._device = folder, device
         self._frames = [] if frames is None else pick_frames(frames, count)[1]
 

@@ -97,7 +97,8 @@ def adversarial_step(
     d_optimizer.zero_grad(set_to_none=True)
     parts = zip(src.parts(stage.accumulate), tgt.parts(stage.accumulate), strict=True)
     losses = [
-        add_gradients(model, discriminator, *part, stage, method=method, amp=amp, pixels=pixels) for part in parts
+        add_gradients(model, discriminator, *part, stage, method=method, amp=amp, pixels=pixels)
+        for part in parts
     ]
     take_step(optimizer, stage)
     distributed.add_gradients(discriminator.parameters())
@@ -130,11 +131,15 @@ def add_gradients(
 
     def terms(seen: Seen, answers: Tensor) -> DomainTerms:
         size = method.size_hw(seen.batch, answers)
-        return domain_terms(answers, seen.logits, method.encode, size, seen.batch.ignore(size), parts=shares)
+        return domain_terms(
+            answers, seen.logits, method.encode, size, seen.batch.ignore(size), parts=shares
+        )
 
     # F and G: classes on the source.
     on_src = look(src, hold=stage.bn_statistics == "target")
-    segmentation = segmentation_loss(on_src.logits, src.labels, temperature=method.temperature, pixels=pixels)
+    segmentation = segmentation_loss(
+        on_src.logits, src.labels, temperature=method.temperature, pixels=pixels
+    )
     segmentation.backward()
 
     # F and G: the target must pass for the source, class by class. D stays as it is meanwhile, so what it

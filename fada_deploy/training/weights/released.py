@@ -78,13 +78,17 @@ def read_released(
         normalization.std,
     )
     model = Segmenter(spec)
-    weights = {f"{part}.{name}": tensor for part, names in parts.items() for name, tensor in names.items()}
+    weights = {
+        f"{part}.{name}": tensor for part, names in parts.items() for name, tensor in names.items()
+    }
     _check_fit(weights, model, path)
     if normalization.bgr:
         turn_round(weights, model)
     model.load_state_dict(weights)
     iteration = content.get("iteration")
-    return Released(model.eval(), told, reason, kind, iteration if isinstance(iteration, int) else None)
+    return Released(
+        model.eval(), told, reason, kind, iteration if isinstance(iteration, int) else None
+    )
 
 
 def _check_fit(weights: dict[str, Tensor], model: Segmenter, path: Path) -> None:
@@ -117,7 +121,9 @@ def _tensors(content: dict[str, object], part: str, path: Path) -> dict[str, Ten
 def _backbone(features: dict[str, Tensor], path: Path) -> str:
     if "backbone.29.weight" in features:
         return "vgg16"
-    blocks = {m.group(1) for name in features if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
+    blocks = {
+        m.group(1) for name in features if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))
+    }
     if len(blocks) not in _RESNETS or "backbone.layer3.0.conv3.weight" not in features:
         raise ModelError(f"{path}: its feature extractor is neither VGG-16 nor ResNet-50 or -101")
     return _RESNETS[len(blocks)]
