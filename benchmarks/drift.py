@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from fada_deploy.runtime import Segmenter
-from fada_deploy.runtime.drift import Drift, DriftWatch
+from fada_deploy.runtime.drift import Drift, DriftMonitor
 from fada_deploy.synth.clip import FPS, Drive
 from fada_deploy.synth.dataset import CLIP, first_seed
 
@@ -60,7 +60,7 @@ def main() -> None:
         for seed in range(1, args.drives + 1):
             size = segmenter.metadata.input_size_hw
             drive = Drive.begin("target", first_seed(seed, CLIP), size_hw=size, seconds=SECONDS)
-            watches = {name: DriftWatch.of(segmenter.metadata, window=window) for name in CHANGES}
+            watches = {name: DriftMonitor.of(segmenter.metadata, window=window) for name in CHANGES}
             for i, (frame, _) in enumerate(drive.frames(SECONDS * FPS)):
                 for name, watch in watches.items() if i % EVERY == 0 else ():
                     last[name] = watch.see(segmenter.predict(CHANGES[name](frame), confidence=True))

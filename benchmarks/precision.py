@@ -19,11 +19,11 @@ from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend, runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import Proof, compare
+from fada_deploy.runtime.parity import ReferenceOutputs, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 
-def timed(backends: list[Backend], proof: Proof, repeats: int) -> list[float]:
+def timed(backends: list[Backend], proof: ReferenceOutputs, repeats: int) -> list[float]:
     """Return each backend's median ms for one frame, the backends taken in turn."""
     times: list[list[float]] = [[] for _ in backends]
     for backend in backends:
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     metadata = read_metadata(args.model)
     files = [args.model, *sorted(args.model.parent.glob(f"{args.model.stem}.*.onnx"))]
-    proof = Proof.of(args.model, metadata)
+    proof = ReferenceOutputs.of(args.model, metadata)
     opened = [(path, name) for path in files for name in runnable_backends(path)]
     backends = [open_backend(path, backend=name, device="cpu") for path, name in opened]
     spent = timed(backends, proof, args.repeats)

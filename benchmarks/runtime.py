@@ -49,7 +49,7 @@ from fada_deploy.common.sizes import parse_size
 from fada_deploy.common.system import (
     installed_version,
     memory_mib,
-    throughput_requests,
+    throughput_parallelism,
     usable_cores,
 )
 from fada_deploy.common.video import open_video
@@ -58,20 +58,20 @@ from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.benchmark import STAGES, measure
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.kernels.resize import resize_frame
-from fada_deploy.runtime.overlay.renderer import Drawing, Look
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.open import Frame, VideoSource
 from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.writers import video_writer as films
-from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.save import SaveOptions, save_results
 from fada_deploy.runtime.writers.video_writer import film
 
 PEERS = Path(__file__).parent / "peers"
 PARTS = ("road", "stages", "peers", "long", "kill", "first")
 ENGINES = ("onnxruntime", "openvino", "numba", "av", "opencv-python-headless", "numpy")
 # Of our overlay films; `settings_of` says whether the peers' are truly alike.
-ENCODER = {"preset": Saving(Path()).preset, "crf": films._CRF}
+ENCODER = {"preset": SaveOptions(Path()).preset, "crf": films._CRF}
 CLIP_SECONDS = 8.0
 STAGE_REST_S = 0.005
 KEPT, STAGE_FRAMES, LONG_EVERY, LONG_FROM, LONG_BEYOND, FAILS_AT = 5, 60, 250, 1000, 50, 20
@@ -120,7 +120,7 @@ def job_road(doc: dict[str, Any]) -> dict[str, Any]:
     """The bare network and the road, as `fada bench MODEL --source CLIP`."""
     source = Looped(Path(doc["clip"]), doc["frames"])
     found = measure(
-        Path(doc["model"]), backend=doc["backend"], parallel=throughput_requests(), source=source,
+        Path(doc["model"]), backend=doc["backend"], parallel=throughput_parallelism(), source=source,
         seconds=doc["seconds"],
     )  # fmt: skip
     return found.to_dict()
@@ -149,7 +149,7 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
                 pass
         frames = [item for item in source.frames() if isinstance(item, Frame)]
         segmenter.backend.submit(resize_frame(frames[0].rgb, size_hw)[None])
-        drawing, base = Drawing(Look(), space), frames[0].time_base
+        drawing, base = OverlayRenderer(OverlayStyle(), space), frames[0].time_base
         assert base is not None
         path, size = Path(folder) / "film.mp4", (frames[0].rgb.shape[0], frames[0].rgb.shape[1])
         with film(path, size, time_base=base, rate=source.rate, audio=None) as add:
@@ -180,7 +180,7 @@ def job_film(doc: dict[str, Any]) -> dict[str, Any]:
     source, kept = Looped(Path(doc["clip"]), doc["frames"]), {}
     with (
         Segmenter(
-            doc["model"], backend=doc["backend"], parallel=throughput_requests()
+            doc["model"], backend=doc["backend"], parallel=throughput_parallelism()
         ) as segmenter,
         TemporaryDirectory() as folder,
     ):
@@ -188,7 +188,7 @@ def job_film(doc: dict[str, Any]) -> dict[str, Any]:
         segmenter.backend.submit(np.full((1, height, width, 3), 128, np.uint8))
         compiled.wait()
         cpu, start, done = time.process_time(), time.perf_counter(), 0
-        for item in label_to_files(segmenter, [source], Saving(Path(folder))):
+        for item in save_results(segmenter, [source], SaveOptions(Path(folder))):
             if isinstance(item, Result):
                 if item.index in doc["keep"]:
                     kept[str(item.index)] = item.labels
@@ -217,11 +217,11 @@ def job_long(doc: dict[str, Any]) -> dict[str, Any]:
     source, start = Looped(Path(doc["clip"]), doc["frames"] + LONG_BEYOND), time.perf_counter()
     with (
         Segmenter(
-            doc["model"], backend=doc["backend"], parallel=throughput_requests()
+            doc["model"], backend=doc["backend"], parallel=throughput_parallelism()
         ) as segmenter,
         TemporaryDirectory() as folder,
     ):
-        for item in label_to_files(segmenter, [source], Saving(Path(folder))):
+        for item in save_results(segmenter, [source], SaveOptions(Path(folder))):
             if isinstance(item, Result) and (item.index + 1) % LONG_EVERY == 0:
                 pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
                 threads = len(list(Path("/proc/self/task").iterdir()))
@@ -278,7 +278,9 @@ def _break(part: str, bomb: _Bomb, source: Looped, segmenter: Segmenter) -> Any:
     if part == "network":
         return mock.patch.object(segmenter.backend, "submit", before(segmenter.backend.submit))
     if part == "drawing":
-        return mock.patch.object(Drawing, "draw_for_film", before(Drawing.draw_for_film))
+        return mock.patch.object(
+            OverlayRenderer, "draw_for_film", before(OverlayRenderer.draw_for_film)
+        )
 
     @contextmanager
     def writer(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -294,11 +296,11 @@ def job_kill(doc: dict[str, Any]) -> dict[str, Any]:
     cause = "none"
     with TemporaryDirectory() as folder:
         with Segmenter(
-            doc["model"], backend=doc["backend"], parallel=throughput_requests()
+            doc["model"], backend=doc["backend"], parallel=throughput_parallelism()
         ) as segmenter:
             try:
                 with _break(doc["part"], bomb, source, segmenter):
-                    for _ in label_to_files(segmenter, [source], Saving(Path(folder))):
+                    for _ in save_results(segmenter, [source], SaveOptions(Path(folder))):
                         pass
             except _Failed as error:
                 cause = str(error)
@@ -348,7 +350,7 @@ def around(owner, name, before, after):
 around(segmenter.Segmenter, "__init__", "sources opened", "model opened")
 for module in onnxruntime, openvino:
     around(module, "import_engine", "(before the engine's import)", "engine imported")
-to_files = sinks.label_to_files
+to_files = sinks.save_results
 def watched(*args, **kwargs):
     items = to_files(*args, **kwargs)
     for item in items:
@@ -357,7 +359,7 @@ def watched(*args, **kwargs):
             print(json.dumps(marks), flush=True)
             if not whole: os._exit(0)
         yield item
-sinks.label_to_files = watched
+sinks.save_results = watched
 sys.exit(main(arguments))
 """
 FIRST_STEPS = (

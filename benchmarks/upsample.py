@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.runtime import Segmenter, upsample
-from fada_deploy.runtime.backends import contract_of
-from fada_deploy.runtime.kernels.upsample import labels_from_logits, mixed_share
+from fada_deploy.runtime.backends import metadata_of
+from fada_deploy.runtime.kernels.upsample import labels_from_logits, mixed_fraction
 from fada_deploy.runtime.sources.open import Frame, open_sources
 
 CLASSES = 19
@@ -87,7 +87,7 @@ def measure(
     differ = int((sparse() != dense()[0].numpy()).sum())
     ours, numpy, theirs = (seconds(job, repeats) for job in (sparse, plain, dense))
     return {
-        "mixed": mixed_share(logits),
+        "mixed": mixed_fraction(logits),
         "compiled_s": ours,
         "numpy_s": numpy,
         "torch_s": theirs,
@@ -114,7 +114,7 @@ def main() -> None:
         for smoothness in (25.0, 12.0, 6.0, 3.0)
     )
     if args.model and args.clip:
-        corners = contract_of(args.model).align_corners
+        corners = metadata_of(args.model).align_corners
         real = (("film", z, corners) for z in logits_of(args.model, args.clip, args.frames))
         jobs = chain(jobs, real)
     rows = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import MissingExtraError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.metrics import Scores
-from fada_deploy.runtime.benchmark import Measured
+from fada_deploy.runtime.benchmark import BenchmarkResult
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -106,7 +106,7 @@ def curves_svg(
     return _svg(figure)
 
 
-def plot_speed(measured: Sequence[Measured], path: Path) -> None:
+def plot_speed(measured: Sequence[BenchmarkResult], path: Path) -> None:
     """Draw frames a second of the bare network and, where measured, of the whole road, a group a model."""
     names = [f"{Path(m.model).name}\n{m.backend}, {m.precision}" for m in measured]
     figure, axes = _figure(6.5, 1.4 + 0.62 * len(names))

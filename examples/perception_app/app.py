@@ -25,7 +25,7 @@ from perception import Corridor, Scene, perceive
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime import Segmenter
-from fada_deploy.runtime.drift import Drift, DriftWatch
+from fada_deploy.runtime.drift import Drift, DriftMonitor
 from fada_deploy.runtime.sources.open import Frame, open_sources
 from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers.video_writer import film
@@ -82,7 +82,7 @@ class App:
         self.segmenter, self.corridor, self.budget = segmenter, corridor, budget
         known = segmenter.metadata.reference is not None
         watched = max(1, window // _WATCH_EVERY)
-        self.watch = DriftWatch.of(segmenter.metadata, window=watched) if known else None
+        self.watch = DriftMonitor.of(segmenter.metadata, window=watched) if known else None
         self.drift: Drift | None = None
         self._clock = clock
         # Engines take memory and time at their first frame, which is late enough for the first real one.

@@ -11,7 +11,7 @@ import click
 from fada_deploy.cli.options import emit_json, log, need_extra
 
 if TYPE_CHECKING:
-    from fada_deploy.runtime.benchmark import Measured
+    from fada_deploy.runtime.benchmark import BenchmarkResult
 
 
 @click.command("bench")
@@ -71,7 +71,7 @@ def command(
 
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
-    from fada_deploy.common.system import throughput_requests
+    from fada_deploy.common.system import throughput_parallelism
     from fada_deploy.runtime.backends import BACKENDS, runnable_backends, runnable_models
     from fada_deploy.runtime.benchmark import measure
     from fada_deploy.runtime.sources.open import open_sources
@@ -107,7 +107,7 @@ def command(
             found.append(
                 measure(
                     path, backend=name, device=device, batch=batch,
-                    parallel=parallel or (1 if film is None else throughput_requests()),
+                    parallel=parallel or (1 if film is None else throughput_parallelism()),
                     source=film, frames=frames, seconds=seconds, progress=bar.update,
                 )
             )  # fmt: skip
@@ -124,18 +124,18 @@ def command(
         log(f"plot: {plot}")
 
 
-def _choose(found: list[Measured]) -> None:
+def _choose(found: list[BenchmarkResult]) -> None:
     """Record each file's fastest backend; engines have one alone."""
     from fada_deploy.runtime.backends.onnx_file import read_metadata
-    from fada_deploy.runtime.backends.preference import record_choice
+    from fada_deploy.runtime.backends.preference import remember_fastest
 
     for model in dict.fromkeys(each.model for each in found if each.model.endswith(".onnx")):
         best = max((each for each in found if each.model == model), key=lambda each: each.bare.fps)
-        kept = record_choice(read_metadata(Path(model)), best.backend)
+        kept = remember_fastest(read_metadata(Path(model)), best.backend)
         log(f"{model}: --backend auto takes {best.backend} from now on ({kept})")
 
 
-def table(found: list[Measured]) -> str:
+def table(found: list[BenchmarkResult]) -> str:
     """Return what was measured for people: a line a model and backend, and the road's stages below."""
     names = [f"{Path(each.model).name}, {each.backend}" for each in found]
     width = max(26, *map(len, names))

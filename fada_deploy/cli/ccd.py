@@ -146,7 +146,7 @@ def _measure(
     from fada_deploy.training.config import RunConfig
     from fada_deploy.training.data.datasets import labeled_pair
     from fada_deploy.training.device import choose_device
-    from fada_deploy.training.reporting.class_center_distance import chosen_frames, measure
+    from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
     from fada_deploy.training.weights.checkpoints import load_segmenter
 
     where = choose_device(device)
@@ -160,7 +160,7 @@ def _measure(
             )
     datasets = labeled_pair(RunConfig.from_dict(loaded[0][1]["config"]), space)
     left_out: dict[str, None] = {}
-    total = len(loaded) * sum(len(chosen_frames(len(d), frames)) for d in datasets)
+    total = len(loaded) * sum(len(evenly_spaced(len(d), frames)) for d in datasets)
     with tqdm(total=total, desc="ccd", unit="frame", disable=None, file=sys.stderr) as bar:
         measured = {}
         for path, (model, _) in zip(paths, loaded, strict=True):

@@ -53,7 +53,7 @@ def check(
     from fada_deploy.common.label_space import load_label_space
     from fada_deploy.data import open_dataset
     from fada_deploy.data.report import as_text, describe
-    from fada_deploy.data.statistics import save_census, take_census
+    from fada_deploy.data.statistics import compute_statistics, save_statistics
 
     # What the paper's settings train on each.
     space = load_label_space(
@@ -62,10 +62,10 @@ def check(
     dataset = open_dataset(name, root, split=split, space=space)
     began = time.perf_counter()
     with tqdm(total=len(dataset), desc="check", unit="file", disable=None, file=sys.stderr) as bar:
-        census = take_census(dataset, frames=True, jobs=jobs, progress=bar.update)
+        statistics = compute_statistics(dataset, frames=True, jobs=jobs, progress=bar.update)
     seconds = time.perf_counter() - began
-    kept = save_census(dataset, census, log)
-    report = describe(dataset, census)
+    kept = save_statistics(dataset, statistics, log)
+    report = describe(dataset, statistics)
     if as_json:
         emit_json(report | {"seconds": round(seconds, 3), "jobs": jobs, "kept": kept and str(kept)})
     else:

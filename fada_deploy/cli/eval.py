@@ -156,19 +156,19 @@ def _weights(
 
     try:
         from fada_deploy.training.device import choose_device
-        from fada_deploy.training.predict import Predictor, at_size, views_text
+        from fada_deploy.training.predict import Predictor, describe_views, with_input_size
         from fada_deploy.training.weights.checkpoints import load_segmenter
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
     where = choose_device(device)
     for path in all_weights(run) if every else [final_weights(run)]:
         network, provenance = load_segmenter(path, where)
-        network = at_size(network, size_hw)
+        network = with_input_size(network, size_hw)
         scales = MULTI_SCALE if mst else (1.0,)
         predictor = Predictor(network, where, scales=scales, flip=mst)
         spec, last = network.spec, path.name == WEIGHTS
         stage, iteration = str(provenance["stage"]), provenance.get("iteration")
-        views = views_text(scales, mst)
+        views = describe_views(scales, mst)
         yield (
             Subject(str(path), spec.space, spec.size_hw, stage, iteration, last, views),
             predictor.labels,

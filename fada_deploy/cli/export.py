@@ -31,7 +31,7 @@ from fada_deploy.cli.options import SIZE, emit_json
 )
 @click.option(
     "--for",
-    "made_for",
+    "hardware_target",
     type=click.Choice(["cpu", "tensorrt", "both"]),
     default="both",
     show_default=True,

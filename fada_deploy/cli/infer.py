@@ -18,14 +18,14 @@ import click
 from fada_deploy.cli.options import emit_json, log
 
 if TYPE_CHECKING:
-    from fada_deploy.runtime.autotune import Race
+    from fada_deploy.runtime.autotune import Autotuner
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sources.open import Source
-    from fada_deploy.runtime.writers.save import Saving
+    from fada_deploy.runtime.writers.save import SaveOptions
 
-_KINDS = ("overlay", "mask", "mask-film", "color", "color-film", "npz", "json")
+_KINDS = ("overlay", "mask", "mask-video", "color", "color-video", "npz", "json")
 
 
 class _Kinds(click.ParamType[tuple[str, ...]]):
@@ -135,7 +135,9 @@ class _Tally:
     help="Give a silent source up after.",
 )
 @click.option(
-    "--allow-unproven", is_flag=True, help="Run an engine that was never compared with the network."
+    "--allow-unverified",
+    is_flag=True,
+    help="Run an engine that was never compared with the network.",
 )
 @click.option(
     "--rebuild",
@@ -164,7 +166,7 @@ def command(
     policy: str | None,
     deadline_ms: float | None,
     reconnect_s: float,
-    allow_unproven: bool,
+    allow_unverified: bool,
     rebuild: bool,
     as_json: bool,
 ) -> int:
@@ -186,31 +188,31 @@ def command(
     from fada_deploy.common.errors import DataError, UsageError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import exported_model
-    from fada_deploy.common.system import throughput_requests
+    from fada_deploy.common.system import throughput_parallelism
     from fada_deploy.export.engines import rebuild_if_stale
-    from fada_deploy.runtime.autotune import WORTH_IT
-    from fada_deploy.runtime.overlay.renderer import Look
+    from fada_deploy.runtime.autotune import MIN_BATCHES
+    from fada_deploy.runtime.overlay.renderer import OverlayStyle
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
-    from fada_deploy.runtime.sources.folder_watcher import WatchSource
+    from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
     from fada_deploy.runtime.sources.open import open_sources, subfolders
     from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, is_live
-    from fada_deploy.runtime.viewer import require_windows
-    from fada_deploy.runtime.writers.save import Saving
+    from fada_deploy.runtime.viewer import require_display
+    from fada_deploy.runtime.writers.save import SaveOptions
 
     chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
-    look = Look(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
+    look = OverlayStyle(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
     # Wrong wishes are said before anything is opened; its folder is made when all else is well.
-    saving = Saving(out or Path(), save, ids, look, preset, video_hardware)
+    saving = SaveOptions(out or Path(), save, ids, look, preset, video_hardware)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
     if watch and (len(source) != 1 or is_live(source[0])):
         raise UsageError("--watch takes one folder, and nothing beside it")
     if not save and not show:
         raise UsageError("--save none without --show would leave nothing; give one of them")
     if show:
-        require_windows()
+        require_display()
     if watch:
-        sources = open_sources([WatchSource(source[0])])
+        sources = open_sources([FolderWatcher(source[0])])
     else:
         sources = open_sources(
             [LiveSource(each, live) if is_live(each) else each for each in source],
@@ -233,19 +235,19 @@ def command(
     # One answer as soon as can be where somebody waits for it, many as soon as can be where all lie ready.
     live_ones = any(getattr(s, "live", False) for s in sources)
     # Of a film that does not say how long it is, as if it were long.
-    expected = 0 if live_ones else sum(s.count() or WORTH_IT for s in sources)
-    parallel = 1 if expected <= 1 else throughput_requests()
+    expected = 0 if live_ones else sum(s.count() or MIN_BATCHES for s in sources)
+    parallel = 1 if expected <= 1 else throughput_parallelism()
     with Segmenter(
         model,
         device=device,
         backend=backend,
         batch=batch,
         parallel=parallel,
-        allow_unproven=allow_unproven,
+        allow_unverified=allow_unverified,
     ) as segmenter:
         race = (
             _race(segmenter)
-            if backend == "auto" and expected >= WORTH_IT * segmenter.batch
+            if backend == "auto" and expected >= MIN_BATCHES * segmenter.batch
             else None
         )
         for line in segmenter.skipped:
@@ -286,14 +288,14 @@ def command(
     return 1 if tally.failed else 0
 
 
-def _race(segmenter: Segmenter) -> Race | None:
+def _race(segmenter: Segmenter) -> Autotuner | None:
     """Measure the other engines for the file beside the first film, where that was not done yet."""
-    from fada_deploy.runtime.autotune import Race, rivals_of
+    from fada_deploy.runtime.autotune import Autotuner, backends_to_measure
 
-    rivals = rivals_of(segmenter.path, segmenter.backend)
+    rivals = backends_to_measure(segmenter.path, segmenter.backend)
     if not rivals:
         return None
-    segmenter.backend = race = Race(segmenter.path, segmenter.backend, rivals)
+    segmenter.backend = race = Autotuner(segmenter.path, segmenter.backend, rivals)
     return race
 
 
@@ -308,7 +310,7 @@ def _described(segmenter: Segmenter) -> str:
 
 @contextmanager
 def _window(
-    show: bool, stop: Callable[[], None], saving: Saving, segmenter: Segmenter, *, stays: bool
+    show: bool, stop: Callable[[], None], saving: SaveOptions, segmenter: Segmenter, *, stays: bool
 ) -> Iterator[Callable[[Result], None]]:
     """Yield what shows a result; a person who closes the window calls `stop`.
 
@@ -317,10 +319,10 @@ def _window(
     if not show:
         yield lambda result: None
         return
-    from fada_deploy.runtime.overlay.renderer import Drawing
+    from fada_deploy.runtime.overlay.renderer import OverlayRenderer
     from fada_deploy.runtime.viewer import Window
 
-    drawing = Drawing(saving.look, segmenter.space)
+    drawing = OverlayRenderer(saving.look, segmenter.space)
     with Window("fada infer", on_close=stop) as window:
         last: Result | None = None
 
@@ -343,7 +345,7 @@ def _window(
 def _label(
     segmenter: Segmenter,
     sources: list[Source],
-    saving: Saving,
+    saving: SaveOptions,
     timings: Timings,
     seen: Callable[[Result], None],
     *,
@@ -356,7 +358,7 @@ def _label(
 
     from fada_deploy.common.errors import DataError
     from fada_deploy.runtime.result import Result
-    from fada_deploy.runtime.writers.save import label_to_files
+    from fada_deploy.runtime.writers.save import save_results
 
     counts = [s.count() for s in sources]
     total = None if None in counts else sum(c for c in counts if c)
@@ -364,7 +366,7 @@ def _label(
     start = time.perf_counter()
     # disable=None: silent when stderr is no terminal.
     with (
-        closing(label_to_files(segmenter, sources, saving, timings=timings)) as items,
+        closing(save_results(segmenter, sources, saving, timings=timings)) as items,
         tqdm(total=total, unit="frame", disable=None, dynamic_ncols=True) as bar,
     ):
         for item in items:
@@ -436,10 +438,14 @@ def _remove_if_empty(out: Path, *, made_here: bool) -> None:
 
 
 def _summary(
-    segmenter: Segmenter, sources: list[Source], saving: Saving, tally: _Tally, timings: Timings
+    segmenter: Segmenter,
+    sources: list[Source],
+    saving: SaveOptions,
+    tally: _Tally,
+    timings: Timings,
 ) -> dict[str, Any]:
     from fada_deploy.runtime.pipeline import STAGES
-    from fada_deploy.runtime.writers.save import file_keys
+    from fada_deploy.runtime.writers.save import output_names
 
     height, width = segmenter.metadata.input_size_hw
     return {
@@ -450,7 +456,7 @@ def _summary(
         "input_size": {"width": width, "height": height},
         "out": str(saving.out),
         "saved": {kind: str(saving.out / kind) for kind in saving.kinds if tally.frames},
-        "names": dict(file_keys(sources)),
+        "names": dict(output_names(sources)),
         "frames": tally.frames,
         "failed": tally.failed,
         "seconds": round(tally.seconds, 3),

@@ -90,7 +90,9 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         else ""
     )
     yield "head", f"{metadata['head']}{corners}"
-    whom = f", made for {metadata['made_for']}" if metadata["made_for"] != "any" else ""
+    whom = (
+        f", made for {metadata['hardware_target']}" if metadata["hardware_target"] != "any" else ""
+    )
     yield "precision", f"{metadata['precision']}{whom}"
     if metadata["quantization"]:
         yield "quantized", _flat(metadata["quantization"])
@@ -237,7 +239,9 @@ def _class_rows(space: Mapping[str, Any]) -> Iterator[Row]:
 def _reference(said: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
     """Return the figures that drift is measured from: confidence, and the classes that fill the pictures."""
     names = [entry["name"] for entry in classes]
-    rows = sorted(zip(said["share_mean"], said["share_std"], names, strict=True), reverse=True)
+    rows = sorted(
+        zip(said["fraction_mean"], said["fraction_std"], names, strict=True), reverse=True
+    )
     parts = [f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for mean, std, name in rows[:3]]
     if said["confidence_mean"] is not None:
         parts.insert(0, f"confidence {said['confidence_mean']:.3f} ± {said['confidence_std']:.3f}")

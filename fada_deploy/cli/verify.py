@@ -47,10 +47,10 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     """
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
-    from fada_deploy.export.engines import prove_here
-    from fada_deploy.export.verify import Gate, try_draw, verify_file
-    from fada_deploy.runtime.backends import contract_of, runnable_backends, runnable_models
-    from fada_deploy.runtime.parity import Proof, gate
+    from fada_deploy.export.engines import verify_engine
+    from fada_deploy.export.verify import VerificationLimits, try_draw, verify_file
+    from fada_deploy.runtime.backends import metadata_of, runnable_backends, runnable_models
+    from fada_deploy.runtime.parity import ReferenceOutputs, gate
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise UsageError(f"--picture {picture}: writes a .png")
@@ -60,15 +60,15 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
             raise UsageError("no model under runs/: type `fada export` first, or name one")
         log(f"model {model}, the newest")
     model = exported_model(model)
-    metadata = contract_of(model)
-    proof = Proof.of(model, metadata)
+    metadata = metadata_of(model)
+    proof = ReferenceOutputs.of(model, metadata)
     backend = options["backend"]
     backends = runnable_backends(model) if backend == "auto" else [backend]
     if not backends:
         raise UsageError(
             f"nothing installed here runs {metadata.precision} of {model}; see fada export --list"
         )
-    allowed = Gate.in_percent(options["min_equal"], options["max_logit_error"])
+    allowed = VerificationLimits.in_percent(options["min_equal"], options["max_logit_error"])
     found = verify_file(model, proof, backends, device=options["device"])
     for name, verification in found.items():
         log(f"{name}: {verification.text()}")
@@ -92,7 +92,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
         judgment.check(options["max_miou_drop"] / 100)
     if model.suffix != ".onnx":
         # So that the runtime need not compare it again on this card.
-        prove_here(model, log)
+        verify_engine(model, log)
 
 
 def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -> Any:
@@ -101,11 +101,11 @@ def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -
     from fada_deploy.common.errors import UsageError
     from fada_deploy.data import open_dataset
     from fada_deploy.export.verify import judge
-    from fada_deploy.runtime.parity import proof_path
+    from fada_deploy.runtime.parity import reference_path
 
     if options["data"] is None:
         return None
-    pack = proof_path(model)
+    pack = reference_path(model)
     reference = options["reference"] or pack.with_name(pack.name.replace(".proof.npz", ".onnx"))
     if not reference.is_file():
         raise UsageError(f"{reference}: no fp32 file to score beside; give --reference")

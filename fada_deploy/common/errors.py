@@ -34,7 +34,7 @@ class DeviceError(FadaError):
     """The device or backend that was asked for is not to be had."""
 
 
-class GateError(FadaError):
+class ToleranceError(FadaError):
     """A quality gate refused a product; nothing was written under its final name."""
 
     exit_code = 3

@@ -18,7 +18,7 @@ SCHEMA = 1
 HEADS = ("logits", "labels")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 # CPUs and TensorRT want different int8; everything else runs anywhere.
-MADE_FOR = ("any", "cpu", "tensorrt")
+HARDWARE_TARGETS = ("any", "cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Reference:
     """
 
     frames: int
-    share_mean: tuple[float, ...]
-    share_std: tuple[float, ...]
+    fraction_mean: tuple[float, ...]
+    fraction_std: tuple[float, ...]
     confidence_mean: float | None = None
     confidence_std: float | None = None
 
@@ -42,7 +42,7 @@ class Reference:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], classes: int) -> Reference:
         """Read `to_dict`'s description of a network with so many classes; raise `ValueError` for another."""
-        mean, std = (tuple(map(float, data[key])) for key in ("share_mean", "share_std"))
+        mean, std = (tuple(map(float, data[key])) for key in ("fraction_mean", "fraction_std"))
         if not len(mean) == len(std) == classes:
             raise ValueError(
                 f"reference shares of {len(mean)} and {len(std)} classes, not of {classes}"
@@ -60,7 +60,7 @@ class ModelMetadata:
     Input: uint8 RGB (B, H, W, 3) at `input_size_hw`, made from a frame by
     `common.images.resize_frame`. Output: head `logits` float (B, K, h, w) at the network's own
     resolution, to be upsampled with `align_corners`; head `labels` uint8 (B, H, W) indices.
-    `precision` is what the network computes in, `made_for` whom an int8 file is quantized for, `quantization`
+    `precision` is what the network computes in, `hardware_target` whom an int8 file is quantized for, `quantization`
     how. `verification` has a backend's findings under its name; empty where nothing here could run the file.
     `reference` is what the fp32 file said of target frames, None in files of before it was written.
     """
@@ -71,7 +71,7 @@ class ModelMetadata:
     align_corners: bool
     batch: int | None = None
     precision: str = "fp32"
-    made_for: str = "any"
+    hardware_target: str = "any"
     geometry: str = "stretch"
     resize: str = "area"
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class ModelMetadata:
             "head": self.head,
             "align_corners": self.align_corners,
             "precision": self.precision,
-            "made_for": self.made_for,
+            "hardware_target": self.hardware_target,
             "quantization": None if self.quantization is None else dict(self.quantization),
             "hashes": dict(self.hashes),
             "provenance": dict(self.provenance),
@@ -135,7 +135,7 @@ class ModelMetadata:
                 batch=None if batch is None else int(batch),
                 precision=str(data["precision"]),
                 # Files of before these were written are fp32, for any engine.
-                made_for=str(data.get("made_for", "any")),
+                hardware_target=str(data.get("hardware_target", "any")),
                 quantization=data.get("quantization"),
                 geometry=str(source["geometry"]),
                 resize=str(source["resize"]),

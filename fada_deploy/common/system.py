@@ -12,7 +12,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def throughput_requests() -> int:
+def throughput_parallelism() -> int:
     """Return how many network requests share the cores best where many frames wait, as in a file.
 
     Each on its own part of the cores: they need not wait for each other inside a frame, and what decodes and

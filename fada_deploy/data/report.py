@@ -1,4 +1,4 @@
-"""What `fada data check` says: a census as one JSON document, and as text for people."""
+"""What `fada data check` says: a statistics as one JSON document, and as text for people."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.statistics import Census
+from fada_deploy.data.statistics import DatasetStatistics
 
 
-def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
+def describe(dataset: FrameDataset, statistics: DatasetStatistics) -> dict[str, Any]:
     """Return a JSON-ready description; files go by the path of their frame, shares are of the counted pixels."""
     names = [str(pair.image) for pair in dataset.pairs]
-    pixels = census.pixels.sum(0).tolist()
-    total, files = max(1, sum(pixels)), census.contents.sum(0).tolist()
-    sizes = Counter(f"{w}x{h}" for h, w in census.sizes.tolist() if h)
-    bad = dict(census.bad)
-    for i in census.without_class:
+    pixels = statistics.pixels.sum(0).tolist()
+    total, files = max(1, sum(pixels)), statistics.contents.sum(0).tolist()
+    sizes = Counter(f"{w}x{h}" for h, w in statistics.sizes.tolist() if h)
+    bad = dict(statistics.bad)
+    for i in statistics.without_class:
         bad[i] = (
             f"{dataset.pairs[i].labels}: every pixel is ignored; it holds no class of {dataset.space.name}"
         )
@@ -37,10 +37,10 @@ def describe(dataset: FrameDataset, census: Census) -> dict[str, Any]:
             for k, name in enumerate(dataset.space.names)
         ],
         "ignored": {"pixels": pixels[-1], "share": pixels[-1] / total},
-        "unknown_ids": {_id(number): count for number, count in census.unknown.items()},
+        "unknown_ids": {_id(number): count for number, count in statistics.unknown.items()},
         "single_class": [
             {"file": names[i], "class": dataset.space.names[k]}
-            for i, k in census.single_class.items()
+            for i, k in statistics.single_class.items()
         ],
         "bad": [{"file": names[i], "reason": bad[i]} for i in sorted(bad)],
     }

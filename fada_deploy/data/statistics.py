@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Census:
+class DatasetStatistics:
     """What was counted in a data set of N frames and K classes.
 
     `pixels` (N, K + 1) int64: each class's pixels in each file and, last, the ignored ones; all 0 for
@@ -65,13 +65,13 @@ class Census:
         return {number: int(self.contents[number].argmax()) for number in numbers}
 
 
-def take_census(
+def compute_statistics(
     dataset: FrameDataset,
     *,
     frames: bool,
     jobs: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Census:
+) -> DatasetStatistics:
     """Read every label file of a data set, and every frame where `frames`; keep counts only.
 
     Files without labels count as frames alone. A file that cannot be used is named in `bad`, never raised.
@@ -97,15 +97,15 @@ def take_census(
             if progress:
                 progress(1)
     strange = {i: int(unknown[i]) for i in np.flatnonzero(unknown).tolist()}
-    return Census(pixels, sizes, strange, bad)
+    return DatasetStatistics(pixels, sizes, strange, bad)
 
 
-def load_census(dataset: FrameDataset) -> Census | None:
-    """Return the census kept of exactly these files in this label space, or None."""
+def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
+    """Return the statistics kept of exactly these files in this label space, or None."""
     try:
-        with census_path(dataset).open("rb") as handle, np.load(handle) as kept:
+        with statistics_path(dataset).open("rb") as handle, np.load(handle) as kept:
             about = json.loads(str(kept["about"]))
-            return Census(
+            return DatasetStatistics(
                 kept["pixels"], kept["sizes"],
                 {int(i): n for i, n in about["unknown"].items()}, {int(i): t for i, t in about["bad"].items()},
             )  # fmt: skip
@@ -114,16 +114,18 @@ def load_census(dataset: FrameDataset) -> Census | None:
         return None
 
 
-def save_census(dataset: FrameDataset, census: Census, say: Callable[[str], None]) -> Path | None:
-    """Keep a census in the cache and return its path; where that cannot be written say so and return None."""
-    about = {"unknown": census.unknown, "bad": census.bad}
+def save_statistics(
+    dataset: FrameDataset, statistics: DatasetStatistics, say: Callable[[str], None]
+) -> Path | None:
+    """Keep a statistics in the cache and return its path; where that cannot be written say so and return None."""
+    about = {"unknown": statistics.unknown, "bad": statistics.bad}
     try:
-        path = census_path(dataset)
+        path = statistics_path(dataset)
         with atomic_path(path) as temporary:
             np.savez_compressed(
                 temporary,
-                pixels=census.pixels,
-                sizes=census.sizes,
+                pixels=statistics.pixels,
+                sizes=statistics.sizes,
                 about=np.array(json.dumps(about)),
             )
     except OSError as error:
@@ -135,8 +137,8 @@ def save_census(dataset: FrameDataset, census: Census, say: Callable[[str], None
     return path
 
 
-def census_path(dataset: FrameDataset) -> Path:
-    """Return where a data set's census is kept: a name that any change of its files or label space changes.
+def statistics_path(dataset: FrameDataset) -> Path:
+    """Return where a data set's statistics is kept: a name that any change of its files or label space changes.
 
     Raise `OSError` when there is no home folder to keep it in.
     """
@@ -147,7 +149,7 @@ def census_path(dataset: FrameDataset) -> Path:
         digest.update(
             f"{_state(pair.image)}\n{_state(pair.labels)}\n".encode(errors="surrogateescape")
         )
-    return cache_folder() / f"census-{digest.hexdigest()[:32]}.npz"
+    return cache_folder() / f"statistics-{digest.hexdigest()[:32]}.npz"
 
 
 def _state(path: Path | None) -> str:

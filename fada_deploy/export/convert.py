@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fada_deploy.common.errors import DataError, GateError, ModelError, UsageError
+from fada_deploy.common.errors import DataError, ModelError, ToleranceError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
@@ -23,15 +23,21 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import check_precision, to_half
 from fada_deploy.export.quantize import quantize
-from fada_deploy.export.verify import Gate, Judgment, judge, try_draw, verify_file
+from fada_deploy.export.verify import (
+    AccuracyCheck,
+    VerificationLimits,
+    judge,
+    try_draw,
+    verify_file,
+)
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import Proof, Verification, gate
+from fada_deploy.runtime.parity import ParityResult, ReferenceOutputs, gate
 
 Say = Callable[[str], None]
 Frame = NDArray[np.uint8]
 # Each precision's own thresholds.
-_OWN = Gate()
+_OWN = VerificationLimits()
 
 
 @dataclass(frozen=True)
@@ -47,30 +53,30 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Derived:
+class ConvertedModel:
     """A file that was written, what it computes in, and how it compared."""
 
     model: Path
     metadata: ModelMetadata
     layers: Mapping[str, int]
-    verification: Mapping[str, Verification]
-    judgment: Judgment | None = None
+    verification: Mapping[str, ParityResult]
+    judgment: AccuracyCheck | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
         return {
             "model": str(self.model),
             "precision": self.metadata.precision,
-            "made_for": self.metadata.made_for,
+            "hardware_target": self.metadata.hardware_target,
             "layers": dict(self.layers),
             "verification": {name: v.to_dict() for name, v in self.verification.items()},
             "labeled": None if self.judgment is None else self.judgment.to_dict(),
         }
 
 
-def derived_path(model: Path, precision: str, made_for: str = "any") -> Path:
+def converted_path(model: Path, precision: str, hardware_target: str = "any") -> Path:
     """Return where a derived file lies: `model.fp16.onnx`, `model.int8-cpu.onnx` beside `model.onnx`."""
-    kind = precision if made_for == "any" else f"{precision}-{made_for}"
+    kind = precision if hardware_target == "any" else f"{precision}-{hardware_target}"
     return model.with_name(f"{model.stem}.{kind}{model.suffix}")
 
 
@@ -78,24 +84,24 @@ def derive(
     model: Path,
     precision: str,
     *,
-    made_for: str = "any",
+    hardware_target: str = "any",
     calibration: Calibration | None = None,
-    allowed: Gate = _OWN,
+    allowed: VerificationLimits = _OWN,
     say: Say,
-) -> Derived:
+) -> ConvertedModel:
     """Write `model` (fp32) in another precision beside it, when it passes the gate.
 
-    Raise `GateError` when it does not, and leave a picture of the worst proof frame in its place.
+    Raise `ToleranceError` when it does not, and leave a picture of the worst proof frame in its place.
     """
     metadata, proof = _original(model, precision)
-    out = derived_path(model, precision, made_for)
+    out = converted_path(model, precision, hardware_target)
     draft = out.with_name(f".{out.stem}.partial.onnx")
-    document, left_out, about = _converted(model, metadata, precision, made_for, calibration)
+    document, left_out, about = _converted(model, metadata, precision, hardware_target, calibration)
     layers = check_precision(document, precision, left_out=left_out)
     metadata = replace(
         metadata,
         precision=precision,
-        made_for=made_for,
+        hardware_target=hardware_target,
         quantization=about,
         verification=None,
         hashes={**metadata.hashes, "fp32": sha256(model)},
@@ -115,24 +121,24 @@ def derive(
             if allowed.dataset is not None and backends:
                 judgment = _judged(draft, model, allowed.dataset, backends[0])
                 judgment.check(allowed.max_miou_drop)
-        except GateError as error:
+        except ToleranceError as error:
             worst = min(found.values(), key=lambda v: v.equal_labels)
             shown = (
                 f"; the worst frame is drawn in {picture}"
                 if try_draw(draft, proof, worst, picture)
                 else ""
             )
-            raise GateError(f"{out.name}: {error}{shown}") from None
+            raise ToleranceError(f"{out.name}: {error}{shown}") from None
         metadata = replace(metadata, verification=_findings(found, judgment))
         save_onnx(document, metadata, draft)
         draft.replace(out)
         picture.unlink(missing_ok=True)
     finally:
         draft.unlink(missing_ok=True)
-    return Derived(out, metadata, layers, found, judgment)
+    return ConvertedModel(out, metadata, layers, found, judgment)
 
 
-def _original(model: Path, precision: str) -> tuple[ModelMetadata, Proof]:
+def _original(model: Path, precision: str) -> tuple[ModelMetadata, ReferenceOutputs]:
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
     metadata = read_metadata(model)
@@ -140,14 +146,14 @@ def _original(model: Path, precision: str) -> tuple[ModelMetadata, Proof]:
         raise ModelError(
             f"{model}: is {metadata.precision} already; give the fp32 file it was made of"
         )
-    return metadata, Proof.of(model, metadata)
+    return metadata, ReferenceOutputs.of(model, metadata)
 
 
 def _converted(
     model: Path,
     metadata: ModelMetadata,
     precision: str,
-    made_for: str,
+    hardware_target: str,
     calibration: Calibration | None,
 ) -> tuple[Any, Sequence[str], dict[str, Any] | None]:
     """Return the graph in the precision, the layers left out of it, and what there is to tell."""
@@ -161,14 +167,14 @@ def _converted(
     made = quantize(
         model,
         frames,
-        made_for=made_for,
+        hardware_target=hardware_target,
         calibration=calibration.method,
         leave_out=calibration.leave_out,
     )
     return made.document, made.left_out, made.to_dict()
 
 
-def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> Judgment:
+def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> AccuracyCheck:
     total = 2 * len(dataset)
     with tqdm(
         total=total, desc="labeled frames", unit="frame", disable=None, file=sys.stderr
@@ -176,7 +182,7 @@ def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -
         return judge(model, reference, dataset, backend=backend, progress=bar.update)
 
 
-def _findings(found: Mapping[str, Verification], judgment: Judgment | None) -> dict[str, Any]:
+def _findings(found: Mapping[str, ParityResult], judgment: AccuracyCheck | None) -> dict[str, Any]:
     findings: dict[str, Any] = {name: v.to_dict() for name, v in found.items()}
     if judgment is not None:
         findings["labeled"] = judgment.to_dict()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError, ModelError
+from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, ToleranceError
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.runtime.backends import open_backend
 from fada_deploy.runtime.backends.engine_file import (
@@ -17,15 +17,15 @@ from fada_deploy.runtime.backends.engine_file import (
 )
 
 
-def prove_here(engine: Path, say: Callable[[str], None]) -> Any:
+def verify_engine(engine: Path, say: Callable[[str], None]) -> Any:
     """Compare an engine with the network if this machine can run it; return its verification, or "not_run".
 
-    Raise `GateError` when it is another network, and take it away.
+    Raise `ToleranceError` when it is another network, and take it away.
     """
     try:
         # Opening it compares it.
         open_backend(engine).close()
-    except GateError:
+    except ToleranceError:
         engine.unlink()
         sidecar_path(engine).unlink()
         raise

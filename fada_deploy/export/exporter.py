@@ -22,13 +22,19 @@ from fada_deploy.export.onnx_metadata import stamp
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.verify import Frame, own_size, verify
 from fada_deploy.runtime.backends import ONNX_BACKENDS
-from fada_deploy.runtime.parity import Proof, Thresholds, Verification, gate, proof_path
+from fada_deploy.runtime.parity import (
+    ParityResult,
+    ReferenceOutputs,
+    Tolerance,
+    gate,
+    reference_path,
+)
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmenter import Segmenter
-from fada_deploy.training.predict import Predictor, at_size
+from fada_deploy.training.predict import Predictor, with_input_size
 from fada_deploy.training.weights.checkpoints import load_segmenter
 
-PROOF_FRAMES = 6
+REFERENCE_FRAMES = 6
 Say = Callable[[str], None]
 
 
@@ -39,7 +45,7 @@ class Exported:
     model: Path
     proof: Path
     metadata: ModelMetadata
-    verification: dict[str, Verification]
+    verification: dict[str, ParityResult]
 
 
 def export(
@@ -50,13 +56,13 @@ def export(
     size_hw: tuple[int, int] | None = None,
     batch: int | None = None,
     frames: Path | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: Tolerance | None = None,
     say: Say = print,
 ) -> Exported:
     """Export a weights file to `out` (.onnx), proven against the network on real frames.
 
     `size_hw` is the network's input, by default the one it was trained for; `batch` None is dynamic;
-    `frames` holds pictures or video to prove on, by default the run's own target. Raise `GateError`
+    `frames` holds pictures or video to prove on, by default the run's own target. Raise `ToleranceError`
     when a backend's answers are not the network's, and write nothing.
     """
     if head not in HEADS:
@@ -71,7 +77,7 @@ def export(
         # With nothing to run the file on, nothing would be proven.
         raise MissingExtraError("onnxruntime", "export")
     trained, provenance = load_segmenter(weights)
-    model = at_size(trained, size_hw)
+    model = with_input_size(trained, size_hw)
     metadata = ModelMetadata(
         label_space=model.spec.space,
         input_size_hw=model.spec.size_hw,
@@ -91,9 +97,9 @@ def export(
         purpose="proof",
         say=say,
     )
-    chosen = np.linspace(0, len(seen) - 1, min(PROOF_FRAMES, len(seen))).round().astype(int)
+    chosen = np.linspace(0, len(seen) - 1, min(REFERENCE_FRAMES, len(seen))).round().astype(int)
     pictures = [seen[i] for i in chosen.tolist()]
-    proof, labels = make_proof(model, pictures)
+    proof, labels = make_reference_outputs(model, pictures)
     if head == "labels":
         labels = own_size(list(proof.labels), pictures)
     if proof.classes() < 2:
@@ -104,13 +110,13 @@ def export(
     say(f"exporting {weights} at {model.spec.size_hw[1]}x{model.spec.size_hw[0]}, head {head}")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.stem}.partial.onnx")
-    draft_proof = proof_path(draft)
+    draft_proof = reference_path(draft)
     try:
         write_onnx(model, metadata, draft)
         found = {
             b: verify(draft, proof, frames=pictures, labels=labels, backend=b) for b in backends
         }
-        gate(found, thresholds or Thresholds())
+        gate(found, thresholds or Tolerance())
         # Proven to be the network, the file speaks for it, and as the runtime does.
         said = reference.measure(draft, seen, backend=backends[0])
         proof.save(draft_proof)
@@ -118,21 +124,23 @@ def export(
         verified = {name: v.to_dict() for name, v in found.items()}
         metadata = replace(metadata, hashes=hashes, verification=verified, reference=said)
         stamp(draft, metadata)
-        draft_proof.replace(proof_path(out))
+        draft_proof.replace(reference_path(out))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
         draft_proof.unlink(missing_ok=True)
-    return Exported(out, proof_path(out), metadata, found)
+    return Exported(out, reference_path(out), metadata, found)
 
 
-def make_proof(model: Segmenter, frames: Sequence[Frame]) -> tuple[Proof, list[Frame]]:
+def make_reference_outputs(
+    model: Segmenter, frames: Sequence[Frame]
+) -> tuple[ReferenceOutputs, list[Frame]]:
     """Return the network's answers on frames, and its label maps at each frame's own size."""
     predictor = Predictor(model, torch.device("cpu"))
     size = model.spec.size_hw
     logits = torch.cat([predictor.logits([f]) for f in frames])
     at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
-    proof = Proof(
+    proof = ReferenceOutputs(
         np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy()
     )
     return proof, predictor.labels(frames)

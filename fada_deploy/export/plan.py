@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from fada_deploy.cli.options import log, need_extra, newest
 
 if TYPE_CHECKING:
-    from fada_deploy.common.errors import GateError
+    from fada_deploy.common.errors import ToleranceError
     from fada_deploy.export.convert import Calibration
-    from fada_deploy.export.verify import Gate
-    from fada_deploy.runtime.parity import Verification
+    from fada_deploy.export.verify import VerificationLimits
+    from fada_deploy.runtime.parity import ParityResult
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
 
@@ -27,7 +27,7 @@ class Plan:
     source: Path | None
     options: dict[str, Any]
     document: dict[str, Any] = field(default_factory=dict)
-    refused: list[GateError] = field(default_factory=list)
+    refused: list[ToleranceError] = field(default_factory=list)
     # The precision of a file that is given in place of a run.
     _given: str = "fp32"
 
@@ -58,9 +58,11 @@ class Plan:
         made, engines = [base], []
         if others := [each for each in wanted if each[0] not in ("fp32", self._given)]:
             calibration, allowed = self._calibration(base), self._gate(base)
-            for precision, made_for in others:
+            for precision, hardware_target in others:
                 with self._collecting():
-                    made.append(self._derive(base, precision, made_for, calibration, allowed))
+                    made.append(
+                        self._derive(base, precision, hardware_target, calibration, allowed)
+                    )
         for path in made:
             if self._for_engine(path, wanted):
                 with self._collecting():
@@ -73,21 +75,21 @@ class Plan:
     @contextmanager
     def _collecting(self) -> Iterator[None]:
         """Remember what a gate refuses, and go on with the others."""
-        from fada_deploy.common.errors import GateError
+        from fada_deploy.common.errors import ToleranceError
 
         try:
             yield
-        except GateError as error:
+        except ToleranceError as error:
             self.refused.append(error)
             log(f"refused: {error}")
 
     def finish(self) -> None:
-        """Raise `GateError` for what was refused, when all else is done."""
-        from fada_deploy.common.errors import GateError
+        """Raise `ToleranceError` for what was refused, when all else is done."""
+        from fada_deploy.common.errors import ToleranceError
 
         if self.refused:
             names = ", ".join(str(error).partition(":")[0] for error in self.refused)
-            raise GateError(f"refused and not written, as said above: {names}")
+            raise ToleranceError(f"refused and not written, as said above: {names}")
 
     def _check_fixed(self) -> None:
         """Refuse what decides the fp32 file when that file is given."""
@@ -108,10 +110,10 @@ class Plan:
         metadata = read_metadata(model)
         if metadata.precision == "fp32" or wanted != [("fp32", "any")]:
             return wanted
-        if self.options["trt"] and metadata.made_for == "cpu":
+        if self.options["trt"] and metadata.hardware_target == "cpu":
             raise UsageError(f"{model}: is quantized for CPUs; give the file that is for tensorrt")
         self._given = metadata.precision
-        return [(metadata.precision, metadata.made_for)]
+        return [(metadata.precision, metadata.hardware_target)]
 
     def _wanted(self) -> list[tuple[str, str]]:
         """Return (precision, whom for) in the order to make them: what suits this machine's CPU last."""
@@ -122,7 +124,7 @@ class Plan:
         if unknown or not asked:
             raise UsageError(f"no precision {', '.join(unknown)!r}; there are {', '.join(_ORDER)}")
         whom = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "both": ("tensorrt", "cpu")}[
-            self.options["made_for"]
+            self.options["hardware_target"]
         ]
         leave = self.options["leave_out"]
         if leave != "auto" and not leave.isdigit():
@@ -185,12 +187,15 @@ class Plan:
         """Name the files beside a new one that were proven by the pack which it replaced."""
         from fada_deploy.common.errors import FadaError
         from fada_deploy.common.runs import MODEL_SUFFIXES
-        from fada_deploy.export.convert import derived_path
-        from fada_deploy.runtime.backends import contract_of
-        from fada_deploy.runtime.parity import Proof, proof_path
+        from fada_deploy.export.convert import converted_path
+        from fada_deploy.runtime.backends import metadata_of
+        from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
         stale = []
-        made_anew = {derived_path(model, precision, made_for) for precision, made_for in wanted}
+        made_anew = {
+            converted_path(model, precision, hardware_target)
+            for precision, hardware_target in wanted
+        }
         if self.options["trt"]:
             made_anew |= {path.with_suffix(".engine") for path in {model, *made_anew}}
         beside = [
@@ -199,23 +204,33 @@ class Plan:
             if path.suffix in MODEL_SUFFIXES and path.name[0] != "."
         ]
         for path in sorted(beside):
-            if path in made_anew or path == model or proof_path(path) != proof_path(model):
+            if path in made_anew or path == model or reference_path(path) != reference_path(model):
                 continue
             try:
-                Proof.of(path, contract_of(path))
+                ReferenceOutputs.of(path, metadata_of(path))
             except FadaError:
                 stale.append(path.name)
         if stale:
             log(f"note: the pack that proved {', '.join(stale)} is replaced; export them again")
 
     def _derive(
-        self, base: Path, precision: str, made_for: str, calibration: Calibration, allowed: Gate
+        self,
+        base: Path,
+        precision: str,
+        hardware_target: str,
+        calibration: Calibration,
+        allowed: VerificationLimits,
     ) -> Path:
         from fada_deploy.export.convert import derive
 
-        log(f"making {precision}" + (f" for {made_for}" if made_for != "any" else ""))
+        log(f"making {precision}" + (f" for {hardware_target}" if hardware_target != "any" else ""))
         made = derive(
-            base, precision, made_for=made_for, calibration=calibration, allowed=allowed, say=log
+            base,
+            precision,
+            hardware_target=hardware_target,
+            calibration=calibration,
+            allowed=allowed,
+            say=log,
         )
         _tell(made.verification)
         if made.judgment is not None:
@@ -244,7 +259,7 @@ class Plan:
             frames, self.options["calibration"], None if leave == "auto" else int(leave)
         )
 
-    def _gate(self, base: Path) -> Gate:
+    def _gate(self, base: Path) -> VerificationLimits:
         from fada_deploy.data import open_dataset
         from fada_deploy.runtime.backends.onnx_file import read_metadata
 
@@ -256,10 +271,12 @@ class Plan:
             self._thresholds(), dataset=dataset, max_miou_drop=self.options["max_miou_drop"] / 100
         )
 
-    def _thresholds(self) -> Gate:
-        from fada_deploy.export.verify import Gate
+    def _thresholds(self) -> VerificationLimits:
+        from fada_deploy.export.verify import VerificationLimits
 
-        return Gate.in_percent(self.options["min_equal"], self.options["max_logit_error"])
+        return VerificationLimits.in_percent(
+            self.options["min_equal"], self.options["max_logit_error"]
+        )
 
     def _for_engine(self, path: Path, wanted: list[tuple[str, str]]) -> bool:
         """Say whether an engine is built of a file: those asked for, and of int8 the one made for it."""
@@ -268,7 +285,7 @@ class Plan:
         metadata = read_metadata(path)
         return (
             self.options["trt"]
-            and metadata.made_for != "cpu"
+            and metadata.hardware_target != "cpu"
             and metadata.precision in {precision for precision, _ in wanted}
         )
 
@@ -284,13 +301,13 @@ class Plan:
         return sizes[0], sizes[1], sizes[2]
 
     def _engine(self, model: Path) -> Path:
-        from fada_deploy.export.engines import prove_here
+        from fada_deploy.export.engines import verify_engine
         from fada_deploy.export.to_tensorrt import build_engine
         from fada_deploy.runtime.backends.onnx_file import read_metadata
-        from fada_deploy.runtime.parity import Proof
+        from fada_deploy.runtime.parity import ReferenceOutputs
 
         # Without its pack an engine could never be proven.
-        Proof.of(model, read_metadata(model))
+        ReferenceOutputs.of(model, read_metadata(model))
         built = build_engine(
             model,
             model.with_suffix(".engine"),
@@ -306,7 +323,7 @@ class Plan:
         )
         layers = ", ".join(f"{count} in {name}" for name, count in built.sidecar.layers.items())
         log(f"done: {built.path} and its .json, convolutions: {layers}")
-        verification = prove_here(built.path, log)
+        verification = verify_engine(built.path, log)
         self.document.setdefault("engines", []).append(
             {"model": str(built.path), "verification": verification}
         )
@@ -325,6 +342,6 @@ class Plan:
         )
 
 
-def _tell(verification: Mapping[str, Verification]) -> None:
+def _tell(verification: Mapping[str, ParityResult]) -> None:
     for name, found in verification.items():
         log(f"{name}: {found.text()}")

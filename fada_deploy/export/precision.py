@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fada_deploy.common.errors import GateError, ModelError
+from fada_deploy.common.errors import ModelError, ToleranceError
 
 _FLOATS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 # The first opset whose Conv takes bfloat16.
@@ -177,7 +177,7 @@ def _is_dequantized(name: str, makers: Mapping[str, NodeProto]) -> bool:
 def check_precision(
     document: onnx.ModelProto, asked: str, *, left_out: Iterable[str] = ()
 ) -> Counter[str]:
-    """Return `layer_precisions`; raise `GateError` when the graph is not in the precision that was asked.
+    """Return `layer_precisions`; raise `ToleranceError` when the graph is not in the precision that was asked.
 
     For int8 the layers `left_out` may be in another, for the others no layer may.
     """
@@ -185,7 +185,7 @@ def check_precision(
     others = sum(found.values()) - found[asked] - (len(set(left_out)) if asked == "int8" else 0)
     if not found[asked] or others > 0:
         listed = ", ".join(f"{count} in {name}" for name, count in found.items())
-        raise GateError(
+        raise ToleranceError(
             f"{asked} was asked for, but of the layers with weights there are {listed or 'none'}"
         )
     return found

@@ -50,7 +50,7 @@ class Quantized:
     """An int8 network: for whom, how calibrated, and the share of pixels with equal labels by layers left out."""
 
     document: onnx.ModelProto
-    made_for: str
+    hardware_target: str
     calibration: str
     frames: int
     left_out: tuple[str, ...]
@@ -70,7 +70,7 @@ def quantize(
     model: Path,
     frames: Frames,
     *,
-    made_for: str,
+    hardware_target: str,
     calibration: str = "percentile",
     leave_out: int | None = None,
 ) -> Quantized:
@@ -89,7 +89,7 @@ def quantize(
     if metadata.precision != "fp32":
         raise ModelError(f"{model}: is {metadata.precision} already; int8 is made of the fp32 file")
     with TemporaryDirectory() as folder, _quiet():
-        work = _Work(model, Path(folder), frames, made_for, calibration, metadata.batch)
+        work = _Work(model, Path(folder), frames, hardware_target, calibration, metadata.batch)
         order = work.by_sensitivity() if leave_out != 0 else []
         steps = (
             [n for n in _LEFT_OUT_STEPS if n < len(work.layers)]
@@ -101,7 +101,9 @@ def quantize(
             equal[count] = work.equal_labels(work.quantized(leave=order[:count]))
         chosen = next(n for n in steps if equal[n] >= max(equal.values()) - _WORTH)
         document = onnx.load(str(work.quantized(leave=order[:chosen])))
-    return Quantized(document, made_for, calibration, len(work.known), tuple(order[:chosen]), equal)
+    return Quantized(
+        document, hardware_target, calibration, len(work.known), tuple(order[:chosen]), equal
+    )
 
 
 class _Work:
@@ -112,7 +114,7 @@ class _Work:
         model: Path,
         folder: Path,
         frames: Frames,
-        made_for: str,
+        hardware_target: str,
         calibration: str,
         batch: int | None,
     ) -> None:
@@ -120,7 +122,7 @@ class _Work:
             from onnxruntime.quantization.shape_inference import quant_pre_process
         except ImportError:
             raise MissingExtraError("onnxruntime", "export") from None
-        self._folder, self._made_for, self._calibration = folder, made_for, calibration
+        self._folder, self._made_for, self._calibration = folder, hardware_target, calibration
         self._batch = batch or 1
         held = min(_HELD_BACK, len(frames) // 2)
         self.known, self._unseen = frames[held:], frames[:held]

@@ -28,7 +28,7 @@ from fada_deploy.runtime.backends.engine_file import (
 )
 from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_model
-from fada_deploy.runtime.backends.trt_library import Workshop, open_workshop, said
+from fada_deploy.runtime.backends.trt_library import BuilderContext, open_builder, said
 
 Say = Callable[[str], None]
 Batch = tuple[int, int, int]
@@ -110,7 +110,7 @@ def build_engine(
     `flavor` is tensorrt, tensorrt_rtx or auto: the first of them that can build here. `batch` is ignored where
     the file's is fixed. `compute_capabilities` ("SM86" …) are for RTX; none means its own choice. `timing_cache`
     keeps measured times from build to build, by default in the user's cache; RTX measures none. The engine is
-    not run here: its verification is "not_run". Raise `ModelError` for a file that does not build, `GateError`
+    not run here: its verification is "not_run". Raise `ModelError` for a file that does not build, `ToleranceError`
     when it is not built in the file's precision, `UsageError`, `DeviceError`, `MissingExtraError`.
     """
     if out.suffix not in ENGINE_SUFFIXES:
@@ -134,7 +134,7 @@ def build_engine(
 
 def _build(model: Path, out: Path, flavor: str, options: Options, say: Say) -> BuiltEngine:
     metadata = read_model(model)
-    shop = open_workshop(flavor)
+    shop = open_builder(flavor)
     options.check(shop.flavor)
     say(f"building {out} with {shop.flavor} {shop.trt.__version__} from {model}")
     for note in options.notes(shop.flavor):
@@ -175,7 +175,7 @@ def _build(model: Path, out: Path, flavor: str, options: Options, say: Say) -> B
     return BuiltEngine(out, sidecar)
 
 
-def _parse(shop: Workshop, model: Path) -> tuple[Any, Any]:
+def _parse(shop: BuilderContext, model: Path) -> tuple[Any, Any]:
     """Return the file's network and the parser, which has to live as long; raise `ModelError` with all it says."""
     trt, builder = shop.trt, shop.builder
     # The flag is the one spelling that all versions take; without it TensorRT 10 builds weakly typed.
@@ -195,7 +195,7 @@ def _parse(shop: Workshop, model: Path) -> tuple[Any, Any]:
 
 
 def _configure(
-    shop: Workshop,
+    shop: BuilderContext,
     config: Any,
     network: Any,
     metadata: ModelMetadata,
@@ -248,7 +248,7 @@ def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
             config.set_compute_capability(members[name], index)
 
 
-def _layers(shop: Workshop, network: Any) -> tuple[dict[str, int], str]:
+def _layers(shop: BuilderContext, network: Any) -> tuple[dict[str, int], str]:
     """Return the convolutions by precision, and who says so: the builder, or the network it was given."""
     if (found := layers_of_log(shop.log.layers)) or shop.flavor == "tensorrt_rtx":
         return dict(found), "builder"
@@ -283,7 +283,7 @@ def _told(options: Options) -> dict[str, Any]:
     }
 
 
-def _versions(shop: Workshop) -> dict[str, str]:
+def _versions(shop: BuilderContext) -> dict[str, str]:
     return {
         "fada_deploy": __version__,
         shop.flavor: str(shop.trt.__version__),
@@ -291,7 +291,7 @@ def _versions(shop: Workshop) -> dict[str, str]:
     }
 
 
-def _cache_path(shop: Workshop, gpu: Gpu | None) -> Path:
+def _cache_path(shop: BuilderContext, gpu: Gpu | None) -> Path:
     """Return where times are kept: measured by one version on one card, and of no use to others."""
     card = gpu.name.replace(" ", "-").replace("/", "-") if gpu else "unknown"
     return cache_folder() / f"{shop.flavor}-{shop.trt.__version__}-{card}.timing"

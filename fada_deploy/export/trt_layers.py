@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fada_deploy.common.errors import GateError
+from fada_deploy.common.errors import ToleranceError
 
 # TensorRT-RTX calls a convolution a correlation; TensorRT has several kinds with "Conv" in their names.
 _CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
@@ -64,7 +64,7 @@ def _name_of(kind: str) -> str:
 
 
 def check_precision(asked: str, layers: Mapping[str, int], *, left_out: int = 0) -> None:
-    """Raise `GateError` when the layers are not in the precision that was asked for, bar `left_out` of them."""
+    """Raise `ToleranceError` when the layers are not in the precision that was asked for, bar `left_out` of them."""
     others = sum(layers.values()) - layers.get(asked, 0)
     if layers.get(asked, 0) and others <= left_out:
         return
@@ -77,7 +77,7 @@ def check_precision(asked: str, layers: Mapping[str, int], *, left_out: int = 0)
         if asked == "int8"
         else ""
     )
-    raise GateError(
+    raise ToleranceError(
         f"{asked} was asked for, but of the convolutions that the builder made there are {listed}; "
         f"nothing was written{hint}"
     )

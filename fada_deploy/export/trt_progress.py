@@ -9,13 +9,13 @@ from typing import Any
 from tqdm import tqdm
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.runtime.backends.trt_library import Workshop, said
+from fada_deploy.runtime.backends.trt_library import BuilderContext, said
 
 # Short enough for Ctrl-C to be heard at once, long enough to cost nothing.
 _LISTEN_S = 0.1
 
 
-def build_in_sight(shop: Workshop, network: Any, config: Any, where: str) -> bytes:
+def build_in_sight(shop: BuilderContext, network: Any, config: Any, where: str) -> bytes:
     """Return the serialized engine; raise `ModelError` saying why there is none.
 
     The build runs in a thread of its own, so that Ctrl-C reaches this one, which has the builder give up and

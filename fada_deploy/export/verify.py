@@ -14,14 +14,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DeviceError, GateError, MissingExtraError
+from fada_deploy.common.errors import DeviceError, MissingExtraError, ToleranceError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_labels
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.runtime.backends import Backend, open_backend
 from fada_deploy.runtime.overlay.blend import overlay
-from fada_deploy.runtime.parity import THRESHOLDS, Proof, Thresholds, Verification, compare
+from fada_deploy.runtime.parity import (
+    TOLERANCES,
+    ParityResult,
+    ReferenceOutputs,
+    Tolerance,
+    compare,
+)
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]
@@ -29,7 +35,7 @@ _PICTURE_WIDTH = 480
 
 
 @dataclass(frozen=True)
-class Gate:
+class VerificationLimits:
     """What a file is held to: thresholds in place of the precision's own, and a labeled data set.
 
     `max_miou_drop` is a fraction; it counts where there is a data set.
@@ -41,14 +47,16 @@ class Gate:
     max_miou_drop: float = 0.02
 
     @classmethod
-    def in_percent(cls, equal_labels: float | None, logit_error: float | None) -> Gate:
+    def in_percent(
+        cls, equal_labels: float | None, logit_error: float | None
+    ) -> VerificationLimits:
         """Return the gate that a command line asks for, which says percent."""
         return cls(None if equal_labels is None else equal_labels / 100, logit_error)
 
-    def thresholds(self, precision: str) -> Thresholds:
+    def thresholds(self, precision: str) -> Tolerance:
         """Return what a file of a precision is held to."""
-        own = THRESHOLDS[precision]
-        return Thresholds(
+        own = TOLERANCES[precision]
+        return Tolerance(
             own.equal_labels if self.equal_labels is None else self.equal_labels,
             own.logit_error if self.logit_error is None else self.logit_error,
         )
@@ -56,12 +64,12 @@ class Gate:
 
 def verify(
     model: Path,
-    proof: Proof,
+    proof: ReferenceOutputs,
     *,
     frames: Sequence[Frame],
     labels: Sequence[NDArray[np.uint8]],
     backend: str,
-) -> Verification:
+) -> ParityResult:
     """Run `model` on a backend and compare it with the network's answers, from the frame on.
 
     `frames` are the proof's frames as they were read and `labels` the network's label maps at their
@@ -87,12 +95,12 @@ def own_size(
 
 
 def verify_file(
-    model: Path, proof: Proof, backends: Sequence[str], *, device: str = "auto"
-) -> dict[str, Verification]:
+    model: Path, proof: ReferenceOutputs, backends: Sequence[str], *, device: str = "auto"
+) -> dict[str, ParityResult]:
     """Compare a file with its proof pack on each of the backends."""
     found = {}
     for name in backends:
-        backend = open_backend(model, backend=name, device=device, allow_unproven=True)
+        backend = open_backend(model, backend=name, device=device, allow_unverified=True)
         try:
             found[name] = compare(backend, proof)
         finally:
@@ -101,7 +109,7 @@ def verify_file(
 
 
 @dataclass(frozen=True)
-class Judgment:
+class AccuracyCheck:
     """A file beside its float32 original on labeled frames: mIoU of both, and the class that lost most."""
 
     frames: int
@@ -127,9 +135,9 @@ class Judgment:
         )
 
     def check(self, max_drop: float) -> None:
-        """Raise `GateError` when the mIoU fell by more than `max_drop` (0 … 1)."""
+        """Raise `ToleranceError` when the mIoU fell by more than `max_drop` (0 … 1)."""
         if not -self.change <= max_drop:
-            raise GateError(f"{self.text()}; a drop of {100 * max_drop:.2f} points is allowed")
+            raise ToleranceError(f"{self.text()}; a drop of {100 * max_drop:.2f} points is allowed")
 
 
 def judge(
@@ -139,7 +147,7 @@ def judge(
     *,
     backend: str = "auto",
     progress: Callable[[int], None] | None = None,
-) -> Judgment:
+) -> AccuracyCheck:
     """Score a file and its float32 original on labeled frames with one backend."""
     scores = []
     for path in (reference, model):
@@ -153,12 +161,12 @@ def judge(
     change = np.where(both, after - before, np.inf)
     worst = int(change.argmin())
     names = dataset.space.names
-    return Judgment(
+    return AccuracyCheck(
         result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst])
     )
 
 
-def draw_worst(backend: Backend, proof: Proof, index: int, path: Path) -> None:
+def draw_worst(backend: Backend, proof: ReferenceOutputs, index: int, path: Path) -> None:
     """Draw a proof frame as the network labels it, as the file does, and where they differ (PNG)."""
     frame = proof.frames[index]
     size, palette = backend.metadata.input_size_hw, backend.metadata.label_space.palette
@@ -184,10 +192,10 @@ def draw_worst(backend: Backend, proof: Proof, index: int, path: Path) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def try_draw(model: Path, proof: Proof, worst: Verification, path: Path) -> bool:
+def try_draw(model: Path, proof: ReferenceOutputs, worst: ParityResult, path: Path) -> bool:
     """Draw the worst frame where the backend still opens; say whether it did."""
     try:
-        backend = open_backend(model, backend=worst.backend, allow_unproven=True)
+        backend = open_backend(model, backend=worst.backend, allow_unverified=True)
     except (DeviceError, MissingExtraError):
         return False
     try:

@@ -16,10 +16,10 @@ from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 from fada_deploy.common.runs import CHECKPOINTS, CONFIG, MODEL_SUFFIXES, STAGES, WEIGHTS
 from fada_deploy.inspection.onnx_graph import read_graph
-from fada_deploy.runtime.backends import contract_of
+from fada_deploy.runtime.backends import metadata_of
 from fada_deploy.runtime.backends.engine_file import read_engine
 from fada_deploy.runtime.backends.onnx_file import check_external_data, read_metadata
-from fada_deploy.runtime.parity import Proof, proof_path
+from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
 Document = dict[str, Any]
 
@@ -98,7 +98,7 @@ def _engine(path: Path, problems: list[str]) -> Document:
 
 def _model(path: Path, metadata: ModelMetadata, problems: list[str]) -> Document:
     """Return the contract, and how the files that it names stand beside it."""
-    pack = proof_path(path)
+    pack = reference_path(path)
     state = _state(pack, metadata.hashes.get("proof"))
     if state == "another":
         problems.append(f"{pack.name} beside it is not the proof pack that it was exported with")
@@ -127,10 +127,10 @@ def _state(path: Path, known: str | None) -> str:
 
 
 def _proof(path: Path, problems: list[str]) -> Document:
-    proof, digest = Proof.load(path), sha256(path)
+    proof, digest = ReferenceOutputs.load(path), sha256(path)
     models = []
     for model in sorted(p for p in path.parent.glob("[!.]*") if p.suffix in MODEL_SUFFIXES):
-        if proof_path(model) == path and (metadata := _try([], contract_of, model)) is not None:
+        if reference_path(model) == path and (metadata := _try([], metadata_of, model)) is not None:
             state = "equal" if metadata.hashes.get("proof") == digest else "another"
             models.append(
                 {"path": str(model), "state": state, "classes": metadata.label_space.num_classes}
@@ -211,7 +211,7 @@ def _run(path: Path, problems: list[str]) -> Document:
     exports = []
     for model in sorted((path / "export").glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
-            metadata = _try(problems, contract_of, model)
+            metadata = _try(problems, metadata_of, model)
             precision = None if metadata is None else metadata.precision
             exports.append(
                 {"path": str(model), "precision": precision, "bytes": model.stat().st_size}

@@ -61,7 +61,7 @@ class Port:
 
 @dataclass
 class Graph:
-    """An ONNX file's outside and a census of its inside.
+    """An ONNX file's outside and a statistics of its inside.
 
     `layers` counts the layers with weights by operator and by the type that their weights are stored in
     ("activations" where both sides are computed); `external` names files that weights lie in.

@@ -7,26 +7,26 @@ from fada_deploy.runtime import Segmenter
 Engines and decoders are imported when something is opened.
 """
 
-from fada_deploy.common.system import throughput_requests
+from fada_deploy.common.system import throughput_parallelism
 from fada_deploy.runtime.backends import BACKENDS, open_backend
-from fada_deploy.runtime.drift import Drift, DriftWatch
-from fada_deploy.runtime.overlay.renderer import Drawing, Look
+from fada_deploy.runtime.drift import Drift, DriftMonitor
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources.folder_watcher import WatchSource
+from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
 from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
 
 __all__ = [
     "BACKENDS",
-    "Drawing",
     "Drift",
-    "DriftWatch",
+    "DriftMonitor",
+    "FolderWatcher",
     "LiveOptions",
     "LiveSource",
-    "Look",
+    "OverlayRenderer",
+    "OverlayStyle",
     "Result",
     "Segmenter",
-    "WatchSource",
     "open_backend",
-    "throughput_requests",
+    "throughput_parallelism",
 ]

@@ -24,20 +24,20 @@ from fada_deploy.runtime.backends import (
     runnable_onnx,
 )
 from fada_deploy.runtime.backends.base import Frames
-from fada_deploy.runtime.backends.preference import chosen_backend, record_choice
+from fada_deploy.runtime.backends.preference import fastest_backend, remember_fastest
 
-# Batches before the others are opened, warm up, and are measured.
+# BatchLoader before the others are opened, warm up, and are measured.
 _BEFORE, _WARM_UP, _MEASURED = 5, 2, 8
 # Fewer batches may be over before the others are open, which would be for nothing, and again the next time.
-WORTH_IT = 100
+MIN_BATCHES = 100
 
 
-def rivals_of(path: Path, backend: Backend) -> list[str]:
+def backends_to_measure(path: Path, backend: Backend) -> list[str]:
     """Return the engines worth racing against an opened one: proven for the file, on the CPU, not measured yet."""
     if (
         backend.device != "cpu"
         or backends_of(path) != ONNX_BACKENDS
-        or chosen_backend(backend.metadata) is not None
+        or fastest_backend(backend.metadata) is not None
     ):
         return []
     proven = backend.metadata.verification or {}
@@ -45,7 +45,7 @@ def rivals_of(path: Path, backend: Backend) -> list[str]:
     return [name for name in able if name != backend.name and name in proven]
 
 
-class Race:
+class Autotuner:
     """The backend `own` with others measured beside it; answers are `own`'s alone.
 
     `seconds`: the median of a batch by engine, and `fastest`, both empty until the race is over; `kept`: the next
@@ -115,7 +115,7 @@ class Race:
             self.fastest = min(self.seconds, key=lambda name: self.seconds[name])
         # A cache that cannot be written is no reason to lose the film.
         with suppress(OSError):
-            record_choice(self.metadata, self.fastest)
+            remember_fastest(self.metadata, self.fastest)
             self.kept = True
         self._end()
 

@@ -25,7 +25,7 @@ from fada_deploy.runtime.pipeline import STAGES, Timings
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.open import Frame, Source
-from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 _LEAST_RUNS = 10
 
@@ -45,7 +45,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
-class Bare:
+class ModelOnlyTiming:
     """The network alone on a batch that lies ready: times of a batch, frames a second, CPU time of a frame.
 
     `parallel` batches are under way at a time.
@@ -60,7 +60,7 @@ class Bare:
 
 
 @dataclass(frozen=True)
-class Road:
+class EndToEndTiming:
     """The whole road: decode → resize → network → upsample → draw → H.264; `ms` of each stage and frame.
 
     `cpu_ms` is all CPU time of a frame; `stage_cpu_ms` what the stages' own threads have of it, and under "others"
@@ -75,7 +75,7 @@ class Road:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchmarkResult:
     """One model on one backend. `warm_up_ms`: until it is opened, run once, and the kernels compiled."""
 
     model: str
@@ -84,8 +84,8 @@ class Measured:
     precision: str
     input: str
     warm_up_ms: float
-    bare: Bare
-    road: Road | None
+    bare: ModelOnlyTiming
+    road: EndToEndTiming | None
     memory_mib: int | None
 
     @property
@@ -109,7 +109,7 @@ def measure(
     frames: int | None = None,
     seconds: float = 3.0,
     progress: Callable[[int], None] = lambda n: None,
-) -> Measured:
+) -> BenchmarkResult:
     """Measure a model file; `seconds` are spent on the bare network, `frames` of `source` on the road (None: all).
 
     Raise the errors of `Segmenter`, and `DataError` for a source without frames.
@@ -125,7 +125,7 @@ def measure(
         warm_up = time.perf_counter() - start
         bare = _bare(segmenter, ready, seconds)
         road = None if source is None else _road(segmenter, source, frames, progress)
-        return Measured(
+        return BenchmarkResult(
             str(model),
             segmenter.backend.name,
             segmenter.backend.device,
@@ -156,7 +156,9 @@ def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np
     return np.stack(pictures)
 
 
-def _bare(segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seconds: float) -> Bare:
+def _bare(
+    segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seconds: float
+) -> ModelOnlyTiming:
     parallel = segmenter.backend.parallel
     times: list[float] = []
 
@@ -175,17 +177,17 @@ def _bare(segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seco
         spent, cpu = time.perf_counter() - start, time.process_time() - cpu
     done = runs * len(ready)
     fps, cpu_ms = round(done / spent, 2), round(1e3 * cpu / done, 2)
-    return Bare(len(ready), parallel, runs, Percentiles.of(times), fps, cpu_ms)
+    return ModelOnlyTiming(len(ready), parallel, runs, Percentiles.of(times), fps, cpu_ms)
 
 
 def _road(
     segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]
-) -> Road:
+) -> EndToEndTiming:
     timings, done = Timings(keep=True), 0
     with TemporaryDirectory() as folder:
         cpu, start = time.process_time(), time.perf_counter()
         with closing(
-            label_to_files(segmenter, [source], Saving(Path(folder)), timings=timings)
+            save_results(segmenter, [source], SaveOptions(Path(folder)), timings=timings)
         ) as items:
             for item in items:
                 if isinstance(item, Result):
@@ -204,7 +206,7 @@ def _road(
     stages = {name: Percentiles.of(times) for name, times in per_frame.items()}
     own = {name: round(1e3 * timings.cpu[name] / done, 2) for name in STAGES if name in timings.cpu}
     total = round(1e3 * cpu / done, 2)
-    return Road(
+    return EndToEndTiming(
         done,
         round(done / spent, 2),
         total,

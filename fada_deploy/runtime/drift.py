@@ -54,7 +54,7 @@ class Drift:
     drifting: bool
 
 
-class DriftWatch:
+class DriftMonitor:
     """Holds a running window of frames against a model's reference; the last `window` frames weigh 63 % of it.
 
     Give it every frame, or every n-th of a fast camera: neighbors say little new.
@@ -63,12 +63,14 @@ class DriftWatch:
     def __init__(self, reference: Reference, names: Sequence[str], *, window: int = 250) -> None:
         if window < 1:
             raise UsageError(f"a window of {window} frames is none; it is at least 1")
-        if len(names) != len(reference.share_mean):
+        if len(names) != len(reference.fraction_mean):
             raise UsageError(
-                f"{len(names)} class names for a reference of {len(reference.share_mean)} classes"
+                f"{len(names)} class names for a reference of {len(reference.fraction_mean)} classes"
             )
         self._names, self._window = tuple(names), window
-        self._shares = _Mean(np.array(reference.share_mean), np.array(reference.share_std), window)
+        self._shares = _Mean(
+            np.array(reference.fraction_mean), np.array(reference.fraction_std), window
+        )
         self._confidence = None
         if reference.confidence_mean is not None and reference.confidence_std is not None:
             sure, spread = (
@@ -79,7 +81,7 @@ class DriftWatch:
         self._drifting = False
 
     @classmethod
-    def of(cls, metadata: ModelMetadata, *, window: int = 250) -> DriftWatch:
+    def of(cls, metadata: ModelMetadata, *, window: int = 250) -> DriftMonitor:
         """Return a watch for a model; raise `ModelError` when its file has no reference."""
         if metadata.reference is None:
             raise ModelError(

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import GateError, ModelError
+from fada_deploy.common.errors import ModelError, ToleranceError
 from fada_deploy.common.files import atomic_path, sha256
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.runtime.backends.base import Backend
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class Tolerance:
     """What a file may differ by: the share of pixels with equal labels, and the logit error.
 
     The logit error is the largest absolute difference, as a fraction of the largest |logit|.
@@ -33,16 +33,16 @@ class Thresholds:
 
 # What each precision is held to unless told otherwise. Half precision moves borders between classes by a
 # pixel here and there; int8 is a network of its own, and a labeled data set should judge it too.
-THRESHOLDS = {
-    "fp32": Thresholds(),
-    "fp16": Thresholds(0.997, 0.02),
-    "bf16": Thresholds(0.98, 0.1),
-    "int8": Thresholds(0.93, 0.5),
+TOLERANCES = {
+    "fp32": Tolerance(),
+    "fp16": Tolerance(0.997, 0.02),
+    "bf16": Tolerance(0.98, 0.1),
+    "int8": Tolerance(0.93, 0.5),
 }
 
 
 @dataclass(frozen=True)
-class Proof:
+class ReferenceOutputs:
     """Reference answers of the trained network.
 
     `frames` (N, H, W, 3) uint8 RGB at the network's input size, `logits` (N, K, h, w) float32,
@@ -61,7 +61,7 @@ class Proof:
             )
 
     @classmethod
-    def load(cls, path: Path) -> Proof:
+    def load(cls, path: Path) -> ReferenceOutputs:
         """Read a pack; raise `ModelError` when it is none."""
         try:
             with np.load(path, allow_pickle=False) as pack:
@@ -74,9 +74,9 @@ class Proof:
             raise ModelError(f"{path}: not a proof pack ({error})") from None
 
     @classmethod
-    def of(cls, model: Path, metadata: ModelMetadata) -> Proof:
+    def of(cls, model: Path, metadata: ModelMetadata) -> ReferenceOutputs:
         """Return the pack that a model was exported with; raise `ModelError` when it is missing or another."""
-        path = proof_path(model)
+        path = reference_path(model)
         proof = cls.load(path)
         known = metadata.hashes.get("proof")
         if known is not None and sha256(path) != known:
@@ -91,7 +91,7 @@ class Proof:
         return int((counts > share * self.labels.size).sum())
 
 
-def proof_path(model: Path) -> Path:
+def reference_path(model: Path) -> Path:
     """Return where a model's pack lies: `model.proof.npz` beside `model.onnx`, `model.fp16.engine` and others."""
     stem = model.with_suffix("")
     if stem.suffix.removeprefix(".").split("-")[0] in PRECISIONS:
@@ -100,7 +100,7 @@ def proof_path(model: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Verification:
+class ParityResult:
     """How far one backend's answers are from the network's.
 
     `logit_error` is None for a file whose head gives labels alone.
@@ -128,7 +128,7 @@ class Verification:
             f"{self.equal_labels:.4%} of labels equal the network's on {self.frames} frames{error}"
         )
 
-    def refusals(self, allowed: Thresholds) -> list[str]:
+    def refusals(self, allowed: Tolerance) -> list[str]:
         """Say by how much each threshold is missed; nothing when the file is the network."""
         found = []
         if not self.equal_labels >= allowed.equal_labels:
@@ -143,7 +143,7 @@ class Verification:
         return found
 
 
-def compare(backend: Backend, proof: Proof) -> Verification:
+def compare(backend: Backend, proof: ReferenceOutputs) -> ParityResult:
     """Run an opened model on the pack's frames and compare labels at the input's size, and logits."""
     # Two at a time where the file allows it, so that a dynamic batch is proven to be one.
     step = min(2, backend.metadata.batch or 2)
@@ -163,7 +163,7 @@ def compare(backend: Backend, proof: Proof) -> Verification:
             errors.append(float(np.abs(answer.logits() - proof.logits[chosen]).max()))
     scale = max(float(np.abs(proof.logits).max()), 1e-6)
     error = max(errors) / scale if errors else None
-    return Verification(
+    return ParityResult(
         backend.name,
         len(equal),
         proof.classes(),
@@ -174,9 +174,9 @@ def compare(backend: Backend, proof: Proof) -> Verification:
 
 
 def gate(
-    found: Mapping[str, Verification], allowed: Thresholds, *, lost: str = "nothing was written"
+    found: Mapping[str, ParityResult], allowed: Tolerance, *, lost: str = "nothing was written"
 ) -> None:
-    """Raise `GateError` when any backend's answers are not the network's; `lost` says what comes of it."""
+    """Raise `ToleranceError` when any backend's answers are not the network's; `lost` says what comes of it."""
     refused = [f"{name}: {line}" for name, v in found.items() for line in v.refusals(allowed)]
     if refused:
-        raise GateError(f"the file is not the network; {lost}. " + "; ".join(refused))
+        raise ToleranceError(f"the file is not the network; {lost}. " + "; ".join(refused))

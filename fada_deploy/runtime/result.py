@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.runtime.overlay.blend import class_shares
-from fada_deploy.runtime.overlay.renderer import Drawing, Look
+from fada_deploy.runtime.overlay.blend import class_fractions
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +56,7 @@ class Result:
     @property
     def shares(self) -> NDArray[np.float64]:
         """The share of the picture that each class holds, (K,), summing to 1."""
-        return class_shares(self.labels, self.space.num_classes)
+        return class_fractions(self.labels, self.space.num_classes)
 
     def overlay(
         self,
@@ -68,7 +68,7 @@ class Result:
     ) -> NDArray[np.uint8]:
         """Return the frame with the classes' colors laid over it, in the frame's own channel order.
 
-        The arguments are those of `Look`; `Drawing` draws a film, whose legend keeps its lines.
+        The arguments are those of `OverlayStyle`; `OverlayRenderer` draws a film, whose legend keeps its lines.
         """
-        look = Look(alpha, legend=legend, contours=contours, classes=tuple(classes))
-        return Drawing(look, self.space).draw(self)
+        look = OverlayStyle(alpha, legend=legend, contours=contours, classes=tuple(classes))
+        return OverlayRenderer(look, self.space).draw(self)

@@ -26,9 +26,9 @@ from fada_deploy.common.errors import (
     DataError,
     DeviceError,
     FadaError,
-    GateError,
     MissingExtraError,
     ModelError,
+    ToleranceError,
     UsageError,
 )
 from fada_deploy.common.label_space import LabelSpace
@@ -40,7 +40,7 @@ from fada_deploy.runtime.backends import (
     Prediction,
     backends_of,
     open_backend,
-    require_any,
+    require_any_backend,
 )
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import Timings, results_of
@@ -57,7 +57,7 @@ class Segmenter:
     that this machine can run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu
     or cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
     None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
-    the soonest, `throughput_requests()` of them a film. `allow_unproven` opens an engine that nobody has compared
+    the soonest, `throughput_parallelism()` of them a film. `allow_unverified` opens an engine that nobody has compared
     with the network and that lies without its proof pack.
     """
 
@@ -72,7 +72,7 @@ class Segmenter:
         backend: str = "auto",
         batch: int | None = None,
         parallel: int = 1,
-        allow_unproven: bool = False,
+        allow_unverified: bool = False,
     ) -> None:
         if batch is not None and batch < 1:
             raise UsageError(f"a batch of {batch} is none; it is at least 1")
@@ -85,7 +85,7 @@ class Segmenter:
                 device=device,
                 backend=backend,
                 parallel=parallel,
-                allow_unproven=allow_unproven,
+                allow_unverified=allow_unverified,
             )
 
         if model is None:
@@ -242,7 +242,7 @@ def _open_newest(
 
     if backend == "auto":
         # Without an engine no model runs, and that is the thing to say first.
-        require_any()
+        require_any_backend()
     errors: list[FadaError] = []
     skipped: list[str] = []
     for path in newest_models():
@@ -251,13 +251,13 @@ def _open_newest(
             continue
         try:
             opened = open_model(path)
-            if opened.device == "cpu" and opened.metadata.made_for == "tensorrt":
+            if opened.device == "cpu" and opened.metadata.hardware_target == "tensorrt":
                 opened.close()
                 raise ModelError(
                     f"{path}: is quantized for TensorRT, and slow on a CPU; name it to run it here"
                 )
             return path, opened, tuple(skipped)
-        except (ModelError, DeviceError, GateError, MissingExtraError) as error:
+        except (ModelError, DeviceError, ToleranceError, MissingExtraError) as error:
             errors.append(error)
             # Most messages begin with the path already.
             skipped.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")

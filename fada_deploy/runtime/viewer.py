@@ -38,7 +38,7 @@ _ESCAPE = 27
 _QUIT = frozenset({_ESCAPE, ord("q"), ord("Q")})
 
 
-def require_windows() -> None:
+def require_display() -> None:
     """Raise `UsageError` where there is no display, or where OpenCV was built without windows."""
     # First the display: without one, another OpenCV is of no use.
     if sys.platform == "linux" and not (
@@ -103,7 +103,7 @@ class Window:
             self._thread.join(_PATIENCE)
 
     def __enter__(self) -> Self:
-        require_windows()
+        require_display()
         self._said: IO[bytes] = tempfile.TemporaryFile()
         # A session of its own: Ctrl-C is meant for this process, which finishes its film.
         self._process = subprocess.Popen(
@@ -225,12 +225,12 @@ class Window:
 def _program(title: str) -> list[str]:
     # The same modules as here, wherever they lie.
     there = (
-        f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.viewer import look_after"
+        f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.viewer import run_window"
     )
-    return [sys.executable, "-c", f"{there}; look_after({title!r})"]
+    return [sys.executable, "-c", f"{there}; run_window({title!r})"]
 
 
-def look_after(title: str, highgui: Any = cv2, pictures: int = 0) -> None:
+def run_window(title: str, highgui: Any = cv2, pictures: int = 0) -> None:
     """Show what the pipe `pictures` gives until it ends or a person closes the window: its own process's work."""
     highgui.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     highgui.waitKey(1)
@@ -254,7 +254,7 @@ def look_after(title: str, highgui: Any = cv2, pictures: int = 0) -> None:
 
 
 def _is_open(title: str, highgui: Any) -> bool:
-    """Look at keys and mouse; say whether the window is still wanted."""
+    """OverlayStyle at keys and mouse; say whether the window is still wanted."""
     if highgui.waitKey(1) & 0xFF in _QUIT:
         return False
     try:

@@ -17,7 +17,7 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.synth.camera import Camera
 from fada_deploy.synth.dataset import CLIP, first_seed, write_labels
-from fada_deploy.synth.looks import Look, find_look
+from fada_deploy.synth.looks import Appearance, find_look
 from fada_deploy.synth.scene import photograph
 from fada_deploy.synth.town import SIGHT, Town, build_town
 from fada_deploy.synth.traffic import OWN_SPEED
@@ -32,12 +32,12 @@ class Drive:
 
     town: Town
     camera: Camera
-    look: Look
+    look: Appearance
     weather: Weather
 
     @classmethod
     def begin(
-        cls, look: str | Look, seed: int, *, size_hw: tuple[int, int], seconds: float
+        cls, look: str | Appearance, seed: int, *, size_hw: tuple[int, int], seconds: float
     ) -> Drive:
         """Build a town long enough and stand the camera at its beginning."""
         style = find_look(look)

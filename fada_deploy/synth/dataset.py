@@ -138,7 +138,7 @@ def _results(jobs: list[_Job], processes: int) -> Iterator[int]:
     if processes <= 1 or len(jobs) < 32:
         yield from map(_write, jobs)
         return
-    # Drawing holds the interpreter's lock, so threads would wait for one another.
+    # Raster holds the interpreter's lock, so threads would wait for one another.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
         yield from pool.map(_write, jobs, chunksize=8)

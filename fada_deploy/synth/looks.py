@@ -16,7 +16,7 @@ Palette = Mapping[str, tuple[RGB, ...]]
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """One domain. Ranges are (low, high) and drawn once a scene or clip; lengths are in meters.
 
     `palette` holds the colors to choose from by slot. `jitter` is the spread of each thing's
@@ -196,7 +196,7 @@ _TARGET: Palette = {
 # Names of all color slots; a mesh refers to them by position.
 SLOTS = tuple(sorted(_SOURCE))
 
-_SOURCE_LOOK = Look(
+_SOURCE_LOOK = Appearance(
     name="source",
     palette=_SOURCE,
     jitter=0.05,
@@ -217,7 +217,7 @@ _SOURCE_LOOK = Look(
     jpeg=(0, 0),
 )
 
-_TARGET_LOOK = Look(
+_TARGET_LOOK = Appearance(
     name="target",
     palette=_TARGET,
     jitter=0.10,
@@ -238,12 +238,12 @@ _TARGET_LOOK = Look(
     jpeg=(72, 92),
 )
 
-LOOKS: dict[str, Look] = {look.name: look for look in (_SOURCE_LOOK, _TARGET_LOOK)}
+LOOKS: dict[str, Appearance] = {look.name: look for look in (_SOURCE_LOOK, _TARGET_LOOK)}
 
 
-def find_look(look: str | Look) -> Look:
+def find_look(look: str | Appearance) -> Appearance:
     """Return a look by name, or the one given; raise `UsageError` listing the names."""
-    if isinstance(look, Look):
+    if isinstance(look, Appearance):
         return look
     if look not in LOOKS:
         raise UsageError(f"no look {look!r}; there are {', '.join(LOOKS)}")

@@ -47,7 +47,7 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Raster:
     """`numbers` (2H, 2W) uint16 indexes `faces`; `numbers[::2, ::2]` are the centers of the pixels."""
 
     numbers: NDArray[np.uint16]
@@ -65,7 +65,7 @@ class Drawing:
         return np.ascontiguousarray(self.faces.labels[self.centers])
 
 
-def draw(placed: Placed, camera: Camera, time: float) -> Drawing:
+def draw(placed: Placed, camera: Camera, time: float) -> Raster:
     """Draw placed things."""
     meshes = [thing.mesh_at(time) for thing in placed.things]
     counts = np.array([len(m.corners) for m in meshes])
@@ -90,7 +90,7 @@ def draw(placed: Placed, camera: Camera, time: float) -> Drawing:
     table = _Tables.collect(meshes, kept)
     flip = np.where((normals[kept] * origins[kept]).sum(1) > 0, -1.0, 1.0)[:, None]
     faces = _number(table, seeds, normals[kept] * flip, origins[kept], camera, solid[kept])
-    return Drawing(numbers, faces, camera)
+    return Raster(numbers, faces, camera)
 
 
 @dataclass(frozen=True)

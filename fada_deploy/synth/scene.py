@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.synth.camera import Camera
-from fada_deploy.synth.looks import Look, find_look
+from fada_deploy.synth.looks import Appearance, find_look
 from fada_deploy.synth.optics import develop
 from fada_deploy.synth.placing import place
-from fada_deploy.synth.raster import Drawing, draw
+from fada_deploy.synth.raster import Raster, draw
 from fada_deploy.synth.shade import shade
 from fada_deploy.synth.shadows import shadows
 from fada_deploy.synth.town import Town, build_town
@@ -21,7 +21,7 @@ DEFAULT_SIZE_HW = (192, 320)
 
 
 def render(
-    look: str | Look, seed: int, size_hw: tuple[int, int] = DEFAULT_SIZE_HW
+    look: str | Appearance, seed: int, size_hw: tuple[int, int] = DEFAULT_SIZE_HW
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Render the scene of a seed: picture (H, W, 3) uint8 RGB and labels (H, W) uint8 Cityscapes-19 indices.
 
@@ -50,14 +50,20 @@ def stand(town: Town, size_hw: tuple[int, int], rng: Random) -> Camera:
 
 
 def photograph(
-    town: Town, camera: Camera, look: Look, weather: Weather, *, time: float = 0.0, frame: int = 0
+    town: Town,
+    camera: Camera,
+    look: Appearance,
+    weather: Weather,
+    *,
+    time: float = 0.0,
+    frame: int = 0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Render a town `time` seconds in: picture (H, W, 3) uint8 RGB and labels (H, W) uint8."""
     drawing, shadow = sketch(town, camera, time=time)
     return develop(shade(drawing, shadow, look, weather, town.sun), weather, frame), drawing.labels
 
 
-def sketch(town: Town, camera: Camera, *, time: float = 0.0) -> tuple[Drawing, NDArray[np.uint8]]:
+def sketch(town: Town, camera: Camera, *, time: float = 0.0) -> tuple[Raster, NDArray[np.uint8]]:
     """Draw a town without any look: faces, and shadows (H, W) uint8."""
     placed = place(town.things, town.borders, camera, time)
     return draw(placed, camera, time), shadows(placed, camera, town.sun, time)

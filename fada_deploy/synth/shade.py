@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.synth.looks import SLOTS, Look
+from fada_deploy.synth.looks import SLOTS, Appearance
 from fada_deploy.synth.mesh import GROUND
 from fada_deploy.synth.noise import F32, fraction, sample
-from fada_deploy.synth.raster import SKY, Drawing, Faces
+from fada_deploy.synth.raster import SKY, Faces, Raster
 from fada_deploy.synth.surfaces import TEXTURES, Points
 from fada_deploy.synth.weather import Weather
 
@@ -31,9 +31,9 @@ class _Geometry:
 
 
 def shade(
-    drawing: Drawing,
+    drawing: Raster,
     shadow: NDArray[np.uint8],
-    look: Look,
+    look: Appearance,
     weather: Weather,
     sun: tuple[float, float, float],
 ) -> F32:
@@ -58,7 +58,7 @@ def shade(
 
 
 def _paint(
-    drawing: Drawing, look: Look, weather: Weather, sun: tuple[float, float, float]
+    drawing: Raster, look: Appearance, weather: Weather, sun: tuple[float, float, float]
 ) -> tuple[F32, F32]:
     """Return the lit color (N, 3) and the light (N,) of every face."""
     faces: Faces = drawing.faces
@@ -95,7 +95,7 @@ def _smooth(samples: F32, height: int, width: int) -> F32:
     return np.ascontiguousarray(mixed[::2, ::2])
 
 
-def _geometry(drawing: Drawing) -> _Geometry:
+def _geometry(drawing: Raster) -> _Geometry:
     height, width = drawing.camera.size_hw
     u0, v0 = drawing.camera.center
     numbers = np.ascontiguousarray(drawing.centers)
@@ -113,9 +113,9 @@ def _geometry(drawing: Drawing) -> _Geometry:
 def _points(
     index: NDArray[np.intp],
     space: _Geometry,
-    drawing: Drawing,
+    drawing: Raster,
     light: F32,
-    look: Look,
+    look: Appearance,
     *,
     ground: bool,
 ) -> Points:
@@ -149,7 +149,11 @@ def _points(
 
 
 def _darken(
-    flat: F32, shadow: NDArray[np.uint8], ground: NDArray[np.bool_], look: Look, weather: Weather
+    flat: F32,
+    shadow: NDArray[np.uint8],
+    ground: NDArray[np.bool_],
+    look: Appearance,
+    weather: Weather,
 ) -> None:
     """Lay shadows on the ground; soft where the sky is gray."""
     strength = np.array([0.0, weather.shadow * min(1.0, 0.25 + weather.sun), 0.45], np.float32)
@@ -158,14 +162,14 @@ def _darken(
     flat *= (1 - dark.ravel() * ground)[:, None]
 
 
-def _haze(flat: F32, space: _Geometry, look: Look, weather: Weather) -> None:
+def _haze(flat: F32, space: _Geometry, look: Appearance, weather: Weather) -> None:
     air = np.array(look.palette["sky_low"], np.float32).mean(0)
     seen = np.exp(-np.float32(weather.haze) * space.depth)
     seen[space.faces == SKY] = 1
     flat += (air - flat) * (1 - seen)[:, None]
 
 
-def _sky(flat: F32, space: _Geometry, drawing: Drawing, look: Look, weather: Weather) -> None:
+def _sky(flat: F32, space: _Geometry, drawing: Raster, look: Appearance, weather: Weather) -> None:
     """Paint the sky's gradient and clouds on a plane high above."""
     index = np.flatnonzero(space.faces == SKY)
     if not index.size:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.synth.looks import Look
+from fada_deploy.synth.looks import Appearance
 from fada_deploy.synth.mesh import Surface
 from fada_deploy.synth.models.furniture import STOREY
 from fada_deploy.synth.noise import F32, fraction, pulse, sample
@@ -31,7 +31,7 @@ class Points:
     high: F32
     seed: NDArray[np.int64]
     light: F32
-    look: Look
+    look: Appearance
 
     def grain(self, period: float, size: float) -> F32:
         """Return noise of mean 0 and deviation 1 that fades where a pixel is larger than `size` meters."""

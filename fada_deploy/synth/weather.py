@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from fada_deploy.synth.looks import Look, Range
+from fada_deploy.synth.looks import Appearance, Range
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Values of one scene; units as in `Look`. `seed` decides clouds and noise."""
+    """Values of one scene; units as in `Appearance`. `seed` decides clouds and noise."""
 
     sun: float
     shadow: float
@@ -27,7 +27,7 @@ class Weather:
     seed: int
 
     @classmethod
-    def draw(cls, look: Look, seed: int) -> Weather:
+    def draw(cls, look: Appearance, seed: int) -> Weather:
         """Draw the weather of a scene; the same look and seed give the same weather."""
         rng = Random(f"{look.name}:{seed}")
 

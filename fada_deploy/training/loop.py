@@ -35,10 +35,10 @@ _SHORT = {
 }
 
 Parts = Mapping[str, Stateful]
-OpenSession = Callable[[Parts], "Session"]
+LoopFactory = Callable[[Parts], "TrainingLoop"]
 
 
-class Session:
+class TrainingLoop:
     """Run a stage of `iterations` in `folder`; `parts` is all the state there is.
 
     Every `save_every` iterations the state is saved, to go on from; every `keep_every` (0: never)

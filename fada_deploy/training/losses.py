@@ -94,7 +94,7 @@ def labeled_pixels(labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DomainTerms:
+class DomainLoss:
     """A domain loss held against either half of the discriminator's answers, with gradients in the answers.
 
     Losses are scalars, gradients have the answers' shape (B, 2K, h, w).
@@ -107,7 +107,7 @@ class DomainTerms:
 
 
 @torch.no_grad()
-def domain_terms(
+def domain_loss(
     answers: Tensor,
     logits: Tensor,
     encode: Encode,
@@ -115,7 +115,7 @@ def domain_terms(
     ignore: Tensor | None = None,
     *,
     parts: int = 1,
-) -> DomainTerms:
+) -> DomainLoss:
     """Return −mean over pixels of Σ_k a_k log softmax(D)[d, k] for either domain d, and gradients in `answers`.
 
     `answers` (B, 2K, h, w) and class `logits` (B, C, h, w) are interpolated to `size_hw`, where
@@ -162,11 +162,11 @@ def domain_terms(
     as_source[:, :num_classes] -= a
     as_target[:, num_classes:] -= a
     gradients = (as_source.to(answers.dtype), as_target.to(answers.dtype))
-    return DomainTerms(totals[0] / pixels, totals[1] / pixels, *gradients)
+    return DomainLoss(totals[0] / pixels, totals[1] / pixels, *gradients)
 
 
 @torch.no_grad()
-def source_share(
+def source_fraction(
     answers: Tensor, ignore: Callable[[SizeHW], Tensor | None] = lambda size_hw: None
 ) -> Tensor:
     """Return the share of pixels that the discriminator's answers (B, 2K, h, w) take for the source, a scalar.

@@ -15,18 +15,22 @@ from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.distributed import synchronized
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
 from fada_deploy.training.weights.checkpoints import load_segmenter
-from fada_deploy.training.weights.pretrained import find_init, init_normalization, load_backbone
+from fada_deploy.training.weights.pretrained import (
+    find_pretrained,
+    input_normalization,
+    load_backbone,
+)
 
 
-class Networks:
+class ModelSetup:
     """The networks of one run: fresh ones, and those of stages before. Raise `UsageError` for what cannot be."""
 
     def __init__(
         self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device
     ) -> None:
         self.config, self.folder, self.space, self.device = config, folder, space, device
-        self.init = find_init(config.backbone, config.init)
-        mean, std, self._bgr = init_normalization(config.backbone, self.init, config.init_norm)
+        self.init = find_pretrained(config.backbone, config.init)
+        mean, std, self._bgr = input_normalization(config.backbone, self.init, config.init_norm)
         self.spec = ModelSpec(config.backbone, space, config.size, initial_norm(config), mean, std)
         self.student_spec = replace(
             self.spec, size_hw=config.distill.size, norm=config.distill.norm

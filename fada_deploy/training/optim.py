@@ -15,7 +15,7 @@ from fada_deploy.training.distributed import add_gradients
 from fada_deploy.training.models.segmenter import Segmenter
 
 
-def take_step(optimizer: Optimizer, stage: Stage) -> None:
+def optimizer_step(optimizer: Optimizer, stage: Stage) -> None:
     """Step with all processes' gradients, scaled down together where their norm exceeds `max_norm`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     add_gradients(parameters)
@@ -110,7 +110,7 @@ class AveragedWeights:
 
 
 @contextmanager
-def held_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
+def hold_batch_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
     """Let a pass use its own batch statistics without moving the running ones, when `hold`."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if hold else []
     momenta = [m.momentum for m in norms]

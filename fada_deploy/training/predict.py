@@ -20,13 +20,13 @@ from fada_deploy.training.models.segmenter import Segmenter, find_backbone
 Frame = NDArray[np.uint8]
 
 
-def views_text(scales: Sequence[float], flip: bool) -> str:
+def describe_views(scales: Sequence[float], flip: bool) -> str:
     """Say which views are averaged; nothing for the one plain view."""
     parts = [] if tuple(scales) == (1.0,) else [f"scales {', '.join(f'{s:g}' for s in scales)}"]
     return " + ".join([*parts, "mirror images"] if flip else parts)
 
 
-def at_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
+def with_input_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
     """Return the network with another input size; the same one when it has it, or None is asked for."""
     if size_hw is None or size_hw == model.spec.size_hw:
         return model
@@ -35,7 +35,7 @@ def at_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
     return resized.to(next(model.parameters()).device).eval()
 
 
-def pick_frames(frames: FrameDataset, count: int) -> tuple[list[int], list[Frame]]:
+def sample_frames(frames: FrameDataset, count: int) -> tuple[list[int], list[Frame]]:
     """Return evenly spaced frames that can be read, and their numbers."""
     chosen, pictures = [], []
     for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int).tolist():

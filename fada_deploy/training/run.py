@@ -30,18 +30,18 @@ from fada_deploy.evaluation import evaluate
 from fada_deploy.training import distributed
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.data.datasets import class_contents, fingerprint, open_target
-from fada_deploy.training.data.loader import Batches, Order
-from fada_deploy.training.data.samplers import ClassBalancedOrder, ShuffledOrder
+from fada_deploy.training.data.loader import BatchLoader, Sampler
+from fada_deploy.training.data.samplers import ClassBalancedSampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeled, SourceSamples, TargetSamples
 from fada_deploy.training.device import bf16_pays, check_compiler, compiled
-from fada_deploy.training.loop import OpenSession, Parts, Session
+from fada_deploy.training.loop import LoopFactory, Parts, TrainingLoop
 from fada_deploy.training.methods.alignment import make_method
-from fada_deploy.training.model_setup import Networks
+from fada_deploy.training.model_setup import ModelSetup
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.optim import AveragedWeights
-from fada_deploy.training.predict import Predictor, views_text
-from fada_deploy.training.reporting.run_summary import RunFiles, discriminator_health
-from fada_deploy.training.reporting.tensorboard import Board, check_tensorboard
+from fada_deploy.training.predict import Predictor, describe_views
+from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
+from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, require_tensorboard
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.source import train_supervised
@@ -52,7 +52,7 @@ Load = SourceSamples | TargetSamples | PseudoLabeled
 
 
 @dataclass
-class Outcome:
+class TrainingResult:
     """What a run came to: its folder, each stage's `scores.json`, and the files that could not be used.
 
     `frames` are the target's held-out frames, or else its training frames.
@@ -66,7 +66,7 @@ class Outcome:
 
 def train(
     config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool = False
-) -> Outcome:
+) -> TrainingResult:
     """Train the stages of `config` that `run` has not finished yet; return scores and bad files.
 
     `tensorboard` also writes scalars and pictures to `run`/tensorboard.
@@ -115,13 +115,13 @@ class Run:
         if config.compile:
             check_compiler(device)
         if tensorboard:
-            check_tensorboard()
+            require_tensorboard()
         self.config, self.folder, self.device, self.say = config, run, device, say
         self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
-        self.outcome = Outcome(run)
+        self.outcome = TrainingResult(run)
         self.space = load_label_space(config.label_space)
         # Whatever cannot work is said here, before any data is read.
-        self.networks = Networks(config, run, self.space, device)
+        self.networks = ModelSetup(config, run, self.space, device)
         src_root = None if config.src_root is None else Path(config.src_root)
         self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
         if not self.source_frames.labeled:
@@ -135,7 +135,7 @@ class Run:
         self._check_data()
         self.board = None
         if tensorboard and distributed.is_main():
-            self.board = Board(run / "tensorboard", self.outcome.frames, device)
+            self.board = TensorBoardLogger(run / "tensorboard", self.outcome.frames, device)
 
     def _check_data(self) -> None:
         """Remember which frames the run began with; refuse to go on with others."""
@@ -165,7 +165,7 @@ class Run:
         with closing(
             self._batches(load, self._source_order("source"), "source", stage.batch)
         ) as batches:
-            average = train_supervised(model, batches, stage, amp=self.amp, open_session=session)
+            average = train_supervised(model, batches, stage, amp=self.amp, open_loop=session)
         self._keep("source", average.weights(), model.spec, batches)
 
     def adversarial(self) -> None:
@@ -182,7 +182,7 @@ class Run:
         load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter)
         tgt_load = TargetSamples(self.target_frames, self.config.size)
         order = self._source_order("adversarial")
-        tgt_order = ShuffledOrder(len(self.target_frames), self._seed("target"))
+        tgt_order = ShuffledSampler(len(self.target_frames), self._seed("target"))
         with (
             closing(self._batches(load, order, "adversarial", stage.batch)) as src,
             closing(self._batches(tgt_load, tgt_order, "target", stage.batch)) as tgt,
@@ -190,10 +190,10 @@ class Run:
             average = train_adversarial(
                 model, src, tgt, stage,
                 method=method, discriminator=discriminator, amp=self.amp,
-                open_session=self._session("adversarial", stage.iterations, spec),
+                open_loop=self._session("adversarial", stage.iterations, spec),
             )  # fmt: skip
         self._keep("adversarial", average.weights(), spec, src, tgt)
-        if health := discriminator_health(RunFiles.read(self.folder).metrics["adversarial"]):
+        if health := discriminator_health(RunSummary.read(self.folder).metrics["adversarial"]):
             self.say(f"adversarial: {health}")
 
     def distill(self) -> None:
@@ -204,10 +204,10 @@ class Run:
         write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
         student = self._compiled(self.networks.fresh(self.networks.student_spec))
         session = self._session("distill", stage.iterations, student.spec)
-        order = ShuffledOrder(len(self.target_frames), self._seed("distill"))
+        order = ShuffledSampler(len(self.target_frames), self._seed("distill"))
         load = PseudoLabeled(self.target_frames, pseudo, stage)
         with closing(self._batches(load, order, "distill", stage.batch)) as batches:
-            average = train_supervised(student, batches, stage, amp=self.amp, open_session=session)
+            average = train_supervised(student, batches, stage, amp=self.amp, open_loop=session)
         self._keep("distill", average.weights(), student.spec, batches)
 
     def score(self, stage: str) -> None:
@@ -244,7 +244,7 @@ class Run:
         height, width = model.spec.size_hw
         about = {
             "input": f"{width}x{height}",
-            "views": views_text(scales, mirrored),
+            "views": describe_views(scales, mirrored),
             "frames": result.frames,
         }
         return {**about, "failed": list(result.failed), **result.scores.to_dict()}
@@ -255,16 +255,16 @@ class Run:
             np.random.SeedSequence([self.config.seed, purposes.index(purpose)]).generate_state(1)[0]
         )
 
-    def _batches(self, load: Load, order: Order, purpose: str, batch: int) -> Batches:
+    def _batches(self, load: Load, order: Sampler, purpose: str, batch: int) -> BatchLoader:
         frames = load.frames
-        return Batches(
+        return BatchLoader(
             load, order, batch=batch, seed=self._seed(purpose), device=self.device,
             file=lambda index: str(frames.pairs[index].image),
             ego=load.ego,
         )  # fmt: skip
 
-    def _source_order(self, purpose: str) -> Order:
-        return ClassBalancedOrder(self._contents(), self._seed(purpose))
+    def _source_order(self, purpose: str) -> Sampler:
+        return ClassBalancedSampler(self._contents(), self._seed(purpose))
 
     def _contents(self) -> NDArray[np.bool_]:
         """Return which source file holds which class (N, K), read once a run."""
@@ -277,7 +277,7 @@ class Run:
                     np.savez_compressed(temporary, contents=contents)
         return np.asarray(np.load(path)["contents"], bool)
 
-    def _session(self, stage: str, iterations: int, spec: ModelSpec) -> OpenSession:
+    def _session(self, stage: str, iterations: int, spec: ModelSpec) -> LoopFactory:
         def keep(done: int, parts: Parts) -> None:
             average = parts["average"]
             assert isinstance(average, AveragedWeights)
@@ -287,7 +287,7 @@ class Run:
 
         watching = {} if self.board is None else self.board.watching(stage)
         return partial(
-            Session, self.folder / stage,
+            TrainingLoop, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
             keep_every=self.config.keep_every, keep=keep, **watching,
         )  # fmt: skip
@@ -299,7 +299,7 @@ class Run:
         return model
 
     def _keep(
-        self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: Batches
+        self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: BatchLoader
     ) -> None:
         for each in batches:
             self.outcome.bad_files |= each.bad

@@ -18,7 +18,7 @@ import pytest
 
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.data.statistics import load_census
+from fada_deploy.data.statistics import load_statistics
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -47,10 +47,10 @@ def test_a_clean_set_is_told_and_its_statistics_kept(fada: Run, streets: Path) -
     assert code == 0 and out.splitlines()[0] == "gta5 train: 64 pairs, 0 frames without labels"
     assert "  192x128     64" in out and out.endswith("no bad file\n") and "files/s" in err
     dataset = open_dataset("gta5", streets / "gta5", split="train", space=CITYSCAPES_19)
-    census = load_census(dataset)
-    assert census is not None
+    statistics = load_statistics(dataset)
+    assert statistics is not None
     present = [set(np.unique(dataset.labels(i))) - {255} for i in range(len(dataset))]
-    assert [set(np.flatnonzero(row)) for row in census.contents] == present
+    assert [set(np.flatnonzero(row)) for row in statistics.contents] == present
 
 
 def test_every_bad_file_is_named_with_its_reason(fada: Run, damaged: Path) -> None:

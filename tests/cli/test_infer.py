@@ -18,7 +18,7 @@ import toy
 from fada_deploy.cli import main
 from fada_deploy.common.images import read_indices
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backends.preference import chosen_backend
+from fada_deploy.runtime.backends.preference import fastest_backend
 
 
 @pytest.fixture
@@ -176,12 +176,12 @@ def test_nothing_that_can_be_read(
         (
             ["VIDEO", "--save", "film"],
             2,
-            "choose from overlay, mask, mask-film, color, color-film, npz, json, or none",
+            "choose from overlay, mask, mask-video, color, color-video, npz, json, or none",
         ),
         (
             ["VIDEO", "--save", ","],
             2,
-            "choose from overlay, mask, mask-film, color, color-film, npz, json, or none",
+            "choose from overlay, mask, mask-video, color, color-video, npz, json, or none",
         ),
         (["VIDEO", "--ids", "id"], 2, "'trainId', 'labelId'"),
         (["VIDEO", "--alpha", "2"], 2, "alpha"),
@@ -385,5 +385,5 @@ def test_the_first_long_film_races_the_engines(
     assert infer(video, "--model", model, "--json") == 0
     said = capsys.readouterr()
     assert (
-        json.loads(said.out)["backend"] == chosen_backend(metadata) and "measured" not in said.err
+        json.loads(said.out)["backend"] == fastest_backend(metadata) and "measured" not in said.err
     )

@@ -36,7 +36,12 @@ def test_files_of_before_there_was_a_reference_still_open() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"share_mean": [0.5]}, {"share_std": None}, {"frames": "many"}, {"confidence_mean": "sure"}],
+    [
+        {"fraction_mean": [0.5]},
+        {"fraction_std": None},
+        {"frames": "many"},
+        {"confidence_mean": "sure"},
+    ],
 )
 def test_a_reference_that_is_none_is_one_line(change: dict[str, Any]) -> None:
     document = json.loads(contract(Reference(32, SHARES, SHARES, 0.9, 0.02)).to_json())

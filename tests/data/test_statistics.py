@@ -1,4 +1,4 @@
-"""The census: counts against plain NumPy, bad files by name, and a cache that any change makes another."""
+"""The statistics: counts against plain NumPy, bad files by name, and a cache that any change makes another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.label_files import count_ids
-from fada_deploy.data.statistics import Census, census_path, load_census, save_census, take_census
+from fada_deploy.data.statistics import (
+    DatasetStatistics,
+    compute_statistics,
+    load_statistics,
+    save_statistics,
+    statistics_path,
+)
 from fada_deploy.training.data import datasets
 from fada_deploy.training.data.datasets import class_contents
 
@@ -59,43 +65,43 @@ def counted(dataset: FrameDataset, i: int) -> list[int]:
 
 
 def test_each_file_is_counted_and_each_bad_one_named(gta5: FrameDataset) -> None:
-    census = take_census(gta5, frames=True, jobs=2)
+    statistics = compute_statistics(gta5, frames=True, jobs=2)
     for i in range(4):
-        assert census.pixels[i].tolist() == counted(gta5, i)
-    assert census.sizes[:4].tolist() == [[20, 30]] * 4
-    assert census.without_class == [3] and census.single_class == {2: 10}
-    assert sorted(census.bad) == [4, 5, 6] and not census.pixels[4:].any()
-    assert "4.png: the frame is 30x10 but its labels are 30x20" in census.bad[4]
+        assert statistics.pixels[i].tolist() == counted(gta5, i)
+    assert statistics.sizes[:4].tolist() == [[20, 30]] * 4
+    assert statistics.without_class == [3] and statistics.single_class == {2: 10}
+    assert sorted(statistics.bad) == [4, 5, 6] and not statistics.pixels[4:].any()
+    assert "4.png: the frame is 30x10 but its labels are 30x20" in statistics.bad[4]
     assert (
-        "labels/5.png: not an image" in census.bad[5]
-        and "images/6.png: not an image" in census.bad[6]
+        "labels/5.png: not an image" in statistics.bad[5]
+        and "images/6.png: not an image" in statistics.bad[6]
     )
 
 
 def test_labels_alone_are_read_for_training(gta5: FrameDataset) -> None:
-    census = take_census(gta5, frames=False)
-    assert sorted(census.bad) == [5]
-    assert census.pixels[4, 0] == census.pixels[6, 0] == 600
+    statistics = compute_statistics(gta5, frames=False)
+    assert sorted(statistics.bad) == [5]
+    assert statistics.pixels[4, 0] == statistics.pixels[6, 0] == 600
 
 
 def test_ids_that_the_format_lacks_are_counted(gta5: FrameDataset) -> None:
     ids = np.concatenate([cv2.imread(str(gta5.pairs[i].labels), -1).ravel() for i in range(2)])
     want = {i: int((ids == i).sum()) for i in range(34, 40)}
-    assert take_census(gta5, frames=False).unknown == {i: n for i, n in want.items() if n}
+    assert compute_statistics(gta5, frames=False).unknown == {i: n for i, n in want.items() if n}
 
 
 def test_the_bonnet_counts_as_ignored_and_its_ids_not_at_all(gta5: FrameDataset) -> None:
     mask = np.zeros((4, 6), bool)
     mask[2:] = True
     masked = replace(gta5, ego_mask=mask)
-    census = take_census(masked, frames=False)
-    assert census.pixels[0].tolist() == counted(masked, 0)
+    statistics = compute_statistics(masked, frames=False)
+    assert statistics.pixels[0].tolist() == counted(masked, 0)
     upper = cv2.imread(str(gta5.pairs[0].labels), -1)[:10]
     lower = cv2.imread(str(gta5.pairs[1].labels), -1)[:10]
-    assert census.unknown == {
-        i: int((upper == i).sum() + (lower == i).sum()) for i in census.unknown
+    assert statistics.unknown == {
+        i: int((upper == i).sum() + (lower == i).sum()) for i in statistics.unknown
     }
-    assert sum(census.unknown.values()) == int((upper > 33).sum() + (lower > 33).sum())
+    assert sum(statistics.unknown.values()) == int((upper > 33).sum() + (lower > 33).sum())
 
 
 @pytest.mark.parametrize(
@@ -109,9 +115,11 @@ def test_every_encoding_is_counted_as_it_is_read(tmp_path: Path, encoding: str) 
         '[splits.train]\nimages = "images/*.png"\nlabels = "labels/{stem}.png"\n'
     )
     dataset = open_dataset(str(toml), None, split="train", space=CITYSCAPES_13)
-    census = take_census(dataset, frames=True)
+    statistics = compute_statistics(dataset, frames=True)
     assert (
-        census.pixels[0].tolist() == counted(dataset, 0) and not census.unknown and not census.bad
+        statistics.pixels[0].tolist() == counted(dataset, 0)
+        and not statistics.unknown
+        and not statistics.bad
     )
 
 
@@ -124,9 +132,9 @@ def test_frames_without_labels_are_decoded_all_the_same(tmp_path: Path) -> None:
     dataset = open_dataset(
         "crosscity-rio", tmp_path / "crosscity", split="train", space=CITYSCAPES_19
     )
-    census = take_census(dataset, frames=True)
-    assert sorted(census.bad) == [1] and census.sizes.tolist() == [[8, 16], [0, 0]]
-    assert not census.pixels.any() and census.without_class == []
+    statistics = compute_statistics(dataset, frames=True)
+    assert sorted(statistics.bad) == [1] and statistics.sizes.tolist() == [[8, 16], [0, 0]]
+    assert not statistics.pixels.any() and statistics.without_class == []
 
 
 def test_ids_above_eight_bits_fall_into_one_place() -> None:
@@ -136,33 +144,33 @@ def test_ids_above_eight_bits_fall_into_one_place() -> None:
 
 
 def test_a_census_comes_back_from_the_cache_as_it_was(gta5: FrameDataset, cache: Path) -> None:
-    assert load_census(gta5) is None
-    census = take_census(gta5, frames=True)
-    path = save_census(gta5, census, no_word)
+    assert load_statistics(gta5) is None
+    statistics = compute_statistics(gta5, frames=True)
+    path = save_statistics(gta5, statistics, no_word)
     assert path is not None and path.is_relative_to(cache)
-    back = load_census(gta5)
+    back = load_statistics(gta5)
     assert back is not None
     for name in ("pixels", "sizes"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(census, name))
-    assert (back.bad, back.unknown) == (census.bad, census.unknown)
+        np.testing.assert_array_equal(getattr(back, name), getattr(statistics, name))
+    assert (back.bad, back.unknown) == (statistics.bad, statistics.unknown)
 
 
 def test_a_damaged_census_is_counted_again(gta5: FrameDataset) -> None:
-    path = save_census(gta5, take_census(gta5, frames=False), no_word)
+    path = save_statistics(gta5, compute_statistics(gta5, frames=False), no_word)
     assert path is not None
     whole = path.read_bytes()
     for data in (b"", b"words", whole[:-40], whole[:60] + b"\0" * 8 + whole[68:]):
         path.write_bytes(data)
-        assert load_census(gta5) is None
+        assert load_statistics(gta5) is None
 
 
 def test_any_change_makes_another_key(gta5: FrameDataset, tmp_path: Path) -> None:
     label = gta5.pairs[0].labels
     assert label is not None
-    keys = [census_path(gta5)]
+    keys = [statistics_path(gta5)]
 
     def changed(dataset: FrameDataset = gta5) -> None:
-        keys.append(census_path(dataset))
+        keys.append(statistics_path(dataset))
         assert len(set(keys)) == len(keys)
 
     os.utime(label, ns=(1, 1))
@@ -192,8 +200,8 @@ def test_another_encoding_of_the_same_files_is_another_key(tmp_path: Path) -> No
         opened = [
             open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
         ] * 2
-        assert census_path(opened[0]) == census_path(opened[1])
-        keys.add(census_path(opened[0]))
+        assert statistics_path(opened[0]) == statistics_path(opened[1])
+        keys.add(statistics_path(opened[0]))
     assert len(keys) == 6
 
 
@@ -208,7 +216,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     assert len(said) == 1 and "\n" not in said[0] and "set XDG_CACHE_HOME" in said[0]
 
 
-def refuse(*_: object, **__: object) -> Census:
+def refuse(*_: object, **__: object) -> DatasetStatistics:
     raise AssertionError("counted again")
 
 
@@ -217,8 +225,8 @@ def test_training_counts_once_and_takes_over_what_a_check_counted(
 ) -> None:
     contents, bad = class_contents(gta5, no_word)
     assert len(bad) == 1 and contents[4, 0] and contents[6, 0]
-    save_census(gta5, take_census(gta5, frames=True), no_word)
-    monkeypatch.setattr(datasets, "take_census", refuse)
+    save_statistics(gta5, compute_statistics(gta5, frames=True), no_word)
+    monkeypatch.setattr(datasets, "compute_statistics", refuse)
     contents, bad = class_contents(gta5, no_word)
     # The check saw that two frames more are bad: sampling then never draws them.
     assert len(bad) == 3 and not contents[4:].any() and contents[2].nonzero()[0].tolist() == [10]
@@ -236,5 +244,5 @@ def test_an_interrupt_leaves_the_rest_unread(gta5: FrameDataset) -> None:
         many, read_labels=lambda path: seen.append(path) or np.zeros((20, 30), np.uint8)
     )
     with pytest.raises(KeyboardInterrupt):
-        take_census(watched, frames=False, jobs=2, progress=stop)
+        compute_statistics(watched, frames=False, jobs=2, progress=stop)
     assert len(seen) < 20 and threading.active_count() == before

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from fada_deploy.export.onnx_metadata import stamp
 from fada_deploy.export.plan import Plan
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import Proof, proof_path
+from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 from fada_deploy.runtime.segmenter import Segmenter
 
 Fada = Callable[..., int]
@@ -59,7 +59,10 @@ def test_the_files_say_what_they_are(derived: Path) -> None:
     assert [Path(m["model"]).name for m in made] == names
     for entry in made:
         metadata = read_metadata(Path(entry["model"]))
-        assert metadata.precision == entry["precision"] and metadata.made_for == entry["made_for"]
+        assert (
+            metadata.precision == entry["precision"]
+            and metadata.hardware_target == entry["hardware_target"]
+        )
         assert metadata.verification is not None
         assert set(metadata.verification) == {"onnxruntime", "openvino", "labeled"}
         assert entry["labeled"]["frames"] == 6 and abs(entry["labeled"]["change"]) <= 0.02
@@ -69,7 +72,7 @@ def test_the_files_say_what_they_are(derived: Path) -> None:
         assert metadata.reference == read_metadata(derived / "model.onnx").reference
         # The network is the fp32 one's, and so is the pack.
         assert metadata.hashes["weights"] == read_metadata(derived / "model.onnx").hashes["weights"]
-        assert proof_path(Path(entry["model"])) == derived / "model.proof.npz"
+        assert reference_path(Path(entry["model"])) == derived / "model.proof.npz"
     assert made[1]["layers"].keys() >= {"int8"} and not list(derived.glob(".*"))
     int8 = read_metadata(derived / "model.int8-cpu.onnx").quantization
     assert int8 is not None and int8["calibration"] == "percentile" and int8["frames"] == 4
@@ -84,7 +87,7 @@ def test_a_good_file_verifies_and_its_worst_frame_is_drawn(
     document = json.loads(capsys.readouterr().out)
     assert document["verification"].keys() == {"onnxruntime", "openvino"}
     drawn = cv2.imread(str(picture))[..., ::-1].astype(int)
-    answers = Proof.load(derived / "model.proof.npz")
+    answers = ReferenceOutputs.load(derived / "model.proof.npz")
     worst = min(document["verification"].values(), key=lambda v: v["equal_labels"])
     assert drawn.shape[1] == 3 * (480 + 4)
     # Where labels differ the last panel is red, and the share in the title is the share that is red.
@@ -126,8 +129,10 @@ def test_another_exports_pack_is_no_proof(
     shutil.copy(derived / "model.onnx", tmp_path)
     assert fada("verify", tmp_path / "model.onnx") == 1
     assert "no such proof pack" in capsys.readouterr().err
-    proof = Proof.load(derived / "model.proof.npz")
-    Proof(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(tmp_path / "model.proof.npz")
+    proof = ReferenceOutputs.load(derived / "model.proof.npz")
+    ReferenceOutputs(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(
+        tmp_path / "model.proof.npz"
+    )
     assert fada("verify", tmp_path / "model.onnx") == 1
     assert "is not the proof pack that model.onnx was exported with" in capsys.readouterr().err
 
@@ -197,8 +202,10 @@ def test_what_loses_its_proof_is_named(
     plan, base = Plan(None, {"trt": False}), tmp_path / "model.onnx"
     plan._tell_stale(base, [("fp32", "any")])
     assert capsys.readouterr().err == ""
-    proof = Proof.load(tmp_path / "model.proof.npz")
-    Proof(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(tmp_path / "model.proof.npz")
+    proof = ReferenceOutputs.load(tmp_path / "model.proof.npz")
+    ReferenceOutputs(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(
+        tmp_path / "model.proof.npz"
+    )
     plan._tell_stale(base, [("fp32", "any"), ("fp16", "any")])
     said = capsys.readouterr().err
     assert "the pack that proved model.int8-cpu.onnx, model.int8-tensorrt.onnx is replaced" in said
@@ -235,9 +242,9 @@ def test_files_of_before_say_fp32_for_any_engine(model: Path) -> None:
     document = onnx.load(str(model))
     (entry,) = [p for p in document.metadata_props if p.key == "fada"]
     old = json.loads(entry.value)
-    del old["made_for"], old["quantization"]
+    del old["hardware_target"], old["quantization"]
     entry.value = json.dumps(old)
     onnx.save(document, str(model))
-    assert read_metadata(model).made_for == "any"
+    assert read_metadata(model).hardware_target == "any"
     stamp(model, read_metadata(model))
     assert read_metadata(model).precision == "fp32"

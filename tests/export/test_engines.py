@@ -21,7 +21,7 @@ import torch
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.export.engines import prove_here, rebuild_if_stale
+from fada_deploy.export.engines import rebuild_if_stale, verify_engine
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import to_half
 from fada_deploy.export.quantize import quantize
@@ -63,7 +63,7 @@ def test_every_precision_builds_as_what_it_is(
     metadata = read_metadata(model)
     height, width = metadata.input_size_hw
     frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
-    int8 = quantize(model, frames, made_for="tensorrt", calibration="minmax", leave_out=0)
+    int8 = quantize(model, frames, hardware_target="tensorrt", calibration="minmax", leave_out=0)
     files = {
         "fp32": (onnx.load(str(model)), metadata),
         "fp16": (to_half(onnx.load(str(model)), "fp16"), replace(metadata, precision="fp16")),
@@ -94,7 +94,7 @@ def engine(exported: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.mark.skipif(find_gpu() is not None, reason="here it would be run")
 def test_an_engine_that_cannot_run_here_is_left_for_its_first_load(engine: Path) -> None:
     said: list[str] = []
-    assert prove_here(engine, said.append) == "not_run"
+    assert verify_engine(engine, said.append) == "not_run"
     assert len(said) == 1 and "compared when it is first opened" in said[0]
     assert read_engine(engine).verification == "not_run"
 
@@ -171,7 +171,9 @@ def test_a_file_of_another_precision_is_built_as_it_is(
     )
     assert fada("export", model, "--trt", "--trt-flavor", "tensorrt_rtx") == 0
     assert read_engine(model.with_suffix(".engine")).layers["fp16"] > 40
-    save_onnx(onnx.load(str(model)), replace(metadata, precision="int8", made_for="cpu"), model)
+    save_onnx(
+        onnx.load(str(model)), replace(metadata, precision="int8", hardware_target="cpu"), model
+    )
     capsys.readouterr()
     assert fada("export", model, "--trt") == 2
     assert "is quantized for CPUs; give the file that is for tensorrt" in capsys.readouterr().err

@@ -16,14 +16,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from fada_deploy.common.errors import DataError, GateError, UsageError
+from fada_deploy.common.errors import DataError, ToleranceError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
-from fada_deploy.export.exporter import Exported, export, make_proof
+from fada_deploy.export.exporter import Exported, export, make_reference_outputs
 from fada_deploy.export.verify import Frame, own_size, verify
-from fada_deploy.runtime.parity import Proof, Thresholds, gate
+from fada_deploy.runtime.parity import ReferenceOutputs, Tolerance, gate
 from fada_deploy.runtime.segmenter import Segmenter as Runtime
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.weights.checkpoints import load_segmenter
@@ -54,7 +54,7 @@ def frames(streets: Path) -> list[Frame]:
 
 
 def test_the_frames_put_many_classes_at_stake(weights: Path, frames: list[Frame]) -> None:
-    proof, _ = make_proof(load_segmenter(weights)[0], frames)
+    proof, _ = make_reference_outputs(load_segmenter(weights)[0], frames)
     assert proof.classes(0.01) >= 8
 
 
@@ -80,7 +80,7 @@ def test_the_labels_head_is_the_network_too(
     weights: Path, tmp_path: Path, frames: list[Frame], backend: str, batch: int | None
 ) -> None:
     made = export(weights, tmp_path / "labels.onnx", head="labels", batch=batch, say=quiet)
-    proof, _ = make_proof(load_segmenter(weights)[0], frames)
+    proof, _ = make_reference_outputs(load_segmenter(weights)[0], frames)
     with Runtime(made.model, backend=backend, batch=2) as runtime:
         got = runtime.labels(frames)
         assert runtime.metadata.head == "labels" and runtime.metadata.batch == batch
@@ -90,7 +90,7 @@ def test_the_labels_head_is_the_network_too(
 def test_another_input_size_is_proven_at_that_size(weights: Path, tmp_path: Path) -> None:
     made = export(weights, tmp_path / "wide.onnx", size_hw=(96, 256), say=quiet)
     assert made.metadata.input_size_hw == (96, 256)
-    assert Proof.load(made.proof).frames.shape[1:] == (96, 256, 3)
+    assert ReferenceOutputs.load(made.proof).frames.shape[1:] == (96, 256, 3)
     with pytest.raises(UsageError, match="cannot take 100x96"):
         export(weights, tmp_path / "bad.onnx", size_hw=(96, 100), say=quiet)
 
@@ -141,22 +141,22 @@ def test_the_gate_sees_the_damage(
     document = onnx.load(str(logits_file.model))
     damage(document)
     onnx.save(document, str(tmp_path / "damaged.onnx"))
-    proof, labels = make_proof(load_segmenter(weights)[0], frames)
+    proof, labels = make_reference_outputs(load_segmenter(weights)[0], frames)
 
     def prove(model: Path) -> None:
         found = verify(model, proof, frames=frames, labels=labels, backend=backend)
-        gate({backend: found}, Thresholds())
+        gate({backend: found}, Tolerance())
 
     prove(logits_file.model)
-    with pytest.raises(GateError, match="nothing was written"):
+    with pytest.raises(ToleranceError, match="nothing was written"):
         prove(tmp_path / "damaged.onnx")
 
 
 def test_a_refused_export_leaves_nothing(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        GateError, match=r"labels equal the network's, 200\.00% are needed"
+        ToleranceError, match=r"labels equal the network's, 200\.00% are needed"
     ) as caught:
-        export(weights, tmp_path / "model.onnx", thresholds=Thresholds(equal_labels=2.0), say=quiet)
+        export(weights, tmp_path / "model.onnx", thresholds=Tolerance(equal_labels=2.0), say=quiet)
     assert caught.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -176,9 +176,9 @@ def test_given_frames_are_the_proof(
     made = export(weights, tmp_path / "model.onnx", frames=streets / "clip" / "clip.mp4", say=quiet)
     with av.open(str(streets / "clip" / "clip.mp4")) as clip:
         first = next(clip.decode(video=0)).to_ndarray(format="rgb24")
-    frames = Proof.load(made.proof).frames
+    frames = ReferenceOutputs.load(made.proof).frames
     np.testing.assert_array_equal(frames[0], first)
-    assert not np.array_equal(frames[0], Proof.load(logits_file.proof).frames[0])
+    assert not np.array_equal(frames[0], ReferenceOutputs.load(logits_file.proof).frames[0])
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fada_deploy.common.errors import GateError, ModelError
+from fada_deploy.common.errors import ModelError, ToleranceError
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import check_precision, layer_precisions, tensor_types, to_half
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import THRESHOLDS, Proof
+from fada_deploy.runtime.parity import TOLERANCES, ReferenceOutputs
 
 
 def types_of(document: onnx.ModelProto) -> dict[str, int]:
@@ -47,9 +47,9 @@ def test_a_trained_network_in_half_precision(
     metadata = read_metadata(model)
     save_onnx(half, metadata, out)
     backends = ["openvino"] if kind == "bf16" else runnable_backends(model)
-    found = verify_file(out, Proof.of(model, metadata), backends)
+    found = verify_file(out, ReferenceOutputs.of(model, metadata), backends)
     for verification in found.values():
-        assert verification.refusals(THRESHOLDS[kind]) == []
+        assert verification.refusals(TOLERANCES[kind]) == []
         assert verification.classes >= 5
         # Half precision was not a no-op.
         assert verification.logit_error is None or verification.logit_error > 1e-5
@@ -91,10 +91,11 @@ def test_a_file_that_is_not_what_was_asked_is_refused() -> None:
     whole = layer(np.ones((2, 2, 1, 1), np.float32))
     assert layer_precisions(whole) == {"fp32": 1}
     with pytest.raises(
-        GateError, match="fp16 was asked for, but of the layers with weights there are 1 in fp32"
+        ToleranceError,
+        match="fp16 was asked for, but of the layers with weights there are 1 in fp32",
     ):
         check_precision(whole, "fp16")
-    with pytest.raises(GateError, match="int8 was asked for"):
+    with pytest.raises(ToleranceError, match="int8 was asked for"):
         check_precision(to_half(layer(np.ones((2, 2, 1, 1), np.float32)), "fp16"), "int8")
 
 
@@ -111,7 +112,7 @@ def test_one_layer_left_in_float_is_seen(exported: dict[str, Path]) -> None:
     back = helper.make_node("Cast", [f"{out}_whole"], [out], to=TensorProto.FLOAT16)
     document.graph.node.insert(list(document.graph.node).index(convolution) + 1, back)
     del document.graph.value_info[:]
-    with pytest.raises(GateError, match="1 in fp32"):
+    with pytest.raises(ToleranceError, match="1 in fp32"):
         check_precision(document, "fp16")
 
 

@@ -19,7 +19,7 @@ from fada_deploy.export.precision import check_precision, layer_precisions
 from fada_deploy.export.quantize import Quantized, _Work, quantize
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import THRESHOLDS, Proof
+from fada_deploy.runtime.parity import TOLERANCES, ReferenceOutputs
 
 
 def constants(document: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -30,7 +30,7 @@ def constants(document: onnx.ModelProto) -> dict[str, np.ndarray]:
 def made(
     request: pytest.FixtureRequest, exported: dict[str, Path], calibration: np.ndarray
 ) -> Quantized:
-    return quantize(exported["logits"], calibration, made_for=request.param)
+    return quantize(exported["logits"], calibration, hardware_target=request.param)
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_each_gets_the_graph_it_takes(made: Quantized) -> None:
     biases = [n for n in made.document.graph.node if n.op_type == "DequantizeLinear"
               and n.input[0] in values and values[n.input[0]].dtype == np.int32]  # fmt: skip
     assert len(quantizers) > 20
-    if made.made_for == "tensorrt":
+    if made.hardware_target == "tensorrt":
         assert all(z.dtype == np.int8 and not z.any() for z in zeros) and not biases
     else:
         assert all(z.dtype == np.uint8 for z in zeros) and any(z.any() for z in zeros) and biases
@@ -56,9 +56,9 @@ def test_the_answers_hold_and_the_float_layers_are_those_named(
     assert layers["fp32"] == len(made.left_out) and layers["int8"] > 40
     save_onnx(made.document, read_metadata(model), out)
     for found in verify_file(
-        out, Proof.of(model, read_metadata(model)), ["onnxruntime", "openvino"]
+        out, ReferenceOutputs.of(model, read_metadata(model)), ["onnxruntime", "openvino"]
     ).values():
-        assert found.refusals(THRESHOLDS["int8"]) == []
+        assert found.refusals(TOLERANCES["int8"]) == []
         assert found.logit_error is not None and found.logit_error > 1e-3
     # What was chosen is as good as the best that was tried, to a thousandth of the pixels.
     assert made.equal_labels[len(made.left_out)] >= max(made.equal_labels.values()) - 1e-3
@@ -68,9 +68,9 @@ def test_the_answers_hold_and_the_float_layers_are_those_named(
 def test_so_many_layers_stay_in_float_as_are_asked(
     exported: dict[str, Path], calibration: np.ndarray
 ) -> None:
-    none = quantize(exported["logits"], calibration, made_for="cpu", leave_out=0)
+    none = quantize(exported["logits"], calibration, hardware_target="cpu", leave_out=0)
     assert none.left_out == () and layer_precisions(none.document)["fp32"] == 0
-    two = quantize(exported["logits"], calibration, made_for="cpu", leave_out=2)
+    two = quantize(exported["logits"], calibration, hardware_target="cpu", leave_out=2)
     assert len(two.left_out) == 2 and layer_precisions(two.document)["fp32"] == 2
 
 
@@ -105,7 +105,7 @@ def noise(count: int) -> np.ndarray:
 
 
 def test_weights_are_rounded_to_their_channels_largest(tmp_path: Path) -> None:
-    made = quantize(small(tmp_path), noise(4), made_for="tensorrt", leave_out=0)
+    made = quantize(small(tmp_path), noise(4), hardware_target="tensorrt", leave_out=0)
     values = constants(made.document)
     original = {n: constants(onnx.load(str(small(tmp_path))))[n] for n in ("w1", "w2")}
     for name, weight in original.items():
@@ -127,7 +127,11 @@ def test_calibrations_differ(exported: dict[str, Path], calibration: np.ndarray)
     scales = []
     for method in ("minmax", "entropy"):
         made = quantize(
-            exported["logits"], calibration[:4], made_for="cpu", calibration=method, leave_out=0
+            exported["logits"],
+            calibration[:4],
+            hardware_target="cpu",
+            calibration=method,
+            leave_out=0,
         )
         values = constants(made.document)
         quantizers = [n for n in made.document.graph.node if n.op_type == "QuantizeLinear"]
@@ -150,9 +154,9 @@ def test_what_cannot_be_quantized_is_one_line(exported: dict[str, Path], tmp_pat
     with pytest.raises(
         UsageError, match="no calibration 'best'; there are minmax, percentile, entropy"
     ):
-        quantize(model, noise(4), made_for="cpu", calibration="best")
+        quantize(model, noise(4), hardware_target="cpu", calibration="best")
     with pytest.raises(DataError, match="calibrated on the target's frames, and 1 is too few"):
-        quantize(model, noise(1), made_for="cpu")
+        quantize(model, noise(1), hardware_target="cpu")
     stamp(model, replace(read_metadata(model), precision="fp16"))
     with pytest.raises(ModelError, match="is fp16 already"):
-        quantize(model, noise(4), made_for="cpu")
+        quantize(model, noise(4), hardware_target="cpu")

@@ -26,15 +26,15 @@ def test_the_figures_are_means_and_sample_deviations() -> None:
     mean = shares.sum(0) / 7
     std = np.sqrt(((shares - mean) ** 2).sum(0) / 6)
     assert said.frames == 7
-    np.testing.assert_allclose(said.share_mean, mean, atol=1e-6)
-    np.testing.assert_allclose(said.share_std, std, atol=1e-6)
+    np.testing.assert_allclose(said.fraction_mean, mean, atol=1e-6)
+    np.testing.assert_allclose(said.fraction_std, std, atol=1e-6)
     assert said.confidence_mean == pytest.approx(sure.sum() / 7, abs=1e-6)
     assert said.confidence_std == pytest.approx(
         np.sqrt(((sure - sure.mean()) ** 2).sum() / 6), abs=1e-6
     )
     single = summarize(shares[:1], None)
     assert (
-        single.share_std == (0.0,) * 5
+        single.fraction_std == (0.0,) * 5
         and single.confidence_mean is None
         and single.confidence_std is None
     )
@@ -46,9 +46,9 @@ def test_known_labels_give_known_shares(tmp_path: Path, head: str) -> None:
     # Bands of classes 0 1 2 3 and 1 2 3 4, a quarter of the picture each but for the blur between them.
     said = measure(model, [toy.scene(i)[0] for i in range(2)], backend="onnxruntime")
     want = np.array([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]) / 4
-    np.testing.assert_allclose(said.share_mean[:5], want.mean(0), atol=0.05)
-    np.testing.assert_allclose(said.share_std[:5], want.std(0, ddof=1), atol=0.05)
-    assert max(said.share_mean[5:]) < 0.03 and said.frames == 2
+    np.testing.assert_allclose(said.fraction_mean[:5], want.mean(0), atol=0.05)
+    np.testing.assert_allclose(said.fraction_std[:5], want.std(0, ddof=1), atol=0.05)
+    assert max(said.fraction_mean[5:]) < 0.03 and said.frames == 2
     # Logits of squared colors are so far apart that it is sure of each block.
     assert said.confidence_mean == (None if head == "labels" else pytest.approx(1, abs=1e-3))
 
@@ -71,8 +71,8 @@ def test_the_file_says_what_the_network_says(trained: Path, streets: Path, tmp_p
     ]  # fmt: skip
     reference = said.reference
     assert reference is not None and reference.frames == 16
-    np.testing.assert_allclose(reference.share_mean, np.mean(shares, 0), atol=1e-4)
-    np.testing.assert_allclose(reference.share_std, np.std(shares, 0, ddof=1), atol=1e-4)
+    np.testing.assert_allclose(reference.fraction_mean, np.mean(shares, 0), atol=1e-4)
+    np.testing.assert_allclose(reference.fraction_std, np.std(shares, 0, ddof=1), atol=1e-4)
     assert reference.confidence_mean == pytest.approx(np.mean(sure), abs=1e-4)
     assert reference.confidence_std == pytest.approx(np.std(sure, ddof=1), abs=1e-4)
 
@@ -84,5 +84,5 @@ def test_an_export_is_measured_on_its_target(exported: dict[str, Path]) -> None:
     # The held-out frames of the run's own target, of which there are six.
     assert logits.frames == labels.frames == 6
     assert logits.confidence_mean is not None and labels.confidence_mean is None
-    np.testing.assert_allclose(logits.share_mean, labels.share_mean, atol=0.005)
-    assert sum(logits.share_mean) == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(logits.fraction_mean, labels.fraction_mean, atol=0.005)
+    assert sum(logits.fraction_mean) == pytest.approx(1, abs=1e-4)

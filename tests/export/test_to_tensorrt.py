@@ -26,9 +26,9 @@ import toy
 from fada_deploy.common.errors import (
     DeviceError,
     FadaError,
-    GateError,
     MissingExtraError,
     ModelError,
+    ToleranceError,
     UsageError,
 )
 from fada_deploy.common.files import sha256
@@ -110,7 +110,7 @@ def int8_file(logits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         )
     finally:
         logging.disable(logging.NOTSET)
-    metadata = replace(read_metadata(logits_file), precision="int8", made_for="tensorrt")
+    metadata = replace(read_metadata(logits_file), precision="int8", hardware_target="tensorrt")
     save_onnx(onnx.load(str(folder / "q.onnx")), metadata, folder / "model.int8.onnx")
     return folder / "model.int8.onnx"
 
@@ -194,9 +194,9 @@ def test_a_file_that_is_not_what_it_says_is_refused(logits_file: Path, tmp_path:
     (tmp_path / "out").mkdir()
     lie = replace(read_metadata(logits_file), precision="fp16")
     save_onnx(onnx.load(str(logits_file)), lie, tmp_path / "lie.onnx")
-    text = refusal(GateError, tmp_path / "lie.onnx", tmp_path / "out" / "m.engine")
+    text = refusal(ToleranceError, tmp_path / "lie.onnx", tmp_path / "out" / "m.engine")
     assert "fp16 was asked for, but of the convolutions that the builder made there are" in text
-    assert "in fp32; nothing was written" in text and GateError.exit_code == 3
+    assert "in fp32; nothing was written" in text and ToleranceError.exit_code == 3
 
 
 @pytest.mark.slow
@@ -208,10 +208,12 @@ def test_int8_is_built_but_not_where_it_would_silently_be_float(
     )
     assert list(built.sidecar.layers) == ["int8"] and built.sidecar.layers["int8"] > 40
     for targets in (("SM75",), ("SM86", "SM75")):
-        text = refusal(GateError, int8_file, tmp_path / "old.engine", compute_capabilities=targets)
+        text = refusal(
+            ToleranceError, int8_file, tmp_path / "old.engine", compute_capabilities=targets
+        )
         assert "int8 was asked for" in text and "in fp32" in text and "leave SM75 out" in text
     before = sha256(built.path)
-    with pytest.raises(GateError):
+    with pytest.raises(ToleranceError):
         build_engine(int8_file, built.path, compute_capabilities=("SM75",), say=quiet)
     assert read_engine(built.path) == built.sidecar and sha256(built.path) == before
 
@@ -272,7 +274,7 @@ def test_precisions(asked: str, layers: dict[str, int], left_out: int, good: boo
     if good:
         check_precision(asked, layers, left_out=left_out)
     else:
-        with pytest.raises(GateError, match=f"{asked} was asked for"):
+        with pytest.raises(ToleranceError, match=f"{asked} was asked for"):
             check_precision(asked, layers, left_out=left_out)
 
 

@@ -25,7 +25,7 @@ from fada_deploy.common.metadata import ModelMetadata, Reference
 from fada_deploy.inspection.describe import describe
 from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, EngineTensor, write_sidecar
-from fada_deploy.runtime.parity import Proof
+from fada_deploy.runtime.parity import ReferenceOutputs
 
 Fada = Callable[..., tuple[int, str, str]]
 
@@ -42,10 +42,10 @@ def contract(**changes: Any) -> ModelMetadata:
     return ModelMetadata(**{**fixed, **changes})
 
 
-def write_proof(path: Path) -> Proof:
+def write_proof(path: Path) -> ReferenceOutputs:
     frames, labels = zip(*(toy.scene(i) for i in range(3)), strict=True)
     logits = np.zeros((3, toy.SPACE.num_classes, 8, 16), np.float32)
-    proof = Proof(np.stack(frames), logits, np.stack(labels))
+    proof = ReferenceOutputs(np.stack(frames), logits, np.stack(labels))
     proof.save(path)
     return proof
 
@@ -209,8 +209,10 @@ def test_what_does_not_hold_is_named_and_exits_with_1(
     export: Path, tmp_path: Path, fada: Fada
 ) -> None:
     write_proof(tmp_path / "other.proof.npz")
-    proof = Proof.load(tmp_path / "other.proof.npz")
-    Proof(proof.frames, proof.logits, proof.labels[::-1]).save(tmp_path / "model.proof.npz")
+    proof = ReferenceOutputs.load(tmp_path / "other.proof.npz")
+    ReferenceOutputs(proof.frames, proof.logits, proof.labels[::-1]).save(
+        tmp_path / "model.proof.npz"
+    )
     code, out, _ = fada("inspect", export)
     assert code == 1
     assert (

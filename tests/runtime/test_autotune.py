@@ -14,9 +14,9 @@ import toy
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime import autotune as racing
-from fada_deploy.runtime.autotune import Race, rivals_of
+from fada_deploy.runtime.autotune import Autotuner, backends_to_measure
 from fada_deploy.runtime.backends import BACKENDS, Backend, open_backend
-from fada_deploy.runtime.backends.preference import chosen_backend
+from fada_deploy.runtime.backends.preference import fastest_backend
 
 PROVEN: dict[str, Any] = {name: {} for name in ("onnxruntime", "openvino")}
 
@@ -57,7 +57,7 @@ class Slowed:
         self._backend.close()
 
 
-def run(race: Race, count: int) -> Iterator[np.ndarray]:
+def run(race: Autotuner, count: int) -> Iterator[np.ndarray]:
     """Give a film's frames until the race is over, `count` at the most."""
     for i in range(count):
         yield race.submit(toy.scene(i)[0][None]).labels((64, 128))[0]
@@ -71,7 +71,7 @@ def race_between(
     own_s: float,
     rival_s: float,
     error: Exception | None = None,
-) -> tuple[Race, Slowed, list[Slowed]]:
+) -> tuple[Autotuner, Slowed, list[Slowed]]:
     rivals: list[Slowed] = []
 
     def opened(path: Path, **options: Any) -> Slowed:
@@ -80,7 +80,7 @@ def race_between(
 
     own = Slowed(open_backend(model, backend="onnxruntime"), own_s)
     monkeypatch.setattr(racing, "BACKENDS", BACKENDS | {"openvino": opened})
-    return Race(model, own, rivals_of(model, own)), own, rivals
+    return Autotuner(model, own, backends_to_measure(model, own)), own, rivals
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_fastest_is_taken_from_the_next_run_on(
     race, own, rivals = race_between(model, monkeypatch, own_s, rival_s)
     labels = list(run(race, 40))
     assert race.fastest == fastest and set(race.seconds) == {"onnxruntime", "openvino"}
-    assert chosen_backend(race.metadata) == fastest and race.kept
+    assert fastest_backend(race.metadata) == fastest and race.kept
     # Nothing more is measured, and this run goes on as it began.
     assert (
         own.calls == 40
@@ -106,7 +106,7 @@ def test_the_fastest_is_taken_from_the_next_run_on(
         )
     race.close()
     assert own.closed and rivals[0].closed
-    assert rivals_of(model, open_backend(model, backend="onnxruntime")) == []
+    assert backends_to_measure(model, open_backend(model, backend="onnxruntime")) == []
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(
@@ -128,7 +128,7 @@ def test_the_first_frames_are_run_alone_and_a_short_film_decides_nothing(
     assert len(list(run(race, racing._BEFORE - 1))) == racing._BEFORE - 1 and not rivals
     list(run(race, 4))
     race.close()
-    assert not race.fastest and chosen_backend(race.metadata) is None
+    assert not race.fastest and fastest_backend(race.metadata) is None
 
 
 def test_an_engine_that_fails_is_no_rival(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +140,4 @@ def test_an_engine_that_fails_is_no_rival(model: Path, monkeypatch: pytest.Monke
 
 def test_what_is_not_proven_is_not_raced(tmp_path: Path) -> None:
     path = toy.color_model(tmp_path / "m.onnx")
-    assert rivals_of(path, open_backend(path, backend="onnxruntime")) == []
+    assert backends_to_measure(path, open_backend(path, backend="onnxruntime")) == []

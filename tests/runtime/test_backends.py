@@ -496,10 +496,10 @@ def test_with_nothing_installed_the_pip_command_is_said(monkeypatch: pytest.Monk
         "find_spec",
         lambda name: None if name in hidden else find("json") if name == "tensorrt" else find(name),
     )
-    backends.require_any()
+    backends.require_any_backend()
     hidden |= {"tensorrt", "tensorrt_rtx"}
     with pytest.raises(MissingExtraError, match=r"no inference engine is installed.*\[cpu\]"):
-        backends.require_any()
+        backends.require_any_backend()
 
 
 def test_onnxruntime_writes_nothing_about_the_device(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.common.metadata import ModelMetadata, Reference
-from fada_deploy.runtime.drift import DriftWatch
+from fada_deploy.runtime.drift import DriftMonitor
 from fada_deploy.runtime.result import Result
 
 NAMES = ("road", "sky", "car", "bus")
@@ -20,7 +20,7 @@ def test_the_score_is_the_formula() -> None:
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.full(4, 3.0), 40)
     sure = rng.uniform(0.5, 1, 40)
-    watch = DriftWatch(REFERENCE, NAMES, window=10)
+    watch = DriftMonitor(REFERENCE, NAMES, window=10)
     for n in range(1, 41):
         drift = watch.add(shares[n - 1], sure[n - 1])
         weights = 0.9 ** np.arange(n)[::-1]
@@ -42,7 +42,7 @@ def test_frames_like_the_stored_ones_are_none_however_they_depend_on_one_another
     for memory in (0.0, 0.9, 0.999):
         scores, confidences = [], []
         for _ in range(200):
-            watch = DriftWatch(REFERENCE, NAMES, window=20)
+            watch = DriftMonitor(REFERENCE, NAMES, window=20)
             state = rng.normal(size=5)
             for _ in range(200):
                 # Stationary: as spread at any moment as the stored frames are.
@@ -56,7 +56,7 @@ def test_frames_like_the_stored_ones_are_none_however_they_depend_on_one_another
 
 
 def test_drift_begins_and_ends_once() -> None:
-    watch = DriftWatch(REFERENCE, NAMES, window=10)
+    watch = DriftMonitor(REFERENCE, NAMES, window=10)
     verdicts = [watch.add(MEAN, sure).drifting for sure in [0.9] * 20 + [0.75] * 30 + [0.9] * 40]
     assert not any(verdicts[:20])
     begins = verdicts.index(True)
@@ -66,29 +66,30 @@ def test_drift_begins_and_ends_once() -> None:
     assert ends > 50 and not any(verdicts[ends:])
     # It is over below 0.8 of the limit, not below the limit.
     score = [
-        DriftWatch(REFERENCE, NAMES, window=1).add(MEAN, 0.9 - 0.06 * f).score for f in (0.79, 0.99)
+        DriftMonitor(REFERENCE, NAMES, window=1).add(MEAN, 0.9 - 0.06 * f).score
+        for f in (0.79, 0.99)
     ]
     assert score == pytest.approx([0.79, 0.99])
-    watch = DriftWatch(REFERENCE, NAMES, window=1)
+    watch = DriftMonitor(REFERENCE, NAMES, window=1)
     assert [watch.add(MEAN, 0.9 - 0.06 * f).drifting for f in (0.9, 1.1, 0.9, 0.79, 0.9)] == [
         False, True, True, False, False,
     ]  # fmt: skip
 
 
 def test_there_is_no_verdict_on_few_frames() -> None:
-    watch = DriftWatch(REFERENCE, NAMES, window=10)
+    watch = DriftMonitor(REFERENCE, NAMES, window=10)
     drifts = [watch.add(MEAN, 0.5) for _ in range(5)]
     assert [d.drifting for d in drifts] == [False] * 4 + [True]
     assert all(d.score > 1 for d in drifts)
 
 
 def test_labels_alone_are_watched_by_their_shares() -> None:
-    watch = DriftWatch(Reference(8, tuple(MEAN), tuple(STD)), NAMES, window=1)
+    watch = DriftMonitor(Reference(8, tuple(MEAN), tuple(STD)), NAMES, window=1)
     drift = watch.add(np.array([0.2, 0.3, 0.2, 0.3]))
     assert drift.confidence is None and drift.drifting and drift.moved == ("bus", "road")
     # Confidence that is given is nothing to a reference without; and the other way round.
     assert watch.add(MEAN, 0.1).score == 0
-    assert DriftWatch(REFERENCE, NAMES, window=1).add(MEAN).confidence is None
+    assert DriftMonitor(REFERENCE, NAMES, window=1).add(MEAN).confidence is None
 
 
 def test_results_are_taken_as_they_are() -> None:
@@ -98,15 +99,15 @@ def test_results_are_taken_as_they_are() -> None:
     labels = np.repeat(np.arange(4, dtype=np.uint8), 16).reshape(8, 8)
     confidence = np.full((8, 8), 0.7, np.float32)
     result = Result(labels, np.zeros((8, 8, 3), np.uint8), space, 0.0, 0.0, confidence=confidence)
-    drift = DriftWatch.of(metadata, window=1).see(result)
+    drift = DriftMonitor.of(metadata, window=1).see(result)
     np.testing.assert_allclose(drift.shares, 0, atol=1e-9)
     assert drift.confidence == pytest.approx(-1, abs=1e-5)
 
 
 def test_what_cannot_be_watched_is_said() -> None:
     with pytest.raises(UsageError, match="a window of 0 frames is none"):
-        DriftWatch(REFERENCE, NAMES, window=0)
+        DriftMonitor(REFERENCE, NAMES, window=0)
     with pytest.raises(UsageError, match="2 class names for a reference of 4 classes"):
-        DriftWatch(REFERENCE, NAMES[:2])
+        DriftMonitor(REFERENCE, NAMES[:2])
     with pytest.raises(ModelError, match="export it again"):
-        DriftWatch.of(ModelMetadata(CITYSCAPES_13, (8, 8), "logits", align_corners=False))
+        DriftMonitor.of(ModelMetadata(CITYSCAPES_13, (8, 8), "logits", align_corners=False))

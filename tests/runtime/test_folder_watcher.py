@@ -18,12 +18,12 @@ from toy import PATIENCE, color_model, scene, until, write_image
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources import folder_watcher as watch
-from fada_deploy.runtime.sources.folder_watcher import WatchSource
+from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
 from fada_deploy.runtime.sources.open import Frame, Pause, open_sources
-from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 
-def without_pauses(source: WatchSource) -> Generator[Frame | DataError, None, None]:
+def without_pauses(source: FolderWatcher) -> Generator[Frame | DataError, None, None]:
     with closing(source.frames()) as items:
         yield from (item for item in items if not isinstance(item, Pause))
 
@@ -31,7 +31,7 @@ def without_pauses(source: WatchSource) -> Generator[Frame | DataError, None, No
 class Watching:
     """A watch at work in a thread, and what it has found so far."""
 
-    def __init__(self, source: WatchSource) -> None:
+    def __init__(self, source: FolderWatcher) -> None:
         self.source = source
         self.found: list[Frame | DataError] = []
         self._thread = threading.Thread(target=self._run)
@@ -63,7 +63,7 @@ def start() -> Iterator[Callable[..., Watching]]:
 
     def begin(folder: Path, **times: float) -> Watching:
         given = {"poll_s": 0.02, "settle_s": 0.05, "give_up_s": 0.6} | times
-        begun.append(Watching(WatchSource(folder, **given)))
+        begun.append(Watching(FolderWatcher(folder, **given)))
         return begun[-1]
 
     yield begin
@@ -97,7 +97,7 @@ def test_what_is_there_and_what_comes(tmp_path: Path, start: Callable[..., Watch
 
 
 def test_it_is_a_live_source(tmp_path: Path) -> None:
-    source = WatchSource(tmp_path)
+    source = FolderWatcher(tmp_path)
     assert source.live and not source.moving and source.count() is None
     assert source.rate is None and source.audio is None
     assert open_sources([source]) == [source]
@@ -122,7 +122,7 @@ def test_a_stem_that_comes_again_gets_its_whole_name(
 
 
 def test_names_stay_apart_whatever_comes() -> None:
-    source = WatchSource(Path.cwd())
+    source = FolderWatcher(Path.cwd())
     names = ["a.png.bmp", "a.bmp", "a.png", "a.jpg", "a.jpg.png", "a.jpg.png.png"]
     items = [source._item(name, alone=True) for name in names]
     assert items == ["a.png", "a", "a.png-2", "a.jpg", "a.jpg.png", "a.jpg.png.png"]
@@ -291,7 +291,7 @@ def test_a_folder_that_goes_away(tmp_path: Path, start: Callable[..., Watching])
 def test_pictures_that_are_deleted_before_their_turn_are_counted(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / name)
-    source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05)
+    source = FolderWatcher(tmp_path, poll_s=0.02, settle_s=0.05)
     frames = without_pauses(source)
     assert isinstance(first := next(frames), Frame) and first.item == "a"
     (tmp_path / "b.png").unlink()
@@ -317,7 +317,7 @@ def test_what_is_written_to_while_it_is_read_waits(
         return found
 
     monkeypatch.setattr(watch, "read_rgb", slow)
-    source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05)
+    source = FolderWatcher(tmp_path, poll_s=0.02, settle_s=0.05)
     frame = next(without_pauses(source))
     assert isinstance(frame, Frame) and len(looks) == 2
     np.testing.assert_array_equal(frame.rgb, scene(7)[0])
@@ -331,22 +331,22 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(watch.Path, "open", refuse)
     monkeypatch.setattr(watch, "read_rgb", refuse)
-    source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05, give_up_s=0.2)
+    source = FolderWatcher(tmp_path, poll_s=0.02, settle_s=0.05, give_up_s=0.2)
     assert str(next(without_pauses(source))) == f"{path}: cannot be read (Permission denied)"
 
 
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder to watch; make it first"):
-        WatchSource(tmp_path / "nowhere")
+        FolderWatcher(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"a\.png: no such folder to watch"):
-        WatchSource(picture(tmp_path / "a.png"))
+        FolderWatcher(picture(tmp_path / "a.png"))
     for times in ({"poll_s": 0.0}, {"settle_s": -1.0}, {"settle_s": 2.0, "give_up_s": 1.0}):
         with pytest.raises(UsageError, match="s; the first is above 0"):
-            WatchSource(tmp_path, **times)
+            FolderWatcher(tmp_path, **times)
 
 
 def test_a_long_pause_ends_with_the_watch(tmp_path: Path) -> None:
-    source = WatchSource(tmp_path, poll_s=1000)
+    source = FolderWatcher(tmp_path, poll_s=1000)
     timer = threading.Timer(0.3, source.stop)
     timer.start()
     assert list(without_pauses(source)) == []
@@ -357,7 +357,7 @@ def test_a_long_pause_ends_with_the_watch(tmp_path: Path) -> None:
 def test_an_idle_watch_costs_next_to_nothing(tmp_path: Path) -> None:
     for index in range(1000):
         (tmp_path / f"{index}.txt").touch()
-    source = WatchSource(tmp_path)
+    source = FolderWatcher(tmp_path)
     threading.Timer(2.0, source.stop).start()
     before = time.thread_time()
     assert list(without_pauses(source)) == []
@@ -368,7 +368,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     """Nothing of a picture that was taken is kept but its names."""
     for index in range(50):
         picture(tmp_path / f"{index:02d}.png")
-    source = WatchSource(tmp_path, poll_s=0.02, settle_s=0.05)
+    source = FolderWatcher(tmp_path, poll_s=0.02, settle_s=0.05)
     for item in without_pauses(source):
         assert isinstance(item, Frame)
         if item.index == 49:
@@ -381,11 +381,11 @@ def test_it_is_labeled_into_files(tmp_path: Path) -> None:
     folder.mkdir()
     for index in range(2):
         picture(folder / f"{index}.png", index)
-    source = WatchSource(folder, poll_s=0.02, settle_s=0.05)
-    saving = Saving(tmp_path / "out", ("overlay", "mask", "json"))
+    source = FolderWatcher(folder, poll_s=0.02, settle_s=0.05)
+    saving = SaveOptions(tmp_path / "out", ("overlay", "mask", "json"))
     done = 0
     with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
-        for _ in label_to_files(segmenter, [source], saving):
+        for _ in save_results(segmenter, [source], saving):
             done += 1
             if done == 2:
                 # What comes later has its file while the watch goes on.
@@ -408,7 +408,7 @@ def test_a_batch_does_not_wait_for_pictures_to_come(tmp_path: Path) -> None:
     for index in range(3):
         picture(folder / f"{index}.png", index)
     before = set(threading.enumerate())
-    source = WatchSource(folder, poll_s=0.02, settle_s=0.05)
+    source = FolderWatcher(folder, poll_s=0.02, settle_s=0.05)
     with Segmenter(color_model(tmp_path / "toy.onnx"), batch=2) as segmenter:
         results = segmenter.stream(source)
         assert [next(results).item for _ in range(3)] == ["0", "1", "2"]

@@ -1,4 +1,4 @@
-"""Drawing equals the plain NumPy formula; the legend fits and tells the classes."""
+"""OverlayRenderer equals the plain NumPy formula; the legend fits and tells the classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import toy
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.overlay import legend as drawing
-from fada_deploy.runtime.overlay.blend import class_shares, colorize, overlay
+from fada_deploy.runtime.overlay.blend import class_fractions, colorize, overlay
 from fada_deploy.runtime.overlay.legend import Legend
-from fada_deploy.runtime.overlay.renderer import Drawing, Look
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
 from fada_deploy.runtime.result import Result
 
 
@@ -62,7 +62,7 @@ def test_shares(
     locked.flags.writeable = False
     for labels in (single, areas, areas[:, ::-1], locked):
         expected = np.bincount(labels.ravel(), minlength=19) / labels.size
-        np.testing.assert_allclose(class_shares(labels, 19), expected)
+        np.testing.assert_allclose(class_fractions(labels, 19), expected)
 
 
 @pytest.mark.parametrize("has_type", [True, False])
@@ -119,11 +119,11 @@ def test_a_drawing_is_the_result_s_own_overlay_in_either_order() -> None:
     frame = frame // 3 + 41
     rgb = Result(labels, frame, toy.SPACE, 0.0, 0.0)
     bgr = Result(labels, frame[..., ::-1], toy.SPACE, 0.0, 0.0, color="bgr")
-    look = Look(0.3, contours=True, classes=(toy.SPACE.names[0],))
-    drawn = Drawing(look, toy.SPACE).draw(rgb)
+    look = OverlayStyle(0.3, contours=True, classes=(toy.SPACE.names[0],))
+    drawn = OverlayRenderer(look, toy.SPACE).draw(rgb)
     expected = rgb.overlay(0.3, legend=True, contours=True, classes=look.classes)
     np.testing.assert_array_equal(drawn, expected)
-    np.testing.assert_array_equal(Drawing(look, toy.SPACE).draw(bgr)[..., ::-1], expected)
+    np.testing.assert_array_equal(OverlayRenderer(look, toy.SPACE).draw(bgr)[..., ::-1], expected)
     # The panel names what is colored and nothing else.
     panel = drawn[:80, :300].reshape(-1, 3)
     others = [c for i, c in enumerate(toy.SPACE.palette[: toy.SPACE.num_classes]) if i]

@@ -18,7 +18,7 @@ from fada_deploy.runtime.overlay import renderer as look
 from fada_deploy.runtime.pipeline import Timings, chain, read, resize
 from fada_deploy.runtime.sources.open import End, Frame
 from fada_deploy.runtime.writers import save as sinks
-from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 
 class Fake:
@@ -126,7 +126,7 @@ def test_interrupt_in_the_caller_joins_all() -> None:
 def test_a_reader_that_fails(segmenter: Segmenter, tmp_path: Path) -> None:
     source = Fake(fails_at=5)
     with pytest.raises(RuntimeError, match="the camera is on fire"):
-        list(label_to_files(segmenter, [source], Saving(tmp_path / "out", ("mask", "json"))))
+        list(save_results(segmenter, [source], SaveOptions(tmp_path / "out", ("mask", "json"))))
     assert source.closed
     # What is per frame is done; the document of the whole source is not there at all.
     assert len(list((tmp_path / "out/mask/fake").iterdir())) == 5
@@ -195,7 +195,7 @@ def test_drawing_or_writing_that_fails(
     monkeypatch.setattr(look if part == "overlay" else sinks, part, fail)
     source = Fake(count=10_000)
     with pytest.raises(RuntimeError, match=f"{part} is broken"):
-        list(label_to_files(segmenter, [source], Saving(tmp_path / "out", ("overlay", "mask"))))
+        list(save_results(segmenter, [source], SaveOptions(tmp_path / "out", ("overlay", "mask"))))
     assert source.closed and source.given < 20
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr(sinks, "write_png", full)
     with pytest.raises(DataError, match=r"0\.png: cannot be written \(No space left on device\)"):
-        list(label_to_files(segmenter, [Fake()], Saving(tmp_path / "out", ("mask",))))
+        list(save_results(segmenter, [Fake()], SaveOptions(tmp_path / "out", ("mask",))))
 
 
 def test_batches_fill_across_sources_and_keep_the_order() -> None:
@@ -228,7 +228,7 @@ def test_ends_come_behind_the_last_result(tmp_path: Path, batch: int) -> None:
     segmenter = Segmenter(toy.color_model(tmp_path / "m.onnx"), batch=batch)
     sources = [Fake("a", 3), Fake("b", 2)]
     timings = Timings()
-    items = list(label_to_files(segmenter, sources, Saving(tmp_path / "out"), timings=timings))
+    items = list(save_results(segmenter, sources, SaveOptions(tmp_path / "out"), timings=timings))
     told = ["end" if isinstance(i, End) else f"{i.source}{i.index}" for i in items]  # type: ignore[union-attr]
     assert told == ["a0", "a1", "a2", "end", "b0", "b1", "end"]
     assert set(timings.seconds) == set(["decode", "resize", "network", "upsample", "draw", "write"])

@@ -13,7 +13,7 @@ from fada_deploy.runtime import backends
 from fada_deploy.runtime.backends import open_backend
 from fada_deploy.runtime.backends import preference as choice
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.backends.preference import chosen_backend, record_choice
+from fada_deploy.runtime.backends.preference import fastest_backend, remember_fastest
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_takes_what_was_measured_to_be_fastest(tmp_path: Path) -> None:
     model = color_model(tmp_path / "toy.onnx")
     metadata = read_metadata(model)
-    assert chosen_backend(metadata) is None and open_backend(model).name == "onnxruntime"
-    record_choice(metadata, "openvino")
-    assert chosen_backend(metadata) == "openvino" and open_backend(model).name == "openvino"
+    assert fastest_backend(metadata) is None and open_backend(model).name == "onnxruntime"
+    remember_fastest(metadata, "openvino")
+    assert fastest_backend(metadata) == "openvino" and open_backend(model).name == "openvino"
     # Asked for by name, or for a GPU, nothing is chosen.
     assert open_backend(model, backend="onnxruntime").name == "onnxruntime"
 
@@ -35,23 +35,23 @@ def test_another_model_or_machine_is_another_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = read_metadata(color_model(tmp_path / "toy.onnx"))
-    record_choice(metadata, "openvino")
-    assert chosen_backend(replace(metadata, precision="int8")) is None
-    assert chosen_backend(replace(metadata, input_size_hw=(128, 128))) is None
+    remember_fastest(metadata, "openvino")
+    assert fastest_backend(replace(metadata, precision="int8")) is None
+    assert fastest_backend(replace(metadata, input_size_hw=(128, 128))) is None
     with monkeypatch.context() as patch:
         patch.setattr(choice, "usable_cores", lambda: 999)
-        assert chosen_backend(metadata) is None
+        assert fastest_backend(metadata) is None
     with monkeypatch.context() as patch:
         patch.setattr(choice, "installed_version", lambda name: "99")
-        assert chosen_backend(metadata) is None
-    assert chosen_backend(metadata) == "openvino"
+        assert fastest_backend(metadata) is None
+    assert fastest_backend(metadata) == "openvino"
 
 
 def test_a_choice_that_is_gone_or_spoiled_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = color_model(tmp_path / "toy.onnx")
-    record_choice(read_metadata(model), "openvino")
+    remember_fastest(read_metadata(model), "openvino")
     with monkeypatch.context() as patch:
         patch.setattr(backends, "find_spec", lambda name: None if name == "openvino" else object())
         assert open_backend(model).name == "onnxruntime"
@@ -60,5 +60,5 @@ def test_a_choice_that_is_gone_or_spoiled_is_none(
         path.write_text(text)
         assert open_backend(model).name == "onnxruntime"
     # What is spoiled is written anew.
-    record_choice(read_metadata(model), "openvino")
+    remember_fastest(read_metadata(model), "openvino")
     assert open_backend(model).name == "openvino"

@@ -24,9 +24,9 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources import streams as live
-from fada_deploy.runtime.sources.open import Frame, Pause, PictureSource, open_sources
+from fada_deploy.runtime.sources.open import Frame, ImageSource, Pause, open_sources
 from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, _Slot, is_live
-from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 Serve = Callable[[list[bytes]], str]
 
@@ -119,7 +119,7 @@ def test_what_is_live() -> None:
     with pytest.raises(
         UsageError, match="rtsp://a/b is live, and the others would wait for its end"
     ):
-        open_sources(["rtsp://a/b", PictureSource("folder", {})])
+        open_sources(["rtsp://a/b", ImageSource("folder", {})])
 
 
 def test_every_frame_comes_where_the_reader_waits(film: Path, serve: Serve) -> None:
@@ -246,7 +246,7 @@ def test_a_film_of_each(film: Path, serve: Callable[..., str], tmp_path: Path) -
     ]
     frames: Counter[str] = Counter()
     with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
-        for item in label_to_files(segmenter, streams, Saving(tmp_path / "out")):
+        for item in save_results(segmenter, streams, SaveOptions(tmp_path / "out")):
             if isinstance(item, Result):
                 frames[item.source] += 1
             for stream in streams:

@@ -25,9 +25,9 @@ from stand_in_trt import SIZE, VERSION, Graph, Machine
 
 from fada_deploy.common.errors import (
     DeviceError,
-    GateError,
     MissingExtraError,
     ModelError,
+    ToleranceError,
     UsageError,
 )
 from fada_deploy.common.files import sha256
@@ -37,7 +37,7 @@ from fada_deploy.runtime.backends.engine_file import read_engine, write_sidecar
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 from fada_deploy.runtime.kernels.upsample import labels_from_logits
 from fada_deploy.runtime.overlay.blend import overlay
-from fada_deploy.runtime.parity import Proof
+from fada_deploy.runtime.parity import ReferenceOutputs
 from fada_deploy.runtime.segmenter import Segmenter
 
 
@@ -71,7 +71,7 @@ def machine_with(
         labels = np.concatenate(
             [machine.session.run(["labels"], {"frames": p})[0][:1] for p in parts]
         )
-    Proof(frames, logits, labels).save(folder / "model.proof.npz")
+    ReferenceOutputs(frames, logits, labels).save(folder / "model.proof.npz")
     hashes = {"proof": sha256(folder / "model.proof.npz")}
     machine.metadata = replace(machine.metadata, hashes=hashes)
     patch.setitem(sys.modules, "tensorrt_rtx", machine.trt)
@@ -141,7 +141,7 @@ def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(
     machine: Machine, tmp_path: Path
 ) -> None:
     """The profile is 2 to 4: one is padded, five are four and one, and each size is set up once."""
-    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unproven=True)
+    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unverified=True)
     machine.runs.clear()
     machine.events.clear()
     Graph.launches = 0
@@ -159,7 +159,7 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs(
     machine: Machine, tmp_path: Path
 ) -> None:
     machine.capturable = False
-    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unproven=True)
+    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unverified=True)
     Graph.launches = 0
     frames = frames_of(4, 5)
     (logits,) = machine.session.run(["logits"], {"frames": frames})
@@ -222,10 +222,10 @@ def test_the_proof_is_made_once_and_kept(machine: Machine, tmp_path: Path) -> No
 def test_an_engine_that_is_another_network_is_refused(machine: Machine, tmp_path: Path) -> None:
     machine.bias = 1e5
     path = machine.engine(tmp_path / "model.engine")
-    text = refusal(GateError, path)
+    text = refusal(ToleranceError, path)
     assert "the file is not the network" in text and "is not run" in text
     assert read_engine(path).verification == "not_run"
-    assert open_backend(path, allow_unproven=True).name == "tensorrt"
+    assert open_backend(path, allow_unverified=True).name == "tensorrt"
 
 
 def test_without_a_proof_pack_an_engine_is_not_run_unless_told_to(
@@ -238,9 +238,9 @@ def test_without_a_proof_pack_an_engine_is_not_run_unless_told_to(
     assert (
         "was not compared with the network" in text
         and "no such proof pack" in text
-        and "--allow-unproven" in text
+        and "--allow-unverified" in text
     )
-    assert open_backend(path, allow_unproven=True).device == "cuda:0"
+    assert open_backend(path, allow_unverified=True).device == "cuda:0"
     (tmp_path / "model.proof.npz").write_bytes(pack + b" ")
     assert "is not the proof pack" in refusal(ModelError, path)
 
@@ -332,7 +332,7 @@ def test_a_cupy_that_does_not_work_here(
 
 
 def test_logits_that_are_not_finite_are_refused(machine: Machine, tmp_path: Path) -> None:
-    backend = open_backend(machine.engine(tmp_path / "model.engine"), allow_unproven=True)
+    backend = open_backend(machine.engine(tmp_path / "model.engine"), allow_unverified=True)
     machine.bias = float("nan")
     prediction = backend.submit(frames_of(1, 2))
     for ask in (

@@ -19,7 +19,7 @@ from fada_deploy.runtime.kernels.upsample import (
     confidence_from_logits,
     dense_labels,
     labels_from_logits,
-    mixed_share,
+    mixed_fraction,
 )
 
 
@@ -71,7 +71,7 @@ def test_equal_on_a_scene_where_most_cells_are_skipped(
     rng = np.random.default_rng(3)
     coarse = rng.normal(size=(19, 4, 6)).astype(np.float32)
     z = coarse.repeat(8, 1).repeat(8, 2) + 0.01 * rng.normal(size=(19, 32, 48)).astype(np.float32)
-    assert 0.05 < mixed_share(z) < 0.6
+    assert 0.05 < mixed_fraction(z) < 0.6
     sparse = labels_from_logits(z, size, align_corners=align_corners)
     np.testing.assert_array_equal(sparse, dense_labels(z, size, align_corners=align_corners))
 

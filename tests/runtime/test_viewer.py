@@ -23,7 +23,7 @@ from toy import PATIENCE, scene, until
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.runtime import viewer as show
-from fada_deploy.runtime.viewer import Window, look_after, require_windows
+from fada_deploy.runtime.viewer import Window, require_display, run_window
 
 
 class Highgui:
@@ -84,7 +84,7 @@ SMALL = [np.full((4, 6, 3), i, np.uint8) for i in range(3)]
 def test_the_windows_side_shows_all_and_ends_with_the_pipe(pipe: Callable[..., int]) -> None:
     highgui = Highgui()
     # The last picture is cut short.
-    look_after("t", highgui, pipe(b"".join(map(sent, SMALL)) + sent(SMALL[0])[:-5]))
+    run_window("t", highgui, pipe(b"".join(map(sent, SMALL)) + sent(SMALL[0])[:-5]))
     np.testing.assert_array_equal(highgui.shown, SMALL)
     assert [c[0] for c in highgui.calls] == ["named", "sized", "shut"]
     assert highgui.calls[0][1] == "t" and highgui.calls[1][1:] == ("t", 6, 4)
@@ -92,7 +92,7 @@ def test_the_windows_side_shows_all_and_ends_with_the_pipe(pipe: Callable[..., i
 
 def test_a_large_picture_gets_a_window_that_fits_a_screen(pipe: Callable[..., int]) -> None:
     highgui = Highgui()
-    look_after("t", highgui, pipe(sent(np.zeros((3, 2560, 3), np.uint8))))
+    run_window("t", highgui, pipe(sent(np.zeros((3, 2560, 3), np.uint8))))
     assert highgui.calls[1][1:] == ("t", 1280, 2) and highgui.shown[0].shape == (3, 2560, 3)
 
 
@@ -103,19 +103,19 @@ def test_the_windows_side_ends_as_a_person_wants(
     pipe: Callable[..., int], ends: dict[str, int]
 ) -> None:
     highgui = Highgui(after=2, **ends)
-    look_after("t", highgui, pipe(sent(SMALL[0]) + sent(SMALL[1]), over=False))
+    run_window("t", highgui, pipe(sent(SMALL[0]) + sent(SMALL[1]), over=False))
     assert len(highgui.shown) == 2
 
 
 def test_other_keys_end_nothing(pipe: Callable[..., int]) -> None:
     highgui = Highgui(key=ord("x"))
-    look_after("t", highgui, pipe(sent(SMALL[0])))
+    run_window("t", highgui, pipe(sent(SMALL[0])))
     assert len(highgui.shown) == 1
 
 
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Return a function that sets what the window's process runs; it may use `highgui(**how)` and `look_after`."""
+    """Return a function that sets what the window's process runs; it may use `highgui(**how)` and `run_window`."""
     monkeypatch.setenv("DISPLAY", ":9")
     monkeypatch.setattr(cv2, "currentUIFramework", lambda: "QT", raising=False)
 
@@ -124,7 +124,7 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
 import os, sys, time
 sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}
 import numpy as np
-from test_show import Highgui, look_after
+from test_show import Highgui, run_window
 def highgui(**how):
     made = Highgui(**how)
     keep = made.imshow
@@ -145,7 +145,7 @@ def saved(folder: Path) -> list[np.ndarray]:
 
 
 def test_pictures_arrive_with_their_colors(child: Callable[[str], None], tmp_path: Path) -> None:
-    child("look_after('t', highgui())")
+    child("run_window('t', highgui())")
     first, second = scene(1)[0], np.zeros((20, 4000, 3), np.uint8)
     with Window("t") as window:
         assert window.show(first)
@@ -163,11 +163,11 @@ def test_pictures_arrive_with_their_colors(child: Callable[[str], None], tmp_pat
 def test_a_picture_given_last_is_still_shown_and_stays_until_a_person_closes_it(
     child: Callable[[str], None], tmp_path: Path
 ) -> None:
-    child("look_after('t', highgui())")
+    child("run_window('t', highgui())")
     with Window("t") as window:
         window.show(scene(1)[0])
     assert len(saved(tmp_path)) == 1
-    child("look_after('t', highgui(key=ord('q'), after=1))")
+    child("run_window('t', highgui(key=ord('q'), after=1))")
     with Window("t") as window:
         window.show(scene(2)[0])
         window.wait()
@@ -175,7 +175,7 @@ def test_a_picture_given_last_is_still_shown_and_stays_until_a_person_closes_it(
 
 
 def test_of_many_pictures_the_newest_is_shown(child: Callable[[str], None], tmp_path: Path) -> None:
-    child("look_after('t', highgui())")
+    child("run_window('t', highgui())")
     with Window("t") as window:
         for index in range(200):
             assert window.show(np.full((4, 4, 3), index, np.uint8))
@@ -185,7 +185,7 @@ def test_of_many_pictures_the_newest_is_shown(child: Callable[[str], None], tmp_
 
 
 def test_a_person_closes_it(child: Callable[[str], None]) -> None:
-    child("look_after('t', highgui(key=27, after=1))")
+    child("run_window('t', highgui(key=27, after=1))")
     told: list[int] = []
     with Window("t", on_close=lambda: told.append(1)) as window:
         assert window.show(SMALL[0])
@@ -195,7 +195,7 @@ def test_a_person_closes_it(child: Callable[[str], None]) -> None:
 
 
 def test_a_person_closes_it_while_nothing_comes(child: Callable[[str], None]) -> None:
-    child("look_after('t', highgui(key=27))")
+    child("run_window('t', highgui(key=27))")
     told = threading.Event()
     with Window("t", on_close=told.set) as window:
         assert told.wait(PATIENCE)
@@ -225,7 +225,7 @@ def test_a_window_that_hangs_holds_nothing_up(child: Callable[[str], None]) -> N
 
 
 def test_an_error_inside_shuts_it(child: Callable[[str], None]) -> None:
-    child("look_after('t', highgui())")
+    child("run_window('t', highgui())")
     with pytest.raises(KeyboardInterrupt), Window("t") as window:
         raise KeyboardInterrupt
     assert window._process.returncode == 0 and not [
@@ -268,7 +268,7 @@ def test_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UsageError, match=r"neither DISPLAY nor WAYLAND_DISPLAY is set.*desktop or by `ssh -X`"
     ):
-        require_windows()
+        require_display()
 
 
 def test_an_opencv_without_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,9 +278,9 @@ def test_an_opencv_without_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         UsageError,
         match=r"type: pip uninstall -y opencv-python-headless && pip install .*opencv-python$",
     ):
-        require_windows()
+        require_display()
     monkeypatch.setattr(cv2, "currentUIFramework", lambda: "GTK3", raising=False)
-    require_windows()
+    require_display()
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from fada_deploy.common.errors import DataError, DeviceError, UsageError
 from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.video import HARDWARE
 from fada_deploy.runtime import Segmenter
-from fada_deploy.runtime.overlay.renderer import Look
+from fada_deploy.runtime.overlay.renderer import OverlayStyle
 from fada_deploy.runtime.sources.open import Frame, open_sources
-from fada_deploy.runtime.writers.save import SINKS, Saving, file_keys, label_to_files
+from fada_deploy.runtime.writers.save import OUTPUTS, SaveOptions, output_names, save_results
 from fada_deploy.runtime.writers.video_writer import film
 
 
@@ -31,8 +31,8 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def run(segmenter: Segmenter, sources: list[Path], saving: Saving) -> list[object]:
-    return list(label_to_files(segmenter, open_sources(sources), saving))
+def run(segmenter: Segmenter, sources: list[Path], saving: SaveOptions) -> list[object]:
+    return list(save_results(segmenter, open_sources(sources), saving))
 
 
 @pytest.mark.parametrize("size", [(64, 128), (61, 97)])
@@ -50,7 +50,7 @@ def test_a_film_keeps_count_size_and_clock(
         codec="ffv1",
         pix_fmt="bgr0",
     )
-    run(segmenter, [source], Saving(tmp_path / "out", look=Look(0.0, legend=False)))
+    run(segmenter, [source], SaveOptions(tmp_path / "out", look=OverlayStyle(0.0, legend=False)))
     written = toy.read_video(tmp_path / "out/overlay/drive.mp4")
     assert [t for t, _ in written] == [t for t, _ in toy.read_video(source)]
     height, width = size
@@ -67,7 +67,7 @@ def test_a_film_keeps_count_size_and_clock(
 
 def test_sound_is_copied(tmp_path: Path, segmenter: Segmenter) -> None:
     source = toy.write_video(tmp_path / "v.mp4", [toy.scene(i)[0] for i in range(20)], audio=True)
-    run(segmenter, [source], Saving(tmp_path / "out"))
+    run(segmenter, [source], SaveOptions(tmp_path / "out"))
 
     def sound(path: Path) -> list[tuple[Fraction, bytes]]:
         with av.open(str(path)) as container:
@@ -82,7 +82,7 @@ def test_a_film_with_sound_that_is_cut_midway(tmp_path: Path, segmenter: Segment
     source = toy.write_video(tmp_path / "v.ts", noise, audio=True)
     data = source.read_bytes()
     source.write_bytes(data[: len(data) // 2])
-    run(segmenter, [source], Saving(tmp_path / "out"))
+    run(segmenter, [source], SaveOptions(tmp_path / "out"))
     assert 5 < len(toy.read_video(tmp_path / "out/overlay/v.mp4")) < 15
 
 
@@ -121,13 +121,13 @@ def test_recordings_that_were_joined_keep_their_length_and_sound(
     ]
     joined = tmp_path / "joined.ts"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
-    run(segmenter, [joined], Saving(tmp_path / "out", ("overlay", "mask-film")))
+    run(segmenter, [joined], SaveOptions(tmp_path / "out", ("overlay", "mask-video")))
 
     def packets(path: Path) -> int:
         with av.open(str(path)) as container:
             return sum(bool(p.size) for p in container.demux(audio=0))
 
-    for kind in ("overlay", "mask-film"):
+    for kind in ("overlay", "mask-video"):
         times = np.diff(
             [float(t) for t, _ in toy.read_video(tmp_path / "out" / kind / "joined.mp4")]
         )
@@ -168,8 +168,10 @@ def test_pixels_that_are_not_square_stay_so(tmp_path: Path, segmenter: Segmenter
     ) as add:
         for i in range(3):
             add(np.full((64, 96, 3), 40 * i, np.uint8), i)
-    run(segmenter, [source], Saving(tmp_path / "out", ("overlay", "color-film", "mask-film")))
-    for kind in ("overlay", "color-film", "mask-film"):
+    run(
+        segmenter, [source], SaveOptions(tmp_path / "out", ("overlay", "color-video", "mask-video"))
+    )
+    for kind in ("overlay", "color-video", "mask-video"):
         with av.open(str(tmp_path / "out" / kind / "wide.mp4")) as container:
             assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
 
@@ -220,13 +222,13 @@ def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -> None:
     scenes = [toy.scene(i) for i in range(3)]
     source = toy.write_video(tmp_path / "drive.mp4", [f for f, _ in scenes])
-    run(segmenter, [source], Saving(tmp_path / "out", tuple(SINKS), ids=ids))
+    run(segmenter, [source], SaveOptions(tmp_path / "out", tuple(OUTPUTS), ids=ids))
     numbers = ["000000", "000001", "000002"]
     assert files(tmp_path / "out") == [
-        "color-film/drive.mp4",
+        "color-video/drive.mp4",
         *(f"color/drive/{n}.png" for n in numbers),
         "json/drive.json",
-        "mask-film/drive.mp4",
+        "mask-video/drive.mp4",
         *(f"mask/drive/{n}.png" for n in numbers),
         *(f"npz/drive/{n}.npz" for n in numbers),
         "overlay/drive.mp4",
@@ -234,13 +236,13 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
     document = json.loads((tmp_path / "out/json/drive.json").read_text())
     assert document["source"] == str(source) and document["classes"] == list(toy.SPACE.names)
     results = list(segmenter.stream(source))
-    with av.open(str(tmp_path / "out/mask-film/drive.mp4")) as container:
+    with av.open(str(tmp_path / "out/mask-video/drive.mp4")) as container:
         films = [
             (float(f.pts * f.time_base), f.to_ndarray(format="gray"))
             for f in container.decode(video=0)
         ]
     for result, (time_s, ids_of), (_, colors) in zip(
-        results, films, toy.read_video(tmp_path / "out/color-film/drive.mp4"), strict=True
+        results, films, toy.read_video(tmp_path / "out/color-video/drive.mp4"), strict=True
     ):
         wanted = [c.train_id if ids == "trainId" else c.label_id for c in toy.SPACE.classes]
         np.testing.assert_array_equal(ids_of, np.array(wanted)[result.labels])
@@ -268,7 +270,7 @@ def test_pictures_alone_and_in_a_folder(tmp_path: Path, segmenter: Segmenter) ->
     run(
         segmenter,
         [tmp_path / "in", tmp_path / "a.png"],
-        Saving(tmp_path / "out", ("overlay", "mask", "json")),
+        SaveOptions(tmp_path / "out", ("overlay", "mask", "json")),
     )
     assert files(tmp_path / "out") == [
         "json/a.json",
@@ -287,8 +289,8 @@ def test_a_look(tmp_path: Path, segmenter: Segmenter) -> None:
     frame = toy.scene(0)[0]
     source = toy.write_video(tmp_path / "v.mp4", [frame] * 3)
     name = toy.SPACE.names[1]
-    look = Look(1.0, legend=False, beside=True, classes=(name,))
-    run(segmenter, [source], Saving(tmp_path / "out", look=look, preset="veryfast"))
+    look = OverlayStyle(1.0, legend=False, beside=True, classes=(name,))
+    run(segmenter, [source], SaveOptions(tmp_path / "out", look=look, preset="veryfast"))
     (_, picture), *_ = toy.read_video(tmp_path / "out/overlay/v.mp4")
     labels = segmenter.predict(frame).labels
     assert picture.shape[1] == 2 * frame.shape[1]
@@ -299,26 +301,30 @@ def test_a_look(tmp_path: Path, segmenter: Segmenter) -> None:
     expected = np.where((labels == 1)[..., None], toy.SPACE.palette[1], frame)
     assert np.abs(left - frame).mean() < 6 and np.abs(right - expected).mean() < 6
     with pytest.raises(UsageError, match="the model has no class lorry; it has "):
-        run(segmenter, [source], Saving(tmp_path / "out", look=Look(classes=("lorry",))))
+        run(
+            segmenter,
+            [source],
+            SaveOptions(tmp_path / "out", look=OverlayStyle(classes=("lorry",))),
+        )
     with pytest.raises(UsageError, match="pictures make no film; save mask instead"):
         run(
             segmenter,
             [toy.write_image(tmp_path / "a.png", frame)],
-            Saving(tmp_path / "o", ("mask-film",)),
+            SaveOptions(tmp_path / "o", ("mask-video",)),
         )
 
 
 def test_a_labels_head_has_no_confidence_to_save(tmp_path: Path) -> None:
     segmenter = Segmenter(toy.color_model(tmp_path / "m.onnx", head="labels"))
     picture = toy.write_image(tmp_path / "a.png", toy.scene(0)[0])
-    run(segmenter, [picture], Saving(tmp_path / "out", ("npz",)))
+    run(segmenter, [picture], SaveOptions(tmp_path / "out", ("npz",)))
     assert sorted(np.load(tmp_path / "out/npz/a.npz")) == ["classes", "labels"]
 
 
 def test_stopping_midway_leaves_no_half_film(tmp_path: Path, segmenter: Segmenter) -> None:
     scenes = [toy.scene(i)[0] for i in range(30)]
     sources = [toy.write_video(tmp_path / f"{n}.mp4", scenes) for n in ("first", "second")]
-    items = label_to_files(segmenter, open_sources(sources), Saving(tmp_path / "out"))
+    items = save_results(segmenter, open_sources(sources), SaveOptions(tmp_path / "out"))
     for _ in range(40):
         next(items)
     items.close()
@@ -330,28 +336,28 @@ def test_names_that_meet_are_numbered(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         toy.write_image(tmp_path / folder / "a.png", toy.scene(0)[0])
     sources = open_sources([tmp_path / "x/a.png", tmp_path / "y/a.png", tmp_path / "x"])
-    assert list(file_keys(sources).values()) == ["a", "a-2", "x"]
+    assert list(output_names(sources).values()) == ["a", "a-2", "x"]
 
 
 def test_a_source_is_not_overwritten_by_its_product(tmp_path: Path, segmenter: Segmenter) -> None:
     source = toy.write_video(tmp_path / "v.mp4", [toy.scene(0)[0]] * 2)
-    run(segmenter, [source], Saving(tmp_path / "out"))
+    run(segmenter, [source], SaveOptions(tmp_path / "out"))
     with pytest.raises(UsageError, match="lies where its own overlay is written"):
-        run(segmenter, [tmp_path / "out/overlay/v.mp4"], Saving(tmp_path / "out"))
+        run(segmenter, [tmp_path / "out/overlay/v.mp4"], SaveOptions(tmp_path / "out"))
 
 
 def test_savings_that_make_no_sense() -> None:
     with pytest.raises(
         UsageError,
-        match="cannot save 'video'; there are overlay, mask, mask-film, color, color-film, npz, json",
+        match="cannot save 'video'; there are overlay, mask, mask-video, color, color-video, npz, json",
     ):
-        Saving(Path("out"), ("video",))
+        SaveOptions(Path("out"), ("video",))
     with pytest.raises(UsageError, match="there are trainId, labelId"):
-        Saving(Path("out"), ids="id")
+        SaveOptions(Path("out"), ids="id")
     with pytest.raises(UsageError, match="0 to 1"):
-        Saving(Path("out"), look=Look(2.0))
+        SaveOptions(Path("out"), look=OverlayStyle(2.0))
     with pytest.raises(UsageError, match="no preset 'best'; there are ultrafast"):
-        Saving(Path("out"), preset="best")
+        SaveOptions(Path("out"), preset="best")
 
 
 def test_hardware_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -383,6 +389,6 @@ def test_films_are_written_by_the_hardware_s_encoder(
     monkeypatch.setitem(HARDWARE, "cuda", ("mpeg4", {"qscale": "2"}))
     source = toy.write_video(tmp_path / "v.mkv", [toy.scene(0)[0]] * 2)
     with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:
-        run(segmenter, [source], Saving(tmp_path / "out", hardware="cuda"))
+        run(segmenter, [source], SaveOptions(tmp_path / "out", hardware="cuda"))
     with av.open(str(tmp_path / "out/overlay/v.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"

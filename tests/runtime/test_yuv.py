@@ -1,4 +1,4 @@
-"""Drawing in a film's own planes gives the film that drawing in RGB gives, by rounding."""
+"""OverlayRenderer in a film's own planes gives the film that drawing in RGB gives, by rounding."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ import toy
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.kernels.loader import compiled
-from fada_deploy.runtime.overlay.renderer import Drawing, Look
-from fada_deploy.runtime.overlay.yuv import is_drawable, overlay_planes, palette_planes, planes_of
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
+from fada_deploy.runtime.overlay.yuv import (
+    is_plain_yuv420p,
+    overlay_planes,
+    palette_planes,
+    planes_of,
+)
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.writers import save as sinks
-from fada_deploy.runtime.writers.save import Saving, label_to_files
+from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 # Cb, Cr and Y′ of ITU-R BT.601 and BT.709, written out once more.
 MATRIX = {
@@ -91,9 +96,12 @@ def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
         labels, rgb, toy.SPACE, 0.0, 0.0, "rgb", "s", 0, "0", 0, Fraction(1, 10), decoded=frame
     )
     in_planes = (
-        Drawing(Look(), toy.SPACE).draw_for_film(result).to_ndarray(format="rgb24").astype(float)
+        OverlayRenderer(OverlayStyle(), toy.SPACE)
+        .draw_for_film(result)
+        .to_ndarray(format="rgb24")
+        .astype(float)
     )
-    in_rgb = Drawing(Look(), toy.SPACE).draw(result).astype(float)
+    in_rgb = OverlayRenderer(OverlayStyle(), toy.SPACE).draw(result).astype(float)
     assert np.abs(in_planes - in_rgb).mean() < 1.5
     # Away from where classes meet, whose colors are halved, and from letters.
     calm = np.ones(labels.shape, bool)
@@ -102,10 +110,15 @@ def test_a_drawing_in_planes_is_the_drawing_in_rgb(matrix: int) -> None:
         calm[:, max(0, edge - 3) : edge + 5] = False
     assert np.abs(in_planes - in_rgb)[calm].max() <= 6
     # Looks that need whole pictures are drawn in RGB.
-    for look in (Look(contours=True), Look(beside=True), Look(classes=(toy.SPACE.names[0],))):
-        assert isinstance(Drawing(look, toy.SPACE).draw_for_film(result), np.ndarray)
+    for look in (
+        OverlayStyle(contours=True),
+        OverlayStyle(beside=True),
+        OverlayStyle(classes=(toy.SPACE.names[0],)),
+    ):
+        assert isinstance(OverlayRenderer(look, toy.SPACE).draw_for_film(result), np.ndarray)
     assert isinstance(
-        Drawing(Look(), toy.SPACE).draw_for_film(replace(result, decoded=None)), np.ndarray
+        OverlayRenderer(OverlayStyle(), toy.SPACE).draw_for_film(replace(result, decoded=None)),
+        np.ndarray,
     )
 
 
@@ -144,12 +157,12 @@ def test_labels_of_another_size_are_refused() -> None:
 
 
 def test_which_frames_can_be_drawn_in() -> None:
-    assert is_drawable(av.VideoFrame(64, 48, "yuv420p"))
+    assert is_plain_yuv420p(av.VideoFrame(64, 48, "yuv420p"))
     for width, kind in ((63, "yuv420p"), (64, "yuv420p10le"), (64, "rgb24")):
-        assert not is_drawable(av.VideoFrame(width, 48, kind))
+        assert not is_plain_yuv420p(av.VideoFrame(width, 48, kind))
     full, other = av.VideoFrame(64, 48, "yuv420p"), av.VideoFrame(64, 48, "yuv420p")
     full.color_range, other.colorspace = 2, 9
-    assert not is_drawable(full) and not is_drawable(other)
+    assert not is_plain_yuv420p(full) and not is_plain_yuv420p(other)
 
 
 @pytest.mark.parametrize("matrix", [1, 6])
@@ -168,8 +181,8 @@ def test_a_film_by_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
     def label(folder: str) -> list[np.ndarray]:
         with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:
             list(
-                label_to_files(
-                    segmenter, open_sources([clip]), Saving(tmp_path / folder, preset="medium")
+                save_results(
+                    segmenter, open_sources([clip]), SaveOptions(tmp_path / folder, preset="medium")
                 )
             )
         with av.open(str(tmp_path / folder / "overlay/v.mp4")) as made:
@@ -179,7 +192,7 @@ def test_a_film_by_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
         return [rgb.astype(float) for _, rgb in toy.read_video(tmp_path / folder / "overlay/v.mp4")]
 
     in_planes = label("planes")
-    monkeypatch.setattr(sinks.Drawing, "draw_for_film", sinks.Drawing.draw)
+    monkeypatch.setattr(sinks.OverlayRenderer, "draw_for_film", sinks.OverlayRenderer.draw)
     in_rgb = label("rgb")
     assert len(in_planes) == len(in_rgb) == 4
     for a, b in zip(in_planes, in_rgb, strict=True):

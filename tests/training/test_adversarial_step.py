@@ -16,7 +16,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.data import open_dataset
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
-from fada_deploy.training.losses import source_share
+from fada_deploy.training.losses import source_fraction
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmenter import ModelSpec
@@ -120,9 +120,9 @@ def test_the_share_of_pixels_put_into_the_right_domain() -> None:
     """K = 2: a source of 2 + 1 pixels against a target of 1 + 2, of which one is masked."""
     answers = torch.tensor([[0.0, 0.0, -9.0], [3.0, -9.0, -9.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     answers = answers.reshape(1, 4, 1, 3)
-    assert source_share(answers).item() == pytest.approx(1 / 3)
+    assert source_fraction(answers).item() == pytest.approx(1 / 3)
     mask = torch.tensor([[[True, False, False]]])
-    assert source_share(answers, lambda size_hw: mask).item() == 0
+    assert source_fraction(answers, lambda size_hw: mask).item() == 0
 
 
 @pytest.mark.parametrize("whose", ["source", "target", "both"])

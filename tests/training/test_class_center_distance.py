@@ -13,7 +13,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.training.reporting.class_center_distance import (
     ClassMoments,
-    chosen_frames,
+    evenly_spaced,
     measure,
 )
 from fada_deploy.training.weights.checkpoints import load_segmenter
@@ -105,9 +105,9 @@ def test_frames_are_spread_evenly_and_a_data_set_of_nothing_is_said(
     blocks: Path, trained: Path
 ) -> None:
     assert (
-        chosen_frames(10, 3) == [0, 4, 9]
-        and chosen_frames(3, 0) == [0, 1, 2]
-        and chosen_frames(2, 9) == [0, 1]
+        evenly_spaced(10, 3) == [0, 4, 9]
+        and evenly_spaced(3, 0) == [0, 1, 2]
+        and evenly_spaced(2, 9) == [0, 1]
     )
     model, _ = load_segmenter(trained / "source" / "weights.safetensors")
     frames = open_dataset(str(blocks / "source.toml"), None, split="val", space=CITYSCAPES_19)

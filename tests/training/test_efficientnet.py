@@ -26,7 +26,7 @@ from fada_deploy.training.models.efficientnet import (
     efficientnet_lite0,
 )
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
-from fada_deploy.training.weights.pretrained import init_normalization, load_backbone
+from fada_deploy.training.weights.pretrained import input_normalization, load_backbone
 
 NAME = "efficientnet-lite0"
 # Kernel, stride, expansion, channels in and out of the sixteen blocks.
@@ -246,7 +246,7 @@ def test_it_learns_with_a_dead_channel() -> None:
 
 @pytest.mark.parametrize("init", [None, Path("lite0.pth")])
 def test_its_input_is_centerd_as_its_weights_were_trained(init: Path | None) -> None:
-    mean, std, bgr = init_normalization(NAME, init)
+    mean, std, bgr = input_normalization(NAME, init)
     model = Segmenter(ModelSpec(NAME, CITYSCAPES_19, (64, 64), "batch", mean, std))
     frames = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8)
     torch.testing.assert_close(

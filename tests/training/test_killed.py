@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.loop import Session
+from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.run import load_config, train
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights import checkpoints
@@ -56,9 +56,9 @@ def live(config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool
     """Train in this process; be killed after some iterations, or in the first save after that."""
     torch.set_num_threads(1)
     lived = 0
-    log, save = Session.log, torch.save
+    log, save = TrainingLoop.log, torch.save
 
-    def counting(self: Session, *values: Any) -> None:
+    def counting(self: TrainingLoop, *values: Any) -> None:
         nonlocal lived
         log(self, *values)
         lived += 1
@@ -71,7 +71,7 @@ def live(config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Session.log = counting  # type: ignore[method-assign]
+    TrainingLoop.log = counting  # type: ignore[method-assign]
     checkpoints.torch.save = half
     train(config, folder, device=torch.device("cpu"), say=lambda text: None)
 

@@ -1,4 +1,4 @@
-"""Batches are a pure function of the iteration, and survive a bad file."""
+"""BatchLoader are a pure function of the iteration, and survive a bad file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.training.data.loader import Batches, Sample
+from fada_deploy.training.data.loader import BatchLoader, Sample
 
 BAD = 3
 
@@ -34,8 +34,8 @@ def load(index: int, rng: np.random.Generator) -> Sample:
 
 
 @contextmanager
-def batches(order: object = None, ego: np.ndarray | None = None) -> Iterator[Batches]:
-    made = Batches(load, order or Cycle(), batch=2, seed=5, device=torch.device("cpu"), ego=ego)  # type: ignore[arg-type]
+def batches(order: object = None, ego: np.ndarray | None = None) -> Iterator[BatchLoader]:
+    made = BatchLoader(load, order or Cycle(), batch=2, seed=5, device=torch.device("cpu"), ego=ego)  # type: ignore[arg-type]
     try:
         yield made
     finally:

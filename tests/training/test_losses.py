@@ -79,7 +79,7 @@ def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax() -> 
     def encode(z: Tensor) -> Tensor:
         return losses.soft_encodings(z, temperature=1.0, clip=0.9)
 
-    got = losses.domain_terms(
+    got = losses.domain_loss(
         torch.tensor(domain), torch.tensor(logits), encode, (H, W), torch.tensor(ignore)
     )
     np.testing.assert_allclose([got.as_source.item(), got.as_target.item()], want, rtol=1e-12)
@@ -90,13 +90,13 @@ def test_without_encodings_it_is_the_two_way_discriminator() -> None:
     want = np.log1p(
         np.exp(domain[:, 1] - domain[:, 0])
     ).mean()  # softplus: binary cross entropy of "source"
-    got = losses.domain_terms(torch.tensor(domain), torch.tensor(normal(8, K)), None, (H, W))
+    got = losses.domain_loss(torch.tensor(domain), torch.tensor(normal(8, K)), None, (H, W))
     assert got.as_source.item() == pytest.approx(want, rel=1e-12)
 
 
 def test_a_discriminator_of_the_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match="6 domain outputs do not fit 4 classes"):
-        losses.domain_terms(
+        losses.domain_loss(
             torch.zeros(1, 6, 2, 2), torch.zeros(1, 4, 2, 2), losses.hard_encodings, (2, 2)
         )
 
@@ -179,7 +179,7 @@ def test_domain_terms_at_full_resolution_equal_the_plain_reading(
     kept = torch.tensor(np.random.default_rng(6).random((2, *high)) < 0.7)
     kept[0, 0, 0] = True
     kept = kept if masked else torch.ones_like(kept)
-    got = losses.domain_terms(answers, logits, encode, high, ~kept if masked else None)
+    got = losses.domain_loss(answers, logits, encode, high, ~kept if masked else None)
     for half, loss, gradient in (
         (0, got.as_source, got.gradient_as_source),
         (1, got.as_target, got.gradient_as_target),
@@ -201,7 +201,7 @@ def test_half_precision_is_taken_in_full_and_answered_in_half() -> None:
     want = F.cross_entropy(plain(logits.float(), HIGH), labels)
     assert loss.dtype == torch.float32 and z.grad is not None and z.grad.dtype == torch.bfloat16
     assert_close(loss.detach(), want, 1e-6)
-    got = losses.domain_terms(torch.tensor(normal(4, 2, hw=LOW)).bfloat16(), logits, None, HIGH)
+    got = losses.domain_loss(torch.tensor(normal(4, 2, hw=LOW)).bfloat16(), logits, None, HIGH)
     assert got.as_source.dtype == torch.float32 and got.gradient_as_source.dtype == torch.bfloat16
 
 

@@ -12,11 +12,11 @@ from fada_deploy.training.config import SourceStage
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.optim import (
     AveragedWeights,
-    held_statistics,
+    hold_batch_statistics,
     make_optimizer,
+    optimizer_step,
     poly_factor,
     set_learning_rate,
-    take_step,
 )
 
 
@@ -69,10 +69,10 @@ def test_average_off_is_the_model_itself() -> None:
 def test_a_held_pass_normalizes_by_its_own_batch_and_leaves_the_running_statistics() -> None:
     norm = nn.BatchNorm2d(1).train()
     x = torch.randn(4, 1, 3, 3) * 5 + 7
-    with held_statistics(norm, True):
+    with hold_batch_statistics(norm, True):
         y = norm(x)
     assert y.mean().abs() < 1e-5 and norm.running_mean.item() == 0
-    with held_statistics(norm, False):
+    with hold_batch_statistics(norm, False):
         norm(x)
     assert norm.running_mean.item() == pytest.approx(0.1 * x.mean().item(), rel=1e-5)
 
@@ -82,7 +82,7 @@ def test_gradients_are_clipped_together_and_only_when_asked() -> None:
         a, b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
         a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
         optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b]}], lr=1.0)
-        take_step(optimizer, SourceStage(max_norm=max_norm))
+        optimizer_step(optimizer, SourceStage(max_norm=max_norm))
         return [a.detach(), b.detach()]
 
     torch.testing.assert_close(stepped(0.0), [torch.tensor([-3.0, 0.0]), torch.tensor([0.0, -4.0])])

@@ -13,7 +13,7 @@ from fada_deploy.common.images import resize_frame
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.training.models.segmenter import Segmenter
-from fada_deploy.training.predict import Predictor, at_size
+from fada_deploy.training.predict import Predictor, with_input_size
 from fada_deploy.training.weights.checkpoints import load_segmenter
 
 CPU = torch.device("cpu")
@@ -60,8 +60,11 @@ def test_frames_of_two_sizes_are_labeled_together(network: Segmenter, frame: np.
 
 
 def test_another_input_size_keeps_the_weights(network: Segmenter) -> None:
-    assert at_size(network, None) is network and at_size(network, (128, 192)) is network
-    larger = at_size(network, (192, 256))
+    assert (
+        with_input_size(network, None) is network
+        and with_input_size(network, (128, 192)) is network
+    )
+    larger = with_input_size(network, (192, 256))
     assert larger.spec.size_hw == (192, 256) and not larger.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, larger.state_dict()[name])

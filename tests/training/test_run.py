@@ -27,8 +27,8 @@ from fada_deploy.common.files import lock
 from fada_deploy.common.runs import all_weights
 from fada_deploy.training import run as run_module
 from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.loop import Session
-from fada_deploy.training.run import Outcome, load_config, train
+from fada_deploy.training.loop import TrainingLoop
+from fada_deploy.training.run import TrainingResult, load_config, train
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights.checkpoints import load_segmenter, save_state
 from fada_deploy.training.weights.pretrained import load_backbone
@@ -62,7 +62,7 @@ def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
     )
 
 
-def go(config: RunConfig, folder: Path, said: list[str] | None = None) -> Outcome:
+def go(config: RunConfig, folder: Path, said: list[str] | None = None) -> TrainingResult:
     return train(config, folder, device=CPU, say=(said if said is not None else []).append)
 
 
@@ -141,9 +141,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 ) -> None:
     """Interrupt one stage after its third iteration; the weights of all must equal the whole run's."""
     logged = 0
-    log = Session.log
+    log = TrainingLoop.log
 
-    def interrupting_log(self: Session, *values: Any) -> None:
+    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
         nonlocal logged
         log(self, *values)
         if self.folder.name == stage:
@@ -151,7 +151,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
             if logged == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Session, "log", interrupting_log)
+    monkeypatch.setattr(TrainingLoop, "log", interrupting_log)
     with pytest.raises(
         InterruptedRunError,
         match=rf"after 3 iterations of {stage}; go on with: fada train --resume",
@@ -174,15 +174,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 def test_a_second_signal_stops_at_once(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = Session.log
+    log = TrainingLoop.log
 
-    def signalling_log(self: Session, *values: Any) -> None:
+    def signalling_log(self: TrainingLoop, *values: Any) -> None:
         log(self, *values)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Session, "log", signalling_log)
+        patch.setattr(TrainingLoop, "log", signalling_log)
         go(config(blocks, stages=("source",)), tmp_path)
     go(load_config(tmp_path), tmp_path)
 
@@ -194,7 +194,7 @@ def test_a_run_killed_between_saves_goes_on_from_the_last_one(
         pass
 
     def killing(original: Callable[..., None]) -> Callable[..., None]:
-        def log(self: Session, *values: Any) -> None:
+        def log(self: TrainingLoop, *values: Any) -> None:
             original(self, *values)
             if len(self._metrics.read_text().splitlines() if self._metrics.is_file() else []) == 3:
                 raise Killed
@@ -202,7 +202,7 @@ def test_a_run_killed_between_saves_goes_on_from_the_last_one(
         return log
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "log", killing(Session.log))
+        patch.setattr(TrainingLoop, "log", killing(TrainingLoop.log))
         with pytest.raises(Killed):
             go(config(blocks, stages=("source",)), tmp_path)
     assert (tmp_path / "source" / "state.pt").is_file()
@@ -246,9 +246,9 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_its_frames(
 ) -> None:
     """The frames named are those of the first bad iteration, and the state before it is kept and goes on."""
     drawn: list[tuple[str, ...]] = []
-    log = Session.log
+    log = TrainingLoop.log
 
-    def spoiling(self: Session, files: tuple[str, ...], rates: Any, losses: Any) -> None:
+    def spoiling(self: TrainingLoop, files: tuple[str, ...], rates: Any, losses: Any) -> None:
         drawn.append(files)
         log(
             self,
@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_its_frames(
         )
 
     with monkeypatch.context() as patch, pytest.raises(FadaError) as caught:
-        patch.setattr(Session, "log", spoiling)
+        patch.setattr(TrainingLoop, "log", spoiling)
         go(config(blocks, stages=("source",)), tmp_path)
     message = str(caught.value)
     assert (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.training.data.samplers import BLOCK, ClassBalancedOrder, ShuffledOrder
+from fada_deploy.training.data.samplers import BLOCK, ClassBalancedSampler, ShuffledSampler
 
 RNG = np.random.default_rng(0)
 # 60 files: class 0 everywhere, 1 in half, 2 in one file alone, 3 nowhere.
@@ -17,15 +17,17 @@ CONTAINS[7, 2] = True
 
 
 def test_positions_are_a_pure_function_of_the_seed() -> None:
-    order, again = ClassBalancedOrder(CONTAINS, 5), ClassBalancedOrder(CONTAINS, 5)
+    order, again = ClassBalancedSampler(CONTAINS, 5), ClassBalancedSampler(CONTAINS, 5)
     assert [again[p] for p in (BLOCK + 9, 3)] == [order[p] for p in (BLOCK + 9, 3)]
-    assert [order[p] for p in range(50)] != [ClassBalancedOrder(CONTAINS, 6)[p] for p in range(50)]
+    assert [order[p] for p in range(50)] != [
+        ClassBalancedSampler(CONTAINS, 6)[p] for p in range(50)
+    ]
     assert [order[p] for p in range(50)] != [order[BLOCK + p] for p in range(50)]
 
 
 def test_classes_are_drawn_as_the_published_probabilities_say() -> None:
     """Average the class probabilities by the rule over replayed draws; compare the rare file's share."""
-    order = ClassBalancedOrder(CONTAINS, 1)
+    order = ClassBalancedSampler(CONTAINS, 1)
     drawn = [order[p] for p in range(BLOCK)]
     counts, mean_rare = np.zeros(4), 0.0
     for file in drawn:
@@ -40,19 +42,19 @@ def test_classes_are_drawn_as_the_published_probabilities_say() -> None:
 
 
 def test_a_class_list_is_gone_through_before_it_repeats() -> None:
-    order = ClassBalancedOrder(np.ones((10, 1), bool), 3)
+    order = ClassBalancedSampler(np.ones((10, 1), bool), 3)
     for start in range(0, 50, 10):
         assert sorted(order[start + i] for i in range(10)) == list(range(10))
 
 
 def test_no_class_anywhere_is_one_clear_line() -> None:
     with pytest.raises(DataError, match="is the label encoding right"):
-        ClassBalancedOrder(np.zeros((5, 3), bool), 0)
+        ClassBalancedSampler(np.zeros((5, 3), bool), 0)
 
 
 def test_shuffled_order_shows_every_frame_once_an_epoch() -> None:
-    order = ShuffledOrder(17, 4)
+    order = ShuffledSampler(17, 4)
     epochs = [[order[e * 17 + i] for i in range(17)] for e in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
     assert epochs[0] != epochs[1]
-    assert order[20] == ShuffledOrder(17, 4)[20]
+    assert order[20] == ShuffledSampler(17, 4)[20]

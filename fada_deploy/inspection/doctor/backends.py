@@ -57,10 +57,10 @@ def gpu_check() -> Iterator[Check]:
 def some_engine() -> Iterator[Check]:
     """Check that there is anything at all that runs a model."""
     from fada_deploy.common.errors import UsageError
-    from fada_deploy.runtime.backends import require_any
+    from fada_deploy.runtime.backends import require_any_backend
 
     try:
-        require_any()
+        require_any_backend()
     except UsageError as error:
         yield Check("engines", "bad", *said_to_type(str(error)))
 

@@ -63,11 +63,7 @@ def kernels() -> Iterator[Check]:
     else:
         reason = "it does not say why"
         try:
-            from fada_deploy.runtime.kernels import (
-                draw_compiled,
-                resize_compiled,
-                upsample_compiled,
-            )  # noqa: F401
+            pass
         except Exception as error:
             reason = last_line(error)
         found = f"upsampling, resize and drawing are left to NumPy and OpenCV: numba does not compile them ({reason})"

@@ -14,7 +14,7 @@ from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.backends.openvino import OpenVinoBackend
-from fada_deploy.runtime.backends.preference import chosen_backend
+from fada_deploy.runtime.backends.preference import fastest_backend
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 
 __all__ = [
@@ -23,10 +23,10 @@ __all__ = [
     "Backend",
     "Prediction",
     "backends_of",
-    "contract_of",
     "installed_backend",
+    "metadata_of",
     "open_backend",
-    "require_any",
+    "require_any_backend",
     "runnable_backends",
     "runnable_models",
     "runnable_onnx",
@@ -61,15 +61,15 @@ def open_backend(
     device: str = "auto",
     backend: str = "auto",
     parallel: int = 1,
-    allow_unproven: bool = False,
+    allow_unverified: bool = False,
 ) -> Backend:
     """Open a model file on an engine and a device.
 
     `device` is auto, cpu or cuda[:N]; `backend` is auto (the one measured to be the fastest here, else the first
     one installed that is for the file) or a key of `BACKENDS`. `parallel` requests share a CPU's cores; a GPU
-    takes one. `allow_unproven` opens an engine whose answers nobody compared with the network's. Raise
+    takes one. `allow_unverified` opens an engine whose answers nobody compared with the network's. Raise
     `UsageError` for an unknown or missing backend and one that is for other files, `DeviceError` when the device
-    is not to be had, `ModelError` when the file cannot be used, `GateError` when it is not the network.
+    is not to be had, `ModelError` when the file cannot be used, `ToleranceError` when it is not the network.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise UsageError(f"no backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
@@ -81,7 +81,7 @@ def open_backend(
             f"{path}: is not for backend {backend}; take {' or '.join(able)}, or leave --backend out"
         )
     if able == ("tensorrt",):
-        return TensorRtBackend(path, device=device, allow_unproven=allow_unproven)
+        return TensorRtBackend(path, device=device, allow_unverified=allow_unverified)
     name = _fastest(path, device) if backend == "auto" else backend
     return BACKENDS[name](path, device=device, parallel=parallel)
 
@@ -91,7 +91,7 @@ def _fastest(path: Path, device: str) -> str:
     if device in ("auto", "cpu"):
         metadata = read_metadata(path)
         able = runnable_onnx(metadata.precision)
-        if (chosen := chosen_backend(metadata)) in able:
+        if (chosen := fastest_backend(metadata)) in able:
             return chosen
         if able:
             return able[0]
@@ -107,7 +107,7 @@ def backends_of(path: Path) -> tuple[str, ...]:
     return ("tensorrt",) if path.suffix in ENGINE_SUFFIXES else ONNX_BACKENDS
 
 
-def contract_of(path: Path) -> ModelMetadata:
+def metadata_of(path: Path) -> ModelMetadata:
     """Return what a model file says of itself; raise `ModelError` for what is no exported model."""
     return read_metadata(path) if backends_of(path) == ONNX_BACKENDS else read_engine(path).metadata
 
@@ -137,7 +137,7 @@ def installed_backend() -> str:
     raise _NoEngineError
 
 
-def require_any() -> None:
+def require_any_backend() -> None:
     """Raise `UsageError` saying what to type when nothing at all is installed that runs a model."""
     if all(find_spec(name) is None for name in (*ONNX_BACKENDS, *FLAVORS)):
         raise _NoEngineError

@@ -114,7 +114,7 @@ def cuda_index(device: str) -> int | None:
     return None
 
 
-def refuse_cuda(engine: str, device: str, have: str) -> DeviceError:
+def cuda_unavailable(engine: str, device: str, have: str) -> DeviceError:
     """Return the error for a CUDA device that was asked for and is not to be had."""
     return DeviceError(
         f"{device} is not to be had: {engine} here runs on {have}; take --device cpu, or install what CUDA needs: "

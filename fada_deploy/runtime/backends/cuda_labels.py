@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import cuda_kernels as kernels
 from fada_deploy.runtime.backends.base import Frames, Prediction
-from fada_deploy.runtime.backends.cuda_stream import Lane
+from fada_deploy.runtime.backends.cuda_stream import CudaStream
 
 # Sizes and palettes whose tables are kept on the device; a film has one of each.
 _KEPT = 8
 
 
-class Painter:
+class CudaLabeler:
     """The kernels, on one lane."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: CudaStream) -> None:
         self._lane = lane
         with lane.entered():
             module = lane.cupy.RawModule(
@@ -69,7 +69,7 @@ class Painter:
     def _before(
         self, logits: Any, size_hw: tuple[int, int], align_corners: bool
     ) -> tuple[tuple[Any, ...], int, Any]:
-        """Look for unusable logits; return the kernels' first arguments, the number of pixels, and the flag."""
+        """OverlayStyle for unusable logits; return the kernels' first arguments, the number of pixels, and the flag."""
         batch, classes, height, width = logits.shape
         bad = self._lane.cupy.zeros(1, np.int32)
         self._launch(
@@ -104,7 +104,7 @@ class DevicePrediction(Prediction):
     What is asked for otherwise (logits, confidence, head `labels`) is copied and made by the shared code.
     """
 
-    def __init__(self, output: Any, metadata: ModelMetadata, painter: Painter) -> None:
+    def __init__(self, output: Any, metadata: ModelMetadata, painter: CudaLabeler) -> None:
         super().__init__(output, metadata)
         self._painter = painter
 

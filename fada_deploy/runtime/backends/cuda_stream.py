@@ -15,7 +15,7 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.runtime.backends.base import one_line
 
 
-class Lane:
+class CudaStream:
     """Where a backend's work goes, in order, from whichever thread."""
 
     def __init__(self, cupy: Any, index: int) -> None:

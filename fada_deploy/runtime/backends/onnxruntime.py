@@ -17,10 +17,10 @@ from fada_deploy.runtime.backends.base import (
     batch_for,
     closed_model,
     cuda_index,
+    cuda_unavailable,
     import_engine,
     one_line,
     prediction_of,
-    refuse_cuda,
 )
 from fada_deploy.runtime.backends.onnx_file import read_model
 
@@ -42,13 +42,15 @@ class OnnxRuntimeBackend:
         index = cuda_index(device)
         have = onnxruntime.get_available_providers()
         if index is not None and _CUDA not in have:
-            raise refuse_cuda(self.name, device, "the CPU only")
+            raise cuda_unavailable(self.name, device, "the CPU only")
         use_cuda = _CUDA in have and device != "cpu"
         self._session = self._open(onnxruntime, path, index or 0, parallel, use_cuda=use_cuda)
         # A CUDA provider that does not start is replaced by the CPU in silence.
         on_cuda = self._session.get_providers()[0] == _CUDA
         if index is not None and not on_cuda:
-            raise refuse_cuda(self.name, device, "the CPU only, as its CUDA provider did not start")
+            raise cuda_unavailable(
+                self.name, device, "the CPU only, as its CUDA provider did not start"
+            )
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
         self.parallel = 1 if on_cuda else parallel
         self._bound = (

@@ -20,10 +20,10 @@ from fada_deploy.runtime.backends.base import (
     batch_for,
     closed_model,
     cuda_index,
+    cuda_unavailable,
     import_engine,
     one_line,
     prediction_of,
-    refuse_cuda,
 )
 from fada_deploy.runtime.backends.onnx_file import read_model
 
@@ -42,7 +42,7 @@ class OpenVinoBackend:
         self.metadata = read_model(path)
         self._where = str(path)
         if cuda_index(device) is not None:
-            raise refuse_cuda(self.name, device, "the CPU only")
+            raise cuda_unavailable(self.name, device, "the CPU only")
         self.device = "cpu"
         self.parallel = parallel
         # Its plugin gives the thread that loads it a stack for signals, and frees it in whichever thread lets the

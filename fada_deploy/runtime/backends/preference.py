@@ -17,13 +17,13 @@ from fada_deploy.common.system import installed_version, usable_cores
 _ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
-def chosen_backend(metadata: ModelMetadata) -> str | None:
+def fastest_backend(metadata: ModelMetadata) -> str | None:
     """Return the backend that was measured to be the fastest here, None where none was."""
     found = _read().get(_key(metadata))
     return found if isinstance(found, str) else None
 
 
-def record_choice(metadata: ModelMetadata, backend: str) -> Path:
+def remember_fastest(metadata: ModelMetadata, backend: str) -> Path:
     """Remember the fastest backend for a model on this machine; return the file it is written to."""
     write_text(_path(), json.dumps(_read() | {_key(metadata): backend}, indent=1) + "\n")
     return _path()
@@ -46,9 +46,7 @@ def _key(metadata: ModelMetadata) -> str:
     height, width = metadata.input_size_hw
     config = metadata.provenance.get("config")
     backbone = config.get("backbone", "") if isinstance(config, dict) else ""
-    network = (
-        f"{backbone} {width}x{height} {metadata.head} {metadata.precision} {metadata.made_for}"
-    )
+    network = f"{backbone} {width}x{height} {metadata.head} {metadata.precision} {metadata.hardware_target}"
     versions = [
         f"{name} {found}" for name in _ENGINES if (found := installed_version(name)) is not None
     ]

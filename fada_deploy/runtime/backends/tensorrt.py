@@ -21,8 +21,8 @@ from fada_deploy.runtime.backends.base import (
     import_engine,
     one_line,
 )
-from fada_deploy.runtime.backends.cuda_labels import DevicePrediction, Painter
-from fada_deploy.runtime.backends.cuda_stream import Lane
+from fada_deploy.runtime.backends.cuda_labels import CudaLabeler, DevicePrediction
+from fada_deploy.runtime.backends.cuda_stream import CudaStream
 from fada_deploy.runtime.backends.engine_file import (
     EngineSidecar,
     EngineTensor,
@@ -32,7 +32,7 @@ from fada_deploy.runtime.backends.engine_file import (
     write_sidecar,
 )
 from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
-from fada_deploy.runtime.backends.trt_library import EXTRAS, make_log, said
+from fada_deploy.runtime.backends.trt_library import EXTRAS, make_logger, said
 from fada_deploy.runtime.backends.trt_runner import EngineRunner
 
 
@@ -44,7 +44,7 @@ class TensorRtBackend:
     metadata: ModelMetadata
     parallel = 1
 
-    def __init__(self, path: Path, *, device: str = "auto", allow_unproven: bool = False) -> None:
+    def __init__(self, path: Path, *, device: str = "auto", allow_unverified: bool = False) -> None:
         sidecar, plan = load_engine(path)
         self.metadata = sidecar.metadata
         self._where = str(path)
@@ -60,7 +60,7 @@ class TensorRtBackend:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         cupy = import_engine("cupy", EXTRAS[sidecar.flavor])
-        log = make_log(trt)
+        log = make_logger(trt)
         lane, self._painter = _lane_on(cupy, index, path)
         with lane.entered():
             # The library keeps no references of its own to either.
@@ -70,7 +70,7 @@ class TensorRtBackend:
         batch = self.metadata.batch
         least, _, most = sidecar.profile or (batch or 1,) * 3
         self._runner = EngineRunner(trt, engine, log, lane, self.metadata, (least, most))
-        if not allow_unproven:
+        if not allow_unverified:
             try:
                 self._prove(path, sidecar, f"{gpu.name}, {sidecar.flavor} {trt.__version__}")
             except BaseException:
@@ -78,22 +78,22 @@ class TensorRtBackend:
                 raise
 
     def _prove(self, path: Path, sidecar: EngineSidecar, here: str) -> None:
-        """Compare the engine with the network unless that was done `here`; raise `GateError` if it is another."""
+        """Compare the engine with the network unless that was done `here`; raise `ToleranceError` if it is another."""
         # The proof is made of a backend, so that its module lies above this one.
-        from fada_deploy.runtime.parity import THRESHOLDS, Proof, compare, gate
+        from fada_deploy.runtime.parity import TOLERANCES, ReferenceOutputs, compare, gate
 
         known = {} if isinstance(sidecar.verification, str) else dict(sidecar.verification)
         if known.get(self.name, {}).get("on") == here:
             return
         try:
-            proof = Proof.of(path, self.metadata)
+            proof = ReferenceOutputs.of(path, self.metadata)
         except ModelError as error:
             raise ModelError(
                 f"{path}: was not compared with the network on {here}, and cannot be: {error}; copy the export's "
-                ".proof.npz beside it, or run it as it is with --allow-unproven"
+                ".proof.npz beside it, or run it as it is with --allow-unverified"
             ) from None
         found = compare(self, proof)
-        gate({self.name: found}, THRESHOLDS[self.metadata.precision], lost=f"{path} is not run")
+        gate({self.name: found}, TOLERANCES[self.metadata.precision], lost=f"{path} is not run")
         known[self.name] = {**found.to_dict(), "on": here}
         if can_record(path):
             write_sidecar(path, replace(sidecar, verification=known))
@@ -129,11 +129,11 @@ def _gpu_for(path: Path, device: str) -> tuple[int, Gpu]:
     return index or 0, gpu
 
 
-def _lane_on(cupy: Any, index: int, path: Path) -> tuple[Lane, Painter]:
+def _lane_on(cupy: Any, index: int, path: Path) -> tuple[CudaStream, CudaLabeler]:
     """Return a stream on the GPU and our kernels, compiled for it; raise `DeviceError` when CuPy cannot."""
     try:
-        lane = Lane(cupy, index)
-        return lane, Painter(lane)
+        lane = CudaStream(cupy, index)
+        return lane, CudaLabeler(lane)
     except Exception as error:  # of the driver, of the compiler, of a library that is not found
         raise DeviceError(
             f"{path}: cupy cannot work on cuda:{index} ({one_line(error)}); it has to be for this driver's CUDA "

@@ -30,7 +30,7 @@ class MissingTensorRtError(MissingExtraError):
 
 
 @dataclass(frozen=True)
-class Workshop:
+class BuilderContext:
     """A flavor that can build here: its module, a builder, and the log that the builder writes to."""
 
     flavor: str
@@ -39,7 +39,7 @@ class Workshop:
     log: Any
 
 
-def open_workshop(flavor: str) -> Workshop:
+def open_builder(flavor: str) -> BuilderContext:
     """Return a flavor with which to build; `auto` takes `tensorrt` where it can build, else RTX.
 
     Raise `MissingExtraError` for what is not installed, `DeviceError` for what cannot build here.
@@ -51,8 +51,8 @@ def open_workshop(flavor: str) -> Workshop:
     for name in wanted:
         try:
             trt = import_engine(name, EXTRAS[name])
-            log = make_log(trt)
-            return Workshop(name, trt, trt.Builder(log), log)
+            log = make_logger(trt)
+            return BuilderContext(name, trt, trt.Builder(log), log)
         except MissingExtraError:
             if flavor != "auto":
                 raise
@@ -67,7 +67,7 @@ def open_workshop(flavor: str) -> Workshop:
     raise refused or MissingTensorRtError()
 
 
-def make_log(trt: Any) -> Any:
+def make_logger(trt: Any) -> Any:
     """Return a logger of the library's that keeps `errors`, `warnings` and what is said of `layers`."""
 
     class Log(trt.ILogger):  # type: ignore[misc]

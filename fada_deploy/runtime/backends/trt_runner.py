@@ -11,7 +11,7 @@ import numpy as np
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import Frames
-from fada_deploy.runtime.backends.cuda_stream import Lane
+from fada_deploy.runtime.backends.cuda_stream import CudaStream
 from fada_deploy.runtime.backends.trt_library import said
 
 # A stream has one batch size and a shorter last batch; each size has its own memory on the device.
@@ -37,7 +37,7 @@ class EngineRunner:
         trt: Any,
         engine: Any,
         log: Any,
-        lane: Lane,
+        lane: CudaStream,
         metadata: ModelMetadata,
         profile: tuple[int, int],
     ) -> None:

@@ -1,4 +1,4 @@
-"""Drawing in a film's planes and counting of labels, compiled: extra `fast` (numba).
+"""OverlayRenderer in a film's planes and counting of labels, compiled: extra `fast` (numba).
 
 Label maps are areas of one class. Blocks that lie in one are done at once, without a look at each pixel.
 """

@@ -136,7 +136,7 @@ def _sparse_labels(
         _fill_cells(labels, logits_khw, (rows[some], columns[some]), y, x, margin)
 
 
-def mixed_share(logits_khw: Logits) -> float:
+def mixed_fraction(logits_khw: Logits) -> float:
     """Return the share of cells that `labels_from_logits` has to interpolate, 0 … 1."""
     classes, gap = _winner(logits_khw)
     sure = gap > np.maximum(_largest_of(logits_khw) * _MARGIN, _FLOOR)

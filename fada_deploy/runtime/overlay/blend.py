@@ -1,6 +1,6 @@
 """Colors over pictures.
 
-Drawing is a table look-up and a weighted sum, both OpenCV's: 2.8 ms for 1024×2048 on one core where
+OverlayRenderer is a table look-up and a weighted sum, both OpenCV's: 2.8 ms for 1024×2048 on one core where
 `palette[labels]` and a blend in NumPy take 21.6 ms, to the same pixels.
 """
 
@@ -53,7 +53,7 @@ def overlay(
     return picture
 
 
-def class_shares(labels: NDArray[np.uint8], num_classes: int) -> NDArray[np.float64]:
+def class_fractions(labels: NDArray[np.uint8], num_classes: int) -> NDArray[np.float64]:
     """Return each class's share of the pixels, (K,) float64."""
     labels = np.ascontiguousarray(labels)
     counts = np.zeros(256, np.int64)

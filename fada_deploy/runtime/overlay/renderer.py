@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
+class OverlayStyle:
     """`alpha`: opacity of the colors, 0 … 1. `legend`: names and shares of the classes in a corner.
 
     `contours`: a light line between classes. `beside`: the frame as it came to the left of its overlay.
@@ -56,10 +56,10 @@ class Look:
         return shown
 
 
-class Drawing:
+class OverlayRenderer:
     """Draws results in one look; one source's legend keeps its lines from frame to frame."""
 
-    def __init__(self, look: Look, space: LabelSpace) -> None:
+    def __init__(self, look: OverlayStyle, space: LabelSpace) -> None:
         self._look = look
         self._space = space
         self._shown = look.shown(space)

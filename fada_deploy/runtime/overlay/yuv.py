@@ -27,7 +27,7 @@ _PARTS = {
 _FULL_RANGE = 2
 
 
-def is_drawable(picture: Any) -> bool:
+def is_plain_yuv420p(picture: Any) -> bool:
     """Say whether overlays can be drawn in a PyAV frame's planes: yuv420p of limited range, even size, upright."""
     return (
         picture.format.name == "yuv420p"

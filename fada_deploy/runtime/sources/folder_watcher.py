@@ -42,7 +42,7 @@ class _Waiting:
     tried: bool = False
 
 
-class WatchSource:
+class FolderWatcher:
     """The pictures in a folder, then those that come into it, until `stop`; each name once.
 
     Pictures that come together come in the order of their names. A file is taken when its size and time have been

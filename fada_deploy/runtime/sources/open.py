@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
-from fada_deploy.runtime.overlay.yuv import is_drawable
+from fada_deploy.runtime.overlay.yuv import is_plain_yuv420p
 
 # A container's length may end half a second after the last picture without anything being missing.
 _SLACK_S = 0.5
@@ -82,7 +82,7 @@ class End:
     source: Source
 
 
-class PictureSource:
+class ImageSource:
     """Still pictures: `items` gives each one's name within the source and its file."""
 
     moving = False
@@ -181,7 +181,7 @@ class VideoSource:
         self._last = pts
         if index == 0 and self.pixel_aspect is not None and picture.rotation % 180:
             self.pixel_aspect = 1 / self.pixel_aspect
-        decoded = picture if is_drawable(picture) else None
+        decoded = picture if is_plain_yuv420p(picture) else None
         rgb, item = upright_rgb(picture), f"{index:06d}"
         return Frame(rgb, self.name, index, item, time.monotonic(), pts, time_base, decoded)
 
@@ -300,7 +300,7 @@ def _open_path(given: str, hardware: str | None, *, alone: bool) -> list[Source]
 
 def _open_file(path: Path, hardware: str | None, *, alone: bool) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return PictureSource(str(path), {"": path})
+        return ImageSource(str(path), {"": path})
     video = VideoSource(path, hardware)
     # A broken one among others is named when its turn comes.
     if alone:
@@ -323,7 +323,7 @@ def _open_folder(path: Path, hardware: str | None) -> list[Source]:
     ]
     stems = Counter(p.stem for p in pictures)
     items = {p.stem if stems[p.stem] == 1 else p.name: p for p in pictures}
-    return [PictureSource(str(path), items), *videos] if pictures else videos
+    return [ImageSource(str(path), items), *videos] if pictures else videos
 
 
 def subfolders(path: Path) -> int:

@@ -24,13 +24,13 @@ from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import write_png
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import colorize
-from fada_deploy.runtime.overlay.renderer import Drawing, Look
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
 from fada_deploy.runtime.overlay.yuv import BT709
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.open import End, Source
-from fada_deploy.runtime.writers.video_writer import PRESETS, film, label_film
+from fada_deploy.runtime.writers.video_writer import PRESETS, film, label_video
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -45,24 +45,24 @@ _JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Saving:
+class SaveOptions:
     """What to save and how it looks.
 
-    `kinds` are keys of `SINKS`, `ids` a key of `IDS` for the masks. `preset` is x264's: from the fastest, which
+    `kinds` are keys of `OUTPUTS`, `ids` a key of `IDS` for the masks. `preset` is x264's: from the fastest, which
     makes the largest files, to the slowest. `hardware`, a key of `HARDWARE`, writes films for people in its place.
     """
 
     out: Path
     kinds: tuple[str, ...] = ("overlay",)
     ids: str = "trainId"
-    look: Look = field(default_factory=Look)
+    look: OverlayStyle = field(default_factory=OverlayStyle)
     preset: str = PRESETS[0]
     hardware: str | None = None
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
-            if kind not in SINKS:
-                raise UsageError(f"cannot save {kind!r}; there are {', '.join(SINKS)}")
+            if kind not in OUTPUTS:
+                raise UsageError(f"cannot save {kind!r}; there are {', '.join(OUTPUTS)}")
         if self.ids not in IDS:
             raise UsageError(f"no ids {self.ids!r}; there are {', '.join(IDS)}")
         if self.preset not in PRESETS:
@@ -84,7 +84,7 @@ class Opening:
     source: Source
     key: str
     first: Drawn
-    saving: Saving
+    saving: SaveOptions
 
     @property
     def space(self) -> LabelSpace:
@@ -132,8 +132,8 @@ def _mask(opening: Opening) -> Iterator[Write]:
 def _mask_film(opening: Opening) -> Iterator[Write]:
     first, ids = opening.first.result, _ids(opening)
     assert first.time_base is not None
-    path, size = opening.whole("mask-film", ".mp4"), (first.labels.shape[0], first.labels.shape[1])
-    with label_film(
+    path, size = opening.whole("mask-video", ".mp4"), (first.labels.shape[0], first.labels.shape[1])
+    with label_video(
         path,
         size,
         time_base=first.time_base,
@@ -151,7 +151,7 @@ def _color(opening: Opening) -> Iterator[Write]:
 
 @contextmanager
 def _color_film(opening: Opening) -> Iterator[Write]:
-    with _film(opening, "color-film", _colors(opening), audio=None) as write:
+    with _film(opening, "color-video", _colors(opening), audio=None) as write:
         yield write
 
 
@@ -196,12 +196,12 @@ def _json(opening: Opening) -> Iterator[Write]:
         file.write("\n]}\n")
 
 
-SINKS: dict[str, Callable[[Opening], AbstractContextManager[Write]]] = {
+OUTPUTS: dict[str, Callable[[Opening], AbstractContextManager[Write]]] = {
     "overlay": _overlay,
     "mask": _mask,
-    "mask-film": _mask_film,
+    "mask-video": _mask_film,
     "color": _color,
-    "color-film": _color_film,
+    "color-video": _color_film,
     "npz": _npz,
     "json": _json,
 }
@@ -255,7 +255,7 @@ def _write_jpeg(path: Path, picture: Any) -> None:
 
 
 def _draw(
-    items: Iterable[Item], drawing: Drawing, saving: Saving, timings: Timings
+    items: Iterable[Item], drawing: OverlayRenderer, saving: SaveOptions, timings: Timings
 ) -> Generator[Drawn | DataError | End, None, None]:
     for item in items:
         if not isinstance(item, Result) or "overlay" not in saving.kinds:
@@ -271,10 +271,10 @@ def _draw(
 def _write(
     items: Iterable[Drawn | DataError | End],
     sources: Sequence[Source],
-    saving: Saving,
+    saving: SaveOptions,
     timings: Timings,
 ) -> Generator[Item, None, None]:
-    keys = file_keys(sources)
+    keys = output_names(sources)
     by_name = {source.name: source for source in sources}
     # Whatever ends this generator early unwinds the stacks, which drop what is not whole.
     with ExitStack() as everything:
@@ -288,7 +288,7 @@ def _write(
                         stack = everything.enter_context(ExitStack())
                         opened[name] = (
                             stack,
-                            [stack.enter_context(SINKS[k](opening)) for k in saving.kinds],
+                            [stack.enter_context(OUTPUTS[k](opening)) for k in saving.kinds],
                         )
                     for write in opened[name][1]:
                         write(item)
@@ -307,7 +307,7 @@ def _said_in_one_line(out: Path) -> Iterator[None]:
         ) from None
 
 
-def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:
+def output_names(sources: Iterable[Source]) -> Mapping[str, str]:
     """Return each source's name in files, by its own name: its stem, numbered where two share one."""
     keys: dict[str, str] = {}
     taken: set[str] = set()
@@ -322,10 +322,10 @@ def file_keys(sources: Iterable[Source]) -> Mapping[str, str]:
     return keys
 
 
-def label_to_files(
+def save_results(
     segmenter: Segmenter,
     sources: Sequence[Source],
-    saving: Saving,
+    saving: SaveOptions,
     *,
     timings: Timings | None = None,
 ) -> Generator[Item, None, None]:
@@ -342,11 +342,11 @@ def label_to_files(
                     f"{source.name}: lies where its own {kind} is written; give another --out"
                 )
         if not source.moving:
-            for kind in sorted({"mask-film", "color-film"} & set(saving.kinds)):
+            for kind in sorted({"mask-video", "color-video"} & set(saving.kinds)):
                 raise UsageError(
                     f"{source.name}: pictures make no film; save {kind.removesuffix('-film')} instead"
                 )
-    clock, drawing = timings or Timings(), Drawing(saving.look, segmenter.space)
+    clock, drawing = timings or Timings(), OverlayRenderer(saving.look, segmenter.space)
     return results_of(
         sources,
         segmenter.backend,

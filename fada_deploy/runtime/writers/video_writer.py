@@ -89,7 +89,7 @@ def film(
 
 
 @contextmanager
-def label_film(
+def label_video(
     path: Path,
     size_hw: tuple[int, int],
     *,

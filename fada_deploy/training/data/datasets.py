@@ -16,7 +16,7 @@ from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
-from fada_deploy.data.statistics import load_census, save_census, take_census
+from fada_deploy.data.statistics import compute_statistics, load_statistics, save_statistics
 from fada_deploy.training.config import RunConfig
 
 
@@ -90,17 +90,17 @@ def class_contents(
     A bad file holds nothing, so that class-balanced sampling never draws it. What `fada data check` or
     an earlier run counted in the same files is taken from the cache.
     """
-    census = load_census(dataset)
-    if census is None:
+    statistics = load_statistics(dataset)
+    if statistics is None:
         with tqdm(
             total=len(dataset), desc="source classes", unit="file", disable=None, file=sys.stderr
         ) as bar:
-            census = take_census(dataset, frames=False, progress=bar.update)
-        save_census(dataset, census, say)
-    bad = dict.fromkeys(census.bad.values())
-    if len(census.bad) == len(dataset):
+            statistics = compute_statistics(dataset, frames=False, progress=bar.update)
+        save_statistics(dataset, statistics, say)
+    bad = dict.fromkeys(statistics.bad.values())
+    if len(statistics.bad) == len(dataset):
         raise DataError(f"no source label can be used, the first: {next(iter(bad))}")
-    return census.contents, bad
+    return statistics.contents, bad
 
 
 def fingerprint(dataset: FrameDataset) -> str:

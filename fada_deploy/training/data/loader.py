@@ -1,4 +1,4 @@
-"""Batches as a pure function of the iteration, decoded ahead in threads.
+"""BatchLoader as a pure function of the iteration, decoded ahead in threads.
 
 Slot s of iteration i shows the frame at position i · batch + s of its order, augmented by a
 generator seeded with (seed, position): nothing to save, so a resumed run sees what the whole run saw,
@@ -26,7 +26,7 @@ Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_BAD_IN_A_ROW = 20
 
 
-class Order(Protocol):
+class Sampler(Protocol):
     """An endless sequence of frame numbers."""
 
     def __getitem__(self, position: int) -> int: ...
@@ -69,7 +69,7 @@ class Batch:
         return mask[0].expand(len(self.indices), -1, -1)
 
 
-class Batches:
+class BatchLoader:
     """`batches[i]` is iteration i's batch; the next ones are prepared meanwhile.
 
     `load(index, rng)` gives one augmented sample, `file(index)` names it. A frame that cannot be read is
@@ -79,7 +79,7 @@ class Batches:
     def __init__(
         self,
         load: Callable[[int, np.random.Generator], Sample],
-        order: Order,
+        order: Sampler,
         *,
         batch: int,
         seed: int,

@@ -16,7 +16,7 @@ from fada_deploy.common.errors import DataError
 BLOCK = 3000
 
 
-class ShuffledOrder:
+class ShuffledSampler:
     """Every frame once per epoch, in an order of its own each epoch."""
 
     def __init__(self, length: int, seed: int) -> None:
@@ -30,7 +30,7 @@ class ShuffledOrder:
         return int(self._permutation(position // self._length)[position % self._length])
 
 
-class ClassBalancedOrder:
+class ClassBalancedSampler:
     """Class-balanced source sampling of the released FADA code, restarted every 3000 draws.
 
     `contains` (N, C) bool says which of N files hold which of C classes. At each draw n_c counts the

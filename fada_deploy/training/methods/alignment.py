@@ -32,16 +32,16 @@ from fada_deploy.training.models.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
-class Seen:
+class ForwardOutputs:
     """A batch with the network's features (B, C, h, w) and logits (B, K, h, w) for it."""
 
     batch: Batch
     features: Tensor
     logits: Tensor
 
-    def detached(self) -> Seen:
+    def detached(self) -> ForwardOutputs:
         """Return the same without gradients."""
-        return Seen(self.batch, self.features.detach(), self.logits.detach())
+        return ForwardOutputs(self.batch, self.features.detach(), self.logits.detach())
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Method:
     """
 
     make_discriminator: Callable[[], nn.Module]
-    view: Callable[[Seen], Tensor]
+    view: Callable[[ForwardOutputs], Tensor]
     encode: Encode
     temperature: float
     at_input_size: bool
@@ -77,7 +77,7 @@ def make_method(name: str, model: Segmenter, stage: AdversarialStage) -> Method:
             at_input_size=stage.full_resolution,
         )
 
-    def output_level(view: Callable[[Seen], Tensor]) -> Method:
+    def output_level(view: Callable[[ForwardOutputs], Tensor]) -> Method:
         return Method(
             make_discriminator=lambda: OutputDiscriminator(num_classes),
             view=view,
@@ -97,7 +97,7 @@ def make_method(name: str, model: Segmenter, stage: AdversarialStage) -> Method:
     return makers[name]()
 
 
-def output_map(seen: Seen) -> Tensor:
+def output_map(seen: ForwardOutputs) -> Tensor:
     """Return the class probabilities at the input's size, (B, K, H, W); 0 under the car's bonnet."""
     size_hw = seen.batch.size_hw
     probabilities = F.softmax(upsample(seen.logits, size_hw), dim=1)
@@ -105,7 +105,7 @@ def output_map(seen: Seen) -> Tensor:
     return probabilities if ignored is None else probabilities * ~ignored[:, None]
 
 
-def entropy_map(seen: Seen) -> Tensor:
+def entropy_map(seen: ForwardOutputs) -> Tensor:
     """Return the weighted self-information −p log p / log K of every class, (B, K, H, W) (ADVENT, eq. 6)."""
     probabilities = output_map(seen)
     # x log x goes to 0 with x, but its gradient does not: the smallest float keeps it finite.

@@ -27,7 +27,7 @@ class Architecture:
 
     `multiple`: what height and width must be multiples of. `beyond_init`: beginnings of the names that its
     ImageNet weights leave out; `renames`: beginnings they have → ours; `init_norm`: how their input is
-    normalized, a name in `init.INIT_NORMS`, or None where the names do not tell.
+    normalized, a name in `init.INPUT_NORMALIZATIONS`, or None where the names do not tell.
     """
 
     backbone: Callable[[Norm], Any]

@@ -50,7 +50,7 @@ class ClassMoments:
     ) -> NDArray[np.float64]:
         """Return CCD by class, (K,), over the centers of the classes `among` (default: those seen).
 
-        NaN for the others. Networks compare where both are taken among the same classes.
+        NaN for the others. ModelSetup compare where both are taken among the same classes.
         """
         chosen = torch.from_numpy(self.seen if among is None else self.seen & among)
         count = self.count[chosen]
@@ -79,7 +79,7 @@ def measure(
     """
     moments = ClassMoments(model.spec.space.num_classes, model.channels)
     for dataset in datasets:
-        for i in chosen_frames(len(dataset), frames):
+        for i in evenly_spaced(len(dataset), frames):
             try:
                 frame, labels = dataset.pair(i)
             except DataError as error:
@@ -97,7 +97,7 @@ def measure(
     return moments
 
 
-def chosen_frames(length: int, frames: int) -> list[int]:
+def evenly_spaced(length: int, frames: int) -> list[int]:
     """Return `frames` indices spread evenly over `length`, or all of them for 0."""
     number = min(frames or length, length)
     chosen: list[int] = np.linspace(0, length - 1, number).round().astype(int).tolist()

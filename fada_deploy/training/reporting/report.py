@@ -34,9 +34,9 @@ from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import labeled_pair
 from fada_deploy.training.models.segmenter import Segmenter
-from fada_deploy.training.predict import Predictor, pick_frames
-from fada_deploy.training.reporting.class_center_distance import chosen_frames, measure
-from fada_deploy.training.reporting.run_summary import RunFiles, discriminator_health
+from fada_deploy.training.predict import Predictor, sample_frames
+from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
+from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.weights.checkpoints import load_segmenter
 
 REPORT = "report.html"
@@ -86,7 +86,7 @@ def write_report(
     `frames` are the target frames to show the networks' answers on, `count` of them, evenly spaced;
     None leaves the pictures out. Class center distances are of `ccd_frames` labeled frames of each domain.
     """
-    read = [RunFiles.read(run) for run in runs]
+    read = [RunSummary.read(run) for run in runs]
     shown = frames if frames is not None and len(frames) else None
     networks = _networks(read, device) if shown is not None or ccd_frames else {}
     parts = [_scores(read), _curves(read), _speed(read)]
@@ -104,7 +104,7 @@ def write_report(
     )
 
 
-def _columns(runs: Sequence[RunFiles]) -> list[tuple[str, Mapping[str, Any]]]:
+def _columns(runs: Sequence[RunSummary]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return (heading, scores) of every stage of every run."""
     found = []
     for run in runs:
@@ -113,7 +113,7 @@ def _columns(runs: Sequence[RunFiles]) -> list[tuple[str, Mapping[str, Any]]]:
     return found
 
 
-def _scores(runs: Sequence[RunFiles]) -> str:
+def _scores(runs: Sequence[RunSummary]) -> str:
     columns = _columns(runs)
     if not columns:
         return '<p class="note">Not scored: the target has no labeled frames.</p>'
@@ -146,7 +146,7 @@ def _shade(value: float, low: float, high: float) -> str:
     return f' style="background: rgba(46, 160, 67, {0.30 * share:.2f})"'
 
 
-def _networks(runs: Sequence[RunFiles], device: torch.device) -> dict[str, Segmenter]:
+def _networks(runs: Sequence[RunSummary], device: torch.device) -> dict[str, Segmenter]:
     """Return the trained network of every stage of every run, by the heading of its column."""
     found = {}
     for run in runs:
@@ -160,7 +160,7 @@ def _networks(runs: Sequence[RunFiles], device: torch.device) -> dict[str, Segme
 def _strips(
     networks: Mapping[str, Segmenter], frames: FrameDataset, device: torch.device, count: int
 ) -> str:
-    chosen, pictures = pick_frames(frames, count)
+    chosen, pictures = sample_frames(frames, count)
     columns = [("target frame", pictures)]
     for name, model in networks.items():
         labels = Predictor(model, device).labels(pictures)
@@ -200,7 +200,7 @@ def _figure(caption: str, picture: NDArray[np.uint8]) -> str:
     )
 
 
-def _curves(runs: Sequence[RunFiles]) -> str:
+def _curves(runs: Sequence[RunSummary]) -> str:
     pictures = []
     for stage in STAGES:
         for title, names in _CURVES.items():
@@ -227,7 +227,7 @@ def _curves(runs: Sequence[RunFiles]) -> str:
     return f'<h2>Losses</h2><div class="curves">{"".join(pictures)}</div>{health}'
 
 
-def _speed(runs: Sequence[RunFiles]) -> str:
+def _speed(runs: Sequence[RunSummary]) -> str:
     rows = []
     for run in runs:
         for stage, lines in run.metrics.items():
@@ -246,7 +246,7 @@ def _speed(runs: Sequence[RunFiles]) -> str:
 
 
 def _distances(
-    runs: Sequence[RunFiles], networks: Mapping[str, Segmenter], device: torch.device, count: int
+    runs: Sequence[RunSummary], networks: Mapping[str, Segmenter], device: torch.device, count: int
 ) -> str:
     """Return the plot of class center distances by class and stage, or why there is none."""
     title = "<h2>Class Center Distance</h2>"
@@ -257,7 +257,7 @@ def _distances(
         if any(model.spec.space != space for model in networks.values()):
             raise DataError("the runs tell different classes apart")
         datasets = labeled_pair(RunConfig.from_dict(runs[0].config), space)
-        total = len(networks) * sum(len(chosen_frames(len(d), count)) for d in datasets)
+        total = len(networks) * sum(len(evenly_spaced(len(d), count)) for d in datasets)
         with tqdm(
             total=total, desc="class centers", unit="frame", disable=None, file=sys.stderr
         ) as bar:
@@ -280,7 +280,7 @@ def _distances(
     return f'{title}<div class="curves">{plot}</div><p class="note">Means: {escape(means)}.</p>'
 
 
-def _settings(runs: Iterable[RunFiles]) -> str:
+def _settings(runs: Iterable[RunSummary]) -> str:
     blocks = []
     for run in runs:
         text = escape(json.dumps(run.config, indent=2))

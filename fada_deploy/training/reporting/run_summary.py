@@ -18,7 +18,7 @@ _CHANCE, _SATURATED = 0.52, 0.98
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class RunSummary:
     """What a run's folder holds: settings, and each finished stage's numbers and scores."""
 
     folder: Path
@@ -27,7 +27,7 @@ class RunFiles:
     scores: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def read(cls, folder: Path) -> RunFiles:
+    def read(cls, folder: Path) -> RunSummary:
         """Read a run's folder; raise `FadaError` when it is none."""
         try:
             config = json.loads((folder / CONFIG).read_text("utf-8"))

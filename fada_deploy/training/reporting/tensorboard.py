@@ -18,13 +18,13 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import AveragedWeights
-from fada_deploy.training.predict import Predictor, pick_frames
+from fada_deploy.training.predict import Predictor, sample_frames
 
 if TYPE_CHECKING:
     from fada_deploy.training.loop import Parts
 
 
-def check_tensorboard() -> None:
+def require_tensorboard() -> None:
     """Raise `MissingExtraError` where TensorBoard is not installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
@@ -32,14 +32,14 @@ def check_tensorboard() -> None:
         raise MissingExtraError("tensorboard", "tensorboard") from None
 
 
-class Board:
+class TensorBoardLogger:
     """Writes to `folder`, a folder a stage; `frames` are what the networks are shown on."""
 
     def __init__(
         self, folder: Path, frames: FrameDataset | None, device: torch.device, count: int = 3
     ) -> None:
         self._folder, self._device = folder, device
-        self._frames = [] if frames is None else pick_frames(frames, count)[1]
+        self._frames = [] if frames is None else sample_frames(frames, count)[1]
 
     def watching(self, stage: str) -> dict[str, Any]:
         """Return a session's `watch` and `look` for a stage."""

@@ -13,44 +13,44 @@ from torch.optim import Optimizer
 
 from fada_deploy.training import distributed
 from fada_deploy.training.config import AdversarialStage
-from fada_deploy.training.data.loader import Batch, Batches
-from fada_deploy.training.loop import OpenSession
+from fada_deploy.training.data.loader import Batch, BatchLoader
+from fada_deploy.training.loop import LoopFactory
 from fada_deploy.training.losses import (
-    DomainTerms,
-    domain_terms,
+    DomainLoss,
+    domain_loss,
     labeled_pixels,
     segmentation_loss,
-    source_share,
+    source_fraction,
 )
-from fada_deploy.training.methods.alignment import Method, Seen
+from fada_deploy.training.methods.alignment import ForwardOutputs, Method
 from fada_deploy.training.models.segmenter import Segmenter
 from fada_deploy.training.optim import (
     AveragedWeights,
     freeze_statistics,
-    held_statistics,
+    hold_batch_statistics,
     make_discriminator_optimizer,
     make_optimizer,
+    optimizer_step,
     set_learning_rate,
-    take_step,
 )
 
 
 def train_adversarial(
     model: Segmenter,
-    source: Batches,
-    target: Batches,
+    source: BatchLoader,
+    target: BatchLoader,
     stage: AdversarialStage,
     *,
     method: Method,
     discriminator: nn.Module,
     amp: bool,
-    open_session: OpenSession,
+    open_loop: LoopFactory,
 ) -> AveragedWeights:
     """Align the target with the source as `method` does; return the weights to keep."""
     optimizer = make_optimizer(model, stage)
     d_optimizer = make_discriminator_optimizer(discriminator, stage)
     average = AveragedWeights(model, stage.ema)
-    session = open_session(
+    session = open_loop(
         {
             "model": model,
             "optimizer": optimizer,
@@ -100,7 +100,7 @@ def adversarial_step(
         add_gradients(model, discriminator, *part, stage, method=method, amp=amp, pixels=pixels)
         for part in parts
     ]
-    take_step(optimizer, stage)
+    optimizer_step(optimizer, stage)
     distributed.add_gradients(discriminator.parameters())
     d_optimizer.step()
     return {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]}
@@ -124,14 +124,14 @@ def add_gradients(
     autocast = torch.autocast(src.frames_bhwc.device.type, torch.bfloat16, enabled=amp)
     shares = distributed.size() * stage.accumulate
 
-    def look(batch: Batch, *, hold: bool) -> Seen:
-        with autocast, held_statistics(model, hold):
+    def look(batch: Batch, *, hold: bool) -> ForwardOutputs:
+        with autocast, hold_batch_statistics(model, hold):
             features = model.features(batch.frames_bhwc)
-            return Seen(batch, features, model.classifier(features))
+            return ForwardOutputs(batch, features, model.classifier(features))
 
-    def terms(seen: Seen, answers: Tensor) -> DomainTerms:
+    def terms(seen: ForwardOutputs, answers: Tensor) -> DomainLoss:
         size = method.size_hw(seen.batch, answers)
-        return domain_terms(
+        return domain_loss(
             answers, seen.logits, method.encode, size, seen.batch.ignore(size), parts=shares
         )
 
@@ -160,7 +160,7 @@ def add_gradients(
     weights = list(discriminator.parameters())
     torch.autograd.backward(src_answers, 0.5 * src_terms.gradient_as_source, inputs=weights)
     torch.autograd.backward(tgt_answers, 0.5 * tgt_terms.gradient_as_target, inputs=weights)
-    right = source_share(src_answers, src.ignore) + 1 - source_share(tgt_answers, tgt.ignore)
+    right = source_fraction(src_answers, src.ignore) + 1 - source_fraction(tgt_answers, tgt.ignore)
     return {
         "segmentation": segmentation.detach(),
         "adversarial": tgt_terms.as_source,

@@ -8,26 +8,31 @@ from __future__ import annotations
 import torch
 
 from fada_deploy.training.config import DistillStage, SourceStage
-from fada_deploy.training.data.loader import Batches
+from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.distributed import total
-from fada_deploy.training.loop import OpenSession
+from fada_deploy.training.loop import LoopFactory
 from fada_deploy.training.losses import labeled_pixels, segmentation_loss
 from fada_deploy.training.models.segmenter import Segmenter
-from fada_deploy.training.optim import AveragedWeights, make_optimizer, set_learning_rate, take_step
+from fada_deploy.training.optim import (
+    AveragedWeights,
+    make_optimizer,
+    optimizer_step,
+    set_learning_rate,
+)
 
 
 def train_supervised(
     model: Segmenter,
-    batches: Batches,
+    batches: BatchLoader,
     stage: SourceStage | DistillStage,
     *,
     amp: bool,
-    open_session: OpenSession,
+    open_loop: LoopFactory,
 ) -> AveragedWeights:
     """Minimize the cross entropy of labeled frames; return the weights to keep."""
     optimizer = make_optimizer(model, stage)
     average = AveragedWeights(model, stage.ema)
-    session = open_session({"model": model, "optimizer": optimizer, "average": average})
+    session = open_loop({"model": model, "optimizer": optimizer, "average": average})
     model.train()
     for iteration in session:
         rate = set_learning_rate(optimizer, iteration, stage)
@@ -42,7 +47,7 @@ def train_supervised(
             loss = segmentation_loss(logits, part.labels, pixels=pixels)
             loss.backward()
             losses.append(loss.detach())
-        take_step(optimizer, stage)
+        optimizer_step(optimizer, stage)
         average.update(iteration)
         session.log(batch.files, {"lr": rate}, {"segmentation": torch.stack(losses).sum()})
     return average

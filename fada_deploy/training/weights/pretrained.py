@@ -29,7 +29,7 @@ from fada_deploy.training.weights.checkpoints import read_checkpoint
 Triple = tuple[float, float, float]
 
 
-class InitNorm(NamedTuple):
+class InputNormalization(NamedTuple):
     """Mean and deviation of RGB in 0…1, and whether the file's first convolution reads BGR."""
 
     mean: Triple
@@ -37,14 +37,14 @@ class InitNorm(NamedTuple):
     bgr: bool
 
 
-INIT_NORMS = {
-    "torchvision": InitNorm(IMAGENET_MEAN, IMAGENET_STD, bgr=False),
+INPUT_NORMALIZATIONS = {
+    "torchvision": InputNormalization(IMAGENET_MEAN, IMAGENET_STD, bgr=False),
     # BGR in 0…255 less (103.939, 116.779, 123.68), undivided: said in RGB, since networks here read RGB.
-    "caffe": InitNorm(
+    "caffe": InputNormalization(
         (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True
     ),
     # RGB in 0…255, (x − 127) / 128.
-    "efficientnet-lite": InitNorm(
+    "efficientnet-lite": InputNormalization(
         (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255), bgr=False
     ),
 }
@@ -62,7 +62,7 @@ PACKAGED = {
 }
 
 
-def find_init(backbone: str, init: str) -> Path | None:
+def find_pretrained(backbone: str, init: str) -> Path | None:
     """Return the file that `--init` means: None for "none", an installed package's for "imagenet", else a path.
 
     Raise `UsageError` where the package is not installed, or none holds this backbone's weights.
@@ -88,27 +88,31 @@ def find_init(backbone: str, init: str) -> Path | None:
     return files[0]
 
 
-def init_normalization(backbone: str, path: Path | None, init_norm: str | None = None) -> InitNorm:
+def input_normalization(
+    backbone: str, path: Path | None, init_norm: str | None = None
+) -> InputNormalization:
     """Return the normalization of a backbone that starts from the file `path` (None: from random weights).
 
-    `init_norm`, a name in `INIT_NORMS`, is the user's word. Raise `UsageError` where it is needed and
+    `init_norm`, a name in `INPUT_NORMALIZATIONS`, is the user's word. Raise `UsageError` where it is needed and
     missing, where it contradicts a published file, and where there is nothing it could be about.
     """
-    if init_norm is not None and init_norm not in INIT_NORMS:
-        raise UsageError(f"--init-norm must be one of {', '.join(INIT_NORMS)}; found {init_norm!r}")
+    if init_norm is not None and init_norm not in INPUT_NORMALIZATIONS:
+        raise UsageError(
+            f"--init-norm must be one of {', '.join(INPUT_NORMALIZATIONS)}; found {init_norm!r}"
+        )
     usual = find_backbone(backbone).init_norm
     if path is None:
         if init_norm is not None:
             raise UsageError(
                 f"--init-norm {init_norm} tells how --init was trained; give --init FILE, or neither"
             )
-        return INIT_NORMS[usual or "torchvision"]
+        return INPUT_NORMALIZATIONS[usual or "torchvision"]
     if usual is None:
-        return INIT_NORMS[_of_file(path, init_norm)]
-    return INIT_NORMS[init_norm or usual]
+        return INPUT_NORMALIZATIONS[_of_file(path, init_norm)]
+    return INPUT_NORMALIZATIONS[init_norm or usual]
 
 
-def require_init(path: Path) -> None:
+def require_pretrained(path: Path) -> None:
     """Raise `UsageError` if there is no file of initial weights at `path`."""
     if not path.is_file():
         raise UsageError(
@@ -118,7 +122,7 @@ def require_init(path: Path) -> None:
 
 def _of_file(path: Path, init_norm: str | None) -> str:
     """Return the name of the normalization of a file whose names do not tell it."""
-    require_init(path)
+    require_pretrained(path)
     digest = sha256(path)[:8]
     known = PUBLISHED.get(digest, init_norm)
     if known is None:
@@ -182,7 +186,7 @@ def _our_name(name: str, renames: Mapping[str, str]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    require_init(path)
+    require_pretrained(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -18,7 +18,7 @@ from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCA
 from fada_deploy.training.config import STAGES
 from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
 from fada_deploy.training.weights.checkpoints import read_checkpoint
-from fada_deploy.training.weights.pretrained import INIT_NORMS, turn_round
+from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, turn_round
 
 SPACES = {space.num_classes: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
 # What the authors tested each stage at, (height, width).
@@ -66,9 +66,9 @@ def read_released(
     if stage is not None:
         told, reason = stage, "as you say"
     kind = init_norm or ("caffe" if backbone == "vgg16" else "torchvision")
-    if kind not in INIT_NORMS:
-        raise UsageError(f"no --init-norm {kind!r}; there are {', '.join(INIT_NORMS)}")
-    normalization = INIT_NORMS[kind]
+    if kind not in INPUT_NORMALIZATIONS:
+        raise UsageError(f"no --init-norm {kind!r}; there are {', '.join(INPUT_NORMALIZATIONS)}")
+    normalization = INPUT_NORMALIZATIONS[kind]
     spec = ModelSpec(
         backbone,
         space or _space(classifier, path),
