@@ -27,7 +27,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.alignment import make_method
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.stages.adversarial import adversarial_step
 
 STAGE = AdversarialStage()
@@ -41,7 +41,7 @@ VARIANTS = ("plain", "ours", "ours bf16")
 
 
 def plain_step(
-    model: Segmenter, d: nn.Module, optimizer: torch.optim.Optimizer, d_optimizer: torch.optim.Optimizer,
+    model: SegmentationModel, d: nn.Module, optimizer: torch.optim.Optimizer, d_optimizer: torch.optim.Optimizer,
     src: Batch, tgt: Batch,
 ) -> None:  # fmt: skip
     """The published step, as it reads."""
@@ -80,11 +80,11 @@ def plain_step(
 
 def make(
     backbone: str, device: torch.device, *, variant: str
-) -> tuple[Segmenter, nn.Module, Callable[[], None]]:
+) -> tuple[SegmentationModel, nn.Module, Callable[[], None]]:
     """Return a network, its discriminator, and a step of the variant on a batch that never changes."""
     norm, src_hw, tgt_hw, images = CASES[backbone]
     torch.manual_seed(0)
-    model = Segmenter(ModelSpec(backbone, CITYSCAPES_19, tgt_hw, norm)).to(device).train()
+    model = SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, tgt_hw, norm)).to(device).train()
     method = make_method("fada", model, STAGE)
     d = method.make_discriminator().to(device)
     batches = []

@@ -147,10 +147,10 @@ def _measure(
     from fada_deploy.training.data.datasets import labeled_pair
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
-    from fada_deploy.training.weights.checkpoints import load_segmenter
+    from fada_deploy.training.weights.checkpoints import load_model
 
     where = choose_device(device)
-    loaded = [load_segmenter(final_weights(path), where) for path in paths]
+    loaded = [load_model(final_weights(path), where) for path in paths]
     space = loaded[0][0].spec.space
     for path, (model, _) in zip(paths, loaded, strict=True):
         if model.spec.space != space:

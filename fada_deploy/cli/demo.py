@@ -51,7 +51,7 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
             raise MissingExtraError(package, "demo")
     from fada_deploy.training.config import PRESETS
     from fada_deploy.training.device import choose_device
-    from fada_deploy.training.models.segmenter import check_size
+    from fada_deploy.training.models.segmentation import check_size
 
     choose_device(device)
     check_size(PRESETS["small"]["backbone"], size)
@@ -102,9 +102,9 @@ def _contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.predict import Predictor
-    from fada_deploy.training.weights.checkpoints import load_segmenter
+    from fada_deploy.training.weights.checkpoints import load_model
 
-    before = Predictor(load_segmenter(run / "source" / WEIGHTS)[0], choose_device("cpu"))
+    before = Predictor(load_model(run / "source" / WEIGHTS)[0], choose_device("cpu"))
     with Segmenter(run / "export" / "model.onnx") as segmenter:
         frames = open_dataset("cityscapes", cityscapes, split="val", space=segmenter.space)
         rows = []

@@ -157,12 +157,12 @@ def _weights(
     try:
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.predict import Predictor, describe_views, with_input_size
-        from fada_deploy.training.weights.checkpoints import load_segmenter
+        from fada_deploy.training.weights.checkpoints import load_model
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
     where = choose_device(device)
     for path in all_weights(run) if every else [final_weights(run)]:
-        network, provenance = load_segmenter(path, where)
+        network, provenance = load_model(path, where)
         network = with_input_size(network, size_hw)
         scales = MULTI_SCALE if mst else (1.0,)
         predictor = Predictor(network, where, scales=scales, flip=mst)

@@ -30,9 +30,9 @@ from fada_deploy.runtime.parity import (
     reference_path,
 )
 from fada_deploy.training.interpolation import upsample
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, with_input_size
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 REFERENCE_FRAMES = 6
 Say = Callable[[str], None]
@@ -76,7 +76,7 @@ def export(
     if not backends:
         # With nothing to run the file on, nothing would be proven.
         raise MissingExtraError("onnxruntime", "export")
-    trained, provenance = load_segmenter(weights)
+    trained, provenance = load_model(weights)
     model = with_input_size(trained, size_hw)
     metadata = ModelMetadata(
         label_space=model.spec.space,
@@ -133,7 +133,7 @@ def export(
 
 
 def make_reference_outputs(
-    model: Segmenter, frames: Sequence[Frame]
+    model: SegmentationModel, frames: Sequence[Frame]
 ) -> tuple[ReferenceOutputs, list[Frame]]:
     """Return the network's answers on frames, and its label maps at each frame's own size."""
     predictor = Predictor(model, torch.device("cpu"))

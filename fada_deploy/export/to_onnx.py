@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.training.interpolation import upsample
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 
 OPSET = 18
 INPUT = "frames"
@@ -24,7 +24,7 @@ INPUT = "frames"
 class LabelsHead(nn.Module):
     """The network with upsampling and arg max in the graph, for callers without our runtime."""
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
         self.model = model
 
@@ -39,7 +39,7 @@ class LabelsHead(nn.Module):
 class LogitsHead(nn.Module):
     """The network as it is, with the published name of its input."""
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
         self.model = model
 
@@ -52,7 +52,7 @@ class LogitsHead(nn.Module):
 HEADS: dict[str, type[LogitsHead | LabelsHead]] = {"logits": LogitsHead, "labels": LabelsHead}
 
 
-def write_onnx(model: Segmenter, metadata: ModelMetadata, path: Path) -> None:
+def write_onnx(model: SegmentationModel, metadata: ModelMetadata, path: Path) -> None:
     """Export `model` (on the CPU) as `metadata` describes it and check the file; `path` is overwritten."""
     height, width = metadata.input_size_hw
     # An example of two images, since a batch of one would be taken for a constant.

@@ -13,8 +13,13 @@ from fada_deploy.common.runs import WEIGHTS, final_weights
 from fada_deploy.training import distributed
 from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.distributed import synchronized
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter, check_size, find_backbone
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.models.segmentation import (
+    ModelSpec,
+    SegmentationModel,
+    check_size,
+    find_backbone,
+)
+from fada_deploy.training.weights.checkpoints import load_model
 from fada_deploy.training.weights.pretrained import (
     find_pretrained,
     input_normalization,
@@ -58,16 +63,16 @@ class ModelSetup:
             )
         return lines
 
-    def fresh(self, spec: ModelSpec) -> Segmenter:
+    def fresh(self, spec: ModelSpec) -> SegmentationModel:
         """Return the network as it is before any training: a pure function of seed and init."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            model = Segmenter(spec)
+            model = SegmentationModel(spec)
         if self.init is not None:
             load_backbone(model, self.init, bgr=self._bgr)
         return synchronized(model.to(self.device))
 
-    def before(self, stage: str) -> Segmenter:
+    def before(self, stage: str) -> SegmentationModel:
         """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
         earlier = self._earlier(stage)
         if earlier:
@@ -80,8 +85,8 @@ class ModelSetup:
         earlier = [self.folder / name / WEIGHTS for name in reversed(STAGES[: STAGES.index(stage)])]
         return [path for path in earlier if path.is_file()]
 
-    def _load(self, weights: Path) -> Segmenter:
-        model, _ = load_segmenter(weights, self.device)
+    def _load(self, weights: Path) -> SegmentationModel:
+        model, _ = load_model(weights, self.device)
         if model.spec.space != self.space:
             raise UsageError(
                 f"{weights} tells {model.spec.space.name} apart, this run {self.space.name}; "

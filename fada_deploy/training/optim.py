@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fada_deploy.training.config import AdversarialStage, Stage
 from fada_deploy.training.distributed import add_gradients
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 
 
 def optimizer_step(optimizer: Optimizer, stage: Stage) -> None:
@@ -30,7 +30,7 @@ def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: in
     return float(rise * (1 - iteration / max_iterations) ** power)
 
 
-def make_optimizer(model: Segmenter, stage: Stage) -> Optimizer:
+def make_optimizer(model: SegmentationModel, stage: Stage) -> Optimizer:
     """Return the optimizer of F (learning rate `lr`) and G (`lr` × factor)."""
     groups = [
         {"params": list(model.feature_extractor.parameters()), "lr": stage.lr},

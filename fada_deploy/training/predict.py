@@ -15,7 +15,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.interpolation import upsample
-from fada_deploy.training.models.segmenter import Segmenter, find_backbone
+from fada_deploy.training.models.segmentation import SegmentationModel, find_backbone
 
 Frame = NDArray[np.uint8]
 
@@ -26,11 +26,11 @@ def describe_views(scales: Sequence[float], flip: bool) -> str:
     return " + ".join([*parts, "mirror images"] if flip else parts)
 
 
-def with_input_size(model: Segmenter, size_hw: tuple[int, int] | None) -> Segmenter:
+def with_input_size(model: SegmentationModel, size_hw: tuple[int, int] | None) -> SegmentationModel:
     """Return the network with another input size; the same one when it has it, or None is asked for."""
     if size_hw is None or size_hw == model.spec.size_hw:
         return model
-    resized = Segmenter(replace(model.spec, size_hw=size_hw))
+    resized = SegmentationModel(replace(model.spec, size_hw=size_hw))
     resized.load_state_dict(model.state_dict())
     return resized.to(next(model.parameters()).device).eval()
 
@@ -57,7 +57,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Segmenter,
+        model: SegmentationModel,
         device: torch.device,
         *,
         scales: Sequence[float] = (1.0,),

@@ -37,7 +37,7 @@ from fada_deploy.training.device import bf16_pays, check_compiler, compiled
 from fada_deploy.training.loop import LoopFactory, Parts, TrainingLoop
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.model_setup import ModelSetup
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, describe_views
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
@@ -45,7 +45,7 @@ from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, requir
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.source import train_supervised
-from fada_deploy.training.weights.checkpoints import load_segmenter, save_weights
+from fada_deploy.training.weights.checkpoints import load_model, save_weights
 
 Say = Callable[[str], None]
 Load = SourceSamples | TargetSamples | PseudoLabeled
@@ -235,7 +235,7 @@ class Run:
         self.say(f"{stage}: mIoU {100 * document['miou']:.1f}{published} {where}{views}")
 
     def _evaluate(self, weights: Path, validation: FrameDataset) -> dict[str, Any]:
-        model, _ = load_segmenter(weights, self.device)
+        model, _ = load_model(weights, self.device)
         scales, mirrored = self.config.test_scales, self.config.test_flip
         predictor = Predictor(model, self.device, scales=scales, flip=mirrored)
         total = len(validation)
@@ -292,7 +292,7 @@ class Run:
             keep_every=self.config.keep_every, keep=keep, **watching,
         )  # fmt: skip
 
-    def _compiled(self, model: Segmenter) -> Segmenter:
+    def _compiled(self, model: SegmentationModel) -> SegmentationModel:
         if self.config.compile:
             for part in (model.feature_extractor["backbone"], model.classifier):
                 compiled(part)

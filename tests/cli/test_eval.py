@@ -13,7 +13,7 @@ import torch
 
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
-from fada_deploy.training.weights.checkpoints import load_segmenter, save_weights
+from fada_deploy.training.weights.checkpoints import load_model, save_weights
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -105,7 +105,7 @@ def test_a_copied_weights_file_and_its_input_are_named(
 def test_weights_that_do_not_tell_their_iteration_are_scored(
     fada: Run, run: Path, streets: Path, tmp_path: Path
 ) -> None:
-    model, provenance = load_segmenter(run / "source/weights.safetensors")
+    model, provenance = load_model(run / "source/weights.safetensors")
     del provenance["iteration"]
     save_weights(tmp_path / "old.safetensors", model.state_dict(), model.spec, provenance)
     code, out, _ = fada("eval", tmp_path / "old.safetensors", *data(streets), "--json")

@@ -30,7 +30,7 @@ from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.runtime.backends.engine_file import read_engine
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def quiet(line: str) -> None:
 def resnet101(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return fp32 files of ResNet-101, whose builds do not depend on what its weights have learned."""
     torch.manual_seed(0)
-    model = Segmenter(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch")).eval()
+    model = SegmentationModel(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch")).eval()
     folder = tmp_path_factory.mktemp("resnet101")
     made = {}
     for head in HEADS:

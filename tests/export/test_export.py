@@ -26,7 +26,7 @@ from fada_deploy.export.verify import Frame, own_size, verify
 from fada_deploy.runtime.parity import ReferenceOutputs, Tolerance, gate
 from fada_deploy.runtime.segmenter import Segmenter as Runtime
 from fada_deploy.training.predict import Predictor
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 BACKENDS = ("onnxruntime", "openvino")
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def frames(streets: Path) -> list[Frame]:
 
 
 def test_the_frames_put_many_classes_at_stake(weights: Path, frames: list[Frame]) -> None:
-    proof, _ = make_reference_outputs(load_segmenter(weights)[0], frames)
+    proof, _ = make_reference_outputs(load_model(weights)[0], frames)
     assert proof.classes(0.01) >= 8
 
 
@@ -66,7 +66,7 @@ def test_labels_equal_the_networks_from_the_frame_on(
     import cv2
 
     odd = [cv2.resize(f, (251, 133), interpolation=cv2.INTER_CUBIC) for f in frames[:3]]
-    want = Predictor(load_segmenter(weights)[0], torch.device("cpu")).labels([*frames, *odd])
+    want = Predictor(load_model(weights)[0], torch.device("cpu")).labels([*frames, *odd])
     with Runtime(logits_file.model, backend=backend) as runtime:
         got = runtime.labels([*frames, *odd])
     equal = sum(int((a == b).sum()) for a, b in zip(want, got, strict=True))
@@ -80,7 +80,7 @@ def test_the_labels_head_is_the_network_too(
     weights: Path, tmp_path: Path, frames: list[Frame], backend: str, batch: int | None
 ) -> None:
     made = export(weights, tmp_path / "labels.onnx", head="labels", batch=batch, say=quiet)
-    proof, _ = make_reference_outputs(load_segmenter(weights)[0], frames)
+    proof, _ = make_reference_outputs(load_model(weights)[0], frames)
     with Runtime(made.model, backend=backend, batch=2) as runtime:
         got = runtime.labels(frames)
         assert runtime.metadata.head == "labels" and runtime.metadata.batch == batch
@@ -141,7 +141,7 @@ def test_the_gate_sees_the_damage(
     document = onnx.load(str(logits_file.model))
     damage(document)
     onnx.save(document, str(tmp_path / "damaged.onnx"))
-    proof, labels = make_reference_outputs(load_segmenter(weights)[0], frames)
+    proof, labels = make_reference_outputs(load_model(weights)[0], frames)
 
     def prove(model: Path) -> None:
         found = verify(model, proof, frames=frames, labels=labels, backend=backend)
@@ -199,7 +199,7 @@ def test_the_file_scores_as_the_network_does(
     logits_file: Exported, weights: Path, streets: Path
 ) -> None:
     dataset = open_dataset("cityscapes", streets / "cityscapes", split="val", space=CITYSCAPES_19)
-    network = Predictor(load_segmenter(weights)[0], torch.device("cpu"))
+    network = Predictor(load_model(weights)[0], torch.device("cpu"))
     want = evaluate(network.labels, dataset).scores
     with Runtime(logits_file.model) as runtime:
         got = evaluate(runtime.labels, dataset, batch=3).scores
@@ -214,12 +214,12 @@ def test_own_size_is_nearest(frames: list[Frame]) -> None:
 
 def test_resnet101_from_init_weights_is_frozen_and_exports(blocks: Path, tmp_path: Path) -> None:
     """The paper's network through all of the road; a few steps show that it runs, not that it is good."""
-    from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+    from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
     from fada_deploy.training.run import train
     from fada_deploy.training.settings import make_config
 
     torch.manual_seed(0)
-    fresh = Segmenter(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch"))
+    fresh = SegmentationModel(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch"))
     torch.save(fresh.feature_extractor["backbone"].state_dict(), tmp_path / "resnet101.pth")
     settings = [f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=2", "batch=1")]
     options = {
@@ -235,7 +235,7 @@ def test_resnet101_from_init_weights_is_frozen_and_exports(blocks: Path, tmp_pat
     )
     train(config, tmp_path / "run", device=torch.device("cpu"), say=quiet)
     weights = tmp_path / "run" / "adversarial" / "weights.safetensors"
-    model, _ = load_segmenter(weights)
+    model, _ = load_model(weights)
     backbone = model.feature_extractor["backbone"]
     assert model.spec.norm == "frozen" and torch.equal(backbone.bn1.running_var, torch.ones(64))
     assert not torch.equal(backbone.conv1.weight, fresh.feature_extractor["backbone"].conv1.weight)

@@ -16,7 +16,7 @@ from fada_deploy.export.exporter import export
 from fada_deploy.export.target_statistics import measure, summarize
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.training.predict import Predictor
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 
 def test_the_figures_are_means_and_sample_deviations() -> None:
@@ -62,7 +62,7 @@ def test_the_file_says_what_the_network_says(trained: Path, streets: Path, tmp_p
     )
     dataset = open_dataset("cityscapes", streets / "cityscapes", split="train", space=CITYSCAPES_19)
     pictures = [dataset.image(i) for i in range(len(dataset))]
-    predictor = Predictor(load_segmenter(weights)[0], torch.device("cpu"))
+    predictor = Predictor(load_model(weights)[0], torch.device("cpu"))
     shares = [np.bincount(m.ravel(), minlength=19) / m.size for m in predictor.labels(pictures)]
     sure = [
         float(F.interpolate(F.softmax(predictor.logits([p]), 1).amax(1)[None], p.shape[:2], mode="bilinear",

@@ -155,11 +155,11 @@ def test_labels_and_pictures_of_a_trained_network(
     torch = pytest.importorskip("torch")
     from fada_deploy.data import open_dataset
     from fada_deploy.training.predict import Predictor
-    from fada_deploy.training.weights.checkpoints import load_segmenter
+    from fada_deploy.training.weights.checkpoints import load_model
 
     dataset = open_dataset("gta5", streets / "gta5", split="train", space=CITYSCAPES_19)
     frames = [dataset.image(i) for i in range(0, 64, 16)]
-    model = load_segmenter(trained / "source" / "weights.safetensors")[0]
+    model = load_model(trained / "source" / "weights.safetensors")[0]
     logits = np.concatenate(
         [Predictor(model, torch.device("cpu")).logits([f]).numpy() for f in frames]
     )

@@ -19,9 +19,9 @@ from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import source_fraction
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
-from fada_deploy.training.models.segmenter import ModelSpec
+from fada_deploy.training.models.segmentation import ModelSpec
 from fada_deploy.training.stages.adversarial import adversarial_step
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 K, C, B = 3, 5, 4
 SPACE = LabelSpace("three", CITYSCAPES_19.classes[:K])
@@ -155,7 +155,7 @@ def test_bfloat16_pulls_a_trained_network_the_same_way(trained: Path, streets: P
     """The gradients of one step on rendered streets, in bfloat16 and in float32: cosine above 0.99."""
 
     def gradients(amp: bool) -> list[Tensor]:
-        model = load_segmenter(trained / "source" / "weights.safetensors")[0].train()
+        model = load_model(trained / "source" / "weights.safetensors")[0].train()
         torch.manual_seed(0)
         stage = AdversarialStage()
         method = make_method("fada", model, stage)

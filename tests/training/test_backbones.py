@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.models.blocks import FrozenBatchNorm2d
-from fada_deploy.training.models.segmenter import BACKBONES, ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import BACKBONES, ModelSpec, SegmentationModel
 
 Weights = dict[str, Tensor]
 
 
-def network(backbone: str, norm: str = "batch") -> Segmenter:
+def network(backbone: str, norm: str = "batch") -> SegmentationModel:
     torch.manual_seed(0)
-    return Segmenter(ModelSpec(backbone, CITYSCAPES_19, (64, 64), norm)).eval()
+    return SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, (64, 64), norm)).eval()
 
 
 def shaken(backbone: str) -> tuple[nn.Module, Weights]:

@@ -16,7 +16,7 @@ from fada_deploy.training.reporting.class_center_distance import (
     evenly_spaced,
     measure,
 )
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 K, C = 4, 6
 
@@ -81,7 +81,7 @@ def test_squared_distance_does_not_change_with_the_features_scale() -> None:
 
 
 def test_a_networks_features_are_taken_where_its_labels_are(trained: Path, streets: Path) -> None:
-    model, _ = load_segmenter(trained / "source" / "weights.safetensors")
+    model, _ = load_model(trained / "source" / "weights.safetensors")
     frames = open_dataset("cityscapes", streets / "cityscapes", split="val", space=CITYSCAPES_19)
     moments = measure(model, [frames], frames=2, device=torch.device("cpu"))
     kept, classes = [], []
@@ -109,7 +109,7 @@ def test_frames_are_spread_evenly_and_a_data_set_of_nothing_is_said(
         and evenly_spaced(3, 0) == [0, 1, 2]
         and evenly_spaced(2, 9) == [0, 1]
     )
-    model, _ = load_segmenter(trained / "source" / "weights.safetensors")
+    model, _ = load_model(trained / "source" / "weights.safetensors")
     frames = open_dataset(str(blocks / "source.toml"), None, split="val", space=CITYSCAPES_19)
     blank = type(frames)(
         frames.name,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training import distributed
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
 ITERATIONS = 20
 
@@ -24,7 +24,7 @@ ITERATIONS = 20
 def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file of weights for ResNet-18 whose statistics fit its activations, so that they can be frozen."""
     torch.manual_seed(0)
-    model = Segmenter(ModelSpec("resnet18", CITYSCAPES_19, (64, 96), "batch")).train()
+    model = SegmentationModel(ModelSpec("resnet18", CITYSCAPES_19, (64, 96), "batch")).train()
     frames = torch.randint(0, 256, (4, 64, 96, 3), dtype=torch.uint8)
     with torch.no_grad():
         for _ in range(30):

@@ -25,7 +25,7 @@ from fada_deploy.training.models.efficientnet import (
     SameConv2d,
     efficientnet_lite0,
 )
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.pretrained import input_normalization, load_backbone
 
 NAME = "efficientnet-lite0"
@@ -122,9 +122,9 @@ def loaded(norm: str, weights: dict[str, Tensor]) -> EfficientNetLite:
     return network.eval()
 
 
-def segmenter(size_hw: tuple[int, int] = (64, 96)) -> Segmenter:
+def segmenter(size_hw: tuple[int, int] = (64, 96)) -> SegmentationModel:
     torch.manual_seed(0)
-    return Segmenter(ModelSpec(NAME, CITYSCAPES_19, size_hw, "batch")).eval()
+    return SegmentationModel(ModelSpec(NAME, CITYSCAPES_19, size_hw, "batch")).eval()
 
 
 def test_its_names_and_parameters_are_the_published_ones_less_the_head() -> None:
@@ -247,7 +247,7 @@ def test_it_learns_with_a_dead_channel() -> None:
 @pytest.mark.parametrize("init", [None, Path("lite0.pth")])
 def test_its_input_is_centerd_as_its_weights_were_trained(init: Path | None) -> None:
     mean, std, bgr = input_normalization(NAME, init)
-    model = Segmenter(ModelSpec(NAME, CITYSCAPES_19, (64, 64), "batch", mean, std))
+    model = SegmentationModel(ModelSpec(NAME, CITYSCAPES_19, (64, 64), "batch", mean, std))
     frames = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8)
     torch.testing.assert_close(
         model.normalize(frames), (frames.permute(0, 3, 1, 2).float() - 127) / 128

@@ -12,12 +12,17 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training.models.blocks import BasicBlock, Bottleneck, FrozenBatchNorm2d
 from fada_deploy.training.models.deeplab import ASPPClassifier
 from fada_deploy.training.models.discriminator import PixelDiscriminator
-from fada_deploy.training.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelSpec,
+    SegmentationModel,
+)
 
 
-def network(backbone: str, size_hw: tuple[int, int], norm: str = "batch") -> Segmenter:
+def network(backbone: str, size_hw: tuple[int, int], norm: str = "batch") -> SegmentationModel:
     torch.manual_seed(0)
-    return Segmenter(ModelSpec(backbone, CITYSCAPES_19, size_hw, norm)).eval()
+    return SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, size_hw, norm)).eval()
 
 
 def test_the_network_is_normalization_features_and_classifier() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.training.config import SourceStage
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
     hold_batch_statistics,
@@ -31,7 +31,7 @@ def test_poly_schedule() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_classifier_learns_ten_times_faster(optimizer: str) -> None:
-    model = Segmenter(ModelSpec("ddrnet23-slim", CITYSCAPES_13, (64, 64), "batch"))
+    model = SegmentationModel(ModelSpec("ddrnet23-slim", CITYSCAPES_13, (64, 64), "batch"))
     stage = SourceStage(optimizer=optimizer)
     made = make_optimizer(model, stage)
     rate = set_learning_rate(made, 1000, stage)

@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, with_input_size
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def network(trained: Path) -> Segmenter:
-    return load_segmenter(trained / "source" / "weights.safetensors")[0]
+def network(trained: Path) -> SegmentationModel:
+    return load_model(trained / "source" / "weights.safetensors")[0]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def frame(streets: Path) -> np.ndarray:
 
 
 def test_views_are_averaged_as_probabilities_at_the_frames_size(
-    network: Segmenter, frame: np.ndarray
+    network: SegmentationModel, frame: np.ndarray
 ) -> None:
     frame = frame[:119, :173]  # a size of its own
     total = np.zeros((19, 119, 173))
@@ -52,14 +52,16 @@ def test_views_are_averaged_as_probabilities_at_the_frames_size(
     assert (got != single).mean() > 0.01, "the views must matter in this example"
 
 
-def test_frames_of_two_sizes_are_labeled_together(network: Segmenter, frame: np.ndarray) -> None:
+def test_frames_of_two_sizes_are_labeled_together(
+    network: SegmentationModel, frame: np.ndarray
+) -> None:
     frames = [frame, frame[:100, :150]]
     together = Predictor(network, CPU, flip=True).labels(frames)
     for labels, each in zip(together, frames, strict=True):
         np.testing.assert_array_equal(labels, Predictor(network, CPU, flip=True).labels([each])[0])
 
 
-def test_another_input_size_keeps_the_weights(network: Segmenter) -> None:
+def test_another_input_size_keeps_the_weights(network: SegmentationModel) -> None:
     assert (
         with_input_size(network, None) is network
         and with_input_size(network, (128, 192)) is network

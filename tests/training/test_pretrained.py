@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.label_space import CITYSCAPES_19
-from fada_deploy.training.models.segmenter import (
+from fada_deploy.training.models.segmentation import (
     BACKBONES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     ModelSpec,
-    Segmenter,
+    SegmentationModel,
 )
 from fada_deploy.training.weights import pretrained as init
 from fada_deploy.training.weights.pretrained import (
@@ -37,12 +37,12 @@ VGG16_FEATURES = (
 )  # fmt: skip
 
 
-def network(backbone: str, norm: str = "batch") -> Segmenter:
+def network(backbone: str, norm: str = "batch") -> SegmentationModel:
     torch.manual_seed(0)
-    return Segmenter(ModelSpec(backbone, CITYSCAPES_19, (64, 64), norm))
+    return SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, (64, 64), norm))
 
 
-def state(model: Segmenter) -> Tensors:
+def state(model: SegmentationModel) -> Tensors:
     return {n: t.clone() for n, t in model.feature_extractor["backbone"].state_dict().items()}
 
 
@@ -184,7 +184,7 @@ def test_caffes_weights_compute_what_caffe_computed(tmp_path: Path) -> None:
     mean, std, bgr = input_normalization("vgg16", path, "caffe")
     torch.set_default_dtype(torch.float64)
     try:
-        model = Segmenter(ModelSpec("vgg16", CITYSCAPES_19, (64, 64), mean=mean, std=std))
+        model = SegmentationModel(ModelSpec("vgg16", CITYSCAPES_19, (64, 64), mean=mean, std=std))
     finally:
         torch.set_default_dtype(torch.float32)
     load_backbone(model, path, bgr=bgr)

@@ -17,7 +17,7 @@ from fada_deploy.cli import main
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.data import open_dataset
 from fada_deploy.runtime import Segmenter as RuntimeSegmenter
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 from fada_deploy.training.weights.released import read_released
 
 Weights = dict[str, Tensor]
@@ -205,7 +205,7 @@ def test_an_imported_network_answers_as_the_authors_does(
         fada("import", path, "--size", "96x64", "--tgt-root", streets / "cityscapes", "--json")
     )
     run = Path(document["run"])
-    model, provenance = load_segmenter(run / "adversarial" / "weights.safetensors")
+    model, provenance = load_model(run / "adversarial" / "weights.safetensors")
     assert model.spec.norm == ("batch" if kind == "batch" else "frozen")
     assert model.spec.space.name == ("cityscapes-16" if kind == "batch" else "cityscapes-19")
     assert provenance["imported"]["file"] == "g2c.pth"

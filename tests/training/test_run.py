@@ -30,7 +30,7 @@ from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.run import TrainingResult, load_config, train
 from fada_deploy.training.settings import make_config
-from fada_deploy.training.weights.checkpoints import load_segmenter, save_state
+from fada_deploy.training.weights.checkpoints import load_model, save_state
 from fada_deploy.training.weights.pretrained import load_backbone
 
 # What a run measures of the machine, and not of its data.
@@ -75,7 +75,7 @@ def whole(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_weights_scores_and_metrics(whole: Path) -> None:
     for stage in STAGES:
-        model, provenance = load_segmenter(whole / stage / "weights.safetensors")
+        model, provenance = load_model(whole / stage / "weights.safetensors")
         assert model.spec.size_hw == (64, 96) and provenance["stage"] == stage
         lines = [
             json.loads(line) for line in (whole / stage / "metrics.jsonl").read_text().splitlines()
@@ -369,7 +369,7 @@ def test_init_loads_torchvisions_names_and_counts_what_is_missing(
 
 def load_segmenter_of(blocks: Path, folder: Path) -> tuple[Any, dict[str, Any]]:
     go(config(blocks, "source.iterations=1", stages=("source",)), folder / "made")
-    return load_segmenter(folder / "made" / "source" / "weights.safetensors")
+    return load_model(folder / "made" / "source" / "weights.safetensors")
 
 
 def test_a_pickle_of_code_is_never_run(tmp_path: Path, blocks: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_start_must_fit_the_run(blocks: Path, whole: Path, tmp_path: Path) -> 
     with pytest.raises(ModelError, match="gone: no such run"):
         go(config(blocks, **start | {"start": "gone"}), tmp_path / "e")
     go(config(blocks, "size=128x64", **start), tmp_path / "c")
-    model, _ = load_segmenter(tmp_path / "c" / "adversarial" / "weights.safetensors")
+    model, _ = load_model(tmp_path / "c" / "adversarial" / "weights.safetensors")
     assert model.spec.size_hw == (64, 128)
 
 

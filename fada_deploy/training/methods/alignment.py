@@ -28,7 +28,7 @@ from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, upsample
 from fada_deploy.training.losses import Encode, hard_encodings, soft_encodings
 from fada_deploy.training.models.discriminator import OutputDiscriminator, PixelDiscriminator
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Method:
         return batch.size_hw if self.at_input_size else (answers.shape[-2], answers.shape[-1])
 
 
-def make_method(name: str, model: Segmenter, stage: AdversarialStage) -> Method:
+def make_method(name: str, model: SegmentationModel, stage: AdversarialStage) -> Method:
     """Return a method by name for a network and the stage's settings."""
     num_classes = model.spec.space.num_classes
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame, resize_labels
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 
 
 class ClassMoments:
@@ -65,7 +65,7 @@ class ClassMoments:
 
 
 def measure(
-    model: Segmenter,
+    model: SegmentationModel,
     datasets: Sequence[FrameDataset],
     *,
     frames: int,

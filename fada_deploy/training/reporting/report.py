@@ -33,11 +33,11 @@ from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import labeled_pair
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, sample_frames
 from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
-from fada_deploy.training.weights.checkpoints import load_segmenter
+from fada_deploy.training.weights.checkpoints import load_model
 
 REPORT = "report.html"
 _STRIP_WIDTH = 320
@@ -146,19 +146,22 @@ def _shade(value: float, low: float, high: float) -> str:
     return f' style="background: rgba(46, 160, 67, {0.30 * share:.2f})"'
 
 
-def _networks(runs: Sequence[RunSummary], device: torch.device) -> dict[str, Segmenter]:
+def _networks(runs: Sequence[RunSummary], device: torch.device) -> dict[str, SegmentationModel]:
     """Return the trained network of every stage of every run, by the heading of its column."""
     found = {}
     for run in runs:
         prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
         for stage in STAGES:
             if (weights := run.folder / stage / WEIGHTS).is_file():
-                found[prefix + _TITLES[stage]] = load_segmenter(weights, device)[0]
+                found[prefix + _TITLES[stage]] = load_model(weights, device)[0]
     return found
 
 
 def _strips(
-    networks: Mapping[str, Segmenter], frames: FrameDataset, device: torch.device, count: int
+    networks: Mapping[str, SegmentationModel],
+    frames: FrameDataset,
+    device: torch.device,
+    count: int,
 ) -> str:
     chosen, pictures = sample_frames(frames, count)
     columns = [("target frame", pictures)]
@@ -246,7 +249,10 @@ def _speed(runs: Sequence[RunSummary]) -> str:
 
 
 def _distances(
-    runs: Sequence[RunSummary], networks: Mapping[str, Segmenter], device: torch.device, count: int
+    runs: Sequence[RunSummary],
+    networks: Mapping[str, SegmentationModel],
+    device: torch.device,
+    count: int,
 ) -> str:
     """Return the plot of class center distances by class and stage, or why there is none."""
     title = "<h2>Class Center Distance</h2>"

@@ -16,7 +16,7 @@ import torch
 from fada_deploy.common.errors import MissingExtraError
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.runtime.overlay.blend import overlay
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, sample_frames
 
@@ -54,7 +54,7 @@ class TensorBoardLogger:
 
         def look(done: int, parts: Parts) -> None:
             model, average = parts["model"], parts["average"]
-            assert isinstance(model, Segmenter) and isinstance(average, AveragedWeights)
+            assert isinstance(model, SegmentationModel) and isinstance(average, AveragedWeights)
             # A copy: being looked at must not change what is being trained.
             shown = deepcopy(model)
             shown.load_state_dict(average.weights())

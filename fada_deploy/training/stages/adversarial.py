@@ -23,7 +23,7 @@ from fada_deploy.training.losses import (
     source_fraction,
 )
 from fada_deploy.training.methods.alignment import ForwardOutputs, Method
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
     freeze_statistics,
@@ -36,7 +36,7 @@ from fada_deploy.training.optim import (
 
 
 def train_adversarial(
-    model: Segmenter,
+    model: SegmentationModel,
     source: BatchLoader,
     target: BatchLoader,
     stage: AdversarialStage,
@@ -77,7 +77,7 @@ def train_adversarial(
 
 
 def adversarial_step(
-    model: Segmenter,
+    model: SegmentationModel,
     discriminator: nn.Module,
     optimizer: Optimizer,
     d_optimizer: Optimizer,
@@ -107,7 +107,7 @@ def adversarial_step(
 
 
 def add_gradients(
-    model: Segmenter,
+    model: SegmentationModel,
     discriminator: nn.Module,
     src: Batch,
     tgt: Batch,

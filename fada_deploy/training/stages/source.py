@@ -12,7 +12,7 @@ from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.distributed import total
 from fada_deploy.training.loop import LoopFactory
 from fada_deploy.training.losses import labeled_pixels, segmentation_loss
-from fada_deploy.training.models.segmenter import Segmenter
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
     make_optimizer,
@@ -22,7 +22,7 @@ from fada_deploy.training.optim import (
 
 
 def train_supervised(
-    model: Segmenter,
+    model: SegmentationModel,
     batches: BatchLoader,
     stage: SourceStage | DistillStage,
     *,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import atomic_path
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
 PROPERTY = "fada"
 
@@ -41,15 +41,15 @@ def save_weights(
         save_file(tensors, temporary, {PROPERTY: document})
 
 
-def load_segmenter(
+def load_model(
     path: Path, device: torch.device | None = None
-) -> tuple[Segmenter, dict[str, Any]]:
+) -> tuple[SegmentationModel, dict[str, Any]]:
     """Return the network of a weights file in evaluation mode, and the file's provenance."""
     try:
         with safe_open(str(path), "pt") as file:
             document = json.loads((file.metadata() or {})[PROPERTY])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-        model = Segmenter(ModelSpec.from_dict(document["model"]))
+        model = SegmentationModel(ModelSpec.from_dict(document["model"]))
         model.load_state_dict(weights)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such weights") from None

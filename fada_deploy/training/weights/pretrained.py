@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.training.models.segmenter import (
+from fada_deploy.training.models.segmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Segmenter,
+    SegmentationModel,
     find_backbone,
 )
 from fada_deploy.training.weights.checkpoints import read_checkpoint
@@ -138,7 +138,7 @@ def _of_file(path: Path, init_norm: str | None) -> str:
     return known
 
 
-def load_backbone(model: Segmenter, path: Path, *, bgr: bool = False) -> None:
+def load_backbone(model: SegmentationModel, path: Path, *, bgr: bool = False) -> None:
     """Load ImageNet weights under their published names into the backbone, key by key.
 
     What wrappers put before the names is taken off, the file's own classifier and heads are left out, and

@@ -16,7 +16,7 @@ from torch import Tensor
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
 from fada_deploy.training.config import STAGES
-from fada_deploy.training.models.segmenter import ModelSpec, Segmenter
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.checkpoints import read_checkpoint
 from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, turn_round
 
@@ -34,7 +34,7 @@ class Released:
     `init_norm` names the normalization of its input, `iteration` is None where the file does not tell.
     """
 
-    model: Segmenter
+    model: SegmentationModel
     stage: str
     reason: str
     init_norm: str
@@ -77,7 +77,7 @@ def read_released(
         normalization.mean,
         normalization.std,
     )
-    model = Segmenter(spec)
+    model = SegmentationModel(spec)
     weights = {
         f"{part}.{name}": tensor for part, names in parts.items() for name, tensor in names.items()
     }
@@ -91,7 +91,7 @@ def read_released(
     )
 
 
-def _check_fit(weights: dict[str, Tensor], model: Segmenter, path: Path) -> None:
+def _check_fit(weights: dict[str, Tensor], model: SegmentationModel, path: Path) -> None:
     wanted = model.state_dict()
     odd = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
     missing = [n for n in wanted if n not in weights]

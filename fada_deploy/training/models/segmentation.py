@@ -116,7 +116,7 @@ class Normalize(nn.Module):
         return x * buffers["scale"][:, None, None] + buffers["shift"][:, None, None]
 
 
-class Segmenter(nn.Module):
+class SegmentationModel(nn.Module):
     """Normalization, feature extractor F and classifier G.
 
     `forward`: uint8 RGB (B, H, W, 3) → logits (B, K, h, w) at the network's own resolution, to be
