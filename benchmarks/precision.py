@@ -1,7 +1,7 @@
 """What a precision costs and gains on this CPU: `python benchmarks/precision.py model.onnx [--data mine.toml]`.
 
 Takes an fp32 export and the files that `fada export --precision` made beside it. Every file is run on every
-backend that has kernels for it, in turn on the same frames (its proof pack's) with equal threads; labels are
+backend that has kernels for it, in turn on the same frames (its reference outputs's) with equal threads; labels are
 compared with the trained network's, and scored on a labeled data set where one is given. Prints a table and
 one JSON line.
 """
@@ -17,19 +17,20 @@ from statistics import median
 from fada_deploy.common.system import usable_cores
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
-from fada_deploy.runtime.backends import Backend, open_backend, runnable_backends
+from fada_deploy.runtime.backend_selection import open_backend, runnable_backends
+from fada_deploy.runtime.backends import Backend
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import ReferenceOutputs, compare
 from fada_deploy.runtime.segmenter import Segmenter
 
 
-def timed(backends: list[Backend], proof: ReferenceOutputs, repeats: int) -> list[float]:
+def timed(backends: list[Backend], reference: ReferenceOutputs, repeats: int) -> list[float]:
     """Return each backend's median ms for one frame, the backends taken in turn."""
     times: list[list[float]] = [[] for _ in backends]
     for backend in backends:
-        backend.submit(proof.frames[:1])
+        backend.submit(reference.frames[:1])
     for repeat in range(repeats):
-        frame = proof.frames[repeat % len(proof.frames)][None]
+        frame = reference.frames[repeat % len(reference.frames)][None]
         for backend, own in zip(backends, times, strict=True):
             start = time.perf_counter()
             backend.submit(frame)
@@ -48,10 +49,10 @@ def main() -> None:
     args = parser.parse_args()
     metadata = read_metadata(args.model)
     files = [args.model, *sorted(args.model.parent.glob(f"{args.model.stem}.*.onnx"))]
-    proof = ReferenceOutputs.of(args.model, metadata)
+    reference = ReferenceOutputs.of(args.model, metadata)
     opened = [(path, name) for path in files for name in runnable_backends(path)]
     backends = [open_backend(path, backend=name, device="cpu") for path, name in opened]
-    spent = timed(backends, proof, args.repeats)
+    spent = timed(backends, reference, args.repeats)
     scores: dict[Path, float] = {}
     if args.data:
         dataset = open_dataset(args.data, args.root, split="val", space=metadata.label_space)
@@ -62,7 +63,7 @@ def main() -> None:
     print(f"{args.model.name}, {width}x{height}, {usable_cores()} cores; ms for one frame")
     rows = []
     for (path, name), backend, ms in zip(opened, backends, spent, strict=True):
-        found = compare(backend, proof)
+        found = compare(backend, reference)
         base = spent[opened.index((args.model, name))]
         miou = scores.get(path)
         row = {

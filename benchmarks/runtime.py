@@ -53,15 +53,17 @@ from fada_deploy.common.system import (
     usable_cores,
 )
 from fada_deploy.common.video import open_video
-from fada_deploy.runtime.backends import runnable_backends
+from fada_deploy.runtime.backend_selection import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.benchmark import STAGES, measure
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.kernels.resize import resize_frame
-from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer
+from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources.open import Frame, VideoSource
+from fada_deploy.runtime.sources.base import Frame
+from fada_deploy.runtime.sources.videos import VideoSource
 from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.writers import video_writer as films
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
@@ -81,7 +83,9 @@ FIRST_REPEATS = 5
 class Looped:
     """A clip's frames, over and over until there are `count`; timestamps go on."""
 
-    moving = True
+    is_video = True
+    is_live = False
+    pixel_aspect = None
     audio: Path | None = None
 
     def __init__(self, path: Path, count: int) -> None:

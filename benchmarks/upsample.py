@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.runtime import Segmenter, upsample
-from fada_deploy.runtime.backends import metadata_of
+from fada_deploy.runtime.backend_selection import metadata_of
 from fada_deploy.runtime.kernels.upsample import labels_from_logits, mixed_fraction
-from fada_deploy.runtime.sources.open import Frame, open_sources
+from fada_deploy.runtime.sources.base import Frame
+from fada_deploy.runtime.sources.open import open_sources
 
 CLASSES = 19
 # Of the table's columns.

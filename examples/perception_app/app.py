@@ -26,7 +26,8 @@ from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.drift import Drift, DriftMonitor
-from fada_deploy.runtime.sources.open import Frame, open_sources
+from fada_deploy.runtime.sources.base import Frame
+from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers.video_writer import film
 
@@ -80,7 +81,7 @@ class App:
         clock: Clock = monotonic,
     ) -> None:
         self.segmenter, self.corridor, self.budget = segmenter, corridor, budget
-        known = segmenter.metadata.reference is not None
+        known = segmenter.metadata.target_statistics is not None
         watched = max(1, window // _WATCH_EVERY)
         self.watch = DriftMonitor.of(segmenter.metadata, window=watched) if known else None
         self.drift: Drift | None = None

@@ -72,7 +72,8 @@ def command(
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.common.system import throughput_parallelism
-    from fada_deploy.runtime.backends import BACKENDS, runnable_backends, runnable_models
+    from fada_deploy.runtime.backend_selection import runnable_backends, runnable_models
+    from fada_deploy.runtime.backends import BACKENDS
     from fada_deploy.runtime.benchmark import measure
     from fada_deploy.runtime.sources.open import open_sources
 
@@ -88,7 +89,7 @@ def command(
     film = None
     if source is not None:
         (film, *others) = open_sources([source])
-        if others or not film.moving or getattr(film, "live", False):
+        if others or not film.is_video or film.is_live:
             raise UsageError(f"--source {source}: takes one video file")
     jobs = [
         (p, b) for p in paths for b in (runnable_backends(p) if backend == "all" else [backend])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.segmenter import Segmenter
-    from fada_deploy.runtime.sources.open import Source
+    from fada_deploy.runtime.sources.base import Source
     from fada_deploy.runtime.writers.save import SaveOptions
 
 _KINDS = ("overlay", "mask", "mask-video", "color", "color-video", "npz", "json")
@@ -191,12 +191,12 @@ def command(
     from fada_deploy.common.system import throughput_parallelism
     from fada_deploy.export.engines import rebuild_if_stale
     from fada_deploy.runtime.autotune import MIN_BATCHES
-    from fada_deploy.runtime.overlay.renderer import OverlayStyle
+    from fada_deploy.runtime.overlay.style import OverlayStyle
     from fada_deploy.runtime.pipeline import Timings
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
     from fada_deploy.runtime.sources.open import open_sources, subfolders
-    from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, is_live
+    from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, is_live_address
     from fada_deploy.runtime.viewer import require_display
     from fada_deploy.runtime.writers.save import SaveOptions
 
@@ -205,7 +205,7 @@ def command(
     # Wrong wishes are said before anything is opened; its folder is made when all else is well.
     saving = SaveOptions(out or Path(), save, ids, look, preset, video_hardware)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)
-    if watch and (len(source) != 1 or is_live(source[0])):
+    if watch and (len(source) != 1 or is_live_address(source[0])):
         raise UsageError("--watch takes one folder, and nothing beside it")
     if not save and not show:
         raise UsageError("--save none without --show would leave nothing; give one of them")
@@ -215,7 +215,7 @@ def command(
         sources = open_sources([FolderWatcher(source[0])])
     else:
         sources = open_sources(
-            [LiveSource(each, live) if is_live(each) else each for each in source],
+            [LiveSource(each, live) if is_live_address(each) else each for each in source],
             hardware=video_hardware,
         )
     for folder in map(Path, source):
@@ -233,7 +233,7 @@ def command(
         if isinstance(each, LiveSource):
             each.on_trouble = log
     # One answer as soon as can be where somebody waits for it, many as soon as can be where all lie ready.
-    live_ones = any(getattr(s, "live", False) for s in sources)
+    live_ones = any(s.is_live for s in sources)
     # Of a film that does not say how long it is, as if it were long.
     expected = 0 if live_ones else sum(s.count() or MIN_BATCHES for s in sources)
     parallel = 1 if expected <= 1 else throughput_parallelism()
@@ -256,7 +256,7 @@ def command(
         if out is None:
             saving = replace(saving, out=numbered_dir(Path("runs"), "infer"))
         timings, stopped = Timings(), threading.Event()
-        stays = not live_ones and not any(each.moving for each in sources)
+        stays = not live_ones and not any(each.is_video for each in sources)
         try:
             with (
                 _stopping(sources, stopped) as stop,
@@ -389,7 +389,7 @@ def _stopping(sources: list[Source], stopped: threading.Event) -> Iterator[Calla
 
     Yield what ends them without one; either sets `stopped`.
     """
-    live: list[Any] = [source for source in sources if getattr(source, "live", False)]
+    live: list[Any] = [source for source in sources if source.is_live]
 
     def stop() -> None:
         stopped.set()

@@ -1,4 +1,4 @@
-"""`fada inspect`: what a model, proof pack, weights file or run says of itself."""
+"""`fada inspect`: what a model, reference outputs, weights file or run says of itself."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def command(file: Path, as_json: bool) -> int:
     \b
     fada inspect model.onnx            # classes, input, precision as found in the graph, verification
     fada inspect model.engine          # and what it was built by and for
-    fada inspect model.proof.npz       # whose proof it is
+    fada inspect model.reference.npz       # whose reference it is
     fada inspect runs/gta5-mine-001    # config, stages, scores, exports
     fada inspect model.onnx --json     # for programs in other languages
 
-    Exits with 1 when something does not hold, as a proof pack of another file.
+    Exits with 1 when something does not hold, as a reference outputs of another file.
     """
     from fada_deploy.inspection.describe import describe
 
@@ -63,7 +63,7 @@ def _rows(document: Mapping[str, Any]) -> Iterator[Row]:
     yield from {
         "onnx": _model_rows,
         "engine": _model_rows,
-        "proof": _proof_rows,
+        "reference": _reference_rows,
         "weights": _weights_rows,
         "stage": _weights_rows,
         "run": _run_rows,
@@ -99,9 +99,12 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     # What is said there of an engine's contract is of the file it was built of.
     name = "its .onnx verified" if "engine" in document else "verified"
     yield from _verification_rows(metadata["verification"], name)
-    if metadata["reference"]:
-        yield "on its target", _reference(metadata["reference"], metadata["label_space"]["classes"])
-    for name in ("proof", "weights"):
+    if metadata["target_statistics"]:
+        yield (
+            "on its target",
+            _reference(metadata["target_statistics"], metadata["label_space"]["classes"]),
+        )
+    for name in ("reference", "weights"):
         if name in document:
             where = document[name]["path"] or "in this run"
             yield name, f"{where}: {_STATES[document[name]['state']]}"
@@ -176,7 +179,7 @@ def _verification_rows(found: Mapping[str, Any] | None, title: str) -> Iterator[
         )
 
 
-def _proof_rows(document: Mapping[str, Any]) -> Iterator[Row]:
+def _reference_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     size, logits = document["size"], document["logits"]
     yield "frames", f"{document['frames']} at {size['width']}x{size['height']}"
     yield "logits", f"{logits['classes']} classes at {logits['width']}x{logits['height']}"

@@ -28,20 +28,20 @@ from fada_deploy.cli.options import emit_json, log
 @click.option(
     "--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit."
 )
-@click.option("--data", help="Labeled data set to score it on too, beside --reference.")
+@click.option("--data", help="Labeled data set to score it on too, beside --baseline.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
 @click.option(
-    "--reference", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL]."
+    "--baseline", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL]."
 )
 @click.option(
     "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
 )
 @click.option(
-    "--picture", type=click.Path(path_type=Path), help="Draw the worst proof frame (.png)."
+    "--picture", type=click.Path(path_type=Path), help="Draw the worst reference frame (.png)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(model: Path | None, picture: Path | None, as_json: bool, **options: Any) -> None:
-    """Hold MODEL (.onnx or .engine) against its proof pack [the newest export]. Exits with 3 when it is another.
+    """Hold MODEL (.onnx or .engine) against its reference outputs [the newest export]. Exits with 3 when it is another.
 
     Needs neither torch nor the run: the pack beside it has the network's answers on real frames.
     """
@@ -49,7 +49,11 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
     from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.export.engines import verify_engine
     from fada_deploy.export.verify import VerificationLimits, try_draw, verify_file
-    from fada_deploy.runtime.backends import metadata_of, runnable_backends, runnable_models
+    from fada_deploy.runtime.backend_selection import (
+        metadata_of,
+        runnable_backends,
+        runnable_models,
+    )
     from fada_deploy.runtime.parity import ReferenceOutputs, gate
 
     if picture is not None and picture.suffix.lower() != ".png":
@@ -61,7 +65,7 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
         log(f"model {model}, the newest")
     model = exported_model(model)
     metadata = metadata_of(model)
-    proof = ReferenceOutputs.of(model, metadata)
+    reference = ReferenceOutputs.of(model, metadata)
     backend = options["backend"]
     backends = runnable_backends(model) if backend == "auto" else [backend]
     if not backends:
@@ -69,12 +73,12 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
             f"nothing installed here runs {metadata.precision} of {model}; see fada export --list"
         )
     allowed = VerificationLimits.in_percent(options["min_equal"], options["max_logit_error"])
-    found = verify_file(model, proof, backends, device=options["device"])
+    found = verify_file(model, reference, backends, device=options["device"])
     for name, verification in found.items():
         log(f"{name}: {verification.text()}")
     if picture is not None:
         worst = min(found.values(), key=lambda v: v.equal_labels)
-        if try_draw(model, proof, worst, picture):
+        if try_draw(model, reference, worst, picture):
             log(f"picture: {picture}")
     judgment = _judged(model, metadata, backends[0], options)
     if as_json:
@@ -106,13 +110,13 @@ def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -
     if options["data"] is None:
         return None
     pack = reference_path(model)
-    reference = options["reference"] or pack.with_name(pack.name.replace(".proof.npz", ".onnx"))
-    if not reference.is_file():
-        raise UsageError(f"{reference}: no fp32 file to score beside; give --reference")
+    baseline = options["baseline"] or pack.with_name(pack.name.replace(".reference.npz", ".onnx"))
+    if not baseline.is_file():
+        raise UsageError(f"{baseline}: no fp32 file to score beside; give --baseline")
     dataset = open_dataset(
         options["data"], options["data_root"], split="val", space=metadata.label_space
     )
     with tqdm(
         total=2 * len(dataset), desc="labeled frames", unit="frame", disable=None, file=sys.stderr
     ) as bar:
-        return judge(model, reference, dataset, backend=backend, progress=bar.update)
+        return judge(model, baseline, dataset, backend=backend, progress=bar.update)

@@ -1,4 +1,4 @@
-"""Still images in and out, and the one resize that training, proof and runtime share."""
+"""Still images in and out, and the one resize that training, reference and runtime share."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Stretch a frame (H, W, 3) to `size_hw`: area averaging when shrinking, bilinear otherwise.
 
-    The only resize of pictures in the package, so that training, calibration, proof and runtime see
+    The only resize of pictures in the package, so that training, calibration, reference and runtime see
     the same pixels. Area averaging is antialiased, as the published bicubic is, and many times
     faster (docs/design-notes.md).
     """

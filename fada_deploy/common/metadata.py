@@ -22,7 +22,7 @@ HARDWARE_TARGETS = ("any", "cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
-class Reference:
+class TargetStatistics:
     """What a model said of frames of its target when it was exported: what drift is measured from.
 
     Over `frames` frames the mean and the sample standard deviation of each class's share of the picture, (K,) in
@@ -40,12 +40,12 @@ class Reference:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], classes: int) -> Reference:
+    def from_dict(cls, data: Mapping[str, Any], classes: int) -> TargetStatistics:
         """Read `to_dict`'s description of a network with so many classes; raise `ValueError` for another."""
         mean, std = (tuple(map(float, data[key])) for key in ("fraction_mean", "fraction_std"))
         if not len(mean) == len(std) == classes:
             raise ValueError(
-                f"reference shares of {len(mean)} and {len(std)} classes, not of {classes}"
+                f"target_statistics shares of {len(mean)} and {len(std)} classes, not of {classes}"
             )
         sure, spread = (data[key] for key in ("confidence_mean", "confidence_std"))
         if sure is None or spread is None:
@@ -62,7 +62,7 @@ class ModelMetadata:
     resolution, to be upsampled with `align_corners`; head `labels` uint8 (B, H, W) indices.
     `precision` is what the network computes in, `hardware_target` whom an int8 file is quantized for, `quantization`
     how. `verification` has a backend's findings under its name; empty where nothing here could run the file.
-    `reference` is what the fp32 file said of target frames, None in files of before it was written.
+    `target_statistics` is what the fp32 file said of target frames, None in files of before it was written.
     """
 
     label_space: LabelSpace
@@ -79,7 +79,7 @@ class ModelMetadata:
     versions: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] | None = None
     quantization: Mapping[str, Any] | None = None
-    reference: Reference | None = None
+    target_statistics: TargetStatistics | None = None
 
     def to_json(self) -> str:
         """Serialize; `from_json` reads it back."""
@@ -106,7 +106,9 @@ class ModelMetadata:
             "provenance": dict(self.provenance),
             "versions": dict(self.versions),
             "verification": None if self.verification is None else dict(self.verification),
-            "reference": None if self.reference is None else self.reference.to_dict(),
+            "target_statistics": None
+            if self.target_statistics is None
+            else self.target_statistics.to_dict(),
         }
         return json.dumps(document, sort_keys=True)
 
@@ -125,7 +127,7 @@ class ModelMetadata:
                     f"{where}: metadata schema {data['schema']}, this version reads {SCHEMA}; export it again"
                 )
             source = data["input"]
-            batch, reference = source["batch"], data.get("reference")
+            batch, target_statistics = source["batch"], data.get("target_statistics")
             space = LabelSpace.from_dict(data["label_space"])
             metadata = cls(
                 label_space=space,
@@ -143,9 +145,9 @@ class ModelMetadata:
                 provenance=data["provenance"],
                 versions=data["versions"],
                 verification=data["verification"],
-                reference=None
-                if reference is None
-                else Reference.from_dict(reference, space.num_classes),
+                target_statistics=None
+                if target_statistics is None
+                else TargetStatistics.from_dict(target_statistics, space.num_classes),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(

@@ -36,6 +36,14 @@ ALLOWED = (
 )
 # What decodes video beside the CPU → the encoder there and its options.
 HARDWARE = {"cuda": ("h264_nvenc", {"preset": "p4", "rc": "vbr", "cq": "23"})}
+# By a frame's tag: red's and blue's part of its brightness (ITU-R BT.709; BT.601 in both systems, and where
+# nothing is said, since the way to RGB takes it so too).
+BT709, _UNKNOWN, _BT470BG, SMPTE170M = 1, 2, 5, 6
+LUMA_WEIGHTS = {
+    BT709: (0.2126, 0.0722),
+    **dict.fromkeys((_UNKNOWN, _BT470BG, SMPTE170M), (0.299, 0.114)),
+}
+_FULL_RANGE = 2
 # A thread's own converters.
 _own = threading.local()
 _QUARTER_TURNS = {
@@ -105,3 +113,14 @@ def upright_rgb(picture: Any) -> NDArray[np.uint8]:
     rgb = np.asarray(converted(picture, "rgb24").to_ndarray(), np.uint8)
     turn = _QUARTER_TURNS.get(picture.rotation % 360)
     return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
+
+
+def is_plain_yuv420p(picture: Any) -> bool:
+    """Say whether overlays can be drawn in a PyAV frame's planes: yuv420p of limited range, even size, upright."""
+    return (
+        picture.format.name == "yuv420p"
+        and picture.width % 2 == picture.height % 2 == 0
+        and int(picture.colorspace) in LUMA_WEIGHTS
+        and int(picture.color_range) != _FULL_RANGE
+        and picture.rotation % 360 == 0
+    )

@@ -30,7 +30,7 @@ from fada_deploy.export.verify import (
     try_draw,
     verify_file,
 )
-from fada_deploy.runtime.backends import runnable_backends
+from fada_deploy.runtime.backend_selection import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import ParityResult, ReferenceOutputs, gate
 
@@ -91,9 +91,9 @@ def derive(
 ) -> ConvertedModel:
     """Write `model` (fp32) in another precision beside it, when it passes the gate.
 
-    Raise `ToleranceError` when it does not, and leave a picture of the worst proof frame in its place.
+    Raise `ToleranceError` when it does not, and leave a picture of the worst reference frame in its place.
     """
-    metadata, proof = _original(model, precision)
+    metadata, reference = _original(model, precision)
     out = converted_path(model, precision, hardware_target)
     draft = out.with_name(f".{out.stem}.partial.onnx")
     document, left_out, about = _converted(model, metadata, precision, hardware_target, calibration)
@@ -114,7 +114,7 @@ def derive(
             say(
                 f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run"
             )
-        found = verify_file(draft, proof, backends)
+        found = verify_file(draft, reference, backends)
         judgment = None
         try:
             gate(found, allowed.thresholds(precision))
@@ -125,7 +125,7 @@ def derive(
             worst = min(found.values(), key=lambda v: v.equal_labels)
             shown = (
                 f"; the worst frame is drawn in {picture}"
-                if try_draw(draft, proof, worst, picture)
+                if try_draw(draft, reference, worst, picture)
                 else ""
             )
             raise ToleranceError(f"{out.name}: {error}{shown}") from None
@@ -174,12 +174,12 @@ def _converted(
     return made.document, made.left_out, made.to_dict()
 
 
-def _judged(model: Path, reference: Path, dataset: FrameDataset, backend: str) -> AccuracyCheck:
+def _judged(model: Path, baseline: Path, dataset: FrameDataset, backend: str) -> AccuracyCheck:
     total = 2 * len(dataset)
     with tqdm(
         total=total, desc="labeled frames", unit="frame", disable=None, file=sys.stderr
     ) as bar:
-        return judge(model, reference, dataset, backend=backend, progress=bar.update)
+        return judge(model, baseline, dataset, backend=backend, progress=bar.update)
 
 
 def _findings(found: Mapping[str, ParityResult], judgment: AccuracyCheck | None) -> dict[str, Any]:

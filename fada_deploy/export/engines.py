@@ -8,7 +8,7 @@ from typing import Any
 
 from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, ToleranceError
 from fada_deploy.export.to_tensorrt import build_engine
-from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends.engine_file import (
     ENGINE_SUFFIXES,
     EngineSidecar,

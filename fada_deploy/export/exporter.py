@@ -1,4 +1,4 @@
-"""`fada export`: weights → ONNX file and proof pack, both written only when they agree."""
+"""`fada export`: weights → ONNX file and reference outputs, both written only when they agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
-from fada_deploy.export import target_statistics as reference
+from fada_deploy.export import target_statistics
 from fada_deploy.export.calibration_frames import target_frames
 from fada_deploy.export.onnx_metadata import stamp
 from fada_deploy.export.to_onnx import write_onnx
@@ -43,7 +43,7 @@ class Exported:
     """The files that were written and how each backend compared."""
 
     model: Path
-    proof: Path
+    reference: Path
     metadata: ModelMetadata
     verification: dict[str, ParityResult]
 
@@ -92,43 +92,43 @@ def export(
         provenance,
         model.spec.space,
         frames,
-        count=reference.FRAMES,
+        count=target_statistics.FRAMES,
         held_out=True,
-        purpose="proof",
+        purpose="reference",
         say=say,
     )
     chosen = np.linspace(0, len(seen) - 1, min(REFERENCE_FRAMES, len(seen))).round().astype(int)
     pictures = [seen[i] for i in chosen.tolist()]
-    proof, labels = make_reference_outputs(model, pictures)
+    reference, labels = make_reference_outputs(model, pictures)
     if head == "labels":
-        labels = own_size(list(proof.labels), pictures)
-    if proof.classes() < 2:
+        labels = own_size(list(reference.labels), pictures)
+    if reference.classes() < 2:
         say(
-            f"note: the network sees {proof.classes()} class in the proof frames, so the proof is weak"
+            f"note: the network sees {reference.classes()} class in the reference frames, so the reference is weak"
         )
 
     say(f"exporting {weights} at {model.spec.size_hw[1]}x{model.spec.size_hw[0]}, head {head}")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.stem}.partial.onnx")
-    draft_proof = reference_path(draft)
+    draft_reference = reference_path(draft)
     try:
         write_onnx(model, metadata, draft)
         found = {
-            b: verify(draft, proof, frames=pictures, labels=labels, backend=b) for b in backends
+            b: verify(draft, reference, frames=pictures, labels=labels, backend=b) for b in backends
         }
         gate(found, thresholds or Tolerance())
         # Proven to be the network, the file speaks for it, and as the runtime does.
-        said = reference.measure(draft, seen, backend=backends[0])
-        proof.save(draft_proof)
-        hashes = {**metadata.hashes, "proof": sha256(draft_proof)}
+        said = target_statistics.measure(draft, seen, backend=backends[0])
+        reference.save(draft_reference)
+        hashes = {**metadata.hashes, "reference": sha256(draft_reference)}
         verified = {name: v.to_dict() for name, v in found.items()}
-        metadata = replace(metadata, hashes=hashes, verification=verified, reference=said)
+        metadata = replace(metadata, hashes=hashes, verification=verified, target_statistics=said)
         stamp(draft, metadata)
-        draft_proof.replace(reference_path(out))
+        draft_reference.replace(reference_path(out))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-        draft_proof.unlink(missing_ok=True)
+        draft_reference.unlink(missing_ok=True)
     return Exported(out, reference_path(out), metadata, found)
 
 
@@ -140,7 +140,7 @@ def make_reference_outputs(
     size = model.spec.size_hw
     logits = torch.cat([predictor.logits([f]) for f in frames])
     at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
-    proof = ReferenceOutputs(
+    reference = ReferenceOutputs(
         np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy()
     )
-    return proof, predictor.labels(frames)
+    return reference, predictor.labels(frames)

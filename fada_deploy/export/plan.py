@@ -173,12 +173,12 @@ class Plan:
             say=log,
         )
         _tell(result.verification)
-        log(f"done: {result.model} and {result.proof}")
+        log(f"done: {result.model} and {result.reference}")
         self._tell_stale(result.model, wanted)
         verified = {name: v.to_dict() for name, v in result.verification.items()}
         self.document |= {
             "model": str(result.model),
-            "proof": str(result.proof),
+            "reference": str(result.reference),
             "verification": verified,
         }
         return result.model
@@ -188,7 +188,7 @@ class Plan:
         from fada_deploy.common.errors import FadaError
         from fada_deploy.common.runs import MODEL_SUFFIXES
         from fada_deploy.export.convert import converted_path
-        from fada_deploy.runtime.backends import metadata_of
+        from fada_deploy.runtime.backend_selection import metadata_of
         from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
         stale = []

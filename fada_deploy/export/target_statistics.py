@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.metadata import Reference
+from fada_deploy.common.metadata import TargetStatistics
 from fada_deploy.runtime.segmenter import Segmenter
 
 # Enough for means and deviations; a network that takes seconds a frame on a CPU is still done in a minute or two.
 FRAMES = 32
 
 
-def measure(model: Path, frames: Sequence[NDArray[np.uint8]], *, backend: str) -> Reference:
+def measure(model: Path, frames: Sequence[NDArray[np.uint8]], *, backend: str) -> TargetStatistics:
     """Label frames (H, W, 3) uint8 RGB of any sizes with an exported file, one at a time, and sum up."""
     with Segmenter(model, backend=backend, device="cpu") as segmenter:
         has_confidence = segmenter.metadata.head == "logits"
@@ -31,13 +31,15 @@ def measure(model: Path, frames: Sequence[NDArray[np.uint8]], *, backend: str) -
     return summarize(np.stack(shares), np.array(confidences) if has_confidence else None)
 
 
-def summarize(shares: NDArray[np.float64], confidences: NDArray[np.float64] | None) -> Reference:
+def summarize(
+    shares: NDArray[np.float64], confidences: NDArray[np.float64] | None
+) -> TargetStatistics:
     """Return the figures of N frames' class shares (N, K) and mean confidences (N,), if there are any."""
     mean, std = _mean_and_std(shares)
     if confidences is None:
-        return Reference(len(shares), tuple(mean.tolist()), tuple(std.tolist()))
+        return TargetStatistics(len(shares), tuple(mean.tolist()), tuple(std.tolist()))
     sure, spread = _mean_and_std(confidences[:, None])
-    return Reference(
+    return TargetStatistics(
         len(shares), tuple(mean.tolist()), tuple(std.tolist()), float(sure[0]), float(spread[0])
     )
 

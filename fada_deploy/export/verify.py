@@ -19,7 +19,8 @@ from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_labels
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluation import evaluate
-from fada_deploy.runtime.backends import Backend, open_backend
+from fada_deploy.runtime.backend_selection import open_backend
+from fada_deploy.runtime.backends import Backend
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.runtime.parity import (
     TOLERANCES,
@@ -64,7 +65,7 @@ class VerificationLimits:
 
 def verify(
     model: Path,
-    proof: ReferenceOutputs,
+    reference: ReferenceOutputs,
     *,
     frames: Sequence[Frame],
     labels: Sequence[NDArray[np.uint8]],
@@ -72,7 +73,7 @@ def verify(
 ) -> ParityResult:
     """Run `model` on a backend and compare it with the network's answers, from the frame on.
 
-    `frames` are the proof's frames as they were read and `labels` the network's label maps at their
+    `frames` are the reference's frames as they were read and `labels` the network's label maps at their
     own size, so that resizing and upsampling are proven too.
     """
     # Two at a time where the file allows it, so that a dynamic batch is proven to be one.
@@ -81,7 +82,7 @@ def verify(
             float((said == truth).mean())
             for said, truth in zip(segmenter.labels(frames), labels, strict=True)
         ]
-        at_input = compare(segmenter.backend, proof)
+        at_input = compare(segmenter.backend, reference)
     sizes = np.array([t.size for t in labels], np.float64)
     share = float((np.array(equal) * sizes).sum() / sizes.sum())
     return replace(at_input, equal_labels=share, worst_frame=int(np.argmin(equal)))
@@ -95,14 +96,14 @@ def own_size(
 
 
 def verify_file(
-    model: Path, proof: ReferenceOutputs, backends: Sequence[str], *, device: str = "auto"
+    model: Path, reference: ReferenceOutputs, backends: Sequence[str], *, device: str = "auto"
 ) -> dict[str, ParityResult]:
-    """Compare a file with its proof pack on each of the backends."""
+    """Compare a file with its reference outputs on each of the backends."""
     found = {}
     for name in backends:
         backend = open_backend(model, backend=name, device=device, allow_unverified=True)
         try:
-            found[name] = compare(backend, proof)
+            found[name] = compare(backend, reference)
         finally:
             backend.close()
     return found
@@ -114,14 +115,14 @@ class AccuracyCheck:
 
     frames: int
     miou: float
-    reference: float
+    baseline: float
     worst_class: str
     worst_change: float
 
     @property
     def change(self) -> float:
         """How much the mIoU changed, negative where it fell."""
-        return self.miou - self.reference
+        return self.miou - self.baseline
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
@@ -142,7 +143,7 @@ class AccuracyCheck:
 
 def judge(
     model: Path,
-    reference: Path,
+    baseline: Path,
     dataset: FrameDataset,
     *,
     backend: str = "auto",
@@ -150,7 +151,7 @@ def judge(
 ) -> AccuracyCheck:
     """Score a file and its float32 original on labeled frames with one backend."""
     scores = []
-    for path in (reference, model):
+    for path in (baseline, model):
         # An engine's original is no engine.
         engine = backend if path.suffix == model.suffix else "auto"
         with Segmenter(path, backend=engine) as segmenter:
@@ -166,17 +167,17 @@ def judge(
     )
 
 
-def draw_worst(backend: Backend, proof: ReferenceOutputs, index: int, path: Path) -> None:
-    """Draw a proof frame as the network labels it, as the file does, and where they differ (PNG)."""
-    frame = proof.frames[index]
+def draw_worst(backend: Backend, reference: ReferenceOutputs, index: int, path: Path) -> None:
+    """Draw a reference frame as the network labels it, as the file does, and where they differ (PNG)."""
+    frame = reference.frames[index]
     size, palette = backend.metadata.input_size_hw, backend.metadata.label_space.palette
     said = backend.submit(frame[None]).labels(size)[0]
     differs = frame // 3
-    differs[said != proof.labels[index]] = (255, 40, 40)
+    differs[said != reference.labels[index]] = (255, 40, 40)
     drawn = [
-        ("network", overlay(frame, proof.labels[index], palette, 0.6)),
+        ("network", overlay(frame, reference.labels[index], palette, 0.6)),
         (f"file on {backend.name}", overlay(frame, said, palette, 0.6)),
-        (f"differs: {(said != proof.labels[index]).mean():.3%}", differs),
+        (f"differs: {(said != reference.labels[index]).mean():.3%}", differs),
     ]
     scale = _PICTURE_WIDTH / size[1]
     panels = []
@@ -192,14 +193,14 @@ def draw_worst(backend: Backend, proof: ReferenceOutputs, index: int, path: Path
         temporary.write_bytes(data.tobytes())
 
 
-def try_draw(model: Path, proof: ReferenceOutputs, worst: ParityResult, path: Path) -> bool:
+def try_draw(model: Path, reference: ReferenceOutputs, worst: ParityResult, path: Path) -> bool:
     """Draw the worst frame where the backend still opens; say whether it did."""
     try:
         backend = open_backend(model, backend=worst.backend, allow_unverified=True)
     except (DeviceError, MissingExtraError):
         return False
     try:
-        draw_worst(backend, proof, worst.worst_frame, path)
+        draw_worst(backend, reference, worst.worst_frame, path)
     finally:
         backend.close()
     return True

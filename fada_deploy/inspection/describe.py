@@ -1,6 +1,6 @@
 """All that a file says of itself, as one JSON-ready document: `fada inspect`.
 
-Exports, engines, proof packs, weights and runs; needs neither torch nor the `onnx` package, and runs nothing.
+Exports, engines, reference outputs, weights and runs; needs neither torch nor the `onnx` package, and runs nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 from fada_deploy.common.runs import CHECKPOINTS, CONFIG, MODEL_SUFFIXES, STAGES, WEIGHTS
 from fada_deploy.inspection.onnx_graph import read_graph
-from fada_deploy.runtime.backends import metadata_of
+from fada_deploy.runtime.backend_selection import metadata_of
 from fada_deploy.runtime.backends.engine_file import read_engine
 from fada_deploy.runtime.backends.onnx_file import check_external_data, read_metadata
 from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
 Document = dict[str, Any]
 
-PROOF = ".proof.npz"
+REFERENCE = ".reference.npz"
 # A safetensors header longer than this is none of ours.
 _LONGEST = 1 << 24
 # What each precision's weights are stored in: the promise that the graph is held against.
@@ -52,12 +52,12 @@ def _reader(path: Path) -> tuple[str, Callable[[Path, list[str]], Document]]:
             return "run", _run
         if (path / WEIGHTS).is_file():
             return "stage", _stage
-    elif path.name.endswith(PROOF):
-        return "proof", _proof
+    elif path.name.endswith(REFERENCE):
+        return "reference", _reference
     elif path.suffix in _READERS:
         return _READERS[path.suffix]
     raise ModelError(
-        f"{path}: not a file that `fada` writes; it describes {', '.join(sorted(_READERS))}, *{PROOF}, and the "
+        f"{path}: not a file that `fada` writes; it describes {', '.join(sorted(_READERS))}, *{REFERENCE}, and the "
         "folder of a run or a stage (a checkpoint of another code becomes one by `fada import`)"
     )
 
@@ -99,12 +99,14 @@ def _engine(path: Path, problems: list[str]) -> Document:
 def _model(path: Path, metadata: ModelMetadata, problems: list[str]) -> Document:
     """Return the contract, and how the files that it names stand beside it."""
     pack = reference_path(path)
-    state = _state(pack, metadata.hashes.get("proof"))
+    state = _state(pack, metadata.hashes.get("reference"))
     if state == "another":
-        problems.append(f"{pack.name} beside it is not the proof pack that it was exported with")
+        problems.append(
+            f"{pack.name} beside it is not the reference outputs that it was exported with"
+        )
     document = {
         "metadata": json.loads(metadata.to_json()),
-        "proof": {"path": str(pack), "state": state},
+        "reference": {"path": str(pack), "state": state},
     }
     weights = [w for stage in STAGES if (w := path.parent.parent / stage / WEIGHTS).is_file()]
     # Only in a run's own folder are there weights to be compared with.
@@ -126,23 +128,23 @@ def _state(path: Path, known: str | None) -> str:
     return "equal" if sha256(path) == known else "another"
 
 
-def _proof(path: Path, problems: list[str]) -> Document:
-    proof, digest = ReferenceOutputs.load(path), sha256(path)
+def _reference(path: Path, problems: list[str]) -> Document:
+    reference, digest = ReferenceOutputs.load(path), sha256(path)
     models = []
     for model in sorted(p for p in path.parent.glob("[!.]*") if p.suffix in MODEL_SUFFIXES):
         if reference_path(model) == path and (metadata := _try([], metadata_of, model)) is not None:
-            state = "equal" if metadata.hashes.get("proof") == digest else "another"
+            state = "equal" if metadata.hashes.get("reference") == digest else "another"
             models.append(
                 {"path": str(model), "state": state, "classes": metadata.label_space.num_classes}
             )
             if state == "another":
                 problems.append(f"{model.name} was exported with another pack")
-    count, classes, height, width = proof.logits.shape
+    count, classes, height, width = reference.logits.shape
     return {
         "frames": count,
-        "size": {"height": proof.frames.shape[1], "width": proof.frames.shape[2]},
+        "size": {"height": reference.frames.shape[1], "width": reference.frames.shape[2]},
         "logits": {"classes": classes, "height": height, "width": width},
-        "classes_seen": proof.classes(),
+        "classes_seen": reference.classes(),
         "models": models,
     }
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from fada_deploy.common.system import installed_version
-from fada_deploy.runtime.backends import runnable_onnx
+from fada_deploy.runtime.backend_selection import runnable_onnx
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.trt_library import EXTRAS
 

@@ -15,14 +15,8 @@ from statistics import median
 
 from fada_deploy.common.errors import FadaError
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backends import (
-    BACKENDS,
-    ONNX_BACKENDS,
-    Backend,
-    Prediction,
-    backends_of,
-    runnable_onnx,
-)
+from fada_deploy.runtime.backend_selection import backends_of, runnable_onnx
+from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, Backend, Prediction
 from fada_deploy.runtime.backends.base import Frames
 from fada_deploy.runtime.backends.preference import fastest_backend, remember_fastest
 

@@ -24,7 +24,7 @@ from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import STAGES, Timings
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources.open import Frame, Source
+from fada_deploy.runtime.sources.base import Frame, Source
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 _LEAST_RUNS = 10

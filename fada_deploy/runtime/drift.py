@@ -1,6 +1,6 @@
 """Is what the camera sees now still what the model was exported for? A running window against stored figures.
 
-An export keeps what it said of its target's frames (`Reference`): each class's share of the picture and the mean
+An export keeps what it said of its target's frames (`TargetStatistics`): each class's share of the picture and the mean
 confidence, with their standard deviations from frame to frame. Here the exponentially weighted mean of the frames
 of now is held against them:
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import ModelError, UsageError
-from fada_deploy.common.metadata import ModelMetadata, Reference
+from fada_deploy.common.metadata import ModelMetadata, TargetStatistics
 from fada_deploy.runtime.result import Result
 
 # A hundredth of the picture, and of certainty, is the least that counts as a deviation: a class that no stored
@@ -55,39 +55,46 @@ class Drift:
 
 
 class DriftMonitor:
-    """Holds a running window of frames against a model's reference; the last `window` frames weigh 63 % of it.
+    """Holds a running window of frames against a model's target_statistics; the last `window` frames weigh 63 % of it.
 
     Give it every frame, or every n-th of a fast camera: neighbors say little new.
     """
 
-    def __init__(self, reference: Reference, names: Sequence[str], *, window: int = 250) -> None:
+    def __init__(
+        self, target_statistics: TargetStatistics, names: Sequence[str], *, window: int = 250
+    ) -> None:
         if window < 1:
             raise UsageError(f"a window of {window} frames is none; it is at least 1")
-        if len(names) != len(reference.fraction_mean):
+        if len(names) != len(target_statistics.fraction_mean):
             raise UsageError(
-                f"{len(names)} class names for a reference of {len(reference.fraction_mean)} classes"
+                f"{len(names)} class names for a target_statistics of {len(target_statistics.fraction_mean)} classes"
             )
         self._names, self._window = tuple(names), window
         self._shares = _Mean(
-            np.array(reference.fraction_mean), np.array(reference.fraction_std), window
+            np.array(target_statistics.fraction_mean),
+            np.array(target_statistics.fraction_std),
+            window,
         )
         self._confidence = None
-        if reference.confidence_mean is not None and reference.confidence_std is not None:
+        if (
+            target_statistics.confidence_mean is not None
+            and target_statistics.confidence_std is not None
+        ):
             sure, spread = (
-                np.array([reference.confidence_mean]),
-                np.array([reference.confidence_std]),
+                np.array([target_statistics.confidence_mean]),
+                np.array([target_statistics.confidence_std]),
             )
             self._confidence = _Mean(sure, spread, window)
         self._drifting = False
 
     @classmethod
     def of(cls, metadata: ModelMetadata, *, window: int = 250) -> DriftMonitor:
-        """Return a watch for a model; raise `ModelError` when its file has no reference."""
-        if metadata.reference is None:
+        """Return a watch for a model; raise `ModelError` when its file has no target_statistics."""
+        if metadata.target_statistics is None:
             raise ModelError(
                 "the model's file says nothing of its target's frames; export it again to watch drift"
             )
-        return cls(metadata.reference, metadata.label_space.names, window=window)
+        return cls(metadata.target_statistics, metadata.label_space.names, window=window)
 
     def see(self, result: Result) -> Drift:
         """Take a frame's result into the window; its confidence where it was asked for."""

@@ -1,6 +1,6 @@
-"""Is the file the network? Compare what an opened model says of real frames with a proof pack.
+"""Is the file the network? Compare what an opened model says of real frames with a reference outputs.
 
-A pack (`model.proof.npz`, beside an export) holds a few real frames at the network's size and what the
+A pack (`model.reference.npz`, beside an export) holds a few real frames at the network's size and what the
 trained network answered. Whatever is built from the export later, anywhere, is proven against it.
 """
 
@@ -68,22 +68,22 @@ class ReferenceOutputs:
                 return cls(pack["frames"], pack["logits"], pack["labels"])
         except FileNotFoundError:
             raise ModelError(
-                f"{path}: no such proof pack; it lies beside what `fada export` writes"
+                f"{path}: no such reference outputs; it lies beside what `fada export` writes"
             ) from None
         except (OSError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: not a proof pack ({error})") from None
+            raise ModelError(f"{path}: not a reference outputs ({error})") from None
 
     @classmethod
     def of(cls, model: Path, metadata: ModelMetadata) -> ReferenceOutputs:
         """Return the pack that a model was exported with; raise `ModelError` when it is missing or another."""
         path = reference_path(model)
-        proof = cls.load(path)
-        known = metadata.hashes.get("proof")
+        reference = cls.load(path)
+        known = metadata.hashes.get("reference")
         if known is not None and sha256(path) != known:
             raise ModelError(
-                f"{path}: is not the proof pack that {model.name} was exported with; export again"
+                f"{path}: is not the reference outputs that {model.name} was exported with; export again"
             )
-        return proof
+        return reference
 
     def classes(self, share: float = 0.01) -> int:
         """Return how many classes hold more than `share` of the pixels."""
@@ -92,11 +92,11 @@ class ReferenceOutputs:
 
 
 def reference_path(model: Path) -> Path:
-    """Return where a model's pack lies: `model.proof.npz` beside `model.onnx`, `model.fp16.engine` and others."""
+    """Return where a model's pack lies: `model.reference.npz` beside `model.onnx`, `model.fp16.engine` and others."""
     stem = model.with_suffix("")
     if stem.suffix.removeprefix(".").split("-")[0] in PRECISIONS:
         stem = stem.with_suffix("")
-    return stem.with_name(f"{stem.name}.proof.npz")
+    return stem.with_name(f"{stem.name}.reference.npz")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ParityResult:
         if not self.equal_labels >= allowed.equal_labels:
             found.append(
                 f"{self.equal_labels:.4%} of labels equal the network's, {allowed.equal_labels:.2%} are needed "
-                f"(worst: proof frame {self.worst_frame})"
+                f"(worst: reference frame {self.worst_frame})"
             )
         if self.logit_error is not None and not self.logit_error <= allowed.logit_error:
             found.append(
@@ -143,30 +143,30 @@ class ParityResult:
         return found
 
 
-def compare(backend: Backend, proof: ReferenceOutputs) -> ParityResult:
+def compare(backend: Backend, reference: ReferenceOutputs) -> ParityResult:
     """Run an opened model on the pack's frames and compare labels at the input's size, and logits."""
     # Two at a time where the file allows it, so that a dynamic batch is proven to be one.
     step = min(2, backend.metadata.batch or 2)
     size = backend.metadata.input_size_hw
-    if proof.frames.shape[1:3] != size:
+    if reference.frames.shape[1:3] != size:
         raise ModelError(
-            f"the proof pack's frames are {proof.frames.shape[1:3]}, the model takes {size}"
+            f"the reference outputs's frames are {reference.frames.shape[1:3]}, the model takes {size}"
         )
     equal: list[float] = []
     errors: list[float] = []
-    for start in range(0, len(proof.frames), step):
+    for start in range(0, len(reference.frames), step):
         chosen = slice(start, start + step)
-        answer = backend.submit(proof.frames[chosen])
-        same = answer.labels(size) == proof.labels[chosen]
+        answer = backend.submit(reference.frames[chosen])
+        same = answer.labels(size) == reference.labels[chosen]
         equal += same.mean(axis=(1, 2)).tolist()
         if backend.metadata.head == "logits":
-            errors.append(float(np.abs(answer.logits() - proof.logits[chosen]).max()))
-    scale = max(float(np.abs(proof.logits).max()), 1e-6)
+            errors.append(float(np.abs(answer.logits() - reference.logits[chosen]).max()))
+    scale = max(float(np.abs(reference.logits).max()), 1e-6)
     error = max(errors) / scale if errors else None
     return ParityResult(
         backend.name,
         len(equal),
-        proof.classes(),
+        reference.classes(),
         float(np.mean(equal)),
         error,
         int(np.argmin(equal)),

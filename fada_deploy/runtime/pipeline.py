@@ -24,8 +24,8 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.backends import Backend, Prediction
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources.open import End, Frame, Item, Pause, Source
-from fada_deploy.runtime.sources.streams import LiveSource, together
+from fada_deploy.runtime.sources.base import Frame, Item, Pause, Source, SourceEnd
+from fada_deploy.runtime.sources.streams import LiveSource, read_together
 
 Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
 # What is timed, in the order of the road; the last two are the sinks'.
@@ -164,23 +164,23 @@ def chain(
 class _Batch:
     """Frames that go through the network together, and what came between them."""
 
-    items: list[Frame | DataError | End] = field(default_factory=list)
+    items: list[Frame | DataError | SourceEnd] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
     prediction: Future[Prediction] | None = None
 
 
-def read(sources: Iterable[Source], timings: Timings) -> Generator[Item | End, None, None]:
+def read(sources: Iterable[Source], timings: Timings) -> Generator[Item | SourceEnd, None, None]:
     """Yield the frames of sources, pictures that failed, and each source's end.
 
     Live ones are read at the same time (and decoded in threads of their own), others one after the other.
     """
     sources = list(sources)
     if live := [source for source in sources if isinstance(source, LiveSource)]:
-        yield from together(live)
+        yield from read_together(live)
         return
     for source in sources:
         # To wait for a picture is no work.
-        clock = timings.clock if not getattr(source, "live", False) else lambda _: nullcontext()
+        clock = timings.clock if not source.is_live else lambda _: nullcontext()
         with closing(source.frames()) as items:
             while True:
                 with clock("decode"):
@@ -188,11 +188,11 @@ def read(sources: Iterable[Source], timings: Timings) -> Generator[Item | End, N
                 if item is None:
                     break
                 yield item
-        yield End(source)
+        yield SourceEnd(source)
 
 
 def resize(
-    items: Iterable[Item | End], size_hw: tuple[int, int], batch: int, timings: Timings
+    items: Iterable[Item | SourceEnd], size_hw: tuple[int, int], batch: int, timings: Timings
 ) -> Generator[_Batch, None, None]:
     """Gather batches for the network, across sources; of live ones what is there."""
     waiting = _Batch()
@@ -240,7 +240,7 @@ def run(
 
 def upsample(
     batches: Iterable[_Batch], backend: Backend, confidence: bool, timings: Timings
-) -> Generator[Result | DataError | End, None, None]:
+) -> Generator[Result | DataError | SourceEnd, None, None]:
     """Make each frame's result at the frame's own size."""
     for batch in batches:
         done = 0
@@ -285,7 +285,7 @@ def results_of(
     timings: Timings | None = None,
     then: Mapping[str, Stage] | None = None,
 ) -> Generator[Any, None, None]:
-    """Yield a `Result` for each frame, a `DataError` for what cannot be read, an `End` for each source.
+    """Yield a `Result` for each frame, a `DataError` for what cannot be read, an `SourceEnd` for each source.
 
     `then` adds stages behind (drawing, writing); what the last of them gives is yielded instead.
     """
@@ -298,5 +298,5 @@ def results_of(
         "upsample": lambda items: upsample(items, backend, confidence, clock),
     }
     # What waits between stages is old by the time it is done: of a live source as little as can be.
-    live = any(getattr(source, "live", False) for source in sources)
+    live = any(source.is_live for source in sources)
     return chain(sources, {**stages, **(then or {})}, depth=1 if live else DEPTH)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import class_fractions
-from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer
+from fada_deploy.runtime.overlay.style import OverlayStyle
 
 
 @dataclass(frozen=True, repr=False)

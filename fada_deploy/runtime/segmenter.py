@@ -34,18 +34,13 @@ from fada_deploy.common.errors import (
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.runs import exported_model
-from fada_deploy.runtime.backends import (
-    BACKENDS,
-    Backend,
-    Prediction,
-    backends_of,
-    open_backend,
-    require_any_backend,
-)
+from fada_deploy.runtime.backend_selection import backends_of, open_backend, require_any_backend
+from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources.open import Given, Source, open_sources
+from fada_deploy.runtime.sources.base import Source
+from fada_deploy.runtime.sources.open import Given, open_sources
 
 Frame = NDArray[np.uint8]
 
@@ -58,7 +53,7 @@ class Segmenter:
     or cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
     None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
     the soonest, `throughput_parallelism()` of them a film. `allow_unverified` opens an engine that nobody has compared
-    with the network and that lies without its proof pack.
+    with the network and that lies without its reference outputs.
     """
 
     backend: Backend

@@ -1,4 +1,4 @@
-"""The network as a function from frames to label maps, for evaluation, pseudo-labels and proof."""
+"""The network as a function from frames to label maps, for evaluation, pseudo-labels and reference."""
 
 from __future__ import annotations
 

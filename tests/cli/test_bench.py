@@ -11,7 +11,7 @@ import pytest
 from toy import color_model, scene, write_image, write_video
 
 from fada_deploy.runtime import benchmark as bench
-from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.benchmark import Percentiles, measure
 
 Fada = Callable[..., tuple[int, str, str]]

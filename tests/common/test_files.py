@@ -55,7 +55,7 @@ def test_models_are_found_newest_first_and_drafts_are_not(tmp_path: Path) -> Non
     old = touch(tmp_path / "a" / "export" / "model.onnx", 50)
     new = touch(tmp_path / "b" / "export" / "wide.onnx", 5)
     touch(tmp_path / "b" / "export" / ".wide.partial.onnx", 0)
-    touch(tmp_path / "b" / "export" / "wide.proof.npz", 0)
+    touch(tmp_path / "b" / "export" / "wide.reference.npz", 0)
     assert newest_models(tmp_path) == [new, old]
 
 

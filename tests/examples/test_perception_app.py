@@ -23,7 +23,7 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources.open import Frame
+from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.synth.camera import Bend, Camera
 from fada_deploy.synth.clip import Drive
 

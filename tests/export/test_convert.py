@@ -68,11 +68,11 @@ def test_the_files_say_what_they_are(derived: Path) -> None:
         assert entry["labeled"]["frames"] == 6 and abs(entry["labeled"]["change"]) <= 0.02
         assert metadata.provenance["stage"] == "source"
         # Drift is measured from what the fp32 file said.
-        assert metadata.reference is not None
-        assert metadata.reference == read_metadata(derived / "model.onnx").reference
+        assert metadata.target_statistics is not None
+        assert metadata.target_statistics == read_metadata(derived / "model.onnx").target_statistics
         # The network is the fp32 one's, and so is the pack.
         assert metadata.hashes["weights"] == read_metadata(derived / "model.onnx").hashes["weights"]
-        assert reference_path(Path(entry["model"])) == derived / "model.proof.npz"
+        assert reference_path(Path(entry["model"])) == derived / "model.reference.npz"
     assert made[1]["layers"].keys() >= {"int8"} and not list(derived.glob(".*"))
     int8 = read_metadata(derived / "model.int8-cpu.onnx").quantization
     assert int8 is not None and int8["calibration"] == "percentile" and int8["frames"] == 4
@@ -87,7 +87,7 @@ def test_a_good_file_verifies_and_its_worst_frame_is_drawn(
     document = json.loads(capsys.readouterr().out)
     assert document["verification"].keys() == {"onnxruntime", "openvino"}
     drawn = cv2.imread(str(picture))[..., ::-1].astype(int)
-    answers = ReferenceOutputs.load(derived / "model.proof.npz")
+    answers = ReferenceOutputs.load(derived / "model.reference.npz")
     worst = min(document["verification"].values(), key=lambda v: v["equal_labels"])
     assert drawn.shape[1] == 3 * (480 + 4)
     # Where labels differ the last panel is red, and the share in the title is the share that is red.
@@ -112,7 +112,7 @@ def break_weight(model: Path) -> None:
 def test_a_damaged_file_is_refused_with_3(
     derived: Path, fada: Fada, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("model.onnx", "model.proof.npz"):
+    for name in ("model.onnx", "model.reference.npz"):
         shutil.copy(derived / name, tmp_path)
     break_weight(tmp_path / "model.onnx")
     assert fada("verify", tmp_path / "model.onnx") == 3
@@ -123,18 +123,20 @@ def test_a_damaged_file_is_refused_with_3(
     )
 
 
-def test_another_exports_pack_is_no_proof(
+def test_another_exports_pack_is_no_reference(
     derived: Path, fada: Fada, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(derived / "model.onnx", tmp_path)
     assert fada("verify", tmp_path / "model.onnx") == 1
-    assert "no such proof pack" in capsys.readouterr().err
-    proof = ReferenceOutputs.load(derived / "model.proof.npz")
-    ReferenceOutputs(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(
-        tmp_path / "model.proof.npz"
+    assert "no such reference outputs" in capsys.readouterr().err
+    reference = ReferenceOutputs.load(derived / "model.reference.npz")
+    ReferenceOutputs(reference.frames[:2], reference.logits[:2], reference.labels[:2]).save(
+        tmp_path / "model.reference.npz"
     )
     assert fada("verify", tmp_path / "model.onnx") == 1
-    assert "is not the proof pack that model.onnx was exported with" in capsys.readouterr().err
+    assert (
+        "is not the reference outputs that model.onnx was exported with" in capsys.readouterr().err
+    )
 
 
 def test_a_refused_precision_leaves_a_picture_and_no_file_and_the_others_are_made(
@@ -194,17 +196,17 @@ def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Pat
     assert done.stderr == "error: onnx is not installed; type: pip install 'fada_deploy[onnx]'\n"
 
 
-def test_what_loses_its_proof_is_named(
+def test_what_loses_its_reference_is_named(
     derived: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (*derived.glob("*.onnx"), derived / "model.proof.npz"):
+    for path in (*derived.glob("*.onnx"), derived / "model.reference.npz"):
         shutil.copy(path, tmp_path)
     plan, base = Plan(None, {"trt": False}), tmp_path / "model.onnx"
     plan._tell_stale(base, [("fp32", "any")])
     assert capsys.readouterr().err == ""
-    proof = ReferenceOutputs.load(tmp_path / "model.proof.npz")
-    ReferenceOutputs(proof.frames[:2], proof.logits[:2], proof.labels[:2]).save(
-        tmp_path / "model.proof.npz"
+    reference = ReferenceOutputs.load(tmp_path / "model.reference.npz")
+    ReferenceOutputs(reference.frames[:2], reference.logits[:2], reference.labels[:2]).save(
+        tmp_path / "model.reference.npz"
     )
     plan._tell_stale(base, [("fp32", "any"), ("fp16", "any")])
     said = capsys.readouterr().err

@@ -189,7 +189,8 @@ def test_without_its_pack_no_engine_is_built(
     shutil.copy(exported["logits"], model)
     assert fada("export", model, "--trt") == 1
     assert (
-        "no such proof pack" in capsys.readouterr().err and not (tmp_path / "model.engine").exists()
+        "no such reference outputs" in capsys.readouterr().err
+        and not (tmp_path / "model.engine").exists()
     )
 
 

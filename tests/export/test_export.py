@@ -54,8 +54,8 @@ def frames(streets: Path) -> list[Frame]:
 
 
 def test_the_frames_put_many_classes_at_stake(weights: Path, frames: list[Frame]) -> None:
-    proof, _ = make_reference_outputs(load_model(weights)[0], frames)
-    assert proof.classes(0.01) >= 8
+    reference, _ = make_reference_outputs(load_model(weights)[0], frames)
+    assert reference.classes(0.01) >= 8
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,17 +80,17 @@ def test_the_labels_head_is_the_network_too(
     weights: Path, tmp_path: Path, frames: list[Frame], backend: str, batch: int | None
 ) -> None:
     made = export(weights, tmp_path / "labels.onnx", head="labels", batch=batch, say=quiet)
-    proof, _ = make_reference_outputs(load_model(weights)[0], frames)
+    reference, _ = make_reference_outputs(load_model(weights)[0], frames)
     with Runtime(made.model, backend=backend, batch=2) as runtime:
         got = runtime.labels(frames)
         assert runtime.metadata.head == "labels" and runtime.metadata.batch == batch
-    assert np.mean([(a == b).mean() for a, b in zip(proof.labels, got, strict=True)]) >= 0.9999
+    assert np.mean([(a == b).mean() for a, b in zip(reference.labels, got, strict=True)]) >= 0.9999
 
 
 def test_another_input_size_is_proven_at_that_size(weights: Path, tmp_path: Path) -> None:
     made = export(weights, tmp_path / "wide.onnx", size_hw=(96, 256), say=quiet)
     assert made.metadata.input_size_hw == (96, 256)
-    assert ReferenceOutputs.load(made.proof).frames.shape[1:] == (96, 256, 3)
+    assert ReferenceOutputs.load(made.reference).frames.shape[1:] == (96, 256, 3)
     with pytest.raises(UsageError, match="cannot take 100x96"):
         export(weights, tmp_path / "bad.onnx", size_hw=(96, 100), say=quiet)
 
@@ -99,7 +99,10 @@ def test_the_file_says_all_about_itself(logits_file: Exported, weights: Path) ->
     document = onnx.load(str(logits_file.model))
     onnx.checker.check_model(document, full_check=True)
     said = json.loads(next(p.value for p in document.metadata_props if p.key == "fada"))
-    assert said["hashes"] == {"weights": sha256(weights), "proof": sha256(logits_file.proof)}
+    assert said["hashes"] == {
+        "weights": sha256(weights),
+        "reference": sha256(logits_file.reference),
+    }
     assert said["provenance"]["config"]["seed"] == 1 and said["provenance"]["stage"] == "source"
     assert set(said["verification"]) == set(BACKENDS)
     assert said["input"]["height"] == 128 and said["align_corners"] is True
@@ -141,10 +144,10 @@ def test_the_gate_sees_the_damage(
     document = onnx.load(str(logits_file.model))
     damage(document)
     onnx.save(document, str(tmp_path / "damaged.onnx"))
-    proof, labels = make_reference_outputs(load_model(weights)[0], frames)
+    reference, labels = make_reference_outputs(load_model(weights)[0], frames)
 
     def prove(model: Path) -> None:
-        found = verify(model, proof, frames=frames, labels=labels, backend=backend)
+        found = verify(model, reference, frames=frames, labels=labels, backend=backend)
         gate({backend: found}, Tolerance())
 
     prove(logits_file.model)
@@ -164,21 +167,21 @@ def test_a_refused_export_leaves_nothing(weights: Path, tmp_path: Path) -> None:
 def test_without_frames_to_prove_on_nothing_is_written(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        DataError, match="no frames for the proof, so nothing is written; give --frames"
+        DataError, match="no frames for the reference, so nothing is written; give --frames"
     ):
         export(weights, tmp_path / "model.onnx", frames=tmp_path / "empty", say=quiet)
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_given_frames_are_the_proof(
+def test_given_frames_are_the_reference(
     weights: Path, streets: Path, tmp_path: Path, logits_file: Exported
 ) -> None:
     made = export(weights, tmp_path / "model.onnx", frames=streets / "clip" / "clip.mp4", say=quiet)
     with av.open(str(streets / "clip" / "clip.mp4")) as clip:
         first = next(clip.decode(video=0)).to_ndarray(format="rgb24")
-    frames = ReferenceOutputs.load(made.proof).frames
+    frames = ReferenceOutputs.load(made.reference).frames
     np.testing.assert_array_equal(frames[0], first)
-    assert not np.array_equal(frames[0], ReferenceOutputs.load(logits_file.proof).frames[0])
+    assert not np.array_equal(frames[0], ReferenceOutputs.load(logits_file.reference).frames[0])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fada_deploy.common.errors import ModelError, ToleranceError
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import check_precision, layer_precisions, tensor_types, to_half
 from fada_deploy.export.verify import verify_file
-from fada_deploy.runtime.backends import runnable_backends
+from fada_deploy.runtime.backend_selection import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import TOLERANCES, ReferenceOutputs
 

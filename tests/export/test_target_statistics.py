@@ -69,17 +69,19 @@ def test_the_file_says_what_the_network_says(trained: Path, streets: Path, tmp_p
                             align_corners=True).mean())
         for p in pictures
     ]  # fmt: skip
-    reference = said.reference
-    assert reference is not None and reference.frames == 16
-    np.testing.assert_allclose(reference.fraction_mean, np.mean(shares, 0), atol=1e-4)
-    np.testing.assert_allclose(reference.fraction_std, np.std(shares, 0, ddof=1), atol=1e-4)
-    assert reference.confidence_mean == pytest.approx(np.mean(sure), abs=1e-4)
-    assert reference.confidence_std == pytest.approx(np.std(sure, ddof=1), abs=1e-4)
+    target_statistics = said.target_statistics
+    assert target_statistics is not None and target_statistics.frames == 16
+    np.testing.assert_allclose(target_statistics.fraction_mean, np.mean(shares, 0), atol=1e-4)
+    np.testing.assert_allclose(target_statistics.fraction_std, np.std(shares, 0, ddof=1), atol=1e-4)
+    assert target_statistics.confidence_mean == pytest.approx(np.mean(sure), abs=1e-4)
+    assert target_statistics.confidence_std == pytest.approx(np.std(sure, ddof=1), abs=1e-4)
 
 
 @pytest.mark.slow
 def test_an_export_is_measured_on_its_target(exported: dict[str, Path]) -> None:
-    logits, labels = (read_metadata(exported[head]).reference for head in ("logits", "labels"))
+    logits, labels = (
+        read_metadata(exported[head]).target_statistics for head in ("logits", "labels")
+    )
     assert logits is not None and labels is not None
     # The held-out frames of the run's own target, of which there are six.
     assert logits.frames == labels.frames == 6

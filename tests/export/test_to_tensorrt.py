@@ -37,7 +37,7 @@ from fada_deploy.export import trt_progress
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.export.trt_layers import check_precision, layers_of_log, layers_of_network
-from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends.engine_file import EngineTensor, check_can_run, read_engine
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 

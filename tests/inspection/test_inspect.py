@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from fada_deploy.cli.inspect import command
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import sha256
-from fada_deploy.common.metadata import ModelMetadata, Reference
+from fada_deploy.common.metadata import ModelMetadata, TargetStatistics
 from fada_deploy.inspection.describe import describe
 from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, EngineTensor, write_sidecar
@@ -42,18 +42,18 @@ def contract(**changes: Any) -> ModelMetadata:
     return ModelMetadata(**{**fixed, **changes})
 
 
-def write_proof(path: Path) -> ReferenceOutputs:
+def write_reference(path: Path) -> ReferenceOutputs:
     frames, labels = zip(*(toy.scene(i) for i in range(3)), strict=True)
     logits = np.zeros((3, toy.SPACE.num_classes, 8, 16), np.float32)
-    proof = ReferenceOutputs(np.stack(frames), logits, np.stack(labels))
-    proof.save(path)
-    return proof
+    reference = ReferenceOutputs(np.stack(frames), logits, np.stack(labels))
+    reference.save(path)
+    return reference
 
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    """Return a model beside its proof pack, which its metadata names."""
-    write_proof(tmp_path / "model.proof.npz")
+    """Return a model beside its reference outputs, which its metadata names."""
+    write_reference(tmp_path / "model.reference.npz")
     found = {
         "backend": "onnxruntime",
         "frames": 3,
@@ -62,7 +62,7 @@ def export(tmp_path: Path) -> Path:
         "logit_error": 2e-6,
     }
     said = contract(
-        hashes={"proof": sha256(tmp_path / "model.proof.npz"), "weights": "0" * 64},
+        hashes={"reference": sha256(tmp_path / "model.reference.npz"), "weights": "0" * 64},
         verification={"onnxruntime": found},
     )
     return toy.color_model(tmp_path / "model.onnx", metadata=said.to_json())
@@ -87,7 +87,7 @@ def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
         "128x64 RGB uint8 NHWC, stretch, batch dynamic",
         "logits, align_corners false",
         "onnxruntime: 99.9950% equal labels on 3 frames, largest logit error 2.0e-06",
-        "model.proof.npz: equal to the one it was made with",
+        "model.reference.npz: equal to the one it was made with",
         "gta5 → drives, seed 3, stage distill",
         "13, cityscapes-13",
         "#00008e  car",
@@ -99,19 +99,19 @@ def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
 def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> None:
     shares = (0.05, 0.0, 0.25, *(0.0,) * 9, 0.7)
     three = "bicycle 70.0 ± 12.5 %, building 25.0 ± 12.5 %, road 5.0 ± 12.5 %, … on"
-    for reference, line in (
+    for statistics, line in (
         (
-            Reference(32, shares, (0.125,) * 13, 0.9123, 0.0234),
+            TargetStatistics(32, shares, (0.125,) * 13, 0.9123, 0.0234),
             f"confidence 0.912 ± 0.023, {three} 32 frames",
         ),
-        (Reference(7, shares, (0.125,) * 13), f"{three} 7 frames"),
+        (TargetStatistics(7, shares, (0.125,) * 13), f"{three} 7 frames"),
         (None, ""),
     ):
         model = toy.color_model(
-            tmp_path / "model.onnx", metadata=contract(reference=reference).to_json()
+            tmp_path / "model.onnx", metadata=contract(target_statistics=statistics).to_json()
         )
         code, out, _ = fada("inspect", model)
-        assert code == 0 and ("on its target" in out) == (reference is not None)
+        assert code == 0 and ("on its target" in out) == (statistics is not None)
         assert line in out
 
 
@@ -129,7 +129,10 @@ def test_the_document_holds_the_contract_as_it_was_written(export: Path, fada: F
     (entry,) = [p for p in onnx.load(str(export)).metadata_props if p.key == "fada"]
     assert document["metadata"] == json.loads(entry.value)
     assert document["kind"] == "onnx" and document["bytes"] == export.stat().st_size
-    assert document["proof"] == {"path": str(export.with_name("model.proof.npz")), "state": "equal"}
+    assert document["reference"] == {
+        "path": str(export.with_name("model.reference.npz")),
+        "state": "equal",
+    }
     assert document["problems"] == []
 
 
@@ -208,23 +211,24 @@ def test_attention_and_constants_are_told_apart(tmp_path: Path) -> None:
 def test_what_does_not_hold_is_named_and_exits_with_1(
     export: Path, tmp_path: Path, fada: Fada
 ) -> None:
-    write_proof(tmp_path / "other.proof.npz")
-    proof = ReferenceOutputs.load(tmp_path / "other.proof.npz")
-    ReferenceOutputs(proof.frames, proof.logits, proof.labels[::-1]).save(
-        tmp_path / "model.proof.npz"
+    write_reference(tmp_path / "other.reference.npz")
+    reference = ReferenceOutputs.load(tmp_path / "other.reference.npz")
+    ReferenceOutputs(reference.frames, reference.logits, reference.labels[::-1]).save(
+        tmp_path / "model.reference.npz"
     )
     code, out, _ = fada("inspect", export)
     assert code == 1
     assert (
-        "problem: model.proof.npz beside it is not the proof pack that it was exported with" in out
+        "problem: model.reference.npz beside it is not the reference outputs that it was exported with"
+        in out
     )
-    code, out, _ = fada("inspect", tmp_path / "model.proof.npz", "--json")
+    code, out, _ = fada("inspect", tmp_path / "model.reference.npz", "--json")
     assert code == 1 and json.loads(out)["problems"] == [
         "model.onnx was exported with another pack"
     ]
-    (tmp_path / "model.proof.npz").unlink()
+    (tmp_path / "model.reference.npz").unlink()
     code, out, _ = fada("inspect", export)
-    assert code == 0 and "model.proof.npz: not beside it" in out
+    assert code == 0 and "model.reference.npz: not beside it" in out
 
 
 def test_a_contract_of_another_graph_is_seen(tmp_path: Path) -> None:
@@ -256,8 +260,8 @@ def test_weights_in_other_files_are_listed(tmp_path: Path, fada: Fada) -> None:
     assert code == 1 and "external data" in out and "outside its own folder" in out
 
 
-def test_a_proof_pack_names_its_models(export: Path, tmp_path: Path, fada: Fada) -> None:
-    code, out, _ = fada("inspect", tmp_path / "model.proof.npz")
+def test_a_reference_pack_names_its_models(export: Path, tmp_path: Path, fada: Fada) -> None:
+    code, out, _ = fada("inspect", tmp_path / "model.reference.npz")
     assert code == 0
     assert "3 at 128x64" in out and "13 classes at 16x8" in out
     assert f"{export}: is proven by this pack" in out
@@ -273,7 +277,7 @@ def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> N
         engine_bytes=6,
         onnx_name="model.onnx",
         onnx_sha256=sha256(export),
-        metadata=contract(hashes={"proof": sha256(tmp_path / "model.proof.npz")}),
+        metadata=contract(hashes={"reference": sha256(tmp_path / "model.reference.npz")}),
         io=(EngineTensor("frames", "in", "uint8", (-1, 64, 128, 3)),),
         precision="fp32",
         layers={"fp32": 1},
@@ -364,14 +368,14 @@ def test_what_is_no_file_of_ours_is_one_line(tmp_path: Path, fada: Fada) -> None
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "foreign.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
-    (tmp_path / "bad.proof.npz").write_bytes(b"rubbish")
+    (tmp_path / "bad.reference.npz").write_bytes(b"rubbish")
     for name, said in (
         ("notes.txt", "not a file that `fada` writes"),
         ("none.onnx", "no such file"),
         ("empty.onnx", "is no ONNX file"),
         ("bad.safetensors", "not a safetensors file"),
         ("foreign.safetensors", "say nothing of their network"),
-        ("bad.proof.npz", "not a proof pack"),
+        ("bad.reference.npz", "not a reference outputs"),
         (".", "not a file that `fada` writes"),
     ):
         code, out, err = fada("inspect", tmp_path / name)

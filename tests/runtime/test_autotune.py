@@ -15,7 +15,8 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime import autotune as racing
 from fada_deploy.runtime.autotune import Autotuner, backends_to_measure
-from fada_deploy.runtime.backends import BACKENDS, Backend, open_backend
+from fada_deploy.runtime.backend_selection import open_backend
+from fada_deploy.runtime.backends import BACKENDS, Backend
 from fada_deploy.runtime.backends.preference import fastest_backend
 
 PROVEN: dict[str, Any] = {name: {} for name in ("onnxruntime", "openvino")}

@@ -26,7 +26,8 @@ from fada_deploy.common.errors import (
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime import backends
-from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, open_backend
+from fada_deploy.runtime.backend_selection import open_backend
+from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
 every_backend = pytest.mark.parametrize("backend", ONNX_BACKENDS)
@@ -112,7 +113,7 @@ def test_signals_arrive_when_another_thread_let_the_engine_go(tmp_path: Path, ba
 import gc, os, signal, threading
 from pathlib import Path
 import numpy as np
-from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backend_selection import open_backend
 opened = [open_backend(Path({str(model)!r}), backend={backend!r})]
 opened[0].submit(np.zeros((1, 64, 128, 3), np.uint8))
 def let_go():
@@ -505,7 +506,7 @@ def test_with_nothing_installed_the_pip_command_is_said(monkeypatch: pytest.Monk
 def test_onnxruntime_writes_nothing_about_the_device(tmp_path: Path) -> None:
     """Its telemetry would leave an id and a database in the user's cache."""
     model, cache = toy.color_model(tmp_path / "toy.onnx"), tmp_path / "cache"
-    code = f"from pathlib import Path; from fada_deploy.runtime.backends import *; open_backend(Path({str(model)!r}))"
+    code = f"from pathlib import Path; from fada_deploy.runtime.backend_selection import *; open_backend(Path({str(model)!r}))"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     environment["XDG_CACHE_HOME"] = str(cache)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -516,7 +517,7 @@ _FIRST_AT_ONCE = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backend_selection import open_backend
 sys.setswitchinterval(1e-6)
 backend = open_backend(Path(sys.argv[1]), backend=sys.argv[2], parallel=2)
 frames, start = np.zeros((1, 64, 128, 3), np.uint8), threading.Barrier(2)

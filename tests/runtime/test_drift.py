@@ -7,13 +7,13 @@ import pytest
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13
-from fada_deploy.common.metadata import ModelMetadata, Reference
+from fada_deploy.common.metadata import ModelMetadata, TargetStatistics
 from fada_deploy.runtime.drift import DriftMonitor
 from fada_deploy.runtime.result import Result
 
 NAMES = ("road", "sky", "car", "bus")
 MEAN, STD = np.array([0.5, 0.3, 0.2, 0.0]), np.array([0.05, 0.1, 0.04, 0.0])
-REFERENCE = Reference(32, tuple(MEAN), tuple(STD), 0.9, 0.02)
+REFERENCE = TargetStatistics(32, tuple(MEAN), tuple(STD), 0.9, 0.02)
 
 
 def test_the_score_is_the_formula() -> None:
@@ -84,18 +84,20 @@ def test_there_is_no_verdict_on_few_frames() -> None:
 
 
 def test_labels_alone_are_watched_by_their_shares() -> None:
-    watch = DriftMonitor(Reference(8, tuple(MEAN), tuple(STD)), NAMES, window=1)
+    watch = DriftMonitor(TargetStatistics(8, tuple(MEAN), tuple(STD)), NAMES, window=1)
     drift = watch.add(np.array([0.2, 0.3, 0.2, 0.3]))
     assert drift.confidence is None and drift.drifting and drift.moved == ("bus", "road")
-    # Confidence that is given is nothing to a reference without; and the other way round.
+    # Confidence that is given is nothing to a target_statistics without; and the other way round.
     assert watch.add(MEAN, 0.1).score == 0
     assert DriftMonitor(REFERENCE, NAMES, window=1).add(MEAN).confidence is None
 
 
 def test_results_are_taken_as_they_are() -> None:
     space = CITYSCAPES_13
-    reference = Reference(4, (0.25,) * 4 + (0.0,) * 9, (0.1,) * 13, 0.8, 0.1)
-    metadata = ModelMetadata(space, (8, 8), "logits", align_corners=False, reference=reference)
+    target_statistics = TargetStatistics(4, (0.25,) * 4 + (0.0,) * 9, (0.1,) * 13, 0.8, 0.1)
+    metadata = ModelMetadata(
+        space, (8, 8), "logits", align_corners=False, target_statistics=target_statistics
+    )
     labels = np.repeat(np.arange(4, dtype=np.uint8), 16).reshape(8, 8)
     confidence = np.full((8, 8), 0.7, np.float32)
     result = Result(labels, np.zeros((8, 8, 3), np.uint8), space, 0.0, 0.0, confidence=confidence)
@@ -107,7 +109,7 @@ def test_results_are_taken_as_they_are() -> None:
 def test_what_cannot_be_watched_is_said() -> None:
     with pytest.raises(UsageError, match="a window of 0 frames is none"):
         DriftMonitor(REFERENCE, NAMES, window=0)
-    with pytest.raises(UsageError, match="2 class names for a reference of 4 classes"):
+    with pytest.raises(UsageError, match="2 class names for a target_statistics of 4 classes"):
         DriftMonitor(REFERENCE, NAMES[:2])
     with pytest.raises(ModelError, match="export it again"):
         DriftMonitor.of(ModelMetadata(CITYSCAPES_13, (8, 8), "logits", align_corners=False))

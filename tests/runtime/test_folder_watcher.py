@@ -18,8 +18,9 @@ from toy import PATIENCE, color_model, scene, until, write_image
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources import folder_watcher as watch
+from fada_deploy.runtime.sources.base import Frame, Pause
 from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
-from fada_deploy.runtime.sources.open import Frame, Pause, open_sources
+from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 
@@ -98,7 +99,7 @@ def test_what_is_there_and_what_comes(tmp_path: Path, start: Callable[..., Watch
 
 def test_it_is_a_live_source(tmp_path: Path) -> None:
     source = FolderWatcher(tmp_path)
-    assert source.live and not source.moving and source.count() is None
+    assert source.live and not source.is_video and source.count() is None
     assert source.rate is None and source.audio is None
     assert open_sources([source]) == [source]
     with pytest.raises(UsageError, match="live"):

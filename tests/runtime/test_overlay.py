@@ -11,7 +11,8 @@ from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.overlay import legend as drawing
 from fada_deploy.runtime.overlay.blend import class_fractions, colorize, overlay
 from fada_deploy.runtime.overlay.legend import Legend
-from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer
+from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.result import Result
 
 

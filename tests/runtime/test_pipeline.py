@@ -16,7 +16,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.overlay import renderer as look
 from fada_deploy.runtime.pipeline import Timings, chain, read, resize
-from fada_deploy.runtime.sources.open import End, Frame
+from fada_deploy.runtime.sources.base import Frame, SourceEnd
 from fada_deploy.runtime.writers import save as sinks
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
@@ -24,7 +24,9 @@ from fada_deploy.runtime.writers.save import SaveOptions, save_results
 class Fake:
     """A source of `count` scenes that can fail, and says how far it has been read."""
 
-    moving = False
+    is_video = False
+    is_live = False
+    pixel_aspect = None
     rate = None
     audio = None
 
@@ -229,6 +231,6 @@ def test_ends_come_behind_the_last_result(tmp_path: Path, batch: int) -> None:
     sources = [Fake("a", 3), Fake("b", 2)]
     timings = Timings()
     items = list(save_results(segmenter, sources, SaveOptions(tmp_path / "out"), timings=timings))
-    told = ["end" if isinstance(i, End) else f"{i.source}{i.index}" for i in items]  # type: ignore[union-attr]
+    told = ["end" if isinstance(i, SourceEnd) else f"{i.source}{i.index}" for i in items]  # type: ignore[union-attr]
     assert told == ["a0", "a1", "a2", "end", "b0", "b1", "end"]
     assert set(timings.seconds) == set(["decode", "resize", "network", "upsample", "draw", "write"])

@@ -10,7 +10,7 @@ from toy import color_model
 
 from fada_deploy.common.files import cache_folder
 from fada_deploy.runtime import backends
-from fada_deploy.runtime.backends import open_backend
+from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends import preference as choice
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.backends.preference import fastest_backend, remember_fastest

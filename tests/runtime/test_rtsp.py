@@ -16,7 +16,7 @@ from toy import PATIENCE, SPACE, color_model, read_video, scene, until
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.sources import streams as live
-from fada_deploy.runtime.sources.open import Frame, Pause
+from fada_deploy.runtime.sources.base import Frame, Pause
 from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
 
 SIZE = (96, 160)

@@ -12,7 +12,9 @@ import pytest
 import toy
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.runtime.sources.open import Frame, Source, VideoSource, open_sources
+from fada_deploy.runtime.sources.base import Frame, Source
+from fada_deploy.runtime.sources.open import open_sources
+from fada_deploy.runtime.sources.videos import VideoSource
 
 
 def frames_of(source: Source) -> list[Frame]:
@@ -33,7 +35,7 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
 def test_a_video_in_any_box(tmp_path: Path, suffix: str) -> None:
     pictures = films()
     (source,) = open_sources([toy.write_video(tmp_path / f"v{suffix}", pictures)])
-    assert source.moving and source.count() == 12 and source.rate is not None
+    assert source.is_video and source.count() == 12 and source.rate is not None
     found = frames_of(source)
     assert [f.index for f in found] == list(range(12)) and found[3].item == "000003"
     assert found[4].pts * found[4].time_base == Fraction(4, 10)  # type: ignore[operator]
@@ -152,7 +154,7 @@ def test_pictures_of_a_folder_in_order(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     toy.write_video(tmp_path / "z.mp4", films(3))
     pictures, video = open_sources([tmp_path])
-    assert (pictures.moving, pictures.count(), pictures.name) == (False, 4, str(tmp_path))
+    assert (pictures.is_video, pictures.count(), pictures.name) == (False, 4, str(tmp_path))
     found = frames_of(pictures)
     assert [f.item for f in found] == ["a.jpg", "a.png", "b", "c"]
     np.testing.assert_array_equal(found[1].rgb, toy.scene(ord("a"))[0])

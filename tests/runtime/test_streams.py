@@ -24,8 +24,11 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources import streams as live
-from fada_deploy.runtime.sources.open import Frame, ImageSource, Pause, open_sources
-from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource, _Slot, is_live
+from fada_deploy.runtime.sources.base import Frame, Pause
+from fada_deploy.runtime.sources.images import ImageSource
+from fada_deploy.runtime.sources.open import open_sources
+from fada_deploy.runtime.sources.stream_clock import StreamClock
+from fada_deploy.runtime.sources.streams import FrameSlot, LiveOptions, LiveSource, is_live_address
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 Serve = Callable[[list[bytes]], str]
@@ -101,7 +104,9 @@ def take(source: LiveSource, count: int) -> list[Frame | DataError]:
 
 def test_what_is_live() -> None:
     addresses = ["rtsp://a/b", "http://a/b", "-", "0", "udp://a:1"]
-    assert all(map(is_live, addresses)) and not any(map(is_live, ["film.mp4", "a/0", "frames/"]))
+    assert all(map(is_live_address, addresses)) and not any(
+        map(is_live_address, ["film.mp4", "a/0", "frames/"])
+    )
     assert [s.name for s in map(LiveSource, ["-", "2", "rtsp://a/b"])] == [
         "pipe",
         "camera-2",
@@ -154,7 +159,7 @@ def test_a_source_that_gives_nothing_is_given_up(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [4]), ("drop-newest", [0])])
 def test_what_nobody_takes_is_dropped_and_counted(policy: str, kept: list[int]) -> None:
-    slot = _Slot(policy, threading.Condition())
+    slot = FrameSlot(policy, threading.Condition())
     for index in range(5):
         assert slot.put(Frame(np.zeros((2, 2, 3), np.uint8), "s", index, "", 0.0))
     frame = slot.take()
@@ -166,7 +171,7 @@ def test_what_nobody_takes_is_dropped_and_counted(policy: str, kept: list[int]) 
 
 def test_waiting_for_room_ends_with_the_slot() -> None:
     slot, frame = (
-        _Slot("wait", threading.Condition()),
+        FrameSlot("wait", threading.Condition()),
         Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0),
     )
     assert slot.put(frame)
@@ -364,7 +369,7 @@ def test_what_ends_soon_is_asked_less_and_less_often(film: Path, serve: Serve) -
 
 
 def test_a_streams_own_clock_is_kept_and_carried_over_its_faults() -> None:
-    clock = live._Clock(own=True)
+    clock = StreamClock(own=True)
     clock.begin_anew()
     # Read all at once: only the stream knows when they were taken; one says nothing of itself.
     found = [clock.seconds(100.0, own) for own in (7.0, 7.1, None, 7.3)]
@@ -375,7 +380,7 @@ def test_a_streams_own_clock_is_kept_and_carried_over_its_faults() -> None:
     # Opened again after a while: the while is there.
     clock.begin_anew()
     np.testing.assert_allclose([clock.seconds(130.0, own) for own in (3.0, 3.1)], [30, 30.1])
-    by_arrival = live._Clock(own=False)
+    by_arrival = StreamClock(own=False)
     assert [by_arrival.seconds(at, 5.0) for at in (10.0, 10.5)] == [0, 0.5]
 
 

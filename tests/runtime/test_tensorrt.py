@@ -2,7 +2,7 @@
 
 `tensorrt_rtx` and `cupy` are stand-ins (`stand_in_trt`): the engine answers by ONNX Runtime, device memory is
 NumPy's, and the kernels are the real source compiled for the CPU. So the order of the checks, the buffers,
-padding, graphs and the proof are shown; that TensorRT and CuPy behave as the stand-ins do is not.
+padding, graphs and the reference are shown; that TensorRT and CuPy behave as the stand-ins do is not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from fada_deploy.common.errors import (
 )
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backends import gpu, open_backend
+from fada_deploy.runtime.backend_selection import open_backend
+from fada_deploy.runtime.backends import gpu
 from fada_deploy.runtime.backends.engine_file import read_engine, write_sidecar
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 from fada_deploy.runtime.kernels.upsample import labels_from_logits
@@ -58,7 +59,7 @@ def machine_with(
     batch: int | None = None,
     head: str = "logits",
 ) -> Machine:
-    """Return a machine with a card, an engine's proof pack in its folder, and the libraries installed."""
+    """Return a machine with a card, an engine's reference outputs in its folder, and the libraries installed."""
     model = toy.color_model(folder / "model.onnx", batch=batch, head=head)
     machine = Machine(library, model)
     logits_model = toy.color_model(folder / "in" / "logits.onnx")
@@ -71,8 +72,8 @@ def machine_with(
         labels = np.concatenate(
             [machine.session.run(["labels"], {"frames": p})[0][:1] for p in parts]
         )
-    ReferenceOutputs(frames, logits, labels).save(folder / "model.proof.npz")
-    hashes = {"proof": sha256(folder / "model.proof.npz")}
+    ReferenceOutputs(frames, logits, labels).save(folder / "model.reference.npz")
+    hashes = {"reference": sha256(folder / "model.reference.npz")}
     machine.metadata = replace(machine.metadata, hashes=hashes)
     patch.setitem(sys.modules, "tensorrt_rtx", machine.trt)
     patch.setitem(sys.modules, "cupy", machine.cupy)
@@ -203,7 +204,7 @@ def test_heads_and_fixed_batches(
         )
 
 
-def test_the_proof_is_made_once_and_kept(machine: Machine, tmp_path: Path) -> None:
+def test_the_reference_is_made_once_and_kept(machine: Machine, tmp_path: Path) -> None:
     path = machine.engine(tmp_path / "model.engine")
     open_backend(path).close()
     found = read_engine(path).verification
@@ -212,7 +213,7 @@ def test_the_proof_is_made_once_and_kept(machine: Machine, tmp_path: Path) -> No
     machine.runs.clear()
     open_backend(path).close()
     assert machine.runs == []
-    # Another card's proof is none of this one's; the engine of RTX is compiled for each.
+    # Another card's reference is none of this one's; the engine of RTX is compiled for each.
     sidecar = read_engine(path)
     write_sidecar(path, replace(sidecar, verification={"tensorrt": {"on": "Another card"}}))
     open_backend(path).close()
@@ -228,24 +229,24 @@ def test_an_engine_that_is_another_network_is_refused(machine: Machine, tmp_path
     assert open_backend(path, allow_unverified=True).name == "tensorrt"
 
 
-def test_without_a_proof_pack_an_engine_is_not_run_unless_told_to(
+def test_without_a_reference_pack_an_engine_is_not_run_unless_told_to(
     machine: Machine, tmp_path: Path
 ) -> None:
     path = machine.engine(tmp_path / "model.engine")
-    pack = (tmp_path / "model.proof.npz").read_bytes()
-    (tmp_path / "model.proof.npz").unlink()
+    pack = (tmp_path / "model.reference.npz").read_bytes()
+    (tmp_path / "model.reference.npz").unlink()
     text = refusal(ModelError, path)
     assert (
         "was not compared with the network" in text
-        and "no such proof pack" in text
+        and "no such reference outputs" in text
         and "--allow-unverified" in text
     )
     assert open_backend(path, allow_unverified=True).device == "cuda:0"
-    (tmp_path / "model.proof.npz").write_bytes(pack + b" ")
-    assert "is not the proof pack" in refusal(ModelError, path)
+    (tmp_path / "model.reference.npz").write_bytes(pack + b" ")
+    assert "is not the reference outputs" in refusal(ModelError, path)
 
 
-def test_a_proof_that_cannot_be_kept_is_made_again(
+def test_a_reference_that_cannot_be_kept_is_made_again(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fada_deploy.runtime.backends.tensorrt.can_record", lambda path: False)

@@ -16,8 +16,9 @@ from fada_deploy.common.errors import DataError, DeviceError, UsageError
 from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.video import HARDWARE
 from fada_deploy.runtime import Segmenter
-from fada_deploy.runtime.overlay.renderer import OverlayStyle
-from fada_deploy.runtime.sources.open import Frame, open_sources
+from fada_deploy.runtime.overlay.style import OverlayStyle
+from fada_deploy.runtime.sources.base import Frame
+from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.writers.save import OUTPUTS, SaveOptions, output_names, save_results
 from fada_deploy.runtime.writers.video_writer import film
 

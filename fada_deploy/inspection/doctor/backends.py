@@ -57,7 +57,7 @@ def gpu_check() -> Iterator[Check]:
 def some_engine() -> Iterator[Check]:
     """Check that there is anything at all that runs a model."""
     from fada_deploy.common.errors import UsageError
-    from fada_deploy.runtime.backends import require_any_backend
+    from fada_deploy.runtime.backend_selection import require_any_backend
 
     try:
         require_any_backend()

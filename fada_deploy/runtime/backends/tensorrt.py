@@ -6,7 +6,6 @@ compared with the network's on this card is compared before its first answer is 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,8 @@ from fada_deploy.runtime.backends.cuda_stream import CudaStream
 from fada_deploy.runtime.backends.engine_file import (
     EngineSidecar,
     EngineTensor,
-    can_record,
     check_can_run,
     load_engine,
-    write_sidecar,
 )
 from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
 from fada_deploy.runtime.backends.trt_library import EXTRAS, make_logger, said
@@ -44,7 +41,7 @@ class TensorRtBackend:
     metadata: ModelMetadata
     parallel = 1
 
-    def __init__(self, path: Path, *, device: str = "auto", allow_unverified: bool = False) -> None:
+    def __init__(self, path: Path, *, device: str = "auto") -> None:
         sidecar, plan = load_engine(path)
         self.metadata = sidecar.metadata
         self._where = str(path)
@@ -70,33 +67,9 @@ class TensorRtBackend:
         batch = self.metadata.batch
         least, _, most = sidecar.profile or (batch or 1,) * 3
         self._runner = EngineRunner(trt, engine, log, lane, self.metadata, (least, most))
-        if not allow_unverified:
-            try:
-                self._prove(path, sidecar, f"{gpu.name}, {sidecar.flavor} {trt.__version__}")
-            except BaseException:
-                self.close()
-                raise
-
-    def _prove(self, path: Path, sidecar: EngineSidecar, here: str) -> None:
-        """Compare the engine with the network unless that was done `here`; raise `ToleranceError` if it is another."""
-        # The proof is made of a backend, so that its module lies above this one.
-        from fada_deploy.runtime.parity import TOLERANCES, ReferenceOutputs, compare, gate
-
-        known = {} if isinstance(sidecar.verification, str) else dict(sidecar.verification)
-        if known.get(self.name, {}).get("on") == here:
-            return
-        try:
-            proof = ReferenceOutputs.of(path, self.metadata)
-        except ModelError as error:
-            raise ModelError(
-                f"{path}: was not compared with the network on {here}, and cannot be: {error}; copy the export's "
-                ".proof.npz beside it, or run it as it is with --allow-unverified"
-            ) from None
-        found = compare(self, proof)
-        gate({self.name: found}, TOLERANCES[self.metadata.precision], lost=f"{path} is not run")
-        known[self.name] = {**found.to_dict(), "on": here}
-        if can_record(path):
-            write_sidecar(path, replace(sidecar, verification=known))
+        # Where and by what it runs, as the sidecar's verification names it.
+        self.runs_on = f"{gpu.name}, {sidecar.flavor} {trt.__version__}"
+        self.sidecar = sidecar
 
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""

@@ -1,17 +1,16 @@
-"""How an overlay looks, and the drawing of one film or picture after the other in that look."""
+"""Draw the overlays of one video or image after another in one style."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.runtime.overlay.legend import Legend
+from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.overlay.yuv import (
     corner_rgb,
     matrix_of,
@@ -20,40 +19,24 @@ from fada_deploy.runtime.overlay.yuv import (
     set_corner,
 )
 
-if TYPE_CHECKING:
-    from fada_deploy.runtime.result import Result
 
+class LabeledFrame(Protocol):
+    """What is drawn: the part of a `Result` that the renderer reads."""
 
-@dataclass(frozen=True)
-class OverlayStyle:
-    """`alpha`: opacity of the colors, 0 … 1. `legend`: names and shares of the classes in a corner.
-
-    `contours`: a light line between classes. `beside`: the frame as it came to the left of its overlay.
-    `classes`: names of those that are colored, in the frame and in the legend; none named are all.
-    """
-
-    alpha: float = 0.5
-    legend: bool = True
-    contours: bool = False
-    beside: bool = False
-    classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"an alpha of {self.alpha} is no opacity; it is 0 to 1")
-
-    def shown(self, space: LabelSpace) -> NDArray[np.bool_] | None:
-        """Return which of 256 indices are colored, None for all; raise `UsageError` for unknown names."""
-        if not self.classes:
-            return None
-        unknown = [name for name in self.classes if name not in space.names]
-        if unknown:
-            raise UsageError(
-                f"the model has no class {', '.join(unknown)}; it has {', '.join(space.names)}"
-            )
-        shown = np.zeros(256, np.bool_)
-        shown[[space.names.index(name) for name in self.classes]] = True
-        return shown
+    @property
+    def labels(self) -> NDArray[np.uint8]: ...
+    @property
+    def frame(self) -> NDArray[np.uint8]: ...
+    @property
+    def color(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def decoded(self) -> Any: ...
+    @property
+    def time_s(self) -> float | None: ...
+    @property
+    def shares(self) -> NDArray[np.float64]: ...
 
 
 class OverlayRenderer:
@@ -66,7 +49,7 @@ class OverlayRenderer:
         self._legends: dict[str, Legend] = {}
         self._tables: dict[int, NDArray[np.uint8]] = {}
 
-    def draw(self, result: Result) -> NDArray[np.uint8]:
+    def draw(self, result: LabeledFrame) -> NDArray[np.uint8]:
         """Return a result's picture, (H, W, 3) uint8 in its frame's channel order; `beside` doubles the width."""
         look, palette = self._look, self._space.palette
         if result.color == "bgr":
@@ -83,7 +66,7 @@ class OverlayRenderer:
             self._legend(result, palette).draw(picture, self._shares(result))
         return np.hstack([result.frame, picture]) if look.beside else picture
 
-    def draw_for_film(self, result: Result) -> Any:
+    def draw_for_film(self, result: LabeledFrame) -> Any:
         """Return what `draw` does, or where the frame's own planes can be drawn in, a PyAV frame, for less."""
         look, decoded = self._look, result.decoded
         if decoded is None or look.contours or look.beside or self._shown is not None:
@@ -102,12 +85,12 @@ class OverlayRenderer:
                 set_corner(picture, corner)
         return picture
 
-    def _shares(self, result: Result) -> NDArray[np.float64]:
+    def _shares(self, result: LabeledFrame) -> NDArray[np.float64]:
         """Return the shares of the classes that are colored."""
         shares = result.shares
         return shares if self._shown is None else np.where(self._shown[: len(shares)], shares, 0.0)
 
-    def _legend(self, result: Result, palette: NDArray[np.uint8]) -> Legend:
+    def _legend(self, result: LabeledFrame, palette: NDArray[np.uint8]) -> Legend:
         size = (result.labels.shape[0], result.labels.shape[1])
         legend = self._legends.get(result.source)
         # Still pictures have nothing to do with each other.

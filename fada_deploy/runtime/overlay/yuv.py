@@ -12,40 +12,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.video import converted
+from fada_deploy.common.video import BT709, LUMA_WEIGHTS, SMPTE170M, converted
 from fada_deploy.runtime.kernels.loader import compiled
 
 Plane = NDArray[np.uint8]
 
-# By a frame's tag: red's and blue's part of its brightness (ITU-R BT.709; BT.601 in both systems, and where
-# nothing is said, since the way to RGB takes it so too).
-BT709, _UNKNOWN, _BT470BG, _SMPTE170M = 1, 2, 5, 6
-_PARTS = {
-    BT709: (0.2126, 0.0722),
-    **dict.fromkeys((_UNKNOWN, _BT470BG, _SMPTE170M), (0.299, 0.114)),
-}
-_FULL_RANGE = 2
-
-
-def is_plain_yuv420p(picture: Any) -> bool:
-    """Say whether overlays can be drawn in a PyAV frame's planes: yuv420p of limited range, even size, upright."""
-    return (
-        picture.format.name == "yuv420p"
-        and picture.width % 2 == picture.height % 2 == 0
-        and int(picture.colorspace) in _PARTS
-        and int(picture.color_range) != _FULL_RANGE
-        and picture.rotation % 360 == 0
-    )
-
 
 def matrix_of(picture: Any) -> int:
     """Return the tag that a film of such frames needs."""
-    return BT709 if int(picture.colorspace) == BT709 else _SMPTE170M
+    return BT709 if int(picture.colorspace) == BT709 else SMPTE170M
 
 
 def palette_planes(palette: NDArray[np.uint8], matrix: int) -> NDArray[np.uint8]:
     """Return RGB colors (256, 3) as Y′, Cb, Cr tables (3, 256) uint8 of limited range."""
-    red, blue = _PARTS[matrix]
+    red, blue = LUMA_WEIGHTS[matrix]
     r, g, b = (palette.astype(np.float64) / 255).T
     y = red * r + (1 - red - blue) * g + blue * b
     tables = [

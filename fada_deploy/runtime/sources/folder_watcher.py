@@ -17,7 +17,7 @@ from pathlib import Path
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import VIDEO_SUFFIXES
-from fada_deploy.runtime.sources.open import PAUSE, Frame, Item
+from fada_deploy.runtime.sources.base import PAUSE, Frame, Item
 
 _KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 # What programs call a file that they are still writing, wherever in the name: a.png.part, a.tmp.png.
@@ -56,9 +56,10 @@ class FolderWatcher:
     folder, `UsageError` for times that are none.
     """
 
-    moving = False
-    live = True
+    is_video = False
+    is_live = True
     rate: Fraction | None = None
+    pixel_aspect: Fraction | None = None
     audio: Path | None = None
 
     def __init__(

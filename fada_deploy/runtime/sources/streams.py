@@ -8,45 +8,37 @@ pauses.
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.video import upright_rgb
-from fada_deploy.runtime.sources.open import PAUSE, End, Frame, Item, decoded
+from fada_deploy.runtime.sources.base import PAUSE, Frame, Item, SourceEnd
+from fada_deploy.runtime.sources.stream_clock import StreamClock
+from fada_deploy.runtime.sources.stream_input import (
+    CONNECT_TIMEOUT_S,
+    PIPE,
+    EndOfStream,
+    Timed,
+    one_line,
+    read_camera,
+    read_stream,
+)
 
 POLICIES = ("drop-oldest", "drop-newest", "wait")
 SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
-PIPE = "-"
 _CLOCK = Fraction(1, 90_000)
 # Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
-_TIMEOUT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 5.0
-# FFmpeg's flag for formats of bare pictures or frames (AVFMT_NOTIMESTAMPS).
-_NO_TIMESTAMPS = 0x80
-_PLAYLISTS = frozenset({"hls", "dash"})
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 # Seconds after which a connection is one that lasts.
 _LASTING = 10.0
-# Seconds by which a stream's clock may jump.
-_JUMP = 5.0
-# Seconds by which a stream of known length may end early.
-_SLACK = 1.0
 # Seconds: while nothing comes, who has stopped is noticed within.
 _NAP = 0.1
-
-Picture = NDArray[np.uint8]
-# A picture and its seconds on the stream's own clock, None where it says none.
-Timed = tuple[Picture, float | None]
 
 
 @dataclass(frozen=True)
@@ -71,12 +63,12 @@ class LiveOptions:
             )
 
 
-def is_live(address: str) -> bool:
+def is_live_address(address: str) -> bool:
     """Say whether a source is a stream's address, a camera's number, or `-` for a pipe."""
     return address == PIPE or address.isdigit() or address.startswith(SCHEMES)
 
 
-class _Slot:
+class FrameSlot:
     """Room for one frame between a reader and the pipeline, which waits for `changed` of all its slots at once."""
 
     def __init__(self, policy: str, changed: threading.Condition) -> None:
@@ -127,9 +119,10 @@ class LiveSource:
     own, with a line for each time it breaks.
     """
 
-    moving = True
-    live = True
+    is_video = True
+    is_live = True
     rate: Fraction | None = None
+    pixel_aspect: Fraction | None = None
     audio: Path | None = None
 
     def __init__(self, address: str, options: LiveOptions | None = None) -> None:
@@ -149,28 +142,28 @@ class LiveSource:
         return None
 
     def stop(self) -> None:
-        """End the stream as if it had ended by itself."""
+        """SourceEnd the stream as if it had ended by itself."""
         self._stopped.set()
 
     def frames(self) -> Generator[Item, None, None]:
         """Yield frames until the stream ends, is stopped, or fails; then the error that says why."""
-        with closing(together([self])) as items:
+        with closing(read_together([self])) as items:
             for item in items:
-                if not isinstance(item, End):
+                if not isinstance(item, SourceEnd):
                     yield item
 
-    def _read(self, slot: _Slot) -> None:
+    def _read(self, slot: FrameSlot) -> None:
         try:
             self._failure = self._read_on(slot)
         except Exception as error:
-            self._failure = _one_line(error)
+            self._failure = one_line(error)
         finally:
             slot.close()
 
-    def _read_on(self, slot: _Slot) -> str:
+    def _read_on(self, slot: FrameSlot) -> str:
         """Read until the end, opening again what broke; return why it failed, "" where it only ended."""
         index, last = 0, time.monotonic()
-        clock = _Clock(own=self._whole)
+        clock = StreamClock(own=self._whole)
         pause = _FIRST_PAUSE
 
         def over() -> bool:
@@ -183,7 +176,7 @@ class LiveSource:
                 for timed in self._pictures(over):
                     if timed is None:
                         self.damaged += 1
-                        patience = max(_TIMEOUT, self._options.give_up_s)
+                        patience = max(CONNECT_TIMEOUT_S, self._options.give_up_s)
                         if (
                             self._address != PIPE
                             and time.monotonic() - max(last, opened) > patience
@@ -199,10 +192,10 @@ class LiveSource:
                     if not slot.put(frame):
                         return ""
                     last = time.monotonic()
-            except _Over:
+            except EndOfStream:
                 return ""
             except (OSError, DataError) as error:
-                why, broken = _one_line(error), True
+                why, broken = one_line(error), True
             if self._address == PIPE:
                 # What a pipe has given is all there is.
                 return why if broken or not index else ""
@@ -228,46 +221,16 @@ class LiveSource:
 
     def _pictures(self, over: Callable[[], bool]) -> Iterator[Timed | None]:
         if self._address.isdigit():
-            return _camera(int(self._address), over)
-        return _stream(self._address, over, whole=self._whole)
+            return read_camera(int(self._address), over)
+        return read_stream(self._address, over, whole=self._whole)
 
 
-class _Clock:
-    """Seconds since the first frame: by arrival, or by the stream's `own` clock, which an opening begins anew."""
-
-    def __init__(self, *, own: bool) -> None:
-        self._own = own
-        self._began: float | None = None
-        self._shift: float | None = None
-        self._last = self._step = 0.0
-
-    def begin_anew(self) -> None:
-        """Say that the stream was opened."""
-        self._shift = None
-
-    def seconds(self, arrived: float, own: float | None) -> float:
-        """Return a frame's seconds by when it arrived, `time.monotonic()`, and what the stream says."""
-        self._began = arrived if self._began is None else self._began
-        by_arrival = max(arrived - self._began, self._last)
-        if not self._own or (own is None and self._shift is None):
-            self._last = by_arrival
-        elif own is not None:
-            if self._shift is None:
-                self._shift = by_arrival - own
-            elif not -_JUMP < own + self._shift - self._last < _JUMP + by_arrival - self._last:
-                # A jump that the time of arrival knows nothing of: another recording's clock.
-                self._shift = self._last + self._step - own
-            self._step = min(max(own + self._shift - self._last, 0.0), _JUMP)
-            self._last = own + self._shift
-        return self._last
-
-
-class _Reading:
+class _StreamReader:
     """A source while it is read, in a thread of its own."""
 
     def __init__(self, source: LiveSource, changed: threading.Condition) -> None:
         self.source = source
-        self.slot = _Slot(source._policy, changed)
+        self.slot = FrameSlot(source._policy, changed)
         self._thread = threading.Thread(
             target=source._read, args=(self.slot,), name="fada-live", daemon=True
         )
@@ -303,13 +266,13 @@ class _Reading:
         self._thread.join(timeout=1.0)
 
 
-def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]:
-    """Yield the frames of live sources as they come, one of each in turn, and each one's `End`.
+def read_together(sources: Sequence[LiveSource]) -> Generator[Item | SourceEnd, None, None]:
+    """Yield the frames of live sources as they come, one of each in turn, and each one's `SourceEnd`.
 
     Nobody waits for a source that gives nothing, or for one that is dead: its error comes when it is given up.
     """
     changed = threading.Condition()
-    reading = [_Reading(source, changed) for source in sources]
+    reading = [_StreamReader(source, changed) for source in sources]
     begun = list(reading)
     try:
         while reading:
@@ -322,7 +285,7 @@ def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]
                     reading.remove(each)
                     if failure is not None:
                         yield failure
-                    yield End(each.source)
+                    yield SourceEnd(each.source)
                 elif frame is not None:
                     yield frame
             if any(each.slot.ready for each in reading):
@@ -337,97 +300,3 @@ def together(sources: Sequence[LiveSource]) -> Generator[Item | End, None, None]
             each.leave()
         for each in begun:
             each.join()
-
-
-class _Over(Exception):
-    """A stream of known length came to its end."""
-
-
-def _stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[Timed | None]:
-    """Yield the pictures of a stream or pipe until it is `over`, None for each damaged packet.
-
-    Raise `DataError` when it breaks, `_Over` when it has its end.
-    """
-    import av
-
-    # Nobody asks for the rate, and to guess it takes 20 frames or more: ten seconds of a slow camera's. What was
-    # read so far is kept, old as it is (the policy drops it): the frames that follow need its key frame.
-    options = {"fpsprobesize": "0"} if whole else {"fpsprobesize": "0", "flags": "low_delay"}
-    if address.startswith("rtsp"):
-        # Over UDP lost packets are torn pictures.
-        options["rtsp_transport"] = "tcp"
-    source: Any = _stdin() if address == PIPE else address
-    timeout = None if address == PIPE else (_TIMEOUT, _TIMEOUT)
-    try:
-        with av.open(source, options=options, timeout=timeout) as container:
-            if not container.streams.video:
-                raise DataError("holds no video")
-            stream = container.streams.video[0]
-            first = last = None
-            # Where a format has no times FFmpeg makes some up.
-            has_clock = not int(container.format.flags) & _NO_TIMESTAMPS
-            for packet in container.demux(stream):
-                for picture in decoded(packet):
-                    if over():
-                        return
-                    if picture is None:
-                        yield None
-                        continue
-                    last = picture.time
-                    first = last if first is None else first
-                    yield upright_rgb(picture), picture.time if has_clock else None
-            # What is cut looks like an end. It is one behind the pictures' length, as far as that is known, or
-            # where the server said how many bytes there are: FFmpeg complains when it gives fewer.
-            if container.duration:
-                ended = (last or 0) - (first or 0) >= _length(container, stream) - _SLACK
-            else:
-                # A playlist's own length says nothing of its stream's.
-                ended = (
-                    address != PIPE
-                    and container.size > 0
-                    and container.format.name.split(",")[0] not in _PLAYLISTS
-                )
-            if ended:
-                raise _Over
-    except av.error.ExitError:
-        raise DataError(f"no packet for {_TIMEOUT:g} s") from None
-    except av.error.FFmpegError as error:
-        raise DataError(error.strerror or str(error)) from None
-
-
-def _stdin() -> Any:
-    """Return what a pipe is read from: without Python's buffer, whose lock a waiting thread takes to its grave."""
-    return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-
-
-def _length(container: Any, stream: Any) -> float:
-    """Return how many seconds a stream's pictures last, 0 where its header does not say."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    # The length of the whole may be that of its sound.
-    return float(container.duration / 1_000_000) if len(container.streams) == 1 else 0.0
-
-
-def _camera(number: int, over: Callable[[], bool]) -> Iterator[Timed]:
-    """Yield the pictures of a camera by its number until it is `over`."""
-    import cv2
-
-    camera = cv2.VideoCapture(number)
-    try:
-        if not camera.isOpened():
-            raise DataError(
-                f"camera {number} does not open; is it connected, and may this user read it?"
-            )
-        while not over():
-            there, picture = camera.read()
-            if not there:
-                return
-            yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), None
-    finally:
-        with suppress(Exception):
-            camera.release()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__

@@ -23,20 +23,21 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import write_png
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.video import BT709
 from fada_deploy.runtime.overlay.blend import colorize
-from fada_deploy.runtime.overlay.renderer import OverlayRenderer, OverlayStyle
-from fada_deploy.runtime.overlay.yuv import BT709
+from fada_deploy.runtime.overlay.renderer import OverlayRenderer
+from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.pipeline import Timings, results_of
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources.open import End, Source
+from fada_deploy.runtime.sources.base import Source, SourceEnd
 from fada_deploy.runtime.writers.video_writer import PRESETS, film, label_video
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 Picture = NDArray[np.uint8]
-Item = Result | DataError | End
+Item = Result | DataError | SourceEnd
 IDS: dict[str, Callable[[LabelSpace], NDArray[np.uint8]]] = {
     "trainId": lambda space: space.to_train_ids,
     "labelId": lambda space: space.to_label_ids,
@@ -93,7 +94,7 @@ class Opening:
     @property
     def pixel_aspect(self) -> Fraction | None:
         """A pixel's width by its height, where the source says it."""
-        return getattr(self.source, "pixel_aspect", None)
+        return self.source.pixel_aspect
 
     def path(self, kind: str, suffix: str, result: Result | None = None) -> Path:
         """Return the file of a result, or without one, the file of the whole source."""
@@ -113,7 +114,7 @@ Write = Callable[[Drawn], None]
 
 @contextmanager
 def _overlay(opening: Opening) -> Iterator[Write]:
-    if opening.source.moving:
+    if opening.source.is_video:
         with _film(opening, "overlay", _picture, audio=opening.source.audio) as write:
             yield write
     else:
@@ -256,10 +257,10 @@ def _write_jpeg(path: Path, picture: Any) -> None:
 
 def _draw(
     items: Iterable[Item], drawing: OverlayRenderer, saving: SaveOptions, timings: Timings
-) -> Generator[Drawn | DataError | End, None, None]:
+) -> Generator[Drawn | DataError | SourceEnd, None, None]:
     for item in items:
         if not isinstance(item, Result) or "overlay" not in saving.kinds:
-            if isinstance(item, End):
+            if isinstance(item, SourceEnd):
                 drawing.forget(item.source.name)
             yield Drawn(item, None) if isinstance(item, Result) else item
             continue
@@ -269,7 +270,7 @@ def _draw(
 
 
 def _write(
-    items: Iterable[Drawn | DataError | End],
+    items: Iterable[Drawn | DataError | SourceEnd],
     sources: Sequence[Source],
     saving: SaveOptions,
     timings: Timings,
@@ -292,7 +293,7 @@ def _write(
                         )
                     for write in opened[name][1]:
                         write(item)
-                elif isinstance(item, End) and item.source.name in opened:
+                elif isinstance(item, SourceEnd) and item.source.name in opened:
                     opened.pop(item.source.name)[0].close()
             yield item.result if isinstance(item, Drawn) else item
 
@@ -331,7 +332,7 @@ def save_results(
 ) -> Generator[Item, None, None]:
     """Label all sources into files; yield each `Result` once it is written, and what could not be read.
 
-    An `End` says that a source's files lie under their names. A generator that is closed, abandoned
+    An `SourceEnd` says that a source's files lie under their names. A generator that is closed, abandoned
     or interrupted leaves finished files and no others. Raise `UsageError` for a source that lies where
     its own product would be written.
     """
@@ -341,7 +342,7 @@ def save_results(
                 raise UsageError(
                     f"{source.name}: lies where its own {kind} is written; give another --out"
                 )
-        if not source.moving:
+        if not source.is_video:
             for kind in sorted({"mask-video", "color-video"} & set(saving.kinds)):
                 raise UsageError(
                     f"{source.name}: pictures make no film; save {kind.removesuffix('-film')} instead"

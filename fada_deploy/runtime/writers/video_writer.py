@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.video import HARDWARE, converted, no_hardware, upright_rgb
-from fada_deploy.runtime.overlay.yuv import BT709
+from fada_deploy.common.video import BT709, HARDWARE, converted, no_hardware, upright_rgb
 
 if TYPE_CHECKING:
     from av import VideoFrame
