@@ -70,7 +70,7 @@ from fada_deploy.runtime.writers.save import SaveOptions, save_results
 from fada_deploy.runtime.writers.video_writer import film
 
 PEERS = Path(__file__).parent / "peers"
-PARTS = ("road", "stages", "peers", "long", "kill", "first")
+PARTS = ("end_to_end", "stages", "peers", "long", "kill", "first")
 ENGINES = ("onnxruntime", "openvino", "numba", "av", "opencv-python-headless", "numpy")
 # Of our overlay films; `settings_of` says whether the peers' are truly alike.
 ENCODER = {"preset": SaveOptions(Path()).preset, "crf": films._CRF}
@@ -120,7 +120,7 @@ class Looped:
 # What runs in a process of its own: each takes a document and returns one.
 
 
-def job_road(doc: dict[str, Any]) -> dict[str, Any]:
+def job_end_to_end(doc: dict[str, Any]) -> dict[str, Any]:
     """The bare network and the road, as `fada bench MODEL --source CLIP`."""
     source = Looped(Path(doc["clip"]), doc["frames"])
     found = measure(
@@ -323,7 +323,7 @@ def job_kill(doc: dict[str, Any]) -> dict[str, Any]:
 
 
 JOBS = {
-    "road": job_road,
+    "end_to_end": job_end_to_end,
     "stages": job_stages,
     "film": job_film,
     "long": job_long,
@@ -380,7 +380,7 @@ class Others:
 
     def __init__(self, cores: list[int]) -> None:
         self._names = {f"cpu{core}" for core in cores}
-        self.share: dict[str, float] = {}
+        self.fraction: dict[str, float] = {}
 
     def _busy(self) -> float:
         """Return the seconds that our cores worked for anyone, stolen ones included."""
@@ -485,7 +485,9 @@ def clip_facts(clip: Path) -> tuple[int, int, int]:
     return count, *size
 
 
-def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+def part_end_to_end(
+    models: list[Path], common: dict[str, Any], repeats: int
+) -> list[dict[str, Any]]:
     """Measure bare and road of every model and backend, in turn; return medians with all that was measured."""
     asked = [(model, backend_for(model, name)) for model in models for name in common["backends"]]
     cases = [
@@ -494,7 +496,7 @@ def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[
     found: list[list[dict[str, Any]]] = [[] for _ in cases]
     for _ in range(repeats):
         for (model, backend), own in zip(cases, found, strict=True):
-            own.append(run_job("road", common | {"model": str(model), "backend": backend}))
+            own.append(run_job("end_to_end", common | {"model": str(model), "backend": backend}))
     rows = []
     print(
         f"\n{'the road':<28}{'backend':<13}{'bare fps':>9}{'road fps':>9}{'ratio':>7}{'CPU ms':>8}   ms by stage"
@@ -506,11 +508,11 @@ def part_road(models: list[Path], common: dict[str, Any], repeats: int) -> list[
             "input": own[0]["input"],
         }
         row["ratio"] = median(each["ratio"] for each in own)
-        row["bare_fps"] = median(each["bare"]["fps"] for each in own)
-        row["road_fps"] = median(each["road"]["fps"] for each in own)
-        row["cpu_ms"] = median(each["road"]["cpu_ms"] for each in own)
+        row["bare_fps"] = median(each["model_only"]["fps"] for each in own)
+        row["road_fps"] = median(each["end_to_end"]["fps"] for each in own)
+        row["cpu_ms"] = median(each["end_to_end"]["cpu_ms"] for each in own)
         row["ms"] = {
-            name: median(each["road"]["ms"][name]["p50"] for each in own) for name in STAGES
+            name: median(each["end_to_end"]["ms"][name]["p50"] for each in own) for name in STAGES
         }
         rows.append(row | {"all": own})
         listed = ", ".join(f"{name} {ms:.1f}" for name, ms in row["ms"].items())
@@ -772,7 +774,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
 def aims(document: dict[str, Any]) -> list[tuple[str, float, bool]]:
     """Return what was aimed at: the aim, what was measured, and whether it is met."""
     found: list[tuple[str, float, bool]] = []
-    for row in document.get("road", []):
+    for row in document.get("end_to_end", []):
         found.append(
             (
                 f"{row['model']}, {row['backend']}: road ≥ 0.85 of the bare network",
@@ -903,9 +905,9 @@ def main() -> None:
         f"median of {args.repeats}; load {document['load_before'][0]:.1f}"
     )
     others = Others(cores)
-    if "road" in parts:
-        with others.during("road"):
-            document["road"] = part_road(args.models, common, args.repeats)
+    if "end_to_end" in parts:
+        with others.during("end_to_end"):
+            document["end_to_end"] = part_end_to_end(args.models, common, args.repeats)
     if "stages" in parts:
         document["stages"] = part_stages(args.models, common)
     if python is not None:

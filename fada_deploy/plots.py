@@ -111,18 +111,18 @@ def plot_speed(measured: Sequence[BenchmarkResult], path: Path) -> None:
     names = [f"{Path(m.model).name}\n{m.backend}, {m.precision}" for m in measured]
     figure, axes = _figure(6.5, 1.4 + 0.62 * len(names))
     at = np.arange(len(names))
-    with_road = any(m.road is not None for m in measured)
-    height = 0.38 if with_road else 0.6
+    with_end_to_end = any(m.end_to_end is not None for m in measured)
+    height = 0.38 if with_end_to_end else 0.6
     bars = [
         axes.barh(
-            at - height / 2 * with_road,
-            [m.bare.fps for m in measured],
+            at - height / 2 * with_end_to_end,
+            [m.model_only.fps for m in measured],
             height,
             label="bare network",
         )
     ]
-    if with_road:
-        road = [0.0 if m.road is None else m.road.fps for m in measured]
+    if with_end_to_end:
+        road = [0.0 if m.end_to_end is None else m.end_to_end.fps for m in measured]
         bars.append(axes.barh(at + height / 2, road, height, label="video → overlay"))
     for each in bars:
         axes.bar_label(each, fmt="%.1f", padding=3, fontsize=8)

@@ -94,7 +94,7 @@ class Obstacle:
 
     name: str
     box: tuple[float, ...]
-    share: float
+    fraction: float
     position: str
     ahead: float | None
 
@@ -114,14 +114,14 @@ class Scene:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready description, the drivable area as a polygon."""
-        share, polygon = (
+        fraction, polygon = (
             round(float(self.drivable.mean()), 4),
             outline(self.drivable).round(4).tolist(),
         )
         return {
             "free_ahead": self.free_ahead,
             "free_until": self.free_until,
-            "drivable": {"share": share, "polygon": polygon},
+            "drivable": {"fraction": fraction, "polygon": polygon},
             "obstacles": [asdict(o) for o in self.obstacles],
         }
 

@@ -68,8 +68,10 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line; map every expected error to one line and its exit code."""
+    from fada_deploy.cli import console
     from fada_deploy.common.errors import FadaError
 
+    console.install()
     if (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

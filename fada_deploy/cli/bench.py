@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fada_deploy.cli.options import emit_json, log, need_extra
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.benchmark import BenchmarkResult
@@ -80,7 +81,7 @@ def command(
     if plot is not None:
         if plot.suffix.lower() not in (".pdf", ".png", ".svg"):
             raise UsageError(f"--plot {plot}: writes .png, .svg or .pdf")
-        need_extra("matplotlib", "plot")
+        require_package("matplotlib", "plot")
     if backend not in ("all", *BACKENDS):
         raise UsageError(f"no backend {backend!r}; there are all, {', '.join(BACKENDS)}")
     paths = [exported_model(path) for path in models] or runnable_models(newest_models())[:1]
@@ -131,7 +132,9 @@ def _choose(found: list[BenchmarkResult]) -> None:
     from fada_deploy.runtime.backends.preference import remember_fastest
 
     for model in dict.fromkeys(each.model for each in found if each.model.endswith(".onnx")):
-        best = max((each for each in found if each.model == model), key=lambda each: each.bare.fps)
+        best = max(
+            (each for each in found if each.model == model), key=lambda each: each.model_only.fps
+        )
         kept = remember_fastest(read_metadata(Path(model)), best.backend)
         log(f"{model}: --backend auto takes {best.backend} from now on ({kept})")
 
@@ -143,13 +146,15 @@ def table(found: list[BenchmarkResult]) -> str:
     head = f"{'':<{width}}  precision  input      at once  p50 ms    p95    p99     fps  CPU ms  warm-up ms"
     lines = [head]
     for name, each in zip(names, found, strict=True):
-        bare = each.bare
+        bare = each.model_only
         lines.append(
             f"{name:<{width}}  {each.precision:<9}  {each.input:<9} "
             f"{f'{bare.parallel}x{bare.batch}':>8}  {bare.ms.p50:6.1f} {bare.ms.p95:6.1f} "
             f"{bare.ms.p99:6.1f} {bare.fps:7.1f} {bare.cpu_ms:7.1f} {each.warm_up_ms:11.0f}"
         )
-    roads = [(name, each) for name, each in zip(names, found, strict=True) if each.road is not None]
+    roads = [
+        (name, each) for name, each in zip(names, found, strict=True) if each.end_to_end is not None
+    ]
     if roads:
         stages = ("decode", "resize", "network", "upsample", "draw", "write", "others")
         head = f"{'the whole road, ms a frame':<{width}}     fps  of bare      " + "".join(
@@ -157,11 +162,11 @@ def table(found: list[BenchmarkResult]) -> str:
         )
         lines += ["", head]
     for name, each in roads:
-        assert each.road is not None and each.ratio is not None
-        ms, cpu = {s: v.p50 for s, v in each.road.ms.items()}, each.road.stage_cpu_ms
-        speed = f"{each.road.fps:7.1f}  {each.ratio:7.2f}"
+        assert each.end_to_end is not None and each.ratio is not None
+        ms, cpu = {s: v.p50 for s, v in each.end_to_end.ms.items()}, each.end_to_end.stage_cpu_ms
+        speed = f"{each.end_to_end.fps:7.1f}  {each.ratio:7.2f}"
         lines.append(f"{name:<{width}} {speed}  p50 " + "".join(_cell(ms.get(s)) for s in stages))
-        total = f"{each.road.cpu_ms:7.1f} in all "
+        total = f"{each.end_to_end.cpu_ms:7.1f} in all "
         lines.append(f"{'':<{width}} {total}  CPU " + "".join(_cell(cpu.get(s)) for s in stages))
     if roads:
         lines += [

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.options import emit_json, log, need_extra, newest
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.common.runs import newest_run
+from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
     from fada_deploy.common.label_space import LabelSpace
@@ -58,8 +60,8 @@ def command(
     if plot is not None:
         if plot.suffix.lower() not in (".pdf", ".png", ".svg"):
             raise UsageError(f"--plot {plot}: writes .png, .svg or .pdf")
-        need_extra("matplotlib", "plot")
-    paths = runs or (newest(),)
+        require_package("matplotlib", "plot")
+    paths = runs or (newest_run(),)
     try:
         space, measured, left_out = _measure(paths, frames, device)
     except ImportError as error:

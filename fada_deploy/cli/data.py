@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json, log
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import SIZE
 from fada_deploy.common.system import usable_cores
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from fada_deploy.cli.options import SIZE, log
+from fada_deploy.cli.console import log
+from fada_deploy.cli.options import SIZE
 
 # What it renders: scenes, and seconds of video.
 SCENES = {"source": 400, "target": 400, "val": 100, "clip": 6}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fada_deploy.cli.options import emit_json
+from fada_deploy.cli.console import emit_json
 
 if TYPE_CHECKING:
     from fada_deploy.inspection.doctor import Check

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json, log, need_extra, newest
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import SIZE
+from fada_deploy.common.runs import newest_run
+from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
     from fada_deploy.common.label_space import LabelSpace
@@ -94,9 +97,9 @@ def command(
             )
             raise UsageError(f"--confusion {confusion}: writes {what}")
         if confusion.suffix.lower() == ".png":
-            need_extra("matplotlib", "plot")
+            require_package("matplotlib", "plot")
     if model is None:
-        model = newest()
+        model = newest_run()
     if model.suffix in MODEL_SUFFIXES:
         if size or mst or all_weights:
             raise UsageError(

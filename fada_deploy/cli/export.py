@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json
+from fada_deploy.cli.console import emit_json
+from fada_deploy.cli.options import SIZE
 
 
 @click.command("export")

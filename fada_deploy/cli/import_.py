@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json, log
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import SIZE
 
 if TYPE_CHECKING:
     from fada_deploy.training.config import RunConfig

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.options import emit_json, log
+from fada_deploy.cli.console import emit_json, log
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fada_deploy.cli.options import emit_json
+from fada_deploy.cli.console import emit_json
 
 Row = tuple[str, str]
 

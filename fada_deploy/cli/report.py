@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from fada_deploy.cli.options import log, need_extra, newest
+from fada_deploy.cli.console import log
+from fada_deploy.common.runs import newest_run
+from fada_deploy.common.system import require_package
 
 
 @click.command("report")
@@ -37,7 +39,7 @@ def command(
     """
     from fada_deploy.common.errors import FadaError, MissingExtraError
 
-    need_extra("matplotlib", "plot")
+    require_package("matplotlib", "plot")
     try:
         from fada_deploy.training.data.datasets import open_target
         from fada_deploy.training.device import choose_device
@@ -48,7 +50,7 @@ def command(
     from fada_deploy.common.label_space import load_label_space
 
     where = choose_device(device)
-    paths = runs or (newest(),)
+    paths = runs or (newest_run(),)
     out = out or (paths[0] / REPORT if len(paths) == 1 else Path(REPORT))
     config = load_config(paths[0])
     dataset = None

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from fada_deploy.cli.options import SIZE, emit_json, log
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import SIZE
 
 
 @click.command("train")

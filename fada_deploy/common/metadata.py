@@ -45,7 +45,7 @@ class TargetStatistics:
         mean, std = (tuple(map(float, data[key])) for key in ("fraction_mean", "fraction_std"))
         if not len(mean) == len(std) == classes:
             raise ValueError(
-                f"target_statistics shares of {len(mean)} and {len(std)} classes, not of {classes}"
+                f"target_statistics fractions of {len(mean)} and {len(std)} classes, not of {classes}"
             )
         sure, spread = (data[key] for key in ("confidence_mean", "confidence_std"))
         if sure is None or spread is None:

@@ -7,10 +7,13 @@ chain by these names alone.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import numbered_dir
+
+logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -20,16 +23,19 @@ STAGES = ("source", "adversarial", "distill")
 MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
 
 
-def newest_run(root: Path = RUNS) -> tuple[Path, list[str]]:
-    """Return the run that was worked on last and has a finished stage, and a line for each newer one.
+def newest_run(root: Path = RUNS) -> Path:
+    """Return the run with a finished stage that changed last; log its path and each newer run.
 
-    Raise `ModelError` when there is none.
+    Raise `ModelError` if there is none.
     """
     runs = [config.parent for config in root.glob(f"*/{CONFIG}")]
     skipped: list[str] = []
     for run in sorted(runs, key=_last_change, reverse=True):
         if _finished(run):
-            return run, skipped
+            for line in skipped:
+                logger.info("skipped %s", line)
+            logger.info("using run %s (the newest)", run)
+            return run
         skipped.append(f"{run}: no stage is finished; go on with `fada train --resume {run}`")
     found = "; ".join(skipped) or f"no run under {root}/"
     raise ModelError(f"{found}; make one with `fada train`, or name one")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+
+from fada_deploy.common.errors import MissingExtraError
 
 
 def usable_cores() -> int:
@@ -27,6 +30,12 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def require_package(package: str, extra: str) -> None:
+    """Raise `MissingExtraError` if a package of an extra is not installed."""
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
 
 
 def memory_mib(*, peak: bool = False) -> int | None:

@@ -33,10 +33,10 @@ def describe(dataset: FrameDataset, statistics: DatasetStatistics) -> dict[str, 
         ],
         "sizes": dict(sizes.most_common()),
         "classes": [
-            {"name": name, "pixels": pixels[k], "share": pixels[k] / total, "files": files[k]}
+            {"name": name, "pixels": pixels[k], "fraction": pixels[k] / total, "files": files[k]}
             for k, name in enumerate(dataset.space.names)
         ],
-        "ignored": {"pixels": pixels[-1], "share": pixels[-1] / total},
+        "ignored": {"pixels": pixels[-1], "fraction": pixels[-1] / total},
         "unknown_ids": {_id(number): count for number, count in statistics.unknown.items()},
         "single_class": [
             {"file": names[i], "class": dataset.space.names[k]}
@@ -65,7 +65,7 @@ def as_text(report: dict[str, Any]) -> str:
             "",
             *_table(("class", "pixels", "files"), [_class_row(c) for c in report["classes"]]),
         ]
-        lines.append(f"{100 * report['ignored']['share']:.2f} % of the pixels are ignored")
+        lines.append(f"{100 * report['ignored']['fraction']:.2f} % of the pixels are ignored")
     if report["unknown_ids"]:
         ids = [f"{number} ({count} pixels)" for number, count in report["unknown_ids"].items()]
         lines.append(f"ids that the format does not have, ignored: {', '.join(ids)}")
@@ -81,7 +81,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 def _class_row(each: dict[str, Any]) -> tuple[str, ...]:
     note = {0: "in no file", 1: "in one file only"}.get(each["files"], "")
-    return each["name"], f"{100 * each['share']:.3f} %", f"{each['files']}", note
+    return each["name"], f"{100 * each['fraction']:.3f} %", f"{each['files']}", note
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

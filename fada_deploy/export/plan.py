@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fada_deploy.cli.options import log, need_extra, newest
+from fada_deploy.common.runs import newest_run
+from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
     from fada_deploy.common.errors import ToleranceError
     from fada_deploy.export.convert import Calibration
     from fada_deploy.export.verify import VerificationLimits
     from fada_deploy.runtime.parity import ParityResult
+
+logger = logging.getLogger(__name__)
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
 
@@ -40,7 +44,7 @@ class Plan:
         if self.source is not None and self.source.suffix == ".onnx" and not self.source.is_file():
             raise ModelError(f"{self.source}: no such file; give a run, or the fp32 .onnx of one")
         if any(precision != "fp32" for precision, _ in wanted):
-            need_extra("onnx", "onnx")
+            require_package("onnx", "onnx")
         elif self.options["data"] is not None:
             raise UsageError(
                 "--data judges other precisions than fp32; name them, as --precision fp16,int8"
@@ -70,7 +74,7 @@ class Plan:
         if self.options["triton"]:
             self._triton(made, engines)
         named = "" if made[-1] in newest_models() else f" --model {shlex.quote(str(made[-1]))}"
-        log(f"next: fada infer video.mp4{named}")
+        logger.info(f"next: fada infer video.mp4{named}")
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
@@ -81,7 +85,7 @@ class Plan:
             yield
         except ToleranceError as error:
             self.refused.append(error)
-            log(f"refused: {error}")
+            logger.info(f"refused: {error}")
 
     def finish(self) -> None:
         """Raise `ToleranceError` for what was refused, when all else is done."""
@@ -142,7 +146,7 @@ class Plan:
         batch, out = self.options["batch"], self.options["out"]
         if batch != "dynamic" and not (batch.isdigit() and int(batch) > 0):
             raise UsageError(f"--batch is dynamic or a number from 1; found {batch!r}")
-        run = self.source or newest()
+        run = self.source or newest_run()
         if run.suffix in (".pth", ".pt"):
             raise UsageError(
                 f"{run}: is a checkpoint and no run; make one of it first: fada import {run}"
@@ -170,10 +174,10 @@ class Plan:
             batch=None if batch == "dynamic" else int(batch),
             frames=self.options["frames"],
             thresholds=thresholds,
-            say=log,
+            say=logger.info,
         )
         _tell(result.verification)
-        log(f"done: {result.model} and {result.reference}")
+        logger.info(f"done: {result.model} and {result.reference}")
         self._tell_stale(result.model, wanted)
         verified = {name: v.to_dict() for name, v in result.verification.items()}
         self.document |= {
@@ -211,7 +215,9 @@ class Plan:
             except FadaError:
                 stale.append(path.name)
         if stale:
-            log(f"note: the pack that proved {', '.join(stale)} is replaced; export them again")
+            logger.info(
+                f"note: the pack that proved {', '.join(stale)} is replaced; export them again"
+            )
 
     def _derive(
         self,
@@ -223,20 +229,22 @@ class Plan:
     ) -> Path:
         from fada_deploy.export.convert import derive
 
-        log(f"making {precision}" + (f" for {hardware_target}" if hardware_target != "any" else ""))
+        logger.info(
+            f"making {precision}" + (f" for {hardware_target}" if hardware_target != "any" else "")
+        )
         made = derive(
             base,
             precision,
             hardware_target=hardware_target,
             calibration=calibration,
             allowed=allowed,
-            say=log,
+            say=logger.info,
         )
         _tell(made.verification)
         if made.judgment is not None:
-            log(made.judgment.text())
+            logger.info(made.judgment.text())
         layers = ", ".join(f"{count} in {name}" for name, count in made.layers.items())
-        log(f"done: {made.model}, layers: {layers}")
+        logger.info(f"done: {made.model}, layers: {layers}")
         self.document.setdefault("derived", []).append(made.to_dict())
         return made.model
 
@@ -252,7 +260,7 @@ class Plan:
             metadata = read_metadata(base)
             return target_frames(
                 metadata.provenance, metadata.label_space, self.options["frames"],
-                count=self.options["calibration_frames"], held_out=False, purpose="calibration", say=log,
+                count=self.options["calibration_frames"], held_out=False, purpose="calibration", say=logger.info,
             )  # fmt: skip
 
         return Calibration(
@@ -319,11 +327,11 @@ class Plan:
             timing_cache=self.options["trt_timing_cache"],
             version_compatible=self.options["version_compatible"],
             hardware_compatible=self.options["hardware_compatible"],
-            say=log,
+            say=logger.info,
         )
         layers = ", ".join(f"{count} in {name}" for name, count in built.sidecar.layers.items())
-        log(f"done: {built.path} and its .json, convolutions: {layers}")
-        verification = verify_engine(built.path, log)
+        logger.info(f"done: {built.path} and its .json, convolutions: {layers}")
+        verification = verify_engine(built.path, logger.info)
         self.document.setdefault("engines", []).append(
             {"model": str(built.path), "verification": verification}
         )
@@ -337,11 +345,11 @@ class Plan:
         served = [engine for engine in engines if read_engine(engine).flavor == "tensorrt"]
         repository = write_repository((served or made)[-1], self.options["triton"])
         self.document["triton"] = str(repository)
-        log(
+        logger.info(
             f"done: {repository}; next: tritonserver --model-repository {shlex.quote(str(repository))}"
         )
 
 
 def _tell(verification: Mapping[str, ParityResult]) -> None:
     for name, found in verification.items():
-        log(f"{name}: {found.text()}")
+        logger.info(f"{name}: {found.text()}")

@@ -22,25 +22,25 @@ def measure(model: Path, frames: Sequence[NDArray[np.uint8]], *, backend: str) -
     """Label frames (H, W, 3) uint8 RGB of any sizes with an exported file, one at a time, and sum up."""
     with Segmenter(model, backend=backend, device="cpu") as segmenter:
         has_confidence = segmenter.metadata.head == "logits"
-        shares, confidences = [], []
+        fractions, confidences = [], []
         for frame in frames:
             result = segmenter.predict(frame, confidence=has_confidence)
-            shares.append(result.shares)
+            fractions.append(result.fractions)
             if result.confidence is not None:
                 confidences.append(float(result.confidence.mean()))
-    return summarize(np.stack(shares), np.array(confidences) if has_confidence else None)
+    return summarize(np.stack(fractions), np.array(confidences) if has_confidence else None)
 
 
 def summarize(
-    shares: NDArray[np.float64], confidences: NDArray[np.float64] | None
+    fractions: NDArray[np.float64], confidences: NDArray[np.float64] | None
 ) -> TargetStatistics:
-    """Return the figures of N frames' class shares (N, K) and mean confidences (N,), if there are any."""
-    mean, std = _mean_and_std(shares)
+    """Return the figures of N frames' class fractions (N, K) and mean confidences (N,), if there are any."""
+    mean, std = _mean_and_std(fractions)
     if confidences is None:
-        return TargetStatistics(len(shares), tuple(mean.tolist()), tuple(std.tolist()))
+        return TargetStatistics(len(fractions), tuple(mean.tolist()), tuple(std.tolist()))
     sure, spread = _mean_and_std(confidences[:, None])
     return TargetStatistics(
-        len(shares), tuple(mean.tolist()), tuple(std.tolist()), float(sure[0]), float(spread[0])
+        len(fractions), tuple(mean.tolist()), tuple(std.tolist()), float(sure[0]), float(spread[0])
     )
 
 

@@ -84,14 +84,14 @@ class BenchmarkResult:
     precision: str
     input: str
     warm_up_ms: float
-    bare: ModelOnlyTiming
-    road: EndToEndTiming | None
+    model_only: ModelOnlyTiming
+    end_to_end: EndToEndTiming | None
     memory_mib: int | None
 
     @property
     def ratio(self) -> float | None:
         """The road's frames a second as a share of the bare network's."""
-        return None if self.road is None else self.road.fps / self.bare.fps
+        return None if self.end_to_end is None else self.end_to_end.fps / self.model_only.fps
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready document."""
@@ -123,8 +123,8 @@ def measure(
         segmenter.backend.submit(ready)
         compiled.wait()
         warm_up = time.perf_counter() - start
-        bare = _bare(segmenter, ready, seconds)
-        road = None if source is None else _road(segmenter, source, frames, progress)
+        bare = _model_only(segmenter, ready, seconds)
+        road = None if source is None else _end_to_end(segmenter, source, frames, progress)
         return BenchmarkResult(
             str(model),
             segmenter.backend.name,
@@ -156,7 +156,7 @@ def _pictures(source: Source | None, segmenter: Segmenter) -> np.ndarray[Any, np
     return np.stack(pictures)
 
 
-def _bare(
+def _model_only(
     segmenter: Segmenter, ready: np.ndarray[Any, np.dtype[np.uint8]], seconds: float
 ) -> ModelOnlyTiming:
     parallel = segmenter.backend.parallel
@@ -180,7 +180,7 @@ def _bare(
     return ModelOnlyTiming(len(ready), parallel, runs, Percentiles.of(times), fps, cpu_ms)
 
 
-def _road(
+def _end_to_end(
     segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]
 ) -> EndToEndTiming:
     timings, done = Timings(keep=True), 0

@@ -5,12 +5,12 @@ confidence, with their standard deviations from frame to frame. Here the exponen
 of now is held against them:
 
     deviation = (mean of the window − stored mean) / max(stored deviation, a floor)
-    score     = max(|deviation of the confidence| / 3, root mean square of the shares' deviations / 1.5)
+    score     = max(|deviation of the confidence| / 3, root mean square of the fractions' deviations / 1.5)
 
 A score above 1 is drift. Successive frames of a drive are nearly the same frame, so σ is not divided by √n: the
 mean of n frames of the target, however they depend on one another, spreads at most as a single frame does. The
 price: a change smaller than the usual one from street to street is not seen. The limits, three deviations of the
-confidence, and 1.5 of the shares in the root mean square over the classes, are seldom passed by single frames of
+confidence, and 1.5 of the fractions in the root mean square over the classes, are seldom passed by single frames of
 the target. It assumes that the stored frames show what the target usually shows; a place unlike all of them counts
 as drift, and a wrong answer that looks like a right one does not.
 """
@@ -39,7 +39,7 @@ _CALM = 0.8
 class Drift:
     """How far a window of frames is from the stored ones; a `score` above 1 is beyond what is usual.
 
-    `confidence` and `shares` (K,) are deviations in stored standard deviations; without confidence that is None.
+    `confidence` and `fractions` (K,) are deviations in stored standard deviations; without confidence that is None.
     `moved`: the classes that moved by more than 3, the furthest first. `frames`: how many were seen. `settled`:
     half a window was seen, before which there is no verdict. `drifting`: the verdict, true until the score is
     below 0.8 again.
@@ -47,7 +47,7 @@ class Drift:
 
     score: float
     confidence: float | None
-    shares: NDArray[np.float64]
+    fractions: NDArray[np.float64]
     moved: tuple[str, ...]
     frames: int
     settled: bool
@@ -70,7 +70,7 @@ class DriftMonitor:
                 f"{len(names)} class names for a target_statistics of {len(target_statistics.fraction_mean)} classes"
             )
         self._names, self._window = tuple(names), window
-        self._shares = _Mean(
+        self._fractions = _Mean(
             np.array(target_statistics.fraction_mean),
             np.array(target_statistics.fraction_std),
             window,
@@ -99,17 +99,17 @@ class DriftMonitor:
     def see(self, result: Result) -> Drift:
         """Take a frame's result into the window; its confidence where it was asked for."""
         sure = None if result.confidence is None else float(result.confidence.mean())
-        return self.add(result.shares, sure)
+        return self.add(result.fractions, sure)
 
-    def add(self, shares: NDArray[np.float64], confidence: float | None = None) -> Drift:
-        """Take a frame's class shares (K,) in 0 … 1, and its mean confidence, into the window."""
-        off = self._shares.add(shares)
+    def add(self, fractions: NDArray[np.float64], confidence: float | None = None) -> Drift:
+        """Take a frame's class fractions (K,) in 0 … 1, and its mean confidence, into the window."""
+        off = self._fractions.add(fractions)
         score = float(np.sqrt((off**2).mean())) / SHARES_LIMIT
         sure = None
         if self._confidence is not None and confidence is not None:
             sure = float(self._confidence.add(np.array([confidence]))[0])
             score = max(score, abs(sure) / CONFIDENCE_LIMIT)
-        frames = self._shares.frames
+        frames = self._fractions.frames
         settled = 2 * frames >= self._window
         self._drifting = settled and score > (_CALM if self._drifting else 1.0)
         order = np.argsort(-np.abs(off), kind="stable")

@@ -55,7 +55,7 @@ class Result:
         )
 
     @property
-    def shares(self) -> NDArray[np.float64]:
+    def fractions(self) -> NDArray[np.float64]:
         """The share of the picture that each class holds, (K,), summing to 1."""
         return class_fractions(self.labels, self.space.num_classes)
 

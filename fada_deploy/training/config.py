@@ -115,7 +115,7 @@ class RunConfig:
     the first one. `src_size` is what source frames are resized to, `size` what target frames are:
     the network's input. Both are (height, width). `amp` is off, bf16, or auto: bfloat16 where the
     device is made for it. `init_norm` names the input normalization of `init` where the file does
-    not tell. Weights are kept for comparison every `keep_every` iterations (0: the last alone).
+    not tell. Weights are kept for comparison every `checkpoint_every` iterations (0: the last alone).
     `test_scales` and `test_flip` are the views that scores average over; `published` is the mIoU in
     percent that the paper gives for these settings, shown beside the last score. `compile` has torch compile
     the networks.
@@ -141,7 +141,7 @@ class RunConfig:
     amp: str = "off"
     compile: bool = False
     save_every: int = 500
-    keep_every: int = 0
+    checkpoint_every: int = 0
     test_scales: tuple[float, ...] = (1.0,)
     test_flip: bool = False
     published: float | None = None

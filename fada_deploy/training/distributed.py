@@ -54,7 +54,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(batch: int) -> range:
+def local_slots(batch: int) -> range:
     """Return the slots of a global batch that this process loads; raise `UsageError` if they cannot be equal."""
     if batch % size():
         raise UsageError(

@@ -41,9 +41,9 @@ LoopFactory = Callable[[Parts], "TrainingLoop"]
 class TrainingLoop:
     """Run a stage of `iterations` in `folder`; `parts` is all the state there is.
 
-    Every `save_every` iterations the state is saved, to go on from; every `keep_every` (0: never)
-    `keep(done, parts)` is called, which puts weights aside to be compared later. `watch(done, numbers)` is
-    given what `metrics.jsonl` is, and `look(done, parts)` is called a few times a stage.
+    Every `save_every` iterations the state is saved, to go on from; every `checkpoint_every` (0: never)
+    `on_checkpoint(done, parts)` is called, which puts weights aside to be compared later. `on_log(done, numbers)` is
+    given what `metrics.jsonl` is, and `on_visualize(done, parts)` is called a few times a stage.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class TrainingLoop:
         iterations: int,
         device: torch.device,
         save_every: int,
-        keep_every: int = 0,
-        keep: Callable[[int, Parts], None] = lambda done, parts: None,
-        watch: Callable[[int, Mapping[str, float]], None] = lambda done, numbers: None,
-        look: Callable[[int, Parts], None] = lambda done, parts: None,
+        checkpoint_every: int = 0,
+        on_checkpoint: Callable[[int, Parts], None] = lambda done, parts: None,
+        on_log: Callable[[int, Mapping[str, float]], None] = lambda done, numbers: None,
+        on_visualize: Callable[[int, Parts], None] = lambda done, parts: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._device = device
         self.folder, self._iterations, self._parts = folder, iterations, parts
         self._save_every = save_every
-        self._keep_every, self._keep = keep_every, keep
-        self._watch, self._look = watch, look
+        self._checkpoint_every, self._on_checkpoint = checkpoint_every, on_checkpoint
+        self._on_log, self._on_visualize = on_log, on_visualize
         self._log_every = max(1, min(50, iterations // 50))
         self._tenth = max(1, iterations // 10)
         self._state = folder / "state.pt"
@@ -97,9 +97,13 @@ class TrainingLoop:
                 if done % self._log_every == 0 or done == self._iterations:
                     self._flush(done)
                 if done % self._tenth == 0:
-                    self._look(done, self._parts)
-                if self._keep_every and done % self._keep_every == 0 and done < self._iterations:
-                    self._keep(done, self._parts)
+                    self._on_visualize(done, self._parts)
+                if (
+                    self._checkpoint_every
+                    and done % self._checkpoint_every == 0
+                    and done < self._iterations
+                ):
+                    self._on_checkpoint(done, self._parts)
                 if distributed.any_of(self._stop is not None, self._device):
                     self._interrupt(done)
                 if done % self._save_every == 0 and done < self._iterations:
@@ -153,7 +157,7 @@ class TrainingLoop:
             file.write(
                 json.dumps({"iteration": done, "seconds": round(seconds, 3), **numbers}) + "\n"
             )
-        self._watch(done, numbers)
+        self._on_log(done, numbers)
         latest = {_SHORT.get(n, n): f"{v:.3g}" for n, v in means.items()}
         latest["GiB"] = f"{numbers['memory_mib'] / 1024:.1f}"
         self._bar.set_postfix(latest)

@@ -130,7 +130,7 @@ class ModelSetup:
             spec = replace(self.start.spec, size_hw=self.config.size)
         check_size(spec.backbone, spec.size_hw)
         architecture, settings = find_backbone(spec.backbone), getattr(self.config, stage)
-        share = len(distributed.share(settings.batch))
+        share = len(distributed.local_slots(settings.batch))
         if share % settings.accumulate:
             raise UsageError(
                 f"{stage}: a process's {share} images make no {settings.accumulate} equal parts to accumulate"

@@ -278,18 +278,18 @@ class Run:
         return np.asarray(np.load(path)["contents"], bool)
 
     def _session(self, stage: str, iterations: int, spec: ModelSpec) -> LoopFactory:
-        def keep(done: int, parts: Parts) -> None:
+        def on_checkpoint(done: int, parts: Parts) -> None:
             average = parts["average"]
             assert isinstance(average, AveragedWeights)
             self._save(
                 checkpoint_path(self.folder / stage, done), stage, average.weights(), spec, done
             )
 
-        watching = {} if self.board is None else self.board.watching(stage)
+        callbacks = {} if self.board is None else self.board.callbacks(stage)
         return partial(
             TrainingLoop, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
-            keep_every=self.config.keep_every, keep=keep, **watching,
+            checkpoint_every=self.config.checkpoint_every, on_checkpoint=on_checkpoint, **callbacks,
         )  # fmt: skip
 
     def _compiled(self, model: SegmentationModel) -> SegmentationModel:

@@ -96,7 +96,7 @@ def _decisive(config: RunConfig) -> RunConfig:
         "amp": "off",
         "compile": False,
         "save_every": 1,
-        "keep_every": 0,
+        "checkpoint_every": 0,
     }
     return replace(config, **neutral, stages=config.stages[-1:])
 
@@ -240,7 +240,10 @@ def _checked(config: RunConfig) -> RunConfig:
     for name, share in (("source.flip", config.source.flip), ("distill.flip", config.distill.flip)):
         need(0 <= share <= 1, f"{name} is a probability; found {share}")
     need(config.seed >= 0, f"seed must not be negative; found {config.seed}")
-    need(config.keep_every >= 0, f"keep_every must not be negative; found {config.keep_every}")
+    need(
+        config.checkpoint_every >= 0,
+        f"checkpoint_every must not be negative; found {config.checkpoint_every}",
+    )
     views = config.test_scales
     need(
         bool(views) and 0 < min(views) <= max(views) <= 4,

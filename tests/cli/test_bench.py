@@ -39,7 +39,7 @@ def test_every_backend_is_measured_and_the_road_beside_it(
     document = json.loads(out)
     assert [each["backend"] for each in document] == ["onnxruntime", "openvino"]
     for each in document:
-        bare, road = each["bare"], each["road"]
+        bare, road = each["model_only"], each["end_to_end"]
         assert bare["runs"] >= 10 and bare["ms"]["p50"] <= bare["ms"]["p95"] <= bare["ms"]["p99"]
         assert road["frames"] == 12 and set(road["ms"]) == set(bench.STAGES)
         assert each["ratio"] == pytest.approx(road["fps"] / bare["fps"])
@@ -52,7 +52,11 @@ def test_a_part_of_the_film_and_a_batch(model: Path, tmp_path: Path) -> None:
 
     (film,) = open_sources([write_video(tmp_path / "film.mp4", [scene(i)[0] for i in range(12)])])
     found = measure(model, backend="onnxruntime", batch=2, source=film, frames=5, seconds=0.1)
-    assert found.bare.batch == 2 and found.road is not None and found.road.frames == 5
+    assert (
+        found.model_only.batch == 2
+        and found.end_to_end is not None
+        and found.end_to_end.frames == 5
+    )
 
 
 def test_the_fastest_is_chosen_for_auto(
@@ -60,7 +64,7 @@ def test_the_fastest_is_chosen_for_auto(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     code, out, err = fada("bench", model, "--seconds", 0.2, "--choose", "--json")
-    speeds = {each["backend"]: each["bare"]["fps"] for each in json.loads(out)}
+    speeds = {each["backend"]: each["model_only"]["fps"] for each in json.loads(out)}
     best = max(speeds, key=lambda name: speeds[name])
     assert code == 0 and f"--backend auto takes {best} from now on" in err
     assert open_backend(model).name == best

@@ -78,7 +78,7 @@ def test_json_is_one_document_whose_numbers_add_up(fada: Run, damaged: Path) -> 
     assert report["sizes"] == {"192x128": 60}
     pixels = sum(each["pixels"] for each in report["classes"]) + report["ignored"]["pixels"]
     assert pixels == 60 * 192 * 128
-    shares = [each["share"] for each in report["classes"]] + [report["ignored"]["share"]]
+    shares = [each["fraction"] for each in report["classes"]] + [report["ignored"]["fraction"]]
     assert sum(shares) == pytest.approx(1)
     assert Path(report["kept"]).is_file()
 

@@ -29,7 +29,7 @@ def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = make_config(
         preset="small",
         file=None,
-        settings=[*settings, "keep_every=4", "size=192x128", "src_size=192x128"],
+        settings=[*settings, "checkpoint_every=4", "size=192x128", "src_size=192x128"],
         options={
             "src": "gta5",
             "tgt": "cityscapes",

@@ -37,16 +37,20 @@ def touch(path: Path, age: int) -> Path:
     return path
 
 
-def test_the_newest_run_is_the_one_finished_last(tmp_path: Path) -> None:
+def test_the_newest_run_is_the_one_finished_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     for name, age in (("a", 5), ("b", 50)):
         touch(tmp_path / name / "config.json", 200)
         touch(tmp_path / name / "source" / "weights.safetensors", 100)
         touch(tmp_path / name / "adversarial" / "weights.safetensors", age)
     touch(tmp_path / "unfinished" / "config.json", 0)
     touch(tmp_path / "stray" / "source" / "weights.safetensors", 0)
-    run, skipped = newest_run(tmp_path)
-    assert run.name == "a" and len(skipped) == 1
-    assert "unfinished: no stage is finished; go on with `fada train --resume" in skipped[0]
+    run = newest_run(tmp_path)
+    assert run.name == "a" and len(caplog.messages) == 2
+    assert "unfinished" in caplog.messages[0] and "fada train --resume" in caplog.messages[0]
+    assert str(run) in caplog.messages[1]
     with pytest.raises(ModelError, match=r"no run under .*; make one with `fada train`"):
         newest_run(tmp_path / "nowhere")
 

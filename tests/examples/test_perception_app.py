@@ -105,7 +105,7 @@ def test_obstacles_are_the_connected_things(drives: list[np.ndarray]) -> None:
                     (SPACE.names[name], *(round(float(v), 4) for v in box), round(region.mean(), 5))
                 )
         found = perceive(labels, SPACE, Corridor()).obstacles
-        assert sorted((o.name, *o.box, o.share) for o in found) == sorted(want)
+        assert sorted((o.name, *o.box, o.fraction) for o in found) == sorted(want)
         assert [o.box[3] for o in found] == sorted((o.box[3] for o in found), reverse=True)
         kinds.update(o.name for o in found)
     assert len(kinds) >= 5 and kinds["car"] >= 20
@@ -185,9 +185,9 @@ def test_a_person_too_narrow_to_fill_the_corridor_ends_it_all_the_same() -> None
 def test_half_a_row_of_road_is_free_and_less_is_not() -> None:
     labels, corridor, _ = street(50, 8, 0.9, 1.5, CAR)
     left, right = (float(edge[0]) * 640 for edge in corridor.span(np.array([300.5 / 384])))
-    for share, free in ((0.4, True), (0.6, False)):
+    for fraction, free in ((0.4, True), (0.6, False)):
         curb = labels.copy()
-        curb[300, round(right - share * (right - left)) :] = SIDEWALK
+        curb[300, round(right - fraction * (right - left)) :] = SIDEWALK
         scene = perceive(curb, SPACE, corridor)
         assert scene.free_until == ("" if free else "sidewalk")
         assert free or scene.free_ahead == pytest.approx(83 / 384, abs=1e-4)
@@ -240,7 +240,7 @@ def test_the_bonnet_is_neither_road_nor_obstacle() -> None:
 def test_without_road_nothing_is_free() -> None:
     scene = perceive(np.full(SIZE, SIDEWALK, np.uint8), SPACE, Corridor())
     assert not scene.drivable.any() and (scene.free_ahead, scene.free_until) == (0.0, "sidewalk")
-    assert scene.to_dict()["drivable"] == {"share": 0.0, "polygon": []}
+    assert scene.to_dict()["drivable"] == {"fraction": 0.0, "polygon": []}
 
 
 def test_what_is_no_corridor_and_no_street_is_said() -> None:
@@ -396,7 +396,7 @@ def test_a_film_becomes_lines_and_a_film(
     assert not any(line["late"] or line["stale"] for line in lines)
     assert all(line["latency_ms"] == line["age_ms"] > 0 for line in lines)
     # The network has learned what road is.
-    assert np.mean([line["drivable"]["share"] for line in lines]) > 0.2
+    assert np.mean([line["drivable"]["fraction"] for line in lines]) > 0.2
     assert np.mean([line["free_ahead"] for line in lines]) > 0.15
     drawn = read_video(tmp_path / "out.mp4")
     assert [float(t) for t, _ in drawn] == pytest.approx([float(t) for t, _ in read_video(film)])

@@ -21,10 +21,10 @@ from fada_deploy.training.weights.checkpoints import load_model
 
 def test_the_figures_are_means_and_sample_deviations() -> None:
     rng = np.random.default_rng(0)
-    shares, sure = rng.dirichlet(np.ones(5), 7), rng.uniform(0.2, 1, 7)
-    said = summarize(shares, sure)
-    mean = shares.sum(0) / 7
-    std = np.sqrt(((shares - mean) ** 2).sum(0) / 6)
+    fractions, sure = rng.dirichlet(np.ones(5), 7), rng.uniform(0.2, 1, 7)
+    said = summarize(fractions, sure)
+    mean = fractions.sum(0) / 7
+    std = np.sqrt(((fractions - mean) ** 2).sum(0) / 6)
     assert said.frames == 7
     np.testing.assert_allclose(said.fraction_mean, mean, atol=1e-6)
     np.testing.assert_allclose(said.fraction_std, std, atol=1e-6)
@@ -32,7 +32,7 @@ def test_the_figures_are_means_and_sample_deviations() -> None:
     assert said.confidence_std == pytest.approx(
         np.sqrt(((sure - sure.mean()) ** 2).sum() / 6), abs=1e-6
     )
-    single = summarize(shares[:1], None)
+    single = summarize(fractions[:1], None)
     assert (
         single.fraction_std == (0.0,) * 5
         and single.confidence_mean is None
@@ -41,7 +41,7 @@ def test_the_figures_are_means_and_sample_deviations() -> None:
 
 
 @pytest.mark.parametrize("head", ["logits", "labels"])
-def test_known_labels_give_known_shares(tmp_path: Path, head: str) -> None:
+def test_known_labels_give_known_fractions(tmp_path: Path, head: str) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head=head, batch=2)
     # Bands of classes 0 1 2 3 and 1 2 3 4, a quarter of the picture each but for the blur between them.
     said = measure(model, [toy.scene(i)[0] for i in range(2)], backend="onnxruntime")
@@ -63,7 +63,7 @@ def test_the_file_says_what_the_network_says(trained: Path, streets: Path, tmp_p
     dataset = open_dataset("cityscapes", streets / "cityscapes", split="train", space=CITYSCAPES_19)
     pictures = [dataset.image(i) for i in range(len(dataset))]
     predictor = Predictor(load_model(weights)[0], torch.device("cpu"))
-    shares = [np.bincount(m.ravel(), minlength=19) / m.size for m in predictor.labels(pictures)]
+    fractions = [np.bincount(m.ravel(), minlength=19) / m.size for m in predictor.labels(pictures)]
     sure = [
         float(F.interpolate(F.softmax(predictor.logits([p]), 1).amax(1)[None], p.shape[:2], mode="bilinear",
                             align_corners=True).mean())
@@ -71,8 +71,10 @@ def test_the_file_says_what_the_network_says(trained: Path, streets: Path, tmp_p
     ]  # fmt: skip
     target_statistics = said.target_statistics
     assert target_statistics is not None and target_statistics.frames == 16
-    np.testing.assert_allclose(target_statistics.fraction_mean, np.mean(shares, 0), atol=1e-4)
-    np.testing.assert_allclose(target_statistics.fraction_std, np.std(shares, 0, ddof=1), atol=1e-4)
+    np.testing.assert_allclose(target_statistics.fraction_mean, np.mean(fractions, 0), atol=1e-4)
+    np.testing.assert_allclose(
+        target_statistics.fraction_std, np.std(fractions, 0, ddof=1), atol=1e-4
+    )
     assert target_statistics.confidence_mean == pytest.approx(np.mean(sure), abs=1e-4)
     assert target_statistics.confidence_std == pytest.approx(np.std(sure, ddof=1), abs=1e-4)
 

@@ -97,14 +97,14 @@ def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
 
 
 def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> None:
-    shares = (0.05, 0.0, 0.25, *(0.0,) * 9, 0.7)
+    fractions = (0.05, 0.0, 0.25, *(0.0,) * 9, 0.7)
     three = "bicycle 70.0 ± 12.5 %, building 25.0 ± 12.5 %, road 5.0 ± 12.5 %, … on"
     for statistics, line in (
         (
-            TargetStatistics(32, shares, (0.125,) * 13, 0.9123, 0.0234),
+            TargetStatistics(32, fractions, (0.125,) * 13, 0.9123, 0.0234),
             f"confidence 0.912 ± 0.023, {three} 32 frames",
         ),
-        (TargetStatistics(7, shares, (0.125,) * 13), f"{three} 7 frames"),
+        (TargetStatistics(7, fractions, (0.125,) * 13), f"{three} 7 frames"),
         (None, ""),
     ):
         model = toy.color_model(

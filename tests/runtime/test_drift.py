@@ -18,18 +18,18 @@ REFERENCE = TargetStatistics(32, tuple(MEAN), tuple(STD), 0.9, 0.02)
 
 def test_the_score_is_the_formula() -> None:
     rng = np.random.default_rng(0)
-    shares = rng.dirichlet(np.full(4, 3.0), 40)
+    fractions = rng.dirichlet(np.full(4, 3.0), 40)
     sure = rng.uniform(0.5, 1, 40)
     watch = DriftMonitor(REFERENCE, NAMES, window=10)
     for n in range(1, 41):
-        drift = watch.add(shares[n - 1], sure[n - 1])
+        drift = watch.add(fractions[n - 1], sure[n - 1])
         weights = 0.9 ** np.arange(n)[::-1]
-        mean = (weights[:, None] * shares[:n]).sum(0) / weights.sum()
+        mean = (weights[:, None] * fractions[:n]).sum(0) / weights.sum()
         # The bus was in no stored frame; the floor is a hundredth of the picture.
         off = (mean - MEAN) / np.array([0.05, 0.1, 0.04, 0.01])
         certainty = ((weights * sure[:n]).sum() / weights.sum() - 0.9) / 0.02
         assert drift.confidence == pytest.approx(certainty)
-        np.testing.assert_allclose(drift.shares, off)
+        np.testing.assert_allclose(drift.fractions, off)
         assert drift.score == pytest.approx(max(abs(certainty) / 3, np.sqrt((off**2).mean()) / 1.5))
         by_hand = sorted((-abs(d), name) for d, name in zip(off, NAMES, strict=True) if abs(d) > 3)
         assert drift.moved == tuple(name for _, name in by_hand)
@@ -83,7 +83,7 @@ def test_there_is_no_verdict_on_few_frames() -> None:
     assert all(d.score > 1 for d in drifts)
 
 
-def test_labels_alone_are_watched_by_their_shares() -> None:
+def test_labels_alone_are_watched_by_their_fractions() -> None:
     watch = DriftMonitor(TargetStatistics(8, tuple(MEAN), tuple(STD)), NAMES, window=1)
     drift = watch.add(np.array([0.2, 0.3, 0.2, 0.3]))
     assert drift.confidence is None and drift.drifting and drift.moved == ("bus", "road")
@@ -102,7 +102,7 @@ def test_results_are_taken_as_they_are() -> None:
     confidence = np.full((8, 8), 0.7, np.float32)
     result = Result(labels, np.zeros((8, 8, 3), np.uint8), space, 0.0, 0.0, confidence=confidence)
     drift = DriftMonitor.of(metadata, window=1).see(result)
-    np.testing.assert_allclose(drift.shares, 0, atol=1e-9)
+    np.testing.assert_allclose(drift.fractions, 0, atol=1e-9)
     assert drift.confidence == pytest.approx(-1, abs=1e-5)
 
 

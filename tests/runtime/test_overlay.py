@@ -48,7 +48,7 @@ def test_contours_lie_between_classes_only() -> None:
 
 @pytest.mark.parametrize("implementation", ["opencv", "compiled"])
 @pytest.mark.parametrize("size_hw", [(64, 100), (1, 1), (7, 9), (130, 257)])
-def test_shares(
+def test_fractions(
     monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], implementation: str
 ) -> None:
     if implementation == "opencv":
@@ -77,9 +77,9 @@ def test_a_legend_stays_inside_and_shows_its_colors(
         pytest.skip("this OpenCV has no typeface")
     monkeypatch.setattr(drawing, "_HAS_TYPE", has_type)
     picture = np.full((*size, 3), 128, np.uint8)
-    shares = np.zeros(19)
-    shares[[0, 13]] = 0.7, 0.3
-    Legend(CITYSCAPES_19.names, CITYSCAPES_19.palette, size).draw(picture, shares)
+    fractions = np.zeros(19)
+    fractions[[0, 13]] = 0.7, 0.3
+    Legend(CITYSCAPES_19.names, CITYSCAPES_19.palette, size).draw(picture, fractions)
     colors = {tuple(int(v) for v in c) for c in np.unique(picture.reshape(-1, 3), axis=0)}
     if min(size) >= 360:
         assert {(128, 64, 128), (0, 0, 142)} <= colors
@@ -94,9 +94,9 @@ def test_a_legend_keeps_the_classes_it_has_shown() -> None:
     heights = []
     for present in ([0, 1, 2], [0, 1], [0, 1, 2]):
         picture = np.zeros((540, 960, 3), np.uint8)
-        shares = np.zeros(19)
-        shares[present] = 1 / len(present)
-        legend.draw(picture, shares)
+        fractions = np.zeros(19)
+        fractions[present] = 1 / len(present)
+        legend.draw(picture, fractions)
         heights.append(int(np.nonzero(picture.any((1, 2)))[0].max()))
     assert len(set(heights)) == 1
 

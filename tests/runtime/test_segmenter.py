@@ -43,7 +43,7 @@ def test_predict_in_both_color_orders(model: Path) -> None:
     )
     np.testing.assert_array_equal(rgb.overlay(), bgr.overlay()[..., ::-1])
     assert rgb.overlay(1.0, legend=True, contours=True).shape == frame.shape
-    assert rgb.shares.sum() == pytest.approx(1) and rgb.time_s is None and rgb.latency_s > 0
+    assert rgb.fractions.sum() == pytest.approx(1) and rgb.time_s is None and rgb.latency_s > 0
 
 
 @pytest.mark.parametrize("fixed", [None, 2])

@@ -262,7 +262,7 @@ def test_everything_of_a_video(tmp_path: Path, segmenter: Segmenter, ids: str) -
         )
         assert (told["index"], told["item"]) == (result.index, number)
         assert told["time_s"] == pytest.approx(result.index / 10)
-        assert sum(told["shares"].values()) == pytest.approx(1, abs=1e-4)
+        assert sum(told["fractions"].values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_pictures_alone_and_in_a_folder(tmp_path: Path, segmenter: Segmenter) -> None:

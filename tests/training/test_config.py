@@ -115,7 +115,7 @@ def test_a_written_configuration_reads_back_equal() -> None:
             "no method 'softer'; there are source, feature, fada-hard, fada, adaptsegnet, advent",
         ),
         (["method=source", "stages=source,adversarial"], "method source has no adversarial stage"),
-        (["keep_every=-1"], "keep_every must not be negative"),
+        (["checkpoint_every=-1"], "checkpoint_every must not be negative"),
         (["test_scales=0"], "test_scales must lie in 0 to 4"),
         (
             ["adversarial.bn_statistics=all"],

@@ -60,7 +60,8 @@ def test_each_file_is_the_papers_settings(file: Path) -> None:
     assert config.src_size == sizes[source] and config.size == (512, 1024)
     assert config.label_space == ("cityscapes-16" if source == "synthia" else "cityscapes-19")
     assert (
-        config.norm == ("frozen" if "resnet101" in name else "auto") and config.keep_every == 5000
+        config.norm == ("frozen" if "resnet101" in name else "auto")
+        and config.checkpoint_every == 5000
     )
     if kind.startswith("fada-distill"):
         frozen = name.startswith("synthia-resnet101")

@@ -115,7 +115,9 @@ def test_what_processes_cannot_share_is_said(blocks: Path, init: Path, tmp_path:
 
 def test_alone_everything_is_its_own() -> None:
     value = torch.tensor([1.0, 2.0])
-    assert distributed.size() == 1 and distributed.is_main() and distributed.share(6) == range(6)
+    assert (
+        distributed.size() == 1 and distributed.is_main() and distributed.local_slots(6) == range(6)
+    )
     assert distributed.total(value) is value and distributed.gather(3) == [3]
     assert distributed.any_of(True, torch.device("cpu")) and not distributed.any_of(
         False, torch.device("cpu")

@@ -93,7 +93,7 @@ def test_a_run_leaves_weights_scores_and_metrics(whole: Path) -> None:
 def test_weights_are_kept_on_the_way_and_are_those_of_a_shorter_run(
     blocks: Path, tmp_path: Path
 ) -> None:
-    go(config(blocks, "keep_every=2", stages=("source",)), tmp_path / "long")
+    go(config(blocks, "checkpoint_every=2", stages=("source",)), tmp_path / "long")
     kept = sorted((tmp_path / "long/source/checkpoints").iterdir())
     assert [p.name for p in kept] == ["000002.safetensors", "000004.safetensors"]
     go(config(blocks, "source.iterations=4", stages=("source",)), tmp_path / "short")

@@ -44,14 +44,14 @@ class Legend:
         # Drawn once: their round corners would take most of a frame's time for the panel.
         self._swatches = [_swatch(color, self._swatch_wh) for color in palette[: len(names)]]
 
-    def draw(self, picture: Picture, shares: NDArray[np.float64]) -> None:
-        """Draw into a picture (H, W, 3) uint8 of the legend's size; `shares` (K,) are this picture's."""
-        if any(self.place(shares)):
-            self.paint(picture, shares)
+    def draw(self, picture: Picture, fractions: NDArray[np.float64]) -> None:
+        """Draw into a picture (H, W, 3) uint8 of the legend's size; `fractions` (K,) are this picture's."""
+        if any(self.place(fractions)):
+            self.paint(picture, fractions)
 
-    def place(self, shares: NDArray[np.float64]) -> tuple[int, int]:
+    def place(self, fractions: NDArray[np.float64]) -> tuple[int, int]:
         """Choose the lines; return the width and height of the corner that `paint` then needs, (0, 0) for none."""
-        self._seen += shares
+        self._seen += fractions
         most = round(_HIGHEST * self.size_hw[0] - 2 * self._pad) // self._row
         worthy = np.flatnonzero(self._seen > _WORTH_A_LINE * self._seen.sum())
         order = np.argsort(-self._seen[worthy], kind="stable")
@@ -71,7 +71,7 @@ class Legend:
         )
         return width, len(self._lines) * self._row + self._pad
 
-    def paint(self, picture: Picture, shares: NDArray[np.float64]) -> None:
+    def paint(self, picture: Picture, fractions: NDArray[np.float64]) -> None:
         """Draw the chosen lines into a picture's upper left corner, at least as large as `place` says."""
         left = top = self._pad
         width, height = self._panel_wh
@@ -79,17 +79,17 @@ class Legend:
         for place, index in enumerate(self._lines):
             middle = top + self._pad // 2 + place * self._row + self._row // 2
             self._line(
-                picture, index, shares[index], (left + self._pad, middle), width - 2 * self._pad
+                picture, index, fractions[index], (left + self._pad, middle), width - 2 * self._pad
             )
 
     def _line(
-        self, picture: Picture, index: int, share: float, at: tuple[int, int], width: int
+        self, picture: Picture, index: int, fraction: float, at: tuple[int, int], width: int
     ) -> None:
         x, middle = at
         swatch = self._swatches[index]
         top = middle - self._swatch_wh[1] // 2 - 1
         picture[top : top + swatch.shape[0], x - 1 : x - 1 + swatch.shape[1]] = swatch
-        ink = _INK if share >= 0.0005 else _FAINT
+        ink = _INK if fraction >= 0.0005 else _FAINT
         base = middle + round(self._letter * 0.36)
         _text(
             picture,
@@ -98,7 +98,7 @@ class Legend:
             self._letter,
             ink,
         )
-        text = f"{100 * share:.0f}%" if share >= 0.01 or share < 0.0005 else "<1%"
+        text = f"{100 * fraction:.0f}%" if fraction >= 0.01 or fraction < 0.0005 else "<1%"
         _text(picture, text, (x + width - _text_width(text, self._letter), base), self._letter, ink)
 
 

@@ -36,7 +36,7 @@ class LabeledFrame(Protocol):
     @property
     def time_s(self) -> float | None: ...
     @property
-    def shares(self) -> NDArray[np.float64]: ...
+    def fractions(self) -> NDArray[np.float64]: ...
 
 
 class OverlayRenderer:
@@ -63,7 +63,7 @@ class OverlayRenderer:
             contours=look.contours,
         )
         if look.legend:
-            self._legend(result, palette).draw(picture, self._shares(result))
+            self._legend(result, palette).draw(picture, self._fractions(result))
         return np.hstack([result.frame, picture]) if look.beside else picture
 
     def draw_for_film(self, result: LabeledFrame) -> Any:
@@ -76,19 +76,23 @@ class OverlayRenderer:
             self._tables[matrix] = palette_planes(self._space.palette, matrix)
         picture = overlay_planes(decoded, result.labels, self._tables[matrix], look.alpha)
         if look.legend:
-            shares = self._shares(result)
+            fractions = self._fractions(result)
             legend = self._legend(result, self._space.palette)
-            width, height = legend.place(shares)
+            width, height = legend.place(fractions)
             if width:
                 corner = corner_rgb(picture, (width + width % 2, height + height % 2))
-                legend.paint(corner, shares)
+                legend.paint(corner, fractions)
                 set_corner(picture, corner)
         return picture
 
-    def _shares(self, result: LabeledFrame) -> NDArray[np.float64]:
-        """Return the shares of the classes that are colored."""
-        shares = result.shares
-        return shares if self._shown is None else np.where(self._shown[: len(shares)], shares, 0.0)
+    def _fractions(self, result: LabeledFrame) -> NDArray[np.float64]:
+        """Return the fractions of the classes that are colored."""
+        fractions = result.fractions
+        return (
+            fractions
+            if self._shown is None
+            else np.where(self._shown[: len(fractions)], fractions, 0.0)
+        )
 
     def _legend(self, result: LabeledFrame, palette: NDArray[np.uint8]) -> Legend:
         size = (result.labels.shape[0], result.labels.shape[1])

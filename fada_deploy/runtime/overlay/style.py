@@ -13,7 +13,7 @@ from fada_deploy.common.label_space import LabelSpace
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """`alpha`: opacity of the colors, 0 … 1. `legend`: names and shares of the classes in a corner.
+    """`alpha`: opacity of the colors, 0 … 1. `legend`: names and fractions of the classes in a corner.
 
     `contours`: a light line between classes. `beside`: the frame as it came to the left of its overlay.
     `classes`: names of those that are colored, in the frame and in the legend; none named are all.

@@ -1,4 +1,4 @@
-"""Where labels go: overlay films and pictures, masks, color maps, arrays, shares.
+"""Where labels go: overlay films and pictures, masks, color maps, arrays, fractions.
 
 Every file is written under a temporary name and renamed when it is whole. Under the output folder
 lies one folder a kind: `overlay/drive.mp4`, `mask/drive/000000.png`, `json/drive.json`; a single
@@ -186,10 +186,11 @@ def _json(opening: Opening) -> Iterator[Write]:
         def write(drawn: Drawn) -> None:
             nonlocal comma
             result = drawn.result
-            shares = zip(space.names, result.shares.tolist(), strict=True)
+            fractions = zip(space.names, result.fractions.tolist(), strict=True)
             frame = {"index": result.index, "item": result.item, "time_s": result.time_s}
             file.write(
-                comma + json.dumps(frame | {"shares": {n: round(v, 6) for n, v in shares if v > 0}})
+                comma
+                + json.dumps(frame | {"fractions": {n: round(v, 6) for n, v in fractions if v > 0}})
             )
             comma = ",\n"
 

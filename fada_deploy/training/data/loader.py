@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.system import usable_cores
-from fada_deploy.training.distributed import share
+from fada_deploy.training.distributed import local_slots
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_BAD_IN_A_ROW = 20
@@ -89,7 +89,7 @@ class BatchLoader:
         ahead: int = 3,
     ) -> None:
         self._load, self._order, self._batch, self._seed = load, order, batch, seed
-        self._slots = share(batch)
+        self._slots = local_slots(batch)
         self._device, self._file, self._ahead = device, file, ahead
         self._ego = None if ego is None else torch.from_numpy(ego).to(device)
         self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")

@@ -41,18 +41,18 @@ class TensorBoardLogger:
         self._folder, self._device = folder, device
         self._frames = [] if frames is None else sample_frames(frames, count)[1]
 
-    def watching(self, stage: str) -> dict[str, Any]:
+    def callbacks(self, stage: str) -> dict[str, Any]:
         """Return a session's `watch` and `look` for a stage."""
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(self._folder / stage))
 
-        def watch(done: int, numbers: Mapping[str, float]) -> None:
+        def on_log(done: int, numbers: Mapping[str, float]) -> None:
             for name, value in numbers.items():
                 writer.add_scalar(name, value, done)
             writer.flush()
 
-        def look(done: int, parts: Parts) -> None:
+        def on_visualize(done: int, parts: Parts) -> None:
             model, average = parts["model"], parts["average"]
             assert isinstance(model, SegmentationModel) and isinstance(average, AveragedWeights)
             # A copy: being looked at must not change what is being trained.
@@ -64,4 +64,4 @@ class TensorBoardLogger:
                 writer.add_image(f"target/{i}", np.hstack([frame, drawn]), done, dataformats="HWC")
             writer.flush()
 
-        return {"watch": watch, "look": look}
+        return {"on_log": on_log, "on_visualize": on_visualize}

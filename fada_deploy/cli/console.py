@@ -1,0 +1,54 @@
+"""What the commands print: messages on stderr, results on stdout, progress bars on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+import click
+
+from fada_deploy.common.progress import Progress, set_progress_factory
+
+
+def log(text: str) -> None:
+    """Print a message to stderr, so that stdout holds only the result of the command."""
+    click.echo(text, err=True)
+
+
+def emit_json(document: Any) -> None:
+    """Print the JSON document of a `--json` call to stdout."""
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+class _StderrHandler(logging.Handler):
+    """Print log records of the library as messages; warnings are marked as such."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        log(f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text)
+
+
+def _open_bar(
+    *, total: int | None, description: str, unit: str, initial: int
+) -> AbstractContextManager[Progress]:
+    from tqdm import tqdm
+
+    # disable=None: no bar when stderr is not a terminal.
+    bar: AbstractContextManager[Progress] = tqdm(
+        total=total, desc=description, unit=unit, initial=initial, disable=None, file=sys.stderr,
+        dynamic_ncols=True,
+    )  # fmt: skip
+    return bar
+
+
+def install() -> None:
+    """Show the log records and the progress of the library on this terminal."""
+    logger = logging.getLogger("fada_deploy")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+        logger.setLevel(logging.INFO)
+    set_progress_factory(_open_bar)
