@@ -228,7 +228,7 @@ def test_bad_calls(
 def test_no_engine_says_what_to_type(
     video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.backends.find_spec", lambda name: None)
+    monkeypatch.setattr("fada_deploy.runtime.backend_selection.find_spec", lambda name: None)
     assert infer(video) == 2
     assert "type: pip install 'fada_deploy[cpu]'" in capsys.readouterr().err
 

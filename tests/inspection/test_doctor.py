@@ -323,7 +323,7 @@ def test_an_engine_that_does_not_load_is_one_bad_line(
 
 
 def test_no_engine_at_all_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.backends.find_spec", lambda name: None)
+    monkeypatch.setattr("fada_deploy.runtime.backend_selection.find_spec", lambda name: None)
     (check,) = engines.some_engine()
     assert check.state == "bad" and check.remedy.startswith("pip install 'fada_deploy[cpu]'")
 

@@ -28,7 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Target]]
             return object() if name in packages else None
 
         monkeypatch.setattr(module, "find_spec", find)
-        monkeypatch.setattr("fada_deploy.runtime.backends.find_spec", find)
+        monkeypatch.setattr("fada_deploy.runtime.backend_selection.find_spec", find)
         monkeypatch.setattr(module, "find_gpu", lambda: Gpu("a card", "8.6") if gpu else None)
         return {t.name: t for t in targets()}
 

@@ -25,7 +25,7 @@ from fada_deploy.common.errors import (
 )
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import usable_cores
-from fada_deploy.runtime import backends
+from fada_deploy.runtime import backend_selection, backends
 from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS
 from fada_deploy.runtime.backends.onnx_file import read_metadata
@@ -327,10 +327,10 @@ def test_backends_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert open_backend(model).name == "onnxruntime"
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        backends, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+        backend_selection, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     assert open_backend(model).name == "openvino"
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend_selection, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"type: pip install 'fada_deploy\[cpu\]'"):
         open_backend(model)
 

@@ -99,7 +99,7 @@ def test_what_is_there_and_what_comes(tmp_path: Path, start: Callable[..., Watch
 
 def test_it_is_a_live_source(tmp_path: Path) -> None:
     source = FolderWatcher(tmp_path)
-    assert source.live and not source.is_video and source.count() is None
+    assert source.is_live and not source.is_video and source.count() is None
     assert source.rate is None and source.audio is None
     assert open_sources([source]) == [source]
     with pytest.raises(UsageError, match="live"):

@@ -9,7 +9,7 @@ import pytest
 from toy import color_model
 
 from fada_deploy.common.files import cache_folder
-from fada_deploy.runtime import backends
+from fada_deploy.runtime import backend_selection
 from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends import preference as choice
 from fada_deploy.runtime.backends.onnx_file import read_metadata
@@ -53,7 +53,9 @@ def test_a_choice_that_is_gone_or_spoiled_is_none(
     model = color_model(tmp_path / "toy.onnx")
     remember_fastest(read_metadata(model), "openvino")
     with monkeypatch.context() as patch:
-        patch.setattr(backends, "find_spec", lambda name: None if name == "openvino" else object())
+        patch.setattr(
+            backend_selection, "find_spec", lambda name: None if name == "openvino" else object()
+        )
         assert open_backend(model).name == "onnxruntime"
     path = cache_folder() / "backends.json"
     for text in ("{", "[]", '{"a": 1}'):

@@ -15,6 +15,7 @@ from rtsp_server import Play, RtspServer, Unit, encode, pieces, split
 from toy import PATIENCE, SPACE, color_model, read_video, scene, until
 
 from fada_deploy.common.errors import DataError
+from fada_deploy.runtime.sources import stream_input
 from fada_deploy.runtime.sources import streams as live
 from fada_deploy.runtime.sources.base import Frame, Pause
 from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
@@ -174,7 +175,8 @@ def test_a_server_that_refuses_is_given_up_in_one_line(status: str) -> None:
 def test_a_server_that_falls_silent_is_given_up_in_one_line(
     units: list[Unit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_TIMEOUT", 2.0)
+    for module in (live, stream_input):
+        monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 2.0)
     with RtspServer([Play(units, hold=True)]) as server:
         frames, errors = take(LiveSource(server.address, LiveOptions("wait", give_up_s=0.3)))
     assert frames and numbers(frames) == ALL[: len(frames)]

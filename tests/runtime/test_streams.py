@@ -23,6 +23,7 @@ from toy import color_model, read_video, scene, until, write_video
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
+from fada_deploy.runtime.sources import stream_input
 from fada_deploy.runtime.sources import streams as live
 from fada_deploy.runtime.sources.base import Frame, Pause
 from fada_deploy.runtime.sources.images import ImageSource
@@ -317,7 +318,8 @@ def test_a_damaged_picture_in_a_pipe_is_counted_and_the_rest_go_on(tmp_path: Pat
 
 
 def test_a_stream_in_which_nothing_decodes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_TIMEOUT", 0.1)
+    for module in (live, stream_input):
+        monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.1)
     source = LiveSource("http://127.0.0.1:9/film.ts", LiveOptions(policy="wait", give_up_s=0.3))
 
     def damaged(over: Callable[[], bool]) -> Iterator[None]:

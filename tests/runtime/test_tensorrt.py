@@ -142,7 +142,7 @@ def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(
     machine: Machine, tmp_path: Path
 ) -> None:
     """The profile is 2 to 4: one is padded, five are four and one, and each size is set up once."""
-    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unverified=True)
+    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"))
     machine.runs.clear()
     machine.events.clear()
     Graph.launches = 0
@@ -160,7 +160,7 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs(
     machine: Machine, tmp_path: Path
 ) -> None:
     machine.capturable = False
-    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"), allow_unverified=True)
+    backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"))
     Graph.launches = 0
     frames = frames_of(4, 5)
     (logits,) = machine.session.run(["logits"], {"frames": frames})
@@ -249,7 +249,7 @@ def test_without_a_reference_pack_an_engine_is_not_run_unless_told_to(
 def test_a_reference_that_cannot_be_kept_is_made_again(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.backends.tensorrt.can_record", lambda path: False)
+    monkeypatch.setattr("fada_deploy.runtime.backend_selection.can_record", lambda path: False)
     path = machine.engine(tmp_path / "model.engine")
     for _ in range(2):
         machine.runs.clear()
@@ -333,7 +333,7 @@ def test_a_cupy_that_does_not_work_here(
 
 
 def test_logits_that_are_not_finite_are_refused(machine: Machine, tmp_path: Path) -> None:
-    backend = open_backend(machine.engine(tmp_path / "model.engine"), allow_unverified=True)
+    backend = open_backend(machine.engine(tmp_path / "model.engine"))
     machine.bias = float("nan")
     prediction = backend.submit(frames_of(1, 2))
     for ask in (

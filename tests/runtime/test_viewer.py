@@ -124,7 +124,7 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
 import os, sys, time
 sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}
 import numpy as np
-from test_show import Highgui, run_window
+from test_viewer import Highgui, run_window
 def highgui(**how):
     made = Highgui(**how)
     keep = made.imshow

@@ -63,7 +63,11 @@ def kernels() -> Iterator[Check]:
     else:
         reason = "it does not say why"
         try:
-            pass
+            from fada_deploy.runtime.kernels import (  # noqa: F401
+                draw_compiled,
+                resize_compiled,
+                upsample_compiled,
+            )
         except Exception as error:
             reason = last_line(error)
         found = f"upsampling, resize and drawing are left to NumPy and OpenCV: numba does not compile them ({reason})"

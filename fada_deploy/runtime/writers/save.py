@@ -346,7 +346,7 @@ def save_results(
         if not source.is_video:
             for kind in sorted({"mask-video", "color-video"} & set(saving.kinds)):
                 raise UsageError(
-                    f"{source.name}: pictures make no film; save {kind.removesuffix('-film')} instead"
+                    f"{source.name}: pictures make no film; save {kind.removesuffix('-video')} instead"
                 )
     clock, drawing = timings or Timings(), OverlayRenderer(saving.look, segmenter.space)
     return results_of(
