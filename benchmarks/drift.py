@@ -16,7 +16,7 @@ from statistics import median
 import cv2
 import numpy as np
 
-from fada_deploy.runtime import Segmenter
+from fada_deploy import Segmenter
 from fada_deploy.runtime.drift import Drift, DriftMonitor
 from fada_deploy.synth.clip import FPS, Drive
 from fada_deploy.synth.dataset import CLIP, first_seed
@@ -63,7 +63,7 @@ def main() -> None:
             watches = {name: DriftMonitor.of(segmenter.metadata, window=window) for name in CHANGES}
             for i, (frame, _) in enumerate(drive.frames(SECONDS * FPS)):
                 for name, watch in watches.items() if i % EVERY == 0 else ():
-                    last[name] = watch.see(segmenter.predict(CHANGES[name](frame), confidence=True))
+                    last[name] = watch.see(segmenter.predict(CHANGES[name](frame), color="rgb", confidence=True))
             for name, drift in last.items():
                 scores[name].append(drift.score)
                 drifting[name] += drift.drifting

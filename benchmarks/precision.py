@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -58,7 +59,7 @@ def main() -> None:
         dataset = open_dataset(args.data, args.root, split="val", space=metadata.label_space)
         for path in files:
             with Segmenter(path, backend=runnable_backends(path)[0], device="cpu") as segmenter:
-                scores[path] = evaluate(segmenter.labels, dataset).scores.miou
+                scores[path] = evaluate(partial(segmenter.labels, color="rgb"), dataset).scores.miou
     height, width = metadata.input_size_hw
     print(f"{args.model.name}, {width}x{height}, {usable_cores()} cores; ms for one frame")
     rows = []

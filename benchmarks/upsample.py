@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from fada_deploy import Segmenter
 from fada_deploy.common.sizes import parse_size
-from fada_deploy.runtime import Segmenter, upsample
 from fada_deploy.runtime.backend_selection import metadata_of
+from fada_deploy.runtime.kernels import upsample
 from fada_deploy.runtime.kernels.upsample import labels_from_logits, mixed_fraction
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.open import open_sources

@@ -22,9 +22,9 @@ import numpy as np
 from draw import annotated
 from perception import Corridor, Scene, perceive
 
+from fada_deploy import Segmenter
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.images import resize_frame
-from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.drift import Drift, DriftMonitor
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.open import open_sources
@@ -88,7 +88,7 @@ class App:
         self._clock = clock
         # Engines take memory and time at their first frame, which is late enough for the first real one.
         black = np.zeros((*segmenter.metadata.input_size_hw, 3), np.uint8)
-        self._scene = perceive(segmenter.predict(black).labels, segmenter.space, corridor).to_dict()
+        self._scene = perceive(segmenter.predict(black, color="rgb").labels, segmenter.space, corridor).to_dict()
         self._captured, self._labeled = 0.0, 0
 
     def step(self, frame: Frame) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class App:
         metadata = self.segmenter.metadata
         watched = self.watch is not None and self._labeled % _WATCH_EVERY == 0
         picture = resize_frame(frame.rgb, metadata.input_size_hw)
-        result = self.segmenter.predict(picture, confidence=watched and metadata.head == "logits")
+        result = self.segmenter.predict(picture, color="rgb", confidence=watched and metadata.head == "logits")
         self._labeled += 1
         if watched and self.watch is not None:
             before, self.drift = self.drift, self.watch.see(result)

@@ -111,7 +111,7 @@ def _contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
         rows = []
         for i in np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int).tolist():
             frame, truth = frames.pair(i)
-            maps = [before.labels([frame])[0], segmenter.labels([frame])[0], truth]
+            maps = [before.labels([frame])[0], segmenter.labels([frame], color="rgb")[0], truth]
             rows.append(
                 np.hstack([frame, *(overlay(frame, m, segmenter.space.palette, 0.6) for m in maps)])
             )

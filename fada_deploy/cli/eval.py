@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ def _exported(model: Path, device: str, backend: str) -> Iterator[tuple[Subject,
 
     with Segmenter(model, device=device, backend=backend) as segmenter:
         metadata = segmenter.metadata
-        yield Subject(str(model), metadata.label_space, metadata.input_size_hw), segmenter.labels
+        yield Subject(str(model), metadata.label_space, metadata.input_size_hw), partial(segmenter.labels, color="rgb")
 
 
 def _weights(

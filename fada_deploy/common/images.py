@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import atomic_path
 
 # OpenCV writes remarks of its own about damaged files between our lines; what matters is raised.
@@ -89,6 +89,26 @@ def _palette_indices(path: Path) -> NDArray[np.uint8]:
         -1, frame.planes[0].line_size
     )
     return rows[: frame.height, : frame.width].copy()
+
+
+def write_image(path: Path, image: NDArray[np.uint8], *, jpeg_quality: int = 95) -> None:
+    """Write (H, W) uint8, or (H, W, 3) uint8 RGB, as PNG or JPEG by the suffix, atomically.
+
+    Raise `UsageError` for another suffix and `DataError` if the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise UsageError(f"{path}: the suffix must be .png, .jpg or .jpeg")
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    encoded, data = cv2.imencode(suffix, bgr, options)
+    if not encoded:
+        raise DataError(f"{path}: an image of shape {image.shape} cannot be encoded as {suffix}")
+    try:
+        with atomic_path(path) as temporary:
+            data.tofile(temporary)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:

@@ -24,11 +24,11 @@ def measure(model: Path, frames: Sequence[NDArray[np.uint8]], *, backend: str) -
         has_confidence = segmenter.metadata.head == "logits"
         fractions, confidences = [], []
         for frame in frames:
-            result = segmenter.predict(frame, confidence=has_confidence)
-            fractions.append(result.fractions)
+            result = segmenter.predict(frame, color="rgb", confidence=has_confidence)
+            fractions.append(list(result.fractions.values()))
             if result.confidence is not None:
                 confidences.append(float(result.confidence.mean()))
-    return summarize(np.stack(fractions), np.array(confidences) if has_confidence else None)
+    return summarize(np.array(fractions), np.array(confidences) if has_confidence else None)
 
 
 def summarize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def verify(
     with Segmenter(model, backend=backend, device="cpu", batch=2) as segmenter:
         equal = [
             float((said == truth).mean())
-            for said, truth in zip(segmenter.labels(frames), labels, strict=True)
+            for said, truth in zip(segmenter.labels(frames, color="rgb"), labels, strict=True)
         ]
         at_input = compare(segmenter.backend, reference)
     sizes = np.array([t.size for t in labels], np.float64)
@@ -155,7 +156,7 @@ def judge(
         # An engine's original is no engine.
         engine = backend if path.suffix == model.suffix else "auto"
         with Segmenter(path, backend=engine) as segmenter:
-            result = evaluate(segmenter.labels, dataset, progress=progress)
+            result = evaluate(partial(segmenter.labels, color="rgb"), dataset, progress=progress)
         scores.append(result.scores)
     before, after = (s.iou for s in scores)
     both = ~(np.isnan(before) | np.isnan(after))

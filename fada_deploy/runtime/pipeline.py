@@ -276,7 +276,7 @@ def _result(frame: Frame, prediction: Prediction, backend: Backend, confidence: 
     )
 
 
-def results_of(
+def run_pipeline(
     sources: Sequence[Source],
     backend: Backend,
     *,

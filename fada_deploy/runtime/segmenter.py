@@ -1,7 +1,7 @@
-"""The runtime's front door: open a model, label frames.
+"""Open an exported model and segment frames, images, videos and streams.
 
 ```python
-from fada_deploy.runtime import Segmenter
+from fada_deploy import Segmenter
 
 with Segmenter("model.onnx") as segmenter:
     for result in segmenter.stream("drive.mp4"):
@@ -16,154 +16,160 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import (
-    DataError,
-    DeviceError,
-    FadaError,
-    MissingExtraError,
-    ModelError,
-    ToleranceError,
-    UsageError,
-)
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.images import read_rgb
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.runs import exported_model
-from fada_deploy.runtime.backend_selection import backends_of, open_backend, require_any_backend
-from fada_deploy.runtime.backends import BACKENDS, Backend, Prediction
+from fada_deploy.runtime.backend_selection import open_backend
+from fada_deploy.runtime.backends import Backend, Prediction
 from fada_deploy.runtime.kernels.resize import resize_frame
-from fada_deploy.runtime.pipeline import Timings, results_of
+from fada_deploy.runtime.pipeline import Timings, run_pipeline
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.base import Source
-from fada_deploy.runtime.sources.open import Given, open_sources
+from fada_deploy.runtime.sources.open import SourceSpec, open_sources
 
-Frame = NDArray[np.uint8]
+Image = NDArray[np.uint8]
+# A NumPy image, the path of an image file, a `Result`, or a PIL image.
+ImageInput = Image | str | Path | Result | Any
+COLOR_ORDERS = ("rgb", "bgr")
 
 
 class Segmenter:
-    """A model that labels frames of any size; safe to share between threads.
+    """An exported model that segments frames of any size; safe to share between threads.
 
-    `model` is an exported file or the folder of a run that has one; None takes the newest export under `runs/`
-    that this machine can run, and `skipped` then says which newer ones it cannot, and why. `device` is auto, cpu
-    or cuda[:N]; `backend` auto or a name in `BACKENDS`. `batch` frames go through the network at once;
-    None means the file's own fixed batch, else 1. `parallel` such batches share a CPU's cores: 1 answers each
-    the soonest, `throughput_parallelism()` of them a film. `allow_unverified` opens an engine that nobody has compared
-    with the network and that lies without its reference outputs.
+    Args:
+        model: An exported file (.onnx or .engine), or the folder of a run that holds one.
+        device: "auto", "cpu", or a GPU as "cuda", "cuda:N" or N.
+        backend: "auto", "onnxruntime", "openvino" or "tensorrt".
+        batch: Number of frames per inference call [the fixed batch of the file, otherwise 1].
+        parallel: Number of inference requests that run at the same time on a CPU and share its
+            cores. 1 has the lowest latency; `throughput_parallelism()` has the highest throughput.
+        allow_unverified: Run an engine that was never compared with its reference outputs.
+
+    Raises:
+        ModelError: The file is missing, damaged, or not an exported model.
+        DeviceError: The device is not available.
+        ToleranceError: An engine's outputs differ from its reference outputs.
+        UsageError: An argument is invalid, or the backend is not installed.
     """
 
+    path: Path
     backend: Backend
-    skipped: tuple[str, ...]
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path,
         *,
-        device: str = "auto",
+        device: str | int = "auto",
         backend: str = "auto",
         batch: int | None = None,
         parallel: int = 1,
         allow_unverified: bool = False,
     ) -> None:
         if batch is not None and batch < 1:
-            raise UsageError(f"a batch of {batch} is none; it is at least 1")
+            raise UsageError(f"batch must be at least 1, got {batch}")
         if parallel < 1:
-            raise UsageError(f"{parallel} requests in parallel are none; it is at least 1")
-
-        def opened(path: Path) -> Backend:
-            return open_backend(
-                path,
-                device=device,
-                backend=backend,
-                parallel=parallel,
-                allow_unverified=allow_unverified,
+            raise UsageError(f"parallel must be at least 1, got {parallel}")
+        if not isinstance(model, str | Path):
+            raise UsageError(
+                f"model must be the path of an exported file or of a run, got {type(model).__name__}"
             )
-
-        if model is None:
-            self.path, self.backend, self.skipped = _open_newest(opened, backend)
-        else:
-            self.path, self.skipped = exported_model(Path(model)), ()
-            self.backend = opened(self.path)
+        self.path = exported_model(Path(model))
+        self.backend = open_backend(
+            self.path,
+            device=device,
+            backend=backend,
+            parallel=parallel,
+            allow_unverified=allow_unverified,
+        )
         fixed = self.metadata.batch
         self.batch = min(batch or fixed or 1, fixed or batch or 1)
 
     @property
     def metadata(self) -> ModelMetadata:
+        """The metadata that was written into the model at export."""
         return self.backend.metadata
 
     @property
     def space(self) -> LabelSpace:
+        """The label space: names, ids and colors of the classes."""
         return self.metadata.label_space
 
     @overload
-    def predict(self, frames: Frame, *, color: str = "rgb", confidence: bool = False) -> Result: ...
+    def predict(
+        self, frames: Sequence[ImageInput], *, color: str | None = None, confidence: bool = False
+    ) -> list[Result]: ...
 
     @overload
     def predict(
-        self, frames: Sequence[Frame], *, color: str = "rgb", confidence: bool = False
-    ) -> list[Result]: ...
+        self, frames: ImageInput, *, color: str | None = None, confidence: bool = False
+    ) -> Result: ...
 
     def predict(
-        self, frames: Frame | Sequence[Frame], *, color: str = "rgb", confidence: bool = False
+        self, frames: Any, *, color: str | None = None, confidence: bool = False
     ) -> Result | list[Result]:
-        """Label one frame (H, W, 3) uint8, or several of any sizes, given in the order `color`.
+        """Segment one image, or a list of images of any sizes.
 
-        Raise `UsageError` for what is no such frame.
+        Args:
+            frames: An image, a list of images, or an array (B, H, W, 3). An image is a NumPy array
+                (H, W, 3) uint8, the path of an image file, a PIL image, or another `Result`.
+            color: Channel order of NumPy images, "rgb" or "bgr". It has no default, because the
+                two orders cannot be told apart. Other kinds of image do not need it.
+            confidence: Also return the softmax probability of each pixel's class.
+
+        Returns:
+            A `Result` for one image, otherwise a list of them in the same order.
+
+        Raises:
+            UsageError: `color` is missing or unknown, or an input is not an image.
+            DataError: An image file cannot be read.
         """
-        if frames is None or (isinstance(frames, np.ndarray) and frames.ndim != 4):
-            return self._predict([frames], color, confidence=confidence)[0]
-        return self._predict(list(frames), color, confidence=confidence)
+        if isinstance(frames, list | tuple) or (
+            isinstance(frames, np.ndarray) and frames.ndim == 4
+        ):
+            return self._predict(frames, color, confidence=confidence)
+        return self._predict([frames], color, confidence=confidence)[0]
 
-    def _predict(self, frames: list[Frame], color: str, *, confidence: bool) -> list[Result]:
-        captured = time.monotonic()
-        results = []
-        predictions = (p[i] for p in self._run(frames, color) for i in range(len(p)))
-        for index, (frame, prediction) in enumerate(zip(frames, predictions, strict=True)):
-            size = frame.shape[:2]
-            labels = prediction.labels(size)[0]
-            sure = prediction.confidence(size)[0] if confidence else None
-            latency = time.monotonic() - captured
-            results.append(
-                Result(
-                    labels,
-                    frame,
-                    self.space,
-                    captured,
-                    latency,
-                    color=color,
-                    index=index,
-                    confidence=sure,
-                )
-            )
-        return results
+    def labels(self, frames: Sequence[ImageInput], *, color: str | None = None) -> list[Image]:
+        """Return label maps (H, W) uint8, each at its frame's size; arguments as in `predict`."""
+        return [result.labels for result in self._predict(frames, color, confidence=False)]
 
-    def labels(self, frames: Sequence[Frame], *, color: str = "rgb") -> list[NDArray[np.uint8]]:
-        """Return label maps (H, W) uint8, each at its frame's own size: the `Predict` of `evaluate`."""
-        return [result.labels for result in self._predict(list(frames), color, confidence=False)]
+    def logits(
+        self, frames: Sequence[ImageInput], *, color: str | None = None
+    ) -> NDArray[np.float32]:
+        """Return logits (B, K, h, w) float32 at the network's output resolution.
 
-    def logits(self, frames: Sequence[Frame], *, color: str = "rgb") -> NDArray[np.float32]:
-        """Return (B, K, h, w) float32 at the network's own resolution; raise `ModelError` for head `labels`."""
-        return np.concatenate([p.logits() for p in self._run(list(frames), color)])
+        Raise `ModelError` if the model was exported with the head `labels`.
+        """
+        images = _to_images(frames, color)
+        return np.concatenate([prediction.logits() for prediction in self._run(images)])
 
     def stream(
         self,
-        *sources: Given | Sequence[Given],
+        *sources: SourceSpec | Sequence[SourceSpec],
         confidence: bool = False,
         on_error: Callable[[DataError], None] | None = None,
         timings: Timings | None = None,
     ) -> Iterator[Result]:
-        """Yield a `Result` for each frame of videos, images, folders or globs, in order.
+        """Yield a `Result` for each frame of videos, images, folders, globs, cameras or streams.
 
-        Streams, cameras (by number) and a list of them are read at the same time: a `Result` says by its `source`
-        whose it is, and one that is dead holds nobody up. Up to `batch` of what lies ready go through together.
+        Files are read one after the other and lose no frame. Cameras and streams are read at the
+        same time; `Result.source` tells them apart. Reading, inference and upsampling overlap in
+        threads, which end when the generator ends.
 
-        Reading, network and upsampling overlap in threads that end when the generator does, however it
-        does: run out, closed, abandoned or interrupted. A picture that cannot be read is handed to
-        `on_error`, and the others go on; without `on_error` it is raised. So are all other failures.
+        Args:
+            sources: See `open_sources`.
+            confidence: Also return the softmax probability of each pixel's class.
+            on_error: Called with the error of each frame or file that cannot be read; the others
+                are still yielded. Without it the error is raised.
+            timings: Collects the time spent in each stage.
         """
         opened = open_sources(sources)
         return self._stream(opened, confidence, on_error, timings or Timings())
@@ -175,10 +181,10 @@ class Segmenter:
         on_error: Callable[[DataError], None] | None,
         timings: Timings,
     ) -> Iterator[Result]:
-        results = results_of(
+        items = run_pipeline(
             sources, self.backend, batch=self.batch, confidence=confidence, timings=timings
         )
-        with closing(results) as items:
+        with closing(items):
             for item in items:
                 if isinstance(item, Result):
                     yield item
@@ -187,34 +193,43 @@ class Segmenter:
                         raise item
                     on_error(item)
 
-    def _run(self, frames: list[Frame], color: str) -> Iterator[Prediction]:
-        """Yield predictions for `batch` frames at a time."""
-        if color not in ("rgb", "bgr"):
-            raise UsageError(f"no color order {color!r}; there are rgb and bgr")
-        if not frames:
-            raise UsageError("no frame to label; give at least one of shape (H, W, 3)")
-        for frame in frames:
-            if not isinstance(frame, np.ndarray):
-                raise UsageError(
-                    f"a frame is a NumPy array (H, W, 3), not {type(frame).__name__}; was it read?"
+    def _predict(
+        self, frames: Sequence[ImageInput], color: str | None, *, confidence: bool
+    ) -> list[Result]:
+        captured = time.monotonic()
+        images = _to_images(frames, color)
+        predictions = (batch[i] for batch in self._run(images) for i in range(len(batch)))
+        results = []
+        for index, ((frame, order), prediction) in enumerate(zip(images, predictions, strict=True)):
+            size_hw = (frame.shape[0], frame.shape[1])
+            results.append(
+                Result(
+                    labels=prediction.labels(size_hw)[0],
+                    frame=frame,
+                    space=self.space,
+                    captured=captured,
+                    confidence=prediction.confidence(size_hw)[0] if confidence else None,
+                    latency_s=time.monotonic() - captured,
+                    color=order,
+                    index=index,
                 )
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-                raise UsageError(
-                    f"a frame is uint8 of shape (H, W, 3), not {frame.dtype} {frame.shape}"
-                )
-        for start in range(0, len(frames), self.batch):
-            pictures = [
-                resize_frame(f, self.metadata.input_size_hw)
-                for f in frames[start : start + self.batch]
-            ]
-            if color == "bgr":
-                pictures = [
-                    np.asarray(cv2.cvtColor(p, cv2.COLOR_BGR2RGB), np.uint8) for p in pictures
-                ]
-            yield self.backend.submit(np.stack(pictures))
+            )
+        return results
+
+    def _run(self, images: Sequence[tuple[Image, str]]) -> Iterator[Prediction]:
+        """Yield the predictions of `batch` images at a time."""
+        size_hw = self.metadata.input_size_hw
+        for start in range(0, len(images), self.batch):
+            inputs = []
+            for frame, order in images[start : start + self.batch]:
+                resized = resize_frame(frame, size_hw)
+                if order == "bgr":
+                    resized = np.asarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), np.uint8)
+                inputs.append(resized)
+            yield self.backend.submit(np.stack(inputs))
 
     def close(self) -> None:
-        """Let the engine go."""
+        """Release the backend and its memory."""
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -222,48 +237,43 @@ class Segmenter:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
 
-def _open_newest(
-    open_model: Callable[[Path], Backend], backend: str
-) -> tuple[Path, Backend, tuple[str, ...]]:
-    """Open the newest export that opens; say why each newer one does not."""
-    from fada_deploy.common.runs import newest_models
+def _to_images(frames: Sequence[ImageInput], color: str | None) -> list[tuple[Image, str]]:
+    """Return each input as (image (H, W, 3) uint8, channel order); raise `UsageError` or `DataError`."""
+    order = None if color is None else str(color).lower()
+    if order not in (None, *COLOR_ORDERS):
+        raise UsageError(f"color must be 'rgb' or 'bgr', got {color!r}")
+    if len(frames) == 0:
+        raise UsageError("no image to segment; pass at least one")
+    return [_to_image(frame, order) for frame in frames]
 
-    if backend == "auto":
-        # Without an engine no model runs, and that is the thing to say first.
-        require_any_backend()
-    errors: list[FadaError] = []
-    skipped: list[str] = []
-    for path in newest_models():
-        if backend in BACKENDS and backend not in backends_of(path):
-            skipped.append(f"{path}: is not for backend {backend}")
-            continue
-        try:
-            opened = open_model(path)
-            if opened.device == "cpu" and opened.metadata.hardware_target == "tensorrt":
-                opened.close()
-                raise ModelError(
-                    f"{path}: is quantized for TensorRT, and slow on a CPU; name it to run it here"
-                )
-            return path, opened, tuple(skipped)
-        except (ModelError, DeviceError, ToleranceError, MissingExtraError) as error:
-            errors.append(error)
-            # Most messages begin with the path already.
-            skipped.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
-    if not errors and skipped:
-        raise ModelError(
-            f"no model under runs/ is for backend {backend}; type `fada export` first, or leave it out"
+
+def _to_image(frame: ImageInput, order: str | None) -> tuple[Image, str]:
+    if isinstance(frame, Result):
+        return frame.frame, frame.color
+    if isinstance(frame, str | Path):
+        return read_rgb(Path(frame)), "rgb"
+    if type(frame).__module__.partition(".")[0] == "PIL":
+        pil_image: Any = frame
+        return np.asarray(pil_image.convert("RGB"), np.uint8), "rgb"
+    if not isinstance(frame, np.ndarray):
+        raise UsageError(
+            f"an image must be a NumPy array (H, W, 3), a path or a PIL image, got "
+            f"{type(frame).__name__}; cv2.imread returns None for a file that it cannot read"
         )
-    if not errors:
-        raise ModelError("no model under runs/: type `fada export` first, or give --model PATH")
-    if len(errors) == 1:
-        raise errors[0]
-    raise ModelError(
-        f"none of the {len(skipped)} models under runs/ can run here: {'; '.join(skipped)}"
-    )
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        raise UsageError(
+            f"an image must be a uint8 array of shape (H, W, 3), got {frame.dtype} {frame.shape}"
+        )
+    if order is None:
+        raise UsageError(
+            "color is required for NumPy images: color='bgr' for images from OpenCV, "
+            "color='rgb' for others"
+        )
+    return frame, order

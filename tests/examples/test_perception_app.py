@@ -276,7 +276,9 @@ class Slow:
         self.space = SPACE
         self.metadata = ModelMetadata(SPACE, SIZE, "logits", align_corners=False)
 
-    def predict(self, frame: np.ndarray, *, confidence: bool = False) -> Result:
+    def predict(
+        self, frame: np.ndarray, *, color: str, confidence: bool = False
+    ) -> Result:
         self.calls += 1
         self.clock.now += self.seconds
         return Result(np.full(SIZE, self.label, np.uint8), frame, SPACE, self.clock.now, 0.0)

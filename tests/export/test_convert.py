@@ -94,7 +94,7 @@ def test_a_good_file_verifies_and_its_worst_frame_is_drawn(
     panel = drawn[28:, -482:-2]
     red = (panel[..., 0] > 240) & (panel[..., 1] < 60)
     with Segmenter(derived / name, backend=worst["backend"]) as segmenter:
-        said = np.stack(segmenter.labels(list(answers.frames)))
+        said = np.stack(segmenter.labels(list(answers.frames), color="rgb"))
     shares = [(a != b).mean() for a, b in zip(said, answers.labels, strict=True)]
     assert red.mean() == pytest.approx(shares[worst["worst_frame"]], abs=0.005)
 

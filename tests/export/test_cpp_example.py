@@ -122,7 +122,7 @@ def test_it_labels_as_the_python_runtime_does(
     """Label for label at the network's size and at twice that; else but for roundings of single gray levels."""
     shown = cv2.resize(frame, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
     with Segmenter(models[head], backend="openvino") as runtime:
-        (want,) = runtime.labels([shown])
+        (want,) = runtime.labels([shown], color="rgb")
     got, colors, printed = program.labels(models[head], shown, tmp_path)
     share = float((got == want).mean())
     print(
@@ -140,7 +140,7 @@ def test_a_fixed_batch_is_filled(program: Program, tmp_path: Path) -> None:
     got, _, _ = program.labels(model, picture, tmp_path)
     assert (got == labels).mean() > 0.95
     with Segmenter(model, backend="openvino") as runtime:
-        np.testing.assert_array_equal(got, runtime.labels([picture])[0])
+        np.testing.assert_array_equal(got, runtime.labels([picture], color="rgb")[0])
 
 
 def test_what_it_cannot_use_is_said_in_a_line(program: Program, tmp_path: Path) -> None:

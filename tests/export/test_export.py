@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -68,7 +69,7 @@ def test_labels_equal_the_networks_from_the_frame_on(
     odd = [cv2.resize(f, (251, 133), interpolation=cv2.INTER_CUBIC) for f in frames[:3]]
     want = Predictor(load_model(weights)[0], torch.device("cpu")).labels([*frames, *odd])
     with Runtime(logits_file.model, backend=backend) as runtime:
-        got = runtime.labels([*frames, *odd])
+        got = runtime.labels([*frames, *odd], color="rgb")
     equal = sum(int((a == b).sum()) for a, b in zip(want, got, strict=True))
     assert equal / sum(a.size for a in want) >= 0.9999
     assert [g.shape for g in got] == [f.shape[:2] for f in [*frames, *odd]]
@@ -82,7 +83,7 @@ def test_the_labels_head_is_the_network_too(
     made = export(weights, tmp_path / "labels.onnx", head="labels", batch=batch, say=quiet)
     reference, _ = make_reference_outputs(load_model(weights)[0], frames)
     with Runtime(made.model, backend=backend, batch=2) as runtime:
-        got = runtime.labels(frames)
+        got = runtime.labels(frames, color="rgb")
         assert runtime.metadata.head == "labels" and runtime.metadata.batch == batch
     assert np.mean([(a == b).mean() for a, b in zip(reference.labels, got, strict=True)]) >= 0.9999
 
@@ -205,7 +206,7 @@ def test_the_file_scores_as_the_network_does(
     network = Predictor(load_model(weights)[0], torch.device("cpu"))
     want = evaluate(network.labels, dataset).scores
     with Runtime(logits_file.model) as runtime:
-        got = evaluate(runtime.labels, dataset, batch=3).scores
+        got = evaluate(partial(runtime.labels, color="rgb"), dataset, batch=3).scores
     assert got.miou == pytest.approx(want.miou, abs=1e-4)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import toy
 
+from fada_deploy import Segmenter
 from fada_deploy.common.errors import DataError
-from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.overlay import renderer as look
 from fada_deploy.runtime.pipeline import Timings, chain, read, resize
 from fada_deploy.runtime.sources.base import Frame, SourceEnd

@@ -14,9 +14,9 @@ import pytest
 import toy
 from test_backends import inner
 
+from fada_deploy import Result, Segmenter
 from fada_deploy.common.errors import DataError, MissingExtraError, ModelError, UsageError
 from fada_deploy.common.runs import exported_model
-from fada_deploy.runtime import Result, Segmenter
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_import_costs_nothing() -> None:
 
 def test_running_imports_no_torch(model: Path) -> None:
     code = (
-        "import sys, numpy as np\nfrom fada_deploy.runtime import Segmenter\n"
+        "import sys, numpy as np\nfrom fada_deploy import Segmenter\n"
         "for backend in ('onnxruntime', 'openvino'):\n"
         f"    Segmenter({str(model)!r}, backend=backend).predict(np.zeros((9, 9, 3), np.uint8))\n"
         "print(*[m for m in ('torch', 'onnx', 'matplotlib') if m in sys.modules])"

@@ -197,7 +197,7 @@ def test_heads_and_fixed_batches(
             )
             with pytest.raises(ModelError, match="head `labels`"):
                 segmenter.backend.submit(frames[:2]).logits()
-        np.testing.assert_array_equal(np.stack(segmenter.labels(list(frames))), expected)
+        np.testing.assert_array_equal(np.stack(segmenter.labels(list(frames), color="rgb")), expected)
         np.testing.assert_array_equal(labels, expected[:2])
         np.testing.assert_array_equal(
             pictures[0], overlay(frames[0], labels[0], toy.SPACE.palette, 0.5)

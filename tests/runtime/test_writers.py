@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy import runtime
+from fada_deploy import Segmenter, runtime
 from fada_deploy.common.errors import DataError, DeviceError, UsageError
 from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.video import HARDWARE
-from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.open import open_sources
@@ -293,7 +292,7 @@ def test_a_look(tmp_path: Path, segmenter: Segmenter) -> None:
     look = OverlayStyle(1.0, legend=False, beside=True, classes=(name,))
     run(segmenter, [source], SaveOptions(tmp_path / "out", look=look, preset="veryfast"))
     (_, picture), *_ = toy.read_video(tmp_path / "out/overlay/v.mp4")
-    labels = segmenter.predict(frame).labels
+    labels = segmenter.predict(frame, color="rgb").labels
     assert picture.shape[1] == 2 * frame.shape[1]
     left, right = (
         picture[:, : frame.shape[1]].astype(float),

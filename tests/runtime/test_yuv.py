@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import toy
 
+from fada_deploy import Segmenter
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.video import is_plain_yuv420p
-from fada_deploy.runtime import Segmenter
 from fada_deploy.runtime.kernels.loader import compiled
 from fada_deploy.runtime.overlay.renderer import OverlayRenderer
 from fada_deploy.runtime.overlay.style import OverlayStyle

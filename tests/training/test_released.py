@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fada_deploy import Segmenter as RuntimeSegmenter
 from fada_deploy.cli import main
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.data import open_dataset
-from fada_deploy.runtime import Segmenter as RuntimeSegmenter
 from fada_deploy.training.weights.checkpoints import load_model
 from fada_deploy.training.weights.released import read_released
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.runtime.overlay.blend import overlay
+from fada_deploy.runtime.overlay.blend import class_fractions, overlay
 from fada_deploy.runtime.overlay.legend import Legend
 from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.overlay.yuv import (
@@ -35,8 +35,6 @@ class LabeledFrame(Protocol):
     def decoded(self) -> Any: ...
     @property
     def time_s(self) -> float | None: ...
-    @property
-    def fractions(self) -> NDArray[np.float64]: ...
 
 
 class OverlayRenderer:
@@ -87,7 +85,7 @@ class OverlayRenderer:
 
     def _fractions(self, result: LabeledFrame) -> NDArray[np.float64]:
         """Return the fractions of the classes that are colored."""
-        fractions = result.fractions
+        fractions = class_fractions(result.labels, self._space.num_classes)
         return (
             fractions
             if self._shown is None

@@ -16,11 +16,11 @@ from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.streams import SCHEMES, LiveSource, is_live_address
 from fada_deploy.runtime.sources.videos import VideoSource
 
-Given = str | Path | int | Source
+SourceSpec = str | Path | int | Source
 
 
 def open_sources(
-    sources: Sequence[Given | Sequence[Given]], *, hardware: str | None = None
+    sources: Sequence[SourceSpec | Sequence[SourceSpec]], *, hardware: str | None = None
 ) -> list[Source]:
     """Turn files, folders, globs and live addresses into sources; what has `frames` is taken as it is.
 
@@ -54,12 +54,12 @@ def open_sources(
     return list(found.values())
 
 
-def _flat(sources: Sequence[Given | Sequence[Given]]) -> Generator[Given, None, None]:
+def _flat(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Generator[SourceSpec, None, None]:
     for given in sources:
         if isinstance(given, list | tuple):
             yield from given
         else:
-            yield cast("Given", given)
+            yield cast("SourceSpec", given)
 
 
 def _open_path(given: str, hardware: str | None, *, alone: bool) -> list[Source]:

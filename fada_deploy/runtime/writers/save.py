@@ -27,7 +27,7 @@ from fada_deploy.common.video import BT709
 from fada_deploy.runtime.overlay.blend import colorize
 from fada_deploy.runtime.overlay.renderer import OverlayRenderer
 from fada_deploy.runtime.overlay.style import OverlayStyle
-from fada_deploy.runtime.pipeline import Timings, results_of
+from fada_deploy.runtime.pipeline import Timings, run_pipeline
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import Source, SourceEnd
@@ -186,11 +186,10 @@ def _json(opening: Opening) -> Iterator[Write]:
         def write(drawn: Drawn) -> None:
             nonlocal comma
             result = drawn.result
-            fractions = zip(space.names, result.fractions.tolist(), strict=True)
             frame = {"index": result.index, "item": result.item, "time_s": result.time_s}
             file.write(
                 comma
-                + json.dumps(frame | {"fractions": {n: round(v, 6) for n, v in fractions if v > 0}})
+                + json.dumps(frame | {"fractions": {n: round(v, 6) for n, v in result.fractions.items() if v > 0}})
             )
             comma = ",\n"
 
@@ -349,7 +348,7 @@ def save_results(
                     f"{source.name}: pictures make no film; save {kind.removesuffix('-video')} instead"
                 )
     clock, drawing = timings or Timings(), OverlayRenderer(saving.look, segmenter.space)
-    return results_of(
+    return run_pipeline(
         sources,
         segmenter.backend,
         batch=segmenter.batch,

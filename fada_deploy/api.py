@@ -1,0 +1,189 @@
+"""Train, export and evaluate from Python: the functions behind the commands of the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fada_deploy.common.errors import MissingExtraError, UsageError
+from fada_deploy.common.runs import MODEL_SUFFIXES, final_weights, new_run
+
+if TYPE_CHECKING:
+    from fada_deploy.data.base import FrameDataset
+    from fada_deploy.evaluation import Evaluation
+    from fada_deploy.export.plan import ExportResult
+    from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.training.run import TrainingResult
+
+
+def train(
+    *,
+    src: str | Path | None = None,
+    tgt: str | Path | None = None,
+    src_root: str | Path | None = None,
+    tgt_root: str | Path | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    backbone: str | None = None,
+    method: str | None = None,
+    stages: Sequence[str] | None = None,
+    label_space: str | None = None,
+    init: str | None = None,
+    start: str | Path | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    tensorboard: bool = False,
+) -> TrainingResult:
+    """Adapt a network from a labeled source to an unlabeled target, as `fada train` does.
+
+    Progress and messages go to the logger `fada_deploy`. Interrupting the process with SIGINT or
+    SIGTERM saves the state, and `resume` continues exactly where the run stopped.
+
+    Args:
+        src: Labeled source: the name of a data set ("gta5", "synthia", "cityscapes") or a TOML file.
+        tgt: Unlabeled target: the name of a data set, a TOML file, a video, or a folder of videos
+            or images.
+        src_root: Folder of the source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
+        tgt_root: Folder of the target; same default.
+        preset: "paper" (the published settings) or "small" (for CPUs and small networks) [paper].
+        config: TOML file with settings; the other arguments override it.
+        backbone: Name of the network [resnet101].
+        method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" or
+            "source" [fada].
+        stages: Stages to train, from "source", "adversarial" and "distill".
+        label_space: "cityscapes-19", "-16", "-13", or a TOML file.
+        init: File with ImageNet weights, "imagenet", or "none".
+        start: Run or weights file that replaces the stages that are left out.
+        seed: Seed of the initial weights and of the data order.
+        settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
+        out: Folder of the run [`runs/<src>-<tgt>-<backbone>-NNN`].
+        resume: Folder of an unfinished run; all other arguments except `device` and `tensorboard`
+            must be left out.
+        device: "auto", "cpu" or "cuda[:N]".
+        tensorboard: Also write TensorBoard events to `<run>/tensorboard`.
+
+    Raises:
+        UsageError: The arguments do not fit together.
+        DataError: The data cannot be used.
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.run import load_config
+        from fada_deploy.training.run import train as train_run
+        from fada_deploy.training.settings import make_config
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+
+    options = {
+        "src": src, "tgt": tgt, "src_root": src_root, "tgt_root": tgt_root, "backbone": backbone,
+        "method": method, "label_space": label_space, "init": init, "start": start, "seed": seed,
+    }  # fmt: skip
+    chosen = {name: _text(value) for name, value in options.items() if value is not None}
+    if stages is not None:
+        chosen["stages"] = tuple(stages)
+    chosen |= dict(settings or {})
+    where = choose_device(device)
+    if resume is not None:
+        given = [
+            *chosen,
+            *(n for n, v in (("preset", preset), ("config", config), ("out", out)) if v),
+        ]
+        if given:
+            raise UsageError(
+                f"resume continues a run with its own settings; leave out {', '.join(given)}"
+            )
+        return train_run(
+            load_config(Path(resume)), Path(resume), device=where, tensorboard=tensorboard
+        )
+    file = None if config is None else Path(config)
+    run_config = make_config(preset=preset, file=file, settings=[], options=chosen)
+    folder = None if out is None else Path(out)
+    run = new_run(run_config.src, run_config.tgt, run_config.backbone, folder)
+    return train_run(run_config, run, device=where, tensorboard=tensorboard)
+
+
+def export(source: str | Path, **options: Any) -> ExportResult:
+    """Export a run to ONNX files and engines, as `fada export` does.
+
+    Each file is compared with the trained network on real frames before it is saved under its
+    final name.
+
+    Args:
+        source: Folder of a run or of a stage, a weights file, or the fp32 ONNX file of an earlier
+            export.
+        options: The fields of `fada_deploy.export.plan.ExportOptions`, for example
+            `precisions=("fp32", "int8")`.
+
+    Returns:
+        The paths of the files and how each backend compared.
+
+    Raises:
+        ToleranceError: The outputs of a file differ too much from those of the network. Files
+            that passed are kept.
+        UsageError: The options do not fit together.
+    """
+    from fada_deploy.export.plan import ExportOptions, run_export
+
+    return run_export(Path(source), ExportOptions(**options))
+
+
+def evaluate(
+    model: Segmenter | str | Path,
+    data: FrameDataset | str | Path,
+    *,
+    data_root: str | Path | None = None,
+    split: str = "val",
+    device: str = "auto",
+    backend: str = "auto",
+) -> Evaluation:
+    """Compute the per-class IoU of a model on a labeled data set, as `fada eval` does.
+
+    Predictions are made at each frame's own size; labels are never resized.
+
+    Args:
+        model: An open `Segmenter`, an exported file, or a run (which needs torch).
+        data: The name of a data set, a TOML file, or an open data set.
+        data_root: Folder of the data set [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
+        split: Split of the data set.
+        device: "auto", "cpu" or "cuda[:N]".
+        backend: Backend of an exported file.
+
+    Raises:
+        DataError: The data set has no labels, or no frame can be read.
+        ModelError: The model cannot be opened.
+    """
+    from fada_deploy.data import open_dataset
+    from fada_deploy.evaluation import evaluate as score
+    from fada_deploy.runtime.segmenter import Segmenter
+
+    def dataset(space: Any) -> FrameDataset:
+        if not isinstance(data, str | Path):
+            return data
+        root = None if data_root is None else Path(data_root)
+        return open_dataset(str(data), root, split=split, space=space)
+
+    if isinstance(model, Segmenter):
+        return score(partial(model.labels, color="rgb"), dataset(model.space))
+    path = Path(model)
+    if path.suffix in MODEL_SUFFIXES:
+        with Segmenter(path, device=device, backend=backend) as segmenter:
+            return score(partial(segmenter.labels, color="rgb"), dataset(segmenter.space))
+    try:
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.predict import Predictor
+        from fada_deploy.training.weights.checkpoints import load_model
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+    where = choose_device(device)
+    network, _ = load_model(final_weights(path), where)
+    return score(Predictor(network, where).labels, dataset(network.spec.space))
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

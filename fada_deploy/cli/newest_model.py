@@ -1,0 +1,70 @@
+"""Open the newest exported model that this machine can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fada_deploy.common.errors import (
+    DeviceError,
+    FadaError,
+    MissingExtraError,
+    ModelError,
+    ToleranceError,
+)
+from fada_deploy.common.runs import RUNS, newest_models
+
+if TYPE_CHECKING:
+    from fada_deploy.runtime.segmenter import Segmenter
+
+
+def open_newest(*, backend: str = "auto", **options: Any) -> tuple[Segmenter, list[str]]:
+    """Open the newest export under `runs/` that opens; return it and one line per skipped model.
+
+    `backend` and `options` are the arguments of `Segmenter`. Raise `UsageError` if no backend is
+    installed, `ModelError` if there is no model or if none can be opened.
+    """
+    from fada_deploy.runtime.backend_selection import backends_of, require_any_backend
+    from fada_deploy.runtime.backends import BACKENDS
+    from fada_deploy.runtime.segmenter import Segmenter
+
+    if backend == "auto":
+        # Without any backend no model can run, so this error comes first.
+        require_any_backend()
+    errors: list[FadaError] = []
+    skipped: list[str] = []
+    for path in newest_models():
+        if backend in BACKENDS and backend not in backends_of(path):
+            skipped.append(f"{path}: cannot run on the backend {backend}")
+            continue
+        try:
+            segmenter = Segmenter(path, backend=backend, **options)
+            _refuse_tensorrt_int8_on_cpu(path, segmenter)
+            return segmenter, skipped
+        except (ModelError, DeviceError, ToleranceError, MissingExtraError) as error:
+            errors.append(error)
+            # Most messages already begin with the path.
+            skipped.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ModelError(
+            f"none of the {len(skipped)} models under {RUNS}/ can run on this machine: "
+            f"{'; '.join(skipped)}"
+        )
+    if skipped:
+        raise ModelError(
+            f"no model under {RUNS}/ runs on the backend {backend}; choose another backend with "
+            "--backend, or export a model with `fada export`"
+        )
+    raise ModelError(
+        f"no exported model under {RUNS}/; export one with `fada export`, or name one with --model"
+    )
+
+
+def _refuse_tensorrt_int8_on_cpu(path: Path, segmenter: Segmenter) -> None:
+    if segmenter.backend.device == "cpu" and segmenter.metadata.hardware_target == "tensorrt":
+        segmenter.close()
+        raise ModelError(
+            f"{path}: is quantized for TensorRT and slow on a CPU; name it with --model to run it here"
+        )
