@@ -1,0 +1,250 @@
+"""Read JSON and TOML documents into typed objects, strictly, with one-line errors.
+
+A document is decoded into a frozen dataclass or a `msgspec.Struct`. Types are not coerced (`"7"`
+is not an integer), unknown keys are refused, and so are NaN, infinities, more than
+`MAX_BYTES` of text and more than `MAX_DEPTH` levels of nesting. Every failure is one line:
+`<where>: <key path>: found X, expected Y; <remedy>`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from fada_deploy.common.errors import FadaError, ModelError, UsageError
+
+T = TypeVar("T")
+MAX_BYTES = 16 << 20
+MAX_DEPTH = 32
+
+_TOO_LARGE = f"found more than {MAX_BYTES >> 20} MiB of text, expected at most that"
+_TOO_DEEP = f"found more than {MAX_DEPTH} nested levels, expected at most {MAX_DEPTH}"
+# How msgspec reports a problem, for example "Expected `int`, got `str` - at `$.classes[0].id`".
+_PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
+_EXPECTED = re.compile(r"Expected (?P<expected>.*?)(?:, got (?P<found>.*))?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
+
+
+def read_json(
+    text: str | bytes,
+    type_: type[T],
+    *,
+    where: str,
+    remedy: str,
+    error: type[FadaError] = ModelError,
+) -> T:
+    """Return a JSON document as `type_`; raise `error` naming `where` and ending with `remedy`."""
+    try:
+        if len(text) > MAX_BYTES:
+            raise _Problem(_TOO_LARGE)
+        try:
+            data = msgspec.json.decode(text)
+        except RecursionError:
+            raise _Problem(_TOO_DEEP) from None
+        except ValueError as invalid:
+            raise _Problem(f"found invalid JSON ({_one_line(invalid)})") from None
+    except _Problem as problem:
+        raise error(f"{where}: {problem}; {remedy}") from None
+    return convert(data, type_, where=where, remedy=remedy, error=error)
+
+
+def read_toml(
+    source: Path | str,
+    type_: type[T],
+    *,
+    where: str = "",
+    remedy: str,
+    error: type[FadaError] = UsageError,
+) -> T:
+    """Return a TOML file (a `Path`) or TOML text (a `str`) as `type_`.
+
+    Raise `error` naming `where` (by default the path) and ending with `remedy`, also if the file
+    cannot be read.
+    """
+    where = where or (str(source) if isinstance(source, Path) else "TOML text")
+    try:
+        text = _file_text(source) if isinstance(source, Path) else source
+        if len(text) > MAX_BYTES:
+            raise _Problem(_TOO_LARGE)
+        try:
+            data = tomllib.loads(text)
+        except RecursionError:
+            raise _Problem(_TOO_DEEP) from None
+        except ValueError as invalid:
+            raise _Problem(f"found invalid TOML ({_one_line(invalid)})") from None
+    except _Problem as problem:
+        raise error(f"{where}: {problem}; {remedy}") from None
+    return convert(data, type_, where=where, remedy=remedy, error=error)
+
+
+def convert(
+    data: Any, type_: type[T], *, where: str, remedy: str, error: type[FadaError] = ModelError
+) -> T:
+    """Return parsed JSON or TOML `data` as `type_`; raise `error` as `read_json` does."""
+    try:
+        _check_values(data)
+        info = inspect.type_info(type_)
+        _check_keys(data, info, "")
+        try:
+            return msgspec.convert(data, type_, strict=True, str_keys=True)
+        except msgspec.ValidationError as invalid:
+            raise _Problem(_explain(str(invalid), data, info)) from None
+        except FadaError as invalid:  # raised by the __post_init__ of one of our types
+            raise _Problem(str(invalid)) from None
+    except _Problem as problem:
+        raise error(f"{where}: {problem}; {remedy}") from None
+
+
+def json_schema(type_: type[Any]) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of what `read_json` accepts as `type_`."""
+    schema = msgspec.json.schema(type_)
+    for definition in schema.get("$defs", {}).values():
+        if "properties" in definition:
+            definition.setdefault("additionalProperties", False)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class _Problem(Exception):
+    """The middle of a message: `<key path>: found X, expected Y`."""
+
+
+def _file_text(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+        return data.decode("utf-8-sig")  # Windows editors may write a byte-order mark
+    except OSError as failure:
+        raise _Problem(f"cannot be read ({failure.strerror or failure})") from None
+    except UnicodeDecodeError as invalid:
+        raise _Problem(f"found invalid UTF-8 ({_one_line(invalid)})") from None
+
+
+def _check_values(data: Any) -> None:
+    """Refuse deep nesting and numbers that are not finite; iterative, so any depth is safe."""
+    pending: list[tuple[Any, str, int]] = [(data, "", 0)]
+    while pending:
+        value, path, depth = pending.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _Problem(_at(path, f"found {value}, expected a finite number"))
+        if isinstance(value, dict | list):
+            if depth == MAX_DEPTH:
+                raise _Problem(_TOO_DEEP)
+            pending += [
+                (child, child_path, depth + 1) for child, child_path in _children(value, path)
+            ]
+
+
+def _children(value: dict[Any, Any] | list[Any], path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(value, list):
+        yield from ((child, f"{path}[{i}]") for i, child in enumerate(value))
+    else:
+        yield from ((child, _join(path, key)) for key, child in value.items())
+
+
+def _check_keys(data: Any, info: inspect.Type, path: str) -> None:
+    """Refuse keys that the type does not have, which msgspec accepts for dataclasses."""
+    fields = _fields(info)
+    if isinstance(data, dict) and fields is not None:
+        for key, value in data.items():
+            if key not in fields:
+                close = get_close_matches(str(key), fields, 1)
+                allowed = f"{close[0]!r}" if close else f"one of {', '.join(fields)}"
+                raise _Problem(_at(_join(path, key), f"found an unknown key, expected {allowed}"))
+            _check_keys(value, fields[key].type, _join(path, key))
+    elif isinstance(data, dict | list):
+        keys = range(len(data)) if isinstance(data, list) else data
+        for key, (child, child_path) in zip(keys, _children(data, path), strict=True):
+            child_info = _child_type(info, key)
+            if child_info is not None:
+                _check_keys(child, child_info, child_path)
+
+
+def _fields(info: inspect.Type) -> dict[str, inspect.Field] | None:
+    """Return the fields of an object type by their key in the document, None for other types."""
+    for option in info.types if isinstance(info, inspect.UnionType) else (info,):
+        if isinstance(option, inspect.DataclassType | inspect.StructType):
+            return {field.encode_name: field for field in option.fields}
+    return None
+
+
+def _child_type(info: inspect.Type, key: str | int) -> inspect.Type | None:
+    """Return the type of one key or item of a value of type `info`, None if it is not known."""
+    for option in info.types if isinstance(info, inspect.UnionType) else (info,):
+        if isinstance(key, int):
+            if isinstance(option, inspect.ListType | inspect.VarTupleType):
+                return option.item_type
+            if isinstance(option, inspect.TupleType) and key < len(option.item_types):
+                return option.item_types[key]
+        elif isinstance(option, inspect.DictType):
+            return option.value_type
+        elif fields := _fields(option):
+            return fields[key].type if key in fields else None
+    return None
+
+
+def _explain(message: str, data: Any, info: inspect.Type) -> str:
+    """Return a validation error of msgspec in our words, with the value that was found."""
+    match = _PROBLEM.fullmatch(message)
+    assert match is not None
+    problem, path = match["problem"], (match["path"] or "").removeprefix("$").removeprefix(".")
+    if missing := _MISSING.fullmatch(problem):
+        key = _join(path, missing["key"])
+        return _at(key, "found no value, expected one, as this key is required")
+    value, value_info = _resolve(path, data, info)
+    expected = _EXPECTED.fullmatch(problem)
+    if isinstance(value_info, inspect.LiteralType | inspect.EnumType):
+        options = (
+            value_info.values
+            if isinstance(value_info, inspect.LiteralType)
+            else [member.value for member in value_info.cls]
+        )
+        words = f"one of {', '.join(map(repr, options))}"
+    elif expected:
+        words = expected["expected"].replace("`", "")
+    else:
+        return _at(path, problem)
+    found = ((expected and expected["found"]) or "").replace("`", "")
+    found = f"length {found}" if found.isdigit() else found
+    return _at(path, f"found {_shown(value, found)}, expected {words}")
+
+
+def _resolve(path: str, data: Any, info: inspect.Type | None) -> tuple[Any, inspect.Type | None]:
+    """Return value and type at a path of msgspec's; the value is `...` where the path is vague."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
+        key: Any = int(index) if index.isdigit() else name or index
+        if key == "...":
+            return ..., None
+        info = None if info is None else _child_type(info, key)
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return ..., None
+    return data, info
+
+
+def _shown(value: Any, found: str) -> str:
+    """Return a value as messages show it: short values as they are, others by their type."""
+    if value is ... or isinstance(value, dict | list):
+        return found or "another value"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _at(path: str, problem: str) -> str:
+    return f"{_one_line(path)}: {problem}" if path else problem
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
