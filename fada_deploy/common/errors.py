@@ -51,3 +51,15 @@ class InterruptedRunError(FadaError):
     """Work was stopped by a signal after its state was saved."""
 
     exit_code = 130
+
+
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """Return the last non-empty line of an exception's message, shortened to 300 characters.
+
+    The type's name stands for an empty message; `with_type` puts it in front of any other.
+    """
+    kind = type(error).__name__
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return kind
+    return (f"{kind}: {lines[-1]}" if with_type else lines[-1])[:300]

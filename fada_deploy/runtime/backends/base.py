@@ -9,7 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, UsageError
+from fada_deploy.common.errors import (
+    DeviceError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+    one_line,
+)
 from fada_deploy.common.images import resize_labels
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.kernels.upsample import confidence_from_logits, labels_from_logits
@@ -187,9 +193,3 @@ def checked_output(output: Any, count: int, metadata: ModelMetadata, where: str)
             "export it again"
         )
     return output
-
-
-def one_line(error: BaseException) -> str:
-    """Return a library's message as one short line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fada_deploy.common.errors import ModelError
-from fada_deploy.runtime.backends.base import one_line
+from fada_deploy.common.errors import ModelError, one_line
 
 
 class CudaStream:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fada_deploy.common.errors import ModelError
+from fada_deploy.common.errors import ModelError, one_line
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime.backends.base import (
@@ -19,7 +19,6 @@ from fada_deploy.runtime.backends.base import (
     cuda_index,
     cuda_unavailable,
     import_engine,
-    one_line,
     prediction_of,
 )
 from fada_deploy.runtime.backends.onnx_file import read_model

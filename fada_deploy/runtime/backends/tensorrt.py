@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.common.errors import DeviceError, ModelError
+from fada_deploy.common.errors import DeviceError, ModelError, one_line
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
     Frames,
@@ -18,7 +18,6 @@ from fada_deploy.runtime.backends.base import (
     checked_output,
     cuda_index,
     import_engine,
-    one_line,
 )
 from fada_deploy.runtime.backends.cuda_labels import CudaLabeler, DevicePrediction
 from fada_deploy.runtime.backends.cuda_stream import CudaStream

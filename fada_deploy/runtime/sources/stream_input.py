@@ -115,8 +115,3 @@ def read_camera(number: int, over: Callable[[], bool]) -> Iterator[Timed]:
     finally:
         with suppress(Exception):
             camera.release()
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, UsageError, one_line
 from fada_deploy.runtime.sources.base import PAUSE, Frame, Item, SourceEnd
 from fada_deploy.runtime.sources.stream_clock import StreamClock
 from fada_deploy.runtime.sources.stream_input import (
@@ -25,7 +25,6 @@ from fada_deploy.runtime.sources.stream_input import (
     PIPE,
     EndOfStream,
     Timed,
-    one_line,
     read_camera,
     read_stream,
 )
