@@ -1,31 +1,43 @@
-"""Score anything that labels frames on anything that holds labeled frames; knows no torch.
+"""Score any predictor on any labeled data set. Does not import torch.
 
-One function serves the network in training, ONNX files and engines:
-`evaluate(segmenter.labels, open_dataset("cityscapes", None, split="val", space=space))`.
+The same function scores the network in training, an ONNX file and a TensorRT engine:
+
+    space = segmenter.metadata.label_space
+    dataset = open_dataset("cityscapes", None, split="val", space=space)
+    evaluation = evaluate(partial(segmenter.labels, color="rgb"), dataset)
+    print(evaluation.scores.miou)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.metrics import Scores, confusion_matrix
+from fada_deploy.common.progress import progress_bar
+from fada_deploy.common.read_ahead import read_ahead
 from fada_deploy.data.base import FrameDataset
 
 Frame = NDArray[np.uint8]
 Predict = Callable[[Sequence[Frame]], Sequence[NDArray[np.uint8]]]
-Loaded = tuple[Frame, NDArray[np.uint8]] | DataError
+
+# Two threads decode a frame and its labels while the network runs on earlier ones.
+_DECODER_THREADS = 2
+_DECODED_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores over the frames that could be read, and one line for each that could not."""
+    """The result of `evaluate`.
+
+    `scores` covers the `frames` frames that could be read; `failed` has one line for each frame
+    that could not, naming the file and the reason.
+    """
 
     scores: Scores
     frames: int
@@ -33,62 +45,49 @@ class Evaluation:
 
 
 def evaluate(
-    predict: Predict,
-    dataset: FrameDataset,
-    *,
-    batch: int = 1,
-    progress: Callable[[int], None] | None = None,
+    predict: Predict, dataset: FrameDataset, *, batch: int = 1, description: str = "scoring"
 ) -> Evaluation:
-    """Score `predict` on every labeled frame of `dataset`.
+    """Score `predict` on every frame of a labeled data set.
 
-    `predict` takes frames (H, W, 3) uint8 RGB as read and returns label maps (H, W) uint8 indices of
-    the data set's label space **at each frame's own size**: images are resized for the network,
-    labels never. A frame that cannot be read is left out and named. Raise `DataError` when none can.
+    `predict` takes a list of up to `batch` frames, (H, W, 3) uint8 RGB at their original size, and
+    returns one label map per frame, (H, W) uint8, with class indices of `dataset.space`. A label
+    map must have the size of its frame: the ground truth is never resized. `description` labels
+    the progress bar.
+
+    Frames that cannot be read are skipped and listed in `Evaluation.failed`. Raise `DataError` if
+    the data set has no labels or none of its frames can be read.
     """
     if not dataset.labeled:
         raise DataError(f"{dataset.name} {dataset.split}: has no labels to score against")
     num_classes = dataset.space.num_classes
     matrix = np.zeros((num_classes, num_classes), np.int64)
     failed: list[str] = []
-    waiting: list[tuple[Frame, NDArray[np.uint8]]] = []
+    pending: list[tuple[Frame, NDArray[np.uint8]]] = []
+    scored = 0
 
-    def flush() -> None:
-        if waiting:
-            for (_, truth), labels in zip(waiting, predict([f for f, _ in waiting]), strict=True):
-                matrix[:] += confusion_matrix(truth, labels, num_classes)
-            waiting.clear()
+    def score_pending() -> None:
+        if not pending:
+            return
+        predictions = predict([frame for frame, _ in pending])
+        for (_, truth), labels in zip(pending, predictions, strict=True):
+            matrix[:] += confusion_matrix(truth, labels, num_classes)
+        pending.clear()
 
-    done = 0
-    for item in _read_ahead(dataset):
-        if isinstance(item, DataError):
-            failed.append(str(item))
-        else:
-            waiting.append(item)
-            done += 1
-        if len(waiting) == batch:
-            flush()
-        if progress:
-            progress(1)
-    flush()
-    if not done:
+    pairs = read_ahead(dataset.pair, len(dataset), threads=_DECODER_THREADS, depth=_DECODED_AHEAD)
+    with closing(pairs), progress_bar(len(dataset), description, unit="frame") as bar:
+        for pair in pairs:
+            if isinstance(pair, DataError):
+                failed.append(str(pair))
+            else:
+                pending.append(pair)
+                scored += 1
+            if len(pending) == batch:
+                score_pending()
+            bar.update()
+        score_pending()
+    if not scored:
         raise DataError(
-            f"{dataset.name} {dataset.split}: no frame could be read; the first: {failed[0]}"
+            f"{dataset.name} {dataset.split}: none of the {len(dataset)} frames could be read, "
+            f"the first error: {failed[0]}"
         )
-    return Evaluation(Scores(dataset.space, matrix), done, tuple(failed))
-
-
-def _read_ahead(dataset: FrameDataset, depth: int = 4) -> Iterator[Loaded]:
-    """Yield every pair in order, a few decoded ahead in a second thread."""
-
-    def load(i: int) -> Loaded:
-        try:
-            return dataset.pair(i)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(2) as pool:
-        indices = iter(range(len(dataset)))
-        pending = [pool.submit(load, i) for i in islice(indices, depth)]
-        while pending:
-            yield pending.pop(0).result()
-            pending.extend(pool.submit(load, i) for i in islice(indices, 1))
+    return Evaluation(Scores(dataset.space, matrix), scored, tuple(failed))

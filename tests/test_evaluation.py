@@ -1,20 +1,24 @@
-"""Scores against a confusion counted pixel by pixel, and frames that cannot be read."""
+"""`evaluate` against scores counted pixel by pixel, with a frame that cannot be read."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.common.progress import set_progress_factory
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
 
 
-def test_evaluation_counts_every_pixel_and_names_the_bad_frame(tmp_path: Path) -> None:
+def test_scores_every_pixel_and_reports_the_unreadable_frame(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     truths = [rng.choice(np.array([0, 1, 13, 255], np.uint8), (9, 13)) for _ in range(3)]
     for sub in ("images", "labels"):
@@ -22,27 +26,77 @@ def test_evaluation_counts_every_pixel_and_names_the_bad_frame(tmp_path: Path) -
     for i, truth in enumerate(truths):
         assert cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.full((9, 13, 3), i, np.uint8))
         assert cv2.imwrite(str(tmp_path / f"labels/{i}.png"), truth)
-    (tmp_path / "images/1.png").write_bytes(b"not a picture")
+    (tmp_path / "images/1.png").write_bytes(b"not an image")
     toml = tmp_path / "set.toml"
     toml.write_text('[splits.val]\nimages = "images/*.png"\nlabels = "labels/{stem}.png"\n')
-    answers = {i: rng.choice(np.array([0, 1, 5], np.uint8), (9, 13)) for i in (0, 2)}
+    predictions = {i: rng.choice(np.array([0, 1, 5], np.uint8), (9, 13)) for i in (0, 2)}
 
     def predict(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [answers[int(f[0, 0, 0])] for f in frames]
+        return [predictions[int(f[0, 0, 0])] for f in frames]
 
     result = evaluate(
         predict, open_dataset(str(toml), None, split="val", space=CITYSCAPES_19), batch=2
     )
 
     count = {k: [0, 0] for k in (0, 1, 13)}  # class: [intersection, union]
-    for i, answer in answers.items():
-        for truth, said in zip(truths[i].flat, answer.flat, strict=True):
+    for i, prediction in predictions.items():
+        for truth, predicted in zip(truths[i].flat, prediction.flat, strict=True):
             for k, pair in count.items():
                 if truth != 255:
-                    pair[0] += int(truth == k and said == k)
-                    pair[1] += int(truth == k or said == k)
+                    pair[0] += int(truth == k and predicted == k)
+                    pair[1] += int(truth == k or predicted == k)
     for k, (hit, union) in count.items():
         assert result.scores.iou[k] == pytest.approx(hit / union)
     assert result.scores.miou == pytest.approx(np.mean([h / u for h, u in count.values()]))
     assert "pole" in result.scores.absent and "road" not in result.scores.absent
     assert result.frames == 2 and len(result.failed) == 1 and "1.png" in result.failed[0]
+
+
+class Bars:
+    """A progress factory that records what is reported to it."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[int | None, str]] = []
+        self.done = 0
+
+    def __call__(
+        self, *, total: int | None, description: str, unit: str, initial: int
+    ) -> nullcontext[Bars]:
+        self.opened.append((total, description))
+        return nullcontext(self)
+
+    def update(self, n: int = 1) -> None:
+        self.done += n
+
+    def set_postfix(self, values: object) -> None: ...
+
+
+def test_reports_progress_per_frame(blocks: Path) -> None:
+    dataset = open_dataset(str(blocks / "target.toml"), None, split="val", space=CITYSCAPES_19)
+    bars = Bars()
+    set_progress_factory(bars)
+    try:
+        evaluate(lambda frames: [np.zeros(f.shape[:2], np.uint8) for f in frames], dataset, batch=5)
+    finally:
+        set_progress_factory(None)
+    assert bars.opened == [(12, "scoring")] and bars.done == 12
+
+
+def test_data_set_without_a_readable_frame_raises_data_error(blocks: Path, tmp_path: Path) -> None:
+    shutil.copytree(blocks / "target", tmp_path / "target")
+    shutil.copy(blocks / "target.toml", tmp_path)
+    for image in (tmp_path / "target/val/images").iterdir():
+        image.write_bytes(b"not an image")
+    dataset = open_dataset(str(tmp_path / "target.toml"), None, split="val", space=CITYSCAPES_19)
+    with pytest.raises(DataError, match=r"none of the 12 frames.*00\.png"):
+        evaluate(lambda frames: [], dataset)
+
+
+def test_error_in_predict_is_raised(blocks: Path) -> None:
+    dataset = open_dataset(str(blocks / "target.toml"), None, split="val", space=CITYSCAPES_19)
+
+    def predict(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        evaluate(predict, dataset)

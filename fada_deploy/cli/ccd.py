@@ -146,7 +146,7 @@ def _measure(
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import final_weights
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.data.datasets import labeled_pair
+    from fada_deploy.training.data.datasets import open_labeled_domains
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
     from fada_deploy.training.weights.checkpoints import load_model
@@ -160,7 +160,7 @@ def _measure(
                 f"{path} tells {model.spec.space.name} apart, {paths[0]} {space.name}; compare runs of one "
                 "label space"
             )
-    datasets = labeled_pair(RunConfig.from_dict(loaded[0][1]["config"]), space)
+    datasets = open_labeled_domains(RunConfig.from_dict(loaded[0][1]["config"]), space)
     left_out: dict[str, None] = {}
     total = len(loaded) * sum(len(evenly_spaced(len(d), frames)) for d in datasets)
     with tqdm(total=total, desc="ccd", unit="frame", disable=None, file=sys.stderr) as bar:

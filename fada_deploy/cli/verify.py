@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,6 @@ def command(model: Path | None, picture: Path | None, as_json: bool, **options: 
 
 
 def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -> Any:
-    from tqdm import tqdm
-
     from fada_deploy.common.errors import UsageError
     from fada_deploy.data import open_dataset
     from fada_deploy.export.verify import judge
@@ -116,7 +113,4 @@ def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -
     dataset = open_dataset(
         options["data"], options["data_root"], split="val", space=metadata.label_space
     )
-    with tqdm(
-        total=2 * len(dataset), desc="labeled frames", unit="frame", disable=None, file=sys.stderr
-    ) as bar:
-        return judge(model, baseline, dataset, backend=backend, progress=bar.update)
+    return judge(model, baseline, dataset, backend=backend)

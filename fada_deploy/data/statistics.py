@@ -10,27 +10,23 @@ import json
 import os
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, cache_folder
+from fada_deploy.common.read_ahead import read_ahead
 from fada_deploy.common.system import usable_cores
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.label_files import TableReader, count_ids
 
 _FORMAT = 1
 _SAME = np.arange(256).astype(np.uint8)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,11 @@ def compute_statistics(
     unknown = np.zeros(257, np.int64)
     bad: dict[int, str] = {}
 
-    def look(i: int) -> _Seen | DataError:
-        try:
-            return _look(dataset, i, frames)
-        except DataError as error:
-            return error
+    def look(i: int) -> _Seen:
+        return _look(dataset, i, frames)
 
-    with closing(_in_order(look, len(dataset), jobs or usable_cores())) as files:
+    threads = jobs or usable_cores()
+    with closing(read_ahead(look, len(dataset), threads=threads, depth=4 * threads)) as files:
         for i, seen in enumerate(files):
             if isinstance(seen, DataError):
                 bad[i] = str(seen)
@@ -204,16 +198,3 @@ def _count_labels(
     pixels[-1] = ids.size - pixels[:-1].sum()
     counts[known] = 0
     return pixels, counts, ids.shape
-
-
-def _in_order(function: Callable[[int], T], count: int, jobs: int) -> Generator[T, None, None]:
-    """Yield function(0), function(1), …, a few computed ahead in threads; closing it leaves the rest undone."""
-    numbers = iter(range(count))
-    with ThreadPoolExecutor(jobs) as pool:
-        pending = deque(pool.submit(function, i) for i in islice(numbers, 4 * jobs))
-        try:
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(function, i) for i in islice(numbers, 1))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

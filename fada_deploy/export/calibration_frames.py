@@ -1,8 +1,9 @@
-"""The target's own frames that an export is proven and calibrated on. Imports no torch."""
+"""Frames of the target domain for reference outputs and int8 calibration. Does not import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,54 +18,54 @@ from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def target_frames(
     provenance: Mapping[str, Any],
     space: LabelSpace,
-    frames: Path | None,
+    path: Path | None,
     *,
     count: int,
     held_out: bool,
     purpose: str,
-    say: Say,
 ) -> list[NDArray[np.uint8]]:
-    """Return `count` frames (H, W, 3) uint8 RGB spread evenly over `frames`, or over the run's own target.
+    """Return up to `count` evenly spaced frames, (H, W, 3) uint8 RGB.
 
-    Of the target the held-out frames, or those it was trained on. Raise `DataError` when there are none;
-    what cannot be read is said and left out.
+    They come from the images or video at `path`, or, if that is None, from the target of the run
+    that `provenance` describes: from its held-out frames if `held_out` and if there are any,
+    otherwise from its training frames. Frames that cannot be read are skipped with a warning that
+    names `purpose`. Raise `DataError` if no frame can be read.
     """
 
-    def left_out(error: DataError) -> None:
-        say(f"left out of the {purpose}: {error}")
+    def skip(error: DataError) -> None:
+        logger.warning("skipped a frame for the %s: %s", purpose, error)
 
     dataset: FrameDataset
-    # Frames of recordings are sampled into a folder, and read before it goes.
+    # Frames of videos are extracted into this folder, so they are read before it is deleted.
     with TemporaryDirectory() as cache:
         try:
-            if frames is not None:
-                dataset, _ = open_recordings(
-                    frames, cache=Path(cache), space=space, left_out=left_out
-                )
+            if path is not None:
+                dataset, _ = open_recordings(path, cache=Path(cache), space=space, left_out=skip)
             else:
                 config = RunConfig.from_dict(provenance["config"])
-                train_set, validation = open_target(config, Path(cache), space, say, left_out)
+                train_set, validation = open_target(config, Path(cache), space, skip)
                 dataset = validation if held_out and validation is not None else train_set
         except (FadaError, KeyError) as error:
-            why = "it names no run" if isinstance(error, KeyError) else error
+            reason = "the file names no run" if isinstance(error, KeyError) else error
             raise DataError(
-                f"no frames for the {purpose}, so nothing is written; give --frames. {why}"
+                f"no frames for the {purpose} ({reason}); name images or a video with --calibration"
             ) from None
-        chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-        found: list[NDArray[np.uint8]] = []
-        for i in chosen.tolist():
+        indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+        frames: list[NDArray[np.uint8]] = []
+        for i in indices.tolist():
             try:
-                found.append(dataset.image(i))
+                frames.append(dataset.image(i))
             except DataError as error:
-                left_out(error)
-    if not found:
+                skip(error)
+    if not frames:
         raise DataError(
-            f"no frame for the {purpose} could be read, so nothing is written; give --frames"
+            f"none of {len(indices)} frames for the {purpose} could be read; name other images or "
+            "another video with --calibration"
         )
-    return found
+    return frames

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fada_deploy.common.errors import DataError, ModelError, ToleranceError, UsageError
 from fada_deploy.common.files import sha256
@@ -175,11 +173,7 @@ def _converted(
 
 
 def _judged(model: Path, baseline: Path, dataset: FrameDataset, backend: str) -> AccuracyCheck:
-    total = 2 * len(dataset)
-    with tqdm(
-        total=total, desc="labeled frames", unit="frame", disable=None, file=sys.stderr
-    ) as bar:
-        return judge(model, baseline, dataset, backend=backend, progress=bar.update)
+    return judge(model, baseline, dataset, backend=backend)
 
 
 def _findings(found: Mapping[str, ParityResult], judgment: AccuracyCheck | None) -> dict[str, Any]:

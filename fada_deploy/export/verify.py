@@ -1,11 +1,12 @@
-"""Is the file the network? From the frame on, on labeled frames, and where it differs most; knows no torch.
+"""Compare exported files with the trained network. Does not import torch.
 
-`fada export` runs this before it writes, `fada verify MODEL` anywhere and any time after.
+`fada export` verifies each file before it is saved under its final name; `fada verify` repeats the
+check on any machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,14 +34,21 @@ from fada_deploy.runtime.parity import (
 from fada_deploy.runtime.segmenter import Segmenter
 
 Frame = NDArray[np.uint8]
-_PICTURE_WIDTH = 480
+_PANEL_WIDTH = 480
 
 
 @dataclass(frozen=True)
 class VerificationLimits:
-    """What a file is held to: thresholds in place of the precision's own, and a labeled data set.
+    """Tolerances and data of a verification.
 
-    `max_miou_drop` is a fraction; it counts where there is a data set.
+    Attributes:
+        equal_labels: Fraction of pixels whose label must equal that of the network; None for the
+            tolerance of the file's precision.
+        logit_error: Largest logit error, as a fraction of the largest absolute logit; None for the
+            tolerance of the file's precision.
+        dataset: Labeled data on which a file is compared with its fp32 baseline; None for no
+            accuracy check.
+        max_miou_drop: Largest drop of the mIoU on `dataset`, as a fraction.
     """
 
     equal_labels: float | None = None
@@ -48,23 +56,16 @@ class VerificationLimits:
     dataset: FrameDataset | None = None
     max_miou_drop: float = 0.02
 
-    @classmethod
-    def in_percent(
-        cls, equal_labels: float | None, logit_error: float | None
-    ) -> VerificationLimits:
-        """Return the gate that a command line asks for, which says percent."""
-        return cls(None if equal_labels is None else equal_labels / 100, logit_error)
-
-    def thresholds(self, precision: str) -> Tolerance:
-        """Return what a file of a precision is held to."""
-        own = TOLERANCES[precision]
+    def tolerance(self, precision: str) -> Tolerance:
+        """Return the tolerance for a file of `precision`."""
+        default = TOLERANCES[precision]
         return Tolerance(
-            own.equal_labels if self.equal_labels is None else self.equal_labels,
-            own.logit_error if self.logit_error is None else self.logit_error,
+            default.equal_labels if self.equal_labels is None else self.equal_labels,
+            default.logit_error if self.logit_error is None else self.logit_error,
         )
 
 
-def verify(
+def verify_on_frames(
     model: Path,
     reference: ReferenceOutputs,
     *,
@@ -72,47 +73,54 @@ def verify(
     labels: Sequence[NDArray[np.uint8]],
     backend: str,
 ) -> ParityResult:
-    """Run `model` on a backend and compare it with the network's answers, from the frame on.
+    """Compare an ONNX file with the network, including resizing and upsampling.
 
-    `frames` are the reference's frames as they were read and `labels` the network's label maps at their
-    own size, so that resizing and upsampling are proven too.
+    `frames` are the original frames of `reference`, (H, W, 3) uint8 RGB; `labels` are the network's
+    label maps at the frames' own sizes.
     """
-    # Two at a time where the file allows it, so that a dynamic batch is proven to be one.
+    # A batch of two also verifies that a dynamic batch size works.
     with Segmenter(model, backend=backend, device="cpu", batch=2) as segmenter:
-        equal = [
-            float((said == truth).mean())
-            for said, truth in zip(segmenter.labels(frames, color="rgb"), labels, strict=True)
+        equal_labels = [
+            float((predicted == expected).mean())
+            for predicted, expected in zip(
+                segmenter.labels(frames, color="rgb"), labels, strict=True
+            )
         ]
-        at_input = compare(segmenter.backend, reference)
-    sizes = np.array([t.size for t in labels], np.float64)
-    share = float((np.array(equal) * sizes).sum() / sizes.sum())
-    return replace(at_input, equal_labels=share, worst_frame=int(np.argmin(equal)))
+        at_input_size = compare(segmenter.backend, reference)
+    sizes = np.array([label_map.size for label_map in labels], np.float64)
+    fraction = float((np.array(equal_labels) * sizes).sum() / sizes.sum())
+    return replace(
+        at_input_size, equal_labels=fraction, worst_frame=int(np.argmin(equal_labels))
+    )
 
 
-def own_size(
+def resize_to_frames(
     labels: Sequence[NDArray[np.uint8]], frames: Sequence[Frame]
 ) -> list[NDArray[np.uint8]]:
-    """Return label maps made at the network's size as a labels head gives them at each frame's size."""
+    """Resize label maps to the sizes of their frames, as the runtime does for head `labels`."""
     return [resize_labels(m, f.shape[:2]) for m, f in zip(labels, frames, strict=True)]
 
 
 def verify_file(
     model: Path, reference: ReferenceOutputs, backends: Sequence[str], *, device: str = "auto"
 ) -> dict[str, ParityResult]:
-    """Compare a file with its reference outputs on each of the backends."""
-    found = {}
+    """Compare a file with its reference outputs on each backend; return the results by backend."""
+    results = {}
     for name in backends:
         backend = open_backend(model, backend=name, device=device, allow_unverified=True)
         try:
-            found[name] = compare(backend, reference)
+            results[name] = compare(backend, reference)
         finally:
             backend.close()
-    return found
+    return results
 
 
 @dataclass(frozen=True)
 class AccuracyCheck:
-    """A file beside its float32 original on labeled frames: mIoU of both, and the class that lost most."""
+    """The mIoU of a file and of its fp32 baseline on the same labeled frames.
+
+    `miou`, `baseline` and `worst_change`, the change of the class IoU that fell most, are fractions.
+    """
 
     frames: int
     miou: float
@@ -122,7 +130,7 @@ class AccuracyCheck:
 
     @property
     def change(self) -> float:
-        """How much the mIoU changed, negative where it fell."""
+        """Change of the mIoU; negative if the file is less accurate."""
         return self.miou - self.baseline
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,78 +138,86 @@ class AccuracyCheck:
         return {**asdict(self), "change": self.change}
 
     def text(self) -> str:
-        """Say it in a line."""
+        """Return the result as one line, in percentage points."""
         return (
-            f"mIoU {100 * self.miou:.2f} on {self.frames} labeled frames, {100 * self.change:+.2f} against fp32; "
-            f"worst class {self.worst_class} {100 * self.worst_change:+.2f}"
+            f"mIoU {100 * self.miou:.2f} on {self.frames} labeled frames, "
+            f"{100 * self.change:+.2f} compared with fp32; worst class {self.worst_class} "
+            f"({100 * self.worst_change:+.2f})"
         )
 
     def check(self, max_drop: float) -> None:
-        """Raise `ToleranceError` when the mIoU fell by more than `max_drop` (0 … 1)."""
+        """Raise `ToleranceError` if the mIoU fell by more than `max_drop`, a fraction."""
         if not -self.change <= max_drop:
-            raise ToleranceError(f"{self.text()}; a drop of {100 * max_drop:.2f} points is allowed")
+            raise ToleranceError(f"{self.text()}; allowed drop: {100 * max_drop:.2f} points")
 
 
-def judge(
-    model: Path,
-    baseline: Path,
-    dataset: FrameDataset,
-    *,
-    backend: str = "auto",
-    progress: Callable[[int], None] | None = None,
+def check_accuracy(
+    model: Path, baseline: Path, dataset: FrameDataset, *, backend: str = "auto"
 ) -> AccuracyCheck:
-    """Score a file and its float32 original on labeled frames with one backend."""
-    scores = []
+    """Score a file and its fp32 baseline on labeled frames, both on `backend`."""
+    evaluations = []
     for path in (baseline, model):
-        # An engine's original is no engine.
-        engine = backend if path.suffix == model.suffix else "auto"
-        with Segmenter(path, backend=engine) as segmenter:
-            result = evaluate(partial(segmenter.labels, color="rgb"), dataset, progress=progress)
-        scores.append(result.scores)
-    before, after = (s.iou for s in scores)
-    both = ~(np.isnan(before) | np.isnan(after))
-    change = np.where(both, after - before, np.inf)
+        # The baseline of a TensorRT engine is an ONNX file, which needs another backend.
+        name = backend if path.suffix == model.suffix else "auto"
+        with Segmenter(path, backend=name) as segmenter:
+            predict = partial(segmenter.labels, color="rgb")
+            evaluations.append(evaluate(predict, dataset, description=f"scoring {path.name}"))
+    before, after = (evaluation.scores for evaluation in evaluations)
+    in_both = ~(np.isnan(before.iou) | np.isnan(after.iou))
+    change = np.where(in_both, after.iou - before.iou, np.inf)
     worst = int(change.argmin())
-    names = dataset.space.names
     return AccuracyCheck(
-        result.frames, scores[1].miou, scores[0].miou, names[worst], float(change[worst])
+        evaluations[1].frames,
+        after.miou,
+        before.miou,
+        dataset.space.names[worst],
+        float(change[worst]),
     )
 
 
-def draw_worst(backend: Backend, reference: ReferenceOutputs, index: int, path: Path) -> None:
-    """Draw a reference frame as the network labels it, as the file does, and where they differ (PNG)."""
-    frame = reference.frames[index]
+def save_comparison(
+    backend: Backend, reference: ReferenceOutputs, index: int, path: Path
+) -> None:
+    """Save a PNG of one reference frame: labels of the network, labels of the file, differences."""
+    frame, expected = reference.frames[index], reference.labels[index]
     size, palette = backend.metadata.input_size_hw, backend.metadata.label_space.palette
-    said = backend.submit(frame[None]).labels(size)[0]
-    differs = frame // 3
-    differs[said != reference.labels[index]] = (255, 40, 40)
-    drawn = [
-        ("network", overlay(frame, reference.labels[index], palette, 0.6)),
-        (f"file on {backend.name}", overlay(frame, said, palette, 0.6)),
-        (f"differs: {(said != reference.labels[index]).mean():.3%}", differs),
+    predicted = backend.submit(frame[None]).labels(size)[0]
+    differs = predicted != expected
+    differences = frame // 3
+    differences[differs] = (255, 40, 40)
+    images = [
+        ("network", overlay(frame, expected, palette, 0.6)),
+        (f"file on {backend.name}", overlay(frame, predicted, palette, 0.6)),
+        (f"differs: {differs.mean():.3%}", differences),
     ]
-    scale = _PICTURE_WIDTH / size[1]
-    panels = []
-    for title, picture in drawn:
-        shown = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-        titled = cv2.copyMakeBorder(shown, 28, 0, 2, 2, cv2.BORDER_CONSTANT, value=(24, 24, 24))
-        cv2.putText(
-            titled, title, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (238, 238, 238), 1, cv2.LINE_AA
-        )
-        panels.append(titled)
-    _, data = cv2.imencode(".png", cv2.cvtColor(np.hstack(panels), cv2.COLOR_RGB2BGR))
+    panels = [_titled(image, title, _PANEL_WIDTH / size[1]) for title, image in images]
+    _, png = cv2.imencode(".png", cv2.cvtColor(np.hstack(panels), cv2.COLOR_RGB2BGR))
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(png.tobytes())
 
 
-def try_draw(model: Path, reference: ReferenceOutputs, worst: ParityResult, path: Path) -> bool:
-    """Draw the worst frame where the backend still opens; say whether it did."""
+def _titled(image: Frame, title: str, scale: float) -> Frame:
+    resized = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    panel = cv2.copyMakeBorder(resized, 28, 0, 2, 2, cv2.BORDER_CONSTANT, value=(24, 24, 24))
+    cv2.putText(
+        panel, title, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (238, 238, 238), 1, cv2.LINE_AA
+    )
+    return panel.astype(np.uint8, copy=False)
+
+
+def try_save_comparison(
+    model: Path, reference: ReferenceOutputs, result: ParityResult, path: Path
+) -> bool:
+    """Save `save_comparison` of the worst frame of `result`.
+
+    Return False if the backend of `result` cannot be opened.
+    """
     try:
-        backend = open_backend(model, backend=worst.backend, allow_unverified=True)
+        backend = open_backend(model, backend=result.backend, allow_unverified=True)
     except (DeviceError, MissingExtraError):
         return False
     try:
-        draw_worst(backend, reference, worst.worst_frame, path)
+        save_comparison(backend, reference, result.worst_frame, path)
     finally:
         backend.close()
     return True

@@ -1,8 +1,9 @@
-"""Choosing where to train, and in what precision."""
+"""Training device, reduced precision and compilation."""
 
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 from torch import nn
@@ -12,55 +13,60 @@ from fada_deploy.common.system import memory_mib, usable_cores
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda[:N]`; raise when it is not to be had."""
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    On a CPU, also set the number of threads. Raise `UsageError` for another name and `DeviceError`
+    if the device does not exist.
+    """
     if name == "auto":
         return choose_device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     kind, _, number = name.partition(":")
-    if (
-        kind not in ("cpu", "cuda")
-        or (number and not number.isdigit())
-        or (kind == "cpu" and number)
-    ):
-        raise UsageError(f"no device {name!r}; there are auto, cpu, cuda and cuda:N")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+    num_gpus = torch.cuda.device_count()
+    if kind == "cuda" and int(number or 0) >= num_gpus:
         raise DeviceError(
-            f"{name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu"
+            f"{name} is not available: this machine has {num_gpus} CUDA devices; use --device cpu"
         )
     if kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # A container's share of the host, not the host's cores.
+        # torch counts the cores of the host, not those that a container may use.
         torch.set_num_threads(usable_cores())
     return torch.device(name)
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Return the most memory held on a GPU, or by this process on a CPU, since it began, in MiB (0: not told)."""
+    """Return the peak memory in MiB: allocated on a GPU, resident in this process on a CPU.
+
+    0 if unknown.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device) >> 20)
     return memory_mib(peak=True) or 0
 
 
-def compiled(network: nn.Module) -> None:
-    """Let torch compile a network, in place; its parameters keep their names."""
-    # Source and target have two sizes, and each gets kernels of its own.
+def compile_in_place(network: nn.Module) -> None:
+    """Compile a network with torch.compile; the names of its parameters do not change."""
+    # Source and target batches differ in size; static shapes compile faster kernels for each.
     network.compile(dynamic=False)
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise `UsageError` where torch cannot compile for a device, before any work is done."""
+    """Raise `UsageError` if torch.compile does not work for a device."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:
-        # Whatever is missing (a C++ compiler, Triton, Python's headers), each raises something else.
+        # A missing C++ compiler, Triton or Python header each raises an error of its own type.
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"--compile: torch cannot compile for {device} here ({reason}); leave it out"
+            f"torch.compile does not work for {device} on this machine ({reason}); "
+            "run without --compile"
         ) from None
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """Say whether the device multiplies bfloat16 matrices in hardware: a recent GPU, or a CPU with AMX."""
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices in hardware (recent GPU, or AMX)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Newer than the oldest torch that is allowed; without it the safe answer is no.
+    # The oldest supported torch lacks this function; then assume no support.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16"))

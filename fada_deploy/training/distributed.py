@@ -1,12 +1,14 @@
-"""Several processes train one run: `torchrun --nproc-per-node 4 -m fada_deploy train …`.
+"""Data-parallel training of one run: `torchrun --nproc-per-node 4 -m fada_deploy train ...`.
 
-The processes share each batch out by slots, take every loss as their part of the global batch's, and
-add up their gradients, so that any number of them takes the step that one would. Without `torchrun`
-there is one process, and everything here is what it is for one. Process 0, "main", writes.
+Each process loads its slots of the global batch, divides its losses by the size of the global batch,
+and sums its gradients with those of the other processes. The steps therefore do not depend on the
+number of processes. Without `torchrun` every function here does what a single process needs. Only
+process 0, the main process, writes files and reports.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,110 +19,124 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from fada_deploy.common.errors import UsageError
+from fada_deploy.common.progress import set_progress_factory
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def join(device: torch.device) -> None:
-    """Join the other processes of `torchrun`; alone, do nothing."""
+def initialize(device: torch.device) -> None:
+    """Join the process group of `torchrun`, if there is one.
+
+    Every process but the main one then logs only errors and shows no progress.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if not is_main_process():
+            logging.getLogger("fada_deploy").setLevel(logging.ERROR)
+            set_progress_factory(None)
 
 
-def leave() -> None:
-    """Part from the other processes."""
+def shut_down() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def local_device(name: str) -> str:
-    """Return the device that this process should take: `auto` and `cuda` are one GPU a process."""
-    local = os.environ.get("LOCAL_RANK")
-    if local is not None and name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{local}"
+    """Return the device name for this process: under `torchrun` one GPU each for auto and cuda."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{local_rank}"
     return name
 
 
-def size() -> int:
-    """Return how many processes there are."""
+def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return this process's number."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_main() -> bool:
-    """Say whether this process is the one that writes and speaks."""
+def is_main_process() -> bool:
+    """Return whether this process writes files and reports."""
     return rank() == 0
 
 
 def local_slots(batch: int) -> range:
-    """Return the slots of a global batch that this process loads; raise `UsageError` if they cannot be equal."""
-    if batch % size():
+    """Return the slots of a global batch that this process loads.
+
+    Raise `UsageError` if the batch cannot be divided equally among the processes.
+    """
+    if batch % world_size():
+        suggestion = -(-batch // world_size()) * world_size()
         raise UsageError(
-            f"a batch of {batch} cannot be shared out among {size()} processes; give --batch {size()}"
+            f"batch must be a multiple of {world_size()} (number of processes), got {batch}; "
+            f"use --batch {suggestion}"
         )
-    each = batch // size()
-    return range(rank() * each, (rank() + 1) * each)
+    count = batch // world_size()
+    return range(rank() * count, (rank() + 1) * count)
 
 
-def total(value: Tensor) -> Tensor:
-    """Return the sum of a tensor over the processes."""
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes."""
     if not dist.is_initialized():
         return value
-    summed = value.clone()
-    dist.all_reduce(summed)
-    return summed
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Say whether any process says so. Alone this asks no device, so that a GPU never waits for it."""
-    return (
-        flag if not dist.is_initialized() else bool(total(torch.tensor(int(flag), device=device)))
-    )
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether `flag` is true in any process. A single process does not touch the device."""
+    if not dist.is_initialized():
+        return flag
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)))
 
 
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their sum over the processes, in one exchange."""
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their sum over all processes, in one collective call."""
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
-    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(piece.view_as(gradient))
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
-def gather(value: Any) -> list[Any]:
-    """Return every process's value, by rank."""
+def all_gather(value: Any) -> list[Any]:
+    """Return the value of every process, ordered by rank."""
     if not dist.is_initialized():
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def wait() -> None:
-    """Wait for all processes to come here."""
+def barrier() -> None:
+    """Wait until all processes have reached this call."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
-    """Let process 0 go through first, so that the others find what it wrote."""
-    if not is_main():
-        wait()
+def main_process_first() -> Iterator[None]:
+    """Run the block in the main process first, so that the others can read the files it writes."""
+    if not is_main_process():
+        barrier()
     yield
-    if is_main():
-        wait()
+    if is_main_process():
+        barrier()
 
 
-Module = TypeVar("Module", bound=nn.Module)
+def convert_sync_batch_norm(model: Module) -> Module:
+    """Return the model with batch normalization over the global batch; several processes need GPUs.
 
-
-def synchronized(model: Module) -> Module:
-    """Return the model with batch normalization over the global batch, which NVIDIA GPUs alone can do."""
-    if size() > 1:
+    A single process gets the model unchanged.
+    """
+    if world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model

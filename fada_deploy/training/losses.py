@@ -1,13 +1,14 @@
-"""The losses of fine-grained adversarial domain adaptation, at the input's size, with their gradients.
+"""Segmentation and domain losses at the input's resolution (Wang et al., ECCV 2020, eq. 3-9).
 
-With K classes the discriminator has 2K outputs: the first K say "source, class k", the last K
-"target, class k". An encoding is a distribution-like tensor that says which class a pixel stands
-for; its domain decides which half of the outputs it is held against (Wang et al., ECCV 2020, eq. 4–8).
+For K classes the discriminator returns 2K channels per pixel. Channels 0 to K-1 mean "source, class
+k", channels K to 2K-1 mean "target, class k". A class encoding holds K weights per pixel; the domain
+label selects the half of the channels that it is compared with.
 
-At full resolution logits of 2K classes fill hundreds of megabytes, and every elementwise operation
-walks through all of them. So a few rows at a time are interpolated, their loss and its gradient are
-taken while they are in the cache, and the gradient is carried back to the network's resolution. What
-autograd would have kept is never made: a fifth of the time of the plain reading, and none of its memory.
+At full resolution, the logits of 2K classes take hundreds of megabytes, and every elementwise
+operation reads and writes all of them. The losses therefore interpolate a few rows at a time,
+compute loss and gradient while these rows are in the cache, and accumulate the gradient at the
+network's resolution. This takes a fifth of the time of interpolation and autograd at full
+resolution, and none of its memory. The tests compare both.
 """
 
 from __future__ import annotations
@@ -22,160 +23,174 @@ from torch import Tensor
 from fada_deploy.common.label_space import IGNORE
 from fada_deploy.training.interpolation import Interpolation, SizeHW, full_precision, row_chunks
 
-# Class logits (…, K) → encodings (…, K). None is 1 everywhere, one class a domain: a two-way discriminator.
+# Maps class logits (..., K) to encodings (..., K). None stands for the single encoding 1 of a
+# discriminator that only separates the two domains.
 Encode = Callable[[Tensor], Tensor] | None
 
 
 def soft_encodings(logits: Tensor, *, temperature: float, clip: float) -> Tensor:
-    """Return softmax(logits / T) over the last axis, entries above `clip` cut to it, **not renormalized**.
+    """Return softmax(logits / temperature) over the last axis, clipped to at most `clip` (eq. 9).
 
-    Clipping keeps confident pixels from drowning the others (eq. 9).
+    Clipping prevents confident pixels from dominating the loss. The result is not renormalized.
     """
     return torch.softmax(logits / temperature, -1).clamp_(max=clip)
 
 
 def hard_encodings(logits: Tensor) -> Tensor:
-    """Return the one-hot of the arg max over the last axis."""
+    """Return the one-hot encoding of the argmax over the last axis."""
     return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, pixels: Tensor | None = None
+    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, num_labeled: Tensor | None = None
 ) -> Tensor:
-    """Return the cross entropy of logits / `temperature`, interpolated to the labels' size, over labeled pixels.
+    """Return the cross entropy of logits / `temperature`, averaged over labeled pixels (eq. 3).
 
-    `logits` (B, K, h, w) float, `labels` (B, H, W) int64 with 255 ignored. `pixels` is how many labeled
-    ones the sum is divided by, where the batch is a part of one; by default its own. A batch with no
-    labeled pixel has loss 0, not NaN.
+    `logits` (B, K, h, w) float are interpolated to the size of `labels` (B, H, W) int64, in which
+    255 is ignored. `num_labeled`, a scalar tensor, replaces the number of labeled pixels as the
+    divisor when the batch is a part of a larger one. The loss of a batch without labels is 0.
     """
-    pixels = labeled_pixels(labels) if pixels is None else pixels
-    loss: Tensor = _Segmentation.apply(logits, labels, temperature, pixels)  # type: ignore[no-untyped-call]
+    num_labeled = count_labeled(labels) if num_labeled is None else num_labeled
+    loss: Tensor = _SegmentationLoss.apply(logits, labels, temperature, num_labeled)  # type: ignore[no-untyped-call]
     return loss
 
 
-class _Segmentation(torch.autograd.Function):
+class _SegmentationLoss(torch.autograd.Function):
+    """Cross entropy whose gradient is computed together with the loss, row chunk by row chunk."""
+
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, temperature: float, pixels: Tensor
+        ctx: Any, logits: Tensor, labels: Tensor, temperature: float, num_labeled: Tensor
     ) -> Tensor:
         low = full_precision(logits)
-        across = Interpolation(
-            (low.shape[2], low.shape[3]), (labels.shape[1], labels.shape[2]), low
-        )
-        wide = across.widen(low)
-        gradient = torch.zeros_like(wide)
-        total = low.new_zeros(())
         batch, height, width = labels.shape
-        for chosen in row_chunks(height, batch * width * low.shape[1], low.device):
-            truth = labels[:, chosen]
-            kept = truth != IGNORE
-            index = truth.masked_fill(~kept, 0)[..., None]
-            scaled = across.rows(wide, chosen).div_(temperature)
+        interpolation = Interpolation((low.shape[2], low.shape[3]), (height, width), low)
+        wide = interpolation.forward_columns(low)
+        wide_gradient = torch.zeros_like(wide)
+        total = low.new_zeros(())
+        for rows in row_chunks(height, batch * width * low.shape[1], low.device):
+            row_labels = labels[:, rows]
+            labeled = row_labels != IGNORE
+            index = row_labels.masked_fill(~labeled, 0)[..., None]
+            scaled = interpolation.forward_rows(wide, rows).div_(temperature)
             log_p = torch.log_softmax(scaled, -1)
-            total -= log_p.gather(-1, index)[..., 0].mul_(kept).sum()
-            slope = log_p.exp_()
-            slope.scatter_add_(-1, index, slope.new_full((), -1.0).expand(index.shape))
-            across.add_rows(gradient, slope.mul_(kept[..., None]), chosen)
-        count = pixels.clamp(min=1)
-        ctx.save_for_backward(
-            across.narrow(gradient.div_(temperature).div_(count)).to(logits.dtype)
-        )
-        return total / count
+            total -= log_p.gather(-1, index)[..., 0].mul_(labeled).sum()
+            # The gradient of the cross entropy is softmax - one_hot.
+            gradient = log_p.exp_()
+            gradient.scatter_add_(-1, index, gradient.new_full((), -1.0).expand(index.shape))
+            interpolation.backward_rows(wide_gradient, gradient.mul_(labeled[..., None]), rows)
+        divisor = num_labeled.clamp(min=1)
+        wide_gradient.div_(temperature).div_(divisor)
+        ctx.save_for_backward(interpolation.backward_columns(wide_gradient).to(logits.dtype))
+        return total / divisor
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0], None, None, None
+        return gradient * grad_outputs[0], None, None, None
 
 
-def labeled_pixels(labels: Tensor) -> Tensor:
-    """Return how many pixels have a label, a scalar int64 tensor."""
+def count_labeled(labels: Tensor) -> Tensor:
+    """Return the number of labeled pixels, a scalar int64 tensor."""
     return (labels != IGNORE).sum()
 
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """A domain loss held against either half of the discriminator's answers, with gradients in the answers.
+    """The domain loss of one batch for both domain labels, with gradients in the D logits.
 
-    Losses are scalars, gradients have the answers' shape (B, 2K, h, w).
+    `loss_as_source` and `loss_as_target` are scalars: the loss if every pixel carries that domain
+    label. `grad_as_source` and `grad_as_target` have the shape of the D logits, (B, 2K, h, w).
     """
 
-    as_source: Tensor
-    as_target: Tensor
-    gradient_as_source: Tensor
-    gradient_as_target: Tensor
+    loss_as_source: Tensor
+    loss_as_target: Tensor
+    grad_as_source: Tensor
+    grad_as_target: Tensor
 
 
 @torch.no_grad()
 def domain_loss(
-    answers: Tensor,
-    logits: Tensor,
+    d_logits: Tensor,
+    class_logits: Tensor,
     encode: Encode,
     size_hw: SizeHW,
-    ignore: Tensor | None = None,
+    ignore_mask: Tensor | None = None,
     *,
-    parts: int = 1,
+    num_parts: int = 1,
 ) -> DomainLoss:
-    """Return −mean over pixels of Σ_k a_k log softmax(D)[d, k] for either domain d, and gradients in `answers`.
+    """Return -mean over pixels of Σ_k a_k log softmax(D)[d, k] for both domains d (eq. 4-8).
 
-    `answers` (B, 2K, h, w) and class `logits` (B, C, h, w) are interpolated to `size_hw`, where
-    `encode` makes the encodings a of the logits; the softmax runs over all 2K. `ignore` (B, *size_hw)
-    bool takes pixels out of sum and mean; `parts` is how many equal parts the mean's batch has, of which
-    this is one. The target's adversarial loss and its discriminator's loss
-    differ in the half alone, so one pass serves both.
+    `d_logits` (B, 2K, h, w) and `class_logits` (B, C, h', w') float are interpolated to `size_hw`,
+    where `encode` turns the class logits into the encodings a. The softmax runs over all 2K
+    channels. Pixels where `ignore_mask` (B, *size_hw) bool is true are left out of sum and mean.
+    `num_parts` is the number of equal parts of the batch that the mean is taken over.
+
+    On the target, the adversarial loss of the network and the loss of the discriminator differ only
+    in the domain label, so one call serves both. Raise `ValueError` if 2K does not match C.
     """
-    low, classes = full_precision(answers), full_precision(logits)
-    across = Interpolation((low.shape[2], low.shape[3]), size_hw, low)
-    wide = across.widen(low)
+    low, low_classes = full_precision(d_logits), full_precision(class_logits)
+    batch, channels = low.shape[:2]
+    num_classes = channels // 2
+    if num_classes != (1 if encode is None else low_classes.shape[1]):
+        raise ValueError(
+            f"{channels} discriminator channels do not match {low_classes.shape[1]} classes"
+        )
+    interpolation = Interpolation((low.shape[2], low.shape[3]), size_hw, low)
+    wide = interpolation.forward_columns(low)
     wide_classes = None
     if encode is not None:
-        across_classes = Interpolation((classes.shape[2], classes.shape[3]), size_hw, classes)
-        wide_classes = across_classes.widen(classes)
-    num_classes = low.shape[1] // 2
-    if num_classes != (1 if encode is None else classes.shape[1]):
-        raise ValueError(f"{low.shape[1]} domain outputs do not fit {classes.shape[1]} classes")
-    shared, own = torch.zeros_like(wide), torch.zeros_like(wide[..., :num_classes])
-    totals = [low.new_zeros(()), low.new_zeros(())]
-    for chosen in row_chunks(size_hw[0], low.shape[0] * size_hw[1] * low.shape[1], low.device):
-        x = across.rows(wide, chosen)
+        low_hw = (low_classes.shape[2], low_classes.shape[3])
+        class_interpolation = Interpolation(low_hw, size_hw, low_classes)
+        wide_classes = class_interpolation.forward_columns(low_classes)
+    softmax_gradient = torch.zeros_like(wide)
+    encoding_sum = torch.zeros_like(wide[..., :num_classes])
+    total_as_source, total_as_target = low.new_zeros(()), low.new_zeros(())
+    for rows in row_chunks(size_hw[0], batch * size_hw[1] * channels, low.device):
+        d_rows = interpolation.forward_rows(wide, rows)
         if encode is None or wide_classes is None:
-            encodings = x.new_ones((*x.shape[:3], 1))
+            encodings = d_rows.new_ones((*d_rows.shape[:3], 1))
         else:
-            encodings = encode(across_classes.rows(wide_classes, chosen))
-        if ignore is not None:
-            encodings = encodings * ~ignore[:, chosen, :, None]
+            encodings = encode(class_interpolation.forward_rows(wide_classes, rows))
+        if ignore_mask is not None:
+            encodings = encodings * ~ignore_mask[:, rows, :, None]
+        log_p = torch.log_softmax(d_rows, -1)
+        total_as_source -= (encodings * log_p[..., :num_classes]).sum()
+        total_as_target -= (encodings * log_p[..., num_classes:]).sum()
+        # The gradient of -Σ a_k log softmax(x)_k is softmax(x) Σ a - a. The first term is the same
+        # for both domain labels; the second is subtracted from one half of the channels at the end.
         weight = encodings.sum(-1, keepdim=True)
-        log_p = torch.log_softmax(x, -1)
-        totals[0] -= (encodings * log_p[..., :num_classes]).sum()
-        totals[1] -= (encodings * log_p[..., num_classes:]).sum()
-        # d/dx of −Σ a_k log softmax(x)_k is p Σ a − a; the a of either half is taken off at the end.
-        across.add_rows(shared, log_p.exp_().mul_(weight), chosen)
-        across.add_rows(own, encodings, chosen)
-    pixels = (
-        low.shape[0] * size_hw[0] * size_hw[1]
-        if ignore is None
-        else int((~ignore).sum().clamp(min=1))
+        interpolation.backward_rows(softmax_gradient, log_p.exp_().mul_(weight), rows)
+        interpolation.backward_rows(encoding_sum, encodings, rows)
+    num_pixels = batch * size_hw[0] * size_hw[1]
+    if ignore_mask is not None:
+        num_pixels = int((~ignore_mask).sum().clamp(min=1))
+    num_pixels *= num_parts
+    common = interpolation.backward_columns(softmax_gradient).div_(num_pixels)
+    encoding_gradient = interpolation.backward_columns(encoding_sum).div_(num_pixels)
+    grad_as_source, grad_as_target = common.clone(), common
+    grad_as_source[:, :num_classes] -= encoding_gradient
+    grad_as_target[:, num_classes:] -= encoding_gradient
+    return DomainLoss(
+        loss_as_source=total_as_source / num_pixels,
+        loss_as_target=total_as_target / num_pixels,
+        grad_as_source=grad_as_source.to(d_logits.dtype),
+        grad_as_target=grad_as_target.to(d_logits.dtype),
     )
-    pixels *= parts
-    both, a = across.narrow(shared).div_(pixels), across.narrow(own).div_(pixels)
-    as_source, as_target = both.clone(), both
-    as_source[:, :num_classes] -= a
-    as_target[:, num_classes:] -= a
-    gradients = (as_source.to(answers.dtype), as_target.to(answers.dtype))
-    return DomainLoss(totals[0] / pixels, totals[1] / pixels, *gradients)
 
 
 @torch.no_grad()
 def source_fraction(
-    answers: Tensor, ignore: Callable[[SizeHW], Tensor | None] = lambda size_hw: None
+    d_logits: Tensor, ignore_mask: Callable[[SizeHW], Tensor | None] = lambda size_hw: None
 ) -> Tensor:
-    """Return the share of pixels that the discriminator's answers (B, 2K, h, w) take for the source, a scalar.
+    """Return the fraction of pixels that the discriminator assigns to the source, a scalar in 0..1.
 
-    At the answers' own resolution; `ignore(size)` gives pixels to leave out, (B, *size) bool, or None.
+    `d_logits` (B, 2K, h, w) are compared at their own resolution. `ignore_mask(size_hw)` returns
+    the pixels to leave out, (B, *size_hw) bool, or None.
     """
-    num_classes = answers.shape[1] // 2
-    source = answers[:, :num_classes].logsumexp(1) > answers[:, num_classes:].logsumexp(1)
-    left_out = ignore((answers.shape[-2], answers.shape[-1]))
-    if left_out is None:
-        return source.float().mean()
-    return (source & ~left_out).sum() / (~left_out).sum().clamp(min=1)
+    num_classes = d_logits.shape[1] // 2
+    is_source = d_logits[:, :num_classes].logsumexp(1) > d_logits[:, num_classes:].logsumexp(1)
+    ignored = ignore_mask((d_logits.shape[-2], d_logits.shape[-1]))
+    if ignored is None:
+        return is_source.float().mean()
+    return (is_source & ~ignored).sum() / (~ignored).sum().clamp(min=1)

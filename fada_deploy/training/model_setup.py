@@ -155,7 +155,7 @@ class ModelSetup:
         if spec.norm == "frozen" and stage != "adversarial":
             if self.init is None:
                 remedy = "give --init FILE with ImageNet weights, or let norm be batch"
-            elif not architecture.init_is_whole:
+            elif not architecture.fully_pretrained:
                 remedy = (
                     f"ImageNet weights of {spec.backbone} leave a part out, so let norm be batch"
                 )
@@ -172,5 +172,5 @@ def initial_norm(config: RunConfig) -> str:
         return config.norm
     architecture = find_backbone(config.backbone)
     # Only what a file supplied can be frozen, and some ImageNet weights leave out a pyramid or decoder.
-    supplied = config.init != "none" and architecture.init_is_whole
+    supplied = config.init != "none" and architecture.fully_pretrained
     return "frozen" if supplied or not architecture.has_norms else "batch"

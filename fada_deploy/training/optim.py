@@ -1,4 +1,4 @@
-"""Optimizers, their schedule, averaged weights and whose pass moves the batch statistics."""
+"""Optimizers, learning-rate schedule, weight averaging and batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -11,27 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fada_deploy.training.config import AdversarialStage, Stage
-from fada_deploy.training.distributed import add_gradients
+from fada_deploy.training.distributed import all_reduce_gradients
 from fada_deploy.training.models.segmentation import SegmentationModel
 
 
-def optimizer_step(optimizer: Optimizer, stage: Stage) -> None:
-    """Step with all processes' gradients, scaled down together where their norm exceeds `max_norm`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    add_gradients(parameters)
-    if stage.max_norm:
-        nn.utils.clip_grad_norm_(parameters, stage.max_norm)
-    optimizer.step()
-
-
-def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: int = 0) -> float:
-    """Return (1 − i/max)^power, times (i + 1)/warmup during a warm-up."""
-    rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
-    return float(rise * (1 - iteration / max_iterations) ** power)
-
-
 def make_optimizer(model: SegmentationModel, stage: Stage) -> Optimizer:
-    """Return the optimizer of F (learning rate `lr`) and G (`lr` × factor)."""
+    """Return the optimizer of F (learning rate `lr`) and G (`lr` × `classifier_lr_factor`)."""
     groups = [
         {"params": list(model.feature_extractor.parameters()), "lr": stage.lr},
         {
@@ -39,20 +24,37 @@ def make_optimizer(model: SegmentationModel, stage: Stage) -> Optimizer:
             "lr": stage.lr * stage.classifier_lr_factor,
         },
     ]
-    # One fused kernel an update: a third of the time of the loop over tensors on two CPU cores.
+    # The fused update takes a third of the time of the per-tensor loop on two CPU cores.
     if stage.optimizer == "adamw":
-        return _rated(AdamW(groups, weight_decay=stage.weight_decay, fused=True))
-    return _rated(SGD(groups, momentum=stage.momentum, weight_decay=stage.weight_decay, fused=True))
+        optimizer: Optimizer = AdamW(groups, weight_decay=stage.weight_decay, fused=True)
+    else:
+        optimizer = SGD(
+            groups, momentum=stage.momentum, weight_decay=stage.weight_decay, fused=True
+        )
+    return _with_base_lr(optimizer)
 
 
 def make_discriminator_optimizer(discriminator: nn.Module, stage: AdversarialStage) -> Optimizer:
-    """Return the discriminator's Adam."""
-    rate, betas = stage.discriminator_lr, stage.discriminator_betas
-    return _rated(Adam(discriminator.parameters(), lr=rate, betas=betas, fused=True))
+    """Return the Adam optimizer of the discriminator."""
+    lr, betas = stage.discriminator_lr, stage.discriminator_betas
+    return _with_base_lr(Adam(discriminator.parameters(), lr=lr, betas=betas, fused=True))
+
+
+def _with_base_lr(optimizer: Optimizer) -> Optimizer:
+    """Store the initial learning rate of each group, which the schedule scales."""
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
+
+
+def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: int = 0) -> float:
+    """Return (1 − i/max_iterations)^power, multiplied by (i + 1)/warmup during the warm-up."""
+    ramp = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+    return float(ramp * (1 - iteration / max_iterations) ** power)
 
 
 def set_learning_rate(optimizer: Optimizer, iteration: int, stage: Stage) -> float:
-    """Move every group to its place on the poly schedule; return the first group's rate."""
+    """Set the learning rate of every group for an iteration; return that of the first group."""
     factor = poly_factor(
         iteration, max_iterations=stage.max_iterations, power=stage.power, warmup=stage.warmup
     )
@@ -61,28 +63,32 @@ def set_learning_rate(optimizer: Optimizer, iteration: int, stage: Stage) -> flo
     return float(optimizer.param_groups[0]["lr"])
 
 
-def _rated(optimizer: Optimizer) -> Optimizer:
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-    return optimizer
+def optimizer_step(optimizer: Optimizer, stage: Stage) -> None:
+    """Sum the gradients over all processes, clip their joint norm to `max_norm`, and step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    all_reduce_gradients(parameters)
+    if stage.max_norm:
+        nn.utils.clip_grad_norm_(parameters, stage.max_norm)
+    optimizer.step()
 
 
 class AveragedWeights:
-    """Exponential moving average of a model's weights: decay min(1 − 1/(t + 1), α), t counting updates.
+    """Exponential moving average of a model's weights.
 
-    Integer tensors and the running statistics of normalization layers are copied, not averaged.
-    With α = 0 it is the model itself.
+    The decay of update t (from 0) is min(1 − 1/(t + 1), `decay`). Buffers, such as the running
+    statistics of normalization layers, are copied instead of averaged. With a decay of 0 no average
+    is kept and `weights` returns the model's own weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay = model, decay
         self._parameters = {name for name, _ in model.named_parameters()}
-        kept = self._live() if decay else {}
-        self.average: dict[str, Tensor] = {name: t.detach().clone() for name, t in kept.items()}
+        initial = self._live() if decay else {}
+        self.average: dict[str, Tensor] = {name: t.detach().clone() for name, t in initial.items()}
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """Take in the model's weights after an iteration's step."""
+        """Update the average with the model's weights after `iteration`."""
         if not self._decay:
             return
         decay = min(1 - 1 / (iteration + 1), self._decay)
@@ -93,15 +99,15 @@ class AveragedWeights:
                 self.average[name].copy_(live)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the state to keep: the average, or the live weights when averaging is off."""
+        """Return the average, or the model's own weights if averaging is off."""
         return self.average if self._decay else self._live()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the average, to be saved."""
+        """Return the average; empty if averaging is off."""
         return self.average
 
     def load_state_dict(self, average: dict[str, Tensor]) -> None:
-        """Continue from a saved average."""
+        """Restore a saved average."""
         for name, tensor in self.average.items():
             tensor.copy_(average[name])
 
@@ -110,9 +116,9 @@ class AveragedWeights:
 
 
 @contextmanager
-def hold_batch_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
-    """Let a pass use its own batch statistics without moving the running ones, when `hold`."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if hold else []
+def preserve_running_statistics(model: nn.Module, preserve: bool) -> Iterator[None]:
+    """Normalize with batch statistics but leave the running statistics unchanged, if `preserve`."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if preserve else []
     momenta = [m.momentum for m in norms]
     for module in norms:
         module.momentum = 0.0
@@ -123,8 +129,8 @@ def hold_batch_statistics(model: nn.Module, hold: bool) -> Iterator[None]:
             module.momentum = momentum
 
 
-def freeze_statistics(model: nn.Module) -> None:
-    """Let batch normalization keep and use its running statistics, as the published frozen layers do."""
+def freeze_running_statistics(model: nn.Module) -> None:
+    """Make batch normalization use its running statistics and stop updating them."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()

@@ -1,4 +1,4 @@
-"""The network as a function from frames to label maps, for evaluation, pseudo-labels and reference."""
+"""Predict label maps with a trained network, for evaluation, pseudo-labels and parity checks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from torch.nn import functional as F
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.interpolation import upsample
+from fada_deploy.training.interpolation import SizeHW, upsample
 from fada_deploy.training.models.segmentation import SegmentationModel, find_backbone
 
 Frame = NDArray[np.uint8]
 
 
 def describe_views(scales: Sequence[float], flip: bool) -> str:
-    """Say which views are averaged; nothing for the one plain view."""
-    parts = [] if tuple(scales) == (1.0,) else [f"scales {', '.join(f'{s:g}' for s in scales)}"]
-    return " + ".join([*parts, "mirror images"] if flip else parts)
+    """Return a description of the averaged views, empty for the single original view."""
+    parts = []
+    if tuple(scales) != (1.0,):
+        parts.append(f"scales {', '.join(f'{s:g}' for s in scales)}")
+    if flip:
+        parts.append("horizontal flip")
+    return " + ".join(parts)
 
 
-def with_input_size(model: SegmentationModel, size_hw: tuple[int, int] | None) -> SegmentationModel:
-    """Return the network with another input size; the same one when it has it, or None is asked for."""
+def with_input_size(model: SegmentationModel, size_hw: SizeHW | None) -> SegmentationModel:
+    """Return the network with another input size (height, width).
+
+    Return `model` itself if `size_hw` is None or its own size.
+    """
     if size_hw is None or size_hw == model.spec.size_hw:
         return model
     resized = SegmentationModel(replace(model.spec, size_hw=size_hw))
@@ -35,24 +42,26 @@ def with_input_size(model: SegmentationModel, size_hw: tuple[int, int] | None) -
     return resized.to(next(model.parameters()).device).eval()
 
 
-def sample_frames(frames: FrameDataset, count: int) -> tuple[list[int], list[Frame]]:
-    """Return evenly spaced frames that can be read, and their numbers."""
-    chosen, pictures = [], []
-    for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int).tolist():
+def sample_frames(dataset: FrameDataset, count: int) -> tuple[list[int], list[Frame]]:
+    """Return indices and images of up to `count` evenly spaced frames; skip unreadable ones."""
+    candidates = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    indices, frames = [], []
+    for i in candidates.tolist():
         try:
-            picture = frames.pair(i)[0] if frames.labeled else frames.image(i)
+            frame = dataset.pair(i)[0] if dataset.labeled else dataset.image(i)
         except DataError:
             continue
-        chosen.append(i)
-        pictures.append(picture)
-    return chosen, pictures
+        indices.append(i)
+        frames.append(frame)
+    return indices, frames
 
 
 class Predictor:
-    """`predict(frames)`: RGB frames of any size → label maps (H, W) uint8 at each frame's own size.
+    """Predict label maps for RGB frames of any size, optionally averaged over several views.
 
-    With `scales` (factors of the network's input size) and `flip` the class probabilities of several
-    views are averaged at the frame's size, as the papers' multi-scale scores are.
+    `scales` are factors of the network's input size; `flip` adds the mirrored frame. With more than
+    one view, the class probabilities are averaged at the size of the frame. The model is put into
+    evaluation mode.
     """
 
     def __init__(
@@ -65,43 +74,45 @@ class Predictor:
     ) -> None:
         self.model, self.device = model.eval(), device
         multiple = find_backbone(model.spec.backbone).multiple
-        self._sizes = [_scaled(model.spec.size_hw, scale, multiple) for scale in scales]
-        self._mirrored = (False, True) if flip else (False,)
+        self._sizes = [_scaled_size(model.spec.size_hw, scale, multiple) for scale in scales]
+        self._flips = (False, True) if flip else (False,)
 
     def logits(self, frames: Sequence[Frame]) -> Tensor:
-        """Return float32 logits (B, K, h, w) at the network's own resolution, of the unscaled view."""
-        return self._run(frames, self.model.spec.size_hw, mirrored=False)
+        """Return logits (B, K, h, w) at the network's own resolution, for the original view."""
+        return self._forward(frames, self.model.spec.size_hw, flip=False)
 
     def labels(self, frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
-        """Return label maps, each at its frame's own size."""
-        views = [(size, mirrored) for size in self._sizes for mirrored in self._mirrored]
-        logits = [self._run(frames, size, mirrored=mirrored) for size, mirrored in views]
-        return [_winner([z[i : i + 1] for z in logits], frame) for i, frame in enumerate(frames)]
+        """Return one label map (H, W) uint8 of class indices per frame, at the frame's size."""
+        views = [(size_hw, flip) for size_hw in self._sizes for flip in self._flips]
+        logits = [self._forward(frames, size_hw, flip=flip) for size_hw, flip in views]
+        return [
+            _label_map([view[i : i + 1] for view in logits], (frame.shape[0], frame.shape[1]))
+            for i, frame in enumerate(frames)
+        ]
 
     @torch.inference_mode()
-    def _run(self, frames: Sequence[Frame], size_hw: tuple[int, int], *, mirrored: bool) -> Tensor:
-        resized = torch.from_numpy(np.stack([resize_frame(f, size_hw) for f in frames])).to(
-            self.device
-        )
-        if not mirrored:
-            logits: Tensor = self.model(resized)
+    def _forward(self, frames: Sequence[Frame], size_hw: SizeHW, *, flip: bool) -> Tensor:
+        resized = np.stack([resize_frame(frame, size_hw) for frame in frames])
+        batch = torch.from_numpy(resized).to(self.device)
+        if not flip:
+            logits: Tensor = self.model(batch)
             return logits
-        return torch.flip(self.model(resized.flip(2)), dims=(3,))
+        return torch.flip(self.model(batch.flip(2)), dims=(3,))
 
 
-def _winner(views: Sequence[Tensor], frame: Frame) -> NDArray[np.uint8]:
-    """Return the class of the highest mean probability at the frame's size."""
-    size_hw = (frame.shape[0], frame.shape[1])
+def _label_map(views: Sequence[Tensor], size_hw: SizeHW) -> NDArray[np.uint8]:
+    """Return the class of the highest mean probability over views (1, K, h, w)."""
     if len(views) == 1:
-        # Softmax keeps the order.
-        votes = upsample(views[0], size_hw)
+        # Softmax does not change the argmax.
+        scores = upsample(views[0], size_hw)
     else:
-        votes = torch.zeros((), device=views[0].device)
+        scores = torch.zeros((), device=views[0].device)
         for logits in views:
-            votes = votes + F.softmax(upsample(logits, size_hw), dim=1)
-    return votes.argmax(1)[0].to(torch.uint8).cpu().numpy()
+            scores = scores + F.softmax(upsample(logits, size_hw), dim=1)
+    return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
-def _scaled(size_hw: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
+def _scaled_size(size_hw: SizeHW, scale: float, multiple: int) -> SizeHW:
+    """Return the scaled size, rounded to a multiple and at least 8 multiples per side."""
     height, width = (max(8 * multiple, round(v * scale / multiple) * multiple) for v in size_hw)
     return height, width

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError, UsageError
@@ -32,7 +30,7 @@ from fada_deploy.training.config import STAGES, RunConfig
 from fada_deploy.training.data.datasets import class_contents, fingerprint, open_target
 from fada_deploy.training.data.loader import BatchLoader, Sampler
 from fada_deploy.training.data.samplers import ClassBalancedSampler, ShuffledSampler
-from fada_deploy.training.data.samples import PseudoLabeled, SourceSamples, TargetSamples
+from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
 from fada_deploy.training.device import bf16_pays, check_compiler, compiled
 from fada_deploy.training.loop import LoopFactory, Parts, TrainingLoop
 from fada_deploy.training.methods.alignment import make_method
@@ -48,7 +46,7 @@ from fada_deploy.training.stages.source import train_supervised
 from fada_deploy.training.weights.checkpoints import load_model, save_weights
 
 Say = Callable[[str], None]
-Load = SourceSamples | TargetSamples | PseudoLabeled
+Load = SourceSamples | TargetSamples | PseudoLabeledSamples
 
 
 @dataclass
@@ -129,7 +127,7 @@ class Run:
                 f"{config.src}: some source frames have no labels; the source must be labeled"
             )
         self.target_frames, self.validation = open_target(
-            config, run / "target_frames", self.space, say, self._left_out
+            config, run / "target_frames", self.space, self._left_out
         )
         self.outcome.frames = self.validation or self.target_frames
         self._check_data()
@@ -205,7 +203,7 @@ class Run:
         student = self._compiled(self.networks.fresh(self.networks.student_spec))
         session = self._session("distill", stage.iterations, student.spec)
         order = ShuffledSampler(len(self.target_frames), self._seed("distill"))
-        load = PseudoLabeled(self.target_frames, pseudo, stage)
+        load = PseudoLabeledSamples(self.target_frames, pseudo, stage)
         with closing(self._batches(load, order, "distill", stage.batch)) as batches:
             average = train_supervised(student, batches, stage, amp=self.amp, open_loop=session)
         self._keep("distill", average.weights(), student.spec, batches)
@@ -238,9 +236,7 @@ class Run:
         model, _ = load_model(weights, self.device)
         scales, mirrored = self.config.test_scales, self.config.test_flip
         predictor = Predictor(model, self.device, scales=scales, flip=mirrored)
-        total = len(validation)
-        with tqdm(total=total, desc="scoring", unit="frame", disable=None, file=sys.stderr) as bar:
-            result = evaluate(predictor.labels, validation, progress=bar.update)
+        result = evaluate(predictor.labels, validation)
         height, width = model.spec.size_hw
         about = {
             "input": f"{width}x{height}",
@@ -271,7 +267,7 @@ class Run:
         path = self.folder / "source_classes.npz"
         with distributed.main_first():
             if not path.is_file():
-                contents, bad = class_contents(self.source_frames, self.say)
+                contents, bad = class_contents(self.source_frames)
                 self.outcome.bad_files |= bad
                 with atomic_path(path) as temporary:
                     np.savez_compressed(temporary, contents=contents)

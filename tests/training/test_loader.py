@@ -1,4 +1,4 @@
-"""BatchLoader are a pure function of the iteration, and survive a bad file."""
+"""`BatchLoader`: batches as a pure function of the iteration, and unreadable files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.training.data.loader import BatchLoader, Sample
+from fada_deploy.training.data.loader import Batch, BatchLoader, Sample, Sampler
 
 BAD = 3
 
@@ -20,7 +20,7 @@ class Cycle:
         return position % 7
 
 
-class EveryOtherBad:
+class OnlyBadFrames:
     def __getitem__(self, position: int) -> int:
         return BAD
 
@@ -34,45 +34,61 @@ def load(index: int, rng: np.random.Generator) -> Sample:
 
 
 @contextmanager
-def batches(order: object = None, ego: np.ndarray | None = None) -> Iterator[BatchLoader]:
-    made = BatchLoader(load, order or Cycle(), batch=2, seed=5, device=torch.device("cpu"), ego=ego)  # type: ignore[arg-type]
+def open_loader(
+    sampler: Sampler | None = None, ego: np.ndarray | None = None
+) -> Iterator[BatchLoader]:
+    device = torch.device("cpu")
+    loader = BatchLoader(load, sampler or Cycle(), batch=2, seed=5, device=device, ego=ego)
     try:
-        yield made
+        yield loader
     finally:
-        made.close()
+        loader.close()
 
 
-def test_a_batch_depends_on_its_iteration_alone() -> None:
-    with batches() as whole, batches() as resumed:
-        all_of_them = [whole[i] for i in range(12)]
+def test_batch_depends_only_on_its_iteration() -> None:
+    with open_loader() as uninterrupted, open_loader() as resumed:
+        batches = [uninterrupted[i] for i in range(12)]
         for i in range(9, 12):
-            again = resumed[i]
-            assert again.indices == all_of_them[i].indices
-            assert torch.equal(again.frames_bhwc, all_of_them[i].frames_bhwc)
-    assert all_of_them[2].indices == (4, 5) and all_of_them[0].labels.dtype == torch.int64
-    assert not torch.equal(all_of_them[0].frames_bhwc, all_of_them[7].frames_bhwc)
+            batch = resumed[i]
+            assert batch.indices == batches[i].indices
+            assert torch.equal(batch.frames_bhwc, batches[i].frames_bhwc)
+    assert batches[2].indices == (4, 5) and batches[0].labels.dtype == torch.int64
+    assert not torch.equal(batches[0].frames_bhwc, batches[7].frames_bhwc)
 
 
-def test_a_bad_file_is_replaced_by_the_next_and_named() -> None:
-    with batches() as made:
-        assert made[1].indices == (2, 4)
-        assert list(made.bad) == ["frame 3 is broken"]
+def test_bad_frame_is_replaced_by_the_next_and_reported() -> None:
+    with open_loader() as loader:
+        assert loader[1].indices == (2, 4)
+        assert list(loader.bad) == ["frame 3 is broken"]
 
 
-def test_nothing_but_bad_files_ends_the_run() -> None:
+def test_raises_after_20_consecutive_bad_frames() -> None:
     with (
-        batches(EveryOtherBad()) as made,
-        pytest.raises(DataError, match=r"20 frames in a row.*frame 3 is broken"),
+        open_loader(OnlyBadFrames()) as loader,
+        pytest.raises(DataError, match=r"20 .*frame 3 is broken"),
     ):
-        made[0]
+        loader[0]
 
 
-def test_the_bonnet_mask_comes_at_any_size() -> None:
+def test_ignore_mask_is_the_ego_mask_at_any_size() -> None:
     ego = np.zeros((2, 4), bool)
     ego[1] = True
-    with batches(ego=ego) as made:
-        ignore = made[0].ignore((4, 8))
-    assert ignore is not None and ignore.shape == (2, 4, 8)
-    assert not ignore[:, :2].any() and ignore[:, 2:].all()
-    with batches() as made:
-        assert made[0].ignore((4, 8)) is None
+    with open_loader(ego=ego) as loader:
+        mask = loader[0].ignore_mask((4, 8))
+    assert mask is not None and mask.shape == (2, 4, 8)
+    assert not mask[:, :2].any() and mask[:, 2:].all()
+    with open_loader() as loader:
+        assert loader[0].ignore_mask((4, 8)) is None
+
+
+def test_split_divides_every_field_and_rejects_unequal_parts() -> None:
+    labels = torch.arange(4).view(4, 1, 1)
+    frames = labels[..., None].expand(-1, -1, -1, 3).byte()
+    batch = Batch(frames, labels, (10, 11, 12, 13), ("a", "b", "c", "d"))
+    first, second = batch.split(2)
+    assert (first.indices, second.indices) == ((10, 11), (12, 13))
+    assert (first.files, second.files) == (("a", "b"), ("c", "d"))
+    assert second.labels.flatten().tolist() == [2, 3]
+    assert second.frames_bhwc[:, 0, 0, 0].tolist() == [2, 3]
+    with pytest.raises(ValueError, match="4 is not divisible by 3"):
+        batch.split(3)

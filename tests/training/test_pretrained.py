@@ -59,7 +59,7 @@ def imagenet(backbone: str) -> Tensors:
     """Other numbers under the names that the published file of a backbone has."""
     if backbone == "vgg16":
         return torchvision_vgg16()
-    beyond = BACKBONES[backbone].beyond_init
+    beyond = BACKBONES[backbone].not_pretrained
     tensors = {
         n: torch.randn_like(t.float())
         for n, t in state(network(backbone)).items()
@@ -75,7 +75,7 @@ def saved(path: Path, tensors: Tensors) -> Path:
 
 def test_pidnet_takes_what_its_published_file_holds_and_no_more() -> None:
     # The ImageNet file of PIDNet-S: 302 tensors of 6,456,274 numbers, without boundary branch and pyramid.
-    beyond = BACKBONES["pidnet-s"].beyond_init
+    beyond = BACKBONES["pidnet-s"].not_pretrained
     held = [t for n, t in state(network("pidnet-s")).items() if not n.startswith(beyond)]
     assert len(held) == 302 and sum(t.numel() for t in held) == 6_456_274
 
@@ -88,7 +88,7 @@ def test_a_published_file_fills_all_but_what_it_lacks(
     model, tensors = network(backbone, norm), imagenet(backbone)
     before = state(model)
     load_backbone(model, saved(tmp_path / "init.pth", tensors))
-    beyond = BACKBONES[backbone].beyond_init
+    beyond = BACKBONES[backbone].not_pretrained
     for name, value in state(model).items():
         if name.endswith("num_batches_tracked") or name.startswith(beyond):
             assert torch.equal(value, before[name]), name
@@ -243,7 +243,7 @@ def test_weights_of_vgg16_tell_their_normalization_by_hash_or_by_the_user(
         UsageError, match=r"must be one of torchvision, caffe, .*; found 'detectron'"
     ):
         input_normalization("vgg16", path, "detectron")
-    monkeypatch.setitem(init.PUBLISHED, sha256(path)[:8], "caffe")
+    monkeypatch.setitem(init.PUBLISHED_HASHES, sha256(path)[:8], "caffe")
     assert (
         input_normalization("vgg16", path)
         == input_normalization("vgg16", path, "caffe")
@@ -258,7 +258,7 @@ def test_weights_of_vgg16_tell_their_normalization_by_hash_or_by_the_user(
 
 
 def test_the_published_files_are_known() -> None:
-    assert init.PUBLISHED == {"397923af": "torchvision", "00b39a1b": "caffe"}
+    assert init.PUBLISHED_HASHES == {"397923af": "torchvision", "00b39a1b": "caffe"}
     mean, std, bgr = INPUT_NORMALIZATIONS["caffe"]
     assert bgr and [round(255 * v, 3) for v in mean] == [123.68, 116.779, 103.939]
     assert [255 * v for v in std] == [1, 1, 1]

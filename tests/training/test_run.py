@@ -285,7 +285,7 @@ def test_a_rate_too_high_is_said(blocks: Path, tmp_path: Path) -> None:
         ([], {"init": "no.pth"}, "--init no.pth: no such file"),
         ([], {"backbone": "vgg99"}, "no backbone 'vgg99'; there are resnet101, "),
         ([], {"src": "kitti"}, "no data set 'kitti'; there are gta5, "),
-        ([], {"tgt": "drives"}, "no target 'drives': it is a data set (gta5, "),
+        ([], {"tgt": "drives"}, "no target 'drives'; a target is a data set (gta5, "),
         (
             ["distill.norm=frozen"],
             {},

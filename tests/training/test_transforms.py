@@ -1,4 +1,4 @@
-"""Augmentation: color formulae on single pixels, and frames and labels moving together."""
+"""Augmentation: color formulas on single pixels, and the same geometry for frames and labels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_c
 COLORS = np.array([[[200, 40, 90], [10, 120, 60], [70, 70, 200]]], np.uint8)
 
 
-class Fixed(np.random.Generator):
-    """A generator whose uniform draws are given; the order of changes is 0, 1, 2, 3."""
+class FixedDraws(np.random.Generator):
+    """A generator that returns the given uniform draws and the identity permutation."""
 
     def __init__(self, *draws: float) -> None:
         super().__init__(np.random.PCG64(0))
@@ -30,19 +30,19 @@ def luma(color: np.ndarray) -> np.ndarray:
     return color @ np.array([0.299, 0.587, 0.114])
 
 
-def test_brightness_contrast_and_saturation_are_blends() -> None:
+def test_brightness_contrast_and_saturation_follow_their_formulas() -> None:
     x = COLORS.astype(float)
     strength = (0.5, 0.5, 0.5, 0.2)
-    got = color_jitter(COLORS, strength, Fixed(1.2, 1, 1, 0))
+    got = color_jitter(COLORS, strength, FixedDraws(1.2, 1, 1, 0))
     np.testing.assert_allclose(got, np.minimum(x * 1.2, 255), atol=0.51)
-    got = color_jitter(COLORS, strength, Fixed(1, 0.6, 1, 0))
+    got = color_jitter(COLORS, strength, FixedDraws(1, 0.6, 1, 0))
     np.testing.assert_allclose(got, 0.6 * x + 0.4 * luma(x).mean(), atol=0.51)
-    got = color_jitter(COLORS, strength, Fixed(1, 1, 0.3, 0))
+    got = color_jitter(COLORS, strength, FixedDraws(1, 1, 0.3, 0))
     np.testing.assert_allclose(got, 0.3 * x + 0.7 * luma(x)[..., None], atol=0.51)
 
 
-def test_hue_turns_the_circle() -> None:
-    got = color_jitter(COLORS, (0.5, 0.5, 0.5, 0.2), Fixed(1, 1, 1, 0.15))
+def test_hue_shift_rotates_the_hsv_hue() -> None:
+    got = color_jitter(COLORS, (0.5, 0.5, 0.5, 0.2), FixedDraws(1, 1, 1, 0.15))
     for before, after in zip(COLORS[0], got[0], strict=True):
         h, s, v = colorsys.rgb_to_hsv(*(before / 255))
         np.testing.assert_allclose(
@@ -50,7 +50,7 @@ def test_hue_turns_the_circle() -> None:
         )
 
 
-def test_no_strength_is_no_change_and_a_seed_is_a_choice() -> None:
+def test_zero_strength_returns_the_frame_and_the_seed_decides_the_rest() -> None:
     rng = np.random.default_rng(0)
     assert color_jitter(COLORS, (0, 0, 0, 0), rng) is COLORS
     strong = (0.5, 0.5, 0.5, 0.2)
@@ -61,8 +61,8 @@ def test_no_strength_is_no_change_and_a_seed_is_a_choice() -> None:
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (1.0, 1.0), (1.5, 1.5)])
-def test_scaled_crops_keep_frame_and_labels_together(scale: tuple[float, float]) -> None:
-    # Columns of 8 pixels: the frame's value names its label.
+def test_scale_and_crop_moves_frame_and_labels_together(scale: tuple[float, float]) -> None:
+    # Columns of 8 pixels whose frame value identifies the label.
     labels = np.repeat(np.repeat(np.arange(8, dtype=np.uint8), 8)[None], 32, 0)
     frame = np.repeat((labels * 30)[..., None], 3, 2)
     for seed in range(5):
@@ -81,7 +81,7 @@ def test_scaled_crops_keep_frame_and_labels_together(scale: tuple[float, float])
         assert inside.all() == (scale[0] >= 0.75)
 
 
-def test_mirroring_moves_both() -> None:
+def test_flip_mirrors_frame_and_labels() -> None:
     frame, labels = COLORS, np.array([[1, 2, 3]], np.uint8)
     got_frame, got_labels = flip(frame, labels, 1.0, np.random.default_rng(0))
     assert got_labels.tolist() == [[3, 2, 1]] and np.array_equal(got_frame[:, 0], frame[:, 2])

@@ -1,113 +1,126 @@
-"""The data of a run: its target, what its source shows, and a fingerprint that a resumed run must match."""
+"""The data sets of a run: opening them, the classes in each source file, and a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.progress import progress_bar
 from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.data.statistics import compute_statistics, load_statistics, save_statistics
 from fada_deploy.training.config import RunConfig
 
+logger = logging.getLogger(__name__)
+
 
 def open_target(
-    config: RunConfig,
-    cache: Path,
-    space: LabelSpace,
-    say: Callable[[str], None],
-    left_out: Callable[[DataError], None],
+    config: RunConfig, cache: Path, space: LabelSpace, on_error: Callable[[DataError], None]
 ) -> tuple[FrameDataset, FrameDataset | None]:
-    """Return the target's training frames and, where there are any, its held-out frames."""
-    root = None if config.tgt_root is None else Path(config.tgt_root)
+    """Open the target of a run: its training frames and its held-out frames, None if it has none.
+
+    The target is a known data set, a TOML file, a video, or a folder of videos or images. Frames of
+    videos are extracted into the folder `cache`. `on_error` receives one error for each recording
+    that cannot be used.
+
+    Raise `UsageError` if the target does not exist or an option does not apply to it.
+    """
+    if not _is_recording(config):
+        return _open_labeled_target(config, space)
     path = Path(config.tgt)
-    # A data set's name means the data set, also where a folder of that name lies about.
-    if config.tgt not in DATASETS and path.suffix != ".toml":
-        if not path.exists():
-            known = ", ".join(NAMES)
-            raise UsageError(
-                f"no target {config.tgt!r}: it is a data set ({known}), a .toml file, a video or a folder, and "
-                "must be where it was while its run goes on"
-            )
-        if (path / "leftImg8bit").is_dir():
-            raise UsageError(f"{path} holds Cityscapes; say --tgt cityscapes --tgt-root {path}")
-        mask = None if config.ego_mask is None else Path(config.ego_mask)
-        train_set, held_out = open_recordings(
-            path, cache=cache, space=space, ego_mask=mask, say=say, left_out=left_out
+    if not path.exists():
+        raise UsageError(
+            f"no target {config.tgt!r}; a target is a data set ({', '.join(NAMES)}), a .toml file, "
+            "a video or a folder, and must stay in place until the run is finished"
         )
-        return train_set, held_out if len(held_out) else None
+    if (path / "leftImg8bit").is_dir():
+        raise UsageError(f"{path} is a copy of Cityscapes; use --tgt cityscapes --tgt-root {path}")
+    ego_mask = None if config.ego_mask is None else Path(config.ego_mask)
+    train_set, held_out = open_recordings(
+        path, cache=cache, space=space, ego_mask=ego_mask, left_out=on_error
+    )
+    return train_set, held_out if len(held_out) else None
+
+
+def _is_recording(config: RunConfig) -> bool:
+    # The name of a data set always means the data set, even if a folder of that name exists.
+    return config.tgt not in DATASETS and not config.tgt.endswith(".toml")
+
+
+def _open_labeled_target(
+    config: RunConfig, space: LabelSpace
+) -> tuple[FrameDataset, FrameDataset | None]:
     if config.ego_mask is not None:
         raise UsageError(
-            "--ego-mask is for recordings; a custom data set names its own, [labels] ego_mask"
+            "--ego-mask applies to recordings only; a custom data set sets ego_mask in its [labels]"
         )
+    root = None if config.tgt_root is None else Path(config.tgt_root)
     train_set = open_dataset(config.tgt, root, split="train", space=space)
     try:
         return train_set, open_dataset(config.tgt, root, split="val", space=space)
     except (DataError, UsageError) as error:
-        say(f"no validation split, so nothing is scored: {error}")
+        logger.warning("the target has no validation split, so no stage will be scored: %s", error)
         return train_set, None
 
 
-def labeled_pair(config: RunConfig, space: LabelSpace) -> list[FrameDataset]:
-    """Return the labeled frames of both domains: source train, target val; raise `UsageError` without."""
-    if config.tgt not in DATASETS and not config.tgt.endswith(".toml"):
+def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameDataset]:
+    """Open the labeled frames of both domains: the source's `train` and the target's `val` split.
+
+    Raise `UsageError` if one of them has no labels.
+    """
+    if _is_recording(config):
         raise UsageError(
-            f"the target {config.tgt} is recordings without labels; centers need labels of both domains"
+            f"the target {config.tgt} consists of recordings without labels; "
+            "class centers need labels of both domains"
         )
-    found = [
+    splits = ((config.src, config.src_root, "train"), (config.tgt, config.tgt_root, "val"))
+    domains = [
         open_dataset(name, None if root is None else Path(root), split=split, space=space)
-        for name, root, split in (
-            (config.src, config.src_root, "train"),
-            (config.tgt, config.tgt_root, "val"),
-        )
+        for name, root, split in splits
     ]
-    for dataset in found:
+    for dataset in domains:
         if not dataset.labeled:
             raise UsageError(
-                f"{dataset.name} {dataset.split}: has no labels; centers need labels of both domains"
+                f"{dataset.name} {dataset.split}: has no labels; "
+                "class centers need labels of both domains"
             )
-    return found
+    return domains
 
 
-def _tell(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
+def class_contents(dataset: FrameDataset) -> tuple[NDArray[np.bool_], dict[str, None]]:
+    """Return the classes in each label file, (N, K) bool, and the errors of unusable files.
 
-
-def class_contents(
-    dataset: FrameDataset, say: Callable[[str], None] = _tell
-) -> tuple[NDArray[np.bool_], dict[str, None]]:
-    """Return which file holds which class, (N, K) bool, and a line for each file that cannot be used.
-
-    A bad file holds nothing, so that class-balanced sampling never draws it. What `fada data check` or
-    an earlier run counted in the same files is taken from the cache.
+    An unusable file contains no class, so that class-balanced sampling never draws it. The counts
+    come from the cache if `fada data check` or an earlier run stored them there. Raise `DataError`
+    if no file is usable.
     """
     statistics = load_statistics(dataset)
     if statistics is None:
-        with tqdm(
-            total=len(dataset), desc="source classes", unit="file", disable=None, file=sys.stderr
-        ) as bar:
+        with progress_bar(len(dataset), "source classes", unit="file") as bar:
             statistics = compute_statistics(dataset, frames=False, progress=bar.update)
-        save_statistics(dataset, statistics, say)
-    bad = dict.fromkeys(statistics.bad.values())
+        save_statistics(dataset, statistics, logger.warning)
+    errors = dict.fromkeys(statistics.bad.values())
     if len(statistics.bad) == len(dataset):
-        raise DataError(f"no source label can be used, the first: {next(iter(bad))}")
-    return statistics.contents, bad
+        raise DataError(
+            f"none of the {len(dataset)} source labels is usable, "
+            f"the first error: {next(iter(errors))}"
+        )
+    return statistics.contents, errors
 
 
 def fingerprint(dataset: FrameDataset) -> str:
-    """Return a hash of the frames' names in order and of the label space.
+    """Return a SHA-256 of the ordered file names and the label space of a data set.
 
-    Pseudo-labels and class statistics are kept by a frame's number, so a data set that gained or lost
-    a frame is another data set.
+    Pseudo-labels and class counts are stored by frame index, so a resumed run must see exactly the
+    frames that it started with.
     """
     digest = hashlib.sha256(repr(dataset.space.to_dict()).encode())
     for pair in dataset.pairs:

@@ -1,8 +1,9 @@
-"""BatchLoader as a pure function of the iteration, decoded ahead in threads.
+"""Batches as a pure function of the iteration, decoded ahead in threads.
 
-Slot s of iteration i shows the frame at position i · batch + s of its order, augmented by a
-generator seeded with (seed, position): nothing to save, so a resumed run sees what the whole run saw,
-and several processes that share a batch's slots see what one would.
+Slot `s` of iteration `i` holds the frame at position `i · batch + s` of the sampler, augmented by a
+random generator seeded with (seed, position). There is no iterator state to save: a resumed run
+gets the batches of an uninterrupted one, and processes that divide the slots of a batch among them
+get the batch of a single process.
 """
 
 from __future__ import annotations
@@ -22,21 +23,26 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.system import usable_cores
 from fada_deploy.training.distributed import local_slots
 
+# A frame (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 where ignored.
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-MAX_BAD_IN_A_ROW = 20
+MAX_CONSECUTIVE_BAD = 20
 
 
 class Sampler(Protocol):
-    """An endless sequence of frame numbers."""
+    """An endless sequence of frame indices."""
 
-    def __getitem__(self, position: int) -> int: ...
+    def __getitem__(self, position: int) -> int:
+        """Return the frame index at a position, counted from 0 over the whole training."""
+        ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames (B, H, W, 3) uint8 RGB, labels (B, H, W) int64 with 255 ignored, the frames' numbers and files.
+    """The frames of one iteration and their labels, on the training device.
 
-    `ego` (H, W) bool is true on the car's own bonnet, in every frame alike; None where none is known.
+    `frames_bhwc` is (B, H, W, 3) uint8 RGB; `labels` is (B, H, W) int64 class indices, 255 where
+    ignored; `indices` and `files` identify the frames. `ego`, (H, W) bool, is true on the car's own
+    body and applies to every frame; None if there is no such mask.
     """
 
     frames_bhwc: Tensor
@@ -49,20 +55,23 @@ class Batch:
     def size_hw(self) -> tuple[int, int]:
         return self.labels.shape[1], self.labels.shape[2]
 
-    def parts(self, count: int) -> tuple[Batch, ...]:
-        """Return the batch in `count` equal parts, to be taken one after another."""
+    def split(self, count: int) -> tuple[Batch, ...]:
+        """Split the batch into `count` equal parts, for gradient accumulation.
+
+        Raise `ValueError` if the batch size is not a multiple of `count`.
+        """
         if len(self.indices) % count:
-            raise ValueError(f"{len(self.indices)} frames make no {count} equal parts")
-        each = len(self.indices) // count
+            raise ValueError(f"a batch of {len(self.indices)} is not divisible by {count}")
+        size = len(self.indices) // count
         files = self.files or ("",) * len(self.indices)
-        slots = [slice(i * each, (i + 1) * each) for i in range(count)]
+        slots = [slice(i * size, (i + 1) * size) for i in range(count)]
         return tuple(
             Batch(self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego)
             for s in slots
         )
 
-    def ignore(self, size_hw: tuple[int, int]) -> Tensor | None:
-        """Return the pixels to leave out of a domain loss at a size, (B, *size_hw) bool, or None."""
+    def ignore_mask(self, size_hw: tuple[int, int]) -> Tensor | None:
+        """Return the pixels that a domain loss ignores, (B, *size_hw) bool; None for no pixel."""
         if self.ego is None:
             return None
         mask = F.interpolate(self.ego[None, None].float(), size_hw, mode="nearest") > 0
@@ -70,16 +79,27 @@ class Batch:
 
 
 class BatchLoader:
-    """`batches[i]` is iteration i's batch; the next ones are prepared meanwhile.
+    """Load batches by iteration: `loader[i]`, with the following batches prepared in threads.
 
-    `load(index, rng)` gives one augmented sample, `file(index)` names it. A frame that cannot be read is
-    replaced by the next of the order and named in `bad`; `MAX_BAD_IN_A_ROW` of them raise `DataError`.
+    `load(index, rng)` returns one augmented sample; `file(index)` returns its file name. A frame
+    that cannot be read is replaced by the next one of the sampler, and its error is a key of `bad`.
+    `MAX_CONSECUTIVE_BAD` unreadable frames in a row raise `DataError`.
+
+    Args:
+        load: Reads and augments one sample.
+        sampler: Order of the frames.
+        batch: Global batch size over all processes; each process loads its own slots.
+        seed: Seed of the augmentation.
+        device: Device of the returned tensors.
+        file: Maps a frame index to a name for `Batch.files`.
+        ego: Mask of the car's own body, (H, W) bool at the size of the samples.
+        ahead: Number of batches in preparation, the requested one included.
     """
 
     def __init__(
         self,
         load: Callable[[int, np.random.Generator], Sample],
-        order: Sampler,
+        sampler: Sampler,
         *,
         batch: int,
         seed: int,
@@ -88,23 +108,23 @@ class BatchLoader:
         ego: NDArray[np.bool_] | None = None,
         ahead: int = 3,
     ) -> None:
-        self._load, self._order, self._batch, self._seed = load, order, batch, seed
+        self._load, self._sampler, self._batch, self._seed = load, sampler, batch, seed
         self._slots = local_slots(batch)
         self._device, self._file, self._ahead = device, file, ahead
         self._ego = None if ego is None else torch.from_numpy(ego).to(device)
         self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")
-        self._waiting: dict[int, list[Future[tuple[int, Sample]]]] = {}
+        self._pending: dict[int, list[Future[tuple[int, Sample]]]] = {}
         self.bad: dict[str, None] = {}
 
     def __getitem__(self, iteration: int) -> Batch:
-        self._waiting = {i: f for i, f in self._waiting.items() if i >= iteration}
+        self._pending = {i: f for i, f in self._pending.items() if i >= iteration}
         for i in range(iteration, iteration + self._ahead):
-            if i not in self._waiting:
+            if i not in self._pending:
                 first = i * self._batch
-                self._waiting[i] = [
+                self._pending[i] = [
                     self._pool.submit(self._sample, first + slot) for slot in self._slots
                 ]
-        indices, samples = zip(*(f.result() for f in self._waiting.pop(iteration)), strict=True)
+        indices, samples = zip(*(f.result() for f in self._pending.pop(iteration)), strict=True)
         frames = torch.from_numpy(np.stack([frame for frame, _ in samples]))
         labels = torch.from_numpy(np.stack([labels for _, labels in samples]))
         files = tuple(map(self._file, indices))
@@ -113,16 +133,18 @@ class BatchLoader:
         )
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Cancel the prepared batches and stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
     def _sample(self, position: int) -> tuple[int, Sample]:
-        last: DataError | None = None
-        for step in range(MAX_BAD_IN_A_ROW):
-            index = self._order[position + step]
+        last_error: DataError | None = None
+        for step in range(MAX_CONSECUTIVE_BAD):
+            index = self._sampler[position + step]
             try:
                 return index, self._load(index, np.random.default_rng([self._seed, position]))
             except DataError as error:
                 self.bad[str(error)] = None
-                last = error
-        raise DataError(f"{MAX_BAD_IN_A_ROW} frames in a row cannot be used, the last: {last}")
+                last_error = error
+        raise DataError(
+            f"{MAX_CONSECUTIVE_BAD} consecutive frames cannot be read, the last error: {last_error}"
+        )

@@ -1,6 +1,7 @@
-"""Which frame is drawn when: pure functions of (seed, position), with no iterator to save.
+"""Samplers: the frame at each position of training, as a pure function of (seed, position).
 
-A resumed run asks for the same positions and so sees the same frames.
+There is no iterator state to save: a resumed run asks for the same positions and gets the same
+frames.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BLOCK = 3000
 
 
 class ShuffledSampler:
-    """Every frame once per epoch, in an order of its own each epoch."""
+    """Draw every frame once per epoch, in a new random order each epoch."""
 
     def __init__(self, length: int, seed: int) -> None:
         self._length = length
@@ -26,45 +27,47 @@ class ShuffledSampler:
         )
 
     def __getitem__(self, position: int) -> int:
-        """Return the frame at a position of the endless sequence."""
+        """Return the frame index at a position of the endless sequence."""
         return int(self._permutation(position // self._length)[position % self._length])
 
 
 class ClassBalancedSampler:
-    """Class-balanced source sampling of the released FADA code, restarted every 3000 draws.
+    """Draw files so that rare classes appear more often, as the released FADA code does.
 
-    `contains` (N, C) bool says which of N files hold which of C classes. At each draw n_c counts the
-    files drawn so far in the block that hold class c, p_c = n_c / Σ n, and a class is drawn with
-    probability ∝ 1 / log(1.01 + p_c); then comes the next file of that class's shuffled list.
+    `contains` (N, C) bool tells which of N files contain which of C classes. Each step draws a
+    class with probability ∝ 1 / log(1.01 + p_c), where p_c = n_c / Σ n and n_c counts the files
+    with class c among those drawn so far, then takes the next file of that class's shuffled list.
+    The counts restart every `BLOCK` draws, so that a position can be computed without replaying
+    the whole training. Raise `DataError` if no file contains any class.
     """
 
     def __init__(self, contains: NDArray[np.bool_], seed: int) -> None:
         self._contains = contains
-        self._files = [np.flatnonzero(column) for column in contains.T]
-        self._present = np.flatnonzero(contains.any(axis=0))
-        if not self._present.size:
+        self._files_by_class = [np.flatnonzero(column) for column in contains.T]
+        self._present_classes = np.flatnonzero(contains.any(axis=0))
+        if not self._present_classes.size:
             raise DataError(
-                "no source label holds any class of the label space; is the label encoding right?"
+                "no source label contains a class of the label space; check the label encoding"
             )
         self._block = lru_cache(maxsize=2)(
-            lambda block: self._draw(np.random.default_rng([seed, block]))
+            lambda block: self._draw_block(np.random.default_rng([seed, block]))
         )
 
     def __getitem__(self, position: int) -> int:
-        """Return the frame at a position of the endless sequence."""
+        """Return the frame index at a position of the endless sequence."""
         return self._block(position // BLOCK)[position % BLOCK]
 
-    def _draw(self, rng: np.random.Generator) -> Sequence[int]:
+    def _draw_block(self, rng: np.random.Generator) -> Sequence[int]:
         counts = np.zeros(self._contains.shape[1])
-        waiting: dict[int, list[int]] = {}
+        remaining: dict[int, list[int]] = {}
         drawn = []
         for _ in range(BLOCK):
-            share = counts / max(counts.sum(), 1.0)
-            weight = 1 / np.log(1.01 + share[self._present])
-            chosen = int(rng.choice(self._present, p=weight / weight.sum()))
-            if not waiting.get(chosen):
-                waiting[chosen] = rng.permutation(self._files[chosen]).tolist()
-            file = waiting[chosen].pop()
+            frequency = counts / max(counts.sum(), 1.0)
+            weight = 1 / np.log(1.01 + frequency[self._present_classes])
+            chosen = int(rng.choice(self._present_classes, p=weight / weight.sum()))
+            if not remaining.get(chosen):
+                remaining[chosen] = rng.permutation(self._files_by_class[chosen]).tolist()
+            file = remaining[chosen].pop()
             counts += self._contains[file]
             drawn.append(file)
         return drawn

@@ -1,7 +1,8 @@
-"""What a batch is made of: one frame with its labels, resized and augmented.
+"""Samples of a batch: one frame with its labels, resized and augmented.
 
-Each loader is called with a frame's number and a generator seeded for its place in the order, and
-raises `DataError` when the frame cannot be used.
+Each class here is the `load` function of a `BatchLoader`: it takes a frame index and a random
+generator that is seeded for the position in the training, and raises `DataError` if the frame
+cannot be read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_c
 
 @dataclass(frozen=True)
 class SourceSamples:
-    """Labeled source frames at `size_hw`, jittered, and mirrored with a probability."""
+    """Labeled source frames: resized to `size_hw`, color-jittered, mirrored at random.
+
+    `mirror` is the probability of a horizontal flip.
+    """
 
     frames: FrameDataset
     size_hw: SizeHW
@@ -31,11 +35,11 @@ class SourceSamples:
 
     @property
     def ego(self) -> NDArray[np.bool_] | None:
-        """Where the car itself is in every sample, (H, W) bool, or None."""
+        """The mask of the car's own body, (H, W) bool at `size_hw`; None if there is none."""
         return None if self.frames.ego_mask is None else self.frames.ego(self.size_hw)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return the sample."""
+        """Return the frame and its labels."""
         frame, labels = self.frames.pair(index)
         frame = color_jitter(resize_frame(frame, self.size_hw), self.jitter, rng)
         return flip(frame, resize_labels(labels, self.size_hw), self.mirror, rng)
@@ -43,43 +47,43 @@ class SourceSamples:
 
 @dataclass(frozen=True)
 class TargetSamples:
-    """Target frames at `size_hw`; their labels are never read."""
+    """Target frames resized to `size_hw`. Their labels, if there are any, are never read."""
 
     frames: FrameDataset
     size_hw: SizeHW
 
     @property
     def ego(self) -> NDArray[np.bool_] | None:
-        """Where the car itself is in every sample, (H, W) bool, or None."""
+        """The mask of the car's own body, (H, W) bool at `size_hw`; None if there is none."""
         return None if self.frames.ego_mask is None else self.frames.ego(self.size_hw)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return the frame with nothing but ignored labels."""
+        """Return the frame, and labels that are 255 (ignore) everywhere."""
         frame = resize_frame(self.frames.image(index), self.size_hw)
         return frame, np.full(self.size_hw, IGNORE, np.uint8)
 
 
-def pseudo_path(folder: Path, index: int) -> Path:
-    """Return where the pseudo-label of a frame lies."""
+def pseudo_label_path(folder: Path, index: int) -> Path:
+    """Return the path of the pseudo-label of a frame."""
     return folder / f"{index:06d}.png"
 
 
 @dataclass(frozen=True)
-class PseudoLabeled:
-    """Target frames with their pseudo-labels, scaled, cropped, jittered and mirrored."""
+class PseudoLabeledSamples:
+    """Target frames with their pseudo-labels: scaled, cropped, color-jittered, mirrored."""
 
     frames: FrameDataset
     folder: Path
     stage: DistillStage
 
-    # The car itself is ignored in the pseudo-labels already, and moves with them.
+    # The pseudo-labels already ignore the car's own body, which moves with the crop.
     ego: None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return the sample."""
+        """Return a crop of the frame and of its pseudo-label."""
         stage = self.stage
         frame = self.frames.image(index)
-        labels = read_indices(pseudo_path(self.folder, index)).astype(np.uint8)
+        labels = read_indices(pseudo_label_path(self.folder, index)).astype(np.uint8)
         frame, labels = scale_and_crop(
             frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
         )

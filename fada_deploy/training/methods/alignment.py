@@ -1,15 +1,15 @@
-"""The methods of the adversarial stage: what the discriminator sees, and what its answers are held against.
+"""The alignment methods of the adversarial stage: what the discriminator reads and separates.
 
-| method | D sees | D tells apart | from |
+| method | discriminator input | discriminator classes | source |
 |---|---|---|---|
-| fada | features | K classes a domain, softened probabilities | Wang et al., ECCV 2020 |
-| fada-hard | features | K classes a domain, one-hot | the same |
-| feature | features | the two domains | the same paper's "traditional" baseline |
-| adaptsegnet | softmax of the logits | the two domains | Tsai et al., CVPR 2018, single level |
-| advent | weighted self-information | the two domains | Vu et al., CVPR 2019, single level |
+| fada | features | 2K: domain and class, soft encodings | Wang et al., ECCV 2020 |
+| fada-hard | features | 2K: domain and class, one-hot encodings | Wang et al., ECCV 2020 |
+| feature | features | 2: domain | Wang et al., ECCV 2020 (baseline) |
+| adaptsegnet | softmax of the logits | 2: domain | Tsai et al., CVPR 2018 (single level) |
+| advent | weighted self-information | 2: domain | Vu et al., CVPR 2019 (single level) |
 
-A two-way discriminator is the case of one class a domain, whose encoding is 1 everywhere, so all
-methods share one step and one loss.
+A discriminator of two domains is the special case of one class per domain whose encoding is 1
+everywhere, so all methods share one training step and one loss.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fada_deploy.common.errors import UsageError
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, upsample
@@ -33,14 +34,14 @@ from fada_deploy.training.models.segmentation import SegmentationModel
 
 @dataclass(frozen=True)
 class ForwardOutputs:
-    """A batch with the network's features (B, C, h, w) and logits (B, K, h, w) for it."""
+    """A batch with the network's features (B, C, h, w) and logits (B, K, h, w)."""
 
     batch: Batch
     features: Tensor
     logits: Tensor
 
     def detached(self) -> ForwardOutputs:
-        """Return the same without gradients."""
+        """Return the same outputs without gradients."""
         return ForwardOutputs(self.batch, self.features.detach(), self.logits.detach())
 
 
@@ -48,66 +49,75 @@ class ForwardOutputs:
 class Method:
     """One way to align two domains.
 
-    `view` is what the discriminator sees of a batch; `encode` makes encodings of class logits, None
-    for a two-way discriminator. `temperature` divides the source's logits in the segmentation loss.
-    `at_input_size` takes the domain losses at the input's size, else at the discriminator's own.
+    `discriminator_input` selects what the discriminator reads. `encode` maps class logits to
+    encodings; None means a discriminator of two domains. `temperature` divides the source logits
+    in the segmentation loss. `full_resolution` computes the domain loss at the size of the batch
+    instead of the size of the discriminator's output.
     """
 
     make_discriminator: Callable[[], nn.Module]
-    view: Callable[[ForwardOutputs], Tensor]
+    discriminator_input: Callable[[ForwardOutputs], Tensor]
     encode: Encode
     temperature: float
-    at_input_size: bool
+    full_resolution: bool
 
-    def size_hw(self, batch: Batch, answers: Tensor) -> SizeHW:
-        """Return the size at which a batch's domain loss is taken."""
-        return batch.size_hw if self.at_input_size else (answers.shape[-2], answers.shape[-1])
+    def loss_size_hw(self, batch: Batch, d_logits: Tensor) -> SizeHW:
+        """Return the size (height, width) at which the domain loss of a batch is computed."""
+        return batch.size_hw if self.full_resolution else (d_logits.shape[-2], d_logits.shape[-1])
 
 
 def make_method(name: str, model: SegmentationModel, stage: AdversarialStage) -> Method:
-    """Return a method by name for a network and the stage's settings."""
+    """Return a method by name for a network and the settings of the stage.
+
+    Raise `UsageError` for an unknown name.
+    """
     num_classes = model.spec.space.num_classes
 
-    def feature_level(classes: int, encode: Encode) -> Method:
+    def feature_level(num_encodings: int, encode: Encode) -> Method:
         return Method(
-            make_discriminator=lambda: PixelDiscriminator(model.channels, classes),
-            view=lambda seen: seen.features,
+            make_discriminator=lambda: PixelDiscriminator(model.channels, num_encodings),
+            discriminator_input=lambda outputs: outputs.features,
             encode=encode,
             temperature=stage.temperature,
-            at_input_size=stage.full_resolution,
+            full_resolution=stage.full_resolution,
         )
 
-    def output_level(view: Callable[[ForwardOutputs], Tensor]) -> Method:
+    def output_level(discriminator_input: Callable[[ForwardOutputs], Tensor]) -> Method:
         return Method(
             make_discriminator=lambda: OutputDiscriminator(num_classes),
-            view=view,
+            discriminator_input=discriminator_input,
             encode=None,
             temperature=1.0,
-            at_input_size=False,
+            full_resolution=False,
         )
 
     soft = partial(soft_encodings, temperature=stage.temperature, clip=stage.clip)
-    makers: dict[str, Callable[[], Method]] = {
+    methods: dict[str, Callable[[], Method]] = {
         "fada": lambda: feature_level(num_classes, soft),
         "fada-hard": lambda: feature_level(num_classes, hard_encodings),
         "feature": lambda: feature_level(1, None),
-        "adaptsegnet": lambda: output_level(output_map),
-        "advent": lambda: output_level(entropy_map),
+        "adaptsegnet": lambda: output_level(class_probabilities),
+        "advent": lambda: output_level(self_information),
     }
-    return makers[name]()
+    if name not in methods:
+        raise UsageError(f"alignment method must be one of {', '.join(methods)}, got {name!r}")
+    return methods[name]()
 
 
-def output_map(seen: ForwardOutputs) -> Tensor:
-    """Return the class probabilities at the input's size, (B, K, H, W); 0 under the car's bonnet."""
-    size_hw = seen.batch.size_hw
-    probabilities = F.softmax(upsample(seen.logits, size_hw), dim=1)
-    ignored = seen.batch.ignore(size_hw)
-    return probabilities if ignored is None else probabilities * ~ignored[:, None]
+def class_probabilities(outputs: ForwardOutputs) -> Tensor:
+    """Return the class probabilities at the size of the batch, (B, K, H, W).
+
+    They are 0 where the ego mask covers the recording car.
+    """
+    size_hw = outputs.batch.size_hw
+    probabilities = F.softmax(upsample(outputs.logits, size_hw), dim=1)
+    ignore_mask = outputs.batch.ignore_mask(size_hw)
+    return probabilities if ignore_mask is None else probabilities * ~ignore_mask[:, None]
 
 
-def entropy_map(seen: ForwardOutputs) -> Tensor:
-    """Return the weighted self-information −p log p / log K of every class, (B, K, H, W) (ADVENT, eq. 6)."""
-    probabilities = output_map(seen)
-    # x log x goes to 0 with x, but its gradient does not: the smallest float keeps it finite.
-    logarithm = torch.log(probabilities.clamp(min=1e-30))
-    return -probabilities * logarithm / math.log(probabilities.shape[1])
+def self_information(outputs: ForwardOutputs) -> Tensor:
+    """Return the weighted self-information −p log p / log K, (B, K, H, W) (ADVENT, eq. 6)."""
+    probabilities = class_probabilities(outputs)
+    # p log p tends to 0 with p, but its gradient does not; the lower bound keeps it finite.
+    log_p = torch.log(probabilities.clamp(min=1e-30))
+    return -probabilities * log_p / math.log(probabilities.shape[1])

@@ -21,7 +21,7 @@ from fada_deploy.training.models.blocks import (
 from fada_deploy.training.models.pyramids import PAPPM
 
 # What its ImageNet weights leave out: the boundary branch and all that needs it, and the pyramid.
-BEYOND_IMAGENET = ("layer3_d.", "layer4_d.", "layer5_d.", "diff3.", "diff4.", "spp.", "dfm.")
+NOT_PRETRAINED = ("layer3_d.", "layer4_d.", "layer5_d.", "diff3.", "diff4.", "spp.", "dfm.")
 
 
 class PagFM(nn.Module):

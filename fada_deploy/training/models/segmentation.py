@@ -25,7 +25,7 @@ from fada_deploy.training.models.segformer import segformer_b0
 class Architecture:
     """A backbone with the classifier it is published with.
 
-    `multiple`: what height and width must be multiples of. `beyond_init`: beginnings of the names that its
+    `multiple`: what height and width must be multiples of. `not_pretrained`: beginnings of the names that its
     ImageNet weights leave out; `renames`: beginnings they have → ours; `init_norm`: how their input is
     normalized, a name in `init.INPUT_NORMALIZATIONS`, or None where the names do not tell.
     """
@@ -33,15 +33,15 @@ class Architecture:
     backbone: Callable[[Norm], Any]
     classifier: Callable[[int, int, Norm], nn.Module]
     multiple: int = 8
-    beyond_init: tuple[str, ...] = ()
+    not_pretrained: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     init_norm: str | None = "torchvision"
     has_norms: bool = True
 
     @property
-    def init_is_whole(self) -> bool:
+    def fully_pretrained(self) -> bool:
         """Whether ImageNet weights fill all of it, so that its normalization can be frozen."""
-        return not self.beyond_init
+        return not self.not_pretrained
 
 
 BACKBONES = {
@@ -50,16 +50,16 @@ BACKBONES = {
     "resnet18": Architecture(resnet18, ASPPClassifier),
     "vgg16": Architecture(
         vgg.vgg16, ASPPClassifier,
-        beyond_init=vgg.BEYOND_IMAGENET, renames=vgg.RENAMES, init_norm=None, has_norms=False,
+        not_pretrained=vgg.NOT_PRETRAINED, renames=vgg.RENAMES, init_norm=None, has_norms=False,
     ),
-    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, beyond_init=("spp.",)),
+    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, not_pretrained=("spp.",)),
     "pidnet-s": Architecture(
-        pidnet.pidnet_s, partial(SegmentHead, hidden=128), beyond_init=pidnet.BEYOND_IMAGENET
+        pidnet.pidnet_s, partial(SegmentHead, hidden=128), not_pretrained=pidnet.NOT_PRETRAINED
     ),
     "efficientnet-lite0": Architecture(
-        efficientnet_lite0, SegmentHead, beyond_init=("pyramid.",), init_norm="efficientnet-lite"
+        efficientnet_lite0, SegmentHead, not_pretrained=("pyramid.",), init_norm="efficientnet-lite"
     ),
-    "segformer-b0": Architecture(segformer_b0, PointClassifier, beyond_init=("decode_head.",)),
+    "segformer-b0": Architecture(segformer_b0, PointClassifier, not_pretrained=("decode_head.",)),
 }  # fmt: skip
 
 # torchvision's ImageNet statistics, RGB in 0…1; the normalization of most weights that a backbone starts from.

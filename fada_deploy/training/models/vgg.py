@@ -21,7 +21,7 @@ _LAYOUT = (
 
 # torchvision's names → ours, where they differ, and what no ImageNet file holds: fc6 and fc7.
 RENAMES = {"24.": "23.", "26.": "25.", "28.": "27."}
-BEYOND_IMAGENET = ("29.", "31.")
+NOT_PRETRAINED = ("29.", "31.")
 
 
 class VGG16(nn.Sequential):

@@ -32,7 +32,7 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.datasets import labeled_pair
+from fada_deploy.training.data.datasets import open_labeled_domains
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, sample_frames
 from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
@@ -262,7 +262,7 @@ def _distances(
         space = next(iter(networks.values())).spec.space
         if any(model.spec.space != space for model in networks.values()):
             raise DataError("the runs tell different classes apart")
-        datasets = labeled_pair(RunConfig.from_dict(runs[0].config), space)
+        datasets = open_labeled_domains(RunConfig.from_dict(runs[0].config), space)
         total = len(networks) * sum(len(evenly_spaced(len(d), count)) for d in datasets)
         with tqdm(
             total=total, desc="class centers", unit="frame", disable=None, file=sys.stderr

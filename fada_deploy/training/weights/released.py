@@ -18,7 +18,7 @@ from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCA
 from fada_deploy.training.config import STAGES
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.checkpoints import read_checkpoint
-from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, turn_round
+from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, swap_input_channels
 
 SPACES = {space.num_classes: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
 # What the authors tested each stage at, (height, width).
@@ -83,7 +83,7 @@ def read_released(
     }
     _check_fit(weights, model, path)
     if normalization.bgr:
-        turn_round(weights, model)
+        swap_input_channels(weights, model)
     model.load_state_dict(weights)
     iteration = content.get("iteration")
     return Released(
