@@ -150,10 +150,8 @@ def render(
 
     They are laid out as GTA5 and Cityscapes are, so that `fada train` finds them.
     """
-    from tqdm import tqdm
-
     from fada_deploy.common.errors import DataError, UsageError
-    from fada_deploy.synth.clip import FPS, check_video_size, write_clip
+    from fada_deploy.synth.clip import check_video_size, write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
@@ -162,15 +160,12 @@ def render(
         )
     if clip:
         check_video_size(size)
-    total = source + target + val + round(clip * FPS)
     try:
-        with tqdm(total=total, desc="render", unit="frame", disable=None) as bar:
-            common = {"size_hw": size, "seed": seed, "progress": bar.update}
-            write_source(out / "gta5", source, jobs=jobs, **common)
-            write_target(out / "cityscapes", "train", target, jobs=jobs, **common)
-            write_target(out / "cityscapes", "val", val, jobs=jobs, **common)
-            if clip:
-                write_clip(out / "clip", clip, **common)
+        write_source(out / "gta5", source, jobs=jobs, size_hw=size, seed=seed)
+        write_target(out / "cityscapes", "train", target, jobs=jobs, size_hw=size, seed=seed)
+        write_target(out / "cityscapes", "val", val, jobs=jobs, size_hw=size, seed=seed)
+        if clip:
+            write_clip(out / "clip", clip, size_hw=size, seed=seed)
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written ({error.strerror or error}); free space or name another --out"

@@ -1,7 +1,8 @@
 """A pinhole camera in a street that may bend.
 
 Street coordinates: x to the right of the center line, y up, z along the street; meters. The bend
-shifts every cross-section sideways by a smooth function of z, so a town is laid out straight.
+shifts every cross-section sideways by a smooth function of z, so that a town can be laid out along
+a straight line.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Distance of the near clipping plane, in meters.
 NEAR = 0.5
 FLOATS = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Bend:
-    """Sideways shift of the street: `amplitude`·sin(z/`length` + `phase`), all in meters and radians."""
+    """Sideways shift of the street: `amplitude`·sin(z/`length` + `phase`).
+
+    `amplitude` and `length` are in meters, `phase` in radians.
+    """
 
     amplitude: float
     length: float
@@ -66,27 +71,30 @@ class Camera:
         horizon: float,
         bend: Bend,
     ) -> Camera:
-        """Stand a camera in the street, looking `yaw` off its tangent; `horizon` is a fraction of the height."""
+        """Place a camera at (x, y, z), turned by `yaw` radians from the tangent of the street.
+
+        `horizon` is the height of the horizon as a fraction of the image height, from the top.
+        """
         height, width = size_hw
-        # The shorter view decides, so that narrow pictures crop the sides and do not shrink the street.
+        # Depends on the height only, so that narrow images crop the sides and keep the scale.
         focal = 1.1 * height
         heading = math.atan(bend.slope_at(z)) + yaw
         return cls(
             size_hw, x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend
         )
 
-    def turn(self, vectors: FLOATS) -> FLOATS:
-        """Turn street directions (N, 3) into view space (N, 3): right, up, depth."""
+    def rotate(self, vectors: FLOATS) -> FLOATS:
+        """Rotate street directions (N, 3) into view space (N, 3): right, up, depth."""
         cos, sin = math.cos(self.heading), math.sin(self.heading)
         x, z = vectors[:, 0], vectors[:, 2]
         return np.stack((cos * x - sin * z, vectors[:, 1], sin * x + cos * z), 1)
 
-    def view(self, points: FLOATS) -> FLOATS:
-        """Turn street points (N, 3), bend included, into view space (N, 3)."""
+    def to_view(self, points: FLOATS) -> FLOATS:
+        """Apply the bend to street points (N, 3) and transform them into view space (N, 3)."""
         x = points[:, 0] + self.bend.shift(points[:, 2]) - (self.x + self.bend.shift_at(self.z))
-        return self.turn(np.stack((x, points[:, 1] - self.y, points[:, 2] - self.z), 1))
+        return self.rotate(np.stack((x, points[:, 1] - self.y, points[:, 2] - self.z), 1))
 
-    def pixels(self, view: FLOATS) -> FLOATS:
+    def project(self, view: FLOATS) -> FLOATS:
         """Project view points (N, 3) with positive depth to pixels (N, 2): u, v."""
         scale = self.focal / view[:, 2]
         return np.stack(
@@ -95,7 +103,7 @@ class Camera:
 
 
 def clip_near(view: FLOATS) -> FLOATS:
-    """Cut a polygon (N, 3) in view space at the near plane; the result may be empty."""
+    """Clip a polygon (N, 3) in view space at the near plane; the result may be empty."""
     result: list[FLOATS] = []
     for a, b in zip(view, np.roll(view, -1, 0), strict=True):
         if a[2] >= NEAR:

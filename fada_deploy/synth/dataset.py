@@ -1,12 +1,9 @@
-"""Write rendered scenes where the readers of `data` look for GTA5 and Cityscapes, and a clip to drive through.
-
-`fada data render --out DIR` calls this; so does `fada demo`.
-"""
+"""Write rendered scenes in the folder layouts of GTA5 and Cityscapes."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +14,23 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.images import write_png
 from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.common.progress import progress_bar
 from fada_deploy.synth.palette_png import write_palette_png
 from fada_deploy.synth.scene import render
 
-Progress = Callable[[int], None]
-# Seeds of one render: a million for each part, so that no two parts share a town.
-PART = 1_000_000
+# Each part of a render has its own range of seeds, so that no town occurs in two parts.
+SEEDS_PER_PART = 1_000_000
 SOURCE, TRAIN, VAL, CLIP = range(4)
 TOWNS = {"train": ("ahrenbek", "bruchtal", "cronfeld", "dornau"), "val": ("eschheim", "falkenrode")}
+# Below this number of scenes, starting processes takes longer than it saves.
+_MIN_PARALLEL_SCENES = 32
 
 
 @dataclass(frozen=True)
 class _Job:
-    look: str
+    """One scene to render, and where to write its image and label map."""
+
+    appearance: str
     seed: int
     size_hw: tuple[int, int]
     image: Path
@@ -38,58 +39,43 @@ class _Job:
 
 
 def first_seed(seed: int, part: int) -> int:
-    """Return the seed of the first scene of a part (`SOURCE`, `TRAIN`, `VAL` or `CLIP`) of a render."""
-    return (4 * seed + part) * PART
+    """Return the seed of the first scene of a part: `SOURCE`, `TRAIN`, `VAL` or `CLIP`."""
+    return (4 * seed + part) * SEEDS_PER_PART
 
 
 def write_source(
-    root: Path,
-    count: int,
-    *,
-    size_hw: tuple[int, int],
-    seed: int = 0,
-    jobs: int = 1,
-    progress: Progress | None = None,
+    root: Path, count: int, *, size_hw: tuple[int, int], seed: int = 0, jobs: int = 1
 ) -> None:
-    """Write `count` source scenes as GTA5: `images/00001.png`, `labels/00001.png` (palette of labelIds).
+    """Write `count` source scenes in the layout of GTA5, using `jobs` processes.
 
-    `progress` is called with the number of scenes finished since its last call.
+    Images are `images/00001.png` and so on; `labels/00001.png` are palette PNGs of labelIds.
     """
     first = first_seed(seed, SOURCE)
-    _run(
-        (
-            _Job(
-                "source",
-                first + i,
-                size_hw,
-                root / "images" / f"{i + 1:05d}.png",
-                root / "labels" / f"{i + 1:05d}.png",
-                True,
-            )
-            for i in range(count)
-        ),
-        jobs,
-        progress,
-    )
+    scenes = [
+        _Job(
+            "source",
+            first + i,
+            size_hw,
+            root / "images" / f"{i + 1:05d}.png",
+            root / "labels" / f"{i + 1:05d}.png",
+            True,
+        )
+        for i in range(count)
+    ]
+    _run_jobs(scenes, jobs, "rendering the source")
 
 
 def write_target(
-    root: Path,
-    split: str,
-    count: int,
-    *,
-    size_hw: tuple[int, int],
-    seed: int = 0,
-    jobs: int = 1,
-    progress: Progress | None = None,
+    root: Path, split: str, count: int, *, size_hw: tuple[int, int], seed: int = 0, jobs: int = 1
 ) -> None:
-    """Write `count` target scenes of a split, "train" or "val", as Cityscapes; both come with labels.
+    """Write `count` labeled target scenes of a split in the layout of Cityscapes.
 
-    No scene of one split is in a town of the other. `progress` is called with the number of scenes
-    finished since its last call.
+    `split` is "train" or "val"; the splits have no town in common. `jobs` is the number of
+    processes.
     """
     first = first_seed(seed, {"train": TRAIN, "val": VAL}[split])
-    _run((_target_job(root, split, i, first + i, size_hw) for i in range(count)), jobs, progress)
+    scenes = [_target_job(root, split, i, first + i, size_hw) for i in range(count)]
+    _run_jobs(scenes, jobs, f"rendering the target, {split}")
 
 
 def _target_job(root: Path, split: str, i: int, seed: int, size_hw: tuple[int, int]) -> _Job:
@@ -105,44 +91,43 @@ def _target_job(root: Path, split: str, i: int, seed: int, size_hw: tuple[int, i
     )
 
 
-def write_labels(path: Path, labels: NDArray[np.uint8], *, is_palette: bool = False) -> None:
-    """Write a label map (H, W) of Cityscapes-19 indices as labelIds: gray, or a palette PNG."""
+def write_label_map(path: Path, labels: NDArray[np.uint8], *, is_palette: bool = False) -> None:
+    """Write labels (H, W), Cityscapes-19 indices, as a PNG of labelIds: gray or palette."""
     ids = np.asarray(cv2.LUT(labels, CITYSCAPES_19.to_label_ids), np.uint8)
     if is_palette:
-        write_palette_png(path, ids, _id_palette())
+        write_palette_png(path, ids, _label_id_palette())
     else:
         write_png(path, ids)
 
 
-def _id_palette() -> NDArray[np.uint8]:
-    table = np.zeros((256, 3), np.uint8)
-    for c in CITYSCAPES_19.classes:
-        table[c.label_id] = c.color
-    return table
+def _label_id_palette() -> NDArray[np.uint8]:
+    palette = np.zeros((256, 3), np.uint8)
+    for each in CITYSCAPES_19.classes:
+        palette[each.label_id] = each.color
+    return palette
 
 
-def _write(job: _Job) -> int:
-    image, labels = render(job.look, job.seed, job.size_hw)
-    write_labels(job.labels, labels, is_palette=job.is_palette)
+def _render_scene(job: _Job) -> None:
+    image, labels = render(job.appearance, job.seed, job.size_hw)
+    write_label_map(job.labels, labels, is_palette=job.is_palette)
     write_png(job.image, image)
-    return 1
 
 
-def _run(jobs: Iterable[_Job], processes: int, progress: Progress | None) -> None:
-    for done in _results(list(jobs), processes):
-        if progress:
-            progress(done)
+def _run_jobs(scenes: list[_Job], processes: int, description: str) -> None:
+    with progress_bar(len(scenes), description, unit="scene") as bar:
+        for _ in _render_all(scenes, processes):
+            bar.update()
 
 
-def _results(jobs: list[_Job], processes: int) -> Iterator[int]:
-    if processes <= 1 or len(jobs) < 32:
-        yield from map(_write, jobs)
+def _render_all(scenes: list[_Job], processes: int) -> Iterator[None]:
+    if processes <= 1 or len(scenes) < _MIN_PARALLEL_SCENES:
+        yield from map(_render_scene, scenes)
         return
-    # Raster holds the interpreter's lock, so threads would wait for one another.
+    # Processes and not threads: rasterization holds the interpreter lock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-        yield from pool.map(_write, jobs, chunksize=8)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_limit_threads) as pool:
+        yield from pool.map(_render_scene, scenes, chunksize=8)
 
 
-def _one_thread() -> None:
+def _limit_threads() -> None:
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""What lines the street: rows of shops, houses with gardens, parks and walled yards, one lot at a time."""
+"""The lots along the street: shops, houses with gardens, parks, walled yards and junctions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from fada_deploy.synth.mesh import Surface
 from fada_deploy.synth.models import furniture, plants
 from fada_deploy.synth.things import Band, Thing
 
-DEEP = 46.0
+# In meters.
+LOT_DEPTH = 46.0
 
 
 class Lot:
-    """One side of one slab of the street: from `z0` to `z1`, outwards from x = `side`·`line`."""
+    """One side of one slab of the street, from `z0` to `z1`, outwards from x = `side`·`line`.
+
+    `leafless` is the probability that a leafy tree has no leaves, `ground` the color seed of the
+    street, `is_green` whether traffic lights are green.
+    """
 
     def __init__(
         self,
@@ -23,201 +28,225 @@ class Lot:
         line: float,
         z0: float,
         z1: float,
-        bare: float,
+        leafless: float,
         ground: int,
         is_green: bool,
     ) -> None:
-        self.rng, self.side, self.line, self.z0, self.z1, self.bare = rng, side, line, z0, z1, bare
-        self.ground, self.is_green = ground, is_green
+        self.rng, self.side, self.line = rng, side, line
+        self.z0, self.z1 = z0, z1
+        self.leafless, self.ground, self.is_green = leafless, ground, is_green
         self.length, self.middle = z1 - z0, (z0 + z1) / 2
         self.things: list[Thing] = []
 
-    def seed(self) -> int:
-        """Return a seed for one thing's colors."""
+    def next_seed(self) -> int:
+        """Return a seed for the colors of one thing."""
         return self.rng.getrandbits(30)
 
-    def land(
-        self, slot: str, label: str, surface: Surface, *, low: float = 0.0, high: float = DEEP
+    def add_ground(
+        self,
+        slot: str,
+        label: str,
+        surface: Surface,
+        *,
+        near: float = 0.0,
+        far: float = LOT_DEPTH,
     ) -> None:
-        """Lay ground from `low` to `high` meters behind the lot line."""
+        """Add ground from `near` to `far` meters behind the lot line."""
         mesh = furniture.ground(slot, label, surface)
-        x = self.side * (self.line + (low + high) / 2)
+        x = self.side * (self.line + (near + far) / 2)
         self.things.append(
             Thing(
                 (mesh,),
                 x,
                 self.middle,
                 Band.LAND,
-                self.seed(),
-                sx=high - low,
+                self.next_seed(),
+                sx=far - near,
                 sz=self.length + 0.02,
             )
         )
 
-    def building(
+    def add_building(
         self,
         surface: Surface,
         roof: str,
         *,
-        back: float,
-        deep: float,
-        high: float,
+        offset: float,
+        depth: float,
+        height: float,
         gap: float = 0.0,
         band: Band = Band.HOUSE,
     ) -> None:
-        """Build `back` meters behind the line, `deep` and `high`, leaving `gap` meters at each end."""
+        """Add a building `offset` meters behind the lot line, leaving `gap` meters at each end."""
         mesh = furniture.building(surface, roof)
-        x, length = self.side * (self.line + back + deep / 2), self.length - 2 * gap
+        x, length = self.side * (self.line + offset + depth / 2), self.length - 2 * gap
         self.things.append(
             Thing(
                 (mesh,),
                 x,
                 self.middle,
                 band,
-                self.seed(),
-                sx=deep,
-                sy=high,
+                self.next_seed(),
+                sx=depth,
+                sy=height,
                 sz=length,
                 reach=length / 2,
             )
         )
         if roof != "flat" and band == Band.HOUSE and self.rng.random() < 0.6:
             z = self.middle + self.rng.uniform(-0.3, 0.3) * length
-            x = self.side * (self.line + back + deep * 0.62)
+            x = self.side * (self.line + offset + depth * 0.62)
             self.things.append(
-                Thing((furniture.chimney(),), x, z, Band.ROOF, self.seed(), y=high * 1.22)
+                Thing((furniture.chimney(),), x, z, Band.ROOF, self.next_seed(), y=height * 1.22)
             )
 
-    def plant(self, kind: str, *, back: float, z: float, band: Band, size: float = 1.0) -> None:
-        """Plant a tree or bush `back` meters behind the line (in front of it where negative)."""
+    def add_plant(
+        self, kind: str, *, offset: float, z: float, band: Band, size: float = 1.0
+    ) -> None:
+        """Add a tree or bush `offset` meters behind the lot line.
+
+        A negative offset is in front of it.
+        """
         rng = self.rng
-        if kind == "leafy" and rng.random() < self.bare:
-            kind = "bare"
+        if kind == "leafy" and rng.random() < self.leafless:
+            kind = "leafless"
         mesh = rng.choice(plants.trees()[kind])
         size *= rng.uniform(0.85, 1.2)
         flip = size if rng.random() < 0.5 else -size
-        x = self.side * (self.line + back)
-        self.things.append(Thing((mesh,), x, z, band, self.seed(), sx=flip, sy=size, facing=True))
+        x = self.side * (self.line + offset)
+        self.things.append(
+            Thing((mesh,), x, z, band, self.next_seed(), sx=flip, sy=size, facing=True)
+        )
 
-    def border(self, kind: str, *, high: float, back: float = 0.0) -> None:
-        """Put a wall, fence or hedge along the line."""
+    def add_border(self, kind: str, *, height: float, offset: float = 0.0) -> None:
+        """Add a wall, fence or hedge along the lot line."""
         meshes = {
             "wall": furniture.barrier("wall", "wall", Surface.BRICK),
             "fence": furniture.barrier("fence", "fence", Surface.SLATS),
             "hedge": plants.hedge(),
         }
-        thick = {"wall": 0.3, "fence": 0.08, "hedge": 0.9}[kind]
-        x = self.side * (self.line + back + thick / 2)
+        thickness = {"wall": 0.3, "fence": 0.08, "hedge": 0.9}[kind]
+        x = self.side * (self.line + offset + thickness / 2)
         self.things.append(
             Thing(
                 (meshes[kind],),
                 x,
                 self.middle,
                 Band.BORDER,
-                self.seed(),
-                sx=thick,
-                sy=high,
+                self.next_seed(),
+                sx=thickness,
+                sy=height,
                 sz=self.length,
                 reach=self.length / 2,
             )
         )
 
-    def along(self, low: float = 0.08, high: float = 0.92) -> float:
-        """Return a random z inside the lot."""
+    def random_z(self, low: float = 0.08, high: float = 0.92) -> float:
+        """Return a random z in the lot, between the fractions `low` and `high` of its length."""
         return self.z0 + self.rng.uniform(low, high) * self.length
 
 
-def _behind(lot: Lot, back: float) -> None:
+def _add_background(lot: Lot, offset: float) -> None:
     rng = lot.rng
     if rng.random() < 0.45:
-        high = 3.0 * rng.randint(2, 5) + 0.5
-        lot.building(
+        height = 3.0 * rng.randint(2, 5) + 0.5
+        lot.add_building(
             Surface.FACADE,
-            "flat" if high > 9 else "ridge",
-            back=back,
-            deep=9,
-            high=high,
+            "flat" if height > 9 else "ridge",
+            offset=offset,
+            depth=9,
+            height=height,
             band=Band.BEHIND,
         )
     else:
         for _ in range(3):
-            lot.plant(
+            lot.add_plant(
                 "leafy",
-                back=back + rng.uniform(0, 6),
-                z=lot.along(0, 1),
+                offset=offset + rng.uniform(0, 6),
+                z=lot.random_z(0, 1),
                 band=Band.BEHIND,
                 size=1.5,
             )
 
 
 def row(lot: Lot) -> None:
-    """Build a terrace at the pavement: shops below, flats above."""
+    """Add a row of buildings at the sidewalk, many with shops on the ground floor."""
     rng = lot.rng
-    storeys = rng.randint(2, 5)
-    roof = rng.choice(("flat", "ridge", "ridge")) if storeys < 4 else "flat"
+    floors = rng.randint(2, 5)
+    roof = rng.choice(("flat", "ridge", "ridge")) if floors < 4 else "flat"
     surface = Surface.SHOPS if rng.random() < 0.65 else Surface.FACADE
-    lot.land("sidewalk", "sidewalk", Surface.PAVING)
-    lot.building(surface, roof, back=0.0, deep=11.0, high=3.0 * storeys + 0.5)
+    lot.add_ground("sidewalk", "sidewalk", Surface.PAVING)
+    lot.add_building(surface, roof, offset=0.0, depth=11.0, height=3.0 * floors + 0.5)
 
 
 def house(lot: Lot) -> None:
-    """Build a house behind a garden with a fence, wall or hedge."""
+    """Add a house with a garden and a fence, wall or hedge."""
     rng = lot.rng
-    lot.land("terrain", "terrain", Surface.GRASS)
-    _behind(lot, 24.0)
-    back, deep = rng.uniform(3.5, 7.5), rng.uniform(7.5, 10.0)
+    lot.add_ground("terrain", "terrain", Surface.GRASS)
+    _add_background(lot, 24.0)
+    offset, depth = rng.uniform(3.5, 7.5), rng.uniform(7.5, 10.0)
     roof = rng.choice(("gable", "ridge"))
-    lot.building(
+    lot.add_building(
         Surface.HOME,
         roof,
-        back=back,
-        deep=deep,
-        high=3.0 * rng.randint(1, 2) + 0.4,
+        offset=offset,
+        depth=depth,
+        height=3.0 * rng.randint(1, 2) + 0.4,
         gap=rng.uniform(0.8, 2.2),
     )
     kind = rng.choice(("fence", "fence", "fence", "wall", "hedge"))
     if kind:
-        lot.border(kind, high=rng.uniform(1.0, 1.8))
+        lot.add_border(kind, height=rng.uniform(1.0, 1.8))
     for _ in range(rng.randint(1, 3)):
         kind = rng.choice(("leafy", "leafy", "conifer", "bush"))
-        lot.plant(
-            kind, back=rng.uniform(1.0, back - 0.8), z=lot.along(), band=Band.GARDEN, size=0.75
+        lot.add_plant(
+            kind,
+            offset=rng.uniform(1.0, offset - 0.8),
+            z=lot.random_z(),
+            band=Band.GARDEN,
+            size=0.75,
         )
 
 
 def park(lot: Lot) -> None:
-    """Lay a lawn with trees."""
+    """Add a lawn with trees."""
     rng = lot.rng
-    lot.land("terrain", "terrain", Surface.GRASS)
-    _behind(lot, 22.0)
-    for back in sorted((rng.uniform(1.5, 20.0) for _ in range(rng.randint(2, 5))), reverse=True):
+    lot.add_ground("terrain", "terrain", Surface.GRASS)
+    _add_background(lot, 22.0)
+    for offset in sorted((rng.uniform(1.5, 20.0) for _ in range(rng.randint(2, 5))), reverse=True):
         kind = rng.choice(("leafy", "leafy", "leafy", "conifer", "bush"))
-        band = Band.HOUSE if back > 9 else Band.GARDEN
-        lot.plant(kind, back=back, z=lot.along(), band=band, size=1.1)
+        band = Band.HOUSE if offset > 9 else Band.GARDEN
+        lot.add_plant(kind, offset=offset, z=lot.random_z(), band=band, size=1.1)
     kind = rng.choice(("fence", "fence", "wall", ""))
     if kind:
-        lot.border(kind, high=rng.uniform(0.7, 1.2))
+        lot.add_border(kind, height=rng.uniform(0.7, 1.2))
 
 
 def yard(lot: Lot) -> None:
-    """Hide a yard behind a high wall or fence."""
+    """Add a yard behind a high wall or fence."""
     rng = lot.rng
-    lot.land("sidewalk", "sidewalk", Surface.PAVING)
-    _behind(lot, 14.0)
+    lot.add_ground("sidewalk", "sidewalk", Surface.PAVING)
+    _add_background(lot, 14.0)
     for _ in range(rng.randint(1, 2)):
-        lot.plant("leafy", back=rng.uniform(2.0, 5.0), z=lot.along(), band=Band.GARDEN)
-    lot.border(rng.choice(("wall", "fence")), high=rng.uniform(1.8, 2.8))
+        lot.add_plant("leafy", offset=rng.uniform(2.0, 5.0), z=lot.random_z(), band=Band.GARDEN)
+    lot.add_border(rng.choice(("wall", "fence")), height=rng.uniform(1.8, 2.8))
 
 
 def junction(lot: Lot) -> None:
-    """Let a side street in."""
+    """Add a side street that joins the street."""
     rng = lot.rng
-    lot.land("sidewalk", "sidewalk", Surface.PAVING)
+    lot.add_ground("sidewalk", "sidewalk", Surface.PAVING)
     mesh = furniture.ground("road", "road", Surface.ROAD)
-    wide = lot.length - 5.0
+    width = lot.length - 5.0
     lot.things.append(
         Thing(
-            (mesh,), lot.side * (lot.line + 30), lot.middle, Band.STREET, lot.ground, sx=75, sz=wide
+            (mesh,),
+            lot.side * (lot.line + 30),
+            lot.middle,
+            Band.STREET,
+            lot.ground,
+            sx=75,
+            sz=width,
         )
     )
     dash = furniture.ground("marking", "road", Surface.PAINT)
@@ -231,7 +260,7 @@ def junction(lot: Lot) -> None:
             lot.side * (lot.line + 62),
             lot.middle,
             Band.BACKDROP,
-            lot.seed(),
+            lot.next_seed(),
             sx=60.0,
             sy=rng.uniform(7, 12),
             yaw=math.pi / 2,

@@ -1,4 +1,4 @@
-"""Small models of flat faces, each with a color slot, a surface and a class."""
+"""Small meshes of flat faces, each with a color slot, a surface and a class."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.synth.appearances import SLOTS
 from fada_deploy.synth.camera import FLOATS
-from fada_deploy.synth.looks import SLOTS
 
 LABEL = {name: index for index, name in enumerate(CITYSCAPES_19.names)}
 Point = tuple[float, float, float]
 
 
 class Surface(IntEnum):
-    """What a face is made of: which texture it gets."""
+    """Material of a face, which selects its texture."""
 
     PLAIN = 0
     ROAD = 1
@@ -40,11 +40,12 @@ GROUND = (Surface.ROAD, Surface.PAVING, Surface.GRASS, Surface.PAINT)
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Faces in drawing order; the corners (C, 3) of face f are `starts[f]`…`starts[f + 1]`, in meters.
+    """Faces in drawing order.
 
-    `solid` faces are seen from outside only and shaded by the sun; others are seen from both
-    sides. `fine` faces are left out far away. `cast` is the box that throws a shadow: half width,
-    half length, lowest and highest y; None throws none.
+    The corners of face f are `corners[starts[f]:starts[f + 1]]`, in meters. `slots` index the
+    palette and `gains` scale its colors. `solid` faces are visible from outside only and shaded by
+    the sun; others are visible from both sides. `fine` faces are not drawn far away. `cast` is the
+    box that throws a shadow: half width, half length, lowest and highest y; None throws no shadow.
     """
 
     corners: FLOATS
@@ -62,14 +63,14 @@ class Mesh:
 
 
 class MeshBuilder:
-    """Collect faces; `label` is the class of those that name none."""
+    """Build a mesh face by face; `label` is the default class of a face."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         self._corners: list[FLOATS] = []
         self._rows: list[tuple[int, float, int, int, bool, bool]] = []
 
-    def face(
+    def add_face(
         self,
         points: Sequence[Point] | FLOATS,
         slot: str,
@@ -80,7 +81,10 @@ class MeshBuilder:
         surface: Surface = Surface.PLAIN,
         fine: bool = False,
     ) -> None:
-        """Add one flat polygon (K, 3); `out` is the side it is seen from, else both."""
+        """Add a flat polygon (K, 3).
+
+        `out` is the direction from which it is visible; None is both sides.
+        """
         corners = np.asarray(points, np.float64)
         if out is not None:
             normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
@@ -90,7 +94,7 @@ class MeshBuilder:
         index = LABEL[label or self.label]
         self._rows.append((SLOTS.index(slot), gain, index, int(surface), out is not None, fine))
 
-    def frustum(
+    def add_frustum(
         self,
         low: Iterable[float],
         high: Iterable[float],
@@ -100,9 +104,9 @@ class MeshBuilder:
         pane: tuple[float, float] | None = None,
         surface: Surface = Surface.PLAIN,
     ) -> None:
-        """Add a box that narrows: `low` and `high` are (x0, x1, z0, z1, y) of its bottom and top.
+        """Add a frustum; `low` and `high` are (x0, x1, z0, z1, y) of its bottom and its top.
 
-        `pane` sets a window into every side, inset by these fractions (across, up and down).
+        `pane` adds a window to every side, inset by these fractions (horizontal, vertical).
         """
         ax, bx, az, bz, ay = low
         cx, dx, cz, dz, cy = high
@@ -112,12 +116,12 @@ class MeshBuilder:
         for i, out in enumerate(outs):
             j = (i + 1) % 4
             side = (bottom[i], bottom[j], top[j], top[i])
-            self.face(side, slot, out=out, gain=gain, surface=surface)
+            self.add_face(side, slot, out=out, gain=gain, surface=surface)
             if pane:
-                self.face(inset(side, *pane), "glass", out=out, surface=Surface.GLASS)
-        self.face(top, slot, out=(0, 1, 0), gain=gain)
+                self.add_face(inset(side, *pane), "glass", out=out, surface=Surface.GLASS)
+        self.add_face(top, slot, out=(0, 1, 0), gain=gain)
 
-    def box(
+    def add_box(
         self,
         low: Point,
         high: Point,
@@ -126,12 +130,12 @@ class MeshBuilder:
         gain: float = 1.0,
         surface: Surface = Surface.PLAIN,
     ) -> None:
-        """Add a box between two corners, open below."""
+        """Add a box between two opposite corners, without a bottom."""
         sides = (low[0], high[0], low[2], high[2])
-        self.frustum((*sides, low[1]), (*sides, high[1]), slot, gain=gain, surface=surface)
+        self.add_frustum((*sides, low[1]), (*sides, high[1]), slot, gain=gain, surface=surface)
 
     def build(self, cast: tuple[float, float, float, float] | None = None) -> Mesh:
-        """Return the model."""
+        """Return the mesh; `cast` is the box that throws its shadow."""
         slots, gains, labels, surfaces, solid, fine = zip(*self._rows, strict=True)
         return Mesh(
             np.concatenate(self._corners),
@@ -147,7 +151,10 @@ class MeshBuilder:
 
 
 def inset(quad: Sequence[Point], across: float, up: float, down: float | None = None) -> FLOATS:
-    """Return a quad (4, 3) inside one whose first edge is its foot, inset by fractions of its sides."""
+    """Return a quad (4, 3) inside `quad`, inset by fractions of its sides.
+
+    The first edge of `quad` is its bottom.
+    """
     a, b, c, d = np.asarray(quad, np.float64)
     low, high = (up if down is None else down), 1 - up
 
@@ -160,9 +167,9 @@ def inset(quad: Sequence[Point], across: float, up: float, down: float | None = 
 def disc(
     center: Point, radius: float, *, plane: str = "xy", sides: int = 12, flat: float = 1.0
 ) -> list[Point]:
-    """Return a regular polygon in the plane "xy" (seen along the street) or "zy" (seen from the side).
+    """Return a regular polygon in the plane "xy" or "zy".
 
-    `flat` scales it sideways.
+    "xy" faces along the street, "zy" faces sideways. `flat` scales the polygon horizontally.
     """
     x, y, z = center
     points: list[Point] = []
@@ -173,7 +180,7 @@ def disc(
 
 
 def ring(center: Point, radius: float, width: float, *, sides: int = 14) -> list[Point]:
-    """Return a wheel's rim in the plane "xy" as one polygon with a seam."""
+    """Return a ring in the plane "xy" as one polygon with a seam."""
     outer = disc(center, radius, sides=sides)
     inner = disc(center, radius - width, sides=sides)
     return [*outer, outer[0], inner[0], *inner[:0:-1], inner[0]]
@@ -182,7 +189,7 @@ def ring(center: Point, radius: float, width: float, *, sides: int = 14) -> list
 def bar(
     start: tuple[float, float], end: tuple[float, float], width: tuple[float, float]
 ) -> list[Point]:
-    """Return a tapered limb (4 points) in the plane "xy" between two points, `width` at each end."""
+    """Return a tapered bar (4 points) in the plane "xy"; `width` is at each end."""
     (x0, y0), (x1, y1) = start, end
     length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
     nx, ny = (y1 - y0) / length / 2, (x0 - x1) / length / 2

@@ -1,4 +1,4 @@
-"""Random patterns made once a process: a tileable texture of all sizes, and hashes of whole numbers."""
+"""Reproducible random patterns: a tileable noise texture and hashes of integers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# In practice float32; the type checker loses the width in mixed arithmetic.
+# float32 at run time; type checkers lose the width in mixed arithmetic.
 F32 = NDArray[np.floating[Any]]
 TILE = 256
 
 
 @lru_cache(maxsize=1)
 def texture() -> F32:
-    """Return tileable noise (256, 256) of mean 0 and deviation 1, with structure at every size."""
+    """Return tileable noise (256, 256) with mean 0, deviation 1 and structure at all scales."""
     rng = np.random.default_rng(5)
     total = np.zeros((TILE, TILE), np.float32)
     for size in (4, 8, 16, 32, 64, 128, 256):
@@ -33,15 +33,15 @@ def texture() -> F32:
 
 
 def sample(s: F32, t: F32, period: float) -> F32:
-    """Return the texture at surface coordinates in meters; it repeats after `period` meters."""
+    """Sample the noise texture at coordinates in meters; it repeats every `period` meters."""
     scale = np.float32(TILE / period)
     i = np.floor(t * scale).astype(np.int32) & (TILE - 1)
     j = np.floor(s * scale).astype(np.int32) & (TILE - 1)
     return np.asarray(texture().ravel()[i * TILE + j])
 
 
-def hashed(*keys: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Mix whole numbers into 0…65535, element by element."""
+def hash_int(*keys: NDArray[np.int64] | int) -> NDArray[np.int64]:
+    """Hash integers into 0…65535, element by element."""
     total: NDArray[np.int64] = np.asarray(0x2545F491, np.int64)
     with np.errstate(over="ignore"):
         for k, key in enumerate(keys):
@@ -52,17 +52,20 @@ def hashed(*keys: NDArray[np.int64] | int) -> NDArray[np.int64]:
     return np.asarray((total >> 7) & 0xFFFF)
 
 
-def fraction(*keys: NDArray[np.int64] | int) -> NDArray[np.float64]:
-    """Mix whole numbers into 0…1, element by element."""
-    return np.asarray(hashed(*keys) / 65536.0)
+def hash_fraction(*keys: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    """Hash integers into [0, 1), element by element."""
+    return np.asarray(hash_int(*keys) / 65536.0)
 
 
 def pulse(x: F32, duty: F32 | float, width: F32) -> F32:
-    """Return how much of a window `width` wide around x lies where frac(x) < duty: stripes without moiré."""
-    wide = np.maximum(width, np.float32(1e-3))
+    """Return the fraction of the interval `width` around x in which frac(x) < duty.
+
+    This is a box-filtered square wave: stripes without moiré.
+    """
+    interval = np.maximum(width, np.float32(1e-3))
 
     def area(at: F32) -> F32:
-        whole = np.floor(at)
-        return np.asarray(whole * duty + np.minimum(at - whole, duty), np.float32)
+        periods = np.floor(at)
+        return np.asarray(periods * duty + np.minimum(at - periods, duty), np.float32)
 
-    return np.asarray((area(x + wide / 2) - area(x - wide / 2)) / wide, np.float32)
+    return np.asarray((area(x + interval / 2) - area(x - interval / 2)) / interval, np.float32)

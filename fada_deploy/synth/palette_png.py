@@ -1,4 +1,4 @@
-"""Write a label map as a palette PNG (color type 3), as GTA5 does; OpenCV can only write gray or color."""
+"""Write label maps as palette PNGs (color type 3) like those of GTA5, which OpenCV cannot write."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def write_palette_png(path: Path, indices: NDArray[np.uint8], palette: NDArray[np.uint8]) -> None:
-    """Write indices (H, W) uint8 with their colors (256, 3) uint8 RGB, atomically."""
+    """Write indices (H, W) uint8 with a palette (256, 3) uint8 RGB. The write is atomic."""
     height, width = indices.shape
-    # Every row starts with its filter: 0, none.
+    # Every row starts with its filter type; 0 is no filter.
     rows = np.pad(indices, ((0, 0), (1, 0)))
     data = b"".join(
         (

@@ -1,7 +1,7 @@
-"""Draw a town from a camera into one map of face numbers: painter's algorithm, no antialiasing.
+"""Rasterize a town into a map of face numbers with the painter's algorithm, without antialiasing.
 
-Labels, colors, depth and surface coordinates are all looked up by that number, so they agree
-pixel by pixel.
+Labels, colors, depth and surface coordinates are all looked up by face number, so they agree pixel
+by pixel.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.synth.appearances import SLOTS
 from fada_deploy.synth.camera import FLOATS, NEAR, Camera, clip_near
-from fada_deploy.synth.looks import SLOTS
+from fada_deploy.synth.draw_list import DrawList
 from fada_deploy.synth.mesh import LABEL, Surface
-from fada_deploy.synth.placing import Placed
 
 # Face numbers are drawn at twice the resolution; every second one is the center of a pixel.
 SCALE = 2
+# Fractional bits of the coordinates given to OpenCV.
 BITS = 4
-FINE_SIGHT = 45.0
-SKY, LAND, FIRST = 0, 1, 2
+# `fine` faces are not drawn further away than this, in meters.
+FINE_DISTANCE = 45.0
+# Face numbers of the sky, of the ground plane and of the first face.
+SKY, PLANE, FIRST = 0, 1, 2
 _MAX_COORDINATE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Faces:
-    """What was drawn, by face number N: 0 the sky, 1 the endless plain, then the faces in order.
+    """Attributes by face number: sky, infinite ground plane, then the faces in drawing order.
 
-    `planes` (N, 3) give 1/depth as a·u + b·v + c; `normals` (N, 3) and `origins` (N, 3), the first
-    corner, are in view space; `lit` (N,) is false where a face is a flat figure.
+    `planes` (N, 3) hold a, b, c of 1/depth = a·u + b·v + c. `normals` (N, 3) and `origins` (N, 3),
+    the first corners, are in view space. `lit` (N,) is false for flat figures, which the sun does
+    not shade.
     """
 
     labels: NDArray[np.uint8]
@@ -48,7 +52,10 @@ class Faces:
 
 @dataclass(frozen=True)
 class Raster:
-    """`numbers` (2H, 2W) uint16 indexes `faces`; `numbers[::2, ::2]` are the centers of the pixels."""
+    """A rasterized view.
+
+    `numbers` (2H, 2W) uint16 indexes `faces`; `numbers[::2, ::2]` are the centers of the pixels.
+    """
 
     numbers: NDArray[np.uint16]
     faces: Faces
@@ -65,12 +72,14 @@ class Raster:
         return np.ascontiguousarray(self.faces.labels[self.centers])
 
 
-def draw(placed: Placed, camera: Camera, time: float) -> Raster:
-    """Draw placed things."""
-    meshes = [thing.mesh_at(time) for thing in placed.things]
+def rasterize(draw_list: DrawList, camera: Camera, time: float) -> Raster:
+    """Rasterize a draw list at `time` seconds."""
+    meshes = [thing.mesh_at(time) for thing in draw_list.things]
     counts = np.array([len(m.corners) for m in meshes])
-    view = camera.view(
-        _stand(np.concatenate([m.corners for m in meshes]), np.repeat(placed.params, counts, 0))
+    view = camera.to_view(
+        _transform_corners(
+            np.concatenate([m.corners for m in meshes]), np.repeat(draw_list.params, counts, 0)
+        )
     )
     firsts = np.concatenate(([0], np.cumsum(counts)))[:-1]
     starts = np.concatenate([m.starts[:-1] + f for m, f in zip(meshes, firsts, strict=True)])
@@ -80,46 +89,48 @@ def draw(placed: Placed, camera: Camera, time: float) -> Raster:
     fine = np.concatenate([m.fine for m in meshes])
 
     normals, origins = _normals(view, starts)
-    kept = _visible(view, starts, normals, origins, camera, solid=solid, fine=fine)
-    numbers = _blank(camera)
+    visible = _visible_faces(view, starts, normals, origins, camera, solid=solid, fine=fine)
+    numbers = _background(camera)
     cuts = np.minimum.reduceat(view[:, 2], starts) < NEAR
-    _fill(numbers, view, starts[kept], ends[kept], cuts[kept], camera)
+    _fill(numbers, view, starts[visible], ends[visible], cuts[visible], camera)
 
-    owners = owners[kept]
-    seeds = np.array([t.seed for t in placed.things], np.int64)[owners]
-    table = _Tables.collect(meshes, kept)
-    flip = np.where((normals[kept] * origins[kept]).sum(1) > 0, -1.0, 1.0)[:, None]
-    faces = _number(table, seeds, normals[kept] * flip, origins[kept], camera, solid[kept])
+    owners = owners[visible]
+    seeds = np.array([t.seed for t in draw_list.things], np.int64)[owners]
+    attributes = _FaceAttributes.collect(meshes, visible)
+    flip = np.where((normals[visible] * origins[visible]).sum(1) > 0, -1.0, 1.0)[:, None]
+    faces = _build_faces(
+        attributes, seeds, normals[visible] * flip, origins[visible], camera, solid[visible]
+    )
     return Raster(numbers, faces, camera)
 
 
 @dataclass(frozen=True)
-class _Tables:
+class _FaceAttributes:
     labels: NDArray[np.uint8]
     surfaces: NDArray[np.uint8]
     slots: NDArray[np.intp]
     gains: FLOATS
 
     @classmethod
-    def collect(cls, meshes: Sequence[object], kept: NDArray[np.intp]) -> _Tables:
-        """Return what the kept faces are made of."""
+    def collect(cls, meshes: Sequence[object], visible: NDArray[np.intp]) -> _FaceAttributes:
+        """Concatenate the attributes of the visible faces of all meshes."""
         names = ("labels", "surfaces", "slots", "gains")
-        return cls(*(np.concatenate([getattr(m, n) for m in meshes])[kept] for n in names))
+        return cls(*(np.concatenate([getattr(m, n) for m in meshes])[visible] for n in names))
 
 
-def _number(
-    table: _Tables,
+def _build_faces(
+    attributes: _FaceAttributes,
     seeds: NDArray[np.int64],
     normals: FLOATS,
     origins: FLOATS,
     camera: Camera,
     solid: NDArray[np.bool_],
 ) -> Faces:
-    """Put sky and plain before the drawn faces."""
+    """Return the attributes of sky, ground plane and drawn faces."""
     up = np.array([[0.0, 1.0, 0.0]])
-    plain = np.array([[0.0, -camera.y, 0.0]])
+    plane = np.array([[0.0, -camera.y, 0.0]])
     normals = np.concatenate((up, up, normals))
-    origins = np.concatenate((plain, plain, origins))
+    origins = np.concatenate((plane, plane, origins))
     u0, v0 = camera.center
     distance = np.minimum((normals * origins).sum(1), -1e-6)
     rays = np.stack(
@@ -133,12 +144,12 @@ def _number(
     planes = rays / distance[:, None]
     planes[SKY] = 0.0
     return Faces(
-        np.concatenate((np.array([LABEL["sky"], LABEL["terrain"]], np.uint8), table.labels)),
-        np.concatenate((np.array([Surface.PLAIN, Surface.GRASS], np.uint8), table.surfaces)),
+        np.concatenate((np.array([LABEL["sky"], LABEL["terrain"]], np.uint8), attributes.labels)),
+        np.concatenate((np.array([Surface.PLAIN, Surface.GRASS], np.uint8), attributes.surfaces)),
         np.concatenate(
-            (np.array([SLOTS.index("sky_low"), SLOTS.index("terrain")], np.intp), table.slots)
+            (np.array([SLOTS.index("sky_low"), SLOTS.index("terrain")], np.intp), attributes.slots)
         ),
-        np.concatenate((np.ones(2), table.gains)),
+        np.concatenate((np.ones(2), attributes.gains)),
         np.concatenate((np.zeros(2, np.int64), seeds)),
         planes,
         normals,
@@ -147,8 +158,8 @@ def _number(
     )
 
 
-def _stand(corners: FLOATS, params: FLOATS) -> FLOATS:
-    """Scale, turn and place corners (C, 3) by their things' params (C, 7)."""
+def _transform_corners(corners: FLOATS, params: FLOATS) -> FLOATS:
+    """Scale, rotate and translate corners (C, 3) by the params (C, 7) of their things."""
     x, y, z = (corners * params[:, 4:7]).T
     cos, sin = np.cos(params[:, 3]), np.sin(params[:, 3])
     return np.stack(
@@ -171,7 +182,7 @@ def _normals(view: FLOATS, starts: NDArray[np.intp]) -> tuple[FLOATS, FLOATS]:
     return normals / np.maximum(np.sqrt((normals**2).sum(1, keepdims=True)), 1e-9), origins
 
 
-def _visible(
+def _visible_faces(
     view: FLOATS,
     starts: NDArray[np.intp],
     normals: FLOATS,
@@ -181,7 +192,7 @@ def _visible(
     solid: NDArray[np.bool_],
     fine: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
-    """Return the faces worth drawing: turned to us, in the picture, and not too small."""
+    """Return the faces to draw: they face the camera, lie in the image and are large enough."""
     depth = view[:, 2]
     nearest, furthest = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
     scale = camera.focal / np.maximum(depth, NEAR)
@@ -192,18 +203,21 @@ def _visible(
     u0, v0 = camera.center
     inside = (right > -u0 - 1) & (left < width - u0) & (low < v0 + 1) & (high > v0 - height)
     inside &= (right - left) + (high - low) > 0.5
-    # Seen edge on, a face would be no more than a line.
+    # Skip faces that are seen edge-on: they would be a line.
     facing = ~solid | ((normals * origins).sum(1) < -0.01 * np.abs(origins).sum(1))
-    keep = (
-        (furthest > NEAR) & (inside | (nearest < NEAR)) & facing & ~(fine & (nearest > FINE_SIGHT))
+    visible = (
+        (furthest > NEAR)
+        & (inside | (nearest < NEAR))
+        & facing
+        & ~(fine & (nearest > FINE_DISTANCE))
     )
-    return np.flatnonzero(keep)
+    return np.flatnonzero(visible)
 
 
-def _blank(camera: Camera) -> NDArray[np.uint16]:
+def _background(camera: Camera) -> NDArray[np.uint16]:
     height, width = camera.size_hw
     numbers = np.full((height * SCALE, width * SCALE), SKY, np.uint16)
-    numbers[max(0, math.floor(camera.center[1] * SCALE) + 1) :] = LAND
+    numbers[max(0, math.floor(camera.center[1] * SCALE) + 1) :] = PLANE
     return numbers
 
 
@@ -215,9 +229,9 @@ def _fill(
     cuts: NDArray[np.bool_],
     camera: Camera,
 ) -> None:
-    """Fill the faces one over the other; a face's value is its place in the order."""
+    """Fill the faces in order, each with its face number."""
     depth = np.maximum(view[:, 2:], NEAR)
-    fixed = fixed_point(camera.pixels(np.concatenate((view[:, :2], depth), 1)), SCALE)
+    fixed = fixed_point(camera.project(np.concatenate((view[:, :2], depth), 1)), SCALE)
     for number, (start, end, cut) in enumerate(
         zip(starts.tolist(), ends.tolist(), cuts.tolist(), strict=True), FIRST
     ):
@@ -225,13 +239,13 @@ def _fill(
             points = clip_near(view[start:end])
             if len(points) < 3:
                 continue
-            corners = fixed_point(camera.pixels(points), SCALE)
+            corners = fixed_point(camera.project(points), SCALE)
         else:
             corners = fixed[start:end]
         cv2.fillPoly(numbers, [corners], number, cv2.LINE_8, BITS)
 
 
 def fixed_point(pixels: FLOATS, scale: int) -> NDArray[np.int32]:
-    """Return pixel coordinates (N, 2) times `scale` as OpenCV takes them, with `BITS` bits of fraction."""
+    """Return pixel coordinates (N, 2) times `scale` in fixed point with `BITS` fractional bits."""
     scaled = np.rint(pixels * (scale << BITS))
     return np.asarray(np.clip(scaled, -_MAX_COORDINATE, _MAX_COORDINATE), np.int32)

@@ -1,4 +1,4 @@
-"""Render one street scene, picture and labels: `render("source", seed=1)`."""
+"""Render one street scene, image and labels: `render("source", seed=1)`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.synth.appearances import Appearance, get_appearance
 from fada_deploy.synth.camera import Camera
-from fada_deploy.synth.looks import Appearance, find_look
-from fada_deploy.synth.optics import develop
-from fada_deploy.synth.placing import place
-from fada_deploy.synth.raster import Raster, draw
+from fada_deploy.synth.camera_effects import apply_camera_effects
+from fada_deploy.synth.draw_list import build_draw_list
+from fada_deploy.synth.raster import Raster, rasterize
 from fada_deploy.synth.shade import shade
-from fada_deploy.synth.shadows import shadows
+from fada_deploy.synth.shadows import render_shadows
 from fada_deploy.synth.town import Town, build_town
 from fada_deploy.synth.weather import Weather
 
@@ -21,21 +21,21 @@ DEFAULT_SIZE_HW = (192, 320)
 
 
 def render(
-    look: str | Appearance, seed: int, size_hw: tuple[int, int] = DEFAULT_SIZE_HW
+    appearance: str | Appearance, seed: int, size_hw: tuple[int, int] = DEFAULT_SIZE_HW
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Render the scene of a seed: picture (H, W, 3) uint8 RGB and labels (H, W) uint8 Cityscapes-19 indices.
+    """Render one scene: image (H, W, 3) uint8 RGB and labels (H, W) uint8, Cityscapes-19 indices.
 
-    One seed gives one town and one label map, whatever the look; the same look and seed give the
-    same bits.
+    `appearance` is "source", "target" or an `Appearance`. A seed gives the same town and label map
+    in every appearance. The same arguments give bit-identical results.
     """
-    style = find_look(look)
+    appearance = get_appearance(appearance)
     town = build_town(seed)
-    camera = stand(town, size_hw, Random(seed * 2))
-    return photograph(town, camera, style, Weather.draw(style, seed))
+    camera = place_camera(town, size_hw, Random(seed * 2))
+    return render_view(town, camera, appearance, Weather.sample(appearance, seed))
 
 
-def stand(town: Town, size_hw: tuple[int, int], rng: Random) -> Camera:
-    """Stand a camera in the outer lane, as if behind a windscreen."""
+def place_camera(town: Town, size_hw: tuple[int, int], rng: Random) -> Camera:
+    """Place a camera in the outer lane at windshield height, with random offset and heading."""
     x = town.street.lane(town.street.lanes - 1) + rng.uniform(-0.5, 0.5)
     yaw = rng.uniform(-0.05, 0.05) if rng.random() < 0.8 else rng.uniform(-0.28, 0.28)
     return Camera.place(
@@ -49,21 +49,27 @@ def stand(town: Town, size_hw: tuple[int, int], rng: Random) -> Camera:
     )
 
 
-def photograph(
+def render_view(
     town: Town,
     camera: Camera,
-    look: Appearance,
+    appearance: Appearance,
     weather: Weather,
     *,
     time: float = 0.0,
     frame: int = 0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Render a town `time` seconds in: picture (H, W, 3) uint8 RGB and labels (H, W) uint8."""
-    drawing, shadow = sketch(town, camera, time=time)
-    return develop(shade(drawing, shadow, look, weather, town.sun), weather, frame), drawing.labels
+    """Render a town at `time` seconds: image (H, W, 3) uint8 RGB and labels (H, W) uint8.
+
+    `frame` varies the sensor noise.
+    """
+    raster, shadow = render_raster(town, camera, time=time)
+    image = shade(raster, shadow, appearance, weather, town.sun)
+    return apply_camera_effects(image, weather, frame), raster.labels
 
 
-def sketch(town: Town, camera: Camera, *, time: float = 0.0) -> tuple[Raster, NDArray[np.uint8]]:
-    """Draw a town without any look: faces, and shadows (H, W) uint8."""
-    placed = place(town.things, town.borders, camera, time)
-    return draw(placed, camera, time), shadows(placed, camera, town.sun, time)
+def render_raster(
+    town: Town, camera: Camera, *, time: float = 0.0
+) -> tuple[Raster, NDArray[np.uint8]]:
+    """Return the raster and the shadow mask (H, W) uint8, which have no appearance yet."""
+    draw_list = build_draw_list(town.things, town.borders, camera, time)
+    return rasterize(draw_list, camera, time), render_shadows(draw_list, camera, town.sun, time)

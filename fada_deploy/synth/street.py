@@ -1,4 +1,4 @@
-"""The street itself: its cross-section, its markings and the furniture of its pavements."""
+"""The street: its cross-section, its markings and the furniture of its sidewalks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from fada_deploy.synth.mesh import Mesh, Surface
 from fada_deploy.synth.models import furniture
 from fada_deploy.synth.things import Band, Thing
 
+# Meters: width of a lane, length of a dash of the center line and of the gap after it.
 LANE = 3.25
 DASH, GAP = 3.0, 5.0
 
 
 @dataclass(frozen=True)
 class Street:
-    """Half a cross-section in meters from the center line: lanes, curb, verge, and the line of the lots."""
+    """Half a cross-section, in meters from the center line.
+
+    `lanes` is the number of lanes per direction, `lane_edge` where they end, `curb` the x of the
+    curb, `verge` the width of the verge and `line` the x at which the lots begin.
+    """
 
     lanes: int
     lane_edge: float
@@ -26,8 +31,8 @@ class Street:
     line: float
 
     @classmethod
-    def draw(cls, rng: Random) -> Street:
-        """Draw a cross-section."""
+    def sample(cls, rng: Random) -> Street:
+        """Sample a random cross-section."""
         lanes = rng.choice((1, 1, 1, 1, 2))
         edge = lanes * LANE
         curb = edge + rng.choice((0.4, 0.4, 2.2))
@@ -39,11 +44,11 @@ class Street:
         return self.curb - self.lane_edge > 1.0
 
     def lane(self, index: int) -> float:
-        """Return the x of the middle of a lane: 0 is next to the center line."""
+        """Return the x of the center of a lane; lane 0 is next to the center line."""
         return (index + 0.5) * LANE
 
     def markings(self, z0: float, z1: float) -> list[Thing]:
-        """Return the paint of a slab: dashes on a grid of the whole street, edges of the parking strip."""
+        """Return the markings of a slab: dashes that continue across slabs, and the lane edges."""
         things: list[Thing] = []
         dash = furniture.ground("marking", "road", Surface.PAINT)
         inner = [0.0] if self.lanes == 1 else [-LANE, LANE]
@@ -60,19 +65,19 @@ class Street:
         return things
 
 
-def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
-    """Stand lamps, trees, signs, lights and bollards on the pavement of one lot."""
+def add_street_furniture(lot: Lot, street: Street, *, is_junction: bool) -> None:
+    """Add lamps, trees, signs, traffic lights and bollards to the sidewalk of one lot."""
     rng, side = lot.rng, lot.side
     curbside = side * (street.curb + max(0.55, street.verge * 0.55))
 
-    def stand(mesh: Mesh, x: float, z: float, *, mirror: bool = False, size: float = 1.0) -> None:
+    def add(mesh: Mesh, x: float, z: float, *, mirror: bool = False, size: float = 1.0) -> None:
         lot.things.append(
             Thing(
                 (mesh,),
                 x,
                 z,
                 Band.TREES,
-                lot.seed(),
+                lot.next_seed(),
                 sx=-size if mirror else size,
                 sy=size,
                 facing=True,
@@ -80,33 +85,36 @@ def furnish(lot: Lot, street: Street, *, is_junction: bool) -> None:
         )
 
     if is_junction:
-        _signals(lot, street, curbside)
+        _add_signals(lot, street, curbside)
         return
     if rng.random() < 0.55:
-        stand(furniture.lamp(), curbside, lot.z0 + rng.uniform(0.5, 2.5), mirror=side > 0)
+        add(furniture.lamp(), curbside, lot.z0 + rng.uniform(0.5, 2.5), mirror=side > 0)
     if rng.random() < 0.62:
         for _ in range(rng.randint(1, 2)):
             band = Band.TREES
-            lot.plant(
+            lot.add_plant(
                 "leafy",
-                back=abs(curbside) - lot.line + 0.2,
-                z=lot.along(0.25, 0.95),
+                offset=abs(curbside) - lot.line + 0.2,
+                z=lot.random_z(0.25, 0.95),
                 band=band,
                 size=1.0,
             )
     if rng.random() < 0.50:
-        stand(
-            rng.choice(furniture.signs()[:-1]), curbside, lot.along(), size=rng.uniform(1.1, 1.35)
+        add(
+            rng.choice(furniture.signs()[:-1]),
+            curbside,
+            lot.random_z(),
+            size=rng.uniform(1.1, 1.35),
         )
     if rng.random() < 0.07:
-        stand(furniture.signs()[-1], side * (street.line - 1.4), lot.along(), size=1.1)
+        add(furniture.signs()[-1], side * (street.line - 1.4), lot.random_z(), size=1.1)
     if rng.random() < 0.18:
-        z = lot.along(0.1, 0.5)
+        z = lot.random_z(0.1, 0.5)
         for i in range(rng.randint(2, 5)):
-            stand(furniture.bollard(), side * (street.curb + 0.4), z + 1.6 * i)
+            add(furniture.bollard(), side * (street.curb + 0.4), z + 1.6 * i)
 
 
-def _signals(lot: Lot, street: Street, curbside: float) -> None:
+def _add_signals(lot: Lot, street: Street, curbside: float) -> None:
     rng, side = lot.rng, lot.side
     lit = rng.choice((0, 0, 2, 1))
     if lot.is_green:
@@ -122,7 +130,7 @@ def _signals(lot: Lot, street: Street, curbside: float) -> None:
                     curbside,
                     z,
                     Band.TREES,
-                    lot.seed(),
+                    lot.next_seed(),
                     sx=-size if side > 0 else size,
                     sy=size,
                     facing=True,
@@ -136,7 +144,7 @@ def _signals(lot: Lot, street: Street, curbside: float) -> None:
                 x,
                 lot.z1 - 0.9,
                 Band.WALK,
-                lot.seed(),
+                lot.next_seed(),
                 facing=True,
             )
         )

@@ -1,4 +1,4 @@
-"""What stands or moves in a town: a mesh with a place, a size and a speed."""
+"""Things in a town, standing or moving: a mesh with a position, a size and a velocity."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fada_deploy.synth.mesh import Mesh
 
 
 class Band(IntEnum):
-    """Where across the street a thing stands, from far to near; within a slab this is the drawing order.
+    """Position across the street, from far to near; the drawing order within a slab.
 
-    A ray from a camera in the street only ever moves outwards, so what stands further in hides
-    what stands further out. Ground is drawn before everything, by its layer.
+    A ray from a camera in the street moves outwards, so that things closer to the center line
+    occlude those further out. Ground has negative values and is drawn first, layer by layer.
     """
 
     LAND = -6
     STREET = -5
-    KERB = -4
+    CURB = -4
     PAINT = -3
     BACKDROP = 0
     BEHIND = 1
@@ -33,13 +33,11 @@ class Band(IntEnum):
 
 @dataclass(slots=True)
 class Thing:
-    """A mesh at (x, y, z) street meters, scaled, then turned by `yaw` (radians to the right).
+    """A mesh at (x, y, z) in street meters: scaled, then rotated by `yaw` (radians to the right).
 
-    Several meshes are the phases of a stride, changed `rate` times a second. `facing` things turn
-    to the camera instead. `vx`, `vz` are m/s; sideways it
-    goes no further than ±`limit`. `reach` is how far it comes
-    towards the camera from z, along the street, `seed`
-    decides the colors.
+    Several meshes are the phases of an animation, advanced `rate` times per second. `facing` things
+    turn towards the camera instead of by `yaw`. `vx` and `vz` are in m/s; x stays within ±`limit`.
+    `reach` is the extent towards the camera from z, along the street. `seed` selects the colors.
     """
 
     meshes: tuple[Mesh, ...]
@@ -60,7 +58,7 @@ class Thing:
     limit: float = 60.0
 
     def mesh_at(self, time: float) -> Mesh:
-        """Return the mesh to draw `time` seconds in."""
+        """Return the mesh to draw at `time` seconds."""
         if len(self.meshes) == 1:
             return self.meshes[0]
         return self.meshes[int(self.seed + time * self.rate) % len(self.meshes)]

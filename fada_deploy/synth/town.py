@@ -1,6 +1,6 @@
-"""Lay out a town along one street: slabs of lots, pavements, furniture, parked and moving traffic.
+"""Lay out a town along one street: lots, sidewalks, street furniture, parked and moving traffic.
 
-A town is a function of its seed alone; looks only paint it.
+A town depends on its seed only; the appearance sets its colors.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from fada_deploy.synth.camera import Bend
 from fada_deploy.synth.lots import LOTS, Lot, junction
 from fada_deploy.synth.mesh import Surface
 from fada_deploy.synth.models import furniture, plants
-from fada_deploy.synth.street import Street, furnish
+from fada_deploy.synth.street import Street, add_street_furniture
 from fada_deploy.synth.things import Band, Thing
-from fada_deploy.synth.traffic import cross_traffic, crossing, drive, park_cars, populate
+from fada_deploy.synth.traffic import (
+    add_pedestrians,
+    crossing,
+    lane_traffic,
+    park_cars,
+    side_street_traffic,
+)
 
-SIGHT = 150.0
-# How likely each kind of lot is, by the character of the town.
+# Length of the street ahead of the camera, in meters.
+VIEW_DISTANCE = 150.0
+# Probability of each kind of lot, by the character of the town.
 CHARACTERS = {
     "center": {"row": 0.74, "house": 0.04, "park": 0.12, "yard": 0.10},
     "suburb": {"row": 0.14, "house": 0.50, "park": 0.22, "yard": 0.14},
@@ -27,9 +34,10 @@ CHARACTERS = {
 
 @dataclass(frozen=True)
 class Town:
-    """A street: its things, the slab borders along z, its bend, the sun and the ground's seed.
+    """A street and all things along it.
 
-    `sun` is a unit vector towards the sun in street axes (x, y, z).
+    `borders` are the z at which slabs begin and end. `sun` is a unit vector towards the sun in
+    street axes (x, y, z).
     """
 
     things: tuple[Thing, ...]
@@ -40,21 +48,22 @@ class Town:
     seed: int
 
 
-def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> Town:
-    """Build the town of a seed, from z = −12 to `length` meters; the same seed gives the same town.
+def build_town(seed: int, length: float = VIEW_DISTANCE, *, is_green: bool = False) -> Town:
+    """Build the town of a seed, from z = −12 to `length` meters.
 
-    `is_green` turns all traffic lights green, for a camera that does not stop.
+    `is_green` turns all traffic lights green, for a camera that does not stop. The same arguments
+    give the same town.
     """
     rng = Random(seed * 2 + 1)
-    street = Street.draw(rng)
+    street = Street.sample(rng)
     bend = Bend(rng.uniform(0.0, 5.0), rng.uniform(45.0, 90.0), rng.uniform(0.0, 6.28))
     character = CHARACTERS[rng.choice(tuple(CHARACTERS))]
-    bare = rng.choice((0.05, 0.15, 0.6))
+    leafless = rng.choice((0.05, 0.15, 0.6))
     borders, things = [-12.0], []
-    ground, crossed = rng.getrandbits(30), rng.randint(0, 2)
+    ground, since_junction = rng.getrandbits(30), rng.randint(0, 2)
     while borders[-1] < length:
-        crossed += 1
-        is_junction = crossed > 2 and rng.random() < 0.28
+        since_junction += 1
+        is_junction = since_junction > 2 and rng.random() < 0.28
         z0 = borders[-1]
         z1 = z0 + (rng.uniform(13.0, 16.0) if is_junction else rng.uniform(10.0, 17.0))
         borders.append(z1)
@@ -66,7 +75,7 @@ def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> T
                 line=street.line,
                 z0=z0,
                 z1=z1,
-                bare=bare,
+                leafless=leafless,
                 ground=ground,
                 is_green=is_green,
             )
@@ -75,14 +84,16 @@ def build_town(seed: int, length: float = SIGHT, *, is_green: bool = False) -> T
             else:
                 LOTS[rng.choices(tuple(character), tuple(character.values()))[0]](lot)
                 park_cars(lot, street)
-            furnish(lot, street, is_junction=is_junction)
-            populate(lot, street, is_junction=is_junction)
+            add_street_furniture(lot, street, is_junction=is_junction)
+            add_pedestrians(lot, street, is_junction=is_junction)
             things += lot.things
         if is_junction:
-            crossed = 0
-            things += crossing(rng, street, z0, ground) + cross_traffic(rng, street, (z0 + z1) / 2)
-    things += drive(rng, street, borders[-1])
-    things += _end(rng, street, borders[-1])
+            since_junction = 0
+            things += crossing(rng, street, z0, ground) + side_street_traffic(
+                rng, street, (z0 + z1) / 2
+            )
+    things += lane_traffic(rng, street, borders[-1])
+    things += _street_end(rng, street, borders[-1])
     things.sort(key=lambda t: (t.band, -t.z))
     return Town(tuple(things), tuple(borders), street, bend, _sun(rng), seed)
 
@@ -98,7 +109,7 @@ def _sun(rng: Random) -> tuple[float, float, float]:
 
 
 def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: bool) -> list[Thing]:
-    """Return road, curbs, verges, pavements and markings of one slab."""
+    """Return road, curbs, verges, sidewalks and markings of one slab."""
     things: list[Thing] = []
     middle, length = (z0 + z1) / 2, z1 - z0 + 0.02
 
@@ -125,9 +136,9 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
                 slot, label, surface = "sidewalk", "sidewalk", Surface.PAVING
             low, high = sorted((edges[i], edges[i + 1]))
             if high - low > 0.01:
-                strip(slot, label, surface, low, high, Band.KERB if i != 0 else Band.PAINT)
+                strip(slot, label, surface, low, high, Band.CURB if i != 0 else Band.PAINT)
     if is_junction:
-        # The mouth of the side street cuts the curb; it is drawn over it.
+        # The road of the junction is drawn over the curb.
         mesh = furniture.ground("road", "road", Surface.ROAD)
         mouth = Thing(
             (mesh,), 0.0, middle, Band.PAINT, seed, sx=2 * street.line + 0.1, sz=length - 5.0
@@ -138,8 +149,8 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
     return things
 
 
-def _end(rng: Random, street: Street, z: float) -> list[Thing]:
-    """Close the view: woods on the horizon, and often a row of houses across the street's end."""
+def _street_end(rng: Random, street: Street, z: float) -> list[Thing]:
+    """Return the end of the view: woods on the horizon, often houses across the street."""
     things = [
         Thing(
             (plants.woods(),),
@@ -154,21 +165,21 @@ def _end(rng: Random, street: Street, z: float) -> list[Thing]:
     if rng.random() < 0.6:
         x = -70.0
         while x < 70.0:
-            wide, high = rng.uniform(9, 16), 3.0 * rng.randint(2, 5) + 0.5
+            width, height = rng.uniform(9, 16), 3.0 * rng.randint(2, 5) + 0.5
             mesh = furniture.building(
-                Surface.FACADE, rng.choice(("flat", "gable")) if high > 9 else "gable"
+                Surface.FACADE, rng.choice(("flat", "gable")) if height > 9 else "gable"
             )
             things.append(
                 Thing(
                     (mesh,),
-                    x + wide / 2,
+                    x + width / 2,
                     z + 30,
                     Band.BEHIND,
                     rng.getrandbits(30),
-                    sx=wide,
-                    sy=high,
+                    sx=width,
+                    sy=height,
                     sz=10,
                 )
             )
-            x += wide
+            x += width
     return things

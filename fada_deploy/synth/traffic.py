@@ -1,4 +1,4 @@
-"""What moves or could move: parked cars, traffic in the lanes, people on foot and on two wheels."""
+"""Traffic: parked cars, vehicles in the lanes, pedestrians, cyclists and motorcyclists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fada_deploy.synth.models import furniture, people, vehicles
 from fada_deploy.synth.street import LANE, Street
 from fada_deploy.synth.things import Band, Thing
 
-# Speed of the camera's own lane and the others, m/s; one speed a lane keeps the gaps.
+# Speed of the camera and of oncoming traffic, in m/s. All vehicles of a lane have the same
+# speed, so that gaps stay constant.
 OWN_SPEED, ONCOMING = 9.0, -8.0
 CYCLE_SPEED = 5.0
 
@@ -26,7 +27,7 @@ def vehicle(
     vz: float = 0.0,
     parked: bool = False,
 ) -> list[Thing]:
-    """Return a car, or now and then a truck, bus or tram, whose middle is at (x, z)."""
+    """Return a vehicle centered at (x, z): usually a car, sometimes a truck, bus or tram."""
     seed, pick = rng.getrandbits(30), rng.random()
     turned = abs(math.sin(yaw)) > 0.5
     if pick < (0.92 if parked else 0.70):
@@ -42,9 +43,9 @@ def vehicle(
 def _truck(
     rng: Random, x: float, z: float, *, yaw: float, band: Band, vz: float, seed: int
 ) -> list[Thing]:
-    cab, box, tipper = vehicles.truck()
-    body = rng.choice((box, box, tipper))
-    # Both parts stand on the joint between them; `reach` is how far each comes towards the camera from it.
+    cab, box, dump_body = vehicles.truck()
+    body = rng.choice((box, box, dump_body))
+    # Both parts have their origin at the joint between them; `reach` is measured from there.
     ahead = math.cos(yaw)
     joint = z + 2.0 * ahead
     reaches = (6.0, 0.0) if ahead > 0.5 else (0.0, 2.2) if ahead < -0.5 else (1.25, 1.25)
@@ -55,7 +56,7 @@ def _truck(
 
 
 def vehicle_length(parts: list[Thing]) -> float:
-    """Return the length in meters of the vehicle whose parts end the list."""
+    """Return the length in meters of the vehicle whose parts are at the end of the list."""
     mesh = parts[-1].meshes[0]
     if mesh is vehicles.truck()[0]:
         return 8.2
@@ -78,28 +79,30 @@ def park_cars(lot: Lot, street: Street) -> None:
         z += rng.uniform(5.2, 7.0)
 
 
-def populate(lot: Lot, street: Street, *, is_junction: bool) -> None:
-    """Put people and parked bicycles on the pavement of one lot."""
+def add_pedestrians(lot: Lot, street: Street, *, is_junction: bool) -> None:
+    """Add pedestrians and parked bicycles to the sidewalk of one lot."""
     rng = lot.rng
     low, high = street.curb + street.verge + 0.3, street.line - 0.3
     for _ in range(rng.choice((0, 1, 2, 3, 4, 5))):
-        x, z = lot.side * rng.uniform(low, high), lot.along(0, 1)
+        x, z = lot.side * rng.uniform(low, high), lot.random_z(0, 1)
         lot.things.append(
-            walker(rng, x, z, vz=rng.choice((-1.3, 1.3)), side_on=rng.random() < 0.25)
+            pedestrian(rng, x, z, vz=rng.choice((-1.3, 1.3)), side_on=rng.random() < 0.25)
         )
         if rng.random() < 0.3:
-            lot.things.append(walker(rng, x + 0.55, z + 0.2, vz=lot.things[-1].vz, side_on=False))
+            lot.things.append(
+                pedestrian(rng, x + 0.55, z + 0.2, vz=lot.things[-1].vz, side_on=False)
+            )
     if not is_junction and rng.random() < 0.6:
         mesh = people.parked_bikes()[int(rng.random() < 0.40)]
         size = rng.choice((-1.0, 1.0))
-        x, z = lot.side * (street.curb + street.verge + 0.4), lot.along(0.0, 0.7)
+        x, z = lot.side * (street.curb + street.verge + 0.4), lot.random_z(0.0, 0.7)
         for i in range(rng.randint(1, 4)):
             lot.things.append(
-                Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.seed(), sx=size, facing=True)
+                Thing((mesh,), x, z + 0.8 * i, Band.WALK, lot.next_seed(), sx=size, facing=True)
             )
 
 
-def walker(
+def pedestrian(
     rng: Random,
     x: float,
     z: float,
@@ -109,7 +112,7 @@ def walker(
     side_on: bool,
     limit: float = 60.0,
 ) -> Thing:
-    """Return somebody on foot."""
+    """Return a pedestrian who walks at (vx, vz) m/s."""
     kinds = people.walkers()
     half = len(kinds) // 2
     meshes = kinds[rng.randrange(half) + (half if side_on else 0)]
@@ -132,7 +135,7 @@ def walker(
 
 
 def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]:
-    """Return a zebra crossing before a junction, its stop line and the people on it."""
+    """Return a crosswalk before a junction, its stop line and the people on it."""
     stripe = furniture.ground("marking", "road", Surface.PAINT)
     things: list[Thing] = []
     if rng.random() < 0.75:
@@ -150,7 +153,7 @@ def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]
             vx = rng.choice((-1.2, 1.2))
             x = rng.uniform(-street.curb, street.curb)
             things.append(
-                walker(
+                pedestrian(
                     rng,
                     x,
                     z0 + 0.9 + rng.uniform(-0.8, 0.8),
@@ -173,7 +176,7 @@ def crossing(rng: Random, street: Street, z0: float, ground: int) -> list[Thing]
     return things
 
 
-def cross_traffic(rng: Random, street: Street, z: float) -> list[Thing]:
+def side_street_traffic(rng: Random, street: Street, z: float) -> list[Thing]:
     """Return vehicles waiting in the side street."""
     things: list[Thing] = []
     for side in (-1, 1):
@@ -185,11 +188,11 @@ def cross_traffic(rng: Random, street: Street, z: float) -> list[Thing]:
     return things
 
 
-def drive(rng: Random, street: Street, end: float) -> list[Thing]:
-    """Fill the lanes with traffic and let people ride at their right edge."""
+def lane_traffic(rng: Random, street: Street, end: float) -> list[Thing]:
+    """Return the vehicles in the lanes and the riders at their right edge."""
     things: list[Thing] = []
     for lane in range(street.lanes):
-        # The camera drives in the outermost lane and needs some room ahead.
+        # The camera drives in the outermost lane and needs free space ahead.
         own = lane == street.lanes - 1
         for direction, speed in ((1, OWN_SPEED), (-1, ONCOMING)):
             z = rng.uniform(16, 34) if own and direction > 0 else rng.uniform(-10, 20)
@@ -206,12 +209,12 @@ def drive(rng: Random, street: Street, end: float) -> list[Thing]:
             motor = rng.random() < 0.42
             meshes = people.riders()[motor, False]
             x = direction * (street.lane_edge - rng.uniform(0.0, 0.2))
-            things.append(_ride(rng, meshes, x, z, direction * CYCLE_SPEED))
+            things.append(_rider(rng, meshes, x, z, direction * CYCLE_SPEED))
             z += rng.uniform(12, 45)
     return things
 
 
-def _ride(rng: Random, meshes: tuple[Mesh, ...], x: float, z: float, vz: float) -> Thing:
+def _rider(rng: Random, meshes: tuple[Mesh, ...], x: float, z: float, vz: float) -> Thing:
     size = rng.uniform(0.95, 1.08)
     return Thing(
         meshes, x, z, Band.ROAD, rng.getrandbits(30), sx=size, sy=size, facing=True, vz=vz, rate=8.0

@@ -1,16 +1,16 @@
-"""One draw from a look's ranges: the light, the air and the camera of a scene or clip."""
+"""Weather: light, haze and camera settings of one scene or clip, sampled from an appearance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 
-from fada_deploy.synth.looks import Appearance, Range
+from fada_deploy.synth.appearances import Appearance, Range
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Values of one scene; units as in `Appearance`. `seed` decides clouds and noise."""
+    """Values of one scene, in the units of `Appearance`; `seed` selects clouds and noise."""
 
     sun: float
     shadow: float
@@ -27,25 +27,25 @@ class Weather:
     seed: int
 
     @classmethod
-    def draw(cls, look: Appearance, seed: int) -> Weather:
-        """Draw the weather of a scene; the same look and seed give the same weather."""
-        rng = Random(f"{look.name}:{seed}")
+    def sample(cls, appearance: Appearance, seed: int) -> Weather:
+        """Sample the weather of a scene; the same appearance and seed give the same weather."""
+        rng = Random(f"{appearance.name}:{seed}")
 
         def pick(limits: Range) -> float:
             return rng.uniform(*limits)
 
         return cls(
-            sun=pick(look.sun),
-            shadow=pick(look.shadow),
-            haze=pick(look.haze),
-            clouds=pick(look.clouds),
-            exposure=pick(look.exposure),
-            warmth=pick(look.warmth),
-            contrast=pick(look.contrast),
-            saturation=pick(look.saturation),
-            blur=pick(look.blur),
-            noise=pick(look.noise),
-            vignette=pick(look.vignette),
-            jpeg=rng.randint(*look.jpeg),
+            sun=pick(appearance.sun),
+            shadow=pick(appearance.shadow),
+            haze=pick(appearance.haze),
+            clouds=pick(appearance.clouds),
+            exposure=pick(appearance.exposure),
+            warmth=pick(appearance.warmth),
+            contrast=pick(appearance.contrast),
+            saturation=pick(appearance.saturation),
+            blur=pick(appearance.blur),
+            noise=pick(appearance.noise),
+            vignette=pick(appearance.vignette),
+            jpeg=rng.randint(*appearance.jpeg),
             seed=rng.getrandbits(30),
         )

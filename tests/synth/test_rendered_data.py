@@ -1,7 +1,9 @@
-"""What is written against what was rendered, read by the package's own readers and decoded anew."""
+"""Rendered data sets and clips, read back with the package's readers and decoded independently."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 
 from fada_deploy.cli import cli, main
 from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.common.progress import set_progress_factory
 from fada_deploy.data import open_dataset
 from fada_deploy.synth.clip import FPS, Drive, write_clip
 from fada_deploy.synth.dataset import (
@@ -43,30 +46,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "look", "part", "count"),
+    ("name", "split", "appearance", "part", "count"),
     [
         ("gta5", "train", "source", SOURCE, 5),
         ("cityscapes", "train", "target", TRAIN, 4),
         ("cityscapes", "val", "target", VAL, 3),
     ],
 )
-def test_readers_read_what_was_rendered(
+def test_readers_return_rendered_frames(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     split: str,
-    look: str,
+    appearance: str,
     part: int,
     count: int,
 ) -> None:
     monkeypatch.setenv("FADA_DATASETS", str(folder))
     frames = open_dataset(name, None, split=split, space=CITYSCAPES_19)
     assert len(frames) == count and frames.labeled
-    rendered = [render(look, first_seed(SEED, part) + i, SIZE) for i in range(count)]
+    rendered = [render(appearance, first_seed(SEED, part) + i, SIZE) for i in range(count)]
     for i in range(count):
-        picture, labels = frames.pair(i)
-        # Readers sort by name, so compare as sets: each frame is one of the scenes, labels and all.
-        assert any(np.array_equal(picture, p) and np.array_equal(labels, t) for p, t in rendered)
+        image, labels = frames.pair(i)
+        # Readers sort by name, so compare as sets: each frame and its labels are one of the scenes.
+        assert any(np.array_equal(image, p) and np.array_equal(labels, t) for p, t in rendered)
     assert len({frames.image(i).tobytes() for i in range(count)}) == count
 
 
@@ -75,11 +78,11 @@ def test_gta5_labels_are_palette_pngs_of_label_ids(folder: Path) -> None:
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] == 3
     labels = render("source", first_seed(SEED, SOURCE), SIZE)[1]
-    # OpenCV decodes the palette to colors, which must be the official ones.
+    # OpenCV decodes the palette to colors, which must be the official Cityscapes colors.
     assert np.array_equal(cv2.imread(str(path))[..., ::-1], CITYSCAPES_19.palette[labels])
 
 
-def test_no_town_is_in_two_parts(folder: Path) -> None:
+def test_no_town_occurs_in_two_parts(folder: Path) -> None:
     maps = [p.read_bytes() for p in folder.rglob("*labelIds.png")]
     assert len(set(maps)) == len(maps) == 7
     towns = {
@@ -89,7 +92,7 @@ def test_no_town_is_in_two_parts(folder: Path) -> None:
     assert towns["train"] and towns["val"] and not towns["train"] & towns["val"]
 
 
-def test_clip_has_a_label_map_a_frame_and_browsers_play_it(folder: Path) -> None:
+def test_clip_has_one_label_map_per_frame_and_browser_compatible_h264(folder: Path) -> None:
     maps = sorted((folder / "clip" / "labels").iterdir())
     with av.open(str(folder / "clip" / "clip.mp4")) as container:
         stream = container.streams.video[0]
@@ -98,38 +101,69 @@ def test_clip_has_a_label_map_a_frame_and_browsers_play_it(folder: Path) -> None
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
     assert len(frames) == len(maps) == round(0.4 * FPS)
     assert [m.name for m in maps[:2]] == ["000000.png", "000001.png"]
-    drive = Drive.begin("target", first_seed(SEED, CLIP), size_hw=SIZE, seconds=0.4)
-    for frame, path, (picture, labels) in zip(frames, maps, drive.frames(len(maps)), strict=True):
+    drive = Drive.start("target", first_seed(SEED, CLIP), size_hw=SIZE, seconds=0.4)
+    for frame, path, (image, labels) in zip(frames, maps, drive.frames(len(maps)), strict=True):
         assert np.array_equal(
             cv2.imread(str(path), cv2.IMREAD_UNCHANGED), CITYSCAPES_19.to_label_ids[labels]
         )
-        assert np.abs(frame.astype(int) - picture).mean() < 8
+        assert np.abs(frame.astype(int) - image).mean() < 8
 
 
-def test_a_drive_is_smooth() -> None:
-    drive = Drive.begin("target", 1, size_hw=SIZE, seconds=2)
+def test_drive_is_smooth() -> None:
+    drive = Drive.start("target", 1, size_hw=SIZE, seconds=2)
     labels = [frame for _, frame in drive.frames(2 * FPS)]
     changes = [float((a != b).mean()) for a, b in pairwise(labels)]
     assert min(changes) > 0
     assert max(changes) < 0.25
-    places = np.array(
-        [[drive.at(t).x, drive.at(t).z, drive.at(t).heading] for t in np.arange(0, 10, 1 / FPS)]
+    positions = np.array(
+        [
+            [drive.camera_at(t).x, drive.camera_at(t).z, drive.camera_at(t).heading]
+            for t in np.arange(0, 10, 1 / FPS)
+        ]
     )
-    # Second differences: no jerk in place or heading from frame to frame.
-    assert np.abs(np.diff(places, 2, axis=0)).max() < 0.01
-    assert np.diff(places[:, 1]).min() > 0.2
+    # Second differences: neither position nor heading jumps between frames.
+    assert np.abs(np.diff(positions, 2, axis=0)).max() < 0.01
+    assert np.diff(positions[:, 1]).min() > 0.2
+
+
+class RecordedProgress:
+    """A progress factory that records the total and the count of every bar."""
+
+    def __init__(self) -> None:
+        self.bars: list[RecordedProgress.Bar] = []
+
+    class Bar:
+        def __init__(self, total: int | None) -> None:
+            self.total, self.count = total, 0
+
+        def update(self, n: int = 1) -> None:
+            self.count += n
+
+        def set_postfix(self, values: Mapping[str, str]) -> None: ...
+
+    def __call__(
+        self, *, total: int | None, description: str, unit: str, initial: int
+    ) -> AbstractContextManager[Bar]:
+        self.bars.append(self.Bar(total))
+        return nullcontext(self.bars[-1])
 
 
 def test_progress_counts_every_frame(tmp_path: Path) -> None:
-    counts: list[int] = []
-    write_source(tmp_path / "a", 3, size_hw=(32, 32), progress=counts.append)
-    write_target(tmp_path / "b", "val", 2, size_hw=(32, 32), progress=counts.append)
-    write_clip(tmp_path / "c", 0.2, size_hw=(32, 32), progress=counts.append)
-    assert sum(counts) == 3 + 2 + round(0.2 * FPS)
+    progress = RecordedProgress()
+    set_progress_factory(progress)
+    try:
+        write_source(tmp_path / "a", 3, size_hw=(32, 32))
+        write_target(tmp_path / "b", "val", 2, size_hw=(32, 32))
+        write_clip(tmp_path / "c", 0.2, size_hw=(32, 32))
+    finally:
+        set_progress_factory(None)
+    counts = [(bar.total, bar.count) for bar in progress.bars]
+    assert counts == [(3, 3), (2, 2), (round(0.2 * FPS), round(0.2 * FPS))]
 
 
-def test_processes_write_the_same_files(tmp_path: Path) -> None:
+def test_number_of_processes_does_not_change_files(tmp_path: Path) -> None:
     for jobs in (1, 2):
+        # More scenes than the minimum for processes.
         write_source(tmp_path / str(jobs), 33, size_hw=(16, 16), jobs=jobs)
     one, two = (sorted((tmp_path / str(jobs)).rglob("*.png")) for jobs in (1, 2))
     assert len(one) == 66
@@ -137,29 +171,26 @@ def test_processes_write_the_same_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "text"),
+    ("args", "facts"),
     [
-        ([], "is not empty; name another folder with --out, or add --force"),
-        (
-            ["--force", "--size", "97x64"],
-            "a video of 97x64 cannot be written; both numbers must be even",
-        ),
+        ([], ("not empty", "--out", "--force")),
+        (["--force", "--size", "97x64"], ("even", "97x64")),
     ],
 )
-def test_refusals_are_one_line_and_exit_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], text: str
+def test_usage_error_is_one_line_with_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], facts: tuple[str, ...]
 ) -> None:
-    (tmp_path / "mine.txt").write_text("kept")
+    (tmp_path / "mine.txt").write_text("existing")
     with pytest.raises(SystemExit) as stop:
         main(["data", "render", "--out", str(tmp_path), *args])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and text in error
+    assert error.count("\n") == 1 and all(fact in error for fact in facts)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_force_writes_beside_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("kept")
+def test_force_keeps_existing_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("existing")
     args = [
         "--source",
         "1",
@@ -175,11 +206,11 @@ def test_force_writes_beside_what_is_there(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(cli, ["data", "render", "--out", str(tmp_path), *args])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "mine.txt").read_text() == "kept"
+    assert (tmp_path / "mine.txt").read_text() == "existing"
     assert (tmp_path / "gta5" / "images" / "00001.png").is_file()
 
 
-def test_a_place_that_cannot_be_written_is_one_line_and_exit_1(
+def test_unwritable_folder_is_one_line_with_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("no folder")

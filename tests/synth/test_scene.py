@@ -1,4 +1,4 @@
-"""Scenes against a ray caster, against each other, and against what a street must hold."""
+"""Rendered scenes against a ray caster, against each other and against class fractions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.synth.appearances import APPEARANCES
 from fada_deploy.synth.camera import Camera
-from fada_deploy.synth.looks import LOOKS
-from fada_deploy.synth.scene import render, sketch, stand
+from fada_deploy.synth.scene import place_camera, render, render_raster
 from fada_deploy.synth.shade import shade
 from fada_deploy.synth.town import Town, build_town
 from fada_deploy.synth.weather import Weather
@@ -24,11 +24,11 @@ SIZE = (192, 320)
 
 def scene(seed: int, size_hw: tuple[int, int] = SIZE) -> tuple[Town, Camera]:
     town = build_town(seed)
-    return town, stand(town, size_hw, Random(seed * 2))
+    return town, place_camera(town, size_hw, Random(seed * 2))
 
 
 def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """Tell which points (N, 2) lie in a polygon (K, 2), by counting crossings."""
+    """Return which points (N, 2) lie in a polygon (K, 2), by the even-odd rule."""
     result = np.zeros(len(points), bool)
     for a, b in zip(polygon, np.roll(polygon, -1, 0), strict=True):
         between = (a[1] > points[:, 1]) != (b[1] > points[:, 1])
@@ -39,7 +39,7 @@ def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
 
 
 def cast_rays(town: Town, camera: Camera, pixels: np.ndarray) -> np.ndarray:
-    """Return the class nearest along the ray of each pixel (N, 2): row, column."""
+    """Return the class of the nearest face along the ray of each pixel (N, 2): row, column."""
     right = (pixels[:, 1] - camera.center[0]) / camera.focal
     up = (camera.center[1] - pixels[:, 0]) / camera.focal
     sin, cos = math.sin(camera.heading), math.cos(camera.heading)
@@ -66,7 +66,7 @@ def cast_rays(town: Town, camera: Camera, pixels: np.ndarray) -> np.ndarray:
                 continue
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = distance / (rays @ normal)
-            # What lies on a surface wins over it: lamps on a car, paint on a road.
+            # Details on a surface are in front of it: lamps on a car, markings on a road.
             near = np.flatnonzero((t > 0.5) & (t <= best + 0.06 + 0.003 * best))
             if near.size:
                 axes = np.delete(np.arange(3), np.abs(normal).argmax())
@@ -77,51 +77,57 @@ def cast_rays(town: Town, camera: Camera, pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", [3, 100, 107])
-def test_labels_are_those_of_the_nearest_thing(seed: int) -> None:
+def test_labels_are_classes_of_nearest_faces(seed: int) -> None:
     town, camera = scene(seed)
-    labels = sketch(town, camera)[0].labels
-    # Away from edges, where a ray and a filled polygon may round differently.
-    calm = np.ones(SIZE, bool)
+    labels = render_raster(town, camera)[0].labels
+    # Away from edges, where rays and filled polygons may round differently.
+    interior = np.ones(SIZE, bool)
     for axis in (0, 1):
         for step in (-1, 1):
-            calm &= np.roll(labels, step, axis) == labels
-    calm[[0, -1]] = calm[:, [0, -1]] = False
+            interior &= np.roll(labels, step, axis) == labels
+    interior[[0, -1]] = interior[:, [0, -1]] = False
     rng = np.random.default_rng(seed)
-    pixels = rng.permutation(np.argwhere(calm))[:600]
-    agree = cast_rays(town, camera, pixels) == labels[tuple(pixels.T)]
-    assert agree.mean() > 0.99
+    pixels = rng.permutation(np.argwhere(interior))[:600]
+    equal = cast_rays(town, camera, pixels) == labels[tuple(pixels.T)]
+    assert equal.mean() > 0.99
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_edges_of_the_picture_lie_on_edges_of_the_labels(look: str) -> None:
+@pytest.mark.parametrize("appearance", APPEARANCES)
+def test_image_edges_coincide_with_label_edges(appearance: str) -> None:
     contrast = dict.fromkeys((-2, -1, 0, 1, 2), 0.0)
     for seed in range(4):
         town, camera = scene(seed)
-        drawing, shadow = sketch(town, camera)
-        picture = shade(drawing, shadow, LOOKS[look], Weather.draw(LOOKS[look], seed), town.sun)
-        across = np.abs(np.diff(picture, axis=1)).mean(2)
-        edges = np.argwhere(np.diff(drawing.labels.astype(int), axis=1) != 0)
+        raster, shadow = render_raster(town, camera)
+        image = shade(
+            raster,
+            shadow,
+            APPEARANCES[appearance],
+            Weather.sample(APPEARANCES[appearance], seed),
+            town.sun,
+        )
+        across = np.abs(np.diff(image, axis=1)).mean(2)
+        edges = np.argwhere(np.diff(raster.labels.astype(int), axis=1) != 0)
         edges = edges[(edges[:, 1] > 2) & (edges[:, 1] < SIZE[1] - 5)]
         for step in contrast:
             contrast[step] += across[edges[:, 0], edges[:, 1] + step].mean()
     assert max(contrast, key=contrast.__getitem__) == 0
-    # Symmetric within reason: the antialiasing does not push the picture to one side.
+    # Approximately symmetric: antialiasing does not shift the image to one side.
     assert contrast[-1] == pytest.approx(contrast[1], rel=0.1)
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_same_seed_same_bits_and_other_seeds_other_towns(look: str) -> None:
-    picture, labels = render(look, 5)
-    assert picture.shape == (*SIZE, 3) and picture.dtype == np.uint8
+@pytest.mark.parametrize("appearance", APPEARANCES)
+def test_seed_determines_every_bit(appearance: str) -> None:
+    image, labels = render(appearance, 5)
+    assert image.shape == (*SIZE, 3) and image.dtype == np.uint8
     assert labels.shape == SIZE and labels.dtype == np.uint8
-    other_picture, other_labels = render(look, 6)
+    other_picture, other_labels = render(appearance, 6)
     assert (other_labels != labels).mean() > 0.1
-    assert (other_picture != picture).mean() > 0.5
-    again = render(look, 5)
-    assert np.array_equal(again[0], picture) and np.array_equal(again[1], labels)
+    assert (other_picture != image).mean() > 0.5
+    again = render(appearance, 5)
+    assert np.array_equal(again[0], image) and np.array_equal(again[1], labels)
 
 
-def test_another_process_renders_the_same_bits() -> None:
+def test_other_processes_render_identical_bits() -> None:
     code = (
         "import zlib; from fada_deploy.synth.scene import render;"
         "print(zlib.crc32(b''.join(a.tobytes() for a in render('target', 11, (64, 96)))))"
@@ -135,42 +141,42 @@ def test_another_process_renders_the_same_bits() -> None:
     assert len(runs) == 1
 
 
-def test_looks_differ_in_appearance_alone() -> None:
+def test_appearance_does_not_change_labels() -> None:
     for seed in range(3):
         source, source_labels = render("source", seed)
         target, target_labels = render("target", seed)
         assert np.array_equal(source_labels, target_labels)
         assert np.abs(source.astype(int) - target).mean() > 20
-        # The game is more colorful, the camera noisier.
+        # The source is more saturated than the target.
         assert np.ptp(source, axis=2).mean() > 1.5 * np.ptp(target, axis=2).mean()
 
 
-def test_plain_colors_tell_the_classes_of_a_game() -> None:
-    picture, labels = render("source", 6)
-    red, green, blue = np.moveaxis(picture.astype(int), 2, 0)
+def test_source_sky_is_blue_and_terrain_green() -> None:
+    image, labels = render("source", 6)
+    red, green, blue = np.moveaxis(image.astype(int), 2, 0)
     sky, grass = (labels == CITYSCAPES_19.index_of(n) for n in ("sky", "terrain"))
     assert (blue >= red)[sky].mean() > 0.95
     assert grass.mean() > 0.01 and (green > blue)[grass].mean() > 0.95
 
 
-def test_every_class_but_trains_is_common_enough_to_learn() -> None:
+def test_every_class_except_train_is_frequent_enough_to_learn() -> None:
     scenes = 40
-    maps = [sketch(*scene(1000 + i))[0].labels for i in range(scenes)]
+    maps = [render_raster(*scene(1000 + i))[0].labels for i in range(scenes)]
     counts = np.bincount(np.concatenate(maps, None), minlength=256)
-    shares = counts[:19] / counts.sum()
+    fractions = counts[:19] / counts.sum()
     assert counts[19:].sum() == 0
-    assert (shares > 0.01).sum() >= 10
-    for name, share in zip(CITYSCAPES_19.names, shares, strict=True):
+    assert (fractions > 0.01).sum() >= 10
+    for name, fraction in zip(CITYSCAPES_19.names, fractions, strict=True):
         if name != "train":
-            assert share > 0.001, name
+            assert fraction > 0.001, name
 
 
 @pytest.mark.parametrize("size_hw", [(32, 32), (96, 256), (257, 129)])
-def test_any_size(size_hw: tuple[int, int]) -> None:
-    picture, labels = render("target", 2, size_hw)
-    assert picture.shape == (*size_hw, 3) and labels.shape == size_hw
+def test_renders_any_size(size_hw: tuple[int, int]) -> None:
+    image, labels = render("target", 2, size_hw)
+    assert image.shape == (*size_hw, 3) and labels.shape == size_hw
 
 
-def test_an_unknown_look_is_named() -> None:
-    with pytest.raises(UsageError, match=r"no look 'dusk'; there are source, target"):
+def test_unknown_appearance_raises() -> None:
+    with pytest.raises(UsageError, match=r"'dusk'.*source, target"):
         render("dusk", 0)

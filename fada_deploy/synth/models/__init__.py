@@ -1,1 +1,1 @@
-"""The things of a street as meshes; each function builds its variants once and remembers them."""
+"""Meshes of the things in a street; each function builds its meshes once and caches them."""

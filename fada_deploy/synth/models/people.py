@@ -1,4 +1,4 @@
-"""People, riders, bicycles and motorcycles: flat figures in the plane "xy", turned to the camera."""
+"""People, riders, bicycles and motorcycles: flat figures that face the camera."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ PHASES = 8
 
 
 def _head(b: MeshBuilder, x: float, y: float, *, helmet: bool = False, back: bool = False) -> None:
-    b.face(disc((x, y, 0), 0.125, sides=10, flat=0.86), "skin")
+    b.add_face(disc((x, y, 0), 0.125, sides=10, flat=0.86), "skin")
     if helmet:
-        b.face([p for p in disc((x, y + 0.02, 0), 0.155, sides=12) if p[1] > y - 0.03], "helmet")
+        b.add_face(
+            [p for p in disc((x, y + 0.02, 0), 0.155, sides=12) if p[1] > y - 0.03], "helmet"
+        )
     elif back:
-        b.face(disc((x, y + 0.02, 0), 0.125, sides=10, flat=0.9), "hair")
+        b.add_face(disc((x, y + 0.02, 0), 0.125, sides=10, flat=0.9), "hair")
     else:
-        b.face(
+        b.add_face(
             [p for p in disc((x, y + 0.015, 0), 0.135, sides=12, flat=0.92) if p[1] > y + 0.01],
             "hair",
         )
@@ -33,29 +35,31 @@ def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
     for sign, up, gain in ((-1, lift[0], 0.82), (1, lift[1], 1.0)):
         foot = sign * (spread + reach) if not side else sign * reach
         hip = sign * 0.09
-        b.face(
+        b.add_face(
             bar((hip, 0.92), (foot * 0.55 + knee, 0.48 + up / 2), (0.20, 0.15)),
             "trousers",
             gain=gain,
         )
-        b.face(
+        b.add_face(
             bar((foot * 0.55 + knee, 0.50 + up / 2), (foot, 0.08 + up), (0.15, 0.11)),
             "trousers",
             gain=gain,
         )
         toe = 0.10 if side else 0.03 * sign
-        b.face(bar((foot - 0.06, 0.04 + up), (foot + 0.09 + toe, 0.04 + up), (0.10, 0.08)), "dark")
+        b.add_face(
+            bar((foot - 0.06, 0.04 + up), (foot + 0.09 + toe, 0.04 + up), (0.10, 0.08)), "dark"
+        )
     if skirt:
-        b.face(
+        b.add_face(
             [(-0.17, 0.98, 0), (0.17, 0.98, 0), (0.26, 0.50, 0), (-0.26, 0.50, 0)],
             "trousers",
             gain=1.1,
         )
     arm = 0.30 * swing if side else 0.06 * swing
     wide = 0.15 if side else 0.22
-    b.face(bar((-wide * 0.9, 1.42), (-wide * 1.15 - arm, 0.88), (0.11, 0.08)), "top", gain=0.78)
-    b.face(disc((-wide * 1.15 - arm, 0.84, 0), 0.05, sides=6), "skin", fine=True)
-    b.face(
+    b.add_face(bar((-wide * 0.9, 1.42), (-wide * 1.15 - arm, 0.88), (0.11, 0.08)), "top", gain=0.78)
+    b.add_face(disc((-wide * 1.15 - arm, 0.84, 0), 0.05, sides=6), "skin", fine=True)
+    b.add_face(
         [
             (-wide * 0.75, 0.88, 0),
             (wide * 0.75, 0.88, 0),
@@ -66,10 +70,10 @@ def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
         ],
         "top",
     )
-    b.face(bar((wide * 0.9, 1.42), (wide * 1.15 + arm, 0.88), (0.11, 0.08)), "top", gain=0.9)
-    b.face(disc((wide * 1.15 + arm, 0.84, 0), 0.05, sides=6), "skin", fine=True)
+    b.add_face(bar((wide * 0.9, 1.42), (wide * 1.15 + arm, 0.88), (0.11, 0.08)), "top", gain=0.9)
+    b.add_face(disc((wide * 1.15 + arm, 0.84, 0), 0.05, sides=6), "skin", fine=True)
     if bag:
-        b.face(
+        b.add_face(
             [(-0.13, 1.0, 0), (0.13, 1.0, 0), (0.14, 1.38, 0), (-0.14, 1.38, 0)], "shop", gain=0.9
         )
     _head(b, 0.03 if side else 0.0, 1.63, back=bag)
@@ -78,7 +82,10 @@ def _walker(phase: float, *, side: bool, skirt: bool, bag: bool) -> Mesh:
 
 @lru_cache(maxsize=1)
 def walkers() -> tuple[tuple[Mesh, ...], ...]:
-    """Return kinds of people, each as the phases of one stride; the later half are seen from the side."""
+    """Return pedestrians, each as the phases of one stride.
+
+    The second half of them is seen from the side.
+    """
     phases = [2 * math.pi * i / PHASES for i in range(PHASES)]
     kinds = [
         (side, skirt, bag)
@@ -94,7 +101,7 @@ def walkers() -> tuple[tuple[Mesh, ...], ...]:
 
 def _bicycle_side(b: MeshBuilder) -> None:
     for x in (-0.52, 0.52):
-        b.face(ring((x, 0.35, 0), 0.36, 0.10), "tire", gain=1.1)
+        b.add_face(ring((x, 0.35, 0), 0.36, 0.10), "tire", gain=1.1)
     for a, c in (
         ((-0.52, 0.34), (-0.18, 0.82)),
         ((-0.18, 0.82), (0.36, 0.80)),
@@ -103,23 +110,23 @@ def _bicycle_side(b: MeshBuilder) -> None:
         ((-0.52, 0.34), (-0.05, 0.32)),
         ((0.36, 0.95), (0.52, 0.34)),
     ):
-        b.face(bar(a, c, (0.08, 0.08)), "bike")
-    b.face(bar((-0.32, 0.89), (-0.06, 0.89), (0.07, 0.05)), "dark")
-    b.face(bar((0.30, 1.00), (0.44, 1.04), (0.05, 0.05)), "dark")
+        b.add_face(bar(a, c, (0.08, 0.08)), "bike")
+    b.add_face(bar((-0.32, 0.89), (-0.06, 0.89), (0.07, 0.05)), "dark")
+    b.add_face(bar((0.30, 1.00), (0.44, 1.04), (0.05, 0.05)), "dark")
 
 
 def _bicycle_end(b: MeshBuilder) -> None:
-    b.face(disc((0, 0.35, 0), 0.35, flat=0.24), "tire", gain=1.1)
-    b.face(bar((0, 0.5), (0, 0.95), (0.09, 0.08)), "bike")
-    b.face(bar((-0.28, 1.0), (0.28, 1.0), (0.06, 0.06)), "dark")
-    b.face(disc((0, 0.72, 0), 0.05, sides=6), "tail", fine=True)
+    b.add_face(disc((0, 0.35, 0), 0.35, flat=0.24), "tire", gain=1.1)
+    b.add_face(bar((0, 0.5), (0, 0.95), (0.09, 0.08)), "bike")
+    b.add_face(bar((-0.28, 1.0), (0.28, 1.0), (0.06, 0.06)), "dark")
+    b.add_face(disc((0, 0.72, 0), 0.05, sides=6), "tail", fine=True)
 
 
 def _motorcycle_side(b: MeshBuilder) -> None:
     for x in (-0.68, 0.68):
-        b.face(disc((x, 0.32, 0), 0.32, sides=16), "tire")
-        b.face(disc((x, 0.32, 0), 0.15, sides=12), "hub", fine=True)
-    b.face(
+        b.add_face(disc((x, 0.32, 0), 0.32, sides=16), "tire")
+        b.add_face(disc((x, 0.32, 0), 0.15, sides=12), "hub", fine=True)
+    b.add_face(
         [
             (-0.85, 0.72, 0),
             (-0.3, 0.40, 0),
@@ -131,17 +138,17 @@ def _motorcycle_side(b: MeshBuilder) -> None:
         ],
         "bike",
     )
-    b.face([(-0.25, 0.32, 0), (0.3, 0.30, 0), (0.34, 0.6, 0), (-0.2, 0.62, 0)], "dark")
-    b.face(bar((0.48, 1.05), (0.68, 0.36), (0.09, 0.08)), "hub")
-    b.face(bar((-0.72, 0.86), (-0.08, 0.82), (0.12, 0.14)), "dark")
-    b.face(disc((0.62, 0.84, 0), 0.10, sides=8), "head", fine=True)
+    b.add_face([(-0.25, 0.32, 0), (0.3, 0.30, 0), (0.34, 0.6, 0), (-0.2, 0.62, 0)], "dark")
+    b.add_face(bar((0.48, 1.05), (0.68, 0.36), (0.09, 0.08)), "hub")
+    b.add_face(bar((-0.72, 0.86), (-0.08, 0.82), (0.12, 0.14)), "dark")
+    b.add_face(disc((0.62, 0.84, 0), 0.10, sides=8), "head", fine=True)
 
 
 def _motorcycle_end(b: MeshBuilder) -> None:
-    b.face(disc((0, 0.34, 0), 0.34, flat=0.30), "tire")
-    b.face([(-0.19, 0.45, 0), (0.19, 0.45, 0), (0.24, 0.85, 0), (-0.24, 0.85, 0)], "bike")
-    b.face(bar((-0.40, 1.04), (0.40, 1.04), (0.07, 0.07)), "dark")
-    b.face(disc((0, 0.72, 0), 0.09, sides=8), "tail")
+    b.add_face(disc((0, 0.34, 0), 0.34, flat=0.30), "tire")
+    b.add_face([(-0.19, 0.45, 0), (0.19, 0.45, 0), (0.24, 0.85, 0), (-0.24, 0.85, 0)], "bike")
+    b.add_face(bar((-0.40, 1.04), (0.40, 1.04), (0.07, 0.07)), "dark")
+    b.add_face(disc((0, 0.72, 0), 0.09, sides=8), "tail")
 
 
 def _rider(b: MeshBuilder, phase: float, *, side: bool, seat: float) -> None:
@@ -150,26 +157,26 @@ def _rider(b: MeshBuilder, phase: float, *, side: bool, seat: float) -> None:
         pedal = 0.36 + 0.10 * turn * sign
         if side:
             foot = (-0.05 + 0.10 * sign * math.cos(phase), pedal)
-            b.face(
+            b.add_face(
                 bar((-0.18, seat), (0.14, seat - 0.18 + 0.08 * turn * sign), (0.19, 0.15)),
                 "trousers",
                 gain=gain,
                 label=who,
             )
-            b.face(
+            b.add_face(
                 bar((0.14, seat - 0.16 + 0.08 * turn * sign), foot, (0.15, 0.10)),
                 "trousers",
                 gain=gain,
                 label=who,
             )
         else:
-            b.face(
+            b.add_face(
                 bar((sign * 0.10, seat), (sign * 0.17, pedal), (0.19, 0.12)),
                 "trousers",
                 gain=gain,
                 label=who,
             )
-            b.face(
+            b.add_face(
                 bar((sign * 0.19, pedal), (sign * 0.17, pedal - 0.03), (0.12, 0.12)),
                 "dark",
                 label=who,
@@ -180,12 +187,12 @@ def _rider(b: MeshBuilder, phase: float, *, side: bool, seat: float) -> None:
 def _torso(b: MeshBuilder, *, side: bool, seat: float) -> None:
     who = "rider"
     if side:
-        b.face(bar((-0.16, seat - 0.05), (0.10, seat + 0.48), (0.30, 0.34)), "top", label=who)
-        b.face(
+        b.add_face(bar((-0.16, seat - 0.05), (0.10, seat + 0.48), (0.30, 0.34)), "top", label=who)
+        b.add_face(
             bar((0.08, seat + 0.42), (0.36, seat + 0.12), (0.12, 0.09)), "top", gain=0.85, label=who
         )
     else:
-        b.face(
+        b.add_face(
             [
                 (-0.17, seat - 0.08, 0),
                 (0.17, seat - 0.08, 0),
@@ -198,7 +205,7 @@ def _torso(b: MeshBuilder, *, side: bool, seat: float) -> None:
             label=who,
         )
         for sign in (-1, 1):
-            b.face(
+            b.add_face(
                 bar((sign * 0.21, seat + 0.44), (sign * 0.29, seat + 0.12), (0.12, 0.09)),
                 "top",
                 gain=0.85,
@@ -209,9 +216,11 @@ def _torso(b: MeshBuilder, *, side: bool, seat: float) -> None:
 def _ride(phase: float, *, motor: bool, side: bool) -> Mesh:
     vehicle = "motorcycle" if motor else "bicycle"
     b = MeshBuilder(vehicle)
-    end, whole = (_motorcycle_end, _motorcycle_side) if motor else (_bicycle_end, _bicycle_side)
-    (whole if side else end)(b)
-    # Somebody on a motorcycle keeps the feet still.
+    rear_view, side_view = (
+        (_motorcycle_end, _motorcycle_side) if motor else (_bicycle_end, _bicycle_side)
+    )
+    (side_view if side else rear_view)(b)
+    # Motorcyclists do not pedal.
     _rider(b, 0.0 if motor else phase, side=side, seat=0.82 if motor else 0.90)
     b.label = "rider"
     seat = 0.82 if motor else 0.90
@@ -221,7 +230,10 @@ def _ride(phase: float, *, motor: bool, side: bool) -> Mesh:
 
 @lru_cache(maxsize=1)
 def riders() -> dict[tuple[bool, bool], tuple[Mesh, ...]]:
-    """Return people riding by (motorcycle, seen from the side), each as the phases of one turn of the pedals."""
+    """Return riders by (on a motorcycle, seen from the side).
+
+    Each is a tuple of the phases of one turn of the pedals.
+    """
     phases = [2 * math.pi * i / PHASES for i in range(PHASES)]
     return {
         (m, s): tuple(_ride(p, motor=m, side=s) for p in phases)
@@ -232,7 +244,7 @@ def riders() -> dict[tuple[bool, bool], tuple[Mesh, ...]]:
 
 @lru_cache(maxsize=1)
 def parked_bikes() -> tuple[Mesh, Mesh]:
-    """Return a bicycle and a motorcycle without anybody, seen from the side."""
+    """Return a bicycle and a motorcycle without riders, seen from the side."""
     bicycle, motorcycle = MeshBuilder("bicycle"), MeshBuilder("motorcycle")
     _bicycle_side(bicycle)
     _motorcycle_side(motorcycle)

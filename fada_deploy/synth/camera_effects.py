@@ -1,4 +1,4 @@
-"""The camera: exposure, white balance, blur, vignette, noise and JPEG, as the look says."""
+"""Camera effects: exposure, white balance, blur, vignette, noise and JPEG compression."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from fada_deploy.synth.noise import F32
 from fada_deploy.synth.weather import Weather
 
 
-def develop(picture: F32, weather: Weather, frame: int = 0) -> NDArray[np.uint8]:
-    """Return what the camera records of a picture (H, W, 3) float32, as uint8 RGB; noise differs by `frame`."""
-    height, width = picture.shape[:2]
-    out: F32 = picture
+def apply_camera_effects(image: F32, weather: Weather, frame: int = 0) -> NDArray[np.uint8]:
+    """Apply the camera effects to an image (H, W, 3) float32 RGB in 0…255; return uint8.
+
+    `frame` varies the noise from frame to frame of a video.
+    """
+    height, width = image.shape[:2]
+    out: F32 = image
     if weather.blur:
         sigma = weather.blur * height / 192
         out = np.asarray(cv2.GaussianBlur(out, (0, 0), sigma), np.float32)
     gain = weather.exposure * np.array([1 + weather.warmth, 1.0, 1 - weather.warmth], np.float32)
     if weather.contrast != 1.0 or weather.saturation != 1.0:
-        # One 3 × 4 matrix does white balance, saturation and contrast at once.
+        # One 3 × 4 matrix applies white balance, saturation and contrast.
         gray = np.array([0.299, 0.587, 0.114], np.float32)
         mix = weather.saturation * np.eye(3, dtype=np.float32) + (1 - weather.saturation) * gray
         matrix = (mix * gain[:, None] * weather.contrast).astype(np.float32)

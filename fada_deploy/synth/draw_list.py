@@ -1,4 +1,4 @@
-"""Put the things in sight in drawing order, far to near, so that painting one over the other is right."""
+"""Sort the visible things from far to near, as the painter's algorithm needs them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,36 @@ import numpy as np
 from fada_deploy.synth.camera import FLOATS, Camera
 from fada_deploy.synth.things import Band, Thing
 
-SIGHT, BEHIND = 320.0, 7.0
+# Things further ahead of or behind the camera are not drawn, in meters.
+VIEW_DISTANCE, DISTANCE_BEHIND = 320.0, 7.0
 _Key = tuple[int, int, int, float]
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Things at one moment: params (T, 7) x, y, z, yaw, sx, sy, sz, in drawing order."""
+class DrawList:
+    """Things at one moment in drawing order.
+
+    `params` (T, 7) holds x, y, z, yaw, sx, sy, sz of each.
+    """
 
     things: list[Thing]
     params: FLOATS
 
 
-def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float) -> Placed:
-    """Choose the things in sight `time` seconds in and put them in drawing order."""
+def build_draw_list(
+    things: Sequence[Thing], borders: Sequence[float], camera: Camera, time: float
+) -> DrawList:
+    """Select the things that are visible at `time` seconds and sort them into drawing order."""
     order = _Order(borders, camera)
     keys: list[_Key] = []
     chosen, rows = [], []
     for thing in things:
         z = thing.z + thing.vz * time
         front, back = z - thing.reach, z + max(thing.reach, thing.sz / 2)
-        # Backdrops are seen from any distance, and ground begins wherever it likes.
-        if back < camera.z - BEHIND or (front > camera.z + SIGHT and thing.band > Band.BACKDROP):
+        # Backdrops and ground are drawn at any distance.
+        if back < camera.z - DISTANCE_BEHIND or (
+            front > camera.z + VIEW_DISTANCE and thing.band > Band.BACKDROP
+        ):
             continue
         keys.append(order.key(thing, front))
         chosen.append(thing)
@@ -40,34 +48,34 @@ def place(things: Sequence[Thing], borders: Sequence[float], camera: Camera, tim
         x = min(max(thing.x + thing.vx * time, -thing.limit), thing.limit) if thing.vx else thing.x
         rows.append((x, thing.y, z, yaw, thing.sx, thing.sy, thing.sz))
     ranks = sorted(range(len(keys)), key=keys.__getitem__)
-    return Placed([chosen[i] for i in ranks], np.array([rows[i] for i in ranks]))
+    return DrawList([chosen[i] for i in ranks], np.array([rows[i] for i in ranks]))
 
 
 class _Order:
-    """Sort keys: ground first, then slab by slab towards the camera, across the street within a slab.
+    """Sort keys: ground first, then slab by slab towards the camera.
 
-    A ray crosses the slabs one after the other, and within a slab it crosses the street one way
-    only: whatever it meets later is drawn sooner.
+    A ray from the camera crosses the slabs one after the other, and within a slab it crosses the
+    street in one direction only. What it meets later is drawn first.
     """
 
     def __init__(self, borders: Sequence[float], camera: Camera) -> None:
         self.borders, self.camera = borders, camera
         self.eye = camera.x + camera.bend.shift_at(camera.z)
-        self.ways: dict[tuple[int, int], int] = {}
+        self.directions: dict[tuple[int, int], int] = {}
 
     def key(self, thing: Thing, front: float) -> _Key:
         if thing.band < Band.BACKDROP:
             return (-1, 0, thing.band, 0.0)
-        # A hair further, since lots begin exactly at their slab's border.
+        # A small offset, because lots start exactly at the border of their slab.
         slab = bisect.bisect(self.borders, front + 1e-6)
         side = 1 if thing.x > 0 else -1
-        if (slab, side) not in self.ways:
-            self.ways[slab, side] = self._way(slab, thing.x)
+        if (slab, side) not in self.directions:
+            self.directions[slab, side] = self._direction(slab, thing.x)
         across = (Band.ROAD - thing.band) * side
-        return (0, -slab, -self.ways[slab, side] * across, -front)
+        return (0, -slab, -self.directions[slab, side] * across, -front)
 
-    def _way(self, slab: int, x: float) -> int:
-        """Return whether rays to x in a slab move to the right of the street (1) or to its left (−1)."""
+    def _direction(self, slab: int, x: float) -> int:
+        """Return whether rays to x in a slab move right (1) or left (−1) across the street."""
         outwards = 1 if x > 0 else -1
         if not 0 < slab < len(self.borders):
             return outwards

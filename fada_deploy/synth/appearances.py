@@ -1,6 +1,7 @@
-"""What separates the two domains: every parameter of palette, weather, lens and sensor.
+"""The two domains: every parameter of palette, weather, lens and sensor.
 
-The layout of a town knows nothing of looks: one seed gives one town, and so one label map, in both.
+The layout of a town does not depend on the appearance, so one seed gives the same label map in
+both.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ Palette = Mapping[str, tuple[RGB, ...]]
 
 @dataclass(frozen=True)
 class Appearance:
-    """One domain. Ranges are (low, high) and drawn once a scene or clip; lengths are in meters.
+    """The rendering parameters of one domain.
 
-    `palette` holds the colors to choose from by slot. `jitter` is the spread of each thing's
-    color (fraction). `haze` is the extinction per meter. Blur is in pixels of a picture 192
-    rows high, noise in gray levels of 255, texture a fraction of the color. `jpeg` 0 is lossless.
+    Ranges are (low, high) and sampled once per scene or clip.
+
+    `palette` lists the colors of each slot, and `jitter` is the relative spread of a thing's color.
+    `haze` is the extinction per meter. `blur` is in pixels of an image 192 rows high, `noise` in
+    gray levels of 255, `texture` relative to the color. `jpeg` is the quality; 0 skips the
+    compression.
     """
 
     name: str
     palette: Palette
     jitter: float
-    # Light: sun 1 is a clear day, 0 is overcast; shadow is how much a full shadow darkens.
+    # Light: `sun` is 1 on a clear day and 0 under an overcast sky; `shadow` is how much a full
+    # shadow darkens.
     sun: Range
     shadow: Range
     shadow_softness: float
@@ -46,15 +51,15 @@ class Appearance:
     jpeg: tuple[int, int]
 
 
-_COMMON: Palette = {
+_COMMON_PALETTE: Palette = {
     "skin": ((236, 196, 164), (198, 146, 110), (134, 92, 66)),
     "hair": ((58, 40, 30), (110, 76, 44), (30, 28, 28), (190, 180, 170)),
     "white": ((244, 244, 240),),
     "dark": ((44, 46, 52),),
 }
 
-_SOURCE: Palette = {
-    **_COMMON,
+_SOURCE_PALETTE: Palette = {
+    **_COMMON_PALETTE,
     "road": ((104, 108, 122), (96, 102, 118), (112, 114, 124)),
     "marking": ((250, 250, 250),),
     "sidewalk": ((206, 198, 190), (214, 200, 186), (196, 196, 202)),
@@ -122,8 +127,8 @@ _SOURCE: Palette = {
     "cloud": ((255, 255, 255),),
 }
 
-_TARGET: Palette = {
-    **_COMMON,
+_TARGET_PALETTE: Palette = {
+    **_COMMON_PALETTE,
     "skin": ((206, 168, 144), (170, 128, 100), (112, 80, 62)),
     "white": ((206, 204, 198),),
     "dark": ((46, 44, 44),),
@@ -193,12 +198,12 @@ _TARGET: Palette = {
     "cloud": ((226, 226, 226), (196, 200, 206)),
 }
 
-# Names of all color slots; a mesh refers to them by position.
-SLOTS = tuple(sorted(_SOURCE))
+# Names of all color slots; meshes refer to them by index.
+SLOTS = tuple(sorted(_SOURCE_PALETTE))
 
-_SOURCE_LOOK = Appearance(
+_SOURCE_APPEARANCE = Appearance(
     name="source",
-    palette=_SOURCE,
+    palette=_SOURCE_PALETTE,
     jitter=0.05,
     sun=(0.85, 1.0),
     shadow=(0.28, 0.38),
@@ -217,9 +222,9 @@ _SOURCE_LOOK = Appearance(
     jpeg=(0, 0),
 )
 
-_TARGET_LOOK = Appearance(
+_TARGET_APPEARANCE = Appearance(
     name="target",
-    palette=_TARGET,
+    palette=_TARGET_PALETTE,
     jitter=0.10,
     sun=(0.0, 0.55),
     shadow=(0.12, 0.28),
@@ -238,13 +243,18 @@ _TARGET_LOOK = Appearance(
     jpeg=(72, 92),
 )
 
-LOOKS: dict[str, Appearance] = {look.name: look for look in (_SOURCE_LOOK, _TARGET_LOOK)}
+APPEARANCES: dict[str, Appearance] = {
+    each.name: each for each in (_SOURCE_APPEARANCE, _TARGET_APPEARANCE)
+}
 
 
-def find_look(look: str | Appearance) -> Appearance:
-    """Return a look by name, or the one given; raise `UsageError` listing the names."""
-    if isinstance(look, Appearance):
-        return look
-    if look not in LOOKS:
-        raise UsageError(f"no look {look!r}; there are {', '.join(LOOKS)}")
-    return LOOKS[look]
+def get_appearance(appearance: str | Appearance) -> Appearance:
+    """Return an appearance by name, or the given `Appearance` unchanged.
+
+    Raise `UsageError` for an unknown name.
+    """
+    if isinstance(appearance, Appearance):
+        return appearance
+    if appearance not in APPEARANCES:
+        raise UsageError(f"unknown appearance {appearance!r}; choose from {', '.join(APPEARANCES)}")
+    return APPEARANCES[appearance]
