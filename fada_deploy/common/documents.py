@@ -107,6 +107,8 @@ def json_schema(type_: type[Any]) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of what `read_json` accepts as `type_`."""
     schema = msgspec.json.schema(type_)
     for definition in schema.get("$defs", {}).values():
+        if "description" in definition:  # a docstring, of which the first paragraph says enough
+            definition["description"] = _one_line(definition["description"].split("\n\n")[0])
         if "properties" in definition:
             definition.setdefault("additionalProperties", False)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -232,8 +234,10 @@ def _resolve(path: str, data: Any, info: inspect.Type | None) -> tuple[Any, insp
 
 def _shown(value: Any, found: str) -> str:
     """Return a value as messages show it: short values as they are, others by their type."""
-    if value is ... or isinstance(value, dict | list):
+    if value is ...:
         return found or "another value"
+    if isinstance(value, dict | list):
+        return found or f"length {len(value)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 

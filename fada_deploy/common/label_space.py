@@ -1,61 +1,69 @@
-"""Label spaces: which classes there are, their ids in files, and their colors.
+"""Label spaces: the classes of a network, their ids in files and their colors.
 
-Networks and runtime speak **contiguous indices** 0…K−1 of a label space; trainIds and labelIds
-exist only at the borders, where data sets are read and files are written. 255 is "ignore"
-everywhere.
+Networks and the runtime use **contiguous indices** 0…K−1 of a label space. TrainIds and labelIds
+are converted only where data sets are read and files are written. 255 means "ignore" everywhere.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.common.documents import convert, read_toml
 from fada_deploy.common.errors import UsageError
 
 IGNORE = 255
+_REMEDY = (
+    "each class is the name of a Cityscapes class, or a table of name, trainId, labelId, color"
+)
+
+_Id = Annotated[int, msgspec.Meta(ge=0, le=254)]
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
-@dataclass(frozen=True)
-class LabelClass:
-    """One class: its name, Cityscapes trainId and labelId, and official RGB color."""
+class LabelClass(
+    msgspec.Struct, frozen=True, rename={"train_id": "trainId", "label_id": "labelId"}
+):
+    """One class: its name, its Cityscapes trainId and labelId, and its RGB color (0…255)."""
 
     name: str
-    train_id: int
-    label_id: int
-    color: tuple[int, int, int]
+    train_id: _Id
+    label_id: _Id
+    color: tuple[_Byte, _Byte, _Byte]
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """An ordered set of classes; a class's index is its position."""
+    """An ordered set of 2 to 254 classes; the index of a class is its position."""
 
     name: str
-    classes: tuple[LabelClass, ...]
+    classes: Annotated[tuple[LabelClass, ...], msgspec.Meta(min_length=2, max_length=254)]
 
     def __post_init__(self) -> None:
-        names = [c.name for c in self.classes]
+        names = self.names
         if not 2 <= len(names) <= 254:
             raise UsageError(
-                f"label space {self.name!r} has {len(names)} classes; 2 to 254 are allowed"
+                f"label space {self.name!r} must have 2 to 254 classes, got {len(names)}"
             )
-        ids = [
-            (c.name, i) for c in self.classes for i in (c.train_id, c.label_id) if not 0 <= i <= 254
-        ]
-        if ids:
-            raise UsageError(
-                f"label space {self.name!r}: {ids[0][0]} has id {ids[0][1]}; ids are 0 to 254"
-            )
-        repeated = sorted({n for n in names if names.count(n) > 1})
+        for c in self.classes:
+            for number in (c.train_id, c.label_id):
+                if not 0 <= number <= 254:
+                    raise UsageError(
+                        f"label space {self.name!r}: ids must be 0 to 254, got {number} "
+                        f"for {c.name!r}"
+                    )
+        repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UsageError(
-                f"label space {self.name!r} names {', '.join(repeated)} more than once"
+                f"label space {self.name!r}: class names must differ, got "
+                f"{', '.join(repeated)} more than once"
             )
 
     @property
@@ -68,74 +76,81 @@ class LabelSpace:
 
     @cached_property
     def palette(self) -> NDArray[np.uint8]:
-        """Colors by index, (256, 3) uint8 RGB; indices outside the space are black."""
+        """Colors by index, (256, 3) uint8 RGB; indices without a class are black."""
         table = np.zeros((256, 3), np.uint8)
         table[: self.num_classes] = [c.color for c in self.classes]
         return table
 
     @cached_property
     def to_train_ids(self) -> NDArray[np.uint8]:
-        """Lookup table index → trainId, (256,) uint8; the rest is 255."""
-        return self._table((i, c.train_id) for i, c in enumerate(self.classes))
+        """Lookup table index → trainId, (256,) uint8; indices without a class map to 255."""
+        return _lookup_table((i, c.train_id) for i, c in enumerate(self.classes))
 
     @cached_property
     def to_label_ids(self) -> NDArray[np.uint8]:
-        """Lookup table index → Cityscapes labelId, (256,) uint8; the rest is 0 (unlabeled)."""
+        """Lookup table index → labelId, (256,) uint8; 0 (unlabeled) for indices without a class."""
         table = np.zeros(256, np.uint8)
         for i, c in enumerate(self.classes):
             table[i] = c.label_id
         return table
 
     def index_of(self, name: str) -> int:
-        """Return the index of a class by name; raise `UsageError` listing the names."""
+        """Return the index of a class; raise `UsageError` if there is no such class."""
         try:
             return self.names.index(name)
         except ValueError:
             raise UsageError(
-                f"label space {self.name!r} has no class {name!r}; it has {', '.join(self.names)}"
+                f"label space {self.name!r} has no class {name!r}; its classes are "
+                f"{', '.join(self.names)}"
             ) from None
 
     def from_ids(self, ids: Mapping[int, str]) -> NDArray[np.uint8]:
-        """Return the lookup table file value → index for a file format `{value: class name}`.
+        """Return the lookup table id → index, (256,) uint8, for files with ids `{id: class name}`.
 
-        Values whose class this space does not have, and all other values, become 255.
+        Ids of classes that this space does not have, and all other ids, map to 255.
         """
-        known = {name: i for i, name in enumerate(self.names)}
-        return self._table((v, known[name]) for v, name in ids.items() if name in known)
+        indices = {name: i for i, name in enumerate(self.names)}
+        return _lookup_table((i, indices[name]) for i, name in ids.items() if name in indices)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready description; `from_dict` reads it back."""
-        return {
-            "name": self.name,
-            "classes": [
-                {
-                    "name": c.name,
-                    "trainId": c.train_id,
-                    "labelId": c.label_id,
-                    "color": list(c.color),
-                }
-                for c in self.classes
-            ],
-        }
+        """Return a JSON-ready document; `from_dict` reads it back."""
+        classes = [
+            {"name": c.name, "trainId": c.train_id, "labelId": c.label_id, "color": list(c.color)}
+            for c in self.classes
+        ]
+        return {"name": self.name, "classes": classes}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LabelSpace:
-        """Read what `to_dict` wrote (also the layout of a label-space TOML file)."""
-        try:
-            return cls(str(data["name"]), tuple(_class_from_dict(c) for c in data["classes"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"label space is malformed ({error!r}); it needs `name` and `classes` with name, trainId, "
-                "labelId and color = [R, G, B], or just the name of a Cityscapes class"
-            ) from None
+    def from_dict(cls, data: Mapping[str, Any], where: str = "label space") -> LabelSpace:
+        """Read a document of `to_dict`, or a parsed label-space file; raise `UsageError`."""
+        return convert(
+            data, LabelSpaceDocument, where=where, remedy=_REMEDY, error=UsageError
+        ).to_label_space()
 
-    @staticmethod
-    def _table(pairs: Any) -> NDArray[np.uint8]:
-        table = np.full(256, IGNORE, np.uint8)
-        for key, value in pairs:
-            if 0 <= key < 256:
-                table[key] = value
-        return table
+
+class LabelSpaceDocument(msgspec.Struct, frozen=True):
+    """A label-space file: `classes` may also name Cityscapes classes."""
+
+    name: str
+    classes: Annotated[tuple[LabelClass | str, ...], msgspec.Meta(min_length=2, max_length=254)]
+
+    def __post_init__(self) -> None:
+        self.to_label_space()
+
+    def to_label_space(self) -> LabelSpace:
+        """Return the label space; raise `UsageError` for an unknown Cityscapes class."""
+        return LabelSpace(
+            self.name,
+            tuple(_cityscapes_class(c) if isinstance(c, str) else c for c in self.classes),
+        )
+
+
+def _lookup_table(pairs: Iterable[tuple[int, int]]) -> NDArray[np.uint8]:
+    table = np.full(256, IGNORE, np.uint8)
+    for key, value in pairs:
+        if 0 <= key < 256:
+            table[key] = value
+    return table
 
 
 _CITYSCAPES = (
@@ -172,31 +187,23 @@ CITYSCAPES_13 = LabelSpace("cityscapes-13", _without({9, 14, 16, 3, 4, 5}))
 LABEL_SPACES = {space.name: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
 
 
-def _class_from_dict(data: Mapping[str, Any] | str) -> LabelClass:
-    if isinstance(data, str):
-        if data not in _BY_NAME:
-            raise UsageError(f"{data!r} is no Cityscapes class; they are {', '.join(_BY_NAME)}")
-        return _BY_NAME[data]
-    r, g, b = (int(v) for v in data["color"])
-    if min(r, g, b) < 0 or max(r, g, b) > 255:
-        raise ValueError(f"color {(r, g, b)} outside 0…255")
-    return LabelClass(str(data["name"]), int(data["trainId"]), int(data["labelId"]), (r, g, b))
+def _cityscapes_class(name: str) -> LabelClass:
+    if name not in _BY_NAME:
+        raise UsageError(f"found {name!r}, expected a Cityscapes class ({', '.join(_BY_NAME)})")
+    return _BY_NAME[name]
 
 
 def load_label_space(name_or_path: str) -> LabelSpace:
-    """Return a built-in label space by name, or read one from a TOML file.
+    """Return a built-in label space by its name, or read one from a TOML file.
 
-    The file holds `name` and `classes`; a class is a table (name, trainId, labelId, color) or just
+    The file holds `name` and `classes`. A class is a table of name, trainId, labelId and color, or
     the name of a Cityscapes class.
     """
     if name_or_path in LABEL_SPACES:
         return LABEL_SPACES[name_or_path]
     path = Path(name_or_path)
-    if path.suffix == ".toml" and path.is_file():
-        try:
-            return LabelSpace.from_dict(tomllib.loads(path.read_text("utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: not valid TOML: {error}") from None
+    if path.suffix == ".toml":
+        return read_toml(path, LabelSpaceDocument, remedy=_REMEDY).to_label_space()
     raise UsageError(
-        f"no label space {name_or_path!r}; there are {', '.join(LABEL_SPACES)}, or a .toml file"
+        f"no label space {name_or_path!r}; choose one of {', '.join(LABEL_SPACES)}, or a .toml file"
     )

@@ -120,7 +120,7 @@ def test_what_is_wrong_with_the_files_is_said(
         ("profile", {"min": 1}, "is malformed"),
         ("engine", None, "is malformed"),
         ("io", [{"name": "frames"}], "is malformed"),
-        ("metadata", {"schema": 1}, "metadata is malformed"),
+        ("metadata", {"schema": 1}, "(metadata)"),
     ],
 )
 def test_strange_sidecars(engine: Path, key: str, value: Any, message: str) -> None:
