@@ -41,7 +41,7 @@ CHANGES: dict[str, Change] = {
     ),
     "noise, σ 30": lambda f: (f + RNG.normal(0, 30, f.shape)).clip(0, 255).astype(np.uint8),
     "lens covered": lambda f: np.full_like(f, 12),
-    "picture upside down": lambda f: np.ascontiguousarray(f[::-1]),
+    "image upside down": lambda f: np.ascontiguousarray(f[::-1]),
     "twice as bright, clipped": scaled(2.0),
     "red and blue swapped": lambda f: np.ascontiguousarray(f[..., ::-1]),
 }
@@ -59,8 +59,8 @@ def main() -> None:
         window = SECONDS * FPS // EVERY
         for seed in range(1, args.drives + 1):
             size = segmenter.metadata.input_size_hw
-            drive = Drive.begin("target", first_seed(seed, CLIP), size_hw=size, seconds=SECONDS)
-            watches = {name: DriftMonitor.of(segmenter.metadata, window=window) for name in CHANGES}
+            drive = Drive.start("target", first_seed(seed, CLIP), size_hw=size, seconds=SECONDS)
+            watches = {name: DriftMonitor.for_model(segmenter.metadata, window=window) for name in CHANGES}
             for i, (frame, _) in enumerate(drive.frames(SECONDS * FPS)):
                 for name, watch in watches.items() if i % EVERY == 0 else ():
                     last[name] = watch.see(segmenter.predict(CHANGES[name](frame), color="rgb", confidence=True))

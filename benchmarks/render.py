@@ -15,9 +15,9 @@ from random import Random
 
 import cv2
 
-from fada_deploy.synth.looks import LOOKS, find_look
-from fada_deploy.synth.optics import develop
-from fada_deploy.synth.scene import sketch, stand
+from fada_deploy.synth.appearances import APPEARANCES, get_appearance
+from fada_deploy.synth.camera_effects import apply_camera_effects
+from fada_deploy.synth.scene import place_camera, render_raster
 from fada_deploy.synth.shade import shade
 from fada_deploy.synth.town import build_town
 from fada_deploy.synth.weather import Weather
@@ -25,18 +25,18 @@ from fada_deploy.synth.weather import Weather
 STEPS = ("town", "draw", "shade", "camera")
 
 
-def measure(look_name: str, seed: int, size_hw: tuple[int, int]) -> list[float]:
+def measure(name: str, seed: int, size_hw: tuple[int, int]) -> list[float]:
     """Render one scene and return milliseconds of each of `STEPS`."""
-    look = find_look(look_name)
+    appearance = get_appearance(name)
     marks = [time.process_time()]
     town = build_town(seed)
     marks.append(time.process_time())
-    drawing, shadow = sketch(town, stand(town, size_hw, Random(seed * 2)))
+    raster, shadow = render_raster(town, place_camera(town, size_hw, Random(seed * 2)))
     marks.append(time.process_time())
-    weather = Weather.draw(look, seed)
-    picture = shade(drawing, shadow, look, weather, town.sun)
+    weather = Weather.sample(appearance, seed)
+    image = shade(raster, shadow, appearance, weather, town.sun)
     marks.append(time.process_time())
-    develop(picture, weather)
+    apply_camera_effects(image, weather)
     marks.append(time.process_time())
     return [1000 * (b - a) for a, b in pairwise(marks)]
 
@@ -55,11 +55,11 @@ def main() -> None:
         "threads": 1,
     }
     print(
-        f"{'look':8}"
+        f"{'appearance':8}"
         + "".join(f"{s:>9}" for s in STEPS)
         + f"{'total':>9}{'p95':>9}   ms of CPU a scene"
     )
-    for name in LOOKS:
+    for name in APPEARANCES:
         measure(name, 0, (height, width))
         rows = [measure(name, 1 + i, (height, width)) for i in range(args.scenes)]
         means = [statistics.fmean(column) for column in zip(*rows, strict=True)]

@@ -45,7 +45,7 @@ def drives() -> list[np.ndarray]:
         labels
         for seed in range(1, 5)
         for i, (_, labels) in enumerate(
-            Drive.begin("target", seed, size_hw=SIZE, seconds=2).frames(50)
+            Drive.start("target", seed, size_hw=SIZE, seconds=2).frames(50)
         )
         if i % 10 == 0
     ]
@@ -143,7 +143,7 @@ def street(
     size, high = (384, 640), 1.5
     camera = Camera.place(size_hw=size, x=0, y=high, z=0, yaw=0, horizon=0.48, bend=Bend(0, 1, 0))
     corners = np.array([[x - half_width, 0, z], [x + half_width, height, z]])
-    (left, foot), (right, top) = camera.pixels(camera.view(corners)) + 0.5
+    (left, foot), (right, top) = camera.project(camera.to_view(corners)) + 0.5
     labels = np.full(size, SKY, np.uint8)
     labels[math.ceil(0.48 * size[0]) :] = ROAD
     labels[max(0, round(top)) : round(foot), max(0, round(left)) : max(0, round(right))] = label
@@ -357,7 +357,7 @@ def run(*arguments: object, stdin: Any = None) -> subprocess.CompletedProcess[st
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a rendered drive of three seconds, and beside it `day/` with every fifth frame, and a night."""
     folder = tmp_path_factory.mktemp("drive")
-    frames = [f for f, _ in Drive.begin("source", 7, size_hw=(128, 192), seconds=3).frames(75)]
+    frames = [f for f, _ in Drive.start("source", 7, size_hw=(128, 192), seconds=3).frames(75)]
     for i, frame in enumerate(frames[::5]):
         write_image(folder / "day" / f"{i:03d}.png", frame)
     dark = [(f * np.array([0.2, 0.22, 0.3])).astype(np.uint8) for f in frames]

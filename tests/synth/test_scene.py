@@ -120,9 +120,9 @@ def test_seed_determines_every_bit(appearance: str) -> None:
     image, labels = render(appearance, 5)
     assert image.shape == (*SIZE, 3) and image.dtype == np.uint8
     assert labels.shape == SIZE and labels.dtype == np.uint8
-    other_picture, other_labels = render(appearance, 6)
+    other_image, other_labels = render(appearance, 6)
     assert (other_labels != labels).mean() > 0.1
-    assert (other_picture != image).mean() > 0.5
+    assert (other_image != image).mean() > 0.5
     again = render(appearance, 5)
     assert np.array_equal(again[0], image) and np.array_equal(again[1], labels)
 
