@@ -56,7 +56,7 @@ from fada_deploy.common.video import open_video
 from fada_deploy.runtime.backend_selection import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.benchmark import STAGES, measure
-from fada_deploy.runtime.kernels.loader import compiled
+from fada_deploy.runtime.kernels.loader import kernel_loader
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.overlay.renderer import OverlayRenderer
 from fada_deploy.runtime.overlay.style import OverlayStyle
@@ -147,7 +147,7 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
         TemporaryDirectory() as folder,
     ):
         size_hw, space = segmenter.metadata.input_size_hw, segmenter.space
-        compiled.wait()
+        kernel_loader.wait()
         with clock("decode"):
             for _ in source.frames():
                 pass
@@ -165,7 +165,7 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
                 with clock("upsample"):
                     labels = prediction.labels(frame.rgb.shape[:2])[0]
                 with clock("draw"):
-                    drawn = drawing.draw_for_film(_result(frame, labels, space))
+                    drawn = drawing.draw_for_video(_result(frame, labels, space))
                 with clock("write"):
                     assert frame.pts is not None
                     add(drawn, frame.pts)
@@ -190,7 +190,7 @@ def job_film(doc: dict[str, Any]) -> dict[str, Any]:
     ):
         height, width = segmenter.metadata.input_size_hw
         segmenter.backend.submit(np.full((1, height, width, 3), 128, np.uint8))
-        compiled.wait()
+        kernel_loader.wait()
         cpu, start, done = time.process_time(), time.perf_counter(), 0
         for item in save_results(segmenter, [source], SaveOptions(Path(folder))):
             if isinstance(item, Result):
@@ -283,7 +283,7 @@ def _break(part: str, bomb: _Bomb, source: Looped, segmenter: Segmenter) -> Any:
         return mock.patch.object(segmenter.backend, "submit", before(segmenter.backend.submit))
     if part == "drawing":
         return mock.patch.object(
-            OverlayRenderer, "draw_for_film", before(OverlayRenderer.draw_for_film)
+            OverlayRenderer, "draw_for_video", before(OverlayRenderer.draw_for_video)
         )
 
     @contextmanager

@@ -71,7 +71,7 @@ def measure(
 ) -> dict[str, float]:
     """Time the three on the same logits, one after the other."""
     tensor = torch.from_numpy(logits)[None]
-    compiled, none = upsample.compiled, SimpleNamespace(ready=None)
+    loader, none = upsample.kernel_loader, SimpleNamespace(ready=None)
 
     def dense() -> torch.Tensor:
         return F.interpolate(tensor, size=size_hw, mode="bilinear", align_corners=corners).argmax(1)
@@ -80,11 +80,11 @@ def measure(
         return labels_from_logits(logits, size_hw, align_corners=corners)
 
     def plain() -> np.ndarray:
-        upsample.compiled = none  # type: ignore[assignment]
+        upsample.kernel_loader = none  # type: ignore[assignment]
         try:
             return labels_from_logits(logits, size_hw, align_corners=corners)
         finally:
-            upsample.compiled = compiled
+            upsample.kernel_loader = loader
 
     differ = int((sparse() != dense()[0].numpy()).sum())
     ours, numpy, theirs = (seconds(job, repeats) for job in (sparse, plain, dense))
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     grid, size = parse_size(args.grid), parse_size(args.size)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if not upsample.compiled.wait():
+    if not upsample.kernel_loader.wait():
         raise SystemExit("numba is not installed; type: pip install 'fada_deploy[fast]'")
     jobs: Iterator[tuple[str, np.ndarray, bool]] = (
         (f"random {smoothness:g}", smooth_logits(grid, smoothness), True)

@@ -201,7 +201,13 @@ def command(
     from fada_deploy.runtime.writers.save import SaveOptions
 
     chosen = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
-    look = OverlayStyle(alpha, legend=legend, contours=contours, beside=beside, classes=chosen)
+    look = OverlayStyle(
+        alpha,
+        legend="auto" if legend else "none",
+        contours=contours,
+        side_by_side=beside,
+        classes=chosen,
+    )
     # Wrong wishes are said before anything is opened; its folder is made when all else is well.
     saving = SaveOptions(out or Path(), save, ids, look, preset, video_hardware)
     live = LiveOptions(policy, None if deadline_ms is None else deadline_ms / 1000, reconnect_s)

@@ -19,7 +19,7 @@ import numpy as np
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.system import memory_mib
-from fada_deploy.runtime.kernels.loader import compiled
+from fada_deploy.runtime.kernels.loader import kernel_loader
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.pipeline import STAGES, Timings
 from fada_deploy.runtime.result import Result
@@ -121,7 +121,7 @@ def measure(
         height, width = segmenter.metadata.input_size_hw
         ready = _pictures(source, segmenter)
         segmenter.backend.submit(ready)
-        compiled.wait()
+        kernel_loader.wait()
         warm_up = time.perf_counter() - start
         bare = _model_only(segmenter, ready, seconds)
         road = None if source is None else _end_to_end(segmenter, source, frames, progress)
@@ -183,7 +183,7 @@ def _model_only(
 def _end_to_end(
     segmenter: Segmenter, source: Source, frames: int | None, progress: Callable[[int], None]
 ) -> EndToEndTiming:
-    timings, done = Timings(keep=True), 0
+    timings, done = Timings(keep_samples=True), 0
     with TemporaryDirectory() as folder:
         cpu, start = time.process_time(), time.perf_counter()
         with closing(

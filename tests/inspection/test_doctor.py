@@ -449,7 +449,7 @@ def test_kernels_without_numba_are_a_note(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_numba_that_does_not_compile_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.kernels.loader.Compiled.wait", lambda self: False)
+    monkeypatch.setattr("fada_deploy.runtime.kernels.loader.KernelLoader.wait", lambda self: False)
     monkeypatch.setitem(sys.modules, "fada_deploy.runtime.kernels.upsample_compiled", None)
     monkeypatch.delattr("fada_deploy.runtime.kernels.upsample_compiled", raising=False)
     monkeypatch.setattr(machine, "is_here", lambda name: True)

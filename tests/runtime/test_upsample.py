@@ -1,4 +1,4 @@
-"""The sparse upsampling equals the dense one bit for bit, and PyTorch's up to rounding."""
+"""The sparse upsampling equals the dense reference bit for bit and PyTorch up to rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.runtime.kernels import upsample
-from fada_deploy.runtime.kernels.loader import Compiled
+from fada_deploy.runtime.kernels.loader import KernelLoader
 from fada_deploy.runtime.kernels.upsample import (
     axis_taps,
     confidence_from_logits,
@@ -25,19 +25,19 @@ from fada_deploy.runtime.kernels.upsample import (
 
 @pytest.fixture(autouse=True, params=["numpy", "compiled"])
 def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run everything here by NumPy alone and by the compiled kernel."""
+    """Run every test with NumPy only and with the compiled kernel."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "numpy":
-            patch.setattr(upsample, "compiled", SimpleNamespace(ready=None))
+            patch.setattr(upsample, "kernel_loader", SimpleNamespace(ready=None))
         else:
             pytest.importorskip("numba")
-            assert upsample.compiled.wait()
+            assert upsample.kernel_loader.wait()
         yield
 
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int], bool]:
-    """Logits that invite trouble: few distinct values, neighbors within an ulp, all scales and shapes."""
+    """Generate difficult logits: ties, neighbors one ulp apart, all scales and shapes."""
     shape = draw(st.tuples(st.integers(2, 6), st.integers(1, 6), st.integers(1, 6)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     z = rng.choice(np.float32([-1, 0, 1 / 3, 1, 7]), shape)
@@ -65,7 +65,7 @@ def test_sparse_equals_dense_bit_for_bit(case: tuple[np.ndarray, tuple[int, int]
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(128, 256), (135, 240), (31, 77), (9, 20)])
-def test_equal_on_a_scene_where_most_cells_are_skipped(
+def test_sparse_equals_dense_where_most_cells_are_skipped(
     size: tuple[int, int], align_corners: bool
 ) -> None:
     rng = np.random.default_rng(3)
@@ -77,8 +77,8 @@ def test_equal_on_a_scene_where_most_cells_are_skipped(
 
 
 def test_corners_one_ulp_apart_are_interpolated() -> None:
-    # Class 0 wins all four corners by one ulp; rounding lets class 1 win or tie somewhere inside, so a
-    # shortcut by the corners' argmax alone would be wrong.
+    # Class 1 wins all four corners by one ulp, but rounding lets class 0 win somewhere inside, so a
+    # shortcut that only compares the argmax of the corners would be wrong.
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(200):
@@ -90,8 +90,8 @@ def test_corners_one_ulp_apart_are_interpolated() -> None:
     assert wrong > 0
 
 
-def test_a_class_that_wins_only_inside_a_cell() -> None:
-    # Corners: 0 and 1 win; halfway between them 2 has 0.6 against 0.5 and 0.5.
+def test_class_that_wins_only_inside_a_cell() -> None:
+    # Classes 0 and 1 win at the corners; halfway between, class 2 has 0.6 and they have 0.5.
     z = np.float32([[[1, 0], [1, 0]], [[0, 1], [0, 1]], [[0.6, 0.6], [0.6, 0.6]]])
     labels = labels_from_logits(z, (5, 5), align_corners=True)
     np.testing.assert_array_equal(labels, [[0, 0, 2, 1, 1]] * 5)
@@ -106,7 +106,7 @@ def test_ties_go_to_the_lower_class() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2e37])
-def test_what_cannot_be_compared_is_refused(bad: float) -> None:
+def test_rejects_logits_that_are_not_finite(bad: float) -> None:
     z = np.zeros((3, 4, 4), np.float32)
     z[1, 2, 3] = bad
     for function in (labels_from_logits, dense_labels, confidence_from_logits):
@@ -114,7 +114,7 @@ def test_what_cannot_be_compared_is_refused(bad: float) -> None:
             function(z, (8, 8), align_corners=False)
 
 
-def test_taps_of_a_doubling_by_hand() -> None:
+def test_axis_taps_for_doubling() -> None:
     taps = axis_taps(2, 4, align_corners=False)
     np.testing.assert_array_equal(taps.low, [0, 0, 0, 1])
     np.testing.assert_array_equal(taps.w_high, np.float32([0, 0.25, 0.75, 0.25]))
@@ -130,7 +130,7 @@ def test_differs_from_torch_only_within_rounding(
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     z = rng.normal(size=(7, 12, 20)).astype(np.float32) * 5
-    # Twins an ulp apart make near-ties plentiful.
+    # Two classes one ulp apart produce many near-ties.
     z[3] = np.nextafter(z[2], np.float32(99))
     full = torch.nn.functional.interpolate(
         torch.from_numpy(z)[None],
@@ -144,12 +144,12 @@ def test_differs_from_torch_only_within_rounding(
     ours = labels_from_logits(z, size, align_corners=align_corners)
     ulp = np.spacing(np.abs(z).max())
     differing = ours != theirs
-    # Positions may differ in the last bit too, which moves a pixel by an ulp of its place in the grid.
+    # Positions may also differ in the last bit, which changes the interpolated value slightly.
     assert (top[0] - top[1])[differing].max(initial=0) <= 16 * ulp
     assert (differing & ~np.isin(ours, (2, 3))).sum() == 0
 
 
-def test_confidence_is_the_winners_softmax() -> None:
+def test_confidence_is_the_softmax_of_the_winner() -> None:
     rng = np.random.default_rng(2)
     z = rng.normal(size=(4, 6, 8)).astype(np.float32)
     softmax = np.exp(z) / np.exp(z).sum(0)
@@ -161,7 +161,7 @@ def test_confidence_is_the_winners_softmax() -> None:
     assert enlarged[0, 0] == pytest.approx(softmax.max(0)[0, 0], rel=1e-5)
 
 
-def test_labels_are_written_where_they_are_wanted() -> None:
+def test_writes_into_out() -> None:
     rng = np.random.default_rng(4)
     z = rng.normal(size=(5, 6, 9)).astype(np.float32)
     want = dense_labels(z, (20, 31), align_corners=True)
@@ -169,7 +169,7 @@ def test_labels_are_written_where_they_are_wanted() -> None:
     assert labels_from_logits(z, (20, 31), align_corners=True, out=batch[1]) is not None
     np.testing.assert_array_equal(batch[1], want)
     assert (batch[[0, 2]] == 9).all()
-    # Views of any strides, in and out.
+    # Inputs and outputs with arbitrary strides.
     wide = np.full((20, 62), 9, np.uint8)
     planes = np.asfortranarray(z)
     labels_from_logits(planes, (20, 31), align_corners=True, out=wide[:, ::2])
@@ -177,32 +177,30 @@ def test_labels_are_written_where_they_are_wanted() -> None:
     assert (wide[:, 1::2] == 9).all()
 
 
-def test_logits_that_cannot_be_written() -> None:
+def test_accepts_read_only_logits() -> None:
     z = np.random.default_rng(0).normal(size=(5, 8, 9)).astype(np.float32)
     want = dense_labels(z, (20, 31), align_corners=True)
     z.flags.writeable = False
     np.testing.assert_array_equal(labels_from_logits(z, (20, 31), align_corners=True), want)
 
 
-def test_the_kernel_is_loaded_after_a_few_frames_and_not_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_loader_starts_after_three_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(Compiled, "_load", lambda self: started.append("now"))
-    compiled = Compiled()
-    assert [compiled() for _ in range(3)] == [None] * 3 and started == []
-    compiled()
-    assert compiled.wait() is False and started == ["now"]
+    monkeypatch.setattr(KernelLoader, "_load", lambda self: started.append("now"))
+    loader = KernelLoader()
+    assert [loader.get() for _ in range(3)] == [None] * 3 and started == []
+    loader.get()
+    assert loader.wait() is False and started == ["now"]
 
 
-def test_without_numba_numpy_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fada_deploy.runtime.kernels.loader.find_spec", lambda name: None)
-    compiled = Compiled()
-    assert compiled.wait() is False and compiled() is None
+    loader = KernelLoader()
+    assert loader.wait() is False and loader.get() is None
 
 
-def test_a_kernel_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_with_a_kernel_that_fails_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fada_deploy.runtime.kernels.upsample_compiled", None)
     monkeypatch.setattr("fada_deploy.runtime.kernels.loader.find_spec", lambda name: object())
     monkeypatch.delattr("fada_deploy.runtime.kernels.upsample_compiled", raising=False)
-    assert Compiled().wait() is False
+    assert KernelLoader().wait() is False

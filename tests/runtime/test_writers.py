@@ -50,7 +50,7 @@ def test_a_film_keeps_count_size_and_clock(
         codec="ffv1",
         pix_fmt="bgr0",
     )
-    run(segmenter, [source], SaveOptions(tmp_path / "out", look=OverlayStyle(0.0, legend=False)))
+    run(segmenter, [source], SaveOptions(tmp_path / "out", look=OverlayStyle(0.0, legend="none")))
     written = toy.read_video(tmp_path / "out/overlay/drive.mp4")
     assert [t for t, _ in written] == [t for t, _ in toy.read_video(source)]
     height, width = size
@@ -289,7 +289,7 @@ def test_a_look(tmp_path: Path, segmenter: Segmenter) -> None:
     frame = toy.scene(0)[0]
     source = toy.write_video(tmp_path / "v.mp4", [frame] * 3)
     name = toy.SPACE.names[1]
-    look = OverlayStyle(1.0, legend=False, beside=True, classes=(name,))
+    look = OverlayStyle(1.0, legend="none", side_by_side=True, classes=(name,))
     run(segmenter, [source], SaveOptions(tmp_path / "out", look=look, preset="veryfast"))
     (_, picture), *_ = toy.read_video(tmp_path / "out/overlay/v.mp4")
     labels = segmenter.predict(frame, color="rgb").labels

@@ -53,12 +53,12 @@ def codecs() -> Iterator[Check]:
 
 def kernels() -> Iterator[Check]:
     """Check that what the runtime compiles does compile."""
-    from fada_deploy.runtime.kernels.loader import Compiled
+    from fada_deploy.runtime.kernels.loader import KernelLoader
 
     if not is_here("numba"):
         found = "numba is not installed, which compiles upsampling, resize and drawing; NumPy and OpenCV do them"
         yield Check("kernels", "note", found, "pip install 'fada_deploy[fast]'")
-    elif Compiled().wait():
+    elif KernelLoader().wait():
         yield Check("kernels", "ok", "upsampling, resize and drawing are compiled")
     else:
         reason = "it does not say why"

@@ -1,6 +1,7 @@
-"""OverlayRenderer in a film's planes and counting of labels, compiled: extra `fast` (numba).
+"""YUV drawing and label counting, compiled by numba (extra `fast`).
 
-Label maps are areas of one class. Blocks that lie in one are done at once, without a look at each pixel.
+Label maps consist of large areas of one class. Blocks with a single class take a fast path that
+does not look up the color of each pixel.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ from numba import njit
 from numpy.typing import NDArray
 
 _LINE, _PLANE = "uint8[::1]", "uint8[:,::1]"
-# What is only read may be an array that cannot be written.
+# Inputs may be read-only arrays.
 _LINE_READ, _PLANE_READ = (f"Array(uint8, {n}, 'C', readonly=True)" for n in (1, 2))
+# Pixels per block, when drawing and when counting.
 _BLOCK = 32
-_MANY = 64
+_COUNT_BLOCK = 64
 
 
 @njit("uint8(uint8, float32, float32)", nogil=True, cache=True, inline="always")
 def _over(
     under: np.uint8, beta: np.float32, color: np.float32
-) -> np.uint8:  # pragma: no cover -- compiled, where coverage cannot look
+) -> np.uint8:  # pragma: no cover -- compiled code is invisible to coverage
     return np.uint8(np.int32(np.rint(np.float32(under) * beta + color)))
 
 
 @njit(
-    f"void({_LINE_READ}, {_LINE_READ}, {_PLANE_READ}, float32[:,::1], float32, {_LINE_READ}, {_LINE_READ}, "
-    f"{_LINE}, {_LINE}, {_LINE_READ}, {_LINE}, {_LINE_READ}, {_LINE}, intp, intp)",
+    f"void({_LINE_READ}, {_LINE_READ}, {_PLANE_READ}, float32[:,::1], float32, {_LINE_READ}, "
+    f"{_LINE_READ}, {_LINE}, {_LINE}, {_LINE_READ}, {_LINE}, {_LINE_READ}, {_LINE}, intp, intp)",
     nogil=True, cache=True,
 )  # fmt: skip
-def _mixed(
+def _blend_pixels(
     upper: NDArray[np.uint8],
     lower: NDArray[np.uint8],
     tables: NDArray[np.uint8],
@@ -44,8 +46,8 @@ def _mixed(
     v_c: NDArray[np.uint8],
     left: int,
     right: int,
-) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Draw two lines from `left` to `right`, pixel by pixel."""
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Blend two lines of pixels from column `left` to `right`, one 2×2 block at a time."""
     beta = np.float32(1) - alpha
     for x in range(left, right, 2):
         a, b, c, d = upper[x], upper[x + 1], lower[x], lower[x + 1]
@@ -74,11 +76,12 @@ def blend(
     y_drawn: NDArray[np.uint8],
     u_drawn: NDArray[np.uint8],
     v_drawn: NDArray[np.uint8],
-) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Lay the colors `tables` (3, 256) of labels (H, W), both even, over the planes of a yuv420p frame.
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Blend the colors of labels (H, W) with a yuv420p frame; H and W are even.
 
-    The planes are as wide as their lines in memory, at least W and W / 2. A pixel of the halved planes has the
-    mean color of its four.
+    `tables` (3, 256) maps labels to Y′, Cb and Cr. The planes include the padding of their lines,
+    so they are at least W or W / 2 wide. A chroma pixel gets the mean color of its four luma
+    pixels.
     """
     height, width = labels.shape
     beta = np.float32(1) - alpha
@@ -93,7 +96,8 @@ def blend(
             v_drawn[row // 2],
         )
         both = (upper, lower, tables, colors, alpha, y_a, y_b, y_c, y_d, u_a, u_c, v_a, v_c)
-        # With `range` and a step the compiler does not see that no index is below 0, and goes pixel by pixel.
+        # A `while` loop: with a stepped `range` LLVM cannot tell that indices are not negative,
+        # and does not vectorize.
         left = 0
         while left + _BLOCK <= width:
             first = upper[left]
@@ -111,26 +115,26 @@ def blend(
                     u_c[at + k] = _over(u_a[at + k], beta, u_color)
                     v_c[at + k] = _over(v_a[at + k], beta, v_color)
             else:
-                _mixed(*both, left, left + _BLOCK)
+                _blend_pixels(*both, left, left + _BLOCK)
             left += _BLOCK
-        _mixed(*both, left, width)
+        _blend_pixels(*both, left, width)
 
 
 @njit(f"void({_LINE_READ}, int64[::1])", nogil=True, cache=True)
 def count(
     labels: NDArray[np.uint8], counts: NDArray[np.int64]
-) -> None:  # pragma: no cover -- compiled
-    """Add how often each of 256 labels occurs to `counts` (256,)."""
-    whole = labels.size // _MANY * _MANY
-    for start in range(0, whole, _MANY):
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Add the number of occurrences of each label 0 … 255 to `counts` (256,)."""
+    blocks_end = labels.size // _COUNT_BLOCK * _COUNT_BLOCK
+    for start in range(0, blocks_end, _COUNT_BLOCK):
         first = labels[start]
         other = np.uint8(0)
-        for i in range(start, start + _MANY):
+        for i in range(start, start + _COUNT_BLOCK):
             other |= labels[i] ^ first
         if other == 0:
-            counts[first] += _MANY
+            counts[first] += _COUNT_BLOCK
         else:
-            for i in range(start, start + _MANY):
+            for i in range(start, start + _COUNT_BLOCK):
                 counts[labels[i]] += 1
-    for i in range(whole, labels.size):
+    for i in range(blocks_end, labels.size):
         counts[labels[i]] += 1

@@ -1,4 +1,4 @@
-"""What is compiled, when it is there: loaded in the background, so that no frame waits for a compiler."""
+"""Load the numba kernels in a background thread, so that no frame waits for the compiler."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-# One picture is done before numba is imported; it pays for films.
-_FRAMES_BEFORE = 3
+# Importing numba takes longer than labeling a few images with NumPy; it pays off for videos.
+_FRAMES_BEFORE_LOADING = 3
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `upsample_kernel`, `area_kernel` and `draw_kernel`."""
+    """The functions of `upsample_compiled`, `resize_compiled` and `draw_compiled`."""
 
     write_labels: Callable[..., None]
     average: Callable[..., None]
@@ -21,36 +21,42 @@ class Kernels:
     count: Callable[..., None]
 
 
-class Compiled:
-    """`compiled()` is the kernels once they are ready, None before and where numba is missing.
+class KernelLoader:
+    """Loads the compiled kernels once; `ready` is None until then and where numba is missing.
 
-    It is asked once a frame by the resize, after some of which the loading begins; others look at `ready`.
+    The resize step calls `get` once per frame, which starts the loading after a few frames. Other
+    callers only read `ready`.
     """
 
     def __init__(self) -> None:
         self.ready: Kernels | None = None
         self._lock = threading.Lock()
-        self._asked = 0
+        self._calls = 0
         self._thread: threading.Thread | None = None
 
-    def __call__(self) -> Kernels | None:
+    def get(self) -> Kernels | None:
+        """Return the kernels if they are ready; start loading them after the first few calls."""
         if self.ready is None and self._thread is None:
             with self._lock:
-                self._asked += 1
-                if self._asked > _FRAMES_BEFORE and self._thread is None:
-                    # No daemon: a process that ends inside a compiler crashes.
-                    self._thread = threading.Thread(target=self._load, name="kernel")
-                    self._thread.start()
+                self._calls += 1
+                if self._calls > _FRAMES_BEFORE_LOADING and self._thread is None:
+                    self._start()
         return self.ready
 
     def wait(self) -> bool:
-        """Load them now; return whether they are there."""
+        """Load the kernels now and return whether they are available."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._load, name="kernel")
-                self._thread.start()
-        self._thread.join()
+                self._start()
+            thread = self._thread
+        assert thread is not None
+        thread.join()
         return self.ready is not None
+
+    def _start(self) -> None:
+        # Not a daemon thread: a process that exits while LLVM compiles would crash.
+        self._thread = threading.Thread(target=self._load, name="fada-kernels")
+        self._thread.start()
 
     def _load(self) -> None:
         if find_spec("numba") is None:
@@ -69,8 +75,9 @@ class Compiled:
                 draw_compiled.count,
             )
         except Exception:
-            # Whatever keeps it from compiling (no place for its cache, another LLVM), NumPy goes on.
+            # Compiling can fail for many reasons (read-only cache, unsupported LLVM). The NumPy
+            # implementations give the same results.
             return
 
 
-compiled = Compiled()
+kernel_loader = KernelLoader()

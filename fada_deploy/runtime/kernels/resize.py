@@ -1,8 +1,10 @@
-"""The resize of `common.images`, to the same bits and for a third of the time, where that is certain.
+"""Faster area-averaging resize with the same result, bit for bit, as `common.images.resize_frame`.
 
-Area averaging by a factor that is no whole number is slow in OpenCV. It works in float32, ours in whole numbers.
-A quotient with an odd denominator is never half-way between two gray values, but at least half a part away from
-there. So both round it to the same one as long as OpenCV's error is smaller than that.
+OpenCV is slow when the scale factor is not an integer. The compiled kernel takes a third of the
+time. OpenCV sums in float32, the kernel in integers. If the denominator of the average is odd, the
+exact value is never halfway between two gray levels: it is at least 0.5 / denominator away from
+halfway. So both round to the same gray level whenever OpenCV's rounding error is below that
+distance, and only then is the kernel used.
 """
 
 from __future__ import annotations
@@ -15,105 +17,116 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common import images
-from fada_deploy.runtime.kernels.loader import Kernels, compiled
+from fada_deploy.runtime.kernels.loader import Kernels, kernel_loader
 
-_ROUNDING = 2.0**-24
-# OpenCV leaves out what is less than a thousandth of a pixel.
-_FINEST = 999
+_UNIT_ROUNDOFF = 2.0**-24
+# OpenCV ignores overlaps of less than a thousandth of a pixel.
+_MAX_DENOMINATOR = 999
 
 
-class Axis(NamedTuple):
-    """How an axis is shrunk: a new pixel takes `weights` (n, taps) of old ones, from `first` (n,) on.
+class AxisWeights(NamedTuple):
+    """Integer weights that shrink one axis.
 
-    `parts`: what each new one's weights sum up to. `whole`: old pixels are never shared.
+    Output pixel i is the weighted sum of the input pixels first[i] … first[i] + taps − 1 with
+    `weights` (n, taps), divided by `denominator`. `integer_scale`: no input pixel contributes to
+    two output pixels.
     """
 
-    parts: int
+    denominator: int
     first: NDArray[np.intp]
     weights: NDArray[np.int64]
-    whole: bool
+    integer_scale: bool
 
 
-class Plan(NamedTuple):
-    """What `area_kernel.average` takes besides the pictures."""
+class ResizePlan(NamedTuple):
+    """The arguments of `resize_compiled.average` after the images."""
 
     y_first: NDArray[np.intp]
     y_weights: NDArray[np.uint16]
     x_first: NDArray[np.intp]
     x_weights: NDArray[np.float32]
-    share: np.float32
+    reciprocal: np.float32
 
 
 def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return what `common.images.resize_frame` does, sooner where the kernels are ready and the sizes allow."""
+    """Return the result of `common.images.resize_frame`, using the kernel if possible."""
     height, width = size_hw
-    # Asked of every frame, so that they are loaded for the other stages too.
-    kernels = compiled()
+    # Called for every frame, so this also triggers loading for upsampling and drawing.
+    kernels = kernel_loader.get()
     if (
         kernels is not None
         and frame.flags.c_contiguous
         and frame.shape[2:] == (3,)
         and frame.dtype == np.uint8
     ):
-        plan = plan_of(frame.shape[:2], (height, width))
+        plan = resize_plan(frame.shape[:2], (height, width))
         if plan is not None and _opencv_agrees(kernels):
             return _average(frame, (height, width), plan, kernels)
     return images.resize_frame(frame, (height, width))
 
 
 @lru_cache(maxsize=64)
-def plan_of(from_hw: tuple[int, ...], size_hw: tuple[int, int]) -> Plan | None:
-    """Return how to average such a frame, None where OpenCV is as fast or the same result not certain."""
-    y, x = (_shrunk(*sizes) for sizes in zip(from_hw, size_hw, strict=True))
+def resize_plan(from_hw: tuple[int, ...], size_hw: tuple[int, int]) -> ResizePlan | None:
+    """Return the weights for a pair of sizes.
+
+    None if OpenCV is as fast, or if the result is not guaranteed to be the same.
+    """
+    y, x = (_axis_weights(*sizes) for sizes in zip(from_hw, size_hw, strict=True))
     if y is None or x is None:
         return None
-    # In float32 OpenCV rounds each weight, product and sum: once a tap, once more an axis, and less than once more
-    # for what is left of its float64. Values are at most 255.
+    # In float32 OpenCV rounds each weight, product and sum: once per tap, once more per axis, and
+    # less than once more for the conversion from float64. Values are at most 255.
     roundings = y.weights.shape[1] + x.weights.shape[1] + 3
-    parts = y.parts * x.parts
-    certain = parts % 2 == 1 and 255 * roundings * _ROUNDING < 0.5 / parts
-    # What our sums fit into; and without a fraction OpenCV is fast.
-    fits = 255 * y.parts < 2**16 and 255 * parts < 2**24
-    if not (certain and fits) or (y.whole and x.whole):
+    denominator = y.denominator * x.denominator
+    exact = denominator % 2 == 1 and 255 * roundings * _UNIT_ROUNDOFF < 0.5 / denominator
+    # Column sums are uint16 and totals are exact in float32 up to 2²⁴.
+    fits = 255 * y.denominator < 2**16 and 255 * denominator < 2**24
+    if not (exact and fits) or (y.integer_scale and x.integer_scale):
         return None
-    return Plan(
+    return ResizePlan(
         y.first,
         y.weights.astype(np.uint16),
         x.first,
         x.weights.astype(np.float32),
-        np.float32(1 / parts),
+        np.float32(1 / denominator),
     )
 
 
-def _shrunk(old: int, new: int) -> Axis | None:
-    """Return how `old` pixels become as many or fewer, None for more and for what OpenCV cuts off."""
-    common = math.gcd(old, new)
-    # A new pixel is so many parts wide, an old one so many.
-    parts, part = old // common, new // common
-    if new > old or old < 2 or part > _FINEST:
+def _axis_weights(old: int, new: int) -> AxisWeights | None:
+    """Return the weights from `old` to `new` pixels.
+
+    None when enlarging, or if OpenCV ignores some of the overlaps.
+    """
+    divisor = math.gcd(old, new)
+    # Measured in common units, an output pixel is `denominator` wide and an input pixel `step`
+    # wide.
+    denominator, step = old // divisor, new // divisor
+    if new > old or old < 2 or step > _MAX_DENOMINATOR:
         return None
-    start = np.arange(new, dtype=np.intp) * parts
-    first, end = start // part, -(-(start + parts) // part)
+    start = np.arange(new, dtype=np.intp) * denominator
+    first, end = start // step, -(-(start + denominator) // step)
     taps = max(2, int((end - first).max()))
     first = np.minimum(first, old - taps)
-    edges = (first[:, None] + np.arange(taps)) * part
-    weights = np.minimum(edges + part, start[:, None] + parts) - np.maximum(edges, start[:, None])
-    return Axis(parts, first, weights.clip(0), part == 1)
+    edges = (first[:, None] + np.arange(taps)) * step
+    weights = np.minimum(edges + step, start[:, None] + denominator) - np.maximum(
+        edges, start[:, None]
+    )
+    return AxisWeights(denominator, first, weights.clip(0), step == 1)
 
 
 def _average(
-    frame: NDArray[np.uint8], size_hw: tuple[int, int], plan: Plan, kernels: Kernels
+    frame: NDArray[np.uint8], size_hw: tuple[int, int], plan: ResizePlan, kernels: Kernels
 ) -> NDArray[np.uint8]:
-    into = np.empty((*size_hw, 3), np.uint8)
-    kernels.average(frame.reshape(len(frame), -1), into.reshape(len(into), -1), *plan)
-    return into
+    output = np.empty((*size_hw, 3), np.uint8)
+    kernels.average(frame.reshape(len(frame), -1), output.reshape(len(output), -1), *plan)
+    return output
 
 
 @lru_cache(maxsize=1)
 def _opencv_agrees(kernels: Kernels) -> bool:
-    """Say whether OpenCV gives the same for noise, as that of another kind of machine may not."""
+    """Return whether this build of OpenCV gives the kernel's result for a noise image."""
     noise = np.random.default_rng(0).integers(0, 256, (135, 240, 3), np.uint8)
-    plan = plan_of((135, 240), (64, 128))
+    plan = resize_plan((135, 240), (64, 128))
     assert plan is not None
     return bool(
         (_average(noise, (64, 128), plan, kernels) == images.resize_frame(noise, (64, 128))).all()

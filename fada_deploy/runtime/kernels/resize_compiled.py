@@ -1,7 +1,7 @@
-"""Area averaging of a picture, compiled: extra `fast` (numba). `runtime.kernels.resize` says when it may be used.
+"""Area averaging, compiled by numba (extra `fast`); `runtime.kernels.resize` chooses it.
 
-First the rows under one of the new picture's rows, then the columns under its pixels, in whole numbers throughout:
-the sums are exact, and what is rounded is the quotient alone.
+For each output row, the input rows are summed first, then the columns. The weights are integers, so
+the sums are exact and only the final quotient is rounded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# Cameras' and libraries' pictures are often arrays that cannot be written.
+# Images from cameras and other libraries are often read-only arrays.
 _READ = "Array(uint8, 2, 'C', readonly=True)"
 
 
@@ -20,19 +20,20 @@ _READ = "Array(uint8, 2, 'C', readonly=True)"
 )  # fmt: skip
 def average(
     source: NDArray[np.uint8],
-    into: NDArray[np.uint8],
+    output: NDArray[np.uint8],
     y_first: NDArray[np.intp],
     y_weights: NDArray[np.uint16],
     x_first: NDArray[np.intp],
     x_weights: NDArray[np.float32],
-    share: np.float32,
-) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Write the average of rows (H, 3 W) of RGB into (h, 3 w).
+    reciprocal: np.float32,
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Average RGB rows `source` (H, 3 W) into `output` (h, 3 w).
 
-    `first` and `weights` of an axis: where a new pixel's old ones begin, and how many parts of each it takes (at
-    least two); `share`: one part of one part. Every sum of a column's parts fits into 16 bits, all in all into 24.
+    For each axis, `first` (n,) is the index of the first input pixel and `weights` (n, taps) are
+    the integer weights, taps ≥ 2. `reciprocal` is 1 / (sum of all weights of an output pixel).
+    Column sums must fit into 16 bits and total sums into 24 bits.
     """
-    height, width = into.shape
+    height, width = output.shape
     length = source.shape[1]
     column_sums = np.empty(length, np.uint16)
     line = np.empty(length, np.float32)
@@ -52,17 +53,17 @@ def average(
         for i in range(length):
             line[i] = np.float32(column_sums[i])
         for x in range(x_first.shape[0]):
-            # Three colors and the first two columns by name, so that the compiler keeps them in registers.
+            # Separate variables for three colors and two columns stay in registers.
             at = 3 * x_first[x]
-            one, two = x_weights[x, 0], x_weights[x, 1]
-            red = line[at] * one + line[at + 3] * two
-            green = line[at + 1] * one + line[at + 4] * two
-            blue = line[at + 2] * one + line[at + 5] * two
+            left_weight, right_weight = x_weights[x, 0], x_weights[x, 1]
+            red = line[at] * left_weight + line[at + 3] * right_weight
+            green = line[at + 1] * left_weight + line[at + 4] * right_weight
+            blue = line[at + 2] * left_weight + line[at + 5] * right_weight
             for k in range(2, x_weights.shape[1]):
-                weight, place = x_weights[x, k], at + 3 * k
-                red += line[place] * weight
-                green += line[place + 1] * weight
-                blue += line[place + 2] * weight
+                weight, offset = x_weights[x, k], at + 3 * k
+                red += line[offset] * weight
+                green += line[offset + 1] * weight
+                blue += line[offset + 2] * weight
             sums[3 * x], sums[3 * x + 1], sums[3 * x + 2] = red, green, blue
         for i in range(width):
-            into[y, i] = np.uint8(np.int32(sums[i] * share + np.float32(0.5)))
+            output[y, i] = np.uint8(np.int32(sums[i] * reciprocal + np.float32(0.5)))

@@ -1,9 +1,11 @@
-"""The same labels as `runtime.kernels.upsample`, compiled: extra `fast` (numba).
+"""The upsampling of `runtime.kernels.upsample`, compiled by numba (extra `fast`).
 
-One walk over the grid's cells: where four corners agree by the margin their class is written, elsewhere the
-classes that can still win are interpolated, in float32 and in the reference's order of operations. The
-compiler is not allowed to reorder or fuse them. Importing this module compiles, or reads what an earlier process
-compiled: `runtime.kernels.loader` does so in the background.
+One pass over the cells of the logit grid. Where the four corners agree on a class by the margin,
+that class is written. Elsewhere the classes that can still win are interpolated in float32, in the
+order of operations of the reference; the compiler may not reorder or fuse them (no fastmath).
+
+Importing this module compiles it or loads numba's cache, so `runtime.kernels.loader` imports it in
+a background thread.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# What is only read may be an array that cannot be written, as callers have them of other libraries.
+# Inputs may be read-only arrays, as other libraries return them.
 _GRID = "Array(float32, 3, 'C', readonly=True)"
 _LABELS, _INDEX, _WEIGHT = "uint8[:,::1]", "intp[::1]", "float32[::1]"
 _AXIS_WEIGHTS = f"{_WEIGHT}, {_WEIGHT}"
 _AXIS = f"{_INDEX}, {_INDEX}, {_AXIS_WEIGHTS}"
-# Pixel columns that are worked on together.
+# Pixel columns that are processed together.
 _COLUMNS = 8
 
 
@@ -29,12 +31,15 @@ def _winners(
     logits: NDArray[np.float32],
     row: int,
     classes: NDArray[np.uint8],
-    sure: NDArray[np.bool_],
+    clear: NDArray[np.bool_],
     best: NDArray[np.float32],
     second: NDArray[np.float32],
     margin: np.float32,
-) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Find a grid row's classes, the lower one on a tie, and whether they lead by more than the margin."""
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Write the winning classes of one grid row and whether each leads by more than the margin.
+
+    On a tie the lower class wins.
+    """
     num_classes, _, width = logits.shape
     for x in range(width):
         best[x] = logits[0, row, x]
@@ -49,7 +54,7 @@ def _winners(
             classes[x] = k if ahead else classes[x]
             best[x] = value if ahead else best[x]
     for x in range(width):
-        sure[x] = best[x] - second[x] > margin
+        clear[x] = best[x] - second[x] > margin
 
 
 @njit(
@@ -62,23 +67,26 @@ def _candidates(
     here: int,
     below: int,
     column: int,
-    beside: int,
+    right_column: int,
     margin: np.float32,
     candidates: NDArray[np.int32],
     corners: NDArray[np.float32],
-) -> int:  # pragma: no cover -- compiled, where coverage cannot look
-    """Find the classes that can still win in a cell, rising, and their four corners; return how many."""
+) -> int:  # pragma: no cover -- compiled code is invisible to coverage
+    """Write the classes that can still win in a cell, in ascending order, and their four corners.
+
+    Return the number of classes.
+    """
     num_classes = len(candidates)
     floor = np.float32(-np.inf)
     for k in range(num_classes):
-        upper = min(rows[here, k, column], rows[here, k, beside])
-        lower = min(rows[below, k, column], rows[below, k, beside])
+        upper = min(rows[here, k, column], rows[here, k, right_column])
+        lower = min(rows[below, k, column], rows[below, k, right_column])
         floor = max(floor, min(upper, lower))
     floor -= margin
     count = 0
     for k in range(num_classes):
-        a, b = rows[here, k, column], rows[here, k, beside]
-        c, d = rows[below, k, column], rows[below, k, beside]
+        a, b = rows[here, k, column], rows[here, k, right_column]
+        c, d = rows[below, k, column], rows[below, k, right_column]
         if max(max(a, b), max(c, d)) >= floor:
             candidates[count] = k
             corners[0, count], corners[1, count] = a, b
@@ -88,8 +96,8 @@ def _candidates(
 
 
 @njit(
-    f"void({_LABELS}, intp, intp, intp, intp, {_AXIS_WEIGHTS}, {_AXIS_WEIGHTS}, int32[::1], float32[:,::1], intp, "
-    f"float32[:,:,::1], {_WEIGHT}, int32[::1])",
+    f"void({_LABELS}, intp, intp, intp, intp, {_AXIS_WEIGHTS}, {_AXIS_WEIGHTS}, int32[::1], "
+    f"float32[:,::1], intp, float32[:,:,::1], {_WEIGHT}, int32[::1])",
     nogil=True, cache=True,
 )  # fmt: skip
 def _interpolate(
@@ -108,8 +116,11 @@ def _interpolate(
     ends: NDArray[np.float32],
     leader: NDArray[np.float32],
     chosen: NDArray[np.int32],
-) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Write the pixels of a cell, some columns at a time; `ends`, `leader` and `chosen` are room to work in."""
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Write the pixels of one cell, a few columns at a time.
+
+    `ends`, `leader` and `chosen` are scratch buffers.
+    """
     for start in range(left, right, _COLUMNS):
         columns = min(_COLUMNS, right - start)
         for k in range(count):
@@ -119,7 +130,7 @@ def _interpolate(
                 ends[1, k, x] = corners[2, k] * low + corners[3, k] * high
         for y in range(top, bottom):
             low, high = y_low[y], y_high[y]
-            # Always as many columns, so that the loops unroll; those beyond the cell are not written.
+            # A constant number of columns lets the loops unroll; extra columns are not written.
             for x in range(_COLUMNS):
                 leader[x] = ends[0, 0, x] * low + ends[1, 0, x] * high
                 chosen[x] = candidates[0]
@@ -133,7 +144,7 @@ def _interpolate(
                 labels[y, start + x] = np.uint8(chosen[x])
 
 
-# Types are written out, so that nothing compiles again in the middle of a film.
+# Explicit signatures prevent a recompilation in the middle of a video.
 @njit(f"void({_GRID}, {_LABELS}, {_AXIS}, {_AXIS}, float32)", nogil=True, cache=True)
 def write_labels(
     logits: NDArray[np.float32],
@@ -147,14 +158,18 @@ def write_labels(
     x_low: NDArray[np.float32],
     x_high: NDArray[np.float32],
     margin: np.float32,
-) -> None:  # pragma: no cover -- compiled, where coverage cannot look
-    """Write the classes (H, W) of logits (K, h, w); the rest are `Taps` of the two axes and the margin."""
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Write the classes of logits (K, h, w) into `labels` (H, W).
+
+    The remaining arguments are the fields of `Taps` of both axes and the margin.
+    """
     num_classes, height, width = logits.shape
     classes = np.empty((2, width), np.uint8)
-    sure = np.empty((2, width), np.bool_)
+    clear = np.empty((2, width), np.bool_)
     best = np.empty(width, np.float32)
     second = np.empty(width, np.float32)
-    # The grid's rows above and below the cells, close together: planes apart they push one another from the cache.
+    # Copies of the two grid rows that bound the cells. In `logits` the classes are whole planes
+    # apart, and their cache lines would evict one another.
     rows = np.empty((2, num_classes, width), np.float32)
     candidates = np.empty(num_classes, np.int32)
     corners = np.empty((4, num_classes), np.float32)
@@ -162,7 +177,7 @@ def write_labels(
     leader = np.empty(_COLUMNS, np.float32)
     chosen = np.empty(_COLUMNS, np.int32)
     rows[0] = logits[:, 0]
-    _winners(logits, 0, classes[0], sure[0], best, second, margin)
+    _winners(logits, 0, classes[0], clear[0], best, second, margin)
     for row in range(height):
         here, below = row % 2, (row + 1) % 2
         under = min(row + 1, height - 1)
@@ -170,13 +185,13 @@ def write_labels(
             for k in range(num_classes):
                 for x in range(width):
                     rows[below, k, x] = logits[k, under, x]
-            _winners(logits, under, classes[below], sure[below], best, second, margin)
+            _winners(logits, under, classes[below], clear[below], best, second, margin)
         else:
             below = here
         if y_count[row] == 0:
             continue
         top, bottom = y_first[row], y_first[row] + y_count[row]
-        # One line of whole cells first, copied down; mixed cells are written over it.
+        # Fill every cell with its upper left class, one line copied down; then fix mixed cells.
         for column in range(width):
             for x in range(x_first[column], x_first[column] + x_count[column]):
                 labels[top, x] = classes[here, column]
@@ -185,19 +200,21 @@ def write_labels(
         for column in range(width):
             if x_count[column] == 0:
                 continue
-            beside = min(column + 1, width - 1)
+            right_column = min(column + 1, width - 1)
             winner = classes[here, column]
             if (
-                sure[here, column]
-                and sure[here, beside]
-                and sure[below, column]
-                and sure[below, beside]
-                and classes[here, beside] == winner
+                clear[here, column]
+                and clear[here, right_column]
+                and clear[below, column]
+                and clear[below, right_column]
+                and classes[here, right_column] == winner
                 and classes[below, column] == winner
-                and classes[below, beside] == winner
+                and classes[below, right_column] == winner
             ):
                 continue
-            count = _candidates(rows, here, below, column, beside, margin, candidates, corners)
+            count = _candidates(
+                rows, here, below, column, right_column, margin, candidates, corners
+            )
             left = x_first[column]
             _interpolate(
                 labels, top, bottom, left, left + x_count[column], y_low, y_high, x_low, x_high,

@@ -1,4 +1,4 @@
-"""How an overlay looks."""
+"""Options of the overlay drawing."""
 
 from __future__ import annotations
 
@@ -10,34 +10,52 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import LabelSpace
 
+CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
+LEGEND_POSITIONS = ("auto", *CORNERS, "none")
+
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """`alpha`: opacity of the colors, 0 … 1. `legend`: names and fractions of the classes in a corner.
+    """How labels are drawn over a frame.
 
-    `contours`: a light line between classes. `beside`: the frame as it came to the left of its overlay.
-    `classes`: names of those that are colored, in the frame and in the legend; none named are all.
+    - `alpha`: opacity of the class colors, 0 … 1.
+    - `legend`: corner of the panel with class names and fractions, or "none". "auto" takes the
+      corner that hides the fewest pixels of road, road users, signs, lights and poles in the first
+      frame of a source, and keeps it for that source.
+    - `contours`: draw a light line between classes.
+    - `side_by_side`: put the original frame to the left of the overlay; doubles the width.
+    - `classes`: names of the classes to draw, in the image and in the legend; empty means all.
+
+    Raise `UsageError` if `alpha` or `legend` is not allowed.
     """
 
     alpha: float = 0.5
-    legend: bool = True
+    legend: str = "auto"
     contours: bool = False
-    beside: bool = False
+    side_by_side: bool = False
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise UsageError(f"an alpha of {self.alpha} is no opacity; it is 0 to 1")
+            raise UsageError(f"alpha must be between 0 and 1, got {self.alpha}")
+        if self.legend not in LEGEND_POSITIONS:
+            raise UsageError(
+                f"legend must be one of {', '.join(LEGEND_POSITIONS)}, got {self.legend!r}"
+            )
 
-    def shown(self, space: LabelSpace) -> NDArray[np.bool_] | None:
-        """Return which of 256 indices are colored, None for all; raise `UsageError` for unknown names."""
+    def drawn_classes(self, space: LabelSpace) -> NDArray[np.bool_] | None:
+        """Return which of 256 label values are drawn, (256,) bool; None means all.
+
+        Raise `UsageError` if the label space lacks a class of `classes`.
+        """
         if not self.classes:
             return None
         unknown = [name for name in self.classes if name not in space.names]
         if unknown:
             raise UsageError(
-                f"the model has no class {', '.join(unknown)}; it has {', '.join(space.names)}"
+                f"the model has no class {', '.join(unknown)}; "
+                f"its classes are {', '.join(space.names)}"
             )
-        shown = np.zeros(256, np.bool_)
-        shown[[space.names.index(name) for name in self.classes]] = True
-        return shown
+        drawn = np.zeros(256, np.bool_)
+        drawn[[space.names.index(name) for name in self.classes]] = True
+        return drawn
