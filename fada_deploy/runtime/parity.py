@@ -1,7 +1,8 @@
-"""Is the file the network? Compare what an opened model says of real frames with a reference outputs.
+"""Compare an opened model with the reference outputs of the trained network.
 
-A pack (`model.reference.npz`, beside an export) holds a few real frames at the network's size and what the
-trained network answered. Whatever is built from the export later, anywhere, is proven against it.
+The reference outputs (`model.reference.npz` beside an export) hold a few real frames at the
+network's input size and the logits and labels that the trained network gave for them. Every file
+that is later built from the export, on any machine, is compared with them.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from fada_deploy.common.files import atomic_path, sha256
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.runtime.backends.base import Backend
 
+REFERENCE_SUFFIX = ".reference.npz"
+
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a file may differ by: the share of pixels with equal labels, and the logit error.
+    """How much a file may differ from the trained network.
 
-    The logit error is the largest absolute difference, as a fraction of the largest |logit|.
+    Attributes:
+        equal_labels: Smallest fraction of pixels with equal labels.
+        logit_error: Largest absolute difference of the logits, as a fraction of the largest |logit|.
     """
 
     equal_labels: float = 0.9999
     logit_error: float = 1e-4
 
 
-# What each precision is held to unless told otherwise. Half precision moves borders between classes by a
-# pixel here and there; int8 is a network of its own, and a labeled data set should judge it too.
+# Default tolerance by precision. Half precision moves class boundaries by single pixels. An int8
+# network should also be checked on labeled data.
 TOLERANCES = {
     "fp32": Tolerance(),
     "fp16": Tolerance(0.997, 0.02),
@@ -41,12 +46,14 @@ TOLERANCES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReferenceOutputs:
-    """Reference answers of the trained network.
+    """Outputs of the trained network for a few frames.
 
-    `frames` (N, H, W, 3) uint8 RGB at the network's input size, `logits` (N, K, h, w) float32,
-    `labels` (N, H, W) uint8 at the input size.
+    Attributes:
+        frames: (N, H, W, 3) uint8 RGB at the network's input size.
+        logits: (N, K, h, w) float32.
+        labels: (N, H, W) uint8 at the input size.
     """
 
     frames: NDArray[np.uint8]
@@ -54,7 +61,7 @@ class ReferenceOutputs:
     labels: NDArray[np.uint8]
 
     def save(self, path: Path) -> None:
-        """Write the pack atomically."""
+        """Write the file atomically."""
         with atomic_path(path) as temporary:
             np.savez_compressed(
                 temporary, frames=self.frames, logits=self.logits, labels=self.labels
@@ -62,48 +69,65 @@ class ReferenceOutputs:
 
     @classmethod
     def load(cls, path: Path) -> ReferenceOutputs:
-        """Read a pack; raise `ModelError` when it is none."""
+        """Read a file of reference outputs; raise `ModelError` if it is missing or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as pack:
-                return cls(pack["frames"], pack["logits"], pack["labels"])
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(arrays["frames"], arrays["logits"], arrays["labels"])
         except FileNotFoundError:
             raise ModelError(
-                f"{path}: no such reference outputs; it lies beside what `fada export` writes"
+                f"{path}: no such file of reference outputs; `fada export` writes it beside the model"
             ) from None
-        except (OSError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: not a reference outputs ({error})") from None
+        # A damaged archive raises errors of zipfile, zlib and NumPy, which share no base class.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ModelError(f"{path}: not a file of reference outputs ({reason})") from None
 
     @classmethod
-    def of(cls, model: Path, metadata: ModelMetadata) -> ReferenceOutputs:
-        """Return the pack that a model was exported with; raise `ModelError` when it is missing or another."""
+    def for_model(cls, model: Path, metadata: ModelMetadata) -> ReferenceOutputs:
+        """Return the reference outputs that a model was exported with.
+
+        Raise `ModelError` if the file is missing, or if its hash is not the one in the metadata.
+        """
         path = reference_path(model)
         reference = cls.load(path)
-        known = metadata.hashes.get("reference")
-        if known is not None and sha256(path) != known:
+        expected = metadata.hashes.get("reference")
+        if expected is not None and sha256(path) != expected:
             raise ModelError(
-                f"{path}: is not the reference outputs that {model.name} was exported with; export again"
+                f"{path}: does not hold the reference outputs that {model.name} was exported with; "
+                "export the model again"
             )
         return reference
 
-    def classes(self, share: float = 0.01) -> int:
-        """Return how many classes hold more than `share` of the pixels."""
+    def count_classes(self, min_fraction: float = 0.01) -> int:
+        """Return the number of classes that cover more than `min_fraction` of the pixels."""
         counts = np.bincount(self.labels.ravel(), minlength=256)
-        return int((counts > share * self.labels.size).sum())
+        return int((counts > min_fraction * self.labels.size).sum())
 
 
 def reference_path(model: Path) -> Path:
-    """Return where a model's pack lies: `model.reference.npz` beside `model.onnx`, `model.fp16.engine` and others."""
+    """Return the path of a model's reference outputs.
+
+    All files made from one export share them: `model.onnx`, `model.int8-cpu.onnx` and
+    `model.fp16.engine` use `model.reference.npz`.
+    """
     stem = model.with_suffix("")
     if stem.suffix.removeprefix(".").split("-")[0] in PRECISIONS:
         stem = stem.with_suffix("")
-    return stem.with_name(f"{stem.name}.reference.npz")
+    return stem.with_name(f"{stem.name}{REFERENCE_SUFFIX}")
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """How far one backend's answers are from the network's.
+    """How far the outputs of one backend are from the reference outputs.
 
-    `logit_error` is None for a file whose head gives labels alone.
+    Attributes:
+        backend: Name of the backend.
+        frames: Number of compared frames.
+        classes: Number of classes that cover more than 1 % of the reference labels.
+        equal_labels: Fraction of pixels with equal labels, 0 to 1.
+        logit_error: Largest absolute difference of the logits, as a fraction of the largest |logit|;
+            None for a model with the head `labels`.
+        worst_frame: Number of the frame with the fewest equal labels.
     """
 
     backend: str
@@ -118,65 +142,81 @@ class ParityResult:
         return asdict(self)
 
     def text(self) -> str:
-        """Say it in a line."""
+        """Return a one-line summary."""
         error = (
             ""
             if self.logit_error is None
-            else f", largest logit error {self.logit_error:.1e} of the largest"
+            else f", largest logit error {self.logit_error:.1e} of the largest logit"
         )
-        return (
-            f"{self.equal_labels:.4%} of labels equal the network's on {self.frames} frames{error}"
-        )
+        return f"{self.equal_labels:.4%} equal labels on {self.frames} frames{error}"
 
-    def refusals(self, allowed: Tolerance) -> list[str]:
-        """Say by how much each threshold is missed; nothing when the file is the network."""
-        found = []
-        if not self.equal_labels >= allowed.equal_labels:
-            found.append(
-                f"{self.equal_labels:.4%} of labels equal the network's, {allowed.equal_labels:.2%} are needed "
-                f"(worst: reference frame {self.worst_frame})"
+    def violations(self, tolerance: Tolerance) -> list[str]:
+        """Return one line per exceeded tolerance; empty if the outputs agree."""
+        lines = []
+        # `not >=` instead of `<`, because NaN must count as a violation.
+        if not self.equal_labels >= tolerance.equal_labels:
+            lines.append(
+                f"{self.equal_labels:.4%} equal labels, at least {tolerance.equal_labels:.2%} "
+                f"required (worst: reference frame {self.worst_frame})"
             )
-        if self.logit_error is not None and not self.logit_error <= allowed.logit_error:
-            found.append(
-                f"logits differ by {self.logit_error:.2e} of the largest, {allowed.logit_error:.0e} is allowed"
+        if self.logit_error is not None and not self.logit_error <= tolerance.logit_error:
+            lines.append(
+                f"logit error {self.logit_error:.2e} of the largest logit, at most "
+                f"{tolerance.logit_error:.0e} allowed"
             )
-        return found
+        return lines
 
 
-def compare(backend: Backend, reference: ReferenceOutputs) -> ParityResult:
-    """Run an opened model on the pack's frames and compare labels at the input's size, and logits."""
-    # Two at a time where the file allows it, so that a dynamic batch is proven to be one.
+def compare_with_reference(backend: Backend, reference: ReferenceOutputs) -> ParityResult:
+    """Run an opened model on the reference frames and compare its labels and logits.
+
+    Raise `ModelError` if the frames do not have the model's input size.
+    """
+    # Two frames per call where the file allows it, so that a dynamic batch is checked as well.
     step = min(2, backend.metadata.batch or 2)
-    size = backend.metadata.input_size_hw
-    if reference.frames.shape[1:3] != size:
+    size_hw = backend.metadata.input_size_hw
+    if reference.frames.shape[1:3] != size_hw:
+        height, width = reference.frames.shape[1:3]
         raise ModelError(
-            f"the reference outputs's frames are {reference.frames.shape[1:3]}, the model takes {size}"
+            f"the reference frames are {width}x{height}, but the model takes {size_hw[1]}x{size_hw[0]}"
         )
-    equal: list[float] = []
-    errors: list[float] = []
+    equal_fractions: list[float] = []
+    max_errors: list[float] = []
     for start in range(0, len(reference.frames), step):
-        chosen = slice(start, start + step)
-        answer = backend.submit(reference.frames[chosen])
-        same = answer.labels(size) == reference.labels[chosen]
-        equal += same.mean(axis=(1, 2)).tolist()
+        chunk = slice(start, start + step)
+        prediction = backend.submit(reference.frames[chunk])
+        equal = prediction.labels(size_hw) == reference.labels[chunk]
+        equal_fractions += equal.mean(axis=(1, 2)).tolist()
         if backend.metadata.head == "logits":
-            errors.append(float(np.abs(answer.logits() - reference.logits[chosen]).max()))
+            error = np.abs(prediction.logits() - reference.logits[chunk])
+            max_errors.append(float(error.max()))
     scale = max(float(np.abs(reference.logits).max()), 1e-6)
-    error = max(errors) / scale if errors else None
     return ParityResult(
-        backend.name,
-        len(equal),
-        reference.classes(),
-        float(np.mean(equal)),
-        error,
-        int(np.argmin(equal)),
+        backend=backend.name,
+        frames=len(equal_fractions),
+        classes=reference.count_classes(),
+        equal_labels=float(np.mean(equal_fractions)),
+        logit_error=max(max_errors) / scale if max_errors else None,
+        worst_frame=int(np.argmin(equal_fractions)),
     )
 
 
-def gate(
-    found: Mapping[str, ParityResult], allowed: Tolerance, *, lost: str = "nothing was written"
+def require_parity(
+    results: Mapping[str, ParityResult],
+    tolerance: Tolerance,
+    *,
+    consequence: str = "nothing was written",
 ) -> None:
-    """Raise `ToleranceError` when any backend's answers are not the network's; `lost` says what comes of it."""
-    refused = [f"{name}: {line}" for name, v in found.items() for line in v.refusals(allowed)]
-    if refused:
-        raise ToleranceError(f"the file is not the network; {lost}. " + "; ".join(refused))
+    """Raise `ToleranceError` if any backend exceeds the tolerance.
+
+    `consequence` says in the message what happened to the file.
+    """
+    lines = [
+        f"{name}: {line}"
+        for name, result in results.items()
+        for line in result.violations(tolerance)
+    ]
+    if lines:
+        raise ToleranceError(
+            f"the outputs differ from those of the trained network; {consequence}: {'; '.join(lines)}"
+        )

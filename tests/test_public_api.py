@@ -1,0 +1,71 @@
+"""The public names of `fada_deploy`, and what importing them costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import fada_deploy
+
+PUBLIC = {
+    "DataError", "DeviceError", "DriftMonitor", "FadaError", "InterruptedRunError", "LabelClass",
+    "LabelSpace", "LiveOptions", "LiveSource", "MissingExtraError", "ModelError", "OverlayRenderer",
+    "OverlayStyle", "Result", "Segmenter", "ToleranceError", "UsageError", "VideoWriter",
+    "__version__", "evaluate", "export", "open_sources", "train",
+}  # fmt: skip
+HEAVY = "numpy cv2 av torch onnx onnxruntime openvino tensorrt matplotlib tqdm msgspec"
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_public_names() -> None:
+    assert set(fada_deploy.__all__) == PUBLIC
+    assert set(dir(fada_deploy)) >= PUBLIC
+    with pytest.raises(AttributeError, match="no_such_name"):
+        fada_deploy.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_every_public_name_is_documented(name: str) -> None:
+    value = getattr(fada_deploy, name)
+    assert callable(value)
+    text = inspect.getdoc(value)
+    assert text and len(text) > 30
+    if inspect.isclass(value) and not issubclass(value, Exception):
+        parameters = list(inspect.signature(value).parameters)
+        missing = [p for p in parameters if f"{p}:" not in text and f"`{p}`" not in text]
+        assert not missing, f"{name} does not document {missing}"
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = f"import sys, fada_deploy; print(*[m for m in '{HEAVY}'.split() if m in sys.modules])"
+    assert run_python(code) == ""
+
+
+def test_the_runtime_and_the_functions_load_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from fada_deploy import *\n"
+        "from fada_deploy import Segmenter, evaluate, export, train\n"
+        "print(*[m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
+    )
+    assert run_python(code) == ""
+
+
+def test_export_is_a_function_and_a_package() -> None:
+    code = (
+        "import fada_deploy\n"
+        "import fada_deploy.export.plan\n"
+        "from fada_deploy.export.plan import ExportOptions\n"
+        "from fada_deploy import export\n"
+        "assert export is fada_deploy.export and callable(export)\n"
+        "try:\n    export('no-such-run', precisions=('int4',))\n"
+        "except fada_deploy.UsageError as error:\n    print(error)"
+    )
+    assert "int4" in run_python(code)
