@@ -1,23 +1,25 @@
-"""The one error tree of the package.
+"""The exceptions of this package.
 
-Every message says what was found, what is allowed and what to do about it. The command line
-prints it as one line and exits with `exit_code`; library callers catch `FadaError`.
+A message is one line: what was found, what is allowed, what to do. The command line prints it and
+exits with `exit_code`; library callers catch `FadaError`.
 
 Exit codes of every command: 0 done, 1 failed (or partly failed after finishing the good part),
-2 usage, 3 a quality gate refused, 130 interrupted.
+2 usage, 3 a tolerance was exceeded, 130 interrupted.
 """
 
 from __future__ import annotations
 
+from fada_deploy.common.extras import install_command
+
 
 class FadaError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(FadaError):
-    """The caller asked for something that does not exist or cannot be combined."""
+    """An argument is unknown or invalid, or arguments cannot be combined."""
 
     exit_code = 2
 
@@ -27,28 +29,28 @@ class DataError(FadaError):
 
 
 class ModelError(FadaError):
-    """A model file or run cannot be used."""
+    """A model file or a run cannot be used."""
 
 
 class DeviceError(FadaError):
-    """The device or backend that was asked for is not to be had."""
+    """A requested device or backend is not available."""
 
 
 class ToleranceError(FadaError):
-    """A quality gate refused a product; nothing was written under its final name."""
+    """A result differs by more than its tolerance; no file got its final name."""
 
     exit_code = 3
 
 
 class MissingExtraError(UsageError):
-    """An optional package is not installed; the message holds the pip command."""
+    """An optional package is not installed; the message contains the pip command."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; type: pip install 'fada_deploy[{extra}]'")
+        super().__init__(f"{package} is not installed; run: {install_command(extra)}")
 
 
 class InterruptedRunError(FadaError):
-    """Work was stopped by a signal after its state was saved."""
+    """A signal stopped the work after its state was saved."""
 
     exit_code = 130
 
@@ -56,7 +58,7 @@ class InterruptedRunError(FadaError):
 def one_line(error: BaseException, *, with_type: bool = False) -> str:
     """Return the last non-empty line of an exception's message, shortened to 300 characters.
 
-    The type's name stands for an empty message; `with_type` puts it in front of any other.
+    An empty message is replaced by the name of the type; `with_type` adds the name to the others.
     """
     kind = type(error).__name__
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
