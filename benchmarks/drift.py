@@ -1,8 +1,9 @@
-"""What drift sees and what it does not: `python benchmarks/drift.py MODEL.onnx`.
+"""Which changes of the input the drift score detects: `python benchmarks/drift.py MODEL.onnx`.
 
-MODEL was trained for and exported with rendered streets (`fada demo`). Drives through towns that it has not seen
-are watched as they are and changed, each fifth frame of ten seconds, as `examples/perception_app` does. Prints the
-score after the drive, lowest, median and highest, how many drives drift by then, and one JSON line.
+MODEL must be trained and exported on rendered streets (`fada demo`). The benchmark renders drives
+through unseen towns, changes their frames (darkness, fog, blur, …) and feeds every fifth frame of
+ten seconds to a drift monitor, as `examples/perception_app` does. Prints the lowest, median and
+highest score after a drive, the number of drives reported as drifting, and one JSON line.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from statistics import median
 import cv2
 import numpy as np
 
-from fada_deploy import Segmenter
-from fada_deploy.runtime.drift import Drift, DriftMonitor
+from fada_deploy import DriftMonitor, Segmenter
+from fada_deploy.common.tables import format_table
+from fada_deploy.runtime.drift import Drift
 from fada_deploy.synth.clip import FPS, Drive
 from fada_deploy.synth.dataset import CLIP, first_seed
 
@@ -27,12 +29,12 @@ RNG = np.random.default_rng(0)
 
 
 def scaled(gain: float, offset: float = 0.0) -> Change:
-    """Return what multiplies and lifts gray levels."""
+    """Return a function that multiplies gray levels by `gain` and adds `offset`."""
     return lambda f: (f * gain + offset).clip(0, 255).astype(np.uint8)
 
 
 CHANGES: dict[str, Change] = {
-    "as the target is": lambda f: f,
+    "unchanged": lambda f: f,
     "darkened to a quarter": scaled(0.25),
     "darkened to a half": scaled(0.5),
     "fog, 65 % of gray 200": scaled(0.35, 130),
@@ -41,35 +43,41 @@ CHANGES: dict[str, Change] = {
     ),
     "noise, σ 30": lambda f: (f + RNG.normal(0, 30, f.shape)).clip(0, 255).astype(np.uint8),
     "lens covered": lambda f: np.full_like(f, 12),
-    "image upside down": lambda f: np.ascontiguousarray(f[::-1]),
+    "upside down": lambda f: np.ascontiguousarray(f[::-1]),
     "twice as bright, clipped": scaled(2.0),
     "red and blue swapped": lambda f: np.ascontiguousarray(f[..., ::-1]),
 }
 
 
+def drift_of_drive(segmenter: Segmenter, seed: int) -> dict[str, Drift]:
+    """Return the drift after one rendered drive, by change."""
+    size_hw = segmenter.metadata.input_size_hw
+    drive = Drive.start("target", first_seed(seed, CLIP), size_hw=size_hw, seconds=SECONDS)
+    window = SECONDS * FPS // EVERY
+    monitors = {name: DriftMonitor.of(segmenter.metadata, window=window) for name in CHANGES}
+    drifts: dict[str, Drift] = {}
+    for i, (frame, _) in enumerate(drive.frames(SECONDS * FPS)):
+        if i % EVERY == 0:
+            for name, monitor in monitors.items():
+                result = segmenter.predict(CHANGES[name](frame), color="rgb", confidence=True)
+                drifts[name] = monitor.update(result)
+    return drifts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--drives", type=int, default=8)
+    parser.add_argument("--drives", type=int, default=8, help="number of drives [%(default)s]")
     args = parser.parse_args()
-    scores: dict[str, list[float]] = {name: [] for name in CHANGES}
-    drifting = dict.fromkeys(CHANGES, 0)
-    last: dict[str, Drift] = {}
     with Segmenter(args.model) as segmenter:
-        window = SECONDS * FPS // EVERY
-        for seed in range(1, args.drives + 1):
-            size = segmenter.metadata.input_size_hw
-            drive = Drive.start("target", first_seed(seed, CLIP), size_hw=size, seconds=SECONDS)
-            watches = {name: DriftMonitor.for_model(segmenter.metadata, window=window) for name in CHANGES}
-            for i, (frame, _) in enumerate(drive.frames(SECONDS * FPS)):
-                for name, watch in watches.items() if i % EVERY == 0 else ():
-                    last[name] = watch.see(segmenter.predict(CHANGES[name](frame), color="rgb", confidence=True))
-            for name, drift in last.items():
-                scores[name].append(drift.score)
-                drifting[name] += drift.drifting
-    for name, all_of in scores.items():
-        low, middle, high = min(all_of), median(all_of), max(all_of)
-        print(f"{name:<28} {low:5.2f} {middle:5.2f} {high:5.2f}  {drifting[name]} of {len(all_of)}")
+        drives = [drift_of_drive(segmenter, seed) for seed in range(1, args.drives + 1)]
+    scores = {name: [drifts[name].score for drifts in drives] for name in CHANGES}
+    drifting = {name: sum(drifts[name].drifting for drifts in drives) for name in CHANGES}
+    rows = [
+        [name, *(f"{f(values):.2f}" for f in (min, median, max)), f"{drifting[name]}/{len(values)}"]
+        for name, values in scores.items()
+    ]
+    print(format_table(("change", "lowest", "median", "highest", "drifting"), rows))
     print(
         json.dumps(
             {"benchmark": "drift", "drives": args.drives, "scores": scores, "drifting": drifting}

@@ -1,8 +1,9 @@
-"""What a precision costs and gains on this CPU: `python benchmarks/precision.py model.onnx [--data mine.toml]`.
+"""Speed and accuracy of precisions on this CPU: `python benchmarks/precision.py model.onnx`.
 
-Takes an fp32 export and the files that `fada export --precision` made beside it. Every file is run on every
-backend that has kernels for it, in turn on the same frames (its reference outputs's) with equal threads; labels are
-compared with the trained network's, and scored on a labeled data set where one is given. Prints a table and
+MODEL is an fp32 export; the files that `fada export --precision` wrote next to it are measured too.
+Every file runs on every backend that supports it, alternating on the same frames (those of the
+reference outputs) and with the same number of threads. Labels are compared with those of the
+trained network, and with `--data` every file is scored on a labeled data set. Prints a table and
 one JSON line.
 """
 
@@ -11,84 +12,92 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 from statistics import median
 
+from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import usable_cores
+from fada_deploy.common.tables import format_table
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.runtime.backend_selection import open_backend, runnable_backends
 from fada_deploy.runtime.backends import Backend
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import ReferenceOutputs, compare
+from fada_deploy.runtime.parity import ReferenceOutputs, compare_with_reference
 from fada_deploy.runtime.segmenter import Segmenter
 
 
-def timed(backends: list[Backend], reference: ReferenceOutputs, repeats: int) -> list[float]:
-    """Return each backend's median ms for one frame, the backends taken in turn."""
+def median_ms(backends: list[Backend], reference: ReferenceOutputs, repeats: int) -> list[float]:
+    """Return the median milliseconds per frame of each backend; the backends alternate."""
     times: list[list[float]] = [[] for _ in backends]
     for backend in backends:
         backend.submit(reference.frames[:1])
     for repeat in range(repeats):
         frame = reference.frames[repeat % len(reference.frames)][None]
-        for backend, own in zip(backends, times, strict=True):
+        for backend, backend_times in zip(backends, times, strict=True):
             start = time.perf_counter()
             backend.submit(frame)
-            own.append(1e3 * (time.perf_counter() - start))
-    return [median(own) for own in times]
+            backend_times.append(1e3 * (time.perf_counter() - start))
+    return [median(backend_times) for backend_times in times]
+
+
+def score(
+    files: list[Path], metadata: ModelMetadata, data: str, data_root: Path | None
+) -> dict[Path, float]:
+    """Return the mIoU of each file on its first backend, on the split `val`."""
+    dataset = open_dataset(data, data_root, split="val", space=metadata.label_space)
+    scores = {}
+    for path in files:
+        with Segmenter(path, backend=runnable_backends(path)[0], device="cpu") as segmenter:
+            scores[path] = evaluate(
+                lambda frames, s=segmenter: s.labels(frames, color="rgb"), dataset
+            ).scores.miou
+    return scores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument(
-        "--data", help="labeled data set: its val split is scored on the first backend"
-    )
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("model", type=Path, help="fp32 ONNX file")
+    parser.add_argument("--data", help="labeled data set (name or TOML file) to score on")
+    parser.add_argument("--data-root", type=Path, help="folder of the data set")
+    parser.add_argument("--repeats", type=int, default=40, help="frames per backend [%(default)s]")
     args = parser.parse_args()
     metadata = read_metadata(args.model)
     files = [args.model, *sorted(args.model.parent.glob(f"{args.model.stem}.*.onnx"))]
-    reference = ReferenceOutputs.of(args.model, metadata)
-    opened = [(path, name) for path in files for name in runnable_backends(path)]
-    backends = [open_backend(path, backend=name, device="cpu") for path, name in opened]
-    spent = timed(backends, reference, args.repeats)
-    scores: dict[Path, float] = {}
-    if args.data:
-        dataset = open_dataset(args.data, args.root, split="val", space=metadata.label_space)
-        for path in files:
-            with Segmenter(path, backend=runnable_backends(path)[0], device="cpu") as segmenter:
-                scores[path] = evaluate(partial(segmenter.labels, color="rgb"), dataset).scores.miou
-    height, width = metadata.input_size_hw
-    print(f"{args.model.name}, {width}x{height}, {usable_cores()} cores; ms for one frame")
-    rows = []
-    for (path, name), backend, ms in zip(opened, backends, spent, strict=True):
-        found = compare(backend, reference)
-        base = spent[opened.index((args.model, name))]
+    reference = ReferenceOutputs.for_model(args.model, metadata)
+    cases = [(path, name) for path in files for name in runnable_backends(path)]
+    backends = [open_backend(path, backend=name, device="cpu") for path, name in cases]
+    times = median_ms(backends, reference, args.repeats)
+    scores = score(files, metadata, args.data, args.data_root) if args.data else {}
+    rows, table = [], []
+    for (path, name), backend, ms in zip(cases, backends, times, strict=True):
+        parity = compare_with_reference(backend, reference)
+        ratio = ms / times[cases.index((args.model, name))]
         miou = scores.get(path)
-        row = {
-            "file": path.name,
-            "backend": name,
-            "ms": round(ms, 3),
-            "of_fp32": round(ms / base, 3),
-        }
-        row |= {"equal_labels": found.equal_labels, "logit_error": found.logit_error, "miou": miou}
-        rows.append(row)
-        scored = "" if miou is None else f"  mIoU {100 * miou:5.2f}"
-        print(
-            f"{path.name:<32} {name:<12} {ms:8.2f} ms {ms / base:5.2f}  equal {found.equal_labels:.4%}{scored}"
-        )
-    print(
-        json.dumps(
+        rows.append(
             {
-                "benchmark": "precision",
-                "size": [width, height],
-                "cores": usable_cores(),
-                "rows": rows,
+                "file": path.name,
+                "backend": name,
+                "ms": round(ms, 3),
+                "of_fp32": round(ratio, 3),
+                "equal_labels": parity.equal_labels,
+                "logit_error": parity.logit_error,
+                "miou": miou,
             }
         )
-    )
+        cells = (f"{ms:.2f}", f"{ratio:.2f}", f"{parity.equal_labels:.4%}")
+        table.append([path.name, name, *cells, "" if miou is None else f"{100 * miou:.2f}"])
+    height, width = metadata.input_size_hw
+    print(f"{args.model.name}, {width}x{height}, {usable_cores()} cores, batch 1")
+    header = ("file", "backend", "ms", "vs. fp32", "equal labels", "mIoU %")
+    print(format_table(header, table, align="llrrrr"))
+    document = {
+        "benchmark": "precision",
+        "size": [width, height],
+        "cores": usable_cores(),
+        "rows": rows,
+    }
+    print(json.dumps(document))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How long a street scene takes to render on one core: `python benchmarks/render.py`.
+"""CPU time to render a street scene on one core: `python benchmarks/render.py`.
 
-Prints a table and one JSON line. Times are of this process's CPU, so that neighbors on the
-machine do not count.
+Times are CPU times of this process, so that other processes on the machine do not count. Prints a
+table and one JSON line.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from random import Random
 
 import cv2
 
-from fada_deploy.synth.appearances import APPEARANCES, get_appearance
+from fada_deploy.common.tables import format_table
+from fada_deploy.synth.appearances import APPEARANCES
 from fada_deploy.synth.camera_effects import apply_camera_effects
 from fada_deploy.synth.scene import place_camera, render_raster
 from fada_deploy.synth.shade import shade
 from fada_deploy.synth.town import build_town
 from fada_deploy.synth.weather import Weather
 
-STEPS = ("town", "draw", "shade", "camera")
+STEPS = ("town", "raster", "shade", "camera")
 
 
-def measure(name: str, seed: int, size_hw: tuple[int, int]) -> list[float]:
-    """Render one scene and return milliseconds of each of `STEPS`."""
-    appearance = get_appearance(name)
+def measure(appearance_name: str, seed: int, size_hw: tuple[int, int]) -> list[float]:
+    """Render one scene and return the milliseconds of each of `STEPS`."""
+    appearance = APPEARANCES[appearance_name]
     marks = [time.process_time()]
     town = build_town(seed)
     marks.append(time.process_time())
@@ -38,13 +39,15 @@ def measure(name: str, seed: int, size_hw: tuple[int, int]) -> list[float]:
     marks.append(time.process_time())
     apply_camera_effects(image, weather)
     marks.append(time.process_time())
-    return [1000 * (b - a) for a, b in pairwise(marks)]
+    return [1000 * (end - start) for start, end in pairwise(marks)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--size", default="320x192", help="WIDTHxHEIGHT")
+    parser.add_argument(
+        "--scenes", type=int, default=100, help="scenes per appearance [%(default)s]"
+    )
+    parser.add_argument("--size", default="320x192", help="WIDTHxHEIGHT [%(default)s]")
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     cv2.setNumThreads(1)
@@ -54,23 +57,21 @@ def main() -> None:
         "scenes": args.scenes,
         "threads": 1,
     }
-    print(
-        f"{'appearance':8}"
-        + "".join(f"{s:>9}" for s in STEPS)
-        + f"{'total':>9}{'p95':>9}   ms of CPU a scene"
-    )
+    rows = []
     for name in APPEARANCES:
-        measure(name, 0, (height, width))
-        rows = [measure(name, 1 + i, (height, width)) for i in range(args.scenes)]
-        means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
-        totals = sorted(sum(row) for row in rows)
+        measure(name, 0, (height, width))  # warm-up
+        times = [measure(name, 1 + i, (height, width)) for i in range(args.scenes)]
+        means = [statistics.fmean(column) for column in zip(*times, strict=True)]
+        totals = sorted(sum(row) for row in times)
         p95 = totals[min(len(totals) - 1, int(0.95 * len(totals)))]
-        print(f"{name:8}" + "".join(f"{m:9.2f}" for m in means) + f"{sum(means):9.2f}{p95:9.2f}")
+        rows.append([name, *(f"{ms:.2f}" for ms in (*means, sum(means), p95))])
         result[name] = {
             **dict(zip(STEPS, means, strict=True)),
             "total_ms": sum(means),
             "p95_ms": p95,
         }
+    print("CPU ms per scene")
+    print(format_table(("appearance", *STEPS, "total", "p95"), rows))
     print(json.dumps(result))
 
 

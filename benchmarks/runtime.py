@@ -64,16 +64,14 @@ from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.videos import VideoSource
-from fada_deploy.runtime.writers import save as sinks
-from fada_deploy.runtime.writers import video_writer as films
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
-from fada_deploy.runtime.writers.video_writer import film
+from fada_deploy.runtime.writers.video_writer import X264_CRF, VideoWriter
 
 PEERS = Path(__file__).parent / "peers"
 PARTS = ("end_to_end", "stages", "peers", "long", "kill", "first")
 ENGINES = ("onnxruntime", "openvino", "numba", "av", "opencv-python-headless", "numpy")
 # Of our overlay films; `settings_of` says whether the peers' are truly alike.
-ENCODER = {"preset": SaveOptions(Path()).preset, "crf": films._CRF}
+ENCODER = {"preset": SaveOptions(Path()).x264_preset, "crf": X264_CRF}
 CLIP_SECONDS = 8.0
 STAGE_REST_S = 0.005
 KEPT, STAGE_FRAMES, LONG_EVERY, LONG_FROM, LONG_BEYOND, FAILS_AT = 5, 60, 250, 1000, 50, 20
@@ -156,7 +154,7 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
         drawing, base = OverlayRenderer(OverlayStyle(), space), frames[0].time_base
         assert base is not None
         path, size = Path(folder) / "film.mp4", (frames[0].rgb.shape[0], frames[0].rgb.shape[1])
-        with film(path, size, time_base=base, rate=source.rate, audio=None) as add:
+        with VideoWriter(path, size, fps=source.rate, time_base=base) as writer:
             for frame in frames:
                 with clock("resize"):
                     picture = resize_frame(frame.rgb, size_hw)[None]
@@ -168,7 +166,7 @@ def job_stages(doc: dict[str, Any]) -> dict[str, Any]:
                     drawn = drawing.draw_for_video(_result(frame, labels, space))
                 with clock("write"):
                     assert frame.pts is not None
-                    add(drawn, frame.pts)
+                    writer.write(drawn, frame.pts)
         return {"cpu_ms": spent, "total": sum(spent.values()), "backend": segmenter.backend.name}
 
 
@@ -286,12 +284,7 @@ def _break(part: str, bomb: _Bomb, source: Looped, segmenter: Segmenter) -> Any:
             OverlayRenderer, "draw_for_video", before(OverlayRenderer.draw_for_video)
         )
 
-    @contextmanager
-    def writer(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with film(*args, **kwargs) as add:
-            yield before(add)
-
-    return mock.patch.object(sinks, "film", writer)
+    return mock.patch.object(VideoWriter, "write", before(VideoWriter.write))
 
 
 def job_kill(doc: dict[str, Any]) -> dict[str, Any]:
@@ -341,7 +334,7 @@ from fada_deploy.cli import main
 mark("command line imported")
 import fada_deploy.cli.infer
 from fada_deploy.runtime import segmenter
-    from fada_deploy.runtime.writers import save as sinks
+from fada_deploy.runtime.writers import inference
 from fada_deploy.runtime.backends import base, onnxruntime, openvino
 mark("runtime imported")
 def around(owner, name, before, after):
@@ -354,7 +347,7 @@ def around(owner, name, before, after):
 around(segmenter.Segmenter, "__init__", "sources opened", "model opened")
 for module in onnxruntime, openvino:
     around(module, "import_engine", "(before the engine's import)", "engine imported")
-to_files = sinks.save_results
+to_files = inference.save_results
 def watched(*args, **kwargs):
     items = to_files(*args, **kwargs)
     for item in items:
@@ -363,7 +356,7 @@ def watched(*args, **kwargs):
             print(json.dumps(marks), flush=True)
             if not whole: os._exit(0)
         yield item
-sinks.save_results = watched
+inference.save_results = watched
 sys.exit(main(arguments))
 """
 FIRST_STEPS = (

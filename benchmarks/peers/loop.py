@@ -1,29 +1,29 @@
-"""The loop that everyone writes: OpenCV in, ONNX Runtime, resized logits, arg max, palette[labels], a film out."""
+"""A plain loop: OpenCV reads, ONNX Runtime predicts, argmax of resized logits, palette[labels]."""
 
 from __future__ import annotations
 
 import cv2
-from shared import Clock, Job, film, labels_of, onnxruntime_session
+from shared import Job, Recorder, load_onnxruntime, open_writer, predict_labels
 
 
 def main() -> None:
-    job = Job.given()
-    run, palette = onnxruntime_session(job), job.palette_bgr
-    clock, done = Clock(job), 0
-    capture = cv2.VideoCapture(job.clip)
+    job = Job.from_arguments()
+    run, palette = load_onnxruntime(job), job.palette_bgr
+    recorder, count = Recorder(job), 0
+    capture = cv2.VideoCapture(job.video)
     rate = capture.get(cv2.CAP_PROP_FPS)
     size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    with film(job, rate, size) as add:
-        while done < job.frames:
-            there, bgr = capture.read()
-            if not there:
+    with open_writer(job, rate, size) as write:
+        while count < job.frames:
+            success, bgr = capture.read()
+            if not success:
                 break
-            labels = labels_of(job, run, bgr)
-            add(cv2.addWeighted(palette[labels], 0.5, bgr, 0.5, 0))
-            clock.keep(done, labels)
-            done += 1
+            labels = predict_labels(job, run, bgr)
+            write(cv2.addWeighted(palette[labels], 0.5, bgr, 0.5, 0))
+            recorder.add_labels(count, labels)
+            count += 1
     capture.release()
-    clock.answer(done, ("onnxruntime", "opencv-python-headless", "av"))
+    recorder.finish(count, ("onnxruntime", "opencv-python-headless", "av"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""OpenVINO Model API: `SegmentationModel` in its `AsyncPipeline`, drawn with a look-up table and a weighted sum.
+"""OpenVINO Model API: `SegmentationModel` in its `AsyncPipeline`, drawn with a lookup table.
 
-It takes the ONNX file as it is (with the package `onnx`, which reads the properties) and finds out by itself that
-it wants uint8 in NHWC. It resizes inside the graph, and enlarges labels to the nearest, not logits, which costs
-less and is coarser. Set for speed and plain labels: no soft predictions (a resize and copies), `blur_strength` -1
-(an arg max without a threshold, since logits are no shares), the frame's size known beforehand. Frames turn to RGB
-here: `reverse_input_channels` does nothing to DDRNet-23-slim with OpenVINO 2026.4.1, though it works with
-EfficientNet-Lite0. Its `Visualizer` draws one picture a class, side by side, and no overlay.
+It reads the ONNX file directly (the package `onnx` reads the properties) and detects the uint8 NHWC
+input. It resizes inside the graph, and it enlarges labels to the nearest pixel instead of
+interpolating logits, which is faster and coarser.
+
+It is configured for speed and plain labels: no soft predictions, which cost a resize and copies;
+`blur_strength` -1, an argmax without a threshold, since logits are not probabilities; and the size
+of the frames known in advance. Frames are converted to RGB here, because `reverse_input_channels`
+has no effect on DDRNet-23-slim with OpenVINO 2026.4.1. Its `Visualizer` draws one image per class
+side by side and has no overlay.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import numpy as np
 from model_api.adapters import OpenvinoAdapter, create_core
 from model_api.models import SegmentationModel
 from model_api.pipelines import AsyncPipeline
-from shared import Clock, Job, film
+from shared import Job, Recorder, open_writer
 
 
 def open_pipeline(job: Job, size_wh: tuple[int, int]) -> AsyncPipeline:
+    """Load the model, run it once and return a pipeline with `job.streams` requests."""
     settings = {"NUM_STREAMS": str(job.streams), "INFERENCE_NUM_THREADS": str(job.threads)}
     if job.precision:
         settings["INFERENCE_PRECISION_HINT"] = job.precision
@@ -35,38 +39,36 @@ def open_pipeline(job: Job, size_wh: tuple[int, int]) -> AsyncPipeline:
 
 
 def main() -> None:
-    job = Job.given()
-    capture = cv2.VideoCapture(job.clip)
+    job = Job.from_arguments()
+    capture = cv2.VideoCapture(job.video)
     rate = capture.get(cv2.CAP_PROP_FPS)
     size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     pipeline, palette = open_pipeline(job, size), np.ascontiguousarray(job.palette_bgr[:, None])
-    clock, done, asked, more = Clock(job), 0, 0, True
-    with film(job, rate, size) as add:
-        while more or done < asked:
-            if (answer := pipeline.get_result(done)) is not None:
-                labels, meta = answer[0].astype(np.uint8), answer[1]
-                add(cv2.addWeighted(cv2.applyColorMap(labels, palette), 0.5, meta["frame"], 0.5, 0))
-                clock.keep(done, labels)
-                done += 1
-            elif more and pipeline.is_ready():
-                more, bgr = capture.read() if asked < job.frames else (False, None)
-                if more:
-                    pipeline.submit_data(
-                        cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), asked, {"frame": bgr}
-                    )
-                    asked += 1
-            elif more:
+    recorder, count, submitted, has_frame = Recorder(job), 0, 0, True
+    with open_writer(job, rate, size) as write:
+        while has_frame or count < submitted:
+            if (result := pipeline.get_result(count)) is not None:
+                labels, bgr = result[0].astype(np.uint8), result[1]["frame"]
+                write(cv2.addWeighted(cv2.applyColorMap(labels, palette), 0.5, bgr, 0.5, 0))
+                recorder.add_labels(count, labels)
+                count += 1
+            elif has_frame and pipeline.is_ready():
+                has_frame, bgr = capture.read() if submitted < job.frames else (False, None)
+                if has_frame:
+                    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+                    pipeline.submit_data(rgb, submitted, {"frame": bgr})
+                    submitted += 1
+            elif has_frame:
                 pipeline.await_any()
             else:
                 pipeline.await_all()
     capture.release()
-    precision = pipeline.model.inference_adapter.compiled_model.get_property(
-        "INFERENCE_PRECISION_HINT"
-    )
-    clock.answer(
-        done,
+    compiled = pipeline.model.inference_adapter.compiled_model
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    recorder.finish(
+        count,
         ("openvino-model-api", "openvino", "opencv-python-headless", "av"),
-        f"openvino, {job.streams} requests, computes in {precision.get_type_name()}",
+        f"openvino, {job.streams} requests, computes in {precision}",
     )
 
 
