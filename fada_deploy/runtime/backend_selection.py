@@ -72,8 +72,8 @@ def open_backend(
     candidates = backends_of(path)
     if backend not in ("auto", *candidates):
         raise UsageError(
-            f"{path}: cannot run on the backend {backend}; use --backend {' or '.join(candidates)}, "
-            "or leave --backend out"
+            f"{path}: cannot run on the backend {backend}; use --backend "
+            f"{' or '.join(candidates)}, or leave --backend out"
         )
     if candidates == ("tensorrt",):
         engine = TensorRtBackend(path, device=device)

@@ -29,7 +29,7 @@ class Tolerance:
 
     Attributes:
         equal_labels: Smallest fraction of pixels with equal labels.
-        logit_error: Largest absolute difference of the logits, as a fraction of the largest |logit|.
+        logit_error: Largest absolute difference of the logits, relative to the largest |logit|.
     """
 
     equal_labels: float = 0.9999
@@ -75,7 +75,7 @@ class ReferenceOutputs:
                 return cls(arrays["frames"], arrays["logits"], arrays["labels"])
         except FileNotFoundError:
             raise ModelError(
-                f"{path}: no such file of reference outputs; `fada export` writes it beside the model"
+                f"{path}: no such reference outputs; `fada export` writes them beside the model"
             ) from None
         # A damaged archive raises errors of zipfile, zlib and NumPy, which share no base class.
         except Exception as error:
@@ -125,7 +125,7 @@ class ParityResult:
         frames: Number of compared frames.
         classes: Number of classes that cover more than 1 % of the reference labels.
         equal_labels: Fraction of pixels with equal labels, 0 to 1.
-        logit_error: Largest absolute difference of the logits, as a fraction of the largest |logit|;
+        logit_error: Largest absolute difference of the logits, relative to the largest |logit|;
             None for a model with the head `labels`.
         worst_frame: Number of the frame with the fewest equal labels.
     """
@@ -178,7 +178,8 @@ def compare_with_reference(backend: Backend, reference: ReferenceOutputs) -> Par
     if reference.frames.shape[1:3] != size_hw:
         height, width = reference.frames.shape[1:3]
         raise ModelError(
-            f"the reference frames are {width}x{height}, but the model takes {size_hw[1]}x{size_hw[0]}"
+            f"the reference frames are {width}x{height}, but the model takes "
+            f"{size_hw[1]}x{size_hw[0]}"
         )
     equal_fractions: list[float] = []
     max_errors: list[float] = []
@@ -218,5 +219,6 @@ def require_parity(
     ]
     if lines:
         raise ToleranceError(
-            f"the outputs differ from those of the trained network; {consequence}: {'; '.join(lines)}"
+            f"the outputs differ from those of the trained network; {consequence}: "
+            f"{'; '.join(lines)}"
         )

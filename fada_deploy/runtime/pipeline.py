@@ -191,7 +191,7 @@ def run_pipeline(
     timings: Timings | None = None,
     further_stages: Mapping[str, Stage] | None = None,
 ) -> Generator[Any, None, None]:
-    """Yield a `Result` per frame, a `DataError` per frame that failed, and a `SourceEnd` per source.
+    """Yield a `Result` per frame, a `DataError` per failed frame, and a `SourceEnd` per source.
 
     Args:
         sources: Open sources of frames.

@@ -79,7 +79,7 @@ class Segmenter:
             raise UsageError(f"parallel must be at least 1, got {parallel}")
         if not isinstance(model, str | Path):
             raise UsageError(
-                f"model must be the path of an exported file or of a run, got {type(model).__name__}"
+                f"model must be the path of an exported file or run, got {type(model).__name__}"
             )
         self.path = exported_model(Path(model))
         self.backend = open_backend(
@@ -245,7 +245,7 @@ class Segmenter:
 
 
 def _to_images(frames: Sequence[ImageInput], color: str | None) -> list[tuple[Image, str]]:
-    """Return each input as (image (H, W, 3) uint8, channel order); raise `UsageError` or `DataError`."""
+    """Return each input as an image (H, W, 3) uint8 and its channel order."""
     order = None if color is None else str(color).lower()
     if order not in (None, *COLOR_ORDERS):
         raise UsageError(f"color must be 'rgb' or 'bgr', got {color!r}")

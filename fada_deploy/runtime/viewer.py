@@ -1,8 +1,9 @@
-"""A window that shows pictures as they come, and neither holds up nor ends what makes them.
+"""Show images in a window without slowing down or ending the program that produces them.
 
-It lives in a process of its own. Qt, by which OpenCV has its windows, aborts the process that finds no display and
-ends the one that loses it, and with it the film that is being written; and a window that nobody looks after all
-the time looks dead. Pictures go there through a pipe, the newest one first.
+The window runs in a process of its own. Qt, which OpenCV uses for its windows, aborts the process
+that finds no display and ends the one that loses it, which would destroy the video that is being
+written. A window also has to handle its events all the time to stay responsive. Images are sent
+through a pipe; if they come faster than the window shows them, only the newest is shown.
 """
 
 from __future__ import annotations
@@ -27,40 +28,50 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.images import resize_frame
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
-# Seconds: between two pictures, between two looks at keys and mouse, until a window is open or shut.
-_BETWEEN, _LOOK, _PATIENCE = 1 / 30, 1 / 60, 30.0
-# Pixels of a picture's longer side in the pipe, and of a window when it opens.
-_LONGEST, _WINDOW = 1920, 1280
-_HEAD = struct.Struct("<II")
+# Seconds between two images, between two checks of keys and mouse, and until the window must have
+# opened or closed.
+_FRAME_INTERVAL_S, _EVENT_INTERVAL_S, _TIMEOUT_S = 1 / 30, 1 / 60, 30.0
+# Pixels of the longer side: of an image in the pipe, and of the window when it opens.
+_MAX_IMAGE_SIDE, _MAX_WINDOW_SIDE = 1920, 1280
+_IMAGE_HEADER = struct.Struct("<II")
 _ESCAPE = 27
-_QUIT = frozenset({_ESCAPE, ord("q"), ord("Q")})
+_QUIT_KEYS = frozenset({_ESCAPE, ord("q"), ord("Q")})
 
 
 def require_display() -> None:
-    """Raise `UsageError` where there is no display, or where OpenCV was built without windows."""
-    # First the display: without one, another OpenCV is of no use.
+    """Raise `UsageError` if there is no display, or if OpenCV was built without window support."""
+    # The display comes first: without one, another build of OpenCV would not help.
     if sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
         raise UsageError(
-            "no display to show a window on (neither DISPLAY nor WAYLAND_DISPLAY is set); "
-            "run it from the desktop or by `ssh -X`, or leave the window out"
+            "no display to show a window on (neither DISPLAY nor WAYLAND_DISPLAY is set); run from "
+            "a desktop or with `ssh -X`, or leave --show out"
         )
-    # Old versions do not tell; there the attempt does.
+    # Old versions of OpenCV do not report this; with them, opening the window fails.
     if hasattr(cv2, "currentUIFramework") and not cv2.currentUIFramework():
         raise UsageError(
-            "this OpenCV has no windows (opencv-python-headless); type: "
-            "pip uninstall -y opencv-python-headless && pip install --no-deps --force-reinstall opencv-python"
+            "this build of OpenCV has no window support (opencv-python-headless); run: "
+            "pip uninstall -y opencv-python-headless && "
+            "pip install --no-deps --force-reinstall opencv-python"
         )
 
 
-class Window:
-    """A window while the block lasts. Entering it raises `UsageError` where no window can be shown.
+class Viewer:
+    """A window that is open while the block runs.
 
-    `closed`: a person closed it, or pressed q or Esc; `on_close` is then called once, in a thread of its own.
-    `failure`: one line where it went away by itself, as with its display; what makes the pictures goes on.
+    Entering the block raises `UsageError` if no window can be opened.
+
+    Args:
+        title: Title of the window.
+        on_close: Called once, in another thread, when the user closes the window.
+
+    Attributes:
+        closed: True after the user closed the window or pressed q or Esc.
+        failure: One line if the window ended by itself, for example because its display
+            disappeared; the program that shows images continues.
     """
 
     def __init__(self, title: str, *, on_close: Callable[[], None] | None = None) -> None:
@@ -68,218 +79,222 @@ class Window:
         self.failure = ""
         self._title = title
         self._on_close = on_close
-        self._next: Picture | None = None
-        self._over = False
+        self._next_image: Image | None = None
+        self._is_ending = False
         self._changed = threading.Condition()
 
     @property
-    def due(self) -> bool:
-        """Say whether a picture given now is shown, and replaces none that waits; others need not be drawn."""
-        return self._next is None and not (self.closed or self.failure)
+    def is_ready(self) -> bool:
+        """True if an image that is passed now will be shown and replaces no waiting one."""
+        return self._next_image is None and not (self.closed or self.failure)
 
-    def show(self, picture: Picture) -> bool:
-        """Show a picture (H, W, 3) uint8 RGB that nobody changes any more; return False once a person closed it.
+    def show(self, image: Image) -> bool:
+        """Show an image (H, W, 3) uint8 RGB; return False after the user closed the window.
 
-        Never waits: of pictures that come faster than 30 a second, or than the window takes them, the newest is
-        shown.
+        The call never waits. The caller must not change the image afterwards.
         """
-        if (
-            picture.dtype != np.uint8
-            or picture.ndim != 3
-            or picture.shape[2] != 3
-            or not picture.size
-        ):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise UsageError(
-                f"a picture is uint8 of shape (H, W, 3), not {picture.dtype} {picture.shape}"
+                "an image must be a uint8 array of shape (H, W, 3), got "
+                f"{image.dtype} {image.shape}"
             )
         with self._changed:
-            self._next = picture
+            self._next_image = image
             self._changed.notify_all()
         return not self.closed
 
     def wait(self) -> None:
-        """Wait until a person closes the window, or it goes away by itself."""
-        while self._thread.is_alive():
-            self._thread.join(_PATIENCE)
+        """Wait until the user closes the window, or until it ends by itself."""
+        while self._sender.is_alive():
+            self._sender.join(_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         require_display()
-        self._said: IO[bytes] = tempfile.TemporaryFile()
-        # A session of its own: Ctrl-C is meant for this process, which finishes its film.
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        # A new session, because Ctrl-C is meant for this process, which finishes its files.
         self._process = subprocess.Popen(
-            _program(self._title),
+            _window_command(self._title),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             start_new_session=True,
         )
-        self._thread = threading.Thread(target=self._send_on, name="fada-window", daemon=True)
+        self._sender = threading.Thread(target=self._send_images, name="fada-viewer", daemon=True)
         try:
             self._wait_until_open()
         except BaseException:
             self._process.kill()
-            self._end()
+            self._release()
             raise
-        self._thread.start()
+        self._sender.start()
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         with self._changed:
-            self._over = True
+            self._is_ending = True
             self._changed.notify_all()
-        self._thread.join(timeout=1.0)
-        if self._thread.is_alive():
-            # The window takes nothing, and who hands it a picture waits.
+        self._sender.join(timeout=1.0)
+        if self._sender.is_alive():
+            # The window process hangs, and the sender waits for it.
             self._process.kill()
-            self._thread.join()
-        self._end()
+            self._sender.join()
+        self._release()
 
     def _wait_until_open(self) -> None:
         assert self._process.stdout is not None
-        there, _, _ = select.select([self._process.stdout], [], [], _PATIENCE)
-        if there and self._process.stdout.read(1):
+        readable, _, _ = select.select([self._process.stdout], [], [], _TIMEOUT_S)
+        if readable and self._process.stdout.read(1):
             return
-        if there:
-            self._process.wait(_PATIENCE)
-        why = self._why() if there else f"no answer in {_PATIENCE:g} s"
-        where = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or ""
+        if readable:
+            self._process.wait(_TIMEOUT_S)
+        reason = self._failure_reason() if readable else f"no response within {_TIMEOUT_S:g} s"
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or ""
         raise UsageError(
-            f"no window opens on display {where!r} ({why}); run it from an X11 desktop, or one with Xwayland, "
-            "or by `ssh -X`, or leave the window out"
+            f"cannot open a window on the display {display!r} ({reason}); run from an X11 desktop, "
+            "from Wayland with Xwayland, or with `ssh -X`, or leave --show out"
         )
 
-    def _send_on(self) -> None:
-        """Hand the newest picture on until the block or the window ends."""
+    def _send_images(self) -> None:
+        """Send the newest image until the block or the window ends."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next is not None or self._over, timeout=0.1)
-                picture, self._next = self._next, None
-                # The last picture is still shown: it may be the only one.
-                if self._over and picture is None:
+                self._changed.wait_for(
+                    lambda: self._next_image is not None or self._is_ending, timeout=0.1
+                )
+                image, self._next_image = self._next_image, None
+                # The last image is still sent, because it may be the only one.
+                if self._is_ending and image is None:
                     return
             if self._process.poll() is not None:
                 break
-            if picture is not None:
+            if image is not None:
                 start = time.monotonic()
                 try:
-                    self._send(picture)
+                    self._send(image)
                 except OSError:
                     break
-                time.sleep(max(0.0, start + _BETWEEN - time.monotonic()))
-        self._notice()
+                time.sleep(max(0.0, start + _FRAME_INTERVAL_S - time.monotonic()))
+        self._handle_window_end()
 
-    def _send(self, picture: Picture) -> None:
+    def _send(self, image: Image) -> None:
         assert self._process.stdin is not None
-        height, width = picture.shape[:2]
-        # By whole numbers, which takes a tenth of the time.
-        if (factor := -(-max(height, width) // _LONGEST)) > 1:
-            picture = resize_frame(picture, (max(1, height // factor), max(1, width // factor)))
-        bgr = np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        self._process.stdin.write(_HEAD.pack(*bgr.shape[:2]))
+        height, width = image.shape[:2]
+        # Integer factors, because OpenCV shrinks by them about ten times faster.
+        if (factor := -(-max(height, width) // _MAX_IMAGE_SIDE)) > 1:
+            image = resize_frame(image, (max(1, height // factor), max(1, width // factor)))
+        bgr = np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        self._process.stdin.write(_IMAGE_HEADER.pack(*bgr.shape[:2]))
         self._process.stdin.write(bgr.data)
         self._process.stdin.flush()
 
-    def _notice(self) -> None:
-        """Note how the window ended."""
+    def _handle_window_end(self) -> None:
+        """Record whether the user closed the window or its process failed."""
         try:
-            code = self._process.wait(_PATIENCE)
+            code = self._process.wait(_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
         if code:
-            self.failure = f"the window is gone ({self._why()}); the rest is not shown"
+            self.failure = (
+                f"the window was closed by an error ({self._failure_reason()}); later images are "
+                "not shown"
+            )
             return
         self.closed = True
         if self._on_close is not None:
             self._on_close()
 
-    def _why(self) -> str:
-        """Return what the window's process last said, in one line; the line about a display where there is one."""
-        self._said.seek(0)
-        lines = [
-            " ".join(x.split()) for x in self._said.read().decode("utf-8", "replace").splitlines()
-        ]
-        said = [line for line in lines if line]
-        named = [line for line in said if "display" in line] or said[-1:]
-        return named[0][:200] if named else f"its process ended with {self._process.returncode}"
+    def _failure_reason(self) -> str:
+        """Return the last line that the window process printed, or its line about the display."""
+        self._stderr.seek(0)
+        text = self._stderr.read().decode("utf-8", "replace")
+        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        reasons = [line for line in lines if "display" in line] or lines[-1:]
+        if reasons:
+            return reasons[0][:200]
+        return f"its process exited with code {self._process.returncode}"
 
-    def _end(self) -> None:
-        """Shut the window and let everything go."""
+    def _release(self) -> None:
+        """Close the window process and its pipes."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
 
-def _program(title: str) -> list[str]:
-    # The same modules as here, wherever they lie.
-    there = (
-        f"import sys; sys.path[:] = {sys.path!r}; from fada_deploy.runtime.viewer import run_window"
+def _window_command(title: str) -> list[str]:
+    # The window process imports the same modules as this one, from the same paths.
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; "
+        f"from fada_deploy.runtime.viewer import run_window; run_window({title!r})"
     )
-    return [sys.executable, "-c", f"{there}; run_window({title!r})"]
+    return [sys.executable, "-c", code]
 
 
-def run_window(title: str, highgui: Any = cv2, pictures: int = 0) -> None:
-    """Show what the pipe `pictures` gives until it ends or a person closes the window: its own process's work."""
+def run_window(title: str, highgui: Any = cv2, pipe: int = 0) -> None:
+    """Show the images that arrive on a pipe until it ends or the user closes the window.
+
+    This is the main function of the window process; it prints one newline once the window is open.
+    """
     highgui.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     highgui.waitKey(1)
     sys.stdout.buffer.write(b"\n")
     sys.stdout.buffer.flush()
-    first = True
+    is_first = True
     while _is_open(title, highgui):
-        if not select.select([pictures], [], [], _LOOK)[0]:
+        if not select.select([pipe], [], [], _EVENT_INTERVAL_S)[0]:
             continue
-        picture = _receive(pictures)
-        if picture is None:
+        image = _receive(pipe)
+        if image is None:
             break
-        if first:
-            height, width = picture.shape[:2]
-            share = min(1.0, _WINDOW / max(height, width))
-            highgui.resizeWindow(title, max(1, round(share * width)), max(1, round(share * height)))
-            first = False
-        highgui.imshow(title, picture)
+        if is_first:
+            height, width = image.shape[:2]
+            scale = min(1.0, _MAX_WINDOW_SIDE / max(height, width))
+            highgui.resizeWindow(title, max(1, round(scale * width)), max(1, round(scale * height)))
+            is_first = False
+        highgui.imshow(title, image)
     with suppress(cv2.error):
         highgui.destroyAllWindows()
 
 
 def _is_open(title: str, highgui: Any) -> bool:
-    """OverlayStyle at keys and mouse; say whether the window is still wanted."""
-    if highgui.waitKey(1) & 0xFF in _QUIT:
+    """Handle keys and mouse; return False once the user closed the window or pressed a quit key."""
+    if highgui.waitKey(1) & 0xFF in _QUIT_KEYS:
         return False
     try:
         return bool(highgui.getWindowProperty(title, cv2.WND_PROP_VISIBLE) >= 1)
     except cv2.error:
-        # Of the last window that was closed Qt knows nothing more.
+        # Qt has no properties of the last window once it is closed.
         return False
 
 
-def _receive(pipe: int) -> Picture | None:
-    """Return the next picture (H, W, 3) uint8 BGR, None at the end."""
-    head = _read(pipe, bytearray(_HEAD.size))
-    if head is None:
+def _receive(pipe: int) -> Image | None:
+    """Return the next image (H, W, 3) uint8 BGR, None at the end of the pipe."""
+    header = _read_exactly(pipe, bytearray(_IMAGE_HEADER.size))
+    if header is None:
         return None
-    height, width = _HEAD.unpack(head)
-    data = _read(pipe, bytearray(height * width * 3))
+    height, width = _IMAGE_HEADER.unpack(header)
+    data = _read_exactly(pipe, bytearray(height * width * 3))
     return None if data is None else np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def _read(pipe: int, into: bytearray) -> bytearray | None:
-    """Fill a buffer; return None when the pipe ends before."""
-    view = memoryview(into)
+def _read_exactly(pipe: int, buffer: bytearray) -> bytearray | None:
+    """Fill a buffer from a pipe; return None if the pipe ends before it is full."""
+    view = memoryview(buffer)
     while view:
         count = os.readv(pipe, [view])
         if not count:
             return None
         view = view[count:]
-    return into
+    return buffer

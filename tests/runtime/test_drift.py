@@ -77,9 +77,8 @@ def test_drift_starts_above_1_and_end_below_0_8() -> None:
     ]
     assert score == pytest.approx([0.79, 0.99])
     monitor = DriftMonitor(STATISTICS, NAMES, window=1)
-    assert [monitor.update_values(MEAN, 0.9 - 0.06 * f).drifting for f in (0.9, 1.1, 0.9, 0.79, 0.9)] == [
-        False, True, True, False, False,
-    ]  # fmt: skip
+    drifts = [monitor.update_values(MEAN, 0.9 - 0.06 * f) for f in (0.9, 1.1, 0.9, 0.79, 0.9)]
+    assert [drift.drifting for drift in drifts] == [False, True, True, False, False]
 
 
 def test_no_drift_before_half_a_window() -> None:

@@ -1,4 +1,4 @@
-"""Order kept, memory bounded, and every failure ends the run with its cause and no thread left over."""
+"""The pipeline keeps the order, bounds its memory, and ends cleanly at every failure."""
 
 from __future__ import annotations
 

@@ -165,7 +165,10 @@ def test_stream_and_a_bad_picture(tmp_path: Path, model: Path) -> None:
 
 def test_import_costs_nothing() -> None:
     heavy = "torch onnx onnxruntime openvino av matplotlib tqdm"
-    code = f"import sys, fada_deploy, fada_deploy.runtime; print(*[m for m in '{heavy}'.split() if m in sys.modules])"
+    code = (
+        "import sys, fada_deploy, fada_deploy.runtime; "
+        f"print(*[m for m in '{heavy}'.split() if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -174,7 +177,8 @@ def test_running_imports_no_torch(model: Path) -> None:
     code = (
         "import sys, numpy as np\nfrom fada_deploy import Segmenter\n"
         "for backend in ('onnxruntime', 'openvino'):\n"
-        f"    Segmenter({str(model)!r}, backend=backend).predict(np.zeros((9, 9, 3), np.uint8), color='rgb')\n"
+        f"    segmenter = Segmenter({str(model)!r}, backend=backend)\n"
+        "    segmenter.predict(np.zeros((9, 9, 3), np.uint8), color='rgb')\n"
         "print(*[m for m in ('torch', 'onnx', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
