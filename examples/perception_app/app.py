@@ -26,10 +26,9 @@ from fada_deploy import Segmenter
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.runtime.drift import Drift, DriftMonitor
-from fada_deploy.runtime.sources.base import Frame
+from fada_deploy.runtime.sources.base import Frame, live_sources
 from fada_deploy.runtime.sources.open import open_sources
-from fada_deploy.runtime.sources.streams import LiveSource
-from fada_deploy.runtime.writers.video_writer import film
+from fada_deploy.runtime.writers.video_writer import VideoWriter
 
 # Drift looks at every fifth labeled frame: neighbors say little new, and confidence costs time.
 _WATCH_EVERY = 5
@@ -83,7 +82,7 @@ class App:
         self.segmenter, self.corridor, self.budget = segmenter, corridor, budget
         known = segmenter.metadata.target_statistics is not None
         watched = max(1, window // _WATCH_EVERY)
-        self.watch = DriftMonitor.of(segmenter.metadata, window=watched) if known else None
+        self.watch = DriftMonitor.for_model(segmenter.metadata, window=watched) if known else None
         self.drift: Drift | None = None
         self._clock = clock
         # Engines take memory and time at their first frame, which is late enough for the first real one.
@@ -119,7 +118,7 @@ class App:
         result = self.segmenter.predict(picture, color="rgb", confidence=watched and metadata.head == "logits")
         self._labeled += 1
         if watched and self.watch is not None:
-            before, self.drift = self.drift, self.watch.see(result)
+            before, self.drift = self.drift, self.watch.update(result)
             if self.drift.drifting != (before is not None and before.drifting):
                 _say(
                     f"{'warning' if self.drift.drifting else 'note'}: frame {frame.index}: {_told(self.drift)}"
@@ -134,10 +133,10 @@ def _say(text: str) -> None:
 def _told(drift: Drift | None) -> str:
     if drift is None:
         return "drift not watched"
-    if not drift.settled:
+    if not drift.warmed_up:
         return f"drift {drift.score:.2f} so far, of too few frames to say"
     sure = "" if drift.confidence is None else f", confidence {drift.confidence:+.1f} deviations"
-    moved = f", classes that moved: {', '.join(drift.moved)}" if drift.moved else ""
+    moved = f", classes that moved: {', '.join(drift.shifted_classes)}" if drift.shifted_classes else ""
     return f"drift {drift.score:.2f}, {'un' * drift.drifting}like the frames of the export{sure}{moved}"
 
 
@@ -211,8 +210,6 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
     stream, *others = open_sources([source])
     if others:
         raise UsageError(f"{source}: holds several films or kinds of pictures; give one")
-    if isinstance(stream, LiveSource):
-        stream.on_trouble = _say
     if out is not None and out.suffix.lower() != ".mp4":
         raise UsageError(f"--out {out}: writes an .mp4")
     if out is not None and out.resolve() == Path(stream.name).resolve():
@@ -221,7 +218,8 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
 
     def stop(number: int, _: FrameType | None) -> None:
         stopped.append(number)
-        getattr(stream, "stop", lambda: None)()
+        for live in live_sources([stream]):
+            live.stop()
         for each in before:
             signal.signal(each, signal.default_int_handler)
 
@@ -231,7 +229,7 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
     with ExitStack() as stack:
         for each, handler in before.items():
             stack.callback(signal.signal, each, handler)
-        add = None
+        writer: VideoWriter | None = None
         for item in stream.frames():
             if stopped:
                 break
@@ -249,10 +247,11 @@ def _run(app: App, source: str, lines: TextIO, out: Path | None) -> int:
                         item.time_base or Fraction(1, 10),
                         (picture.shape[0], picture.shape[1]),
                     )
-                    add = add or stack.enter_context(
-                        film(out, size, time_base=clock, rate=stream.rate, audio=None)
-                    )
-                    add(picture, item.index if item.pts is None else item.pts)
+                    if writer is None:
+                        writer = stack.enter_context(
+                            VideoWriter(out, size, fps=stream.rate or None, time_base=clock)
+                        )
+                    writer.write(picture, item.index if item.pts is None else item.pts)
     if latencies:
         median, most = np.percentile(latencies, (50, 95))
         budget = app.budget

@@ -1,4 +1,4 @@
-"""Video in, for training and runtime alike: which files are videos, opening one, a frame upright."""
+"""Open video files and convert decoded frames; shared by training data readers and the runtime."""
 
 from __future__ import annotations
 
@@ -15,112 +15,109 @@ from fada_deploy.common.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
     {
-        ".264",
-        ".265",
-        ".avi",
-        ".flv",
-        ".h264",
-        ".h265",
-        ".hevc",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
+        ".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv",
+        ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv",
     }
-    | {".mpg", ".mts", ".ts", ".webm", ".wmv"}
+)  # fmt: skip
+# For messages: the file types that can be read.
+SUPPORTED_FILES = (
+    f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or an image ({' '.join(sorted(IMAGE_SUFFIXES))})"
 )
-ALLOWED = (
-    f"a video ({' '.join(sorted(VIDEO_SUFFIXES))}) or picture ({' '.join(sorted(IMAGE_SUFFIXES))})"
-)
-# What decodes video beside the CPU → the encoder there and its options.
-HARDWARE = {"cuda": ("h264_nvenc", {"preset": "p4", "rc": "vbr", "cq": "23"})}
-# By a frame's tag: red's and blue's part of its brightness (ITU-R BT.709; BT.601 in both systems, and where
-# nothing is said, since the way to RGB takes it so too).
-BT709, _UNKNOWN, _BT470BG, SMPTE170M = 1, 2, 5, 6
+# Decoding device → (H.264 encoder on that device, its FFmpeg options).
+HARDWARE_ENCODERS = {"cuda": ("h264_nvenc", {"preset": "p4", "rc": "vbr", "cq": "23"})}
+
+# Values of FFmpeg's AVColorSpace. BT470BG and SMPTE170M are the two variants of ITU-R BT.601.
+BT709, _UNSPECIFIED, _BT470BG, SMPTE170M = 1, 2, 5, 6
+# Color matrix → weights of red and blue in luma (ITU-R BT.709, BT.601). FFmpeg's conversion to RGB
+# uses BT.601 for unspecified matrices as well.
 LUMA_WEIGHTS = {
     BT709: (0.2126, 0.0722),
-    **dict.fromkeys((_UNKNOWN, _BT470BG, SMPTE170M), (0.299, 0.114)),
+    **dict.fromkeys((_UNSPECIFIED, _BT470BG, SMPTE170M), (0.299, 0.114)),
 }
+# Value of FFmpeg's AVColorRange for 0…255 (limited range is 16…235).
 _FULL_RANGE = 2
-# A thread's own converters.
-_own = threading.local()
 _QUARTER_TURNS = {
     90: cv2.ROTATE_90_COUNTERCLOCKWISE,
     180: cv2.ROTATE_180,
     270: cv2.ROTATE_90_CLOCKWISE,
 }
+# Reformatters are not thread-safe, so each thread has its own.
+_per_thread = threading.local()
 
 
 def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
-    """Open a video; return its PyAV container and its first video stream.
+    """Open a video file; return its PyAV container and its first video stream.
 
-    `hardware`, a key of `HARDWARE`, decodes there. Raise `DataError` for no video, `DeviceError` where the
-    hardware is not to be had.
+    `hardware` is a key of `HARDWARE_ENCODERS`; frames are then decoded on that device. Raise
+    `DataError` if the file is not a readable video, `DeviceError` if the device cannot decode it.
     """
     import av
 
     if hardware is not None:
-        return _open_on(path, hardware)
+        return _open_on_device(path, hardware)
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
-            f"{path}: is no video that can be read ({error.strerror}); allowed is {ALLOWED}"
+            f"{path}: not a readable video ({error.strerror}); supported is {SUPPORTED_FILES}"
         ) from None
     if not container.streams.video:
         container.close()
-        raise DataError(f"{path}: holds no video stream; allowed is {ALLOWED}")
+        raise DataError(f"{path}: contains no video stream; supported is {SUPPORTED_FILES}")
     return container, container.streams.video[0]
 
 
-def _open_on(path: Path, hardware: str) -> tuple[Any, Any]:
+def _open_on_device(path: Path, hardware: str) -> tuple[Any, Any]:
     import av
 
     try:
         from av.codec.hwaccel import HWAccel
 
-        # Where it cannot, that is said, and not done by the CPU in silence.
-        container = av.open(
-            str(path), hwaccel=HWAccel(device_type=hardware, allow_software_fallback=False)
-        )
+        # No silent fallback to the CPU: the caller asked for this device.
+        acceleration = HWAccel(device_type=hardware, allow_software_fallback=False)
+        container = av.open(str(path), hwaccel=acceleration)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise no_hardware(hardware, "decode", error) from None
+        raise video_hardware_error(hardware, "decode", error) from None
     return container, container.streams.video[0]
 
 
-def no_hardware(hardware: str, what: str, why: object) -> DeviceError:
-    """Return the error for hardware that does not decode or encode here."""
-    return DeviceError(f"{hardware} does not {what} video here ({why}); leave --video-hardware out")
+def video_hardware_error(hardware: str, operation: str, reason: object) -> DeviceError:
+    """Return the error for a device that cannot `operation` ("decode" or "encode") video here."""
+    return DeviceError(
+        f"{hardware} cannot {operation} video on this machine ({reason}); "
+        "use the CPU (leave out --video-hardware)"
+    )
 
 
-def converted(picture: Any, pixel_format: str, **options: Any) -> Any:
-    """Return a PyAV frame in another pixel format; the options are those of its `reformat`.
+def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
+    """Return a PyAV frame in another pixel format; `options` are those of PyAV's `reformat`.
 
-    A frame's own `reformat` makes its tables and threads anew each time, which costs more than the conversion
-    itself, and on busy cores waits for each of the threads.
+    `frame.reformat` builds its tables and threads anew for each frame, which costs more than the
+    conversion itself. Here they are cached per thread and format.
     """
     from av.video.reformatter import VideoReformatter
 
-    ways = _own.__dict__.setdefault("ways", {})
-    way = ways.setdefault((picture.format.name, pixel_format), VideoReformatter())
-    return way.reformat(picture, format=pixel_format, threads=1, **options)
+    reformatters = _per_thread.__dict__.setdefault("reformatters", {})
+    reformatter = reformatters.setdefault((frame.format.name, pixel_format), VideoReformatter())
+    return reformatter.reformat(frame, format=pixel_format, threads=1, **options)
 
 
-def upright_rgb(picture: Any) -> NDArray[np.uint8]:
-    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, turned as its rotation flag says."""
-    rgb = np.asarray(converted(picture, "rgb24").to_ndarray(), np.uint8)
-    turn = _QUARTER_TURNS.get(picture.rotation % 360)
+def upright_rgb(frame: Any) -> NDArray[np.uint8]:
+    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, rotated by its rotation flag."""
+    rgb = np.asarray(convert_frame(frame, "rgb24").to_ndarray(), np.uint8)
+    turn = _QUARTER_TURNS.get(frame.rotation % 360)
     return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
 
 
-def is_plain_yuv420p(picture: Any) -> bool:
-    """Say whether overlays can be drawn in a PyAV frame's planes: yuv420p of limited range, even size, upright."""
+def is_plain_yuv420p(frame: Any) -> bool:
+    """Return whether overlays can be drawn directly in the planes of a PyAV frame.
+
+    That needs yuv420p of limited range with a known color matrix, an even size and no rotation.
+    """
     return (
-        picture.format.name == "yuv420p"
-        and picture.width % 2 == picture.height % 2 == 0
-        and int(picture.colorspace) in LUMA_WEIGHTS
-        and int(picture.color_range) != _FULL_RANGE
-        and picture.rotation % 360 == 0
+        frame.format.name == "yuv420p"
+        and frame.width % 2 == frame.height % 2 == 0
+        and int(frame.colorspace) in LUMA_WEIGHTS
+        and int(frame.color_range) != _FULL_RANGE
+        and frame.rotation % 360 == 0
     )

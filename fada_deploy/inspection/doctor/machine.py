@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 from fada_deploy.inspection.doctor.check import Check, is_here, last_line
@@ -23,7 +22,7 @@ def codecs() -> Iterator[Check]:
     import numpy as np
 
     from fada_deploy.common.video import open_video, upright_rgb
-    from fada_deploy.runtime.writers.video_writer import film
+    from fada_deploy.runtime.writers.video_writer import VideoWriter
 
     missing = [name for name in ("h264", "libx264") if name not in av.codecs_available]
     if missing:
@@ -37,9 +36,9 @@ def codecs() -> Iterator[Check]:
     gray = (40, 120, 200)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        with film(path, (64, 96), time_base=Fraction(1, 25), rate=None, audio=None) as add:
-            for pts, value in enumerate(gray):
-                add(np.full((64, 96, 3), value, np.uint8), pts)
+        with VideoWriter(path, (64, 96), fps=25) as writer:
+            for value in gray:
+                writer.write(np.full((64, 96, 3), value, np.uint8))
         container, stream = open_video(path)
         with container:
             means = [float(upright_rgb(frame).mean()) for frame in container.decode(stream)]

@@ -1,0 +1,1 @@
+"""Sources of frames: images, videos, cameras, streams, pipes and watched folders."""

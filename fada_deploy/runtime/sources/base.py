@@ -1,12 +1,12 @@
-"""What a source of frames is, and what it yields."""
+"""The interface of a source, and the items that it yields."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,18 @@ from fada_deploy.common.errors import DataError
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture: `rgb` (H, W, 3) uint8, where and when it comes from.
+    """One frame of a source.
 
-    `source` is the source's name, `index` counts its frames from 0, and `item` names the frame
-    within it ("" where the source is one picture). `pts` × `time_base` are seconds (None for a still
-    picture). `captured` is `time.monotonic()` when it was read. `decoded`: see `Result`.
+    Attributes:
+        rgb: (H, W, 3) uint8 RGB image.
+        source: Name of the source.
+        index: Number of the frame within the source, from 0.
+        item: Name of the frame within the source; "" if the source is a single image.
+        captured: `time.monotonic()` when the frame was read.
+        pts: Presentation timestamp in units of `time_base`; None for still images.
+        time_base: Seconds per unit of `pts`; None for still images.
+        decoded: The PyAV frame that `rgb` was converted from, if an overlay can be drawn in its
+            YUV planes.
     """
 
     rgb: NDArray[np.uint8]
@@ -34,7 +41,7 @@ class Frame:
 
 
 class Pause:
-    """Comes where nothing more lies ready: what was gathered goes on without it."""
+    """Emitted when no further frame is ready, so that a partial batch is processed at once."""
 
 
 PAUSE = Pause()
@@ -42,9 +49,15 @@ Item = Frame | DataError | Pause
 
 
 class Source(Protocol):
-    """Frames with a name.
+    """A named sequence of frames.
 
-    `moving`: the frames make one film, at `rate` frames a second, with sound in the file `audio`.
+    Attributes:
+        name: Path, address or other unique name.
+        is_video: Whether the frames form one video; otherwise they are independent still images.
+        is_live: Whether frames arrive in real time; such a source is a `StoppableSource`.
+        rate: Frames per second of a video, if known.
+        pixel_aspect: Width of a pixel divided by its height, if known; otherwise pixels are square.
+        audio: File that holds the audio track of a video, if there is one.
     """
 
     name: str
@@ -55,16 +68,32 @@ class Source(Protocol):
     audio: Path | None
 
     def count(self) -> int | None:
-        """Return how many frames to expect, if that can be known."""
+        """Return the expected number of frames, or None if it is unknown."""
         ...
 
     def frames(self) -> Generator[Item, None, None]:
-        """Yield the frames in order, a `DataError` for what cannot be read, `PAUSE` before a wait."""
+        """Yield the frames in order, and a `DataError` for each frame or file that is unreadable.
+
+        A live source yields `PAUSE` before it waits.
+        """
         ...
+
+
+class StoppableSource(Source, Protocol):
+    """A live source: `is_live` is True and `stop` ends it."""
+
+    def stop(self) -> None:
+        """End `frames` as if the source had ended; may be called from a signal handler."""
+        ...
+
+
+def live_sources(sources: Iterable[Source]) -> list[StoppableSource]:
+    """Return the live ones of some sources."""
+    return [cast("StoppableSource", source) for source in sources if source.is_live]
 
 
 @dataclass(frozen=True)
 class SourceEnd:
-    """Comes behind the last frame of a source, so that its files can be finished."""
+    """Follows the last frame of a source, so that its output files can be finished."""
 
     source: Source

@@ -1,7 +1,7 @@
-"""A folder that grows: its pictures as they come, each once.
+"""A folder that is watched for new images, as a live source.
 
-Where a recorder, an upload or a mounted share puts pictures one by one. The folder is listed again and again,
-which works on every file system, those that tell nobody of a change among them.
+The folder is listed repeatedly instead of using change notifications, because network file systems
+do not send them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import VIDEO_SUFFIXES
 from fada_deploy.runtime.sources.base import PAUSE, Frame, Item
+from fada_deploy.runtime.sources.image_files import has_file_end, is_truncated_jpeg
 
-_KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-# What programs call a file that they are still writing, wherever in the name: a.png.part, a.tmp.png.
+_SUPPORTED = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+# Suffixes of files that are still being written, anywhere in the name: a.png.part, a.tmp.png.
 _TEMPORARY = frozenset({".crdownload", ".part", ".partial", ".temp", ".tmp"})
-# How a whole file ends. Some versions of OpenCV fill what is missing of a JPEG with gray and say nothing.
-_ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
-# Markers of a JPEG without a length: restarts, its start, and an old one.
-_ALONE = frozenset(bytes([number]) for number in (*range(0xD0, 0xD9), 0x01))
-# A listing that takes long, as of a hundred thousand files, is made the less often: a thirtieth of the time.
-_REST = 30.0
-# Seconds: `stop` is noticed within.
-_NAP = 0.2
+# Listing an idle folder takes at most 1/30 of the time, however many files it holds.
+_IDLE_FACTOR = 30.0
+# How often (in seconds) a waiting watcher checks whether it was stopped.
+_STOP_POLL_S = 0.2
 
 
 @dataclass
-class _Waiting:
-    """A file not taken yet: its name within the source, its size and time, and since when it has had them."""
+class _PendingFile:
+    """A file that was not read yet.
+
+    `item` is its name within the source, `stamp` its size and modification time, `since` when this
+    stamp was first seen, and `tried` whether reading has failed with this stamp.
+    """
 
     item: str
     stamp: tuple[int, int]
@@ -43,17 +44,27 @@ class _Waiting:
 
 
 class FolderWatcher:
-    """The pictures in a folder, then those that come into it, until `stop`; each name once.
+    """The images in a folder, and those that are added to it until `stop` is called.
 
-    Pictures that come together come in the order of their names. A file is taken when its size and time have been
-    the same for `settle_s` and it decodes; what is cut short or does not decode after `give_up_s` without a
-    change is named by a `DataError`, and the others go on. A file that is replaced after it was taken is not taken
-    again. Hidden files, temporary names (a.png.part, a.tmp.png) and folders are passed over; so are videos,
-    which one `DataError` says. The folder is listed every `poll_s` seconds. When it is gone, a `DataError`
-    ends the watch.
+    Each file name is read once, even if the file is replaced later. Images that are found together
+    are sorted by name. Hidden files, temporary names (a.png.part, a.tmp.png) and subfolders are
+    ignored. Videos are ignored too, with one `DataError`. If the folder disappears, the watch ends
+    with a `DataError`.
 
-    `dropped` counts pictures that were deleted before their turn came. Raise `DataError` where there is no such
-    folder, `UsageError` for times that are none.
+    Args:
+        folder: The folder to watch; it must exist and may be empty.
+        poll_s: Seconds between two listings of the folder.
+        settle_s: A file is read when its size and modification time have not changed for this
+            many seconds.
+        timeout_s: A file that still cannot be decoded after this many seconds without a change is
+            reported as a `DataError`.
+
+    Attributes:
+        dropped: Images that were deleted before they were read.
+
+    Raises:
+        DataError: The folder does not exist.
+        UsageError: A time is out of range.
     """
 
     is_video = False
@@ -68,103 +79,107 @@ class FolderWatcher:
         *,
         poll_s: float = 0.2,
         settle_s: float = 0.3,
-        give_up_s: float = 5.0,
+        timeout_s: float = 5.0,
     ) -> None:
-        if poll_s <= 0 or settle_s < 0 or give_up_s < settle_s:
+        if poll_s <= 0 or settle_s < 0 or timeout_s < settle_s:
             raise UsageError(
-                f"no watch lists every {poll_s:g} s, settles in {settle_s:g} s and gives up in {give_up_s:g} s; "
-                "the first is above 0, the second at least 0, the third no less than the second"
+                "poll_s must be greater than 0, settle_s at least 0 and timeout_s at least "
+                f"settle_s, got {poll_s:g}, {settle_s:g} and {timeout_s:g} s"
             )
         self.name = str(folder)
         self._folder = Path(folder)
         if not self._folder.is_dir():
-            raise DataError(f"{folder}: no such folder to watch; make it first, empty or not")
-        self._poll_s, self._settle_s, self._give_up_s = poll_s, settle_s, give_up_s
-        # A flag alone, without a lock: a signal handler may set it at any moment.
+            raise DataError(f"{folder}: no such folder; create it before watching it")
+        self._poll_s, self._settle_s, self._timeout_s = poll_s, settle_s, timeout_s
+        # A plain flag without a lock, because a signal handler may set it at any time.
         self._stopped = False
-        self._waiting: dict[str, _Waiting] = {}
-        self._done: set[str] = set()
+        self._pending: dict[str, _PendingFile] = {}
+        self._read_names: set[str] = set()
         self._items: set[str] = set()
-        self._videos_said = False
+        self._reported_videos = False
         self.dropped = 0
 
     def count(self) -> None:
-        """Return None: nobody knows."""
+        """Return None: the number of images is unknown."""
         return None
 
     def stop(self) -> None:
-        """End the watch; pictures whose turn has not come are left."""
+        """End the watch; pending images are not read."""
         self._stopped = True
 
     def frames(self) -> Generator[Item, None, None]:
-        """Yield pictures as they come until the watch is stopped, the error that names each broken one, pauses."""
+        """Yield images as they arrive, an error for each unreadable one, and pauses."""
         index = 0
         while not self._stopped:
             start = time.monotonic()
             try:
-                videos = self._list()
+                videos = self._list_folder()
             except OSError as error:
                 yield DataError(
-                    f"{self.name}: the watched folder is gone ({error.strerror}) after {index} pictures; "
-                    "start the watch again when it is back"
+                    f"{self.name}: the watched folder disappeared ({error.strerror}) after {index} "
+                    "images; restart the watch when it is back"
                 )
                 return
-            listed = time.monotonic()
-            if videos and not self._videos_said:
-                self._videos_said = True
+            listing_s = time.monotonic() - start
+            if videos and not self._reported_videos:
+                self._reported_videos = True
                 yield DataError(
-                    f"{self.name}/{videos[0]}: a watch takes pictures, and leaves videos alone; "
-                    "label them with `fada infer FILE…`"
+                    f"{self.name}/{videos[0]}: --watch processes images only; "
+                    "for videos use `fada infer FILE`"
                 )
-            for name in self._settled():
-                found = self._take(name, index)
-                if found is not None:
+            for name in self._settled_names():
+                item = self._read(name, index)
+                if item is not None:
                     index += 1
-                    yield found
+                    yield item
                 if self._stopped:
                     return
-            # What was gathered goes on; and who has stopped listening is noticed though nothing comes.
+            # Also lets the consumer close this generator while nothing arrives.
             yield PAUSE
-            self._sleep(
-                self._poll_s if self._waiting else max(self._poll_s, _REST * (listed - start))
-            )
+            idle_s = max(self._poll_s, _IDLE_FACTOR * listing_s)
+            self._sleep(self._poll_s if self._pending else idle_s)
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._stopped and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _NAP))
+            time.sleep(min(left, _STOP_POLL_S))
 
-    def _list(self) -> list[str]:
-        """Note what is new, what has changed and what is gone; return the names of videos."""
+    def _list_folder(self) -> list[str]:
+        """Update the pending files; return the names of video files."""
         videos, new = [], []
-        there = set()
+        present = set()
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name in self._done:
+                if entry.name in self._read_names:
                     continue
-                suffix = _suffix(entry.name)
+                suffix = _supported_suffix(entry.name)
                 if suffix in VIDEO_SUFFIXES:
                     videos.append(entry.name)
                 elif suffix in IMAGE_SUFFIXES and (stamp := _stamp(entry)) is not None:
-                    there.add(entry.name)
-                    if entry.name not in self._waiting:
+                    present.add(entry.name)
+                    pending = self._pending.get(entry.name)
+                    if pending is None:
                         new.append((entry.name, stamp))
-                    elif self._waiting[entry.name].stamp != stamp:
-                        waiting = self._waiting[entry.name]
-                        waiting.stamp, waiting.since, waiting.tried = stamp, time.monotonic(), False
-        for name in self._waiting.keys() - there:
-            self._items.discard(self._waiting.pop(name).item)
+                    elif pending.stamp != stamp:
+                        pending.stamp, pending.since = stamp, time.monotonic()
+                        pending.tried = False
+        for name in self._pending.keys() - present:
+            self._items.discard(self._pending.pop(name).item)
         stems = Counter(Path(name).stem for name, _ in new)
-        # What was found together settles together, and so comes in the order of its names.
+        # One time for all: files that are found together settle together, so they are read in the
+        # order of their names.
         now = time.monotonic()
         for name, stamp in sorted(new):
-            item = self._item(name, alone=stems[Path(name).stem] == 1)
-            self._waiting[name] = _Waiting(item, stamp, now)
+            item = self._unique_item(name, unique_stem=stems[Path(name).stem] == 1)
+            self._pending[name] = _PendingFile(item, stamp, now)
         return sorted(videos)
 
-    def _item(self, name: str, *, alone: bool) -> str:
-        """Return a file's name within the source: its stem, or what no other one has, whose output stays."""
-        item, number = Path(name).stem if alone else name, 2
+    def _unique_item(self, name: str, *, unique_stem: bool) -> str:
+        """Return a file's name within the source: its stem, its full name, or that with a number.
+
+        The first one that no other file has, so that no output file is overwritten.
+        """
+        item, number = Path(name).stem if unique_stem else name, 2
         if item in self._items:
             item = name
         while item in self._items:
@@ -172,95 +187,59 @@ class FolderWatcher:
         self._items.add(item)
         return item
 
-    def _settled(self) -> Iterator[str]:
+    def _settled_names(self) -> Iterator[str]:
         now = time.monotonic()
-        for name in sorted(self._waiting):
-            waiting = self._waiting[name]
-            age = now - waiting.since
-            # One that did not decode is looked at once more, when it is given up.
-            if age >= (self._give_up_s if waiting.tried else self._settle_s):
+        for name in sorted(self._pending):
+            pending = self._pending[name]
+            # A file that failed once is tried again only when its timeout is over.
+            if now - pending.since >= (self._timeout_s if pending.tried else self._settle_s):
                 yield name
 
-    def _take(self, name: str, index: int) -> Frame | DataError | None:
-        """Return a settled picture, the error of one that is given up, None for what has to wait or is gone."""
-        path, waiting = self._folder / name, self._waiting[name]
-        last = time.monotonic() - waiting.since >= self._give_up_s
-        waiting.tried = True
-        found: Frame | DataError
+    def _read(self, name: str, index: int) -> Frame | DataError | None:
+        """Read a settled file; return its frame, or its error after the timeout, otherwise None."""
+        path, pending = self._folder / name, self._pending[name]
+        timed_out = time.monotonic() - pending.since >= self._timeout_s
+        pending.tried = True
+        item: Frame | DataError
         try:
-            if not _is_whole(path):
-                if not last:
+            if not has_file_end(path):
+                if not timed_out:
                     return None
-                if _is_cut_jpeg(path):
-                    raise DataError(
-                        f"{path}: is cut short; it did not grow for {self._give_up_s:g} s"
-                    )
-            found = Frame(read_rgb(path), self.name, index, waiting.item, time.monotonic())
+                if is_truncated_jpeg(path):
+                    raise DataError(f"{path}: truncated; unchanged for {self._timeout_s:g} s")
+            item = Frame(read_rgb(path), self.name, index, pending.item, time.monotonic())
         except (DataError, OSError) as error:
-            if not last and path.exists():
+            if not timed_out and path.exists():
                 return None
-            found = (
+            item = (
                 error
                 if isinstance(error, DataError)
                 else DataError(f"{path}: cannot be read ({error.strerror})")
             )
-        now = _stamp(path)
-        if now == waiting.stamp:
-            del self._waiting[name]
-            self._done.add(name)
-            return found
-        if now is None:
+        stamp = _stamp(path)
+        if stamp == pending.stamp:
+            del self._pending[name]
+            self._read_names.add(name)
+            return item
+        if stamp is None:
             self.dropped += 1
-        # Gone, or written to after all: the next listing sees to it.
+        # Deleted, or changed while it was read: the next listing decides.
         return None
 
 
-def _suffix(name: str) -> str:
-    """Return a picture's or video's suffix in small letters, "" for others, hidden ones and temporary names."""
+def _supported_suffix(name: str) -> str:
+    """Return the lower-case suffix of an image or video name, "" for hidden and temporary names."""
     stem, suffix = os.path.splitext(name.lower())
-    if (
-        name.startswith(".")
-        or suffix not in _KNOWN
-        or not _TEMPORARY.isdisjoint(Path(stem).suffixes)
-    ):
-        return ""
-    return suffix
+    temporary = not _TEMPORARY.isdisjoint(Path(stem).suffixes)
+    return "" if name.startswith(".") or suffix not in _SUPPORTED or temporary else suffix
 
 
 def _stamp(file: os.DirEntry[str] | Path) -> tuple[int, int] | None:
-    """Return (bytes, nanoseconds of the last change), None for what is gone or no file."""
+    """Return (size in bytes, modification time in ns), None if the file is gone or not a file."""
     try:
         if not file.is_file():
             return None
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
-
-
-def _is_whole(path: Path) -> bool:
-    """Say whether a file ends as one of its kind does; zeros may follow, as some cameras pad their files."""
-    end = _ENDS.get(path.suffix.lower(), b"")
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return file.read().rstrip(b"\0").endswith(end)
-
-
-def _is_cut_jpeg(path: Path) -> bool:
-    """Say whether a JPEG has no end behind the start of its scan; previews in its head have ends of their own."""
-    if path.suffix.lower() not in (".jpg", ".jpeg"):
-        return False
-    data, place = path.read_bytes(), 0
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    # Segments of the head, up to the start of the scan: a marker (0xff, as often as one likes, and a number) and,
-    # but for those that stand alone, a length.
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        number = data[place + 1 : place + 2]
-        if number == b"\xff":
-            place += 1
-        elif number in _ALONE:
-            place += 2
-        else:
-            place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
-    return _ENDS[".jpg"] not in data[place:]
+    return status.st_size, status.st_mtime_ns

@@ -4,112 +4,132 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import IMAGE_SUFFIXES
-from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES
+from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES
+from fada_deploy.runtime.sources.addresses import SCHEMES, is_live_address
 from fada_deploy.runtime.sources.base import Source
-from fada_deploy.runtime.sources.images import ImageSource
-from fada_deploy.runtime.sources.streams import SCHEMES, LiveSource, is_live_address
+from fada_deploy.runtime.sources.images import ImageSource, UnreadableSource
+from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.sources.videos import VideoSource
 
+# A path, glob or address; the number of a camera; or a source that is already open.
 SourceSpec = str | Path | int | Source
 
 
 def open_sources(
     sources: Sequence[SourceSpec | Sequence[SourceSpec]], *, hardware: str | None = None
 ) -> list[Source]:
-    """Turn files, folders, globs and live addresses into sources; what has `frames` is taken as it is.
+    """Open files, folders, globs, cameras and stream addresses as sources.
 
-    A folder gives one source of its pictures and one for each video in it, a number the camera, a list its
-    members. Live sources are read at the same time, all others one after the other. `hardware` decodes video files
-    (see `VideoSource`). Raise `DataError` for what
-    does not exist, holds nothing, or is neither video nor picture, and `UsageError` for nothing at all.
+    A folder becomes one source for its images and one for each of its videos; subfolders are not
+    searched. A number is a camera (a string of digits only if no such path exists). Lists are
+    flattened, `Source` objects are returned unchanged, and a path that is named twice is opened
+    once. A glob among several sources that matches nothing becomes a source that yields an error.
+
+    Args:
+        sources: What to open. Live sources are read at the same time, files one after the other;
+            the two kinds cannot be mixed.
+        hardware: Device that decodes video files, a key of `HARDWARE_ENCODERS` [the CPU].
+
+    Raises:
+        DataError: A path does not exist, a folder is empty, or the only source is unreadable.
+        UsageError: `sources` is empty or mixes live sources with files.
     """
     if not sources:
-        raise UsageError(f"nothing to label; give {ALLOWED}, a folder or a glob")
-    found: dict[str, Source] = {}
-    everything = list(_flat(sources))
-    alone = len(everything) == 1
-    for given in everything:
-        if isinstance(given, int) or (isinstance(given, str) and is_live_address(given)):
-            given = LiveSource(str(given))
-        made = (
-            _open_path(str(given), hardware, alone=alone)
-            if isinstance(given, str | Path)
-            else [given]
-        )
-        for source in made:
-            # The same file twice is the same file.
-            found.setdefault(source.name, source)
-    live = [s for s in found.values() if s.is_live]
-    if live and len(found) > 1 and not all(isinstance(s, LiveSource) for s in found.values()):
+        raise UsageError(f"no source given; name {SUPPORTED_FILES}, a folder or a glob")
+    specs = list(_flatten(sources))
+    single = len(specs) == 1
+    opened: dict[str, Source] = {}
+    for spec in specs:
+        for source in _open(spec, hardware, single=single):
+            opened.setdefault(source.name, source)
+    _refuse_mixture(list(opened.values()))
+    return list(opened.values())
+
+
+def subfolders(folder: Path) -> int:
+    """Return the number of visible folders in a folder."""
+    return sum(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+
+
+def _refuse_mixture(sources: Sequence[Source]) -> None:
+    """Raise `UsageError` if a live source would block others: only streams can be read together."""
+    live = [source for source in sources if source.is_live]
+    if live and len(sources) > 1 and not all(isinstance(s, LiveSource) for s in sources):
         raise UsageError(
-            f"{live[0].name} is live, and the others would wait for its end; give streams and cameras alone, or "
-            "one watched folder"
+            f"{live[0].name} is a live source and cannot be combined with files or folders; "
+            "name only streams and cameras, or one watched folder"
         )
-    return list(found.values())
 
 
-def _flat(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Generator[SourceSpec, None, None]:
-    for given in sources:
-        if isinstance(given, list | tuple):
-            yield from given
+def _flatten(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Iterator[SourceSpec]:
+    for spec in sources:
+        if isinstance(spec, list | tuple):
+            yield from spec
         else:
-            yield cast("SourceSpec", given)
+            yield cast("SourceSpec", spec)
 
 
-def _open_path(given: str, hardware: str | None, *, alone: bool) -> list[Source]:
-    path = Path(given)
+def _open(spec: SourceSpec, hardware: str | None, *, single: bool) -> list[Source]:
+    if isinstance(spec, int) or (isinstance(spec, str) and is_live_address(spec)):
+        return [LiveSource(str(spec))]
+    if not isinstance(spec, str | Path):
+        return [spec]
+    path, text = Path(spec), str(spec)
     if path.is_dir():
         return _open_folder(path, hardware)
     if path.is_file():
-        return [_open_file(path, hardware, alone=alone)]
-    if glob.has_magic(given):
-        matches = [Path(m) for m in sorted(glob.glob(given, recursive=True)) if _is_known(Path(m))]
-        if not matches:
-            raise DataError(f"{given}: matches no file that is {ALLOWED}")
-        return [_open_file(m, hardware, alone=alone and len(matches) == 1) for m in matches]
-    if "://" in given:
-        raise UsageError(f"{given}: no such kind of stream; there are {' '.join(SCHEMES)}")
-    raise DataError(f"{given}: no such file or folder; give {ALLOWED}, a folder or a glob")
+        return [_open_file(path, hardware, single=single)]
+    if glob.has_magic(text):
+        return _open_glob(text, hardware, single=single)
+    if "://" in text:
+        raise UsageError(f"{text}: unknown kind of stream; supported is {' '.join(SCHEMES)}")
+    raise DataError(f"{text}: no such file or folder; name {SUPPORTED_FILES}, a folder or a glob")
 
 
-def _open_file(path: Path, hardware: str | None, *, alone: bool) -> Source:
+def _open_glob(pattern: str, hardware: str | None, *, single: bool) -> list[Source]:
+    paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    paths = [path for path in paths if _is_supported(path)]
+    if not paths:
+        error = DataError(f"{pattern}: matches no file that is {SUPPORTED_FILES}")
+        if single:
+            raise error
+        return [UnreadableSource(pattern, error)]
+    return [_open_file(path, hardware, single=single and len(paths) == 1) for path in paths]
+
+
+def _open_file(path: Path, hardware: str | None, *, single: bool) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource(str(path), {"": path})
     video = VideoSource(path, hardware)
-    # A broken one among others is named when its turn comes.
-    if alone:
+    # One of several videos reports its error when it is read, so that the others are processed.
+    if single:
         video.probe()
     return video
 
 
-def _open_folder(path: Path, hardware: str | None) -> list[Source]:
-    files = sorted(p for p in path.iterdir() if _is_known(p))
-    pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+def _open_folder(folder: Path, hardware: str | None) -> list[Source]:
+    files = sorted(path for path in folder.iterdir() if _is_supported(path))
     if not files:
-        below = (
-            f"; folders below it are not looked into, give '{path}/**/*.mp4'"
-            if subfolders(path)
+        hint = (
+            f"; subfolders are not searched, use the glob '{folder}/**/*.mp4'"
+            if subfolders(folder)
             else ""
         )
-        raise DataError(f"{path}: an empty folder, or nothing in it is {ALLOWED}{below}")
+        raise DataError(f"{folder}: the folder contains no file that is {SUPPORTED_FILES}{hint}")
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     videos: list[Source] = [
         VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES
     ]
-    stems = Counter(p.stem for p in pictures)
-    items = {p.stem if stems[p.stem] == 1 else p.name: p for p in pictures}
-    return [ImageSource(str(path), items), *videos] if pictures else videos
+    stems = Counter(path.stem for path in images)
+    items = {path.stem if stems[path.stem] == 1 else path.name: path for path in images}
+    return [ImageSource(str(folder), items), *videos] if images else videos
 
 
-def subfolders(path: Path) -> int:
-    """Return how many folders lie in a folder, hidden ones left out."""
-    return sum(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
-
-
-def _is_known(path: Path) -> bool:
+def _is_supported(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES

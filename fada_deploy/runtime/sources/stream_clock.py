@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-# Seconds by which a stream's clock may jump.
-_JUMP = 5.0
+# Seconds by which a stream's timestamps may jump before the jump counts as a new recording.
+_MAX_JUMP_S = 5.0
 
 
 class StreamClock:
-    """Seconds since the first frame: by arrival, or by the stream's `own` clock, which an opening begins anew."""
+    """Compute each frame's time in seconds since the first frame; times never decrease.
 
-    def __init__(self, *, own: bool) -> None:
-        self._own = own
-        self._began: float | None = None
-        self._shift: float | None = None
+    By default a frame's time is its time of arrival. With `use_timestamps` it is the stream's own
+    timestamp, which starts anew with each connection and is continued from the previous one.
+    """
+
+    def __init__(self, *, use_timestamps: bool) -> None:
+        self._use_timestamps = use_timestamps
+        self._first_arrival: float | None = None
+        # Added to the stream's timestamps; None until the first timestamp of a connection.
+        self._offset: float | None = None
         self._last = self._step = 0.0
 
-    def begin_anew(self) -> None:
-        """Say that the stream was opened."""
-        self._shift = None
+    def reconnected(self) -> None:
+        """Expect the stream's timestamps to start anew."""
+        self._offset = None
 
-    def seconds(self, arrived: float, own: float | None) -> float:
-        """Return a frame's seconds by when it arrived, `time.monotonic()`, and what the stream says."""
-        self._began = arrived if self._began is None else self._began
-        by_arrival = max(arrived - self._began, self._last)
-        if not self._own or (own is None and self._shift is None):
+    def seconds(self, arrived: float, timestamp: float | None) -> float:
+        """Return a frame's time.
+
+        `arrived` is `time.monotonic()` on arrival, `timestamp` the stream's own time in seconds if
+        it has one.
+        """
+        if self._first_arrival is None:
+            self._first_arrival = arrived
+        by_arrival = max(arrived - self._first_arrival, self._last)
+        if not self._use_timestamps or (timestamp is None and self._offset is None):
             self._last = by_arrival
-        elif own is not None:
-            if self._shift is None:
-                self._shift = by_arrival - own
-            elif not -_JUMP < own + self._shift - self._last < _JUMP + by_arrival - self._last:
-                # A jump that the time of arrival knows nothing of: another recording's clock.
-                self._shift = self._last + self._step - own
-            self._step = min(max(own + self._shift - self._last, 0.0), _JUMP)
-            self._last = own + self._shift
+        elif timestamp is not None:
+            if self._offset is None:
+                self._offset = by_arrival - timestamp
+            else:
+                ahead = timestamp + self._offset - self._last
+                if not -_MAX_JUMP_S < ahead < _MAX_JUMP_S + by_arrival - self._last:
+                    # The time of arrival shows no such jump, so another recording has begun.
+                    self._offset = self._last + self._step - timestamp
+            self._step = min(max(timestamp + self._offset - self._last, 0.0), _MAX_JUMP_S)
+            self._last = timestamp + self._offset
         return self._last

@@ -1,4 +1,4 @@
-"""Read frames from a stream, a pipe or a camera."""
+"""Read frames from a stream, the standard input or a camera."""
 
 from __future__ import annotations
 
@@ -12,71 +12,64 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.video import upright_rgb
-from fada_deploy.runtime.sources.videos import decoded
+from fada_deploy.runtime.sources.addresses import PIPE
+from fada_deploy.runtime.sources.videos import decode_packet
 
-PIPE = "-"
-# Seconds to connect or to wait for a packet.
+# Seconds to wait for a connection or for the next packet.
 CONNECT_TIMEOUT_S = 5.0
-# FFmpeg's flag for formats of bare pictures or frames (AVFMT_NOTIMESTAMPS).
+# FFmpeg's flag for formats without timestamps (AVFMT_NOTIMESTAMPS), such as raw frames.
 _NO_TIMESTAMPS = 0x80
 _PLAYLISTS = frozenset({"hls", "dash"})
 # Seconds by which a stream of known length may end early.
-_SLACK = 1.0
+_END_SLACK_S = 1.0
 
 Image = NDArray[np.uint8]
-# A frame and its seconds on the stream's own clock, None where it says none.
-Timed = tuple[Image, float | None]
+# An RGB image and its timestamp in seconds, None if the stream has no timestamps.
+TimedImage = tuple[Image, float | None]
 
 
 class EndOfStream(Exception):
-    """A stream of known length came to its end."""
+    """A stream of known length has ended as announced."""
 
 
-def read_stream(address: str, over: Callable[[], bool], *, whole: bool) -> Iterator[Timed | None]:
-    """Yield the pictures of a stream or pipe until it is `over`, None for each damaged packet.
+def read_stream(
+    address: str, stopped: Callable[[], bool], *, every_frame: bool
+) -> Iterator[TimedImage | None]:
+    """Yield the images of a stream until `stopped()`, and None for each damaged packet.
 
-    Raise `DataError` when it breaks, `EndOfStream` when it has its end.
+    With `every_frame` the decoder may delay frames; otherwise it is set to low delay. Raise
+    `DataError` when the connection breaks, `EndOfStream` when a stream of known length is complete.
     """
     import av
 
-    # Nobody asks for the rate, and to guess it takes 20 frames or more: ten seconds of a slow camera's. What was
-    # read so far is kept, old as it is (the policy drops it): the frames that follow need its key frame.
-    options = {"fpsprobesize": "0"} if whole else {"fpsprobesize": "0", "flags": "low_delay"}
+    # FFmpeg would read 20 frames or more to guess a frame rate that nothing here uses; a slow
+    # camera needs ten seconds for that. Packets read while probing are not discarded
+    # ("nobuffer"), because later frames depend on their key frame.
+    options = {"fpsprobesize": "0"} if every_frame else {"fpsprobesize": "0", "flags": "low_delay"}
     if address.startswith("rtsp"):
-        # Over UDP lost packets are torn pictures.
+        # Over UDP, lost packets become corrupt images.
         options["rtsp_transport"] = "tcp"
-    source: Any = _stdin() if address == PIPE else address
+    file: Any = _standard_input() if address == PIPE else address
     timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S)
     try:
-        with av.open(source, options=options, timeout=timeout) as container:
+        with av.open(file, options=options, timeout=timeout) as container:
             if not container.streams.video:
-                raise DataError("holds no video")
+                raise DataError("contains no video stream")
             stream = container.streams.video[0]
             first = last = None
-            # Where a format has no times FFmpeg makes some up.
-            has_clock = not int(container.format.flags) & _NO_TIMESTAMPS
+            # Without timestamps in the format, FFmpeg invents them.
+            has_timestamps = not int(container.format.flags) & _NO_TIMESTAMPS
             for packet in container.demux(stream):
-                for picture in decoded(packet):
-                    if over():
+                for frame in decode_packet(packet):
+                    if stopped():
                         return
-                    if picture is None:
+                    if frame is None:
                         yield None
                         continue
-                    last = picture.time
+                    last = frame.time
                     first = last if first is None else first
-                    yield upright_rgb(picture), picture.time if has_clock else None
-            # What is cut looks like an end. It is one behind the pictures' length, as far as that is known, or
-            # where the server said how many bytes there are: FFmpeg complains when it gives fewer.
-            if container.duration:
-                ended = (last or 0) - (first or 0) >= _length(container, stream) - _SLACK
-            else:
-                # A playlist's own length says nothing of its stream's.
-                ended = (
-                    address != PIPE
-                    and container.size > 0
-                    and container.format.name.split(",")[0] not in _PLAYLISTS
-                )
-            if ended:
+                    yield upright_rgb(frame), frame.time if has_timestamps else None
+            if _is_complete(address, container, stream, (last or 0) - (first or 0)):
                 raise EndOfStream
     except av.error.ExitError:
         raise DataError(f"no packet for {CONNECT_TIMEOUT_S:g} s") from None
@@ -84,34 +77,58 @@ def read_stream(address: str, over: Callable[[], bool], *, whole: bool) -> Itera
         raise DataError(error.strerror or str(error)) from None
 
 
-def _stdin() -> Any:
-    """Return what a pipe is read from: without Python's buffer, whose lock a waiting thread takes to its grave."""
+def _standard_input() -> Any:
+    # The unbuffered reader: Python's buffer has a lock, which a daemon thread that still waits
+    # for input would hold while the interpreter shuts down.
     return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
 
 
-def _length(container: Any, stream: Any) -> float:
-    """Return how many seconds a stream's pictures last, 0 where its header does not say."""
+def _is_complete(address: str, container: Any, stream: Any, seconds: float) -> bool:
+    """Return whether a stream that stopped after `seconds` has ended rather than been cut.
+
+    A broken connection looks like an end. A stream is complete if its announced length was
+    reached, or if the server announced the number of bytes (FFmpeg fails if fewer arrive). The
+    length of a playlist file says nothing about the stream that it names.
+    """
+    if container.duration:
+        return bool(seconds >= _announced_seconds(container, stream) - _END_SLACK_S)
+    return bool(
+        address != PIPE
+        and container.size > 0
+        and container.format.name.split(",")[0] not in _PLAYLISTS
+    )
+
+
+def _announced_seconds(container: Any, stream: Any) -> float:
+    """Return the length of the video from its header in seconds, 0 if the header has none."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
-    # The length of the whole may be that of its sound.
+    # With several streams the container's length may be that of the audio.
     return float(container.duration / 1_000_000) if len(container.streams) == 1 else 0.0
 
 
-def read_camera(number: int, over: Callable[[], bool]) -> Iterator[Timed]:
-    """Yield the pictures of a camera by its number until it is `over`."""
+def read_camera(number: int, stopped: Callable[[], bool]) -> Iterator[TimedImage]:
+    """Yield the images of a camera until `stopped()`; raise `DataError` if it cannot be opened."""
     import cv2
 
     camera = cv2.VideoCapture(number)
     try:
         if not camera.isOpened():
             raise DataError(
-                f"camera {number} does not open; is it connected, and may this user read it?"
+                f"camera {number} cannot be opened; check that it is connected and that this user "
+                "may read it"
             )
-        while not over():
-            there, picture = camera.read()
-            if not there:
+        while not stopped():
+            success, image = camera.read()
+            if not success:
                 return
-            yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), None
+            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8), None
     finally:
         with suppress(Exception):
             camera.release()
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

@@ -1,121 +1,90 @@
-"""Live sources: a camera, `rtsp://` or `http://`, a pipe. Frames come when they come, and what is late is dropped.
+"""Live sources: cameras, network streams and the standard input.
 
-A thread of its own reads and decodes each of them all the time, so that none waits for another. What the network
-is too slow for is dropped by a named policy and counted; a connection that breaks is opened again, with growing
-pauses.
+Each source is read and decoded in a thread of its own, so that no source waits for another. Frames
+that the network is too slow for are dropped by a named policy and counted. A broken connection is
+opened again, with growing delays.
 """
 
 from __future__ import annotations
 
-import re
+import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from fada_deploy.common.errors import DataError, UsageError, one_line
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.runtime.sources.addresses import PIPE, camera_number, display_name
 from fada_deploy.runtime.sources.base import PAUSE, Frame, Item, SourceEnd
+from fada_deploy.runtime.sources.frame_slot import DROP_POLICIES, FrameSlot
 from fada_deploy.runtime.sources.stream_clock import StreamClock
 from fada_deploy.runtime.sources.stream_input import (
     CONNECT_TIMEOUT_S,
-    PIPE,
     EndOfStream,
-    Timed,
+    TimedImage,
+    one_line,
     read_camera,
     read_stream,
 )
 
-POLICIES = ("drop-oldest", "drop-newest", "wait")
-SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
-_CLOCK = Fraction(1, 90_000)
-# Seconds: to connect or to wait for a packet, between attempts, and without a frame until it is given up.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-# Seconds after which a connection is one that lasts.
-_LASTING = 10.0
-# Seconds: while nothing comes, who has stopped is noticed within.
-_NAP = 0.1
+logger = logging.getLogger(__name__)
+
+_TIME_BASE = Fraction(1, 90_000)
+# Seconds between two attempts to connect: the first delay, which then doubles up to the longest.
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 5.0
+# A connection that delivers frames for this many seconds resets the delay.
+_STABLE_S = 10.0
+# How often (in seconds) a waiting thread checks whether it was stopped.
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class LiveOptions:
-    """What becomes of frames that nobody waits for.
+    """How live sources are read.
 
-    `policy`: drop-oldest keeps the newest frame, drop-newest the one that waits, wait holds the reader back. By
-    default a pipe waits, which loses nothing, and all others drop the oldest. `deadline_s`: a frame older than
-    that is not begun. `give_up_s`: a source that gives no frame for so long has failed.
+    Attributes:
+        drop_policy: What happens to frames that arrive faster than they are processed.
+            "drop-oldest" keeps the newest frame, "drop-newest" keeps the waiting one, and "wait"
+            blocks the reader and loses nothing ["wait" for the standard input, otherwise
+            "drop-oldest"].
+        deadline_s: Drop frames older than this many seconds before they are processed [never].
+        reconnect_timeout_s: Give up on a source after this many seconds without a frame.
     """
 
-    policy: str | None = None
+    drop_policy: str | None = None
     deadline_s: float | None = None
-    give_up_s: float = 30.0
+    reconnect_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.policy not in (None, *POLICIES):
-            raise UsageError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}")
+        if self.drop_policy not in (None, *DROP_POLICIES):
+            raise UsageError(
+                f"drop policy must be one of {', '.join(DROP_POLICIES)}, got {self.drop_policy!r}"
+            )
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise UsageError(
-                f"a deadline of {1000 * self.deadline_s:g} ms has passed already; it is above 0"
+                f"deadline must be greater than 0 ms, got {1000 * self.deadline_s:g} ms"
+            )
+        if self.reconnect_timeout_s < 0:
+            raise UsageError(
+                f"reconnect timeout must be at least 0 s, got {self.reconnect_timeout_s:g} s"
             )
 
 
-def is_live_address(address: str) -> bool:
-    """Say whether a source is a stream's address, a camera's number, or `-` for a pipe."""
-    return address == PIPE or address.isdigit() or address.startswith(SCHEMES)
-
-
-class FrameSlot:
-    """Room for one frame between a reader and the pipeline, which waits for `changed` of all its slots at once."""
-
-    def __init__(self, policy: str, changed: threading.Condition) -> None:
-        self._policy = policy
-        self._items: deque[Frame] = deque()
-        self._changed = changed
-        self.closed = False
-        self.dropped = 0
-
-    def put(self, frame: Frame) -> bool:
-        """Offer a frame; return False when nobody takes frames any more."""
-        with self._changed:
-            if self._policy == "wait":
-                self._changed.wait_for(lambda: self.closed or not self._items)
-            elif self._items:
-                self.dropped += 1
-                if self._policy == "drop-newest":
-                    return not self.closed
-                self._items.clear()
-            self._items.append(frame)
-            self._changed.notify_all()
-            return not self.closed
-
-    @property
-    def ready(self) -> bool:
-        """Say whether there is a frame to take, or none will come any more."""
-        return self.closed or bool(self._items)
-
-    def take(self) -> Frame | None:
-        """Return the frame that lies there, if one does."""
-        with self._changed:
-            frame = self._items.popleft() if self._items else None
-            self._changed.notify_all()
-            return frame
-
-    def close(self) -> None:
-        """Let waiting ends go; what lies in the slot can still be taken."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-
-
 class LiveSource:
-    """Frames of a stream as they come; `stop` ends it, and what was begun is finished.
+    """A camera, a network stream or the standard input.
 
-    `dropped` counts frames that were never looked at, `late` those past their deadline, `damaged` packets that
-    could not be decoded, `reconnects` how often it was opened again. `on_trouble` is called, in a thread of its
-    own, with a line for each time it breaks.
+    Args:
+        address: A URL with a scheme of `SCHEMES`, `camera:N` or `N`, or `-` for the standard input.
+        options: How it is read.
+
+    Attributes:
+        dropped: Frames dropped by the policy.
+        late: Frames dropped because they exceeded the deadline.
+        damaged: Packets that could not be decoded.
+        reconnects: How often the connection was opened again.
     """
 
     is_video = True
@@ -125,118 +94,66 @@ class LiveSource:
     audio: Path | None = None
 
     def __init__(self, address: str, options: LiveOptions | None = None) -> None:
-        # Names go into logs and files, where a password has no place.
-        bare = re.sub(r"//[^/@]*@", "//", address)
-        self.name = {PIPE: "pipe"}.get(address, f"camera-{address}" if address.isdigit() else bare)
-        self.on_trouble: Callable[[str], None] = lambda line: None
+        self.name = display_name(address)
         self._address = address
+        self._camera = camera_number(address)
         self._options = options or LiveOptions()
-        self._policy = self._options.policy or ("wait" if address == PIPE else "drop-oldest")
+        default_policy = "wait" if address == PIPE else "drop-oldest"
+        self._drop_policy = self._options.drop_policy or default_policy
         self._stopped = threading.Event()
         self._failure = ""
         self.dropped = self.late = self.damaged = self.reconnects = 0
 
     def count(self) -> None:
-        """Return None: nobody knows."""
+        """Return None: the length of a live source is unknown."""
         return None
 
     def stop(self) -> None:
-        """SourceEnd the stream as if it had ended by itself."""
+        """End the stream as if it had ended by itself."""
         self._stopped.set()
 
+    def counters(self) -> dict[str, int]:
+        """Return the numbers of dropped, late and damaged frames and of reconnects, by name."""
+        return {
+            "dropped": self.dropped,
+            "late": self.late,
+            "damaged": self.damaged,
+            "reconnects": self.reconnects,
+        }
+
     def frames(self) -> Generator[Item, None, None]:
-        """Yield frames until the stream ends, is stopped, or fails; then the error that says why."""
+        """Yield frames until the stream ends, is stopped, or fails; a failure is the last item."""
         with closing(read_together([self])) as items:
             for item in items:
                 if not isinstance(item, SourceEnd):
                     yield item
 
-    def _read(self, slot: FrameSlot) -> None:
-        try:
-            self._failure = self._read_on(slot)
-        except Exception as error:
-            self._failure = one_line(error)
-        finally:
-            slot.close()
-
-    def _read_on(self, slot: FrameSlot) -> str:
-        """Read until the end, opening again what broke; return why it failed, "" where it only ended."""
-        index, last = 0, time.monotonic()
-        clock = StreamClock(own=self._whole)
-        pause = _FIRST_PAUSE
-
-        def over() -> bool:
-            return self._stopped.is_set() or slot.closed
-
-        while not over():
-            why, broken, opened = "it ended", False, time.monotonic()
-            clock.begin_anew()
-            try:
-                for timed in self._pictures(over):
-                    if timed is None:
-                        self.damaged += 1
-                        patience = max(CONNECT_TIMEOUT_S, self._options.give_up_s)
-                        if (
-                            self._address != PIPE
-                            and time.monotonic() - max(last, opened) > patience
-                        ):
-                            raise DataError("nothing in it can be decoded")
-                        continue
-                    (picture, own), now = timed, time.monotonic()
-                    pts = round(clock.seconds(now, own) / _CLOCK)
-                    frame = Frame(picture, self.name, index, f"{index:06d}", now, pts, _CLOCK)
-                    index += 1
-                    # One that ends again and again, soon after it was opened, is asked less and less often.
-                    pause = _FIRST_PAUSE if now - opened > _LASTING else pause
-                    if not slot.put(frame):
-                        return ""
-                    last = time.monotonic()
-            except EndOfStream:
-                return ""
-            except (OSError, DataError) as error:
-                why, broken = one_line(error), True
-            if self._address == PIPE:
-                # What a pipe has given is all there is.
-                return why if broken or not index else ""
-            if time.monotonic() - last > self._options.give_up_s:
-                return f"gave no frame for {self._options.give_up_s:g} s ({why})"
-            if pause == _FIRST_PAUSE:
-                self.on_trouble(
-                    f"{self.name}: {why}; trying again for {self._options.give_up_s:g} s"
-                )
-            until = time.monotonic() + pause
-            while not over() and time.monotonic() < until:
-                time.sleep(_NAP)
-            if over():
-                return ""
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            self.reconnects += 1
-        return ""
-
     @property
-    def _whole(self) -> bool:
-        """Say whether every frame is wanted, and none is worth less for being late."""
-        return self._policy == "wait" or self._address == PIPE
+    def _every_frame(self) -> bool:
+        """Whether no frame may be dropped, however late it is."""
+        return self._drop_policy == "wait" or self._address == PIPE
 
-    def _pictures(self, over: Callable[[], bool]) -> Iterator[Timed | None]:
-        if self._address.isdigit():
-            return read_camera(int(self._address), over)
-        return read_stream(self._address, over, whole=self._whole)
+    def _images(self, stopped: Callable[[], bool]) -> Iterator[TimedImage | None]:
+        if self._camera is not None:
+            return read_camera(self._camera, stopped)
+        return read_stream(self._address, stopped, every_frame=self._every_frame)
 
 
 class _StreamReader:
-    """A source while it is read, in a thread of its own."""
+    """Reads one source in a thread of its own and hands frames over through a slot."""
 
     def __init__(self, source: LiveSource, changed: threading.Condition) -> None:
         self.source = source
-        self.slot = FrameSlot(source._policy, changed)
-        self._thread = threading.Thread(
-            target=source._read, args=(self.slot,), name="fada-live", daemon=True
-        )
+        self.slot = FrameSlot(source._drop_policy, changed)
+        self._clock = StreamClock(use_timestamps=source._every_frame)
+        self._index = 0
+        self._delay = _FIRST_DELAY_S
+        self._last_frame = 0.0
+        self._thread = threading.Thread(target=self._run, name="fada-live", daemon=True)
         self._thread.start()
 
     def take(self) -> Frame | None:
-        """Return the frame that lies there unless it is late."""
+        """Return the waiting frame, or None if there is none or it has exceeded the deadline."""
         frame = self.slot.take()
         deadline_s = self.source._options.deadline_s
         if (
@@ -249,53 +166,130 @@ class _StreamReader:
         return frame
 
     def failure(self) -> DataError | None:
-        """Return what ended it, if that was not `stop` or the stream's own end."""
+        """Return why the source failed, or None if it ended by itself or was stopped."""
         source = self.source
         failed = source._failure and not source._stopped.is_set()
         return DataError(f"{source.name}: {source._failure}") if failed else None
 
-    def leave(self) -> None:
-        """Tell the thread to end."""
+    def close(self) -> None:
+        """Tell the thread to end, and add up the dropped frames."""
         self.slot.close()
         self.source.dropped += self.slot.dropped
         self.slot.dropped = 0
 
     def join(self) -> None:
-        # A pipe may hold its reader for ever; the thread is a daemon, and its frames go nowhere.
+        """Wait up to a second for the thread."""
+        # A thread that is blocked by a silent pipe cannot be ended. It is a daemon thread and its
+        # slot is closed, so it can be left behind.
         self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        try:
+            self.source._failure = self._read_until_end()
+        except Exception as error:
+            self.source._failure = one_line(error)
+        finally:
+            self.slot.close()
+
+    def _ended(self) -> bool:
+        return self.source._stopped.is_set() or self.slot.closed
+
+    def _read_until_end(self) -> str:
+        """Read the source and reconnect when it breaks; return why it failed, "" if it ended."""
+        source, timeout_s = self.source, self.source._options.reconnect_timeout_s
+        self._last_frame = time.monotonic()
+        while not self._ended():
+            reason, broken = "the stream ended", False
+            self._clock.reconnected()
+            try:
+                self._read_connection()
+                if self._ended():
+                    return ""
+            except EndOfStream:
+                return ""
+            except (OSError, DataError) as error:
+                reason, broken = one_line(error), True
+            if source._address == PIPE:
+                # The standard input cannot be opened again.
+                return reason if broken or not self._index else ""
+            if time.monotonic() - self._last_frame > timeout_s:
+                return f"no frame for {timeout_s:g} s ({reason})"
+            if self._delay == _FIRST_DELAY_S:
+                logger.warning("%s: %s; reconnecting for %g s", source.name, reason, timeout_s)
+            if not self._wait_before_reconnecting():
+                return ""
+            source.reconnects += 1
+        return ""
+
+    def _read_connection(self) -> None:
+        """Read frames until the connection ends or the reader is stopped."""
+        source, opened = self.source, time.monotonic()
+        for timed_image in source._images(self._ended):
+            if timed_image is None:
+                source.damaged += 1
+                self._refuse_undecodable(opened)
+                continue
+            (image, timestamp), now = timed_image, time.monotonic()
+            pts = round(self._clock.seconds(now, timestamp) / _TIME_BASE)
+            item = f"{self._index:06d}"
+            frame = Frame(image, source.name, self._index, item, now, pts, _TIME_BASE)
+            self._index += 1
+            if now - opened > _STABLE_S:
+                self._delay = _FIRST_DELAY_S
+            if not self.slot.put(frame):
+                return
+            # After `put`, which blocks under the policy "wait".
+            self._last_frame = time.monotonic()
+
+    def _refuse_undecodable(self, opened: float) -> None:
+        """Raise `DataError` if for too long no packet could be decoded."""
+        timeout_s = max(CONNECT_TIMEOUT_S, self.source._options.reconnect_timeout_s)
+        since = time.monotonic() - max(self._last_frame, opened)
+        if self.source._address != PIPE and since > timeout_s:
+            raise DataError("no packet can be decoded")
+
+    def _wait_before_reconnecting(self) -> bool:
+        """Wait, and double the next delay; return False if the reader was stopped meanwhile."""
+        until = time.monotonic() + self._delay
+        while not self._ended() and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        self._delay = min(2 * self._delay, _LONGEST_DELAY_S)
+        return not self._ended()
 
 
 def read_together(sources: Sequence[LiveSource]) -> Generator[Item | SourceEnd, None, None]:
-    """Yield the frames of live sources as they come, one of each in turn, and each one's `SourceEnd`.
+    """Yield the frames of live sources as they arrive, in turn, and a `SourceEnd` for each source.
 
-    Nobody waits for a source that gives nothing, or for one that is dead: its error comes when it is given up.
+    A silent or broken source does not delay the others; its error is yielded when it is given up.
     """
     changed = threading.Condition()
-    reading = [_StreamReader(source, changed) for source in sources]
-    begun = list(reading)
+    readers = [_StreamReader(source, changed) for source in sources]
+    active = list(readers)
     try:
-        while reading:
-            for each in list(reading):
-                over = each.slot.closed
-                frame = each.take()
-                if each.source._stopped.is_set() or (over and frame is None):
-                    failure = each.failure()
-                    each.leave()
-                    reading.remove(each)
+        while active:
+            for reader in list(active):
+                # Before `take`: a frame put before the slot was closed must not be lost.
+                closed = reader.slot.closed
+                frame = reader.take()
+                if reader.source._stopped.is_set() or (closed and frame is None):
+                    failure = reader.failure()
+                    reader.close()
+                    active.remove(reader)
                     if failure is not None:
                         yield failure
-                    yield SourceEnd(each.source)
+                    yield SourceEnd(reader.source)
                 elif frame is not None:
                     yield frame
-            if any(each.slot.ready for each in reading):
+            if any(reader.slot.ready for reader in active):
                 continue
-            # Said again and again while nothing comes, so that whoever closes this stream is noticed.
+            # Yielded repeatedly while nothing arrives, so that the consumer can close this
+            # generator.
             yield PAUSE
             with changed:
-                # A look now and then at `stop`, which a signal's handler sets without a word.
-                changed.wait_for(lambda: any(each.slot.ready for each in reading), timeout=_NAP)
+                # The timeout is for `stop`, which a signal handler calls without notifying.
+                changed.wait_for(lambda: any(r.slot.ready for r in active), timeout=_POLL_S)
     finally:
-        for each in begun:
-            each.leave()
-        for each in begun:
-            each.join()
+        for reader in readers:
+            reader.close()
+        for reader in readers:
+            reader.join()

@@ -13,14 +13,16 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.video import is_plain_yuv420p, open_video, upright_rgb
 from fada_deploy.runtime.sources.base import Frame
 
-# A container's length may end half a second after the last picture without anything being missing.
-_SLACK_S = 0.5
+# Seconds by which the last frame may end before the announced length without a frame missing.
+_END_SLACK_S = 0.5
+# Frames per second of a file that does not state its rate, as in FFmpeg.
+_DEFAULT_RATE = Fraction(25)
 
 
 class VideoSource:
-    """A video file: every frame with its own timestamp, turned as its rotation flag says.
+    """A video file: each frame with its own timestamp, rotated according to its rotation flag.
 
-    `hardware`, a key of `common.video.HARDWARE`, decodes it.
+    `hardware` is the device that decodes it, a key of `HARDWARE_ENCODERS` [the CPU].
     """
 
     is_video = True
@@ -34,26 +36,26 @@ class VideoSource:
         self._path = path
         self._hardware = hardware
         self._count: int | None = None
-        # The time of the picture before.
-        self._last: int | None = None
+        self._last_pts: int | None = None
 
     def probe(self) -> None:
-        """Read the header; raise `DataError` for what is no video."""
+        """Read the header; raise `DataError` if the file is not a readable video."""
         container, stream = open_video(self._path)
         with container:
             self.rate = stream.average_rate
             self.pixel_aspect = stream.sample_aspect_ratio or None
             self.audio = self._path if container.streams.audio else None
-            self._count = stream.frames or round(_end(container, stream) * (self.rate or 0)) or None
+            by_length = round(_announced_end_s(container, stream) * (self.rate or 0))
+            self._count = stream.frames or by_length or None
 
     def count(self) -> int | None:
-        """Return the number of frames as the header has it, or by length and rate."""
+        """Return the number of frames from the header, or computed from length and frame rate."""
         with suppress(DataError):
             self.probe()
         return self._count
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
-        """Yield all frames that decode; behind them the error, if the file is cut short or damaged."""
+        """Yield all decodable frames, then an error if the file is truncated or damaged."""
         try:
             self.probe()
             container, stream = open_video(self._path, self._hardware)
@@ -62,53 +64,54 @@ class VideoSource:
             return
         with container:
             stream.thread_type = "AUTO"
-            damaged, count, end = 0, 0, Fraction(0)
-            self._last = None
-            for picture in _decode(container, stream):
-                if picture is None:
+            damaged, count, end_s = 0, 0, Fraction(0)
+            self._last_pts = None
+            for decoded in _decode(container, stream):
+                if decoded is None:
                     damaged += 1
                     continue
-                frame = self._frame(picture, count)
+                frame = self._to_frame(decoded, count)
                 count += 1
                 assert frame.pts is not None and frame.time_base is not None
-                end = max(end, (frame.pts + (picture.duration or 0)) * frame.time_base)
+                end_s = max(end_s, (frame.pts + (decoded.duration or 0)) * frame.time_base)
                 yield frame
-            promised = _end(container, stream)
-            if damaged or end < promised - Fraction(_SLACK_S):
-                lost = f", {damaged} packet{'s' * (damaged > 1)} could not" if damaged else ""
+            announced_s = _announced_end_s(container, stream)
+            if damaged or end_s < announced_s - Fraction(_END_SLACK_S):
+                packets = f", {damaged} damaged packet{'s' * (damaged > 1)}" if damaged else ""
                 yield DataError(
-                    f"{self.name}: cut short or damaged; {count} frames up to {float(end):.2f} s "
-                    f"of {float(max(promised, end)):.2f} s could be decoded{lost}"
+                    f"{self.name}: truncated or damaged; decoded {count} frames up to "
+                    f"{float(end_s):.2f} s of {float(max(announced_s, end_s)):.2f} s{packets}"
                 )
 
-    def _frame(self, picture: Any, index: int) -> Frame:
-        pts, time_base = picture.pts, picture.time_base
+    def _to_frame(self, decoded: Any, index: int) -> Frame:
+        pts, time_base = decoded.pts, decoded.time_base
         if time_base is None:
-            # Bare streams carry no clock.
-            pts, time_base = index, 1 / (self.rate or Fraction(25))
+            # Raw H.264 and HEVC streams have no timestamps.
+            pts, time_base = index, 1 / (self.rate or _DEFAULT_RATE)
         elif pts is None:
-            # Some give a time to every other picture alone; the first has none where none has.
-            step = 1 / ((self.rate or Fraction(25)) * time_base)
-            pts = 0 if self._last is None else self._last + max(1, round(step))
-        self._last = pts
-        if index == 0 and self.pixel_aspect is not None and picture.rotation % 180:
+            # Some files have a timestamp for every other frame only.
+            step = 1 / ((self.rate or _DEFAULT_RATE) * time_base)
+            pts = 0 if self._last_pts is None else self._last_pts + max(1, round(step))
+        self._last_pts = pts
+        if index == 0 and self.pixel_aspect is not None and decoded.rotation % 180:
             self.pixel_aspect = 1 / self.pixel_aspect
-        decoded = picture if is_plain_yuv420p(picture) else None
-        rgb, item = upright_rgb(picture), f"{index:06d}"
-        return Frame(rgb, self.name, index, item, time.monotonic(), pts, time_base, decoded)
+        planes = decoded if is_plain_yuv420p(decoded) else None
+        rgb, item = upright_rgb(decoded), f"{index:06d}"
+        return Frame(rgb, self.name, index, item, time.monotonic(), pts, time_base, planes)
 
 
-def _end(container: Any, stream: Any) -> Fraction:
-    """Return when the header says that the pictures end, in seconds; 0 where it does not."""
+def _announced_end_s(container: Any, stream: Any) -> Fraction:
+    """Return the end of the video from the header in seconds, 0 if the header does not state it."""
     if stream.duration is not None and stream.time_base is not None:
         return Fraction((stream.start_time or 0) + stream.duration) * Fraction(stream.time_base)
-    # Matroska knows the length of the whole alone, which may be that of its sound.
-    alone = len(container.streams) == 1 and container.duration is not None
-    return Fraction(container.duration, 1_000_000) if alone else Fraction(0)
+    # Matroska states only the length of the whole file, which may be that of the audio.
+    if len(container.streams) == 1 and container.duration is not None:
+        return Fraction(container.duration, 1_000_000)
+    return Fraction(0)
 
 
 def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
-    """Yield decoded frames, and None for each packet that is broken."""
+    """Yield decoded frames, and None for each damaged packet."""
     import av
 
     packets = container.demux(stream)
@@ -120,11 +123,11 @@ def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
             return
         if packet is None:
             return
-        yield from decoded(packet)
+        yield from decode_packet(packet)
 
 
-def decoded(packet: Any) -> Generator[Any, None, None]:
-    """Yield the frames that a PyAV packet gives, and None where it is broken."""
+def decode_packet(packet: Any) -> Generator[Any, None, None]:
+    """Yield the frames of a PyAV packet, and None if the packet is damaged."""
     import av
 
     if packet.is_corrupt:
@@ -137,7 +140,7 @@ def decoded(packet: Any) -> Generator[Any, None, None]:
             return
         except av.error.FFmpegError:
             yield None
-            # While the decoder is emptied, the frames behind the broken one are still to be had.
+            # While the decoder is flushed, further frames may follow the damaged one.
             if flushing:
                 continue
         return

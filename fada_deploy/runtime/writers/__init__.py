@@ -1,0 +1,1 @@
+"""Writers of output files: videos, images, arrays and JSON."""

@@ -78,7 +78,7 @@ def save_results(
         batch=segmenter.batch,
         confidence="npz" in options.kinds and segmenter.metadata.head == "logits",
         timings=clock,
-        then={
+        further_stages={
             "draw": lambda items: _draw(items, renderer, options, clock),
             "write": lambda items: _write(items, sources, options, clock),
         },

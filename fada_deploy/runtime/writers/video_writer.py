@@ -1,273 +1,170 @@
-"""H.264 films with the source's timestamps: pictures with its sound, for people, and label maps without loss."""
+"""Write H.264 videos from RGB images.
+
+```python
+with VideoWriter("out.mp4", (540, 960), fps=25) as writer:
+    for image in images:
+        writer.write(image)
+```
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError
-from fada_deploy.common.files import atomic_path
-from fada_deploy.common.images import resize_frame, resize_labels
-from fada_deploy.common.video import BT709, HARDWARE, converted, no_hardware, upright_rgb
+from fada_deploy.common.errors import UsageError
+from fada_deploy.common.images import resize_frame
+from fada_deploy.common.video import BT709, HARDWARE_ENCODERS, upright_rgb
+from fada_deploy.runtime.writers.audio import AudioCopier
+from fada_deploy.runtime.writers.encoder import MonotonicClock, VideoEncoder, open_mp4
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
-# Codecs, by the names of FFmpeg's decoders, that may lie in an MP4 file and that browsers know.
-_SOUND = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "alac"})
-_LIMITED_RANGE, _FULL_RANGE = 1, 2
-PRESETS = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-)
-# Of a picture's quality for people: 18 can hardly be told from the original, 23 is x264's own choice.
-_CRF = "20"
+# From the fastest, with the largest files, to the slowest.
+X264_PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
+)  # fmt: skip
+# Constant rate factor: at 18 hardly any difference from the original is visible; x264's default
+# is 23.
+X264_CRF = "20"
+_DEFAULT_TIME_BASE = Fraction(1, 90_000)
 
 
-@contextmanager
-def film(
-    path: Path,
-    size_hw: tuple[int, int],
-    *,
-    time_base: Fraction,
-    rate: Fraction | None,
-    audio: Path | None,
-    preset: str = PRESETS[0],
-    matrix: int = BT709,
-    pixel_aspect: Fraction | None = None,
-    hardware: str | None = None,
-) -> Iterator[Callable[[Picture, int], None]]:
-    """Open an MP4 and yield `add(picture, pts)`; the file appears under its name when the block succeeds.
+class VideoWriter:
+    """Write an H.264 MP4 file that browsers play. Use it as a context manager.
 
-    Pictures are (H, W, 3) uint8 RGB, or PyAV frames of planes in `matrix` (see `runtime.overlay.yuv`); one of odd size
-    gains a row or column, since H.264 halves its color planes. `pixel_aspect` is a pixel's width by its height
-    [1]. `hardware` is a key of `HARDWARE`. `pts` counts `time_base` and is kept; where it jumps back by more than
-    a second, as in recordings that were joined, the film goes on from where it was. The sound of the file `audio`
-    is copied beside it where an MP4 can hold it. Raise
-    `DataError` when the file cannot be written, `DeviceError` where the hardware is not to be had.
+    The file appears under its final name only when the block succeeds.
+
+    Args:
+        path: Name of the file; it must end in .mp4. The folder is created.
+        size_hw: Height and width of the video in pixels. Images of another size are resized. An odd
+            size is padded by one row or column, because H.264 stores color at half the resolution.
+        fps: Frames per second. Required if frames are written without timestamps.
+        time_base: Seconds per unit of `pts` [1 / `fps`, or 1/90000 without `fps`].
+        audio: File whose first audio track is copied, if MP4 can hold its codec.
+        x264_preset: Trade-off between speed and file size, one of `X264_PRESETS`.
+        pixel_aspect: Width of a pixel divided by its height [square pixels].
+        hardware: Encode on this device instead of with x264, a key of `HARDWARE_ENCODERS`.
+        color_matrix: Color matrix of the video and of PyAV frames that are written, `BT709` or
+            `SMPTE170M`; RGB images are converted to it.
+
+    Raises:
+        UsageError: An argument is not allowed.
+        DataError: The file cannot be written (on entering the block, or later).
+        DeviceError: The hardware encoder is not available (on entering the block).
     """
-    with _mp4(path) as (container, stack):
-        codec = HARDWARE[hardware] if hardware else ("libx264", {"preset": preset, "crf": _CRF})
-        encoder = _Encoder(
-            container, size_hw, time_base, rate, codec, matrix=matrix, pixel_aspect=pixel_aspect
-        )
-        if hardware:
-            encoder.open(hardware)
-        sound, clock = _Sound(container, audio, stack), _Clock(time_base)
 
-        def add(picture: Picture | VideoFrame, pts: int) -> None:
-            pts = clock.onward(pts)
-            sound.until(float(pts * time_base))
-            if not isinstance(picture, np.ndarray):
-                if (picture.height, picture.width) == size_hw:
-                    encoder.encode(picture, pts)
-                    return
-                picture = upright_rgb(picture)
-            # Some cameras change their size on the way; a film has one.
-            encoder.add(resize_frame(picture, size_hw), pts)
-
-        yield add
-        encoder.flush()
-        sound.until(float("inf"))
-
-
-@contextmanager
-def label_video(
-    path: Path,
-    size_hw: tuple[int, int],
-    *,
-    time_base: Fraction,
-    rate: Fraction | None,
-    pixel_aspect: Fraction | None = None,
-) -> Iterator[Callable[[Picture, int], None]]:
-    """Open an MP4 of label maps (H, W) uint8 and yield `add(labels, pts)`, else as `film`.
-
-    It is gray, lossless and of full range: whoever decodes it to gray has the very ids.
-    """
-    with _mp4(path) as (container, _):
-        codec = ("libx264", {"preset": PRESETS[0], "qp": "0"})
-        encoder = _Encoder(
-            container, size_hw, time_base, rate, codec, gray=True, pixel_aspect=pixel_aspect
-        )
-        clock = _Clock(time_base)
-        yield lambda labels, pts: encoder.add(resize_labels(labels, size_hw), clock.onward(pts))
-        encoder.flush()
-
-
-@contextmanager
-def _mp4(path: Path) -> Iterator[tuple[Any, ExitStack]]:
-    """Open a file for writing, and what is closed with it."""
-    import av
-
-    with ExitStack() as stack:
-        try:
-            temporary = stack.enter_context(atomic_path(path))
-            container = stack.enter_context(
-                av.open(str(temporary), "w", options={"movflags": "+faststart"})
-            )
-            yield container, stack
-        except av.error.FFmpegError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-class _Encoder:
     def __init__(
         self,
-        container: Any,
+        path: str | Path,
         size_hw: tuple[int, int],
-        time_base: Fraction,
-        rate: Fraction | None,
-        codec: tuple[str, dict[str, str]],
         *,
-        matrix: int = BT709,
-        gray: bool = False,
+        fps: Fraction | float | None = None,
+        time_base: Fraction | None = None,
+        audio: str | Path | None = None,
+        x264_preset: str = X264_PRESETS[0],
         pixel_aspect: Fraction | None = None,
+        hardware: str | None = None,
+        color_matrix: int = BT709,
     ) -> None:
-        self._container = container
-        self._matrix = matrix
-        self._time_base = time_base
-        self._gray = gray
-        height, width = size_hw
-        self._pad_hw = height % 2, width % 2
-        # The rate only guides the encoder; the time base makes every timestamp exact.
-        self._stream = container.add_stream(codec[0], rate=rate or 25, options=codec[1])
-        self._stream.width, self._stream.height = width + width % 2, height + height % 2
-        self._stream.pix_fmt = "gray" if gray else "yuv420p"
-        context = self._stream.codec_context
-        context.time_base = time_base
-        if pixel_aspect is not None:
-            context.sample_aspect_ratio = pixel_aspect
-        context.colorspace = context.color_primaries = context.color_trc = matrix
-        context.color_range = _FULL_RANGE if gray else _LIMITED_RANGE
-
-    def open(self, hardware: str) -> None:
-        """Begin now rather than at the first picture; raise `DeviceError` where the hardware is not to be had."""
-        try:
-            self._stream.codec_context.open()
-        except (OSError, ValueError) as error:
-            raise no_hardware(hardware, "encode", error) from None
-
-    def add(self, picture: Picture, pts: int) -> None:
-        import av
-
-        if any(self._pad_hw):
-            below, beside = self._pad_hw
-            picture = np.asarray(
-                cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8
+        self._path = Path(path)
+        if self._path.suffix.lower() != ".mp4":
+            raise UsageError(f"{path}: the name of a video must end in .mp4")
+        if min(size_hw) < 1:
+            raise UsageError(f"size_hw must be at least (1, 1), got {size_hw}")
+        if fps is not None and fps <= 0:
+            raise UsageError(f"fps must be greater than 0, got {fps}")
+        if x264_preset not in X264_PRESETS:
+            raise UsageError(
+                f"x264 preset must be one of {', '.join(X264_PRESETS)}, got {x264_preset!r}"
             )
-        picture = np.ascontiguousarray(picture)
-        if self._gray:
-            frame = av.VideoFrame.from_ndarray(picture, format="gray")
-        else:
-            rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = converted(rgb, "yuv420p", dst_colorspace=self._matrix)
-        self.encode(frame, pts)
-
-    def encode(self, frame: VideoFrame, pts: int) -> None:
-        frame.pts, frame.time_base = pts, self._time_base
-        self._container.mux(self._stream.encode(frame))
-
-    def flush(self) -> None:
-        self._container.mux(self._stream.encode(None))
-
-
-class _Clock:
-    """Timestamps that only rise, since nothing else can be written.
-
-    One that stands still or runs back a little, as in damaged recordings, is set one tick onward. One that jumps
-    back, as where recordings were joined, is shifted for good.
-    """
-
-    def __init__(self, time_base: Fraction) -> None:
-        self._second = 1 / time_base
-        self._last: int | None = None
-        self._step = 1
-        self._shift = 0
-        # Where the source's clock was before it jumped back.
-        self._before: int | None = None
-
-    def onward(self, pts: int) -> int:
-        raw = pts
-        if self._before is not None and raw > self._before:
-            # It is back where it was, so one stray timestamp was all.
-            self._shift, self._before = 0, None
-        pts += self._shift
-        if self._last is not None:
-            if self._last - pts > self._second:
-                self._before = None if self._shift else self._last
-                self._shift += self._last + self._step - pts
-                pts = self._last + self._step
-            pts = max(pts, self._last + 1)
-            self._step = min(pts - self._last, max(1, int(self._second)))
-        self._last = pts
-        return pts
-
-
-class _Sound:
-    """Packets of a source's first sound track, handed on in step with the pictures."""
-
-    def __init__(self, container: Any, audio: Path | None, stack: ExitStack) -> None:
-        import av
-
-        self._container = container
-        self._packets: Iterator[Any] = iter(())
-        self._waiting: Any = None
-        if audio is None:
-            return
-        source = stack.enter_context(av.open(str(audio)))
-        track = source.streams.audio[0] if source.streams.audio else None
-        # What FFmpeg cannot decode has no context.
-        if (
-            track is not None
-            and track.codec_context is not None
-            and track.codec_context.name in _SOUND
-        ):
-            self._stream = container.add_stream_from_template(track)
-            assert track.time_base is not None
-            clock = _Clock(track.time_base)
-            # The packet that ends a stream has no timestamp.
-            self._packets = (
-                _set_onward(p, clock) for p in source.demux(track) if p.dts is not None
+        if hardware is not None and hardware not in HARDWARE_ENCODERS:
+            raise UsageError(
+                f"hardware must be one of {', '.join(HARDWARE_ENCODERS)}, got {hardware!r}"
             )
+        self._size_hw = size_hw
+        self._fps = None if fps is None else Fraction(fps).limit_denominator(100_000)
+        self._time_base = time_base or (1 / self._fps if self._fps else _DEFAULT_TIME_BASE)
+        self._audio_path = None if audio is None else Path(audio)
+        self._x264_preset = x264_preset
+        self._pixel_aspect = pixel_aspect
+        self._hardware = hardware
+        self._color_matrix = color_matrix
+        self._clock = MonotonicClock(self._time_base)
+        self._frames = 0
+        self._block: AbstractContextManager[None] | None = None
 
-    def until(self, seconds: float) -> None:
-        import av
+    def write(self, image: Image | VideoFrame, pts: int | None = None) -> None:
+        """Append a frame.
 
-        while True:
-            try:
-                self._waiting = self._waiting or next(self._packets, None)
-            except av.error.FFmpegError:
-                # Sound cut short is no reason to lose the pictures.
-                self._packets = iter(())
+        Args:
+            image: (H, W, 3) uint8 RGB, or a PyAV frame in yuv420p and the writer's color matrix.
+            pts: Timestamp in units of `time_base`. Timestamps are made increasing where they are
+                not: see `MonotonicClock`. Without timestamps frames are spaced by `fps`.
+        """
+        if self._block is None:
+            raise UsageError("VideoWriter is not open; use `with VideoWriter(…) as writer`")
+        if pts is None:
+            if self._fps is None:
+                raise UsageError("a frame without pts needs the frame rate: VideoWriter(…, fps=25)")
+            pts = round(self._frames / (self._fps * self._time_base))
+        self._frames += 1
+        pts = self._clock.next(pts)
+        self._audio.copy_until(float(pts * self._time_base))
+        if not isinstance(image, np.ndarray):
+            if (image.height, image.width) == self._size_hw:
+                self._encoder.encode(image, pts)
                 return
-            if (
-                self._waiting is None
-                or float(self._waiting.dts * self._waiting.time_base) > seconds
-            ):
-                return
-            self._waiting.stream = self._stream
-            self._container.mux(self._waiting)
-            self._waiting = None
+            image = upright_rgb(image)
+        elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UsageError(
+                f"an image must be uint8 of shape (H, W, 3), got {image.dtype} {image.shape}"
+            )
+        # Some cameras change their resolution during a recording, which a video file cannot.
+        self._encoder.encode_image(resize_frame(image, self._size_hw), pts)
 
+    def __enter__(self) -> Self:
+        block = self._open()
+        block.__enter__()
+        self._block = block
+        return self
 
-def _set_onward(packet: Any, clock: _Clock) -> Any:
-    shift = clock.onward(packet.dts) - packet.dts
-    packet.dts += shift
-    packet.pts = packet.dts if packet.pts is None else packet.pts + shift
-    return packet
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            block.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with open_mp4(self._path) as (container, stack):
+            x264 = ("libx264", {"preset": self._x264_preset, "crf": X264_CRF})
+            self._encoder = VideoEncoder(
+                container,
+                self._size_hw,
+                self._time_base,
+                self._fps,
+                HARDWARE_ENCODERS[self._hardware] if self._hardware else x264,
+                color_matrix=self._color_matrix,
+                pixel_aspect=self._pixel_aspect,
+            )
+            if self._hardware:
+                self._encoder.open_on(self._hardware)
+            self._audio = AudioCopier(container, self._audio_path, stack)
+            yield
+            self._encoder.flush()
+            self._audio.copy_until(float("inf"))

@@ -1,0 +1,121 @@
+"""What `fada infer` shows: a window with overlays, and the summary of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fada_deploy.cli.console import log
+
+if TYPE_CHECKING:
+    from fada_deploy.runtime.result import Result
+    from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.runtime.sources.base import Source
+    from fada_deploy.runtime.writers.inference import InferenceSummary
+    from fada_deploy.runtime.writers.save import SaveOptions
+
+
+def describe(segmenter: Segmenter) -> str:
+    """Return one line about an opened model: classes, input size, precision, backend, device."""
+    metadata, backend = segmenter.metadata, segmenter.backend
+    height, width = metadata.input_size_hw
+    return (
+        f"{metadata.label_space.num_classes} classes at {width}x{height}, {metadata.precision}, "
+        f"{backend.name} on {backend.device}"
+    )
+
+
+@contextmanager
+def overlay_window(
+    enabled: bool,
+    on_close: Callable[[], None],
+    options: SaveOptions,
+    segmenter: Segmenter,
+    sources: Sequence[Source],
+) -> Iterator[Callable[[Result], None] | None]:
+    """Open a window and yield the function that shows a result; yield None if not enabled.
+
+    `on_close` is called when the user closes the window. If all sources are still images, the
+    window stays open with the last one until the user closes it.
+    """
+    if not enabled:
+        yield None
+        return
+    from fada_deploy.runtime.overlay.renderer import OverlayRenderer
+    from fada_deploy.runtime.viewer import Window
+
+    renderer = OverlayRenderer(options.style, segmenter.space)
+    last: Result | None = None
+    with Window("fada infer", on_close=on_close) as window:
+
+        def show(result: Result) -> None:
+            nonlocal last
+            last = result
+            if window.due:
+                window.show(renderer.draw(result))
+
+        yield show
+        only_images = not any(source.is_live or source.is_video for source in sources)
+        if only_images and last is not None and not (window.closed or window.failure):
+            window.show(renderer.draw(last))
+            log("all images are done; press q or Esc in the window to quit")
+            with suppress(KeyboardInterrupt):
+                window.wait()
+    if window.failure:
+        log(f"warning: {window.failure}")
+
+
+def to_document(
+    summary: InferenceSummary,
+    segmenter: Segmenter,
+    skipped: Sequence[str],
+    sources: Sequence[Source],
+    options: SaveOptions,
+) -> dict[str, Any]:
+    """Return the JSON document of `--json`."""
+    from fada_deploy.runtime.writers.save import output_names
+
+    height, width = segmenter.metadata.input_size_hw
+    document: dict[str, Any] = {
+        "model": str(segmenter.path),
+        "skipped_models": list(skipped),
+        "backend": segmenter.backend.name,
+        "device": segmenter.backend.device,
+        "input_size": {"width": width, "height": height},
+        "out": str(options.file or options.out),
+        "saved": {
+            kind: str(options.file or options.out / kind)
+            for kind in options.kinds
+            if summary.frames
+        },
+        "names": dict(output_names(sources)),
+        "frames": summary.frames,
+        "failed": summary.errors,
+        "seconds": round(summary.seconds, 3),
+        "fps": round(summary.fps, 2),
+        "ms_per_frame": {name: round(ms, 2) for name, ms in summary.ms_per_frame.items()},
+    }
+    return document | ({"live": summary.live} if summary.live else {})
+
+
+def print_summary(document: Mapping[str, Any], *, is_live: bool) -> None:
+    """Print a run's errors, speed and output files; errors of live sources were already printed."""
+    failed = document["failed"]
+    for line in failed if not is_live else ():
+        log(f"failed: {line}")
+    stages = ", ".join(f"{name} {ms:.1f}" for name, ms in document["ms_per_frame"].items())
+    log(
+        f"{document['frames']} frames in {document['seconds']:.1f} s ({document['fps']:.1f} fps); "
+        f"ms per frame: {stages}"
+    )
+    for name, counters in document.get("live", {}).items():
+        log(f"{name}: {', '.join(f'{counter} {n}' for counter, n in counters.items())}")
+    if failed:
+        log(f"{len(failed)} failed (listed above); all other frames were processed")
+    for source, name in document["names"].items():
+        if name not in (Path(source).name, Path(source).stem):
+            log(f"{source} was saved as {name}")
+    for path in document["saved"].values():
+        log(f"saved {path}")

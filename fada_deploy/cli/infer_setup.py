@@ -1,0 +1,184 @@
+"""Turn the arguments of `fada infer` into output options, sources and a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fada_deploy.cli.console import log
+
+if TYPE_CHECKING:
+    from fada_deploy.runtime.autotune import Autotuner
+    from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.runtime.sources.base import Source
+    from fada_deploy.runtime.writers.save import SaveOptions
+
+# Repeated here so that `--help` imports no library; a test compares them with the library.
+KINDS = ("overlay", "mask", "mask-video", "color", "color-video", "npz", "json")
+LEGEND_POSITIONS = ("auto", "top-left", "top-right", "bottom-left", "bottom-right", "none")
+DROP_POLICIES = ("drop-oldest", "drop-newest", "wait")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of `fada infer`, as they are documented in its options."""
+
+    source: tuple[str, ...]
+    model: Path | None
+    out: Path | None
+    save: str
+    ids: str
+    alpha: float
+    legend: str
+    contours: bool
+    side_by_side: bool
+    classes: str | None
+    x264_preset: str
+    video_hardware: str | None
+    device: str
+    backend: str
+    batch: int | None
+    show: bool
+    watch: bool
+    drop_policy: str | None
+    deadline_ms: float | None
+    reconnect_timeout: float
+    allow_unverified: bool
+    rebuild: bool
+    as_json: bool
+
+
+def save_options(arguments: Arguments) -> SaveOptions:
+    """Return the output options; without --out the folder is set later."""
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.video import VIDEO_SUFFIXES
+    from fada_deploy.runtime.overlay.style import OverlayStyle
+    from fada_deploy.runtime.writers.save import SaveOptions
+
+    kinds: tuple[str, ...] = ()
+    if arguments.save != "none":
+        kinds = _names(arguments.save)
+        if not kinds:
+            raise UsageError(
+                f"--save {arguments.save!r} names no kind of output; "
+                f"choose from {', '.join(KINDS)}, or none"
+            )
+    elif not arguments.show:
+        raise UsageError("--save none needs --show; otherwise there is no output")
+    style = OverlayStyle(
+        alpha=arguments.alpha,
+        legend=arguments.legend,
+        contours=arguments.contours,
+        side_by_side=arguments.side_by_side,
+        classes=_names(arguments.classes or ""),
+    )
+    out = arguments.out
+    file = None
+    if out is not None and out.suffix.lower() in VIDEO_SUFFIXES and not out.is_dir():
+        file, out = out, out.parent
+    return SaveOptions(
+        out=out or Path(),
+        kinds=kinds,
+        ids=arguments.ids,
+        style=style,
+        x264_preset=arguments.x264_preset,
+        hardware=arguments.video_hardware,
+        file=file,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the distinct names in a comma-separated list."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def open_input(arguments: Arguments) -> list[Source]:
+    """Check the arguments that concern sources, and open the sources."""
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.runtime.sources.addresses import is_live_address
+    from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
+    from fada_deploy.runtime.sources.open import open_sources, subfolders
+    from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
+    from fada_deploy.runtime.viewer import require_display
+
+    deadline_s = None if arguments.deadline_ms is None else arguments.deadline_ms / 1000
+    live = LiveOptions(arguments.drop_policy, deadline_s, arguments.reconnect_timeout)
+    specs = arguments.source
+    if arguments.rebuild and arguments.model is None:
+        raise UsageError("--rebuild needs the engine to rebuild; use --model FILE.engine")
+    if arguments.watch and (len(specs) != 1 or is_live_address(specs[0])):
+        raise UsageError("--watch takes exactly one folder")
+    if arguments.show:
+        require_display()
+    if arguments.watch:
+        return open_sources([FolderWatcher(specs[0])])
+    sources = open_sources(
+        [LiveSource(spec, live) if is_live_address(spec) else spec for spec in specs],
+        hardware=arguments.video_hardware,
+    )
+    for folder in map(Path, specs):
+        if folder.is_dir() and (count := subfolders(folder)):
+            log(
+                f"{folder}: {count} subfolder{'s' * (count > 1)} not searched; "
+                f"to include them use '{folder}/**/*'"
+            )
+    return sources
+
+
+def open_model(arguments: Arguments, frames: int) -> tuple[Segmenter, list[str]]:
+    """Open the model; return it, and one line per newer model that cannot run here.
+
+    `frames` is the expected number of frames.
+    """
+    from fada_deploy.cli.newest_model import open_newest
+    from fada_deploy.common.runs import exported_model
+    from fada_deploy.common.system import throughput_parallelism
+    from fada_deploy.runtime.segmenter import Segmenter
+
+    # One request at a time has the lowest latency, several in parallel the highest throughput.
+    parallel = 1 if frames <= 1 else throughput_parallelism()
+    options: dict[str, Any] = {
+        "device": arguments.device,
+        "backend": arguments.backend,
+        "batch": arguments.batch,
+        "parallel": parallel,
+        "allow_unverified": arguments.allow_unverified,
+    }
+    if arguments.model is None:
+        return open_newest(**options)
+    model = exported_model(arguments.model)
+    if arguments.rebuild:
+        from fada_deploy.export.engines import rebuild_if_stale
+
+        rebuild_if_stale(model, arguments.device)
+    return Segmenter(model, **options), []
+
+
+def expected_frames(sources: list[Source]) -> int:
+    """Return the number of frames in files, 0 for live sources.
+
+    A video of unknown length counts as one that is long enough for autotuning.
+    """
+    from fada_deploy.runtime.autotune import MIN_BATCHES
+    from fada_deploy.runtime.writers.inference import total_frames
+
+    if any(source.is_live for source in sources):
+        return 0
+    return total_frames(sources, if_unknown=MIN_BATCHES) or 0
+
+
+def start_autotuner(arguments: Arguments, segmenter: Segmenter, frames: int) -> Autotuner | None:
+    """Measure the other backends during the run, if the input is long enough."""
+    from fada_deploy.runtime.autotune import MIN_BATCHES, Autotuner, backends_to_measure
+
+    if arguments.backend != "auto":
+        return None
+    if frames < MIN_BATCHES * segmenter.batch:
+        return None
+    others = backends_to_measure(segmenter.path, segmenter.backend)
+    if not others:
+        return None
+    autotuner = Autotuner(segmenter.path, segmenter.backend, others)
+    segmenter.backend = autotuner
+    return autotuner

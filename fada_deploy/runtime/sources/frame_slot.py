@@ -1,0 +1,59 @@
+"""The one-frame buffer between the thread that reads a live source and the pipeline."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from fada_deploy.runtime.sources.base import Frame
+
+DROP_POLICIES = ("drop-oldest", "drop-newest", "wait")
+
+
+class FrameSlot:
+    """A buffer for one frame.
+
+    The reader `put`s frames, the pipeline `take`s them. If the slot is full, the drop policy
+    decides: "drop-oldest" replaces the waiting frame, "drop-newest" drops the new one, and "wait"
+    blocks the reader. `dropped` counts dropped frames. Several slots share the condition
+    `changed`, so that one thread can wait for all of them.
+    """
+
+    def __init__(self, drop_policy: str, changed: threading.Condition) -> None:
+        self._drop_policy = drop_policy
+        self._frames: deque[Frame] = deque()
+        self._changed = changed
+        self.closed = False
+        self.dropped = 0
+
+    def put(self, frame: Frame) -> bool:
+        """Offer a frame; return False if the slot is closed."""
+        with self._changed:
+            if self._drop_policy == "wait":
+                self._changed.wait_for(lambda: self.closed or not self._frames)
+            elif self._frames:
+                self.dropped += 1
+                if self._drop_policy == "drop-newest":
+                    return not self.closed
+                self._frames.clear()
+            self._frames.append(frame)
+            self._changed.notify_all()
+            return not self.closed
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would return a frame, or the slot is closed."""
+        return self.closed or bool(self._frames)
+
+    def take(self) -> Frame | None:
+        """Return the waiting frame, or None if there is none."""
+        with self._changed:
+            frame = self._frames.popleft() if self._frames else None
+            self._changed.notify_all()
+            return frame
+
+    def close(self) -> None:
+        """Wake up all waiting threads; a frame in the slot can still be taken."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()

@@ -1,0 +1,36 @@
+"""JSON output: time and class fractions of each frame, one document per source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fada_deploy.common.files import atomic_path
+from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
+
+
+@contextmanager
+def json_document(output: Output) -> Iterator[WriteResult]:
+    """Write `{"source", "classes", "frames": [{"index", "item", "time_s", "fractions"}]}`.
+
+    Frames are written as they arrive, one per line, so that memory does not grow with the video.
+    """
+    header = json.dumps({"source": output.source.name, "classes": list(output.space.names)})
+    with (
+        atomic_path(output.source_path("json", ".json")) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        file.write(header[:-1] + ', "frames": [')
+        separator = "\n"
+
+        def write(drawn: DrawnResult) -> None:
+            nonlocal separator
+            result = drawn.result
+            fractions = {k: round(v, 6) for k, v in result.fractions.items() if v > 0}
+            frame = {"index": result.index, "item": result.item, "time_s": result.time_s}
+            file.write(separator + json.dumps(frame | {"fractions": fractions}))
+            separator = ",\n"
+
+        yield write
+        file.write("\n]}\n")
