@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.video import ALLOWED, VIDEO_SUFFIXES, open_video, upright_rgb
+from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
 HELD_OUT = 0.1
@@ -82,7 +82,7 @@ def open_recordings(
         say(f"{folder}: {len(clips[folder])} of {len(images)} pictures")
     clips = {name: pairs for name, pairs in clips.items() if pairs}
     if not clips:
-        raise DataError(f"{path}: no video and no picture that can be read; allowed is {ALLOWED}")
+        raise DataError(f"{path}: no video and no picture that can be read; allowed is {SUPPORTED_FILES}")
     train, held_out = split_by_clip(clips)
 
     def no_labels(labels: Path) -> NDArray[np.uint8]:
