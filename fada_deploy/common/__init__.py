@@ -1,1 +1,1 @@
-"""What every part shares, on NumPy and OpenCV alone: errors, label spaces, resizing, metadata, metrics."""
+"""Shared by all subpackages: errors, documents, label spaces, images, video, files and runs."""

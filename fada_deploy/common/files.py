@@ -1,25 +1,31 @@
-"""Files that are whole or not there at all."""
+"""Atomic files, the cache folder, locks and numbered folders."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
 from fada_deploy.common.errors import UsageError
+
+LOCK = ".lock"
+# Longest temporary name in bytes, unless the final name is longer itself.
+_MAX_NAME = 64
 
 
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a temporary path beside `final`; flush and rename it on success, remove it on failure.
 
-    The temporary keeps the suffix of `final`, since writers choose their format by it.
+    The temporary name has the suffix of `final`, since writers choose the format by the suffix.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
+    temporary = final.with_name(_temporary_name(final))
     try:
         yield temporary
         with temporary.open("rb") as handle:
@@ -29,45 +35,66 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _temporary_name(final: Path) -> str:
+    """Return `.<stem>.<pid>.partial<suffix>`, shortened if the file system might refuse its length.
+
+    A shortened stem ends with a hash, so that files with a common prefix do not collide.
+    """
+    limit = max(_MAX_NAME, len(os.fsencode(final.name)))
+    ending = f".{os.getpid()}.partial{final.suffix}"
+    if len(os.fsencode(f".{final.stem}{ending}")) <= limit:
+        return f".{final.stem}{ending}"
+    digest = hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8]
+    if len(os.fsencode(f".{digest}{ending}")) > limit:  # the suffix is not a file format
+        ending = f".{os.getpid()}.partial"
+    stem = final.stem
+    while stem and len(os.fsencode(f".{stem}-{digest}{ending}")) > limit:
+        stem = stem[:-1]
+    return f".{stem}-{digest}{ending}"
+
+
 def remove_partial(folder: Path) -> None:
-    """Remove what a process that was killed left half-written anywhere under `folder`."""
+    """Remove the temporary files that killed processes left anywhere under `folder`."""
     for path in folder.rglob(".*.partial*"):
         path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: `$XDG_CACHE_HOME/fada_deploy`, or under `~/.cache`.
+    """Return the user's folder for files that can be computed again.
 
-    Raise `OSError` when there is no home folder.
+    That is `$XDG_CACHE_HOME/fada_deploy` if the variable is set, and otherwise the default of the
+    operating system (`~/.cache/fada_deploy` on Linux). Raise `OSError` if there is no home folder.
     """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fada_deploy"
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
-
-
-LOCK = ".lock"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "fada_deploy"
+    path = user_cache_path("fada_deploy", appauthor=False)
+    if not path.is_absolute():  # platformdirs could not expand "~"
+        raise OSError("this user has no home folder")
+    return path
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; raise `UsageError` when another one holds it.
+    """Lock a folder for this process; raise `UsageError` if another process has locked it.
 
-    The lock is the operating system's, which lets go of it however the process ends.
+    The operating system releases the lock however the process ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"{folder}: another process is at work on it; wait for it, or stop it with Ctrl-C or `kill`"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    file_lock = FileLock(path)
+    try:
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{folder}: another process is working in this folder; wait until it ends, or stop it "
+            "with Ctrl-C or `kill`"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not remove open files; the next lock reuses the file
+            path.unlink()
+        file_lock.release()
 
 
 def write_text(final: Path, text: str) -> None:
@@ -77,7 +104,7 @@ def write_text(final: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in 1 MiB pieces."""
+    """Return the hexadecimal SHA-256 of a file, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while chunk := handle.read(1 << 20):
@@ -86,10 +113,10 @@ def sha256(path: Path) -> str:
 
 
 def numbered_dir(parent: Path, stem: str) -> Path:
-    """Create and return the first free `parent/stem-NNN`, counting from 001."""
+    """Create and return `parent/stem-NNN`, one above the highest number, starting at 001."""
     parent.mkdir(parents=True, exist_ok=True)
-    taken = [p.name.removeprefix(f"{stem}-") for p in parent.glob(f"{stem}-*")]
-    number = max((int(n) for n in taken if n.isdigit()), default=0) + 1
+    suffixes = [p.name.removeprefix(f"{stem}-") for p in parent.glob(f"{stem}-*")]
+    number = max((int(text) for text in suffixes if text.isdigit()), default=0) + 1
     while True:
         path = parent / f"{stem}-{number:03d}"
         try:

@@ -1,4 +1,4 @@
-"""Still images in and out, and the one resize that training, reference and runtime share."""
+"""Read, write and resize images; training, verification and runtime share the resize function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import atomic_path
 
-# OpenCV writes remarks of its own about damaged files between our lines; what matters is raised.
+# OpenCV prints warnings about damaged files to stderr; our errors already name these files.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -30,49 +30,51 @@ def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
         image = None
     if image is None:
         raise DataError(
-            f"{path}: not an image that can be decoded (empty, cut short or another format)"
+            f"{path}: not a readable image (empty, truncated or of an unsupported format)"
         )
     return np.asarray(image)
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read an image as (H, W, 3) uint8 RGB, rotated as its EXIF says; raise `DataError` naming it."""
+    """Return an image as (H, W, 3) uint8 RGB, rotated according to its EXIF orientation.
+
+    Raise `DataError` if it cannot be read.
+    """
     return np.asarray(cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
 
 
 def read_raw(path: Path) -> NDArray[np.generic]:
-    """Read an image with its own depth and channels (BGR order where colored)."""
+    """Return an image with its own bit depth and channels (color images are BGR)."""
     return _decode(path, cv2.IMREAD_UNCHANGED)
 
 
 def read_indices(path: Path) -> NDArray[np.integer[Any]]:
-    """Read a label image (H, W) of 8- or 16-bit ids: a gray image, or a palette PNG **as its indices**.
+    """Return the ids of a label image, (H, W): gray values, or the **indices** of a palette PNG.
 
-    A palette is decoration: two ids may share a color, so the index is read and never the color.
-    Raise `DataError` for an image of true colors.
+    Colors of a palette are never used, because two ids may have the same color. Raise `DataError`
+    for other color images.
     """
-    head = b""
     try:
         with path.open("rb") as handle:
-            head = handle.read(26)
+            header = handle.read(26)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if head[:8] == PNG and head[25:26] == b"\x03":
+    if header[:8] == PNG and header[25:26] == b"\x03":
         return _palette_indices(path)
     image = read_raw(path)
-    if image.ndim == 2 and head[:8] == PNG and head[25:26] == b"\x00" and 0 < head[24] < 8:
-        # Gray of 1, 2 or 4 bits, as PNG optimizers write few ids, is decoded spread over 0…255.
-        return np.asarray(image, np.uint8) // np.uint8(255 // (2 ** head[24] - 1))
+    if image.ndim == 2 and header[:8] == PNG and header[25:26] == b"\x00" and 0 < header[24] < 8:
+        # PNG optimizers store few ids with 1, 2 or 4 bits; OpenCV scales these values to 0…255.
+        return np.asarray(image, np.uint8) // np.uint8(255 // (2 ** header[24] - 1))
     if image.ndim != 2 or not np.issubdtype(image.dtype, np.integer):
         raise DataError(
-            f"{path}: is no image of ids (shape {image.shape}, {image.dtype}); labels are gray or palette ids, "
-            "or colors named in the `palette` of a custom data set"
+            f"{path}: labels must be a gray or palette image of ids, got shape {image.shape} "
+            f"{image.dtype}; for color labels, name the colors in `palette` of a custom data set"
         )
     return cast("NDArray[np.integer[Any]]", image)
 
 
 def _palette_indices(path: Path) -> NDArray[np.uint8]:
-    # OpenCV turns a palette into colors; FFmpeg's decoder hands the indices over untouched.
+    # OpenCV converts a palette to colors; FFmpeg's decoder returns the indices.
     import av
 
     decoder = av.CodecContext.create("png", "r")
@@ -82,7 +84,7 @@ def _palette_indices(path: Path) -> NDArray[np.uint8]:
         frames = []
     if not frames or frames[0].format.name != "pal8":
         raise DataError(
-            f"{path}: not an image that can be decoded (empty, cut short or another format)"
+            f"{path}: not a readable image (empty, truncated or of an unsupported format)"
         )
     frame = frames[0]
     rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(
@@ -112,21 +114,22 @@ def write_image(path: Path, image: NDArray[np.uint8], *, jpeg_quality: int = 95)
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write (H, W) uint8, or (H, W, 3) uint8 RGB, as PNG, atomically."""
+    """Write (H, W) uint8, or (H, W, 3) uint8 RGB, as PNG; the write is atomic."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     ok, data = cv2.imencode(".png", bgr)
     if not ok:
-        raise DataError(f"{path}: an image of shape {image.shape} cannot be written as PNG")
+        raise DataError(f"{path}: cannot write an image of shape {image.shape} as PNG")
     with atomic_path(path) as temporary:
         data.tofile(temporary)
 
 
 def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Stretch a frame (H, W, 3) to `size_hw`: area averaging when shrinking, bilinear otherwise.
+    """Resize a frame (H, W, 3) to `size_hw` without keeping its aspect ratio.
 
-    The only resize of pictures in the package, so that training, calibration, reference and runtime see
-    the same pixels. Area averaging is antialiased, as the published bicubic is, and many times
-    faster (docs/design-notes.md).
+    Shrinking uses area averaging, anything else bilinear interpolation. Training, calibration,
+    verification and the runtime all resize frames with this function, so they see the same pixels.
+    Area averaging is antialiased like the paper's bicubic resize, and much faster
+    (docs/design-notes.md).
     """
     height, width = size_hw
     if frame.shape[:2] == (height, width):

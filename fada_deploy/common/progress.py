@@ -1,7 +1,7 @@
-"""Progress of long work: library code reports it, the caller decides how to show it.
+"""Progress of long-running work: library code reports it, the application shows it.
 
-By default nothing is shown. The command line installs progress bars; a program that embeds the
-library installs its own factory with `set_progress_factory`.
+Nothing is shown by default. The command line shows progress bars; an application that embeds the
+library can install its own display with `set_progress_factory`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """One running piece of work."""
+    """The progress of one task."""
 
     def update(self, n: int = 1) -> object:
-        """Count `n` more finished units."""
+        """Add `n` finished units."""
         ...
 
     def set_postfix(self, values: Mapping[str, str]) -> object:
@@ -24,7 +24,7 @@ class Progress(Protocol):
 
 
 class ProgressFactory(Protocol):
-    """Open a progress display for one piece of work."""
+    """Open the progress display of one task."""
 
     def __call__(
         self, *, total: int | None, description: str, unit: str, initial: int
@@ -47,7 +47,7 @@ _factory: ProgressFactory = _silent
 
 
 def set_progress_factory(factory: ProgressFactory | None) -> None:
-    """Show the progress of all later work with `factory`; None shows nothing."""
+    """Show the progress of later tasks with `factory`; None shows nothing."""
     global _factory
     _factory = factory or _silent
 
@@ -55,8 +55,8 @@ def set_progress_factory(factory: ProgressFactory | None) -> None:
 def progress_bar(
     total: int | None, description: str, *, unit: str = "frame", initial: int = 0
 ) -> AbstractContextManager[Progress]:
-    """Return a context manager that yields the `Progress` of one piece of work.
+    """Return a context manager that yields the `Progress` of one task.
 
-    `total` is the number of units, None if unknown; `initial` units are already done.
+    `total` is the number of units, None if unknown. `initial` units are already finished.
     """
     return _factory(total=total, description=description, unit=unit, initial=initial)

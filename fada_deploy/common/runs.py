@@ -1,8 +1,8 @@
-"""Where runs lie and which is the newest: `runs/<src>-<tgt>-<backbone>-NNN/<stage>/`.
+"""The layout of runs, `runs/<src>-<tgt>-<backbone>-NNN/<stage>/`, and which run is the newest.
 
-A run is a folder with a `config.json`; a finished stage holds `weights.safetensors`, and weights kept
-on the way in `checkpoints/<iteration>.safetensors`; exports lie in `<run>/export/`. The commands
-chain by these names alone.
+A run is a folder with a `config.json`. A finished stage contains `weights.safetensors`, and weights
+saved during the stage are `checkpoints/<iteration>.safetensors`. Exports are in `<run>/export/`.
+Commands without arguments use these names to continue from the previous command.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
 
 
 def newest_run(root: Path = RUNS) -> Path:
-    """Return the run with a finished stage that changed last; log its path and each newer run.
+    """Return the run whose last finished stage is the newest, and log its path.
 
-    Raise `ModelError` if there is none.
+    Newer runs without a finished stage are logged as skipped. Raise `ModelError` if there is none.
     """
     runs = [config.parent for config in root.glob(f"*/{CONFIG}")]
     skipped: list[str] = []
@@ -36,9 +36,9 @@ def newest_run(root: Path = RUNS) -> Path:
                 logger.info("skipped %s", line)
             logger.info("using run %s (the newest)", run)
             return run
-        skipped.append(f"{run}: no stage is finished; go on with `fada train --resume {run}`")
-    found = "; ".join(skipped) or f"no run under {root}/"
-    raise ModelError(f"{found}; make one with `fada train`, or name one")
+        skipped.append(f"{run}: no stage is finished; continue it with `fada train --resume {run}`")
+    problem = "; ".join(skipped) or f"no run in {root}/"
+    raise ModelError(f"{problem}; train one with `fada train`, or name another run")
 
 
 def _finished(run: Path) -> list[Path]:
@@ -56,25 +56,27 @@ def newest_models(root: Path = RUNS) -> list[Path]:
 
 
 def exported_model(path: Path) -> Path:
-    """Return a run's newest export for its folder, and any other path as it is.
+    """Return the newest export of a run if `path` is a run's folder, and otherwise `path`.
 
-    An ONNX file comes before an engine, which may be of another machine.
+    ONNX files are preferred to engines, which may have been built on another machine. Raise
+    `ModelError` if the folder contains no export.
     """
     exports = [p for p in (path / "export").glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
         if not (path / CONFIG).is_file():
             raise ModelError(
-                f"{path}: is no run and no exported file; a run is a folder under {RUNS}/"
+                f"{path}: neither a run nor an exported model; runs are folders in {RUNS}/"
             )
-        raise ModelError(f"{path}: holds no export; type: fada export {path}")
+        raise ModelError(f"{path}: contains no export; run: fada export {path}")
     return max(models, key=lambda p: p.stat().st_mtime) if models else path
 
 
 def final_weights(path: Path) -> Path:
-    """Return the weights of a run's last finished stage; a stage's folder or a weights file name their own.
+    """Return the weights of the last finished stage of a run.
 
-    Raise `ModelError` when there are none.
+    `path` may also be the folder of a stage or a weights file. Raise `ModelError` if there are no
+    weights.
     """
     if path.is_file():
         return path
@@ -82,36 +84,39 @@ def final_weights(path: Path) -> Path:
         return path / WEIGHTS
     if finished := _finished(path):
         return finished[-1]
-    what = "holds no finished stage" if path.is_dir() else "no such run"
-    raise ModelError(f"{path}: {what}; a run is what `fada train` makes under {RUNS}/")
+    problem = "contains no finished stage" if path.is_dir() else "no such run"
+    raise ModelError(f"{path}: {problem}; `fada train` creates runs in {RUNS}/")
 
 
 def new_run(src: str, tgt: str, backbone: str, out: Path | None) -> Path:
-    """Create and return a run's folder: `out`, or the next `runs/<src>-<tgt>-<backbone>-NNN`.
+    """Create and return the folder of a new run: `out`, or the next `<src>-<tgt>-<backbone>-NNN`.
 
-    Raise `UsageError` when `out` is not empty.
+    Raise `UsageError` if `out` is not empty.
     """
     if out is None:
         return numbered_dir(RUNS, f"{Path(src).stem}-{Path(tgt).stem}-{backbone}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
-            f"--out {out} is not empty; go on with it by --resume {out}, or name another"
+            f"--out {out} is not empty; use --resume {out} to continue it, or name another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
     return out
 
 
 def checkpoint_path(stage: Path, iteration: int) -> Path:
-    """Return where the weights kept on the way of a stage lie."""
+    """Return the path of the weights saved at an iteration of a stage."""
     return stage / CHECKPOINTS / f"{iteration:06d}.safetensors"
 
 
 def all_weights(run: Path) -> list[Path]:
-    """Return every weights file of a run, or of a stage, in the order of training, a stage's last one last."""
-    found = []
+    """Return all weights files of a run or a stage in training order.
+
+    The final weights of a stage follow its checkpoints. Raise `ModelError` if there are none.
+    """
+    weights = []
     for stage in (run, *(run / name for name in STAGES)):
-        found += sorted((stage / CHECKPOINTS).glob("[!.]*.safetensors"))
-        found += [w for w in (stage / WEIGHTS,) if w.is_file()]
-    if not found:
-        raise ModelError(f"{run}: holds no weights; a run is what `fada train` makes under {RUNS}/")
-    return found
+        weights += sorted((stage / CHECKPOINTS).glob("[!.]*.safetensors"))
+        weights += [w for w in (stage / WEIGHTS,) if w.is_file()]
+    if not weights:
+        raise ModelError(f"{run}: contains no weights; `fada train` creates runs in {RUNS}/")
+    return weights

@@ -1,4 +1,4 @@
-"""What this process may use and what is installed: CPU cores, memory, package versions."""
+"""CPU cores and memory of this process, and the versions of installed packages."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from fada_deploy.common.errors import MissingExtraError
 
 
 def usable_cores() -> int:
-    """Return how many CPU cores this process may use, which in a container is fewer than there are."""
+    """Return how many CPU cores this process may use; in a container they may be few."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def throughput_parallelism() -> int:
-    """Return how many network requests share the cores best where many frames wait, as in a file.
+    """Return how many parallel requests give the highest throughput on this CPU.
 
-    Each on its own part of the cores: they need not wait for each other inside a frame, and what decodes and
-    encodes beside them finds its place. More than four only cost memory.
+    Each request runs on its own part of the cores, without synchronization inside a frame. More
+    than four requests need memory and are not faster.
     """
     return min(4, usable_cores())
 
 
 def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, None where there is none."""
+    """Return the version of a distribution, None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -33,15 +33,15 @@ def installed_version(distribution: str) -> str | None:
 
 
 def require_package(package: str, extra: str) -> None:
-    """Raise `MissingExtraError` if a package of an extra is not installed."""
+    """Raise `MissingExtraError` if the module `package` of an extra is not installed."""
     if find_spec(package) is None:
         raise MissingExtraError(package, extra)
 
 
 def memory_mib(*, peak: bool = False) -> int | None:
-    """Return this process's resident memory, or the most it ever had, in MiB; None where the system does not tell.
+    """Return the resident memory of this process, or its peak, in MiB; None if it is unknown.
 
-    Not `getrusage`, whose peak begins with that of the process that started this one.
+    `getrusage` is not used, because its peak includes that of the parent process before the fork.
     """
     try:
         text = Path("/proc/self/status").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Plain-text tables, as every command prints them."""
+"""Plain-text tables for the output of all commands."""
 
 from __future__ import annotations
 

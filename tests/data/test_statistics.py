@@ -73,8 +73,8 @@ def test_each_file_is_counted_and_each_bad_one_named(gta5: FrameDataset) -> None
     assert sorted(statistics.bad) == [4, 5, 6] and not statistics.pixels[4:].any()
     assert "4.png: the frame is 30x10 but its labels are 30x20" in statistics.bad[4]
     assert (
-        "labels/5.png: not an image" in statistics.bad[5]
-        and "images/6.png: not an image" in statistics.bad[6]
+        "labels/5.png: not a readable image" in statistics.bad[5]
+        and "images/6.png: not a readable image" in statistics.bad[6]
     )
 
 

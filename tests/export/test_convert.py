@@ -193,7 +193,8 @@ def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Pat
     assert done.returncode == 0 and "of labels equal the network's" in done.stderr
     done = run("export", derived / "model.onnx", "--precision", "fp16")
     assert done.returncode == 2
-    assert done.stderr == "error: onnx is not installed; type: pip install 'fada_deploy[onnx]'\n"
+    assert done.stderr.startswith("error: onnx is not installed; run: pip install ")
+    assert "[onnx]" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_what_loses_its_reference_is_named(

@@ -341,7 +341,7 @@ def test_a_missing_package_names_the_pip_command(
 ) -> None:
     model = toy.color_model(tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, backend, None)
-    with pytest.raises(MissingExtraError, match=f"{backend} is not installed; type: pip install"):
+    with pytest.raises(MissingExtraError, match=f"{backend} is not installed; run: pip install"):
         open_backend(model, backend=backend)
 
 

@@ -165,7 +165,7 @@ def test_a_broken_picture_is_named_once_and_the_rest_go_on(
     time.sleep(0.3)
     assert watching.items() == ["good", "later"]
     assert watching.errors() == [
-        f"{tmp_path / name}: not an image that can be decoded (empty, cut short or another format)"
+        f"{tmp_path / name}: not a readable image (empty, truncated or of an unsupported format)"
         for name in ("bad.png", "empty.jpg")
     ]
 

@@ -273,13 +273,13 @@ def test_nothing_is_deserialized_before_all_else_is_checked(
     (tmp_path / "model.engine").write_bytes(b"plam")
     assert "is not the engine that" in refusal(ModelError, tmp_path / "model.engine")
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert "cupy is not installed; type: pip install" in refusal(MissingExtraError, path())
+    assert "cupy is not installed; run: pip install" in refusal(MissingExtraError, path())
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert "fada_deploy[tensorrt-rtx]" in refusal(MissingExtraError, path())
+    assert "[tensorrt-rtx]" in refusal(MissingExtraError, path())
     assert machine.events == []
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", None)
-        assert "fada_deploy[tensorrt]" in refusal(MissingExtraError, path(flavor="tensorrt"))
+        assert "[tensorrt]" in refusal(MissingExtraError, path(flavor="tensorrt"))
 
 
 def test_engines_that_do_not_open(machine: Machine, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_tensorboard_not_installed_is_said_before_anything_is_trained(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"fada_deploy\[tensorboard\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[tensorboard\]"):
         go(blocks, tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
 
