@@ -13,7 +13,7 @@ from fada_deploy.cli.options import SIZE
 
 if TYPE_CHECKING:
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.weights.released import Released
+    from fada_deploy.training.weights.released import ReleasedCheckpoint
 
 
 @click.command("import")
@@ -102,7 +102,7 @@ def command(
 
 
 def _settings(
-    found: Released, *, src: str | None, tgt: str, tgt_root: str | None, label_space: str | None
+    found: ReleasedCheckpoint, *, src: str | None, tgt: str, tgt_root: str | None, label_space: str | None
 ) -> RunConfig:
     """Return the settings of a run that would have ended in this checkpoint."""
     from fada_deploy.training.settings import make_config

@@ -98,7 +98,7 @@ def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None
     ("line", "code", "message"),
     [
         ("train", 2, "say what to train on: --src and --tgt"),
-        ("train PAIR --backbone vgg", 2, "no backbone 'vgg'; there are resnet101"),
+        ("train PAIR --backbone vgg", 2, "unknown backbone 'vgg'; choose from resnet101"),
         (
             "train --src kitti --tgt cityscapes --preset small",
             2,
@@ -109,10 +109,10 @@ def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None
         ("train PAIR --device tpu", 2, "no device 'tpu'; there are auto, cpu"),
         ("train PAIR --device cuda:99", 1, "shows 0 CUDA devices; try --device cpu"),
         ("train --resume nowhere", 2, "nowhere: is no run (No such file or directory)"),
-        ("export", 1, "no run under runs/; make one with `fada train`"),
+        ("export", 1, "no run in runs/; train one with `fada train`"),
         ("export nowhere", 1, "nowhere: no such run"),
         ("export --batch many", 2, "--batch is dynamic or a number from 1; found 'many'"),
-        ("eval --data cityscapes", 1, "no run under runs/"),
+        ("eval --data cityscapes", 1, "no run in runs/"),
         ("eval no.onnx --data cityscapes", 1, "no.onnx: no such model file"),
         ("infer video.mp4", 1, "video.mp4"),
         ("fly", 2, "No such command 'fly'"),
@@ -144,7 +144,7 @@ def test_bad_models_are_refused_in_one_line(fada: Run, trained: Path) -> None:
     code, _, err = fada("export", trained, "--out", "good.onnx/below.onnx")
     assert code == 1 and "good.onnx" in error_line(err)
     code, _, err = fada("export", trained, "--size", "100x100")
-    assert code == 2 and "cannot take 100x100" in error_line(err) and "nearest is" in err
+    assert code == 2 and "100x100" in error_line(err) and "nearest size is 96x96" in err
 
 
 def test_a_bad_label_among_good_ones_is_named_and_the_rest_scored(

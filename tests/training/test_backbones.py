@@ -1,6 +1,7 @@
-"""Each backbone against its published size and an independent build of its published layout.
+"""Each backbone against its published size and an independent implementation of its architecture.
 
-The builds here are plain functions of a dictionary of weights, written from the papers' tables.
+The implementations here are plain functions of a dictionary of weights, written from the tables of
+the papers.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def network(backbone: str, norm: str = "batch") -> SegmentationModel:
     return SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, (64, 64), norm)).eval()
 
 
-def shaken(backbone: str) -> tuple[nn.Module, Weights]:
-    """A float64 backbone of which every number matters, and its weights."""
+def randomized(backbone: str) -> tuple[nn.Module, Weights]:
+    """Return a float64 backbone in which every parameter affects the output, and its weights."""
     module = network(backbone, "frozen").feature_extractor["backbone"].double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -33,7 +34,7 @@ def shaken(backbone: str) -> tuple[nn.Module, Weights]:
             if isinstance(part, nn.Conv2d | nn.Linear):
                 part.weight.normal_(0, math.sqrt(2 / part.weight[0].numel()), generator=generator)
             elif isinstance(part, FrozenBatchNorm2d):
-                # Small variances, where an eps would show.
+                # Small variances, so that an eps would change the result.
                 part.running_var.uniform_(1e-3, 2.0, generator=generator)
                 part.running_mean.normal_(0, 0.1, generator=generator)
                 part.weight.uniform_(0.02, 0.2, generator=generator)
@@ -44,27 +45,27 @@ def shaken(backbone: str) -> tuple[nn.Module, Weights]:
     return module, module.state_dict()
 
 
-def picture(height: int, width: int) -> Tensor:
+def random_input(height: int, width: int) -> Tensor:
     return torch.randn(
         1, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
     )
 
 
-def same(got: Tensor, want: Tensor) -> None:
-    assert want.std() > 1e-3
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def conv(
     w: Weights, name: str, x: Tensor, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> Tensor:
-    """A convolution that keeps the size at stride 1."""
+    """Apply a convolution that preserves the size at stride 1."""
     weight = w[f"{name}.weight"]
     pad = dilation * (weight.shape[-1] // 2)
     return F.conv2d(x, weight, w.get(f"{name}.bias"), stride, pad, dilation, groups)
 
 
-def normed(w: Weights, name: str, x: Tensor) -> Tensor:
+def batch_norm(w: Weights, name: str, x: Tensor) -> Tensor:
     v = {
         k: w[f"{name}.{k}"][:, None, None]
         for k in ("weight", "bias", "running_mean", "running_var")
@@ -73,30 +74,31 @@ def normed(w: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def basic(w: Weights, p: str, x: Tensor, stride: int = 1) -> Tensor:
-    """A basic block up to its last ReLU."""
-    y = F.relu(normed(w, f"{p}.bn1", conv(w, f"{p}.conv1", x, stride)))
-    return normed(w, f"{p}.bn2", conv(w, f"{p}.conv2", y)) + shortcut(w, p, x, stride)
+    """Apply a basic block without its last ReLU."""
+    y = F.relu(batch_norm(w, f"{p}.bn1", conv(w, f"{p}.conv1", x, stride)))
+    return batch_norm(w, f"{p}.bn2", conv(w, f"{p}.conv2", y)) + shortcut(w, p, x, stride)
 
 
 def bottleneck(w: Weights, p: str, x: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """A bottleneck up to its last ReLU."""
-    y = F.relu(normed(w, f"{p}.bn1", conv(w, f"{p}.conv1", x)))
-    y = F.relu(normed(w, f"{p}.bn2", conv(w, f"{p}.conv2", y, stride, dilation)))
-    return normed(w, f"{p}.bn3", conv(w, f"{p}.conv3", y)) + shortcut(w, p, x, stride)
+    """Apply a bottleneck without its last ReLU."""
+    y = F.relu(batch_norm(w, f"{p}.bn1", conv(w, f"{p}.conv1", x)))
+    y = F.relu(batch_norm(w, f"{p}.bn2", conv(w, f"{p}.conv2", y, stride, dilation)))
+    return batch_norm(w, f"{p}.bn3", conv(w, f"{p}.conv3", y)) + shortcut(w, p, x, stride)
 
 
 def shortcut(w: Weights, p: str, x: Tensor, stride: int) -> Tensor:
     if f"{p}.downsample.0.weight" not in w:
         return x
-    return normed(w, f"{p}.downsample.1", conv(w, f"{p}.downsample.0", x, stride))
+    return batch_norm(w, f"{p}.downsample.1", conv(w, f"{p}.downsample.0", x, stride))
 
 
 def bilinear(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-# Published: torchvision's counts less its classifier of 1000; the papers' 5.7, 7.6 and 3.7 M with the head of
-# 19 classes; SegFormer's 3,752,694 with 150 classes, each of 257 numbers; VGG-16's features and two convolutions.
+# Published parameter counts: torchvision's without its classifier of 1000 classes; VGG-16's
+# features and two convolutions; SegFormer's 3,752,694 with 150 classes of 257 parameters each. The
+# papers' 5.7, 7.6 and 3.7 M include a head of 19 classes.
 WITHOUT_HEAD = {
     "resnet18": 11_689_512 - 513_000,
     "resnet50": 25_557_032 - 2_049_000,
@@ -108,16 +110,16 @@ WITH_HEAD = {"ddrnet23-slim": 5.7e6, "pidnet-s": 7.6e6, "segformer-b0": 3.7e6}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_backbone_has_its_published_size(backbone: str) -> None:
+def test_parameter_count_is_the_published_one(backbone: str) -> None:
     model = network(backbone)
     parameters = sum(p.numel() for p in model.feature_extractor.parameters())
     assert parameters == WITHOUT_HEAD.get(backbone, parameters)
-    whole = sum(p.numel() for p in model.parameters())
-    assert whole == pytest.approx(WITH_HEAD.get(backbone, whole), rel=0.01)
+    with_head = sum(p.numel() for p in model.parameters())
+    assert with_head == pytest.approx(WITH_HEAD.get(backbone, with_head), rel=0.01)
 
 
 @pytest.mark.parametrize("backbone", [b for b in BACKBONES if b != "resnet101"])
-def test_features_and_logits_have_the_promised_shape_at_odd_multiples(backbone: str) -> None:
+def test_features_and_logits_have_the_documented_shape_at_odd_multiples_of_8(backbone: str) -> None:
     model = network(backbone)
     stride = 4 if backbone == "segformer-b0" else 8
     frames = torch.zeros(2, 72, 104, 3, dtype=torch.uint8)
@@ -133,17 +135,17 @@ def test_features_and_logits_have_the_promised_shape_at_odd_multiples(backbone: 
     [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))],
 )
 @torch.no_grad()
-def test_resnets_are_deeplabs_published_layout(backbone: str, blocks: tuple[int, ...]) -> None:
-    module, w = shaken(backbone)
-    x = picture(64, 72)
-    y = F.relu(normed(w, "bn1", F.conv2d(x, w["conv1.weight"], stride=2, padding=3)))
+def test_resnets_match_the_deeplab_architecture(backbone: str, blocks: tuple[int, ...]) -> None:
+    module, w = randomized(backbone)
+    x = random_input(64, 72)
+    y = F.relu(batch_norm(w, "bn1", F.conv2d(x, w["conv1.weight"], stride=2, padding=3)))
     y = F.max_pool2d(y, 3, 2, 1)
-    # (layer, stride, dilation of its first block, dilation of the rest)
+    # (layer, stride, dilation of the first block, dilation of the other blocks)
     for layer, stride, first, rest in ((1, 1, 1, 1), (2, 2, 1, 1), (3, 1, 1, 2), (4, 1, 2, 4)):
         y = F.relu(bottleneck(w, f"layer{layer}.0", y, stride, first))
         for b in range(1, blocks[layer - 1]):
             y = F.relu(bottleneck(w, f"layer{layer}.{b}", y, 1, rest))
-    same(module(x), y)
+    assert_equal(module(x), y)
     assert y.shape == (1, 2048, 8, 9)
 
 
@@ -151,24 +153,24 @@ def test_resnets_are_deeplabs_published_layout(backbone: str, blocks: tuple[int,
     ("backbone", "blocks"), [("resnet18", (2, 2, 2, 2)), ("resnet50", (3, 4, 6, 3))]
 )
 @torch.no_grad()
-def test_every_fourth_feature_is_that_of_the_network_trained_on_imagenet(
+def test_every_fourth_feature_equals_the_strided_imagenet_network(
     backbone: str, blocks: tuple[int, ...]
 ) -> None:
-    module, w = shaken(backbone)
+    module, w = randomized(backbone)
     block = basic if backbone == "resnet18" else bottleneck
-    x = picture(72, 104)
-    y = F.relu(normed(w, "bn1", F.conv2d(x, w["conv1.weight"], stride=2, padding=3)))
+    x = random_input(72, 104)
+    y = F.relu(batch_norm(w, "bn1", F.conv2d(x, w["conv1.weight"], stride=2, padding=3)))
     y = F.max_pool2d(y, 3, 2, 1)
     for layer, count in enumerate(blocks, 1):
         for b in range(count):
             y = F.relu(block(w, f"layer{layer}.{b}", y, 2 if layer > 1 and b == 0 else 1))
-    same(module(x)[:, :, ::4, ::4], y)
+    assert_equal(module(x)[:, :, ::4, ::4], y)
 
 
 @torch.no_grad()
-def test_vgg16_is_the_released_layout() -> None:
-    module, w = shaken("vgg16")
-    x = picture(64, 72)
+def test_vgg16_matches_the_released_architecture() -> None:
+    module, w = randomized("vgg16")
+    x = random_input(64, 72)
     y = x
     for stage in ((0, 2), (5, 7), (10, 12, 14)):
         for name in stage:
@@ -176,21 +178,21 @@ def test_vgg16_is_the_released_layout() -> None:
         y = F.max_pool2d(y, 2)
     for name, dilation in ((17, 1), (19, 1), (21, 1), (23, 2), (25, 2), (27, 2), (29, 4), (31, 4)):
         y = F.relu(conv(w, str(name), y, dilation=dilation))
-    same(module(x), y)
+    assert_equal(module(x), y)
     assert y.shape == (1, 1024, 8, 9) and len(w) == 2 * 15
 
 
-def test_vgg16_does_not_fade_where_it_starts_from_nothing() -> None:
-    x = picture(64, 64).float()
+def test_vgg16_activations_do_not_vanish_at_random_initialization() -> None:
+    x = random_input(64, 64).float()
     for layer in list(network("vgg16").feature_extractor["backbone"])[:29]:
         x = layer(x)
     assert x.std() > 0.01
 
 
 @torch.no_grad()
-def test_pidnet_is_the_published_layout() -> None:
-    module, w = shaken("pidnet-s")
-    x = picture(136, 200)
+def test_pidnet_matches_the_published_architecture() -> None:
+    module, w = randomized("pidnet-s")
+    x = random_input(136, 200)
 
     def layer(name: str, y: Tensor, blocks: int = 2, stride: int = 1) -> Tensor:
         for b in range(blocks):
@@ -198,11 +200,11 @@ def test_pidnet_is_the_published_layout() -> None:
         return y
 
     def conv_norm(name: str, y: Tensor) -> Tensor:
-        return normed(w, f"{name}.1", conv(w, f"{name}.0", y))
+        return batch_norm(w, f"{name}.1", conv(w, f"{name}.0", y))
 
     def norm_relu_conv(name: str, y: Tensor, first: int = 0, groups: int = 1) -> Tensor:
         return conv(
-            w, f"{name}.{first + 2}", F.relu(normed(w, f"{name}.{first}", y)), groups=groups
+            w, f"{name}.{first + 2}", F.relu(batch_norm(w, f"{name}.{first}", y)), groups=groups
         )
 
     def pag(name: str, p: Tensor, i: Tensor) -> Tensor:
@@ -222,8 +224,8 @@ def test_pidnet_is_the_published_layout() -> None:
         context = norm_relu_conv("spp.compression", torch.cat((local, refined), 1))
         return context + norm_relu_conv("spp.shortcut", y)
 
-    y = F.relu(normed(w, "conv1.1", conv(w, "conv1.0", x, 2)))
-    y = F.relu(normed(w, "conv1.4", conv(w, "conv1.3", y, 2)))
+    y = F.relu(batch_norm(w, "conv1.1", conv(w, "conv1.0", x, 2)))
+    y = F.relu(batch_norm(w, "conv1.4", conv(w, "conv1.3", y, 2)))
     eighth = F.relu(layer("layer2", F.relu(layer("layer1", y)), stride=2))
     i = F.relu(layer("layer3", eighth, 3, 2))
     p = pag("pag3", layer("layer3_", eighth), conv_norm("compression3", i))
@@ -233,22 +235,22 @@ def test_pidnet_is_the_published_layout() -> None:
     d = bottleneck(w, "layer4_d.0", F.relu(d)) + bilinear(conv_norm("diff4", i), eighth)
     p = bottleneck(w, "layer5_.0", F.relu(p))
     d = bottleneck(w, "layer5_d.0", F.relu(d))
-    # Neither bottleneck of the context branch ends in a ReLU.
+    # Neither bottleneck of the context branch has a final ReLU.
     i = bilinear(pappm(bottleneck(w, "layer5.1", bottleneck(w, "layer5.0", i, 2))), eighth)
     edge = 1 / (1 + torch.exp(-d))
-    want = conv_norm("dfm.conv_p", (1 - edge) * i + p) + conv_norm("dfm.conv_i", i + edge * p)
-    same(module(x), want)
+    expected = conv_norm("dfm.conv_p", (1 - edge) * i + p) + conv_norm("dfm.conv_i", i + edge * p)
+    assert_equal(module(x), expected)
 
 
 @torch.no_grad()
-def test_segformer_is_the_published_layout() -> None:
-    module, w = shaken("segformer-b0")
-    x = picture(72, 104)
+def test_segformer_matches_the_published_architecture() -> None:
+    module, w = randomized("segformer-b0")
+    x = random_input(72, 104)
 
     def layer_norm(name: str, y: Tensor, eps: float) -> Tensor:
-        """Over the channels of (B, C, h, w)."""
-        centerd = y - y.mean(1, keepdim=True)
-        scaled = centerd / (centerd.square().mean(1, keepdim=True) + eps).sqrt()
+        """Normalize over the channels of (B, C, h, w)."""
+        centered = y - y.mean(1, keepdim=True)
+        scaled = centered / (centered.square().mean(1, keepdim=True) + eps).sqrt()
         return scaled * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
 
     def linear(name: str, y: Tensor) -> Tensor:
@@ -256,13 +258,15 @@ def test_segformer_is_the_published_layout() -> None:
         return torch.einsum("dc,bchw->bdhw", w[f"{name}.weight"], y) + bias
 
     def attention(p: str, y: Tensor, heads: int, reduction: int) -> Tensor:
-        seen = y
+        reduced = y
         if reduction > 1:
-            seen = F.conv2d(y, w[f"{p}.sr.weight"], w[f"{p}.sr.bias"], reduction)
-            seen = layer_norm(f"{p}.norm", seen, 1e-5)
+            reduced = F.conv2d(y, w[f"{p}.sr.weight"], w[f"{p}.sr.bias"], reduction)
+            reduced = layer_norm(f"{p}.norm", reduced, 1e-5)
         channels = y.shape[1]
         query = linear(f"{p}.q", y).reshape(1, heads, -1, y[0, 0].numel())
-        key, value = linear(f"{p}.kv", seen).reshape(1, 2, heads, -1, seen[0, 0].numel()).unbind(1)
+        key, value = (
+            linear(f"{p}.kv", reduced).reshape(1, 2, heads, -1, reduced[0, 0].numel()).unbind(1)
+        )
         scores = torch.einsum("bhcq,bhck->bhqk", query, key) / math.sqrt(channels / heads)
         mixed = torch.einsum("bhqk,bhck->bhcq", scores.softmax(-1), value)
         return linear(f"{p}.proj", mixed.reshape(y.shape))
@@ -283,17 +287,17 @@ def test_segformer_is_the_published_layout() -> None:
             y = y + feed_forward(f"{p}.mlp", layer_norm(f"{p}.norm2", y, 1e-6))
         y = layer_norm(f"norm{stage}", y, 1e-6)
         maps.append(y)
-    # The published order: project, resize, concatenate from the smallest on, fuse.
+    # The published order: project, resize, concatenate starting with the smallest, fuse.
     resized = [
         bilinear(linear(f"decode_head.linear_c{i}.proj", maps[i - 1]), maps[0])
         for i in (4, 3, 2, 1)
     ]
     fused = conv(w, "decode_head.linear_fuse.conv", torch.cat(resized, 1))
-    same(module(x), F.relu(normed(w, "decode_head.linear_fuse.bn", fused)))
+    assert_equal(module(x), F.relu(batch_norm(w, "decode_head.linear_fuse.bn", fused)))
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet18", "pidnet-s", "segformer-b0"])
-def test_every_parameter_learns(backbone: str) -> None:
+def test_every_parameter_gets_a_gradient(backbone: str) -> None:
     model = network(backbone).train()
     model(torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)).square().mean().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

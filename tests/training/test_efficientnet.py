@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 against its published table, built a second time from plain functions.
+"""EfficientNet-Lite0 against an independent implementation of its published table.
 
-Its weights' file is imitated: the published names and shapes, random numbers, dead channels among them.
+The weights file is simulated: published names and shapes, random values, some dead channels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fada_deploy.training.models.segmentation import ModelSpec, SegmentationMode
 from fada_deploy.training.weights.pretrained import input_normalization, load_backbone
 
 NAME = "efficientnet-lite0"
-# Kernel, stride, expansion, channels in and out of the sixteen blocks.
+# Kernel, stride, expansion, input and output channels of the sixteen blocks.
 TABLE = [
     (3, 1, 1, 32, 16),
     (3, 2, 6, 16, 24), (3, 1, 6, 24, 24),
@@ -43,13 +43,14 @@ HEAD = ("_conv_head.", "_bn1.", "_fc.")
 
 
 def published_file() -> dict[str, Tensor]:
-    """Return random weights with the names and shapes of the published ones, some channels of them dead."""
+    """Return random weights with the published names and shapes; some channels are dead."""
     generator = torch.Generator().manual_seed(1)
     weights: dict[str, Tensor] = {}
 
     def conv(name: str, outer: int, inner: int, kernel: int) -> None:
         spread = torch.full((outer, 1, 1, 1), (2 / (inner * kernel**2)) ** 0.5)
-        # As in the published file, one channel is dead, and one is so quiet that the norm behind it sees its eps.
+        # As in the published file, one channel is dead, and one is so weak that the eps of its norm
+        # matters.
         spread[:2, 0, 0, 0] *= torch.tensor([0.0, 0.03])
         weights[f"{name}.weight"] = spread * torch.randn(
             outer, inner, kernel, kernel, generator=generator
@@ -90,7 +91,7 @@ def published_encoder(weights: dict[str, Tensor], x: Tensor) -> list[Tensor]:
     def conv(x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
         weight = weights[f"{name}.weight"]
         kernel = weight.shape[-1]
-        # TensorFlow: as many outputs as ⌈n / stride⌉, the missing pixels in halves, the odd one at the end.
+        # TensorFlow's "same" padding: ⌈n / stride⌉ outputs, an odd pixel goes at the end.
         missing = [max(0, (-(-n // stride) - 1) * stride + kernel - n) for n in x.shape[-2:]]
         (top, left), (bottom, right) = zip(*((m // 2, m - m // 2) for m in missing), strict=True)
         return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, stride=stride, groups=groups)
@@ -114,7 +115,7 @@ def published_encoder(weights: dict[str, Tensor], x: Tensor) -> list[Tensor]:
     return outputs
 
 
-def loaded(norm: str, weights: dict[str, Tensor]) -> EfficientNetLite:
+def load_network(norm: str, weights: dict[str, Tensor]) -> EfficientNetLite:
     torch.manual_seed(0)
     network = efficientnet_lite0(NORMS[norm])
     fitting = {n: t for n, t in weights.items() if not n.startswith(HEAD)}
@@ -122,12 +123,12 @@ def loaded(norm: str, weights: dict[str, Tensor]) -> EfficientNetLite:
     return network.eval()
 
 
-def segmenter(size_hw: tuple[int, int] = (64, 96)) -> SegmentationModel:
+def build_model(size_hw: tuple[int, int] = (64, 96)) -> SegmentationModel:
     torch.manual_seed(0)
     return SegmentationModel(ModelSpec(NAME, CITYSCAPES_19, size_hw, "batch")).eval()
 
 
-def test_its_names_and_parameters_are_the_published_ones_less_the_head() -> None:
+def test_names_and_parameter_counts_are_the_published_ones_without_the_head() -> None:
     encoder = {
         n for n in efficientnet_lite0(nn.BatchNorm2d).state_dict() if not n.startswith("pyramid.")
     }
@@ -141,28 +142,28 @@ def test_its_names_and_parameters_are_the_published_ones_less_the_head() -> None
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 @pytest.mark.parametrize("size_hw", [(64, 96), (72, 56)])
-def test_its_encoder_is_the_published_one(size_hw: tuple[int, int], norm: str) -> None:
-    """72x56 makes sides of 9 and 7, where the padding is even on both sides."""
+def test_encoder_matches_the_published_architecture(size_hw: tuple[int, int], norm: str) -> None:
+    """72x56 leads to feature sizes of 9 and 7, where the padding is symmetric."""
     weights = published_file()
-    network = loaded(norm, weights).double()
+    network = load_network(norm, weights).double()
     x = torch.randn(2, 3, *size_hw, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with torch.no_grad():
-        want = published_encoder({n: t.double() for n, t in weights.items()}, x)
-        got = network.encode(x)
-    assert [tuple(m.shape[1:2]) for m in got] == [(40,), (112,), (320,)]
-    for mine, block in zip(got, (4, 10, 15), strict=True):
-        torch.testing.assert_close(mine, want[block], rtol=1e-9, atol=1e-9)
+        expected = published_encoder({n: t.double() for n, t in weights.items()}, x)
+        maps = network.encode(x)
+    assert [tuple(m.shape[1:2]) for m in maps] == [(40,), (112,), (320,)]
+    for features, block in zip(maps, (4, 10, 15), strict=True):
+        torch.testing.assert_close(features, expected[block], rtol=1e-9, atol=1e-9)
 
 
-def test_an_even_map_is_padded_right_and_below() -> None:
+def test_map_of_even_size_is_padded_at_the_right_and_bottom() -> None:
     for kernel, margins in ((3, (0, 1, 0, 1)), (5, (1, 2, 1, 2))):
         conv = SameConv2d(1, 1, kernel, stride=2)
         x = torch.randn(1, 1, 8, 6)
         torch.testing.assert_close(conv(x), F.conv2d(F.pad(x, margins), conv.weight, stride=2))
 
 
-def test_its_pyramid_sums_three_levels_at_an_eighth() -> None:
-    network = loaded("batch", published_file())
+def test_pyramid_sums_three_levels_at_one_eighth() -> None:
+    network = load_network("batch", published_file())
     with torch.no_grad():
         maps = network.encode(torch.randn(1, 3, 64, 96))
         state = network.pyramid.state_dict()
@@ -172,14 +173,14 @@ def test_its_pyramid_sums_three_levels_at_an_eighth() -> None:
         )
         up = nn.Upsample(scale_factor=2, mode="bilinear")
         total = F.conv2d(eighth + up(sixteenth + up(coarse)), state["conv.weight"], padding=1)
-        # A norm that has seen nothing only divides by √(1 + eps).
-        want = F.relu(total / 1.001**0.5)
-        torch.testing.assert_close(network.pyramid(maps), want, rtol=1e-4, atol=1e-4)
-    assert want.shape == (1, network.out_channels, 8, 12)
+        # An untrained norm only divides by √(1 + eps).
+        expected = F.relu(total / 1.001**0.5)
+        torch.testing.assert_close(network.pyramid(maps), expected, rtol=1e-4, atol=1e-4)
+    assert expected.shape == (1, network.out_channels, 8, 12)
 
 
-def test_its_file_loads_key_by_key_and_nothing_else_moves(tmp_path: Path) -> None:
-    model, weights = segmenter(), published_file()
+def test_weights_file_sets_the_encoder_and_nothing_else(tmp_path: Path) -> None:
+    model, weights = build_model(), published_file()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     torch.save(weights, tmp_path / "lite0.pth")
     load_backbone(model, tmp_path / "lite0.pth")
@@ -191,35 +192,37 @@ def test_its_file_loads_key_by_key_and_nothing_else_moves(tmp_path: Path) -> Non
             assert torch.equal(tensor, weights[name.removeprefix(prefix)])
 
 
-def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_file_of_another_network_raises_a_one_line_model_error(tmp_path: Path) -> None:
     weights, path = published_file(), tmp_path / "lite0.pth"
-    whole = dict(weights)
+    complete = dict(weights)
     del weights["_blocks.3._bn1.running_var"]
     torch.save(weights, path)
     with pytest.raises(
-        ModelError, match=r"1 of \d+ parameters missing, 0 of.*_blocks\.3\._bn1\.running_var"
+        ModelError, match=r"1 of \d+ parameters missing, 0 .*: _blocks\.3\._bn1\.running_var"
     ):
-        load_backbone(segmenter(), path)
-    # As wide as another EfficientNet-Lite would be.
-    torch.save(whole | {"_blocks.9._project_conv.weight": torch.zeros(120, 672, 1, 1)}, path)
+        load_backbone(build_model(), path)
+    # A wider EfficientNet-Lite.
+    torch.save(complete | {"_blocks.9._project_conv.weight": torch.zeros(120, 672, 1, 1)}, path)
     with pytest.raises(
-        ModelError, match=r"0 of \d+ parameters missing, 1 of.*first _blocks\.9\._project"
+        ModelError, match=r"0 of \d+ parameters missing, 1 .*: _blocks\.9\._project"
     ) as wide:
-        load_backbone(segmenter(), path)
-    # As deep as another would be.
-    torch.save(whole | {"_blocks.16._project_conv.weight": torch.zeros(320, 1920, 1, 1)}, path)
-    with pytest.raises(ModelError, match=r"1 too many, the first _blocks\.16\._project") as deep:
-        load_backbone(segmenter(), path)
+        load_backbone(build_model(), path)
+    # A deeper EfficientNet-Lite.
+    torch.save(complete | {"_blocks.16._project_conv.weight": torch.zeros(320, 1920, 1, 1)}, path)
+    with pytest.raises(ModelError, match=r"1 unexpected.*: _blocks\.16\._project") as deep:
+        load_backbone(build_model(), path)
     assert "\n" not in f"{wide.value}{deep.value}"
 
 
-def test_its_export_is_static_and_the_same_network_at_two_batch_sizes(tmp_path: Path) -> None:
-    model = segmenter((96, 160))
+def test_exported_graph_is_static_and_equal_to_the_network_at_two_batch_sizes(
+    tmp_path: Path,
+) -> None:
+    model = build_model((96, 160))
     model.feature_extractor["backbone"].load_state_dict(published_file(), strict=False)
     path = tmp_path / "lite0.onnx"
     write_onnx(model, ModelMetadata(CITYSCAPES_19, (96, 160), "logits", True), path)
     nodes = onnx.load(str(path)).graph.node
-    # No shape is computed by the graph, and the uneven padding has become part of the convolutions.
+    # The graph computes no shapes, and the asymmetric padding is part of the convolutions.
     assert {node.op_type for node in nodes} == {
         "Cast", "Transpose", "Mul", "Add", "Conv", "Clip", "Relu", "Resize", "BatchNormalization"
     }  # fmt: skip
@@ -228,15 +231,16 @@ def test_its_export_is_static_and_the_same_network_at_two_batch_sizes(tmp_path: 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         frames = np.random.default_rng(batch).integers(0, 256, (batch, 96, 160, 3), np.uint8)
-        (got,) = session.run(None, {"frames": frames})
+        (actual,) = session.run(None, {"frames": frames})
         with torch.no_grad():
-            want = model(torch.from_numpy(frames)).numpy()
-        assert got.shape == (batch, 19, 12, 20)
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
+            expected = model(torch.from_numpy(frames)).numpy()
+        assert actual.shape == (batch, 19, 12, 20)
+        atol = 1e-4 * float(np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=atol)
 
 
-def test_it_learns_with_a_dead_channel() -> None:
-    model = segmenter().train()
+def test_gradients_are_finite_with_a_dead_channel() -> None:
+    model = build_model().train()
     model.feature_extractor["backbone"].load_state_dict(published_file(), strict=False)
     frames = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
     model(frames).logsumexp(1).mean().backward()
@@ -245,7 +249,7 @@ def test_it_learns_with_a_dead_channel() -> None:
 
 
 @pytest.mark.parametrize("init", [None, Path("lite0.pth")])
-def test_its_input_is_centerd_as_its_weights_were_trained(init: Path | None) -> None:
+def test_input_normalization_is_that_of_the_pretrained_weights(init: Path | None) -> None:
     mean, std, bgr = input_normalization(NAME, init)
     model = SegmentationModel(ModelSpec(NAME, CITYSCAPES_19, (64, 64), "batch", mean, std))
     frames = torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8)

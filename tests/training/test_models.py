@@ -1,4 +1,4 @@
-"""What all networks share: normalization, classifiers, frozen statistics, discriminators, refusals."""
+"""Parts common to all networks: normalization, heads, frozen norms, discriminators, checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(backbone: str, size_hw: tuple[int, int], norm: str = "batch") -> Seg
     return SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, size_hw, norm)).eval()
 
 
-def test_the_network_is_normalization_features_and_classifier() -> None:
+def test_model_is_normalization_features_and_classifier() -> None:
     model = network("ddrnet23-slim", (64, 72))
     frames = torch.randint(0, 256, (2, 64, 72, 3), dtype=torch.uint8)
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -37,7 +37,7 @@ def test_the_network_is_normalization_features_and_classifier() -> None:
         assert torch.equal(model(frames), model.classifier(features))
 
 
-def test_deeplabs_classifier_sums_four_rates() -> None:
+def test_aspp_classifier_sums_four_dilations() -> None:
     torch.manual_seed(0)
     classifier, features = ASPPClassifier(6, 3, nn.BatchNorm2d), torch.randn(1, 6, 30, 40)
     state = classifier.state_dict()
@@ -54,7 +54,7 @@ def test_deeplabs_classifier_sums_four_rates() -> None:
     torch.testing.assert_close(classifier(features), logits)
 
 
-def test_frozen_statistics_have_no_eps_and_take_torchvisions_keys() -> None:
+def test_frozen_batch_norm_has_no_eps_and_loads_torchvision_keys() -> None:
     frozen = FrozenBatchNorm2d(2)
     state = nn.BatchNorm2d(2).state_dict()
     state["running_var"] = torch.tensor([1e-6, 4.0])
@@ -64,25 +64,25 @@ def test_frozen_statistics_have_no_eps_and_take_torchvisions_keys() -> None:
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
-def test_folding_frozen_statistics_changes_neither_answers_nor_gradients(
+def test_folding_frozen_norms_changes_neither_outputs_nor_gradients(
     block: type[BasicBlock | Bottleneck],
 ) -> None:
-    """In training the norm goes into the convolution; outside it stays apart. In float64 both are one."""
+    """Only training mode folds the norm into the convolution; in float64 both modes agree."""
     torch.manual_seed(0)
     layer = block(6, 5, FrozenBatchNorm2d, stride=2, dilations=(2, 2)).double()
     for norm in (m for m in layer.modules() if isinstance(m, FrozenBatchNorm2d)):
         for buffer in norm.buffers():
             buffer.uniform_(0.5, 2)
     x = torch.randn(2, 6, 8, 10, dtype=torch.float64, requires_grad=True)
-    found = []
+    results = []
     for training in (True, False):
         out = layer.train(training)(x)
-        found.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
-    for folded, apart in zip(*found, strict=True):
-        torch.testing.assert_close(folded, apart, rtol=1e-10, atol=1e-10)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
+    for folded, separate in zip(*results, strict=True):
+        torch.testing.assert_close(folded, separate, rtol=1e-10, atol=1e-10)
 
 
-def test_discriminator_has_the_released_names_and_two_halves() -> None:
+def test_pixel_discriminator_has_the_released_names_and_two_halves() -> None:
     d = PixelDiscriminator(16, 3)
     assert set(d.state_dict()) == {
         f"{m}.{p}" for m in ("D.0", "D.2", "cls1", "cls2") for p in ("weight", "bias")
@@ -93,10 +93,10 @@ def test_discriminator_has_the_released_names_and_two_halves() -> None:
     assert out.shape == (1, 6, 4, 5) and (out[:, :3] > 50).all() and (out[:, 3:] < 50).all()
 
 
-def test_sizes_and_names_that_do_not_exist_are_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"cannot take 100x64.*multiples of 8.*nearest is 96x64"):
+def test_invalid_size_and_unknown_backbone_raise_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"100x64.*multiples of 8.*nearest size is 96x64"):
         network("ddrnet23-slim", (64, 100))
     with pytest.raises(
-        UsageError, match=r"no backbone 'resnet1'; there are resnet101, .*ddrnet23-slim"
+        UsageError, match=r"unknown backbone 'resnet1'; .*resnet101, .*ddrnet23-slim"
     ):
         network("resnet1", (64, 64))

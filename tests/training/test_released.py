@@ -1,4 +1,4 @@
-"""Checkpoints in the authors' layout, written and computed without our networks, against what is made of them."""
+"""Import of released checkpoints, against an independent implementation of their networks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ Weights = dict[str, Tensor]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 CAFFE = torch.tensor([103.939, 116.779, 123.68])  # blue, green, red
 RESNET101 = ((1, 64, 3, 1, 1, 1), (2, 128, 4, 2, 1, 1), (3, 256, 23, 1, 1, 2), (4, 512, 3, 1, 2, 4))
-# VGG-16 with two pools taken out: index: (channels in, out, dilation); a pool follows 2, 7 and 14's blocks.
-VGG = {0: (3, 64, 1), 2: (64, 64, 1), 5: (64, 128, 1), 7: (128, 128, 1), 10: (128, 256, 1), 12: (256, 256, 1),
-       14: (256, 256, 1), 17: (256, 512, 1), 19: (512, 512, 1), 21: (512, 512, 1), 23: (512, 512, 2),
-       25: (512, 512, 2), 27: (512, 512, 2), 29: (512, 1024, 4), 31: (1024, 1024, 4)}  # fmt: skip
+# VGG-16 without its last two pools: layer → (input channels, output channels, dilation). A pool
+# follows layers 2, 7 and 14.
+VGG = {
+    0: (3, 64, 1), 2: (64, 64, 1), 5: (64, 128, 1), 7: (128, 128, 1), 10: (128, 256, 1),
+    12: (256, 256, 1), 14: (256, 256, 1), 17: (256, 512, 1), 19: (512, 512, 1), 21: (512, 512, 1),
+    23: (512, 512, 2), 25: (512, 512, 2), 27: (512, 512, 2), 29: (512, 1024, 4),
+    31: (1024, 1024, 4),
+}  # fmt: skip
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:
@@ -36,7 +40,7 @@ def draw(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def resnet101_weights(*, tracked: bool) -> Weights:
-    """Random weights under the released names; variances small enough that an eps of 1e-5 shows."""
+    """Return random weights with the released names; small variances make an eps of 1e-5 matter."""
     g = torch.Generator().manual_seed(0)
     weights: Weights = {"backbone.conv1.weight": draw(g, 64, 3, 7, 7)}
 
@@ -180,14 +184,14 @@ CASES: dict[str, Callable[[], Case]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
-def test_an_imported_network_answers_as_the_authors_does(
+def test_imported_network_computes_the_logits_of_the_authors_network(
     kind: str,
     tmp_path: Path,
     streets: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Equal logits in torch, and in the ONNX file that export makes of the run."""
+    """Compare logits in torch and in the ONNX file that is exported from the run."""
     features, classifier, network, eps = CASES[kind]()
     path = checkpoint(
         tmp_path / "g2c.pth", features, classifier, prefix="module.", model_D={"a": torch.zeros(1)}
@@ -212,92 +216,96 @@ def test_an_imported_network_answers_as_the_authors_does(
 
     frames = open_dataset("cityscapes", streets / "cityscapes", split="val", space=model.spec.space)
     frame = torch.from_numpy(np.ascontiguousarray(frames.image(0)[:64, :96]))[None]
-    want = classify(double(classifier), network(double(features), frame, eps))
+    expected = classify(double(classifier), network(double(features), frame, eps))
     with torch.inference_mode():
-        got = model(frame)
-    scale = want.abs().max()
-    assert (got - want).abs().max() < 1e-4 * scale
+        actual = model(frame)
+    scale = expected.abs().max()
+    assert (actual - expected).abs().max() < 1e-4 * scale
     if kind == "frozen":
-        # The same weights with an eps are another network: the decision matters.
+        # With an eps, the same weights give a clearly different network.
         other = classify(double(classifier), network(double(features), frame, 1e-5))
-        assert (other - want).abs().max() > 1e-3 * scale
+        assert (other - expected).abs().max() > 1e-3 * scale
 
     fada("export", run)
     with RuntimeSegmenter(run / "export" / "model.onnx", backend="onnxruntime") as segmenter:
         onnx = segmenter.logits([frame[0].numpy()])
-    assert np.abs(onnx - want.numpy()).max() < 1e-4 * scale.item()
+    assert np.abs(onnx - expected.numpy()).max() < 1e-4 * scale.item()
 
 
 def small_vgg(tmp_path: Path, **more: Any) -> Path:
     return checkpoint(tmp_path / "v.pth", vgg16_weights(), classifier_weights(1024, 19), **more)
 
 
-def test_the_stage_and_size_are_told_by_the_file_or_by_the_user(tmp_path: Path) -> None:
-    found = read_released(small_vgg(tmp_path))
-    assert (found.stage, found.model.spec.size_hw) == ("source", (512, 1024))
-    found = read_released(small_vgg(tmp_path), stage="distill")
-    assert (found.stage, found.model.spec.size_hw, found.reason) == (
+def test_stage_and_size_come_from_the_file_or_from_the_caller(tmp_path: Path) -> None:
+    imported = read_released(small_vgg(tmp_path))
+    assert (imported.stage, imported.model.spec.size_hw) == ("source", (512, 1024))
+    imported = read_released(small_vgg(tmp_path), stage="distill")
+    assert (imported.stage, imported.model.spec.size_hw, imported.reason) == (
         "distill",
         (1024, 2048),
-        "as you say",
+        "given by --stage",
     )
-    found = read_released(small_vgg(tmp_path, model_D={}))
-    assert (found.stage, found.iteration, found.init_norm) == ("adversarial", 18000, "caffe")
-    # Whatever order a file has its names in.
+    imported = read_released(small_vgg(tmp_path, model_D={}))
+    assert (imported.stage, imported.iteration, imported.init_norm) == (
+        "adversarial",
+        18000,
+        "caffe",
+    )
+    # The order of the parameters in the file does not matter.
     backwards = dict(reversed(vgg16_weights().items()))
-    found = read_released(checkpoint(tmp_path / "b.pth", backwards, classifier_weights(1024, 19)))
-    first = found.model.feature_extractor["backbone"].state_dict()["0.weight"]
+    imported = read_released(
+        checkpoint(tmp_path / "b.pth", backwards, classifier_weights(1024, 19))
+    )
+    first = imported.model.feature_extractor["backbone"].state_dict()["0.weight"]
     assert torch.equal(first, vgg16_weights()["backbone.0.weight"].flip(1))
-    # torchvision's own VGG-16 as a start reads RGB, so its kernels stay as they are.
-    kept = read_released(small_vgg(tmp_path), init_norm="torchvision").model
-    first = kept.feature_extractor["backbone"].state_dict()["0.weight"]
+    # Weights initialized from torchvision's VGG-16 read RGB, so the kernels stay unchanged.
+    model = read_released(small_vgg(tmp_path), init_norm="torchvision").model
+    first = model.feature_extractor["backbone"].state_dict()["0.weight"]
     assert torch.equal(first, vgg16_weights()["backbone.0.weight"])
-    assert kept.spec.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert model.spec.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
-def test_what_is_no_released_checkpoint_is_said(tmp_path: Path) -> None:
+def test_other_files_and_options_raise_one_line_errors(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
     with pytest.raises(
-        ModelError, match="needs feature_extractor and classifier, and holds state_dict"
+        ModelError, match="must contain feature_extractor and classifier, but contains state_dict"
     ):
         read_released(tmp_path / "a.pth")
     torch.save([1, 2], tmp_path / "b.pth")
-    with pytest.raises(
-        ModelError, match=r"not a file of weights that can be read .it holds a list"
-    ):
+    with pytest.raises(ModelError, match=r"not a readable weights file .*list"):
         read_released(tmp_path / "b.pth")
     (tmp_path / "c.pth").write_text("words")
-    with pytest.raises(ModelError, match="not a file of weights"):
+    with pytest.raises(ModelError, match="not a readable weights file"):
         read_released(tmp_path / "c.pth")
     path = checkpoint(tmp_path / "d.pth", {"backbone.a": torch.zeros(1)}, classifier_weights(4, 19))
-    with pytest.raises(ModelError, match="neither VGG-16 nor ResNet-50 or -101"):
+    with pytest.raises(ModelError, match="VGG-16, ResNet-50 and ResNet-101"):
         read_released(path)
     less = vgg16_weights()
     del less["backbone.17.bias"]
     path = checkpoint(tmp_path / "e.pth", less, classifier_weights(1024, 19))
     with pytest.raises(
         ModelError,
-        match=r"with 19 classes: 1 parameters missing, .*backbone\.17\.bias is nothing, \(512,\)",
+        match=r"19 classes: 1 of \d+ parameters missing.*17\.bias, shape absent, expected \(512,\)",
     ):
         read_released(path)
     path = checkpoint(tmp_path / "f.pth", vgg16_weights(), classifier_weights(1024, 7))
-    with pytest.raises(ModelError, match=r"tells 7 classes apart.*give --label-space"):
+    with pytest.raises(ModelError, match=r"has 7 classes; use --label-space"):
         read_released(path)
-    with pytest.raises(UsageError, match="no stage 'last'"):
+    with pytest.raises(UsageError, match="unknown stage 'last'"):
         read_released(small_vgg(tmp_path), stage="last")
-    with pytest.raises(UsageError, match="no --init-norm 'bgr'; there are torchvision, caffe"):
+    with pytest.raises(UsageError, match=r"one of torchvision, caffe, .*got 'bgr'"):
         read_released(small_vgg(tmp_path), init_norm="bgr")
 
 
-def test_a_checkpoint_of_code_is_never_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     import os
     import pickle
 
-    class Evil:
+    class Exploit:
         def __reduce__(self) -> tuple[Any, ...]:
-            return (os.mkdir, (str(tmp_path / "owned"),))
+            return (os.mkdir, (str(tmp_path / "executed"),))
 
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"feature_extractor": Evil()}))
-    with pytest.raises(ModelError, match="not a file of weights"):
-        read_released(tmp_path / "evil.pth")
-    assert not (tmp_path / "owned").exists()
+    (tmp_path / "exploit.pth").write_bytes(pickle.dumps({"feature_extractor": Exploit()}))
+    with pytest.raises(ModelError, match="not a readable weights file"):
+        read_released(tmp_path / "exploit.pth")
+    assert not (tmp_path / "executed").exists()

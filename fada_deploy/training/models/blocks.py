@@ -1,4 +1,7 @@
-"""What several networks are made of: residual blocks under torchvision's parameter names, frozen normalization."""
+"""Building blocks shared by several backbones: residual blocks and frozen batch normalization.
+
+The residual blocks have torchvision's parameter names.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ Norm = Callable[[int], nn.Module]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalization with fixed statistics and scale, **without eps**, as in the released FADA code.
+    """Batch normalization with fixed statistics and affine parameters, and `eps` = 0.
 
-    A network whose weights were trained with a large one sets `eps`.
+    The released FADA code has no `eps` either. A backbone whose published weights depend on theirs
+    sets the attribute.
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,32 +31,32 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (B, C, H, W)."""
+        """Normalize features (B, C, H, W)."""
         scale, shift = self.affine()
         return x * scale[:, None, None] + shift[:, None, None]
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Return what it comes to: a scale and a shift a channel."""
+        """Return the equivalent scale and shift per channel, (C,) each."""
         buffers = cast("dict[str, Tensor]", self._buffers)
         scale = buffers["weight"] * (buffers["running_var"] + self.eps).rsqrt()
         return scale, buffers["bias"] - buffers["running_mean"] * scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # torchvision counts batches in every norm; frozen statistics have nothing to count.
+        # torchvision's batch normalization also stores a batch counter, which has no use here.
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-# What a run may ask of its normalization layers.
+# Normalization layers by the name used in `ModelSpec.norm`.
 NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
 
 
 def normalized(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Return norm(conv(x)).
+    """Return norm(conv(x)), for a convolution without bias.
 
-    In training a frozen norm is folded into the convolution's weights and bias: two walks through the
-    activations less, and one tensor of them less to keep for the backward pass. What is exported keeps
-    both apart, as plain weights.
+    In training mode a frozen norm is folded into the weights of the convolution. This saves two
+    passes over the activations and one activation tensor in the backward pass. In evaluation mode
+    both stay separate, so that an exported graph contains the plain weights.
     """
     if not (norm.training and isinstance(norm, FrozenBatchNorm2d)):
         result: Tensor = norm(conv(x))
@@ -65,7 +69,7 @@ def normalized(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class Shortcut(nn.Sequential):
-    """The 1×1 projection that a shortcut needs where shapes change, with its norm."""
+    """A 1×1 convolution and a norm, for a residual shortcut whose shapes differ."""
 
     def __init__(self, inner: int, outer: int, norm: Norm, *, stride: int) -> None:
         super().__init__(nn.Conv2d(inner, outer, 1, stride, bias=False), norm(outer))
@@ -82,14 +86,15 @@ def resize_to(x: Tensor, like: Tensor) -> Tensor:
 
 
 def conv3x3(inner: int, outer: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Return a 3×3 convolution that keeps the size at stride 1."""
+    """Return a 3×3 convolution without bias that preserves the size at stride 1."""
     return nn.Conv2d(inner, outer, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut; `final_relu` off leaves the sum signed.
+    """A residual block of two 3×3 convolutions.
 
-    `dilations`: of the first convolution, where a stride would stand, and of the second, behind it.
+    `stride` applies to the first convolution, `dilations` to the first and the second. Without
+    `final_relu` the sum is returned as it is, for a caller that applies the ReLU itself.
     """
 
     expansion = 1
@@ -122,9 +127,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 and a shortcut; the stride and the first of `dilations` sit on the 3×3.
+    """A residual block of a 1×1, a 3×3 and a 1×1 convolution.
 
-    Nothing behind the 3×3 looks around, so the second of `dilations` is for `BasicBlock` alone.
+    `stride` and `dilations[0]` apply to the 3×3 convolution. `dilations[1]` is unused; it makes the
+    signature that of `BasicBlock`.
     """
 
     expansion = 4
@@ -161,14 +167,14 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(inner: int, outer: int, norm: Norm, *, stride: int) -> Shortcut | None:
-    """Return a shortcut's projection, or None where shapes already agree."""
+    """Return the projection of a residual shortcut, or None if the shapes already agree."""
     return None if stride == 1 and inner == outer else Shortcut(inner, outer, norm, stride=stride)
 
 
-def signed_layer(
+def basic_layer(
     inner: int, planes: int, norm: Norm, *, blocks: int = 2, stride: int = 1
 ) -> nn.Sequential:
-    """Return basic blocks of which the last leaves its sum signed; whoever reads it applies the ReLU."""
+    """Return a sequence of basic blocks, the last one without its final ReLU."""
     layer = [BasicBlock(inner, planes, norm, stride=stride)]
     layer += [BasicBlock(planes, planes, norm) for _ in range(blocks - 2)]
     return nn.Sequential(*layer, BasicBlock(planes, planes, norm, final_relu=False))

@@ -1,4 +1,4 @@
-"""Classifiers: features → logits at the features' resolution."""
+"""Segmentation heads: features to logits at the same resolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fada_deploy.training.models.blocks import Norm, conv3x3
 
 
 class ASPPClassifier(nn.Module):
-    """DeepLab-v2's classifier: four dilated 3×3 convolutions, summed."""
+    """The head of DeepLab-v2: the sum of four 3×3 convolutions with dilations 6, 12, 18 and 24."""
 
     def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ASPPClassifier(nn.Module):
 
 
 class SegmentHead(nn.Module):
-    """DDRNet's and PIDNet's classifier: normalize, 3×3 to `hidden` channels, normalize, 1×1 to the classes."""
+    """The head of DDRNet and PIDNet: BN-ReLU-3×3 to `hidden` channels, then BN-ReLU-1×1 to K."""
 
     def __init__(self, channels: int, num_classes: int, norm: Norm, *, hidden: int = 64) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SegmentHead(nn.Module):
 
 
 class PointClassifier(nn.Module):
-    """SegFormer's classifier: one 1×1 convolution."""
+    """The head of SegFormer: one 1×1 convolution. Takes `norm` only for the common signature."""
 
     def __init__(self, channels: int, num_classes: int, norm: Norm) -> None:
         super().__init__()

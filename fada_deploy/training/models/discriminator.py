@@ -1,4 +1,4 @@
-"""Discriminators: what the adversarial stage holds the two domains apart with."""
+"""Domain discriminators of the adversarial stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class PixelDiscriminator(nn.Module):
-    """FADA's discriminator, with the released code's parameter names.
+    """The class-level discriminator of FADA, with the parameter names of the released code.
 
-    The first K outputs say "source, class k", the last K "target, class k". With K = 1 it is the
-    traditional two-way discriminator.
+    Of its 2K outputs, output k is the logit of "source, class k" and output K + k that of
+    "target, class k". With K = 1 it is the usual binary domain discriminator.
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -25,16 +25,16 @@ class PixelDiscriminator(nn.Module):
         self.cls2 = nn.Conv2d(128, num_classes, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, 2K, h, w)."""
+        """Map features (B, C, h, w) to domain logits (B, 2K, h, w)."""
         hidden = self.D(features)
         return torch.cat((self.cls1(hidden), self.cls2(hidden)), 1)
 
 
 class OutputDiscriminator(nn.Module):
-    """The discriminator of AdaptSegNet and ADVENT: five strided convolutions over a map of K channels.
+    """The output-level discriminator of AdaptSegNet and ADVENT: five strided convolutions.
 
-    Its one logit z for "target" is given out as the two-way domain logits (0, z), whose softmax is
-    the sigmoid of z.
+    Its single logit z of "target" is returned as the two domain logits (0, z), because their
+    softmax equals the sigmoid of z.
     """
 
     def __init__(self, num_classes: int, planes: int = 64) -> None:
@@ -46,6 +46,6 @@ class OutputDiscriminator(nn.Module):
         self.D = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 2, padding=1))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map (B, K, H, W) to (B, 2, H / 32, W / 32); H and W of at least 32."""
+        """Map output maps (B, K, H, W) to domain logits (B, 2, H/32, W/32); H and W at least 32."""
         target = self.D(maps)
         return torch.cat((torch.zeros_like(target), target), 1)

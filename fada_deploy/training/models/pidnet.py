@@ -1,8 +1,8 @@
 """PIDNet-S (Xu et al., CVPR 2023): a detail, a context and a boundary branch, fused at 1/8.
 
-The published widths and the published parameter names, so that its ImageNet weights load. The auxiliary
-heads of the published training are not part of the network that is deployed. What ImageNet weights leave
-out starts as PyTorch starts it: from random weights that learned faster than the published initialization.
+Widths and parameter names are the published ones, so that the published ImageNet weights load. The
+auxiliary heads of the published training are not part of the network. Parameters without ImageNet
+weights start from PyTorch's default initialization, which learns faster than the published one.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from fada_deploy.training.models.blocks import (
     BasicBlock,
     Bottleneck,
     Norm,
+    basic_layer,
     conv3x3,
     resize_to,
-    signed_layer,
 )
 from fada_deploy.training.models.pyramids import PAPPM
 
-# What its ImageNet weights leave out: the boundary branch and all that needs it, and the pyramid.
+# Prefixes of the parameters without ImageNet weights: the boundary branch, the modules that depend
+# on it, and the pyramid pooling.
 NOT_PRETRAINED = ("layer3_d.", "layer4_d.", "layer5_d.", "diff3.", "diff4.", "spp.", "dfm.")
 
 
 class PagFM(nn.Module):
-    """Pixel-attention-guided fusion: each pixel takes from the context as much as it resembles it."""
+    """Pixel-attention-guided fusion: blend each pixel with the context by their similarity."""
 
     def __init__(self, channels: int, inner: int, norm: Norm) -> None:
         super().__init__()
@@ -34,14 +35,14 @@ class PagFM(nn.Module):
 
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
         """Blend (B, C, h, w) with a context (B, C, h', w'); return (B, C, h, w)."""
-        likeness = (self.f_x(detail) * resize_to(self.f_y(context), detail)).sum(1, keepdim=True)
-        share = likeness.sigmoid()
-        blended: Tensor = (1 - share) * detail + share * resize_to(context, detail)
+        similarity = (self.f_x(detail) * resize_to(self.f_y(context), detail)).sum(1, keepdim=True)
+        weight = similarity.sigmoid()
+        blended: Tensor = (1 - weight) * detail + weight * resize_to(context, detail)
         return blended
 
 
 class LightBag(nn.Module):
-    """Boundary-attention-guided fusion: details count at boundaries, context within them."""
+    """Boundary-attention-guided fusion: details dominate at boundaries, context elsewhere."""
 
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class LightBag(nn.Module):
         self.conv_i = _conv_norm(channels, channels, norm)
 
     def forward(self, detail: Tensor, context: Tensor, boundary: Tensor) -> Tensor:
-        """Fuse three (B, C, h, w) into one."""
+        """Fuse three feature maps (B, C, h, w) into one of the same shape."""
         edge = boundary.sigmoid()
         fused: Tensor = self.conv_p((1 - edge) * context + detail) + self.conv_i(
             context + edge * detail
@@ -58,9 +59,10 @@ class LightBag(nn.Module):
 
 
 class PIDNet(nn.Module):
-    """(B, 3, H, W) normalized RGB → fused features (B, 128, H/8, W/8); H and W divisible by 8.
+    """Map normalized RGB (B, 3, H, W) to features (B, 128, H/8, W/8); H and W divisible by 8.
 
-    The published names: `layer3_` and on are the detail branch, `layer3_d` and on the boundary branch.
+    In the published names, `layer3_`, `layer4_`, … are the detail branch and `layer3_d`,
+    `layer4_d`, … the boundary branch.
     """
 
     out_channels = 128
@@ -72,10 +74,10 @@ class PIDNet(nn.Module):
             nn.Conv2d(3, planes, 3, 2, padding=1), norm(planes), nn.ReLU(),
             nn.Conv2d(planes, planes, 3, 2, padding=1), norm(planes), nn.ReLU(),
         )  # fmt: skip
-        self.layer1 = signed_layer(planes, planes, norm)
-        self.layer2 = signed_layer(planes, high, norm, stride=2)
-        self.layer3 = signed_layer(high, planes * 4, norm, blocks=3, stride=2)
-        self.layer4 = signed_layer(planes * 4, planes * 8, norm, blocks=3, stride=2)
+        self.layer1 = basic_layer(planes, planes, norm)
+        self.layer2 = basic_layer(planes, high, norm, stride=2)
+        self.layer3 = basic_layer(high, planes * 4, norm, blocks=3, stride=2)
+        self.layer4 = basic_layer(planes * 4, planes * 8, norm, blocks=3, stride=2)
         self.layer5 = nn.Sequential(
             _bottleneck(planes * 8, planes * 8, norm, stride=2),
             _bottleneck(planes * 16, planes * 8, norm),
@@ -84,8 +86,8 @@ class PIDNet(nn.Module):
         self.compression4 = _conv_norm(planes * 8, high, norm)
         self.pag3 = PagFM(high, planes, norm)
         self.pag4 = PagFM(high, planes, norm)
-        self.layer3_ = signed_layer(high, high, norm)
-        self.layer4_ = signed_layer(high, high, norm)
+        self.layer3_ = basic_layer(high, high, norm)
+        self.layer4_ = basic_layer(high, high, norm)
         self.layer5_ = nn.Sequential(_bottleneck(high, high, norm))
         self.layer3_d = BasicBlock(high, planes, norm, final_relu=False)
         self.layer4_d = nn.Sequential(_bottleneck(planes, planes, norm))
@@ -96,7 +98,7 @@ class PIDNet(nn.Module):
         self.dfm = LightBag(planes * 4, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the fused features."""
+        """Map (B, 3, H, W) to (B, 128, H/8, W/8)."""
         eighth = F.relu(self.layer2(F.relu(self.layer1(self.conv1(x)))))
         context = F.relu(self.layer3(eighth))
         detail = self.pag3(self.layer3_(eighth), self.compression3(context))
@@ -120,5 +122,5 @@ def _bottleneck(inner: int, planes: int, norm: Norm, *, stride: int = 1) -> Bott
 
 
 def pidnet_s(norm: Norm) -> PIDNet:
-    """Return PIDNet-S, 7.6 M parameters with its head."""
+    """Return PIDNet-S: 7.6 M parameters including its segmentation head."""
     return PIDNet(norm)

@@ -1,4 +1,4 @@
-"""Pyramid pooling: context of five sizes at the coarsest features, DDRNet's DAPPM and PIDNet's PAPPM."""
+"""Pyramid pooling over five context sizes: DAPPM of DDRNet and PAPPM of PIDNet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fada_deploy.training.models.blocks import Norm, conv3x3, resize_to
 
 
 class DAPPM(nn.Module):
-    """Deep aggregation pyramid pooling: each context is refined on top of the one before."""
+    """Deep aggregation pyramid pooling: each context is added to the previous one and refined."""
 
     def __init__(self, inner: int, branch: int, outer: int, norm: Norm) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DAPPM(nn.Module):
 
 
 class PAPPM(nn.Module):
-    """Parallel aggregation pyramid pooling: the contexts are refined side by side, in one grouped convolution."""
+    """Parallel aggregation pyramid pooling: one grouped convolution refines all contexts."""
 
     def __init__(self, inner: int, branch: int, outer: int, norm: Norm) -> None:
         super().__init__()
@@ -54,14 +54,18 @@ class PAPPM(nn.Module):
 
 
 def norm_relu_conv(inner: int, outer: int, norm: Norm, *, kernel: int) -> list[nn.Module]:
-    """Return the pre-activated convolution that a pyramid is made of."""
+    """Return the layers of a pre-activated convolution: norm, ReLU, convolution."""
     conv = nn.Conv2d(inner, outer, 1, bias=False) if kernel == 1 else conv3x3(inner, outer)
     return [norm(inner), nn.ReLU(), conv]
 
 
 def _context(i: int, inner: int, branch: int, norm: Norm) -> nn.Sequential:
-    """Return one of five contexts: the features as they are, three windows, the whole picture."""
+    """Return context `i`: 0 the unpooled features, 1-3 growing windows, 4 the entire image."""
     pools: tuple[list[nn.Module], ...] = (
-        [], [nn.AvgPool2d(5, 2, 2)], [nn.AvgPool2d(9, 4, 4)], [nn.AvgPool2d(17, 8, 8)], [nn.AdaptiveAvgPool2d(1)],
-    )  # fmt: skip
+        [],
+        [nn.AvgPool2d(5, 2, 2)],
+        [nn.AvgPool2d(9, 4, 4)],
+        [nn.AvgPool2d(17, 8, 8)],
+        [nn.AdaptiveAvgPool2d(1)],
+    )
     return nn.Sequential(*pools[i], *norm_relu_conv(inner, branch, norm, kernel=1))

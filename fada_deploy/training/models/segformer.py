@@ -1,6 +1,6 @@
-"""SegFormer-B0 (Xie et al., NeurIPS 2021): a hierarchical transformer with a decoder of pointwise layers, at 1/4.
+"""SegFormer-B0 (Xie et al., NeurIPS 2021): a hierarchical transformer with an MLP decoder at 1/4.
 
-The published widths and the published parameter names, so that its ImageNet weights (MiT-B0) load.
+Widths and parameter names are the published ones, so that its ImageNet weights (MiT-B0) load.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ Size = tuple[int, int]
 
 
 def to_map(tokens: Tensor, size_hw: Size) -> Tensor:
-    """Lay tokens (B, h · w, C) out as (B, C, h, w)."""
-    laid_out: Tensor = tokens.transpose(1, 2).unflatten(2, size_hw)
-    return laid_out
+    """Reshape tokens (B, h · w, C) to a map (B, C, h, w)."""
+    x: Tensor = tokens.transpose(1, 2).unflatten(2, size_hw)
+    return x
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """Flatten (B, C, h, w) to tokens (B, h · w, C)."""
+    """Reshape a map (B, C, h, w) to tokens (B, h · w, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply a linear layer of weight (D, C) and bias (D,) to each pixel of (B, C, h, w)."""
+    """Apply a linear layer with weight (D, C) and bias (D,) to each pixel of (B, C, h, w)."""
     return F.conv2d(x, weight[:, :, None, None], bias)
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches → tokens; `stride` times smaller."""
+    """Embed overlapping patches as tokens, reducing the resolution by `stride`."""
 
     def __init__(self, inner: int, outer: int, *, kernel: int, stride: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys and values are of a map `reduction` times smaller."""
+    """Self-attention with keys and values from a map downsampled by `reduction`."""
 
     def __init__(self, channels: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -58,41 +58,41 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, size_hw: Size) -> Tensor:
-        """Map tokens (B, h · w, C) to tokens of the same shape."""
-        seen = tokens
+        """Map tokens (B, h · w, C) to the same shape."""
+        reduced = tokens
         if self.reduction > 1:
-            seen = self.norm(to_tokens(self.sr(to_map(tokens, size_hw))))
-        key, value = (self._split(part) for part in self.kv(seen).chunk(2, -1))
-        # Written out: PyTorch's own attention is exported with a computation of shapes around it.
-        likeness = self._split(self.q(tokens)) * self.scale @ key.transpose(2, 3)
-        mixed = likeness.softmax(-1) @ value
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+            reduced = self.norm(to_tokens(self.sr(to_map(tokens, size_hw))))
+        key, value = (self._split_heads(part) for part in self.kv(reduced).chunk(2, -1))
+        # Written out because F.scaled_dot_product_attention exports shape computations to ONNX.
+        scores = self._split_heads(self.q(tokens)) * self.scale @ key.transpose(2, 3)
+        attended = scores.softmax(-1) @ value
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return out
 
-    def _split(self, tokens: Tensor) -> Tensor:
+    def _split_heads(self, tokens: Tensor) -> Tensor:
         """Map (B, N, C) to (B, heads, N, C / heads)."""
         split: Tensor = tokens.unflatten(2, (self.heads, -1))
         return split.transpose(1, 2)
 
 
 class DepthwiseConv(nn.Module):
-    """The 3×3 by which the network knows where a token stands, under its published name."""
+    """The depthwise 3×3 convolution of `MixFFN`; it gives the tokens positional information."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to a map of the same shape."""
+        """Map (B, C, h, w) to the same shape."""
         out: Tensor = self.dwconv(x)
         return out
 
 
 class MixFFN(nn.Module):
-    """Two pointwise layers with a depthwise convolution between them.
+    """Two pointwise layers with a depthwise convolution in between.
 
-    All on maps: the hidden ones are four times as wide as the tokens, and to transpose them costs more than
-    to multiply them.
+    It works on maps instead of tokens: the hidden layer is four times as wide as the tokens, and
+    transposing it costs more than the matrix multiplications.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -102,13 +102,13 @@ class MixFFN(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to a map of the same shape."""
+        """Map (B, C, h, w) to the same shape."""
         hidden = F.gelu(self.dwconv(pointwise(x, self.fc1.weight, self.fc1.bias)))
         return pointwise(hidden, self.fc2.weight, self.fc2.bias)
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and beside a shortcut."""
+    """An attention and a feed-forward layer, each with a LayerNorm before it and a shortcut."""
 
     def __init__(self, channels: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -118,14 +118,14 @@ class Block(nn.Module):
         self.mlp = MixFFN(channels, 4 * channels)
 
     def forward(self, tokens: Tensor, size_hw: Size) -> Tensor:
-        """Map tokens (B, h · w, C) to tokens of the same shape."""
+        """Map tokens (B, h · w, C) to the same shape."""
         tokens = tokens + self.attn(self.norm1(tokens), size_hw)
         out: Tensor = tokens + to_tokens(self.mlp(to_map(self.norm2(tokens), size_hw)))
         return out
 
 
 class Projection(nn.Module):
-    """A pointwise layer under its published name."""
+    """A pointwise layer with its published parameter names."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Projection(nn.Module):
 
 
 class Fuse(nn.Module):
-    """A pointwise layer and its normalization under their published names."""
+    """A pointwise layer and its normalization with their published parameter names."""
 
     def __init__(self, inner: int, outer: int, norm: Norm) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Fuse(nn.Module):
 
 
 class Decoder(nn.Module):
-    """All maps projected to one width, resized to the largest, concatenated and fused."""
+    """Project all maps to one width, resize them to the largest, concatenate and fuse them."""
 
     def __init__(self, widths: tuple[int, ...], outer: int, norm: Norm) -> None:
         super().__init__()
@@ -153,10 +153,11 @@ class Decoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map (B, C_i, h_i, w_i), the largest first, to (B, outer, h_1, w_1).
 
-        Projecting, resizing, concatenating and fusing are linear, and the pointwise ones commute with
-        resizing: their product is applied to each map at its own size, for a twentieth of the arithmetic.
+        All steps are linear, and the pointwise ones commute with resizing. The product of
+        projection and fusion is therefore applied to each map at its own size, with a twentieth of
+        the arithmetic of the published order.
         """
-        # The published concatenation begins with the smallest map.
+        # The published concatenation starts with the smallest map.
         slices = reversed(self.linear_fuse.conv.weight[:, :, 0, 0].chunk(len(maps), 1))
         fused = maps[0].new_zeros(())
         for i, (x, fuse) in enumerate(zip(maps, slices, strict=True), 1):
@@ -168,7 +169,7 @@ class Decoder(nn.Module):
 
 
 class SegFormer(nn.Module):
-    """(B, 3, H, W) normalized RGB → fused features (B, 256, H/4, W/4); H and W divisible by 8."""
+    """Map normalized RGB (B, 3, H, W) to features (B, 256, H/4, W/4); H and W divisible by 8."""
 
     out_channels = 256
 
@@ -187,7 +188,7 @@ class SegFormer(nn.Module):
         self.decode_head = Decoder(widths, self.out_channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the fused features."""
+        """Map (B, 3, H, W) to (B, 256, H/4, W/4)."""
         maps = []
         for i in range(1, 5):
             tokens, size_hw = self.get_submodule(f"patch_embed{i}")(x)
@@ -200,7 +201,7 @@ class SegFormer(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    """Start the encoder as published; the decoder starts as PyTorch starts it."""
+    """Initialize an encoder layer as published; the decoder keeps PyTorch's initialization."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -214,5 +215,8 @@ def _initialize(module: nn.Module) -> None:
 
 
 def segformer_b0(norm: Norm) -> SegFormer:
-    """Return SegFormer-B0, 3.7 M parameters with its head; `norm` is the decoder's, the rest are LayerNorms."""
+    """Return SegFormer-B0: 3.7 M parameters including its segmentation head.
+
+    `norm` applies to the decoder; the encoder has LayerNorms.
+    """
     return SegFormer(norm)

@@ -1,4 +1,4 @@
-"""The network that is trained, exported and compared with: frames in, logits out."""
+"""The segmentation network that is trained and exported: uint8 frames in, logits out."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ from fada_deploy.training.models.segformer import segformer_b0
 
 @dataclass(frozen=True)
 class Architecture:
-    """A backbone with the classifier it is published with.
+    """A backbone and the segmentation head it is published with.
 
-    `multiple`: what height and width must be multiples of. `not_pretrained`: beginnings of the names that its
-    ImageNet weights leave out; `renames`: beginnings they have → ours; `init_norm`: how their input is
-    normalized, a name in `init.INPUT_NORMALIZATIONS`, or None where the names do not tell.
+    Attributes:
+        backbone: Builds the backbone from a constructor of norm layers.
+        classifier: Builds the head from (input channels, number of classes, norm constructor).
+        multiple: Input height and width must be multiples of this.
+        not_pretrained: Prefixes of the parameters that the ImageNet weights do not contain.
+        renames: Prefixes of parameter names in ImageNet weights → prefixes in this package.
+        init_norm: Input normalization of the ImageNet weights, a key of
+            `pretrained.INPUT_NORMALIZATIONS`; None if files of several kinds exist.
+        has_norms: Whether the backbone has normalization layers.
     """
 
     backbone: Callable[[Norm], Any]
@@ -40,7 +46,7 @@ class Architecture:
 
     @property
     def fully_pretrained(self) -> bool:
-        """Whether ImageNet weights fill all of it, so that its normalization can be frozen."""
+        """Whether ImageNet weights cover the entire backbone, so that its norms can be frozen."""
         return not self.not_pretrained
 
 
@@ -62,14 +68,23 @@ BACKBONES = {
     "segformer-b0": Architecture(segformer_b0, PointClassifier, not_pretrained=("decode_head.",)),
 }  # fmt: skip
 
-# torchvision's ImageNet statistics, RGB in 0…1; the normalization of most weights that a backbone starts from.
+# Channel statistics of ImageNet as in torchvision, RGB in 0…1. Most pretrained weights expect them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build a network into which its weights fit."""
+    """Everything needed to build the network for a weights file.
+
+    Attributes:
+        backbone: A key of `BACKBONES`.
+        space: Label space; its classes are the output channels.
+        size_hw: Input height and width in pixels.
+        norm: Normalization layers, a key of `blocks.NORMS`.
+        mean: Mean of the input channels, RGB in 0…1.
+        std: Standard deviation of the input channels, RGB in 0…1.
+    """
 
     backbone: str
     space: LabelSpace
@@ -79,7 +94,7 @@ class ModelSpec:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready description; `from_dict` reads it back."""
+        """Return a JSON-serializable description, readable by `from_dict`."""
         return {
             "backbone": self.backbone,
             "label_space": self.space.to_dict(),
@@ -91,7 +106,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Read what `to_dict` wrote; raise `KeyError` or `ValueError` on anything else."""
+        """Read the result of `to_dict`; raise `KeyError` or `ValueError` for anything else."""
         height, width = (int(v) for v in data["size_hw"])
         mean, std = (
             cast("tuple[float, float, float]", tuple(map(float, data[k]))) for k in ("mean", "std")
@@ -101,26 +116,28 @@ class ModelSpec:
 
 
 class Normalize(nn.Module):
-    """uint8 RGB frames (B, H, W, 3) → (B, 3, H, W) float, with the statistics the weights were born with."""
+    """Normalize uint8 RGB frames: (B, H, W, 3) to (B, 3, H, W) float, (x / 255 − mean) / std."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        # One multiplication and one addition per value: (x / 255 − mean) / std.
+        # One multiplication and one addition per value.
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)), persistent=False)
         self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
     def forward(self, frames_bhwc: Tensor) -> Tensor:
-        """Normalize; the cast comes before the permutation, which TensorRT cannot do on uint8."""
+        """Return the normalized frames."""
         buffers = cast("dict[str, Tensor]", self._buffers)
+        # Cast first: TensorRT cannot permute uint8.
         x = frames_bhwc.float().permute(0, 3, 1, 2)
         return x * buffers["scale"][:, None, None] + buffers["shift"][:, None, None]
 
 
 class SegmentationModel(nn.Module):
-    """Normalization, feature extractor F and classifier G.
+    """A segmentation network: input normalization, feature extractor F and classifier G.
 
-    `forward`: uint8 RGB (B, H, W, 3) → logits (B, K, h, w) at the network's own resolution, to be
-    upsampled with align_corners, as it was trained.
+    Maps uint8 RGB frames (B, H, W, 3) to logits (B, K, h, w) at the resolution of the features. To
+    get labels, upsample the logits bilinearly with `align_corners`, as in training. Raise
+    `UsageError` for an unknown backbone or an unsupported input size.
     """
 
     align_corners = True
@@ -133,35 +150,36 @@ class SegmentationModel(nn.Module):
         self.normalize = Normalize(spec.mean, spec.std)
         backbone = architecture.backbone(norm)
         self.channels: int = backbone.out_channels
-        # The released checkpoints name the extractor's parameters backbone.*
+        # In the released checkpoints, parameters of the extractor are named backbone.*
         self.feature_extractor = nn.ModuleDict({"backbone": backbone})
         self.classifier = architecture.classifier(self.channels, spec.space.num_classes, norm)
 
     def features(self, frames_bhwc: Tensor) -> Tensor:
-        """Return F's features (B, C, h, w)."""
+        """Return the features F(x), (B, C, h, w)."""
         features: Tensor = self.feature_extractor["backbone"](self.normalize(frames_bhwc))
         return features
 
     def forward(self, frames_bhwc: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits G(F(x)), (B, K, h, w)."""
         logits: Tensor = self.classifier(self.features(frames_bhwc))
         return logits
 
 
 def find_backbone(name: str) -> Architecture:
-    """Return an architecture by name; raise `UsageError` listing the names."""
+    """Return the architecture of a backbone name; raise `UsageError` if it is unknown."""
     if name not in BACKBONES:
-        raise UsageError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
+        raise UsageError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
 def check_size(backbone: str, size_hw: tuple[int, int]) -> None:
-    """Raise `UsageError` for an input size the network cannot take."""
+    """Raise `UsageError` if the network does not support an input size."""
     multiple = find_backbone(backbone).multiple
     height, width = size_hw
     if height % multiple or width % multiple or min(size_hw) < 8 * multiple:
-        near = [max(8 * multiple, round(v / multiple) * multiple) for v in size_hw]
+        nearest = [max(8 * multiple, round(v / multiple) * multiple) for v in size_hw]
         raise UsageError(
-            f"{backbone} cannot take {width}x{height}: width and height must be multiples of {multiple} and at "
-            f"least {8 * multiple}; the nearest is {near[1]}x{near[0]}"
+            f"{backbone} does not support the input size {width}x{height}; width and height must "
+            f"be multiples of {multiple} and at least {8 * multiple}; the nearest size is "
+            f"{nearest[1]}x{nearest[0]}"
         )

