@@ -1,5 +1,6 @@
 # make demo   adapt, export and infer on rendered streets: from nothing to an overlay video
-# make test   the test suite          make check   style, types, layers, README
+# make test   the test suite          make check   style, types, layers, documentation
+# make docs   the documentation site, in site/
 VENV ?= .venv
 PYTHON ?= python3
 TORCH := torch==2.13.0
@@ -8,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Two cores shared by two test processes: more threads than cores only make them wait.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test check fast clean
+.PHONY: demo test check fast docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/fada demo
@@ -25,7 +26,12 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy examples/perception_app/*.py
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest -q tests/test_readme.py
+	$(VENV)/bin/python -m pytest -q tests/test_readme.py tests/docs/test_pages.py
+	$(MAKE) --no-print-directory docs
+
+# Offline, with warnings as errors; the variable silences a notice of the theme about its successor.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs --quiet build --strict
 
 # torch's default build brings gigabytes of CUDA. Taken in this order: a CPU wheel that pip already
 # knows, the CPU index, the default one. For training on a GPU install torch yourself, before.
@@ -45,4 +51,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
