@@ -1,0 +1,142 @@
+"""Commands, options, links and code in the documentation exist and can be parsed; nothing runs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from markdown_pages import (
+    PAGES,
+    README,
+    ROOT,
+    SITE_PAGES,
+    Block,
+    check_command,
+    code_blocks,
+    command_lines,
+    page_name,
+)
+
+import fada_deploy
+from fada_deploy.cli import COMMANDS
+
+BLOCKS = [block for page in PAGES for block in code_blocks(page)]
+COMMAND_LINES = sorted({(page_name(page), line) for page in PAGES for line in command_lines(page)})
+
+
+@pytest.mark.parametrize(("page", "line"), COMMAND_LINES)
+def test_documented_command_has_these_options(page: str, line: str) -> None:
+    check_command(line)
+
+
+def test_unknown_option_fails() -> None:
+    with pytest.raises(AssertionError, match="--no-such-option"):
+        check_command("infer drive.mp4 --no-such-option")
+    with pytest.raises(AssertionError, match="nosuch"):
+        check_command("nosuch")
+    with pytest.raises(AssertionError, match="logit"):
+        check_command("export --head logit")
+
+
+def test_every_command_is_documented() -> None:
+    documented = {line.split()[0] for _, line in COMMAND_LINES}
+    assert set(COMMANDS) <= documented
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_and_images_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), f"{page_name(page)}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_lines_have_at_most_100_columns(page: Path) -> None:
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        if not line.startswith("|") and "](" not in line and "://" not in line:
+            assert len(line) <= 100, f"{page_name(page)}:{number} has {len(line)} columns"
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language], ids=lambda b: b.name)
+def test_code_block_can_be_parsed(block: Block) -> None:
+    if block.language == "python":
+        check_calls(ast.parse(block.text))
+    elif block.language == "toml":
+        tomllib.loads(block.text)
+    elif block.language == "json":
+        json.loads(block.text)
+    else:
+        assert block.language in {"bash", "zsh", "fish", "text", "bibtex"}
+
+
+def check_calls(tree: ast.AST) -> None:
+    """Fail if `fada.<name>` does not exist or is called with an argument that it does not have."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_fada(node.value):
+            assert hasattr(fada_deploy, node.attr), f"fada_deploy has no {node.attr}"
+        elif isinstance(node, ast.Call) and is_fada(getattr(node.func, "value", None)):
+            function = getattr(fada_deploy, getattr(node.func, "attr", ""), None)
+            if function is not None:
+                check_keywords(function, [word.arg for word in node.keywords if word.arg])
+
+
+def is_fada(node: object) -> bool:
+    return isinstance(node, ast.Name) and node.id == "fada"
+
+
+def check_keywords(called: object, keywords: list[str]) -> None:
+    if called is fada_deploy.export:
+        from fada_deploy.export.plan import ExportOptions as called  # type: ignore[assignment]
+    parameters = inspect.signature(called).parameters
+    unknown = [word for word in keywords if word not in parameters]
+    assert not unknown, f"{called} has no argument {', '.join(unknown)}"
+
+
+def test_wrong_call_fails() -> None:
+    with pytest.raises(AssertionError, match="no_such"):
+        check_calls(ast.parse("fada.Segmenter('model.onnx', no_such=1)"))
+    with pytest.raises(AssertionError, match="Segmentor"):
+        check_calls(ast.parse("fada.Segmentor('model.onnx')"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_benchmarks_have_these_options(page: Path) -> None:
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    for script, options in re.findall(r"python ((?:benchmarks|examples)/\S+\.py)([^\n`]*)", text):
+        source = (ROOT / script).read_text("utf-8")
+        # What follows `--` belongs to `fada train`.
+        for option in re.findall(r"--[a-z][a-z-]+", options.partition(" -- ")[0]):
+            assert f'"{option}"' in source, f"{page_name(page)}: {script} has no {option}"
+
+
+def test_site_navigation_lists_every_page() -> None:
+    # Tags such as !!python/name are not used, so a plain loader reads the file.
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+
+    def leaves(node: object) -> list[str]:
+        if isinstance(node, str):
+            return [node]
+        values = node.values() if isinstance(node, dict) else node
+        return [leaf for value in values for leaf in leaves(value)]
+
+    listed = leaves(config["nav"])
+    written = {page.relative_to(ROOT / "docs").as_posix() for page in SITE_PAGES}
+    assert len(listed) == len(set(listed)) and set(listed) == written
+
+
+def test_site_loads_nothing_from_elsewhere() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert config["theme"]["font"] is False
+    assert not any("://" in path for key in ("extra_css", "extra_javascript", "hooks")
+                   for path in config.get(key, ()))  # fmt: skip
+
+
+def test_readme_python_example_is_short() -> None:
+    (block,) = [b for b in code_blocks(README) if b.language == "python"]
+    assert len([line for line in block.text.splitlines() if line.strip()]) <= 5
