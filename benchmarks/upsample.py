@@ -1,8 +1,8 @@
 """Sparse upsampling, compiled and in NumPy, against interpolate + argmax in PyTorch.
 
 `python benchmarks/upsample.py [--model model.onnx --video drive.mp4]` converts smooth random
-logits, and with `--model` the logits of a network, to labels. The implementations alternate in one process,
-with as many threads as the process may use. Prints a table and one JSON line.
+logits, and with `--model` the logits of a network, to labels. The implementations alternate in one
+process, with as many threads as the process may use. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
