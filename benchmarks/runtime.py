@@ -346,7 +346,7 @@ def around(owner, name, before, after):
     setattr(owner, name, timed)
 around(segmenter.Segmenter, "__init__", "sources opened", "model opened")
 for module in onnxruntime, openvino:
-    around(module, "import_engine", "(before the engine's import)", "engine imported")
+    around(module, "import_backend", "(before the engine's import)", "engine imported")
 to_files = inference.save_results
 def watched(*args, **kwargs):
     items = to_files(*args, **kwargs)

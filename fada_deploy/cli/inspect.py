@@ -154,7 +154,7 @@ def _engine_rows(engine: Mapping[str, Any]) -> Iterator[Row]:
         )
     yield (
         "layers",
-        f"{_flat(engine['precision']['layers'])} (seen in the {engine['precision']['seen_in']})",
+        f"{_flat(engine['precision']['layers'])} (according to the {engine['precision']['layers_source']})",
     )
     yield "built of", f"{engine['onnx']['name']}: {_STATES[engine['onnx']['state']]}"
     if engine["verification"] == "not_run":

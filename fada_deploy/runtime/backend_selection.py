@@ -14,7 +14,7 @@ from fada_deploy.runtime.backends.base import cuda_index
 from fada_deploy.runtime.backends.engine_file import (
     ENGINE_SUFFIXES,
     FLAVORS,
-    can_record,
+    can_write_sidecar,
     read_engine,
     write_sidecar,
 )
@@ -108,7 +108,7 @@ def _verify_engine(path: Path, engine: TensorRtBackend) -> None:
         consequence=f"{path} is not run",
     )
     verification[engine.name] = {**result.to_dict(), "on": engine.runs_on}
-    if can_record(path):
+    if can_write_sidecar(path):
         write_sidecar(path, replace(sidecar, verification=verification))
 
 

@@ -1,4 +1,4 @@
-"""The device code compiled for the CPU, for tests that share it."""
+"""Compile the CUDA kernels for the CPU, for several test modules."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HOST = """
 
 
 def compile_kernels(folder: Path) -> ctypes.CDLL:
-    """Return the kernels as a library for the CPU; skip the test where there is no compiler."""
+    """Return the kernels as a shared library for the CPU; skip the test without a compiler."""
     compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("g++ is not installed, so the kernels' source cannot be compiled for the CPU")
+        pytest.skip("g++ is not installed, so the CUDA source cannot be compiled for the CPU")
     (folder / "kernels.cpp").write_text(HOST + kernels.SOURCE)
-    # No fused operations, as on the device. -Wall: a warning is a defect of the source.
+    # No fused operations, as on the device; warnings are errors.
     flags = ["-O2", "-march=native", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC"]
     subprocess.run(
         [compiler, *flags, "-o", folder / "kernels.so", folder / "kernels.cpp"], check=True

@@ -1,7 +1,7 @@
-"""Stand-ins for `tensorrt_rtx` and `cupy` on a machine without a GPU, which `test_tensorrt` runs the backend on.
+"""Stand-ins for `tensorrt_rtx` and `cupy` on a machine without a GPU, for `test_tensorrt`.
 
-The engine answers by ONNX Runtime, device memory is NumPy's, and the kernels are the real source compiled for
-the CPU.
+ONNX Runtime computes the engine's outputs, device memory is NumPy memory, and the kernels are the
+real source compiled for the CPU.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SIZE = (64, 128)
 
 
 class Array:
-    """Device memory: an array that plain NumPy functions do not take."""
+    """Device memory: an array that NumPy functions do not accept."""
 
-    living: ClassVar[dict[int, np.ndarray]] = {}
+    memory: ClassVar[dict[int, np.ndarray]] = {}
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = np.ascontiguousarray(values)
-        self.living[self.values.ctypes.data] = self.values
+        self.memory[self.values.ctypes.data] = self.values
 
     shape = property(lambda self: self.values.shape)
     dtype = property(lambda self: self.values.dtype)
@@ -45,7 +45,7 @@ class Array:
         return Array(self.values[key])
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError("implicit copies from the device are an error in CuPy")
+        raise TypeError("CuPy does not allow implicit copies to the host")
 
     def copy(self) -> Array:
         return Array(self.values.copy())
@@ -73,7 +73,7 @@ class Stream:
     def __exit__(self, *error: Any) -> None: ...
 
     def synchronize(self) -> None:
-        assert self.captured is None, "a capture does not survive this"
+        assert self.captured is None, "synchronizing ends a capture with an error"
 
     def record(self) -> Any:
         return SimpleNamespace(synchronize=lambda: None)
@@ -134,7 +134,6 @@ def make_cupy(library: ctypes.CDLL, streams: list[Stream]) -> Any:
         cuda=SimpleNamespace(Device=Device, Stream=stream),
         zeros=lambda shape, dtype: Array(np.zeros(shape, dtype)),
         empty=lambda shape, dtype: Array(np.full(shape, 99, dtype)),
-        empty_like=lambda a: Array(np.full_like(a.values, 99)),
         asarray=lambda a: Array(a.copy()),
         concatenate=lambda parts: Array(np.concatenate([p.values for p in parts])),
         RawModule=lambda code, options: SimpleNamespace(get_function=kernel),
@@ -142,7 +141,7 @@ def make_cupy(library: ctypes.CDLL, streams: list[Stream]) -> Any:
 
 
 class Machine:
-    """A computer with a card, and what is noted about what is asked of it."""
+    """A machine with a GPU that records the calls of the backend."""
 
     def __init__(self, library: ctypes.CDLL, model: Path) -> None:
         self.session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
@@ -190,12 +189,12 @@ class Machine:
                 head = machine.metadata.head
 
                 def work() -> None:
-                    frames = Array.living[self.addresses["frames"]]
+                    frames = Array.memory[self.addresses["frames"]]
                     machine.runs.append(len(frames))
-                    (answer,) = machine.session.run([head], {"frames": frames})
-                    Array.living[self.addresses[head]][...] = answer
+                    (output,) = machine.session.run([head], {"frames": frames})
+                    Array.memory[self.addresses[head]][...] = output
                     if machine.bias:
-                        Array.living[self.addresses[head]][:, 3] += np.float32(machine.bias)
+                        Array.memory[self.addresses[head]][:, 3] += np.float32(machine.bias)
 
                 if machine.fails:
                     machine.log.log(

@@ -1,8 +1,9 @@
-"""The TensorRT backend's own logic, on a machine without a GPU.
+"""The logic of the TensorRT backend, tested without a GPU.
 
-`tensorrt_rtx` and `cupy` are stand-ins (`stand_in_trt`): the engine answers by ONNX Runtime, device memory is
-NumPy's, and the kernels are the real source compiled for the CPU. So the order of the checks, the buffers,
-padding, graphs and the reference are shown; that TensorRT and CuPy behave as the stand-ins do is not.
+`tensorrt_rtx` and `cupy` are replaced by stand-ins (`stand_in_trt`): ONNX Runtime computes the
+engine's outputs, device memory is NumPy memory, and the kernels are the real source compiled for
+the CPU. This covers the order of checks, buffers, padding, graphs and verification, but not the
+behavior of the real TensorRT and CuPy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from fada_deploy.runtime.backends import gpu
 from fada_deploy.runtime.backends.engine_file import read_engine, write_sidecar
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 from fada_deploy.runtime.kernels.upsample import labels_from_logits
-from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.runtime.parity import ReferenceOutputs
 from fada_deploy.runtime.segmenter import Segmenter
 
@@ -59,7 +59,7 @@ def machine_with(
     batch: int | None = None,
     head: str = "logits",
 ) -> Machine:
-    """Return a machine with a card, an engine's reference outputs in its folder, and the libraries installed."""
+    """Return a machine with a GPU, both libraries and the reference outputs of an engine."""
     model = toy.color_model(folder / "model.onnx", batch=batch, head=head)
     machine = Machine(library, model)
     logits_model = toy.color_model(folder / "in" / "logits.onnx")
@@ -77,8 +77,8 @@ def machine_with(
     machine.metadata = replace(machine.metadata, hashes=hashes)
     patch.setitem(sys.modules, "tensorrt_rtx", machine.trt)
     patch.setitem(sys.modules, "cupy", machine.cupy)
-    empty = SimpleNamespace(empty_pinned=lambda shape, dtype: np.full(shape, 77, dtype))
-    patch.setitem(sys.modules, "cupyx", empty)
+    cupyx = SimpleNamespace(empty_pinned=lambda shape, dtype: np.full(shape, 77, dtype))
+    patch.setitem(sys.modules, "cupyx", cupyx)
     patch.setattr(
         "fada_deploy.runtime.backends.tensorrt.find_gpu",
         lambda index: gpu.Gpu("A card", "8.6") if index < 2 else None,
@@ -91,14 +91,14 @@ def machine(library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return machine_with(library, tmp_path, monkeypatch)
 
 
-def refusal(kind: type[Exception], path: Path, **options: Any) -> str:
+def error_message(kind: type[Exception], path: Path, **options: Any) -> str:
     with pytest.raises(kind) as caught:
         open_backend(path, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_answers_are_the_networks(machine: Machine, tmp_path: Path) -> None:
+def test_predictions_equal_the_network(machine: Machine, tmp_path: Path) -> None:
     backend = open_backend(machine.engine(tmp_path / "model.engine"))
     assert (backend.name, backend.device, backend.metadata) == (
         "tensorrt",
@@ -117,20 +117,13 @@ def test_answers_are_the_networks(machine: Machine, tmp_path: Path) -> None:
     )
     with pytest.raises(IndexError):
         prediction[3]
-    large = frames.repeat(2, axis=1)
-    for alpha in (0.5, 0.3):
-        labels, pictures = prediction.overlay(large, toy.SPACE.palette, alpha)
-        for frame, plane, picture in zip(large, labels, pictures, strict=True):
-            np.testing.assert_array_equal(picture, overlay(frame, plane, toy.SPACE.palette, alpha))
     assert prediction.confidence(SIZE).shape == (3, *SIZE)
-    with pytest.raises(UsageError, match="the model takes uint8 frames"):
+    with pytest.raises(UsageError, match="frames must be uint8"):
         backend.submit(frames[:, :32])
     backend.close()
 
 
-def test_predictions_keep_their_answer_when_the_engine_runs_on(
-    machine: Machine, tmp_path: Path
-) -> None:
+def test_predictions_survive_later_runs(machine: Machine, tmp_path: Path) -> None:
     backend = open_backend(machine.engine(tmp_path / "model.engine"))
     first = backend.submit(frames_of(1, 2))
     before = first.labels(SIZE)
@@ -138,10 +131,10 @@ def test_predictions_keep_their_answer_when_the_engine_runs_on(
     np.testing.assert_array_equal(first.labels(SIZE), before)
 
 
-def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(
+def test_batches_are_split_and_padded_and_graphs_are_cached(
     machine: Machine, tmp_path: Path
 ) -> None:
-    """The profile is 2 to 4: one is padded, five are four and one, and each size is set up once."""
+    """The profile is 2 to 4: one frame is padded, five are split, each size is prepared once."""
     backend = TensorRtBackend(machine.engine(tmp_path / "model.engine"))
     machine.runs.clear()
     machine.events.clear()
@@ -150,13 +143,13 @@ def test_batches_are_cut_and_padded_to_the_profile_and_graphs_are_kept(
         frames = frames_of(*numbers)
         (logits,) = machine.session.run(["logits"], {"frames": frames})
         np.testing.assert_array_equal(backend.submit(frames).logits(), logits)
-    # One run of each new size to warm up, then the graph.
+    # Each new size has one warm-up run and one captured run.
     assert machine.runs == [2, 2, 4, 4, 2, 2, 3, 3, 2]
     assert machine.events == ["context"] * 3 and Graph.launches == 6
     assert len(machine.streams) == 1
 
 
-def test_an_engine_that_cannot_be_captured_runs_without_graphs(
+def test_engine_that_cannot_be_captured_runs_without_graphs(
     machine: Machine, tmp_path: Path
 ) -> None:
     machine.capturable = False
@@ -182,74 +175,67 @@ def test_heads_and_fixed_batches(
         assert segmenter.batch == (batch or 2)
         frames = frames_of(2, 4, 6, 8)
         padded = np.concatenate([frames, frames[-1:], frames[-1:]])
-        answers = [machine.session.run([head], {"frames": padded[i : i + 3]})[0] for i in (0, 3)]
-        expected = np.concatenate(answers)[:4]
+        outputs = [machine.session.run([head], {"frames": padded[i : i + 3]})[0] for i in (0, 3)]
+        expected = np.concatenate(outputs)[:4]
         if head == "logits":
             expected = np.stack(
                 [labels_from_logits(z, SIZE, align_corners=False) for z in expected]
             )
-            labels, pictures = segmenter.backend.submit(frames[:2]).overlay(
-                frames[:2], toy.SPACE.palette, 0.5
-            )
         else:
-            labels, pictures = segmenter.backend.submit(frames[:2]).overlay(
-                frames[:2], toy.SPACE.palette, 0.5
-            )
             with pytest.raises(ModelError, match="head `labels`"):
                 segmenter.backend.submit(frames[:2]).logits()
-        np.testing.assert_array_equal(np.stack(segmenter.labels(list(frames), color="rgb")), expected)
-        np.testing.assert_array_equal(labels, expected[:2])
-        np.testing.assert_array_equal(
-            pictures[0], overlay(frames[0], labels[0], toy.SPACE.palette, 0.5)
-        )
+        labels = np.stack(segmenter.labels(list(frames), color="rgb"))
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(segmenter.backend.submit(frames[:2]).labels(SIZE), labels[:2])
 
 
-def test_the_reference_is_made_once_and_kept(machine: Machine, tmp_path: Path) -> None:
+def test_engine_is_verified_once_per_gpu(machine: Machine, tmp_path: Path) -> None:
     path = machine.engine(tmp_path / "model.engine")
     open_backend(path).close()
-    found = read_engine(path).verification
-    assert isinstance(found, dict) and found["tensorrt"]["on"] == f"A card, tensorrt_rtx {VERSION}"
-    assert found["tensorrt"]["equal_labels"] == 1.0 and found["tensorrt"]["frames"] == 3
+    verification = read_engine(path).verification
+    assert isinstance(verification, dict)
+    assert verification["tensorrt"]["on"] == f"A card, tensorrt_rtx {VERSION}"
+    assert verification["tensorrt"]["equal_labels"] == 1.0
+    assert verification["tensorrt"]["frames"] == 3
     machine.runs.clear()
     open_backend(path).close()
     assert machine.runs == []
-    # Another card's reference is none of this one's; the engine of RTX is compiled for each.
+    # A result of another GPU does not count: TensorRT-RTX compiles the engine for each GPU.
     sidecar = read_engine(path)
     write_sidecar(path, replace(sidecar, verification={"tensorrt": {"on": "Another card"}}))
     open_backend(path).close()
     assert machine.runs
 
 
-def test_an_engine_that_is_another_network_is_refused(machine: Machine, tmp_path: Path) -> None:
+def test_engine_that_differs_from_the_network_is_rejected(machine: Machine, tmp_path: Path) -> None:
     machine.bias = 1e5
     path = machine.engine(tmp_path / "model.engine")
-    text = refusal(ToleranceError, path)
-    assert "the file is not the network" in text and "is not run" in text
+    text = error_message(ToleranceError, path)
+    assert "model.engine" in text and "is not run" in text
     assert read_engine(path).verification == "not_run"
     assert open_backend(path, allow_unverified=True).name == "tensorrt"
 
 
-def test_without_a_reference_pack_an_engine_is_not_run_unless_told_to(
+def test_engine_without_reference_outputs_needs_allow_unverified(
     machine: Machine, tmp_path: Path
 ) -> None:
     path = machine.engine(tmp_path / "model.engine")
-    pack = (tmp_path / "model.reference.npz").read_bytes()
+    reference = (tmp_path / "model.reference.npz").read_bytes()
     (tmp_path / "model.reference.npz").unlink()
-    text = refusal(ModelError, path)
-    assert (
-        "was not compared with the network" in text
-        and "no such reference outputs" in text
-        and "--allow-unverified" in text
-    )
+    text = error_message(ModelError, path)
+    assert "model.engine" in text and "A card" in text
+    assert "model.reference.npz" in text and "--allow-unverified" in text
     assert open_backend(path, allow_unverified=True).device == "cuda:0"
-    (tmp_path / "model.reference.npz").write_bytes(pack + b" ")
-    assert "is not the reference outputs" in refusal(ModelError, path)
+    (tmp_path / "model.reference.npz").write_bytes(reference + b" ")
+    assert "model.reference.npz" in error_message(ModelError, path)
 
 
-def test_a_reference_that_cannot_be_kept_is_made_again(
+def test_engine_in_a_read_only_folder_is_verified_each_time(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fada_deploy.runtime.backend_selection.can_record", lambda path: False)
+    monkeypatch.setattr(
+        "fada_deploy.runtime.backend_selection.can_write_sidecar", lambda path: False
+    )
     path = machine.engine(tmp_path / "model.engine")
     for _ in range(2):
         machine.runs.clear()
@@ -257,50 +243,47 @@ def test_a_reference_that_cannot_be_kept_is_made_again(
         assert machine.runs and read_engine(path).verification == "not_run"
 
 
-def test_nothing_is_deserialized_before_all_else_is_checked(
+def test_everything_is_checked_before_deserialization(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def path(**changes: Any) -> Path:
         return machine.engine(tmp_path / "model.engine", **changes)
 
-    assert "built by tensorrt_rtx 1.6.0.1 and" in refusal(
-        ModelError, path(flavor_version="1.6.0.1")
-    )
-    assert "this GPU is SM86" in refusal(ModelError, path(compute_capabilities=("SM89",)))
-    assert "cuda:2 is not to be had" in refusal(DeviceError, path(), device="cuda:2")
-    assert "not on the CPU" in refusal(DeviceError, path(), device="cpu")
-    assert "there are auto, cpu and cuda" in refusal(UsageError, path(), device="gpu")
+    text = error_message(ModelError, path(flavor_version="1.6.0.1"))
+    assert "tensorrt_rtx 1.6.0.1" in text and f"{VERSION} is installed" in text
+    assert "SM86" in error_message(ModelError, path(compute_capabilities=("SM89",)))
+    assert "cuda:2" in error_message(DeviceError, path(), device="cuda:2")
+    assert ".onnx" in error_message(DeviceError, path(), device="cpu")
+    assert "gpu" in error_message(UsageError, path(), device="gpu")
     (tmp_path / "model.engine").write_bytes(b"plam")
-    assert "is not the engine that" in refusal(ModelError, tmp_path / "model.engine")
+    assert "is not the engine that" in error_message(ModelError, tmp_path / "model.engine")
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert "cupy is not installed; run: pip install" in refusal(MissingExtraError, path())
+    assert "cupy is not installed" in error_message(MissingExtraError, path())
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert "[tensorrt-rtx]" in refusal(MissingExtraError, path())
+    assert "[tensorrt-rtx]" in error_message(MissingExtraError, path())
     assert machine.events == []
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", None)
-        assert "[tensorrt]" in refusal(MissingExtraError, path(flavor="tensorrt"))
+        assert "[tensorrt]" in error_message(MissingExtraError, path(flavor="tensorrt"))
 
 
-def test_engines_that_do_not_open(machine: Machine, tmp_path: Path) -> None:
-    text = refusal(ModelError, machine.engine(tmp_path / "model.engine", b"bad plan"))
-    assert (
-        "tensorrt_rtx cannot open it (header.magicTag == kEXPECTED_MAGIC_TAG failed); build it again"
-        in text
-    )
+def test_engines_that_cannot_be_opened(machine: Machine, tmp_path: Path) -> None:
+    text = error_message(ModelError, machine.engine(tmp_path / "model.engine", b"bad plan"))
+    assert "tensorrt_rtx" in text and "(header.magicTag == kEXPECTED_MAGIC_TAG failed)" in text
+    assert "fada export model.onnx --trt" in text
     path = machine.engine(
         tmp_path / "model.engine", b"bad plan", options={"version_compatible": True}
     )
-    assert "carries host code" in refusal(ModelError, path)
+    assert "host code" in error_message(ModelError, path)
     other = (machine.io[0], replace(machine.io[1], dtype="half"))
-    assert "which is not what its sidecar says of it" in refusal(
+    assert "differ from its sidecar" in error_message(
         ModelError, machine.engine(tmp_path / "model.engine", io=other)
     )
     machine.io = other
-    assert "has in frames uint8" in refusal(ModelError, machine.engine(tmp_path / "model.engine"))
+    assert "in frames uint8" in error_message(ModelError, machine.engine(tmp_path / "model.engine"))
 
 
-def test_a_run_that_fails_is_one_line(
+def test_failed_run_is_one_line(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = machine.engine(tmp_path / "model.engine")
@@ -321,30 +304,27 @@ def test_a_run_that_fails_is_one_line(
         backend.submit(frames_of(1, 2))
 
 
-def test_a_cupy_that_does_not_work_here(
+def test_cupy_that_does_not_work(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("Failure finding libnvrtc.so.13\nNo such file")
 
     monkeypatch.setattr(machine.cupy, "RawModule", broken)
-    text = refusal(DeviceError, machine.engine(tmp_path / "model.engine"))
-    assert "cupy cannot work on cuda:0" in text and "[ctk]" in text and machine.events == []
+    text = error_message(DeviceError, machine.engine(tmp_path / "model.engine"))
+    assert "cupy" in text and "cuda:0" in text and "[ctk]" in text
+    assert machine.events == []
 
 
-def test_logits_that_are_not_finite_are_refused(machine: Machine, tmp_path: Path) -> None:
+def test_rejects_logits_that_are_not_finite(machine: Machine, tmp_path: Path) -> None:
     backend = open_backend(machine.engine(tmp_path / "model.engine"))
     machine.bias = float("nan")
     prediction = backend.submit(frames_of(1, 2))
-    for ask in (
-        lambda: prediction.labels(SIZE),
-        lambda: prediction.overlay(frames_of(1, 2), toy.SPACE.palette, 0.5),
-    ):
-        with pytest.raises(ModelError, match="not finite"):
-            ask()
+    with pytest.raises(ModelError, match="not finite"):
+        prediction.labels(SIZE)
 
 
-def test_many_threads_share_a_backend(machine: Machine, tmp_path: Path) -> None:
+def test_threads_can_share_a_backend(machine: Machine, tmp_path: Path) -> None:
     backend = open_backend(machine.engine(tmp_path / "model.engine"))
     failed: list[int] = []
 
@@ -352,8 +332,10 @@ def test_many_threads_share_a_backend(machine: Machine, tmp_path: Path) -> None:
         frames = frames_of(*range(number, number + 1 + number % 3))
         (logits,) = machine.session.run(["logits"], {"frames": frames})
         for _ in range(5):
-            got = backend.submit(frames).labels(SIZE)
-            if not np.array_equal(got[0], labels_from_logits(logits[0], SIZE, align_corners=False)):
+            labels = backend.submit(frames).labels(SIZE)
+            if not np.array_equal(
+                labels[0], labels_from_logits(logits[0], SIZE, align_corners=False)
+            ):
                 failed.append(number)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
@@ -364,9 +346,9 @@ def test_many_threads_share_a_backend(machine: Machine, tmp_path: Path) -> None:
     assert failed == []
 
 
-def test_the_sidecar_alone_is_the_contract(machine: Machine, tmp_path: Path) -> None:
+def test_engine_needs_its_sidecar(machine: Machine, tmp_path: Path) -> None:
     path = machine.engine(tmp_path / "model.engine")
     assert json.loads((tmp_path / "model.engine.json").read_text())["metadata"]["schema"] == 1
     assert isinstance(read_engine(path).metadata, ModelMetadata)
     (tmp_path / "model.engine.json").unlink()
-    assert "model.engine.json is not beside it" in refusal(ModelError, path)
+    assert "model.engine.json is missing" in error_message(ModelError, path)

@@ -1,4 +1,4 @@
-"""Backends that run an exported model: one protocol and a dict of constructors."""
+"""Backends that run an exported model: one interface and a dict of constructors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 
 __all__ = ["BACKENDS", "ONNX_BACKENDS", "Backend", "Prediction"]
 
-# Name of the backend → constructor(path, device=…). The order is what `auto` prefers.
+# Name → constructor(path, device=…), in the order in which `auto` prefers them.
 BACKENDS: dict[str, Callable[..., Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
     "openvino": OpenVinoBackend,
     "tensorrt": TensorRtBackend,
 }
-# Those that run an ONNX file; the name is also the package that each needs.
+# The backends that run ONNX files; the names are also those of the packages.
 ONNX_BACKENDS = ("onnxruntime", "openvino")

@@ -1,4 +1,4 @@
-"""One GPU, one stream of work on it, and memory for both sides, by way of CuPy."""
+"""A CUDA stream on one GPU, with memory on both sides, based on CuPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fada_deploy.common.errors import ModelError, one_line
 
 
 class CudaStream:
-    """Where a backend's work goes, in order, from whichever thread."""
+    """The stream of one backend: work runs in the order in which any thread submits it."""
 
     def __init__(self, cupy: Any, index: int) -> None:
         self.cupy = cupy
@@ -26,36 +26,39 @@ class CudaStream:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Make this device and stream the thread's own, and keep other threads from putting work between.
+        """Make this device and stream current for the thread and keep other threads out.
 
-        Raise `ModelError` for what the driver reports.
+        Raise `ModelError` for errors of the driver.
         """
         try:
-            # A new Device each time: one object remembers what to return to, and threads would mix that up.
+            # A new Device object each time: it stores which device to restore, per `with` block.
             with self._lock, self.cupy.cuda.Device(self._index), self.stream:
                 yield
         except RuntimeError as error:
-            # All of the driver's and CuPy's own errors are of this kind.
+            # The base of all errors of CuPy and the driver.
             raise ModelError(f"the GPU failed ({one_line(error)})") from None
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return memory of the host that the device reads and writes by itself."""
+        """Return page-locked host memory, which the device can access directly."""
         array: NDArray[Any] = importlib.import_module("cupyx").empty_pinned(shape, dtype)
         return array
 
     def to_host(self, *arrays: Any) -> list[NDArray[Any]]:
-        """Return device arrays as ones of the host; other threads may put work in while this one waits."""
+        """Return copies of device arrays in host memory.
+
+        Other threads can submit work while this one waits for the copies.
+        """
         with self.entered():
-            hosts = [self.pinned(array.shape, array.dtype) for array in arrays]
-            for host, array in zip(hosts, arrays, strict=True):
-                array.get(stream=self.stream, out=host, blocking=False)
+            copies = [self.pinned(array.shape, array.dtype) for array in arrays]
+            for copy, array in zip(copies, arrays, strict=True):
+                array.get(stream=self.stream, out=copy, blocking=False)
             copied = self.stream.record()
         try:
             copied.synchronize()
         except RuntimeError as error:
             raise ModelError(f"the GPU failed ({one_line(error)})") from None
-        return hosts
+        return copies
 
     def to_device(self, array: NDArray[Any]) -> Any:
-        """Return a copy on the device."""
+        """Return a copy of a host array on the device."""
         return self.cupy.asarray(np.ascontiguousarray(array))

@@ -1,7 +1,7 @@
-"""What lies beside an engine: `model.engine.json`, read and checked before the engine is.
+"""The sidecar of a TensorRT engine (`model.engine.json`), which is validated before the engine.
 
-An engine is executable and holds no properties of ours, and a prefix of them would break the tools that read
-plain engines. So its contract lies beside it, with the hash of the one file that it is the contract of.
+An engine contains executable code and has no room for metadata. So its metadata lie in a JSON file
+beside it, together with the hash of the one engine file that they describe.
 """
 
 from __future__ import annotations
@@ -12,40 +12,107 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
+
+from fada_deploy.common.documents import MAX_BYTES, convert, read_json
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.metadata import ModelMetadata
 
 SCHEMA = 1
 ENGINE_SUFFIXES = frozenset({".engine", ".plan"})
-# What `import` knows the two libraries by.
+# Import names of the two libraries.
 FLAVORS = ("tensorrt", "tensorrt_rtx")
 NOT_RUN = "not_run"
-# TensorRT-RTX builds for these and later ones when it is told none.
-_RTX_LEAST = (8, 0)
+# TensorRT-RTX builds for GPUs from this compute capability on unless it is given others.
+_MIN_RTX_CAPABILITY = (8, 0)
+_REMEDY = "build the engine again: `fada export MODEL.onnx --trt`"
+
+_Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_FileName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00]+$")]
+_Architecture = Annotated[str, msgspec.Meta(pattern="^SM[0-9]{2,3}$")]
+_NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """One input or output of an engine: `kind` in or out, `shape` with −1 for a dynamic batch."""
+    """An input or output of an engine; a dynamic batch has size −1 in `shape`."""
 
     name: str
-    kind: str
+    kind: Literal["in", "out"]
     dtype: str
     shape: tuple[int, ...]
 
 
+class FileDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """Hash and size of the engine file."""
+
+    sha256: _Sha256
+    bytes: _NotNegative
+
+
+class OnnxDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The ONNX file that the engine was built from."""
+
+    name: _FileName
+    sha256: _Sha256
+
+
+class ProfileDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The batch sizes of an engine with a dynamic batch."""
+
+    min: _Positive
+    opt: _Positive
+    max: _Positive
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min ≤ opt ≤ max must hold, got {self.min}, {self.opt}, {self.max}")
+
+
+class PrecisionDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The requested precision and the precisions that the builder chose."""
+
+    requested: str
+    layers: dict[str, _NotNegative]
+    layers_source: str
+
+
+class SidecarDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The sidecar of a TensorRT engine as it is stored."""
+
+    schema: Literal[1]
+    flavor: Literal["tensorrt", "tensorrt_rtx"]
+    flavor_version: str
+    engine: FileDocument
+    onnx: OnnxDocument
+    compute_capabilities: tuple[_Architecture, ...]
+    gpu: str
+    profile: ProfileDocument | None
+    io: tuple[EngineTensor, ...]
+    precision: PrecisionDocument
+    options: dict[str, Any]
+    versions: dict[str, str]
+    verification: Literal["not_run"] | dict[str, dict[str, Any]]
+    metadata: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class EngineSidecar:
-    """Everything about an engine that is to be known before it is trusted.
+    """What must be known about an engine before it is loaded.
 
-    `flavor` and `flavor_version` name the library that built it. `compute_capabilities` are those that it
-    runs on ("SM86" …); empty: whatever the library builds for when told none. `gpu` is the card it was built
-    on, "" where there was none. `profile` has the least, usual and largest batch, None for a fixed one.
-    `layers` counts convolutions by the precision that the builder gave them, as `seen_in` says. `verification`
-    is "not_run", or each backend's findings under its name.
+    - `flavor`, `flavor_version`: the library that built it.
+    - `engine_sha256`, `engine_bytes`: hash and size of the engine file.
+    - `compute_capabilities`: the GPUs that it runs on ("SM86", …); empty for the library's default.
+    - `gpu`: the GPU on which it was built, "" without one.
+    - `profile`: smallest, optimal and largest batch; None for a fixed batch.
+    - `precision`: the requested precision. `layers`: number of convolutions by the precision that
+      the builder chose. `layers_source`: where that was read, "builder" or "network".
+    - `options`: builder options. `versions`: package versions at build time.
+    - `verification`: "not_run", or a parity result by backend name.
     """
 
     flavor: str
@@ -58,7 +125,7 @@ class EngineSidecar:
     io: tuple[EngineTensor, ...]
     precision: str
     layers: Mapping[str, int]
-    seen_in: str = "builder"
+    layers_source: str = "builder"
     compute_capabilities: tuple[str, ...] = ()
     gpu: str = ""
     profile: tuple[int, int, int] | None = None
@@ -67,13 +134,15 @@ class EngineSidecar:
     verification: str | Mapping[str, Any] = NOT_RUN
 
     @property
-    def rebuild(self) -> str:
-        """Return the command that makes this engine anew."""
+    def rebuild_command(self) -> str:
+        """Return the command that rebuilds this engine."""
         return f"`fada export {self.onnx_name} --trt`"
 
     def to_json(self) -> str:
-        """Serialize; `from_json` reads it back."""
-        least, usual, most = self.profile or (None, None, None)
+        """Return the document as JSON text; `from_json` reads it back."""
+        verification = self.verification
+        if not isinstance(verification, str):
+            verification = dict(verification)
         document = {
             "schema": SCHEMA,
             "flavor": self.flavor,
@@ -82,107 +151,88 @@ class EngineSidecar:
             "onnx": {"name": self.onnx_name, "sha256": self.onnx_sha256},
             "compute_capabilities": list(self.compute_capabilities),
             "gpu": self.gpu,
-            "profile": None if self.profile is None else {"min": least, "opt": usual, "max": most},
+            "profile": self.profile and dict(zip(("min", "opt", "max"), self.profile, strict=True)),
             "io": [
                 {"name": t.name, "kind": t.kind, "dtype": t.dtype, "shape": list(t.shape)}
                 for t in self.io
             ],
             "precision": {
-                "asked": self.precision,
+                "requested": self.precision,
                 "layers": dict(self.layers),
-                "seen_in": self.seen_in,
+                "layers_source": self.layers_source,
             },
             "options": dict(self.options),
             "versions": dict(self.versions),
-            "verification": self.verification
-            if isinstance(self.verification, str)
-            else dict(self.verification),
-            "metadata": json.loads(self.metadata.to_json()),
+            "verification": verification,
+            "metadata": self.metadata.to_dict(),
         }
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> EngineSidecar:
-        """Read `to_json`'s document; raise `ModelError` naming `where` if it is strange."""
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise ModelError(
-                    f"{where}: sidecar schema {data['schema']}, this version reads {SCHEMA}; "
-                    "build the engine again: `fada export MODEL.onnx --trt`"
-                )
-            profile = data["profile"]
-            verification = data["verification"]
-            if verification != NOT_RUN and not isinstance(verification, dict):
-                raise ValueError(f"verification {verification!r}")
-            sidecar = cls(
-                flavor=str(data["flavor"]),
-                flavor_version=str(data["flavor_version"]),
-                engine_sha256=str(data["engine"]["sha256"]),
-                engine_bytes=int(data["engine"]["bytes"]),
-                onnx_name=str(data["onnx"]["name"]),
-                onnx_sha256=str(data["onnx"]["sha256"]),
-                compute_capabilities=tuple(map(str, data["compute_capabilities"])),
-                gpu=str(data["gpu"]),
-                profile=profile and (int(profile["min"]), int(profile["opt"]), int(profile["max"])),
-                io=tuple(
-                    EngineTensor(
-                        str(t["name"]), str(t["kind"]), str(t["dtype"]), tuple(map(int, t["shape"]))
-                    )
-                    for t in data["io"]
-                ),
-                precision=str(data["precision"]["asked"]),
-                layers={str(k): int(v) for k, v in data["precision"]["layers"].items()},
-                seen_in=str(data["precision"]["seen_in"]),
-                options=dict(data["options"]),
-                versions=dict(data["versions"]),
-                verification=verification,
-                metadata=ModelMetadata.from_json(json.dumps(data["metadata"]), where),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(
-                f"{where}: is malformed ({str(error)[:100]!r}); build the engine again: "
-                "`fada export MODEL.onnx --trt`"
-            ) from None
-        if sidecar.flavor not in FLAVORS:
-            raise ModelError(
-                f"{where}: flavor {sidecar.flavor!r} is not known; there are {', '.join(FLAVORS)}"
-            )
-        return sidecar
+    def from_json(cls, text: str | bytes, where: str) -> EngineSidecar:
+        """Read the text of `to_json`; raise `ModelError` naming `where` if it is invalid."""
+        data = read_json(text, dict[str, Any], where=where, remedy=_REMEDY)
+        version = data.get("schema")
+        if isinstance(version, int) and version != SCHEMA:
+            raise ModelError(f"{where}: schema version must be {SCHEMA}, got {version}; {_REMEDY}")
+        document = convert(data, SidecarDocument, where=where, remedy=_REMEDY)
+        profile = document.profile
+        return cls(
+            flavor=document.flavor,
+            flavor_version=document.flavor_version,
+            engine_sha256=document.engine.sha256,
+            engine_bytes=document.engine.bytes,
+            onnx_name=document.onnx.name,
+            onnx_sha256=document.onnx.sha256,
+            metadata=ModelMetadata.from_dict(document.metadata, where),
+            io=document.io,
+            precision=document.precision.requested,
+            layers=document.precision.layers,
+            layers_source=document.precision.layers_source,
+            compute_capabilities=document.compute_capabilities,
+            gpu=document.gpu,
+            profile=None if profile is None else (profile.min, profile.opt, profile.max),
+            options=document.options,
+            versions=document.versions,
+            verification=document.verification,
+        )
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Return where an engine's sidecar lies: `model.engine.json` beside `model.engine`."""
+    """Return the path of an engine's sidecar: `model.engine.json` for `model.engine`."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def read_engine(path: Path) -> EngineSidecar:
-    """Return an engine's sidecar, having checked that the engine is the file it speaks of.
-
-    Raise `ModelError` when either is missing, damaged or another.
-    """
+    """Return the sidecar of an engine file; see `load_engine`."""
     return load_engine(path)[0]
 
 
 def load_engine(path: Path) -> tuple[EngineSidecar, bytes]:
-    """Return an engine's sidecar and its bytes, the very ones that were checked; errors as `read_engine`."""
-    beside = sidecar_path(path)
+    """Return the sidecar of an engine file and the bytes of the engine.
+
+    The returned bytes are the ones whose size and hash were checked. Raise `ModelError` if a file
+    is missing, unreadable or invalid, or if the engine is not the one that the sidecar describes.
+    """
+    sidecar_file = sidecar_path(path)
     try:
-        text = beside.read_text("utf-8")
+        with sidecar_file.open("rb") as handle:
+            text = handle.read(MAX_BYTES + 1).decode("utf-8")
     except FileNotFoundError:
         raise ModelError(
-            f"{path}: {beside.name} is not beside it, so what it is cannot be told and it is not run; "
-            "copy both, or build it again: `fada export MODEL.onnx --trt`"
+            f"{path}: its sidecar {sidecar_file.name} is missing, so it cannot be checked and is "
+            f"not run; copy both files, or {_REMEDY}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{beside}: cannot be read ({error})") from None
-    sidecar = EngineSidecar.from_json(text, str(beside))
+        raise ModelError(f"{sidecar_file}: cannot be read ({error}); {_REMEDY}") from None
+    sidecar = EngineSidecar.from_json(text, str(sidecar_file))
+    remedy = f"copy both files again, or build it again: {sidecar.rebuild_command}"
     try:
         size = path.stat().st_size
         if size != sidecar.engine_bytes:
             raise ModelError(
-                f"{path}: has {size} bytes where {beside.name} says {sidecar.engine_bytes}: it was cut short, or "
-                f"is another; copy both again, or build it again: {sidecar.rebuild}"
+                f"{path}: has {size} bytes, but {sidecar_file.name} describes an engine of "
+                f"{sidecar.engine_bytes} bytes; {remedy}"
             )
         plan = path.read_bytes()
     except OSError as error:
@@ -190,9 +240,8 @@ def load_engine(path: Path) -> tuple[EngineSidecar, bytes]:
     digest = hashlib.sha256(plan).hexdigest()
     if digest != sidecar.engine_sha256:
         raise ModelError(
-            f"{path}: is not the engine that {beside.name} speaks of (sha256 {digest[:12]}… instead of "
-            f"{sidecar.engine_sha256[:12]}…), so it is not run; copy both again, or build it again: "
-            f"{sidecar.rebuild}"
+            f"{path}: is not the engine that {sidecar_file.name} describes (sha256 {digest[:12]}… "
+            f"instead of {sidecar.engine_sha256[:12]}…) and is not run; {remedy}"
         )
     return sidecar, plan
 
@@ -202,44 +251,49 @@ def write_sidecar(engine: Path, sidecar: EngineSidecar) -> None:
     write_text(sidecar_path(engine), sidecar.to_json())
 
 
-def can_record(engine: Path) -> bool:
-    """Return whether the sidecar could be written anew: a car's disk is often read-only."""
+def can_write_sidecar(engine: Path) -> bool:
+    """Return whether the sidecar can be updated; disks in vehicles are often read-only."""
     return os.access(engine.parent, os.W_OK)
 
 
 def check_can_run(sidecar: EngineSidecar, *, flavor_version: str, compute_capability: str) -> None:
-    """Raise `ModelError` when this library or this GPU (compute capability, "8.6") is not what it was built for.
+    """Check that an engine fits the installed library and a GPU of a compute capability ("8.6").
 
-    Engines of either flavor belong to the one version that built them; version-compatible ones of TensorRT
-    run on later versions too.
+    An engine runs only with the library version that built it; version-compatible engines of
+    TensorRT also run with later versions. Raise `ModelError` if it does not fit.
     """
-    built, have = sidecar.flavor_version, flavor_version
-    later = sidecar.options.get("version_compatible") and _numbers(have) >= _numbers(built)
-    if have != built and not later:
+    built_with, installed = sidecar.flavor_version, flavor_version
+    compatible = sidecar.options.get("version_compatible") and _version_numbers(
+        installed
+    ) >= _version_numbers(built_with)
+    if installed != built_with and not compatible:
+        package = sidecar.flavor.replace("_", "-")
         raise ModelError(
-            f"the engine was built by {sidecar.flavor} {built} and {have} is installed; build it again with "
-            f"{sidecar.rebuild}, or type: pip install '{sidecar.flavor.replace('_', '-')}=={built}'"
+            f"the engine was built by {sidecar.flavor} {built_with}, but {installed} is installed; "
+            f"build it again: {sidecar.rebuild_command}, or run: "
+            f"pip install '{package}=={built_with}'"
         )
-    name = f"SM{compute_capability.replace('.', '')}"
-    allowed = sidecar.compute_capabilities
-    if not allowed:
-        fits = sidecar.flavor != "tensorrt_rtx" or _numbers(compute_capability) >= _RTX_LEAST
+    architecture = f"SM{compute_capability.replace('.', '')}"
+    targets = sidecar.compute_capabilities
+    capability = _version_numbers(compute_capability)
+    if not targets:
+        fits = sidecar.flavor != "tensorrt_rtx" or capability >= _MIN_RTX_CAPABILITY
     elif sidecar.options.get("hardware_compatible"):
-        fits = any(_numbers(compute_capability) >= _numbers_of_name(a) for a in allowed)
+        fits = any(capability >= _capability_numbers(target) for target in targets)
     else:
-        fits = name in allowed
+        fits = architecture in targets
     if not fits:
-        built_for = ", ".join(allowed) or "SM80 and later"
         raise ModelError(
-            f"the engine was built for {built_for} and this GPU is {name}; build it again for it: "
-            f"{sidecar.rebuild}"
+            f"the engine was built for {', '.join(targets) or 'SM80 and later'}, but this GPU is "
+            f"{architecture}; build it again for this GPU: {sidecar.rebuild_command}"
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _numbers_of_name(name: str) -> tuple[int, ...]:
-    digits = name.removeprefix("SM")
+def _capability_numbers(architecture: str) -> tuple[int, ...]:
+    """Return (8, 6) for SM86."""
+    digits = architecture.removeprefix("SM")
     return (int(digits[:-1]), int(digits[-1]))

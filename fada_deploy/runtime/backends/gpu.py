@@ -1,6 +1,6 @@
-"""Which NVIDIA GPU is there, asked of its driver alone.
+"""Detect NVIDIA GPUs through the driver library alone.
 
-No CUDA package is needed for that, so an engine of another card is refused before one is looked for.
+This needs no CUDA package, so an engine for another GPU is rejected before any package is imported.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _DRIVER = "libcuda.so.1"
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card's name ("NVIDIA RTX A2000") and compute capability ("8.6")."""
+    """A GPU: its name ("NVIDIA RTX A2000") and compute capability ("8.6")."""
 
     name: str
     compute_capability: str
 
     @property
     def architecture(self) -> str:
-        """Return the compute capability as builders name it: SM86."""
+        """Return the compute capability in the form SM86."""
         return f"SM{self.compute_capability.replace('.', '')}"
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
-    """Return the GPU of that number, None when there is none or no driver for it."""
+    """Return a GPU by its number, None if there is no such GPU or no driver."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

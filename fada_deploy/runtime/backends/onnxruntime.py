@@ -1,4 +1,4 @@
-"""ONNX Runtime: the CPU, and CUDA through onnxruntime-gpu."""
+"""The ONNX Runtime backend: CPU, and CUDA with onnxruntime-gpu."""
 
 from __future__ import annotations
 
@@ -14,73 +14,75 @@ from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
-    batch_for,
-    closed_model,
+    closed_model_error,
     cuda_index,
-    cuda_unavailable,
-    import_engine,
-    prediction_of,
+    cuda_unavailable_error,
+    import_backend,
+    pad_batch,
+    unpad_output,
 )
 from fada_deploy.runtime.backends.onnx_file import read_model
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_SIZES_KEPT = 4
+# A video has one batch size and a shorter last batch; memory for more sizes is not worth it.
+_MAX_CACHED_SIZES = 4
 
 
 class OnnxRuntimeBackend:
-    """A model in an ONNX Runtime session."""
+    """An ONNX model in an ONNX Runtime inference session."""
 
     name = "onnxruntime"
     device: str
     metadata: ModelMetadata
 
-    def __init__(self, path: Path, *, device: str = "auto", parallel: int = 1) -> None:
-        onnxruntime = import_engine("onnxruntime", "cpu")
+    def __init__(self, path: Path, *, device: str | int = "auto", parallel: int = 1) -> None:
+        onnxruntime = import_backend("onnxruntime", "cpu")
         self.metadata = read_model(path)
         self._where = str(path)
         index = cuda_index(device)
-        have = onnxruntime.get_available_providers()
-        if index is not None and _CUDA not in have:
-            raise cuda_unavailable(self.name, device, "the CPU only")
-        use_cuda = _CUDA in have and device != "cpu"
+        available = onnxruntime.get_available_providers()
+        if index is not None and _CUDA not in available:
+            raise cuda_unavailable_error(self.name, index, "is installed without CUDA support")
+        use_cuda = _CUDA in available and device != "cpu"
         self._session = self._open(onnxruntime, path, index or 0, parallel, use_cuda=use_cuda)
-        # A CUDA provider that does not start is replaced by the CPU in silence.
+        # If the CUDA provider fails to start, ONNX Runtime silently uses the CPU.
         on_cuda = self._session.get_providers()[0] == _CUDA
         if index is not None and not on_cuda:
-            raise cuda_unavailable(
-                self.name, device, "the CPU only, as its CUDA provider did not start"
+            raise cuda_unavailable_error(
+                self.name, index, "could not start its CUDA provider and fell back to the CPU"
             )
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
         self.parallel = 1 if on_cuda else parallel
         self._bound = (
-            _BoundRuns(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
+            _BoundSession(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
         )
         inputs = self._session.get_inputs()
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
-            found = ", ".join(f"{i.name} {i.type}" for i in inputs)
+            listed = ", ".join(f"{i.name} {i.type}" for i in inputs)
             raise ModelError(
-                f"{path}: takes {found}, not one input `frames` of uint8; export it again"
+                f"{path}: has inputs {listed}, expected one input `frames` of uint8; "
+                "export it again"
             )
 
     def _open(self, ort: Any, path: Path, index: int, parallel: int, *, use_cuda: bool) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = max(1, usable_cores() // parallel)
         options.inter_op_num_threads = 1
-        # Threads that spin while they wait take the cores from decoding, drawing and encoding.
+        # Spinning threads would take CPU time from decoding, drawing and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         providers: list[Any] = [(_CUDA, {"device_id": index}), _CPU] if use_cuda else [_CPU]
         try:
             return ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its error classes share no base and change with its version
+        except Exception as error:  # its exceptions have no common base and change with versions
             raise ModelError(f"{path}: onnxruntime cannot open it ({one_line(error)})") from None
 
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
-        batch = batch_for(frames_bhwc, self.metadata)
+        batch = pad_batch(frames_bhwc, self.metadata)
         session, bound = self._session, self._bound
         if session is None:
-            raise closed_model(self._where)
+            raise closed_model_error(self._where)
         try:
             if bound is not None:
                 output = bound.run(batch, self.metadata.head)
@@ -88,40 +90,39 @@ class OnnxRuntimeBackend:
                 output = session.run([self.metadata.head], {"frames": batch})[0]
         except Exception as error:
             raise ModelError(f"{self._where}: onnxruntime failed ({one_line(error)})") from None
-        return prediction_of(np.asarray(output), len(frames_bhwc), self.metadata, self._where)
+        output = unpad_output(np.asarray(output), len(frames_bhwc), self.metadata, self._where)
+        return Prediction(output, self.metadata)
 
     def close(self) -> None:
-        """Let the session go."""
+        """Release the session."""
         self._bound = self._session = None
 
 
-class _BoundRuns:
-    """Runs whose input stays in one place on the device, and whose output comes back in one copy.
+class _BoundSession:
+    """Runs a session with a preallocated input on the device and one copy of the output.
 
-    Left to itself a session allocates and frees both for each run.
+    Without this, a session allocates and frees both in each run.
     """
 
     def __init__(self, ort: Any, session: Any, device: str, index: int) -> None:
         self._ort, self._session = ort, session
-        self._place = (device, index)
+        self._device = (device, index)
         self._inputs: dict[int, Any] = {}
-        # The input's place is one caller's at a time.
+        # The input buffer serves one caller at a time.
         self._lock = threading.Lock()
 
     def run(self, batch: Frames, head: str) -> Any:
         with self._lock:
-            held = self._inputs.get(len(batch))
-            if held is None:
-                # A stream has one batch size and a shorter last batch; more are not worth their memory.
-                if len(self._inputs) >= _SIZES_KEPT:
+            frames = self._inputs.get(len(batch))
+            if frames is None:
+                if len(self._inputs) >= _MAX_CACHED_SIZES:
                     self._inputs.clear()
-                held = self._inputs[len(batch)] = self._ort.OrtValue.ortvalue_from_numpy(
-                    batch, *self._place
-                )
+                frames = self._ort.OrtValue.ortvalue_from_numpy(batch, *self._device)
+                self._inputs[len(batch)] = frames
             else:
-                held.update_inplace(batch)
+                frames.update_inplace(batch)
             binding = self._session.io_binding()
-            binding.bind_ortvalue_input("frames", held)
-            binding.bind_output(head, *self._place)
+            binding.bind_ortvalue_input("frames", frames)
+            binding.bind_output(head, *self._device)
             self._session.run_with_iobinding(binding)
             return binding.copy_outputs_to_cpu()[0]

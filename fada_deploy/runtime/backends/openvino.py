@@ -1,4 +1,4 @@
-"""OpenVINO: Intel CPUs."""
+"""The OpenVINO backend: Intel and other x86 CPUs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
-    batch_for,
-    closed_model,
+    closed_model_error,
     cuda_index,
-    cuda_unavailable,
-    import_engine,
-    prediction_of,
+    cuda_unavailable_error,
+    import_backend,
+    pad_batch,
+    unpad_output,
 )
 from fada_deploy.runtime.backends.onnx_file import read_model
 
@@ -30,30 +30,31 @@ _first_array = threading.Lock()
 
 
 class OpenVinoBackend:
-    """A model compiled by OpenVINO for the CPU, in the precision that the file has."""
+    """An ONNX model compiled by OpenVINO for the CPU, in the precision of the file."""
 
     name = "openvino"
     device: str
     metadata: ModelMetadata
 
-    def __init__(self, path: Path, *, device: str = "auto", parallel: int = 1) -> None:
-        openvino = import_engine("openvino", "openvino")
+    def __init__(self, path: Path, *, device: str | int = "auto", parallel: int = 1) -> None:
+        openvino = import_backend("openvino", "openvino")
         self.metadata = read_model(path)
         self._where = str(path)
-        if cuda_index(device) is not None:
-            raise cuda_unavailable(self.name, device, "the CPU only")
+        if (index := cuda_index(device)) is not None:
+            raise cuda_unavailable_error(self.name, index, "runs on CPUs only")
         self.device = "cpu"
         self.parallel = parallel
-        # Its plugin gives the thread that loads it a stack for signals, and frees it in whichever thread lets the
-        # plugin go. A signal in the main thread, as Ctrl-C, would then end the process. This thread gets none.
+        # The CPU plugin gives the thread that loads it an alternate signal stack and frees that
+        # stack in the thread that unloads it. If the first is the main thread, a later signal such
+        # as Ctrl-C crashes the process. A worker thread gets no signals.
         with ThreadPoolExecutor(1, "fada-openvino") as opener:
             compiled = opener.submit(self._compile, openvino, path).result()
-        # What its binding looks up at the first array, with the interpreter let go half way, hangs for ever when
-        # two threads come to it at once.
+        # The first access to an array initializes the Python binding. Two threads that do this at
+        # the same time can deadlock, so do it here, once.
         with _first_array:
             openvino.Tensor(np.zeros(1, np.uint8), shared_memory=True).data  # noqa: B018
         self._closed = False
-        # A request holds its own buffers: one caller at a time. None says that there will be no more.
+        # A request owns its buffers and serves one caller at a time. None marks a closed model.
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(parallel):
             self._requests.put(compiled.create_infer_request())
@@ -63,18 +64,19 @@ class OpenVinoBackend:
             "PERFORMANCE_HINT": "LATENCY" if self.parallel == 1 else "THROUGHPUT",
             "NUM_STREAMS": self.parallel,
             "INFERENCE_NUM_THREADS": usable_cores(),
-            # On CPUs that have it, bf16 is taken unless told otherwise, and labels then differ.
+            # The default on CPUs with bf16 support is bf16, which changes labels.
             "INFERENCE_PRECISION_HINT": "f32",
             "LOG_LEVEL": "LOG_NONE",
         }
         try:
             core = openvino.Core()
             model = core.read_model(path)
-            found = [(i.any_name, i.element_type.get_type_name()) for i in model.inputs]
-            if found != [("frames", "u8")]:
-                names = ", ".join(f"{name} {kind}" for name, kind in found)
+            inputs = [(i.any_name, i.element_type.get_type_name()) for i in model.inputs]
+            if inputs != [("frames", "u8")]:
+                listed = ", ".join(f"{name} {dtype}" for name, dtype in inputs)
                 raise ModelError(
-                    f"{path}: takes {names}, not one input `frames` of uint8; export it again"
+                    f"{path}: has inputs {listed}, expected one input `frames` of uint8; "
+                    "export it again"
                 )
             compiled = core.compile_model(model, "CPU", config)
             self._output = compiled.output(self.metadata.head)
@@ -84,11 +86,12 @@ class OpenVinoBackend:
 
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
-        batch = batch_for(frames_bhwc, self.metadata)
+        batch = pad_batch(frames_bhwc, self.metadata)
         request = None if self._closed else self._requests.get()
         if request is None:
+            # Wake the next waiting thread, too.
             self._requests.put(None)
-            raise closed_model(self._where)
+            raise closed_model_error(self._where)
         try:
             request.infer({"frames": batch}, share_inputs=True)
             output = np.array(request.get_tensor(self._output).data)
@@ -97,10 +100,11 @@ class OpenVinoBackend:
         finally:
             if not self._closed:
                 self._requests.put(request)
-        return prediction_of(output, len(frames_bhwc), self.metadata, self._where)
+        output = unpad_output(output, len(frames_bhwc), self.metadata, self._where)
+        return Prediction(output, self.metadata)
 
     def close(self) -> None:
-        """Let the compiled model go."""
+        """Release the compiled model."""
         self._closed = True
         with suppress(Empty):
             while True:

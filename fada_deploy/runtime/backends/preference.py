@@ -1,7 +1,7 @@
-"""Which backend is the fastest for a model on this machine: measured once, kept in the user's cache.
+"""Remember in the user's cache which backend is the fastest for a model on this machine.
 
-`fada bench --choose` measures and records; `--backend auto` looks here first. The key is what decides the
-speed: the network's shape and precision, the processor, the cores, and the engines' versions.
+`fada bench --remember` writes it and `--backend auto` reads it. The key consists of what determines
+the speed: backbone, size, head and precision of the network, CPU model, cores and backend versions.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from fada_deploy.common.files import cache_folder, write_text
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import installed_version, usable_cores
 
-_ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 def fastest_backend(metadata: ModelMetadata) -> str | None:
-    """Return the backend that was measured to be the fastest here, None where none was."""
-    found = _read().get(_key(metadata))
-    return found if isinstance(found, str) else None
+    """Return the remembered backend for a model, None if there is none."""
+    backend = _read().get(_key(metadata))
+    return backend if isinstance(backend, str) else None
 
 
 def remember_fastest(metadata: ModelMetadata, backend: str) -> Path:
-    """Remember the fastest backend for a model on this machine; return the file it is written to."""
+    """Remember the fastest backend for a model on this machine; return the cache file."""
     write_text(_path(), json.dumps(_read() | {_key(metadata): backend}, indent=1) + "\n")
     return _path()
 
@@ -37,7 +37,7 @@ def _read() -> dict[str, object]:
     try:
         data = json.loads(_path().read_text("utf-8"))
     except (OSError, ValueError):
-        # Not measured yet, or spoiled: the order of preference goes on.
+        # Missing or damaged: fall back to the default order of backends.
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -46,15 +46,20 @@ def _key(metadata: ModelMetadata) -> str:
     height, width = metadata.input_size_hw
     config = metadata.provenance.get("config")
     backbone = config.get("backbone", "") if isinstance(config, dict) else ""
-    network = f"{backbone} {width}x{height} {metadata.head} {metadata.precision} {metadata.hardware_target}"
+    network = (
+        f"{backbone} {width}x{height} {metadata.head} {metadata.precision} "
+        f"{metadata.hardware_target}"
+    )
     versions = [
-        f"{name} {found}" for name in _ENGINES if (found := installed_version(name)) is not None
+        f"{name} {version}"
+        for name in _PACKAGES
+        if (version := installed_version(name)) is not None
     ]
-    return " | ".join([network, _processor(), f"{usable_cores()} cores", *versions])
+    return " | ".join([network, _cpu_model(), f"{usable_cores()} cores", *versions])
 
 
-def _processor() -> str:
-    """Return the processor's name, or the machine's kind where the system does not tell."""
+def _cpu_model() -> str:
+    """Return the CPU's model name, or the machine type if the system does not report one."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

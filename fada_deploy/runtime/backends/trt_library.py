@@ -1,6 +1,6 @@
-"""The two libraries that build and run engines: `tensorrt` for any NVIDIA GPU, `tensorrt_rtx` for RTX ones.
+"""The two libraries that build and run engines: `tensorrt` (any NVIDIA GPU) and `tensorrt_rtx`.
 
-They share an API as far as this package uses it; what only one of them has is asked for by name.
+They have the same API as far as this package uses it. Differences are handled where they occur.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from fada_deploy.common.errors import DeviceError, MissingExtraError, UsageError
-from fada_deploy.runtime.backends.base import import_engine
+from fada_deploy.common.extras import install_command
+from fada_deploy.runtime.backends.base import import_backend
 from fada_deploy.runtime.backends.engine_file import FLAVORS
 
+# The extra that installs each library.
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
-# On a machine without a GPU every error is followed by one that only says so.
-_NOISE = ("catchCudaError", "Thread context has not been set")
+# Follow-up errors on a machine without a GPU.
+_FOLLOW_UP_ERRORS = ("catchCudaError", "Thread context has not been set")
 
 
 class MissingTensorRtError(MissingExtraError):
-    """Neither library is installed; the message holds both pip commands."""
+    """Neither of the two libraries is installed."""
 
     def __init__(self) -> None:
         UsageError.__init__(
             self,
-            "neither tensorrt nor tensorrt_rtx is installed; type: pip install 'fada_deploy[tensorrt]' (builds "
-            "on the GPU that is to run it) or 'fada_deploy[tensorrt-rtx]' (builds anywhere, for RTX GPUs)",
+            "neither tensorrt nor tensorrt_rtx is installed; "
+            f"run: {install_command('tensorrt')} (builds on the GPU that will run the engine) "
+            f"or {install_command('tensorrt-rtx')} (builds on any machine, for RTX GPUs)",
         )
 
 
 @dataclass(frozen=True)
 class BuilderContext:
-    """A flavor that can build here: its module, a builder, and the log that the builder writes to."""
+    """What a build needs: the library's name, its module, a builder and the builder's logger."""
 
     flavor: str
     trt: Any
@@ -40,39 +43,40 @@ class BuilderContext:
 
 
 def open_builder(flavor: str) -> BuilderContext:
-    """Return a flavor with which to build; `auto` takes `tensorrt` where it can build, else RTX.
+    """Return the builder of a library; "auto" is `tensorrt` if it works here, else `tensorrt_rtx`.
 
-    Raise `MissingExtraError` for what is not installed, `DeviceError` for what cannot build here.
+    Raise `MissingExtraError` if it is not installed, `DeviceError` if it cannot build here.
     """
     if flavor not in ("auto", *FLAVORS):
-        raise UsageError(f"no flavor {flavor!r} of TensorRT; there are auto, {', '.join(FLAVORS)}")
-    wanted = FLAVORS if flavor == "auto" else (flavor,)
-    refused: DeviceError | None = None
-    for name in wanted:
+        raise UsageError(f"flavor must be one of auto, {', '.join(FLAVORS)}, got {flavor!r}")
+    candidates = FLAVORS if flavor == "auto" else (flavor,)
+    device_error: DeviceError | None = None
+    for name in candidates:
         try:
-            trt = import_engine(name, EXTRAS[name])
+            trt = import_backend(name, EXTRAS[name])
             log = make_logger(trt)
             return BuilderContext(name, trt, trt.Builder(log), log)
         except MissingExtraError:
             if flavor != "auto":
                 raise
         except TypeError:
-            # Without a GPU or its driver the library's constructor gives nothing.
-            refused = refused or DeviceError(
-                f"{name} is installed but cannot build here, as it finds no NVIDIA GPU; build on the machine that "
-                "is to run the engine, or type: pip install 'fada_deploy[tensorrt-rtx]', which needs no GPU"
+            # The constructor raises TypeError if there is no GPU or driver.
+            device_error = device_error or DeviceError(
+                f"{name} is installed but cannot build here, because it finds no NVIDIA GPU; build "
+                "on the machine that will run the engine, or build for RTX GPUs without a GPU: "
+                f"{install_command('tensorrt-rtx')}"
             )
         except DeviceError as error:
-            refused = refused or error
-    raise refused or MissingTensorRtError()
+            device_error = device_error or error
+    raise device_error or MissingTensorRtError()
 
 
 def make_logger(trt: Any) -> Any:
-    """Return a logger of the library's that keeps `errors`, `warnings` and what is said of `layers`."""
+    """Return a TensorRT logger that collects `errors`, `warnings` and messages about `layers`."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            # The base is a C++ class, which refuses a subclass that does not say this.
+            # pybind11 requires an explicit call of the base constructor.
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
             self.warnings: list[str] = []
@@ -84,14 +88,14 @@ def make_logger(trt: Any) -> Any:
             elif severity == trt.ILogger.WARNING:
                 self.warnings.append(message)
             elif "LayerType" in message:
-                # Of the verbose rest, which is megabytes, nothing else is looked at.
+                # The rest of the verbose output is megabytes that nothing reads.
                 self.layers.append(message)
 
-    return Log()
+    return Logger()
 
 
-def said(errors: list[str]) -> str:
-    """Return a log's errors as one line, what only follows from there being no GPU left out."""
-    kept = [e for e in errors if not any(noise in e for noise in _NOISE)] or errors
-    lines = dict.fromkeys(re.sub(r"\s+", " ", e).strip() for e in kept)
-    return "; ".join(lines) or "it did not say why"
+def error_summary(errors: list[str]) -> str:
+    """Return the errors of a log as one line, without mere follow-up errors of a missing GPU."""
+    causes = [e for e in errors if not any(text in e for text in _FOLLOW_UP_ERRORS)] or errors
+    lines = dict.fromkeys(re.sub(r"\s+", " ", e).strip() for e in causes)
+    return "; ".join(lines) or "no reason given"

@@ -1,4 +1,4 @@
-"""Runs a deserialized engine: memory that stays, one stream, a CUDA graph for each batch size."""
+"""Run a deserialized engine with persistent buffers, one stream and a CUDA graph per batch size."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import Frames
 from fada_deploy.runtime.backends.cuda_stream import CudaStream
-from fada_deploy.runtime.backends.trt_library import said
+from fada_deploy.runtime.backends.trt_library import error_summary
 
-# A stream has one batch size and a shorter last batch; each size has its own memory on the device.
-_SIZES_KEPT = 4
+# A video has one batch size and a shorter last batch. Each size has its own device memory.
+_MAX_CACHED_SIZES = 4
 
 
 @dataclass
-class _Size:
-    """What one batch size has: an execution context, memory on both sides, and the captured run."""
+class _BatchSize:
+    """The resources of one batch size.
+
+    `staging` is pinned host memory; `graph` is the captured run, None if it cannot be captured.
+    """
 
     context: Any
     staging: Any
@@ -30,85 +33,86 @@ class _Size:
 
 
 class EngineRunner:
-    """One engine on one lane; `profile` is the least and the largest batch that it takes."""
+    """One engine on one stream; `batch_range` is the smallest and the largest batch it accepts."""
 
     def __init__(
         self,
         trt: Any,
         engine: Any,
         log: Any,
-        lane: CudaStream,
+        stream: CudaStream,
         metadata: ModelMetadata,
-        profile: tuple[int, int],
+        batch_range: tuple[int, int],
     ) -> None:
-        self._trt, self._engine, self._log, self._lane = trt, engine, log, lane
-        self._metadata, self._profile = metadata, profile
-        self._sizes: OrderedDict[int, _Size] = OrderedDict()
+        self._trt, self._engine, self._log, self._stream = trt, engine, log, stream
+        self._metadata, self._batch_range = metadata, batch_range
+        self._sizes: OrderedDict[int, _BatchSize] = OrderedDict()
 
     def run(self, frames_bhwc: Frames) -> Any:
-        """Return the head's output for frames (B, H, W, 3) uint8, on the device and the caller's to keep.
+        """Return the head's output for frames (B, H, W, 3) uint8 as a new device array.
 
-        More than the engine takes at once go in parts, fewer are padded with the last one.
+        Larger batches than the engine accepts are split; smaller ones are padded with the last
+        frame.
         """
-        least, most = self._profile
-        with self._lane.entered():
-            parts = []
-            for start in range(0, len(frames_bhwc), most):
-                part = frames_bhwc[start : start + most]
-                padding = np.repeat(part[-1:], max(least - len(part), 0), axis=0)
+        min_batch, max_batch = self._batch_range
+        with self._stream.entered():
+            outputs = []
+            for start in range(0, len(frames_bhwc), max_batch):
+                part = frames_bhwc[start : start + max_batch]
+                padding = np.repeat(part[-1:], max(min_batch - len(part), 0), axis=0)
                 output = self._run_part(np.concatenate([part, padding]) if len(padding) else part)
-                parts.append(output[: len(part)])
-            joined = parts[0] if len(parts) == 1 else self._lane.cupy.concatenate(parts)
-            # A failure on the device is to be told of the run that it belongs to.
-            self._lane.stream.synchronize()
+                outputs.append(output[: len(part)])
+            joined = outputs[0] if len(outputs) == 1 else self._stream.cupy.concatenate(outputs)
+            # Wait here, so that an asynchronous failure is reported by the run that caused it.
+            self._stream.stream.synchronize()
             return joined
 
     def _run_part(self, part: Frames) -> Any:
         size = self._size(len(part))
         np.copyto(size.staging, part)
-        size.frames.set(size.staging, stream=self._lane.stream)
+        size.frames.set(size.staging, stream=self._stream.stream)
         if size.graph is not None:
-            size.graph.launch(stream=self._lane.stream)
+            size.graph.launch(stream=self._stream.stream)
         else:
             self._execute(size.context)
         output = size.output.copy()
-        # The staging memory is written again by the next part.
-        self._lane.stream.synchronize()
+        # The next part overwrites the staging memory.
+        self._stream.stream.synchronize()
         return output
 
-    def _size(self, count: int) -> _Size:
+    def _size(self, count: int) -> _BatchSize:
         if count not in self._sizes:
-            while len(self._sizes) >= _SIZES_KEPT:
+            while len(self._sizes) >= _MAX_CACHED_SIZES:
                 self._sizes.popitem(last=False)
-            self._sizes[count] = self._make(count)
+            self._sizes[count] = self._prepare(count)
         self._sizes.move_to_end(count)
         return self._sizes[count]
 
-    def _make(self, count: int) -> _Size:
-        """Set up one batch size, run it once, and capture the second run."""
-        context = self._context()
+    def _prepare(self, count: int) -> _BatchSize:
+        """Allocate the buffers of a batch size, run once, and capture the second run."""
+        context = self._create_context()
         head = self._metadata.head
         shape = (count, *self._metadata.input_size_hw, 3)
         if not context.set_input_shape("frames", shape):
             raise ModelError(
-                f"the engine takes no frames of shape {shape}: {said(self._log.errors)}"
+                f"the engine rejects frames of shape {shape}: {error_summary(self._log.errors)}"
             )
-        kinds = {"logits": np.float32, "labels": np.uint8}
-        frames = self._lane.cupy.zeros(shape, np.uint8)
-        output = self._lane.cupy.empty(tuple(context.get_tensor_shape(head)), kinds[head])
+        dtypes = {"logits": np.float32, "labels": np.uint8}
+        frames = self._stream.cupy.zeros(shape, np.uint8)
+        output = self._stream.cupy.empty(tuple(context.get_tensor_shape(head)), dtypes[head])
         context.set_tensor_address("frames", frames.data.ptr)
         context.set_tensor_address(head, output.data.ptr)
-        # The first run sets up what must not be captured.
+        # The first run does lazy initialization, which must not be captured.
         self._execute(context)
-        self._lane.stream.synchronize()
-        staging = self._lane.pinned(shape, np.uint8)
-        return _Size(context, staging, frames, output, self._captured(context))
+        self._stream.stream.synchronize()
+        staging = self._stream.pinned(shape, np.uint8)
+        return _BatchSize(context, staging, frames, output, self._capture(context))
 
-    def _context(self) -> Any:
+    def _create_context(self) -> Any:
         trt, engine = self._trt, self._engine
         if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-            # RTX compiles for a shape when it meets one, by default behind the first runs; a captured graph
-            # would keep the slow kernels of those.
+            # By default TensorRT-RTX compiles specialized kernels in the background during the
+            # first runs, and a captured graph would keep the slow generic kernels.
             runtime_config = engine.create_runtime_config()
             runtime_config.dynamic_shapes_kernel_specialization_strategy = (
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -117,31 +121,33 @@ class EngineRunner:
         else:
             context = engine.create_execution_context()
         if context is None:
-            raise ModelError(f"the engine cannot be set up to run: {said(self._log.errors)}")
+            raise ModelError(
+                f"the engine has no execution context: {error_summary(self._log.errors)}"
+            )
         return context
 
     def _execute(self, context: Any) -> None:
-        if not context.execute_async_v3(self._lane.stream.ptr):
-            raise ModelError(f"the engine failed: {said(self._log.errors)}")
+        if not context.execute_async_v3(self._stream.stream.ptr):
+            raise ModelError(f"the engine failed: {error_summary(self._log.errors)}")
 
-    def _captured(self, context: Any) -> Any:
-        """Return a run as a CUDA graph, None where the engine cannot be captured."""
+    def _capture(self, context: Any) -> Any:
+        """Return one run as a CUDA graph, None if the engine cannot be captured."""
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(
-            self._lane.stream.ptr
+            self._stream.stream.ptr
         ):
             return None
         try:
-            self._lane.stream.begin_capture()
+            self._stream.stream.begin_capture()
             try:
                 self._execute(context)
             finally:
-                graph = self._lane.stream.end_capture()
+                graph = self._stream.stream.end_capture()
         except (RuntimeError, ModelError):
             return None
         return graph
 
     def close(self) -> None:
-        """Let all memory on the device go; the engine goes last."""
-        with self._lane.entered():
+        """Release all device memory; the engine is released last."""
+        with self._stream.entered():
             self._sizes.clear()
             self._engine = None
