@@ -106,9 +106,10 @@ def print_summary(document: Mapping[str, Any], *, is_live: bool) -> None:
     for line in failed if not is_live else ():
         log(f"failed: {line}")
     stages = ", ".join(f"{name} {ms:.1f}" for name, ms in document["ms_per_frame"].items())
+    frames = document["frames"]
     log(
-        f"{document['frames']} frames in {document['seconds']:.1f} s ({document['fps']:.1f} fps); "
-        f"ms per frame: {stages}"
+        f"{frames} frame{'s' * (frames != 1)} in {document['seconds']:.1f} s "
+        f"({document['fps']:.1f} fps); ms per frame: {stages}"
     )
     for name, counters in document.get("live", {}).items():
         log(f"{name}: {', '.join(f'{counter} {n}' for counter, n in counters.items())}")

@@ -104,7 +104,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_film_held_sideways_is_turned_upright_as_in_the_runtime(tmp_path: Path) -> None:
     video(tmp_path / "phone.mp4", [3] * 3)
     clockwise = (0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
-    train, _ = recordings(toy.turned(tmp_path / "phone.mp4", clockwise), tmp_path / "cache")
+    train, _ = recordings(toy.set_display_matrix(tmp_path / "phone.mp4", clockwise), tmp_path / "cache")
     want = cv2.rotate(picture(3), cv2.ROTATE_90_CLOCKWISE)
     assert train.image(0).shape == want.shape
     assert np.abs(train.image(0).astype(int) - want).mean() < 12

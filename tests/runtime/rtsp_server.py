@@ -1,7 +1,7 @@
-"""A small real RTSP 1.0 server: one H.264 film over TCP, interleaved (RFC 2326, RFC 6184), and ways to fail.
+"""A small RTSP 1.0 server for tests: H.264 over interleaved TCP (RFC 2326, RFC 6184), and failures.
 
-Every connection gets its own thread. Pictures come as access units of NAL units; what is larger than a packet
-goes in pieces (FU-A). It speaks to FFmpeg, GStreamer and VLC alike.
+Each connection has its own thread. An image is a list of NAL units; a NAL unit larger than a packet
+is sent in fragments (FU-A).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import numpy as np
 
 CLOCK = 90_000
 _PAYLOAD_TYPE = 96
-# Bytes of a NAL unit in one packet; small, so that the pictures of tests need several.
-_PACKET = 400
+# Bytes of a NAL unit in one packet; small, so that the images of the tests need several.
+_PACKET_BYTES = 400
 _SPS, _PPS, _FU_A = 7, 8, 28
 _SSRC = 0x46414441
 
-# NAL units without start codes.
-Unit = list[bytes]
+# The NAL units of one image, without start codes.
+AccessUnit = list[bytes]
 
 
-def encode(frames: Sequence[np.ndarray], *, rate: int = 25, keyframes: int = 5) -> list[Unit]:
-    """Encode RGB frames (H, W, 3) as H.264; return each one's NAL units, parameter sets before every key frame."""
+def encode(frames: Sequence[np.ndarray], *, rate: int = 25, keyframes: int = 5) -> list[AccessUnit]:
+    """Encode RGB frames (H, W, 3) as H.264; parameter sets precede every key frame."""
     context = av.CodecContext.create("libx264", "w")
     context.height, context.width = frames[0].shape[:2]
     context.pix_fmt, context.time_base, context.framerate = (
@@ -41,28 +41,28 @@ def encode(frames: Sequence[np.ndarray], *, rate: int = 25, keyframes: int = 5) 
         Fraction(1, rate),
         Fraction(rate),
     )
-    # Without zero latency the last pictures of a film that is cut off would be lost in the decoder.
+    # Without zero latency, the last images of a truncated stream would be lost in the decoder.
     options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "4", "g": str(keyframes)}
     context.options = options | {"x264-params": "repeat-headers=1:annexb=1:threads=1"}
     packets = []
     for index, frame in enumerate(frames):
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        picture.pts, picture.time_base = index, context.time_base
-        packets += context.encode(picture)
+        image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        image.pts, image.time_base = index, context.time_base
+        packets += context.encode(image)
     packets += context.encode(None)
     units = [split(bytes(packet)) for packet in packets]
     assert len(units) == len(frames)
     return units
 
 
-def split(stream: bytes) -> Unit:
+def split(stream: bytes) -> AccessUnit:
     """Return the NAL units between the start codes of an Annex-B stream."""
     parts = stream.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")
     return [part for part in parts if part]
 
 
-def pieces(unit: bytes, size: int = _PACKET) -> list[bytes]:
-    """Return a NAL unit's RTP payloads: itself, or fragments (FU-A) where it is longer than `size`."""
+def fragments(unit: bytes, size: int = _PACKET_BYTES) -> list[bytes]:
+    """Return the RTP payloads of a NAL unit: itself, or FU-A fragments if it exceeds `size`."""
     if len(unit) <= size:
         return [unit]
     indicator, kind, body = unit[0] & 0xE0 | _FU_A, unit[0] & 0x1F, unit[1:]
@@ -76,14 +76,18 @@ def pieces(unit: bytes, size: int = _PACKET) -> list[bytes]:
 
 @dataclass
 class Play:
-    """What one connection gets.
+    """What one connection delivers.
 
-    `units`: its pictures, `rate` of them a second. `drop`: behind them the connection is cut, in the middle of a
-    packet, without a word. `hold`: behind them nothing comes, and the connection stays. `status`: the answer to
-    DESCRIBE; `seconds`: the film's length as the SDP has it, None for a live one.
+    Attributes:
+        units: The images.
+        rate: Images per second.
+        drop: Afterwards, close the connection in the middle of a packet.
+        hold: Afterwards, send nothing and keep the connection open.
+        status: Status of the response to DESCRIBE.
+        seconds: Length of the video in the SDP; None for a live stream.
     """
 
-    units: list[Unit] = field(default_factory=list)
+    units: list[AccessUnit] = field(default_factory=list)
     rate: float = 100.0
     drop: bool = False
     hold: bool = False
@@ -92,16 +96,16 @@ class Play:
 
 
 class RtspServer:
-    """Serves one `Play` a connection, the last one again and again; `seen` are the requests' methods."""
+    """Serves one `Play` per connection, repeating the last one; `methods` lists the requests."""
 
     def __init__(self, plays: Sequence[Play], host: str = "127.0.0.1") -> None:
-        self.seen: list[str] = []
+        self.methods: list[str] = []
         self._plays = list(plays)
         self._socket = socket.create_server((host, 0))
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._connections: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self.address = f"rtsp://{host}:{self._socket.getsockname()[1]}/film"
+        self.address = f"rtsp://{host}:{self._socket.getsockname()[1]}/video"
 
     def __enter__(self) -> Self:
         self._threads[0].start()
@@ -116,19 +120,19 @@ class RtspServer:
         self.close()
 
     def close(self) -> None:
-        """Cut all connections and take no more."""
-        self._over.set()
+        """Close all connections and accept no more."""
+        self._closed.set()
         with suppress(OSError):
-            # Closing alone does not wake the thread that waits for connections.
+            # `close` alone does not wake up the thread that waits for connections.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         for connection in self._connections:
-            _cut(connection)
+            _shut_down(connection)
         for thread in self._threads:
             thread.join(10)
 
     def _accept(self) -> None:
-        while not self._over.is_set():
+        while not self._closed.is_set():
             try:
                 connection, _ = self._socket.accept()
             except OSError:
@@ -141,20 +145,21 @@ class RtspServer:
 
     def _serve(self, connection: socket.socket, play: Play) -> None:
         with connection, suppress(OSError, EOFError):
-            _Conversation(connection, play, self.seen, self._over).run()
-        _cut(connection)
+            _Conversation(connection, play, self.methods, self._closed).run()
+        _shut_down(connection)
 
 
 class _Conversation:
-    """One client: requests are answered in one thread, pictures sent in another."""
+    """One client: one thread answers requests, another one sends images."""
 
     def __init__(
-        self, connection: socket.socket, play: Play, seen: list[str], over: threading.Event
+        self, connection: socket.socket, play: Play, methods: list[str], closed: threading.Event
     ) -> None:
-        self._socket, self._play, self._seen, self._over = connection, play, seen, over
+        self._socket, self._play, self._methods = connection, play, methods
+        self._closed = closed
         self._file = connection.makefile("rb")
         self._sending = threading.Lock()
-        self._ended = threading.Event()
+        self._finished = threading.Event()
         self._sender: threading.Thread | None = None
 
     def run(self) -> None:
@@ -163,14 +168,14 @@ class _Conversation:
                 if not self._answer(*request):
                     return
         finally:
-            self._ended.set()
+            self._finished.set()
             self._file.close()
             if self._sender is not None:
-                _cut(self._socket)
+                _shut_down(self._socket)
                 self._sender.join(10)
 
     def _request(self) -> tuple[str, str, dict[str, str]] | None:
-        """Return (method, address, headers), None at the end; packets that come back (RTCP) are passed over."""
+        """Return (method, address, headers), None at the end; RTCP packets are skipped."""
         while (first := self._file.read(1)) == b"$":
             _, size = struct.unpack(">BH", self._file.read(3))
             self._file.read(size)
@@ -186,30 +191,30 @@ class _Conversation:
         return method, address, headers
 
     def _answer(self, method: str, address: str, headers: dict[str, str]) -> bool:
-        """Answer a request; return whether the connection goes on."""
-        self._seen.append(method)
-        status, more, body = "200 OK", {"Session": "4661;timeout=60"}, b""
+        """Answer a request; return whether the connection stays open."""
+        self._methods.append(method)
+        status, extra, body = "200 OK", {"Session": "4661;timeout=60"}, b""
         if method == "OPTIONS":
-            more = {"Public": "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER"}
+            extra = {"Public": "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER"}
         elif method == "DESCRIBE":
             status, body = (
                 self._play.status,
                 self._description() if self._play.status == "200 OK" else b"",
             )
-            more = {"Content-Base": f"{address}/", "Content-Type": "application/sdp"}
+            extra = {"Content-Base": f"{address}/", "Content-Type": "application/sdp"}
         elif method == "SETUP" and "interleaved" in headers.get("transport", ""):
-            more["Transport"] = f"RTP/AVP/TCP;unicast;interleaved=0-1;ssrc={_SSRC:08X}"
+            extra["Transport"] = f"RTP/AVP/TCP;unicast;interleaved=0-1;ssrc={_SSRC:08X}"
         elif method == "SETUP":
             status = "461 Unsupported Transport"
         elif method == "PLAY":
-            more |= {
+            extra |= {
                 "Range": "npt=0.000-",
                 "RTP-Info": f"url={address.rstrip('/')}/track1;seq=0;rtptime=0",
             }
         elif method not in ("TEARDOWN", "GET_PARAMETER"):
             status = "501 Not Implemented"
-        more |= {"CSeq": headers.get("cseq", "0"), "Content-Length": str(len(body))}
-        head = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+        extra |= {"CSeq": headers.get("cseq", "0"), "Content-Length": str(len(body))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in extra.items())
         with self._sending:
             self._socket.sendall(f"RTSP/1.0 {status}\r\n{head}\r\n".encode() + body)
         if method == "PLAY" and self._sender is None:
@@ -218,7 +223,7 @@ class _Conversation:
         return method != "TEARDOWN"
 
     def _description(self) -> bytes:
-        units = [unit for picture in self._play.units for unit in picture]
+        units = [unit for image in self._play.units for unit in image]
         sps = next(unit for unit in units if unit[0] & 0x1F == _SPS)
         pps = next(unit for unit in units if unit[0] & 0x1F == _PPS)
         sets = ",".join(base64.b64encode(each).decode() for each in (sps, pps))
@@ -226,7 +231,7 @@ class _Conversation:
         lines = [
             "v=0",
             "o=- 1 1 IN IP4 127.0.0.1",
-            "s=film",
+            "s=test",
             "c=IN IP4 0.0.0.0",
             "t=0 0",
             "a=control:*",
@@ -240,17 +245,17 @@ class _Conversation:
         return "".join(f"{line}\r\n" for line in lines).encode()
 
     def _send(self) -> None:
-        """Send the pictures at their pace, then end as the play says."""
+        """Send the images at their rate, then end as the play specifies."""
         number, start = 0, time.monotonic()
         with suppress(OSError):
-            for index, picture in enumerate(self._play.units):
-                self._ended.wait(max(0.0, start + index / self._play.rate - time.monotonic()))
-                if self._ended.is_set() or self._over.is_set():
+            for index, image in enumerate(self._play.units):
+                self._finished.wait(max(0.0, start + index / self._play.rate - time.monotonic()))
+                if self._finished.is_set() or self._closed.is_set():
                     return
-                payloads = [piece for unit in picture for piece in pieces(unit)]
-                for place, payload in enumerate(payloads):
-                    last = place == len(payloads) - 1
-                    head = struct.pack(
+                payloads = [part for unit in image for part in fragments(unit)]
+                for position, payload in enumerate(payloads):
+                    last = position == len(payloads) - 1
+                    header = struct.pack(
                         ">BBHII",
                         0x80,
                         _PAYLOAD_TYPE | (0x80 if last else 0),
@@ -259,22 +264,22 @@ class _Conversation:
                         _SSRC,
                     )
                     number += 1
-                    self._send_packet(0, head + payload)
+                    self._send_packet(0, header + payload)
             if self._play.drop:
                 with self._sending:
                     self._socket.sendall(b"$\0\4\0" + bytes(100))
             elif self._play.hold:
-                self._ended.wait()
+                self._finished.wait()
             else:
-                # Goodbye, as RTCP says it.
+                # RTCP BYE.
                 self._send_packet(1, struct.pack(">BBHI", 0x81, 203, 1, _SSRC))
-        _cut(self._socket)
+        _shut_down(self._socket)
 
     def _send_packet(self, channel: int, packet: bytes) -> None:
         with self._sending:
             self._socket.sendall(struct.pack(">cBH", b"$", channel, len(packet)) + packet)
 
 
-def _cut(connection: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

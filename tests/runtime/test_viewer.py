@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from toy import PATIENCE, scene, until
+from toy import TIMEOUT_S, scene, wait_until
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.runtime import viewer
@@ -154,10 +154,10 @@ def test_images_arrive_with_their_colors(child: Callable[[str], None], tmp_path:
     first, second = scene(1)[0], np.zeros((20, 4000, 3), np.uint8)
     with Viewer("t") as window:
         assert window.show(first)
-        until(lambda: len(saved(tmp_path)) == 1)
-        until(lambda: window.is_ready)
+        wait_until(lambda: len(saved(tmp_path)) == 1)
+        wait_until(lambda: window.is_ready)
         assert window.show(second)
-        until(lambda: len(saved(tmp_path)) == 2)
+        wait_until(lambda: len(saved(tmp_path)) == 2)
     images = saved(tmp_path)
     np.testing.assert_array_equal(images[0], first[..., ::-1])
     # The wide image was shrunk.
@@ -184,7 +184,7 @@ def test_shows_the_newest_of_many_images(child: Callable[[str], None], tmp_path:
     with Viewer("t") as window:
         for index in range(200):
             assert window.show(np.full((4, 4, 3), index, np.uint8))
-        until(lambda: bool(saved(tmp_path)) and int(saved(tmp_path)[-1][0, 0, 0]) == 199)
+        wait_until(lambda: bool(saved(tmp_path)) and int(saved(tmp_path)[-1][0, 0, 0]) == 199)
     numbers = [int(p[0, 0, 0]) for p in saved(tmp_path)]
     assert numbers == sorted(numbers) and len(numbers) < 200
 
@@ -194,8 +194,8 @@ def test_user_closes_the_window(child: Callable[[str], None]) -> None:
     calls: list[int] = []
     with Viewer("t", on_close=lambda: calls.append(1)) as window:
         assert window.show(SMALL[0])
-        until(lambda: not window.show(SMALL[1]))
-        until(lambda: calls == [1])
+        wait_until(lambda: not window.show(SMALL[1]))
+        wait_until(lambda: calls == [1])
     assert window.closed and not window.failure and calls == [1]
 
 
@@ -203,7 +203,7 @@ def test_user_closes_the_window_while_no_image_comes(child: Callable[[str], None
     child("run_window('t', highgui(key=27))")
     closed = threading.Event()
     with Viewer("t", on_close=closed.set) as window:
-        assert closed.wait(PATIENCE)
+        assert closed.wait(TIMEOUT_S)
     assert window.closed
 
 
@@ -212,7 +212,7 @@ def test_failing_window_does_not_end_the_program(child: Callable[[str], None]) -
         "print(flush=True); sys.stderr.write('noise\\nThe X11 connection broke.\\n'); sys.exit(1)"
     )
     with Viewer("t", on_close=lambda: pytest.fail("the user did not close it")) as window:
-        until(lambda: bool(window.failure))
+        wait_until(lambda: bool(window.failure))
         assert window.show(SMALL[0]) and not window.closed and not window.is_ready
     assert "The X11 connection broke." in window.failure
 
@@ -382,7 +382,7 @@ def test_real_window(
             for index in (0, 5):
                 process.stdin.write(f"{index}\n")
                 process.stdin.flush()
-                until(lambda index=index: is_shown(index))
+                wait_until(lambda index=index: is_shown(index))
             process.stdin.close()
             said = process.stdout.read()
         finally:
@@ -396,7 +396,7 @@ def test_missing_display_does_not_abort_the_process(environment: dict[str, str])
         env=environment | {"DISPLAY": ":987"},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_S,
     )
     # The exit code of a Python exception, not of an abort (134).
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Tiny real ONNX models whose labels are known without running them, and videos to feed them."""
+"""Small real ONNX models whose labels are known without running them, and videos for them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fada_deploy.common.metadata import ModelMetadata
 
 STRIDE = 8
 SPACE = CITYSCAPES_13
-# Seconds that a busy machine may take for what takes a tenth of one.
-PATIENCE = 60.0
+# Seconds to wait for an event that normally takes a tenth of a second, on a busy machine.
+TIMEOUT_S = 60.0
 
 
 def color_model(
@@ -35,9 +35,10 @@ def color_model(
     metadata: str | None = "",
     bias: float = 0.0,
 ) -> Path:
-    """Write a network that gives each 8×8 block the class whose official color is nearest.
+    """Write a network that assigns each 8×8 block the class with the nearest official color.
 
-    −|x − c|² = 2c·x − |c|² − |x|², and the last term is common to all: a 1×1 convolution.
+    −|x − c|² = 2c·x − |c|² − |x|². The last term is the same for all classes, so a 1×1 convolution
+    computes the ranking.
     """
     colors = np.float32([c.color for c in space.classes])
     weight = (2 * colors)[:, :, None, None]
@@ -87,7 +88,7 @@ def color_model(
 def scene(
     index: int, size_hw: tuple[int, int] = (64, 128), space: LabelSpace = SPACE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (frame RGB, its labels): four vertical bands in official colors that change with `index`."""
+    """Return an RGB frame and its labels: four vertical bands whose classes change with `index`."""
     height, width = size_hw
     bands = (np.arange(width) * 4 // width + index) % space.num_classes
     labels = np.repeat(bands[None].astype(np.uint8), height, axis=0)
@@ -105,7 +106,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     audio: bool = False,
 ) -> Path:
-    """Write RGB frames as a video with the given timestamps, and perhaps a tone beside it."""
+    """Write RGB frames as a video with the given timestamps, optionally with a tone as audio."""
     pts = (
         list(pts)
         if pts is not None
@@ -119,10 +120,10 @@ def write_video(
         if codec == "libx264":
             stream.options = {"crf": "4", "preset": "ultrafast"}
         tone = out.add_stream("aac", rate=16_000) if audio else None
-        for frame, when in zip(frames, pts, strict=True):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = when, time_base
-            out.mux(stream.encode(picture))
+        for frame, frame_pts in zip(frames, pts, strict=True):
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            image.pts, image.time_base = frame_pts, time_base
+            out.mux(stream.encode(image))
         out.mux(stream.encode())
         if tone is not None:
             seconds = float(pts[-1] * time_base)
@@ -140,39 +141,38 @@ def write_video(
     return path
 
 
-def turned(film: Path, matrix: tuple[int, ...]) -> Path:
-    """Overwrite the display matrix in the track header of an MP4."""
-    data = bytearray(film.read_bytes())
+def set_display_matrix(video: Path, matrix: tuple[int, ...]) -> Path:
+    """Overwrite the display matrix in the track header of an MP4 file; return its path."""
+    data = bytearray(video.read_bytes())
     start = data.index(b"tkhd") + 4 + 40
     assert struct.unpack(">9i", data[start : start + 36])[0] == 1 << 16
     data[start : start + 36] = struct.pack(">9i", *matrix)
-    film.write_bytes(data)
-    return film
+    video.write_bytes(data)
+    return video
 
 
 def read_video(path: Path) -> list[tuple[Fraction, np.ndarray]]:
-    """Return (time in seconds, RGB) of every frame."""
+    """Return (time in seconds, RGB image) of every frame."""
     with av.open(str(path)) as container:
         return [
             (f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)
         ]
 
 
-def until(there: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
-    """Wait for something, far longer than it takes on a busy machine; fail when it does not come.
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until a condition is true; fail after `TIMEOUT_S`.
 
-    A `process` that is to bring it fails at once when it ends before, and does not outlive the wait in vain.
+    If `process` should make it true, fail at once when the process ends, and kill it on a timeout.
     """
-    deadline = time.monotonic() + PATIENCE
-    while not there():
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
         if process is not None and process.poll() is not None:
-            raise AssertionError(
-                f"it ended with {process.returncode}: {process.stderr and process.stderr.read()}"
-            )
+            output = process.stderr and process.stderr.read()
+            raise AssertionError(f"the process ended with {process.returncode}: {output}")
         if time.monotonic() > deadline:
             if process is not None:
                 process.kill()
-            raise AssertionError("it did not come")
+            raise AssertionError(f"the condition was not true after {TIMEOUT_S:g} s")
         time.sleep(0.01)
 
 
