@@ -1,4 +1,4 @@
-"""`fada doctor`: what is installed here and truly works, and what to type for the rest."""
+"""`fada doctor`: check what is installed on this machine and whether it works."""
 
 from __future__ import annotations
 
@@ -13,38 +13,46 @@ from fada_deploy.cli.console import emit_json
 if TYPE_CHECKING:
     from fada_deploy.inspection.doctor import Check
 
-_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
+_COLORS = {"ok": "green", "info": "blue", "warning": "yellow", "problem": "red"}
+_STATE_WIDTH = max(map(len, _COLORS))
 
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(as_json: bool) -> int:
-    """Try what this machine has: packages, engines, films, cores, disks. Takes some seconds, changes nothing.
+    """Check what works on this machine, and how to install what does not.
+
+    Packages, inference backends, video codecs, CPU cores and disks are tested. This takes a few
+    seconds and changes nothing.
 
     \b
-    fada doctor             # a line each; what to type under what is not ok
-    fada doctor --json      # for a bug report, or a machine's set-up
+    fada doctor             # one line per check, with a command that helps
+    fada doctor --json      # for a bug report
 
-    A note costs speed or a convenience. Exits with 1 when something is bad.
+    A warning means slower or less convenient. Exits with 1 if there is a problem.
     """
     from fada_deploy.inspection.doctor import diagnose
 
-    found = diagnose()
-    bad = sum(check.state == "bad" for check in found)
+    checks = diagnose()
+    problems = sum(check.state == "problem" for check in checks)
     if as_json:
-        emit_json({"bad": bad, "checks": [asdict(check) for check in found]})
-    else:
-        _table(found)
-        click.echo(
-            click.style(f"{bad} to mend" if bad else "all well", fg=_COLORS["bad" if bad else "ok"])
-        )
-    return 1 if bad else 0
+        emit_json({"problems": problems, "checks": [asdict(check) for check in checks]})
+        return 1 if problems else 0
+    _print_checks(checks)
+    if problems:
+        summary = f"{problems} problem{'s' if problems > 1 else ''} found"
+        click.echo(click.style(summary, fg=_COLORS["problem"]))
+        return 1
+    click.echo(click.style("no problems found", fg=_COLORS["ok"]))
+    return 0
 
 
-def _table(found: Sequence[Check]) -> None:
-    width = max(len(check.name) for check in found)
-    for check in found:
-        state = click.style(f"{check.state:<4}", fg=_COLORS[check.state])
-        click.echo(f"{state}  {check.name:<{width}}  {check.found}")
+def _print_checks(checks: Sequence[Check]) -> None:
+    # Not `format_table`: the remedies are indented lines of their own.
+    width = max(len(check.name) for check in checks)
+    indent = " " * (_STATE_WIDTH + width + 4)
+    for check in checks:
+        state = click.style(f"{check.state:<{_STATE_WIDTH}}", fg=_COLORS[check.state])
+        click.echo(f"{state}  {check.name:<{width}}  {check.detail}")
         if check.remedy:
-            click.echo(f"{'':<{width + 8}}type: {check.remedy}")
+            click.echo(f"{indent}run: {check.remedy}")

@@ -1,142 +1,275 @@
-"""`fada export`: the newest run → ONNX files and engines, each proven against the network."""
+"""`fada export`: export a run to ONNX files and TensorRT engines."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import emit_json
+from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import SIZE
+from fada_deploy.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from fada_deploy.export.options import EngineOptions, ExportOptions
+    from fada_deploy.export.result import ExportResult
 
 
 @click.command("export")
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="ONNX file to write [RUN/export/model.onnx].",
+)
+@click.option(
     "--head",
     type=click.Choice(["logits", "labels"]),
     default="logits",
     show_default=True,
-    help="logits: fastest with this runtime; labels: upsampling and arg max inside, for other callers.",
+    help="Output of the network: logits (fastest with fada), or labels, with upsampling and argmax "
+    "in the graph (for other runtimes and Triton).",
 )
-@click.option("--size", type=SIZE, help="The network's input [as trained].")
+@click.option("--size", type=SIZE, help="Input size of the network [as trained].")
 @click.option(
-    "--batch", default="dynamic", show_default=True, help="dynamic, or a fixed number of frames."
+    "--batch",
+    metavar="N",
+    default="dynamic",
+    show_default=True,
+    help="Frames per inference call: dynamic, or a fixed number.",
 )
 @click.option(
     "--precision",
+    metavar="NAME,…",
     default="fp32",
     show_default=True,
-    help="Comma-separated: fp32, fp16, bf16, int8.",
+    help="Precisions to write: fp32, fp16, bf16 and int8.",
 )
 @click.option(
-    "--for",
-    "hardware_target",
+    "--hardware-target",
     type=click.Choice(["cpu", "tensorrt", "both"]),
     default="both",
     show_default=True,
-    help="Whom int8 is quantized for.",
+    help="int8: hardware to quantize for. The two need different files.",
 )
 @click.option(
     "--calibration",
+    type=click.Path(path_type=Path),
+    help="Images or video for verification and int8 calibration [the target of the run].",
+)
+@click.option(
+    "--calibration-method",
     type=click.Choice(["percentile", "minmax", "entropy"]),
     default="percentile",
     show_default=True,
-    help="Of int8.",
+    help="int8: how the ranges of the activations are chosen.",
 )
 @click.option(
     "--calibration-frames",
     type=click.IntRange(2),
+    metavar="N",
     default=64,
     show_default=True,
-    help="Target frames for int8.",
+    help="int8: number of calibration frames.",
 )
 @click.option(
-    "--leave-out", default="auto", show_default=True, help="Layers that int8 leaves in float."
+    "--float-layers",
+    metavar="N",
+    default="auto",
+    show_default=True,
+    help="int8: number of sensitive layers that stay in float32; auto measures it.",
 )
 @click.option(
-    "--frames",
-    type=click.Path(path_type=Path),
-    help="Pictures or video in place of the run's target.",
+    "--data",
+    metavar="NAME|TOML",
+    help="Labeled data set on which other precisions are compared with fp32.",
 )
-@click.option("--data", help="Labeled data set that judges other precisions than fp32 too.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option(
-    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
+    "--max-miou-drop",
+    type=float,
+    metavar="POINTS",
+    default=2.0,
+    show_default=True,
+    help="Largest allowed drop of the mIoU on --data, in percentage points.",
 )
 @click.option(
-    "--min-equal",
+    "--min-equal-labels",
     type=click.FloatRange(0, 100),
-    help="Percent of labels that must equal the network's.",
+    metavar="PERCENT",
+    help="Percentage of pixels whose label must equal that of the network [depends on precision].",
 )
 @click.option(
-    "--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit."
+    "--max-logit-error",
+    type=click.FloatRange(0),
+    metavar="FRACTION",
+    help="Largest allowed logit error relative to the largest logit [depends on precision].",
 )
-@click.option(
-    "--trt", is_flag=True, help="Build an engine of each precision, with TensorRT or TensorRT-RTX."
-)
+@click.option("--trt", is_flag=True, help="Also build a TensorRT engine of each file.")
 @click.option(
     "--trt-flavor",
     type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]),
     default="auto",
     show_default=True,
+    help="TensorRT: library to build with; auto takes the first that can build here.",
 )
 @click.option(
-    "--trt-batch", default="1,1,8", show_default=True, help="Smallest, usual and largest batch."
+    "--trt-batch",
+    metavar="MIN,OPT,MAX",
+    default="1,1,8",
+    show_default=True,
+    help="TensorRT: smallest, most common and largest batch size.",
 )
 @click.option(
-    "--trt-level", type=click.IntRange(0, 5), default=3, show_default=True, help="Builder's level."
+    "--trt-level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="TensorRT: 0 builds fastest, 5 gives the fastest engine.",
 )
 @click.option(
     "--trt-workspace",
     type=click.IntRange(1),
-    help="MiB that the builder may use [its own default].",
+    metavar="MIB",
+    help="TensorRT: memory limit of the builder [default of the library].",
 )
 @click.option(
-    "--trt-timing-cache", type=click.Path(path_type=Path), help="Kept file [in the user's cache]."
+    "--trt-timing-cache",
+    type=click.Path(path_type=Path),
+    help="TensorRT: file that keeps kernel timings for later builds [in the user's cache].",
 )
 @click.option(
-    "--compute-capability", multiple=True, help="RTX: GPU to build for, e.g. SM89; may be repeated."
+    "--version-compatible",
+    is_flag=True,
+    help="TensorRT: the engine also loads in later TensorRT versions.",
 )
-@click.option("--version-compatible", is_flag=True, help="TensorRT: runs on later versions too.")
 @click.option(
     "--hardware-compatible",
     is_flag=True,
-    help="TensorRT: runs on other GPUs (Ampere and later) too.",
+    help="TensorRT: the engine also runs on other GPUs (Ampere and later).",
+)
+@click.option(
+    "--compute-capability",
+    multiple=True,
+    metavar="SMXX",
+    help="TensorRT-RTX: GPU to build for, for example SM89; can be repeated.",
 )
 @click.option(
     "--triton",
     type=click.Path(path_type=Path),
-    help="Write a Triton model repository to this folder.",
+    metavar="FOLDER",
+    help="Write a model repository for the Triton Inference Server.",
 )
 @click.option(
-    "--list", "list_targets", is_flag=True, help="Say what can be built, proven and run here."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The file to write [RUN/export/model.onnx]."
+    "--list", "list_only", is_flag=True, help="List what this machine can build and run, and exit."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def command(source: Path | None, list_targets: bool, as_json: bool, **options: Any) -> None:
-    """Turn SOURCE into proven files: a run's folder, a stage's, a weights file, or an fp32 .onnx [the newest run].
+def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) -> None:
+    """Export a run to ONNX files and TensorRT engines.
+
+    SOURCE is the folder of a run or of a stage, a weights file, or the fp32 ONNX file of an earlier
+    export [the newest run].
 
     \b
     fada export                                         # model.onnx
-    fada export --precision fp16,int8 --data mine.toml  # and others, gated
-    fada export model.onnx --trt                        # an engine, without torch and the run
+    fada export --precision fp16,int8 --data mine.toml  # smaller files, checked on labeled data
+    fada export model.onnx --trt                        # an engine; needs neither torch nor the run
 
-    Nothing is written unless every backend here that can run it gives the network's own answers on real frames.
+    Each file is compared with the network on real frames before it is saved. A file that differs
+    too much is not saved, and the command exits with 3.
     """
-    if list_targets:
-        from fada_deploy.inspection.targets import table, targets
+    if list_only:
+        return _list_targets(as_json)
+    options = _export_options(values)
+    from fada_deploy.export.plan import RefusedFilesError, run_export
 
-        found = targets()
-        return emit_json([t.to_dict() for t in found]) if as_json else click.echo(table(found))
-    from fada_deploy.export.plan import Plan
-
-    plan = Plan(source=source, options=options)
-    plan.run()
+    refused: RefusedFilesError | None = None
+    try:
+        result = run_export(source, options)
+    except RefusedFilesError as error:
+        result, refused = error.result, error
     if as_json:
-        emit_json(plan.document)
-    plan.finish()
+        emit_json(result.to_dict())
+    _log_next_commands(result)
+    if refused is not None:
+        raise refused
     return None
+
+
+def _list_targets(as_json: bool) -> None:
+    from fada_deploy.inspection.targets import list_targets, targets_table
+
+    targets = list_targets()
+    if as_json:
+        emit_json([target.to_dict() for target in targets])
+    else:
+        click.echo(targets_table(targets))
+
+
+def _export_options(values: dict[str, Any]) -> ExportOptions:
+    from fada_deploy.export.options import ExportOptions
+
+    engine = _engine_options(values)
+    min_equal_labels = values["min_equal_labels"]
+    return ExportOptions(
+        head=values["head"],
+        size_hw=values["size"],
+        batch=_number("--batch", values["batch"], "dynamic"),
+        precisions=tuple(filter(None, (p.strip() for p in values["precision"].split(",")))),
+        hardware_target=values["hardware_target"],
+        calibration=values["calibration"],
+        calibration_method=values["calibration_method"],
+        calibration_frames=values["calibration_frames"],
+        float_layers=_number("--float-layers", values["float_layers"], "auto"),
+        data=values["data"],
+        data_root=values["data_root"],
+        max_miou_drop=values["max_miou_drop"] / 100,
+        min_equal_labels=None if min_equal_labels is None else min_equal_labels / 100,
+        max_logit_error=values["max_logit_error"],
+        engine=engine if values["trt"] else None,
+        triton=values["triton"],
+        out=values["out"],
+    )
+
+
+def _engine_options(values: dict[str, Any]) -> EngineOptions:
+    from fada_deploy.export.options import EngineOptions
+
+    sizes = values["trt_batch"].split(",")
+    if len(sizes) != 3 or not all(size.strip().isdigit() for size in sizes):
+        raise UsageError(
+            f"--trt-batch must be MIN,OPT,MAX, for example 1,1,8, got {values['trt_batch']!r}"
+        )
+    return EngineOptions(
+        flavor=values["trt_flavor"],
+        batch=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
+        compute_capabilities=values["compute_capability"],
+        optimization_level=values["trt_level"],
+        workspace_mib=values["trt_workspace"],
+        timing_cache=values["trt_timing_cache"],
+        version_compatible=values["version_compatible"],
+        hardware_compatible=values["hardware_compatible"],
+    )
+
+
+def _number(option: str, text: str, keyword: str) -> int | None:
+    """Return a number, or None for `keyword`."""
+    if text == keyword:
+        return None
+    if not text.isdigit():
+        raise UsageError(f"{option} must be {keyword} or a number, got {text!r}")
+    return int(text)
+
+
+def _log_next_commands(result: ExportResult) -> None:
+    from fada_deploy.common.runs import newest_models
+
+    newest = result.files[-1]
+    # `fada infer` finds models under runs/ by itself.
+    name = "" if newest in newest_models() else f" --model {shlex.quote(str(newest))}"
+    log(f"next: fada infer video.mp4{name}")
+    if result.triton is not None:
+        log(f"next: tritonserver --model-repository {shlex.quote(str(result.triton))}")

@@ -1,4 +1,4 @@
-"""`fada inspect`: what a model, reference outputs, weights file or run says of itself."""
+"""`fada inspect`: show the metadata of a model, an engine, reference outputs, weights or a run."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ from typing import Any
 import click
 
 from fada_deploy.cli.console import emit_json
+from fada_deploy.cli.options import MODEL_OPTION, model_path
+from fada_deploy.common.errors import UsageError
+from fada_deploy.common.tables import format_table
 
 Row = tuple[str, str]
 
 _STATES = {
-    "equal": "equal to the one it was made with",
-    "another": "NOT the one it was made with",
-    "missing": "not beside it",
-    "unknown": "there, but its hash is not recorded",
+    "equal": "unchanged since the export",
+    "different": "NOT the file of this export",
+    "missing": "missing",
+    "unknown": "present, but its hash was not recorded",
 }
+_MAX_CLASSES_SHOWN = 3
 
 
 @click.command("inspect")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print one JSON document, the contract under `metadata`.",
-)
-def command(file: Path, as_json: bool) -> int:
-    """Say all that FILE says of itself, and check its hashes. Nothing is run.
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@MODEL_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(model: Path | None, model_option: Path | None, as_json: bool) -> int:
+    """Show the metadata of MODEL and check its hashes.
+
+    MODEL is an ONNX file, a TensorRT engine, reference outputs, a weights file, or the folder of a
+    run or a stage. It is only read, never run.
 
     \b
-    fada inspect model.onnx            # classes, input, precision as found in the graph, verification
-    fada inspect model.engine          # and what it was built by and for
-    fada inspect model.reference.npz       # whose reference it is
-    fada inspect runs/gta5-mine-001    # config, stages, scores, exports
-    fada inspect model.onnx --json     # for programs in other languages
+    fada inspect model.onnx             # classes, input, precision, verification
+    fada inspect model.engine           # also the library and the GPUs that it was built for
+    fada inspect model.reference.npz    # the models that it belongs to
+    fada inspect runs/gta5-mine-001     # settings, stages, scores, exports
+    fada inspect model.onnx --json      # for programs; the metadata is under `metadata`
 
-    Exits with 1 when something does not hold, as a reference outputs of another file.
+    Exits with 1 if a check fails, for example if a file beside the model was replaced.
     """
     from fada_deploy.inspection.describe import describe
 
-    document = describe(file)
+    path = model_path(model, model_option)
+    if path is None:
+        raise UsageError("no file was named; name a model, weights file or run")
+    document = describe(path)
     if as_json:
         emit_json(document)
         return 1 if document["problems"] else 0
-    rows = list(_rows(document))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}".rstrip())
+    click.echo(format_table(("", ""), list(_rows(document)), align="ll"))
     for line in document["problems"]:
         click.echo(f"{click.style('problem', fg='red')}: {line}")
     return 1 if document["problems"] else 0
@@ -78,11 +81,11 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     metadata = document["metadata"]
     if metadata is None:
         return
-    source, batch = metadata["input"], metadata["input"]["batch"]
+    frame, batch = metadata["input"], metadata["input"]["batch"]
     yield (
         "input",
-        f"{source['width']}x{source['height']} {source['color']} {source['dtype']} {source['layout']}, "
-        f"{source['geometry']}, batch {batch or 'dynamic'}",
+        f"{frame['width']}x{frame['height']} {frame['color']} {frame['dtype']} "
+        f"{frame['layout']}, {frame['geometry']}, batch {batch or 'dynamic'}",
     )
     corners = (
         f", align_corners {str(metadata['align_corners']).lower()}"
@@ -90,25 +93,21 @@ def _model_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         else ""
     )
     yield "head", f"{metadata['head']}{corners}"
-    whom = (
-        f", made for {metadata['hardware_target']}" if metadata["hardware_target"] != "any" else ""
-    )
-    yield "precision", f"{metadata['precision']}{whom}"
+    target = metadata["hardware_target"]
+    yield "precision", metadata["precision"] + (f", for {target}" if target != "any" else "")
     if metadata["quantization"]:
         yield "quantized", _flat(metadata["quantization"])
-    # What is said there of an engine's contract is of the file it was built of.
-    name = "its .onnx verified" if "engine" in document else "verified"
+    # The metadata of an engine is that of its ONNX file.
+    name = "ONNX verified" if "engine" in document else "verified"
     yield from _verification_rows(metadata["verification"], name)
     if metadata["target_statistics"]:
-        yield (
-            "on its target",
-            _reference(metadata["target_statistics"], metadata["label_space"]["classes"]),
-        )
+        classes = metadata["label_space"]["classes"]
+        yield "target data", _target_statistics(metadata["target_statistics"], classes)
     for name in ("reference", "weights"):
         if name in document:
-            where = document[name]["path"] or "in this run"
-            yield name, f"{where}: {_STATES[document[name]['state']]}"
-    yield "trained by", _provenance(metadata["provenance"])
+            path = document[name]["path"] or "weights of this run"
+            yield name, f"{path}: {_STATES[document[name]['state']]}"
+    yield "training", _provenance(metadata["provenance"])
     yield "versions", _flat(metadata["versions"])
     yield from _class_rows(metadata["label_space"])
 
@@ -139,60 +138,47 @@ def _graph_rows(graph: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _engine_rows(engine: Mapping[str, Any]) -> Iterator[Row]:
-    yield "engine of", f"{engine['flavor']} {engine['flavor_version']}"
+    yield "built by", f"{engine['flavor']} {engine['flavor_version']}"
     gpu = f", built on {engine['gpu']}" if engine["gpu"] else ""
-    yield (
-        "runs on",
-        f"{', '.join(engine['compute_capabilities']) or 'what its library builds for when told none'}{gpu}",
-    )
+    yield "runs on", f"{', '.join(engine['compute_capabilities']) or 'default GPUs'}{gpu}"
     if engine["profile"]:
-        yield "batch", "{min}, usually {opt}, at most {max}".format(**engine["profile"])
+        yield "batch", "{min} to {max}, optimized for {opt}".format(**engine["profile"])
     for port in engine["io"]:
-        yield (
-            f"engine {port['kind']}put",
-            f"{port['name']} {port['dtype']} ({', '.join(map(str, port['shape']))})",
-        )
-    yield (
-        "layers",
-        f"{_flat(engine['precision']['layers'])} (according to the {engine['precision']['layers_source']})",
-    )
-    yield "built of", f"{engine['onnx']['name']}: {_STATES[engine['onnx']['state']]}"
+        shape = ", ".join(map(str, port["shape"]))
+        yield f"engine {port['kind']}put", f"{port['name']} {port['dtype']} ({shape})"
+    precision = engine["precision"]
+    yield "layers", f"{_flat(precision['layers'])} (read from the {precision['layers_source']})"
+    yield "built from", f"{engine['onnx']['name']}: {_STATES[engine['onnx']['state']]}"
     if engine["verification"] == "not_run":
-        yield "engine proven", "not yet; `fada verify` does it on the machine that runs it"
+        yield "engine verified", "not yet; run `fada verify` on the machine that runs it"
     else:
-        yield from _verification_rows(engine["verification"], "engine proven")
+        yield from _verification_rows(engine["verification"], "engine verified")
 
 
-def _verification_rows(found: Mapping[str, Any] | None, title: str) -> Iterator[Row]:
-    if not found:
-        yield title, "by no backend when it was written"
+def _verification_rows(verification: Mapping[str, Any] | None, title: str) -> Iterator[Row]:
+    if not verification:
+        yield title, "no, because no installed backend could run it"
         return
-    for name, said in found.items():
-        if "equal_labels" not in said:
-            yield "labeled data", _flat(said)
+    for name, result in verification.items():
+        if "equal_labels" not in result:
+            yield "labeled data", _flat(result)
             continue
-        error = said.get("logit_error")
-        tail = "" if error is None else f", largest logit error {error:.1e} of the largest logit"
-        yield (
-            title,
-            f"{name}: {said['equal_labels']:.4%} equal labels on {said['frames']} frames{tail}",
-        )
+        error = result.get("logit_error")
+        logits = "" if error is None else f", largest logit error {error:.1e} of the largest logit"
+        labels = f"{result['equal_labels']:.4%} equal labels on {result['frames']} frames"
+        yield title, f"{name}: {labels}{logits}"
 
 
 def _reference_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     size, logits = document["size"], document["logits"]
     yield "frames", f"{document['frames']} at {size['width']}x{size['height']}"
     yield "logits", f"{logits['classes']} classes at {logits['width']}x{logits['height']}"
-    yield "classes seen", f"{document['classes_seen']} with more than 1 % of the pixels"
+    yield "predicted classes", f"{document['predicted_classes']} with more than 1 % of the pixels"
     for model in document["models"]:
-        said = (
-            "is proven by this pack"
-            if model["state"] == "equal"
-            else "was exported with ANOTHER pack"
-        )
-        yield "model", f"{model['path']}: {said}"
+        relation = "belongs" if model["state"] == "equal" else "does NOT belong"
+        yield "model", f"{model['path']}: {relation} to these reference outputs"
     if not document["models"]:
-        yield "model", "none beside it"
+        yield "model", "none in this folder"
 
 
 def _weights_rows(document: Mapping[str, Any]) -> Iterator[Row]:
@@ -201,7 +187,7 @@ def _weights_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     yield "network", f"{model['backbone']}, normalization {model['norm']}, input {width}x{height}"
     values = ", ".join(f"{count:,} in {kind}" for kind, count in document["values"].items())
     yield "values", f"{values}, {document['tensors']} tensors"
-    yield "trained by", _provenance(document["provenance"])
+    yield "training", _provenance(document["provenance"])
     if document.get("checkpoints"):
         yield "checkpoints", ", ".join(document["checkpoints"])
     if document.get("scores"):
@@ -211,7 +197,7 @@ def _weights_rows(document: Mapping[str, Any]) -> Iterator[Row]:
 
 def _run_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     config = document["config"]
-    yield "trained by", _provenance({"config": config})
+    yield "training", _provenance({"config": config})
     space = None
     for name, stage in document["stages"].items():
         if stage is None:
@@ -219,7 +205,7 @@ def _run_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         space = stage["model"]["label_space"]
         yield name, f"finished, {_score(stage['scores']) if stage['scores'] else 'not scored'}"
     for name in document["unfinished"]:
-        yield name, f"not finished; go on with `fada train --resume {document['path']}`"
+        yield name, f"not finished; continue with `fada train --resume {document['path']}`"
     for export in document["exports"]:
         yield (
             "export",
@@ -233,32 +219,33 @@ def _class_rows(space: Mapping[str, Any]) -> Iterator[Row]:
     yield "classes", f"{len(space['classes'])}, {space['name']}; index, trainId, labelId, color:"
     for index, entry in enumerate(space["classes"]):
         red, green, blue = entry["color"]
-        # click takes color out where the output has none; what is left is two blanks and the code.
+        # click removes the color if the output does not support it; the hex code remains.
         swatch = click.style("  ", bg=(red, green, blue))
         ids = f"{index:>3} {entry['trainId']:>3} {entry['labelId']:>3}"
         yield "", f"{swatch} {ids}  #{red:02x}{green:02x}{blue:02x}  {entry['name']}"
 
 
-def _reference(said: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
-    """Return the figures that drift is measured from: confidence, and the classes that fill the pictures."""
+def _target_statistics(statistics: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the mean confidence and the largest class fractions of the target data."""
     names = [entry["name"] for entry in classes]
-    rows = sorted(
-        zip(said["fraction_mean"], said["fraction_std"], names, strict=True), reverse=True
-    )
-    parts = [f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for mean, std, name in rows[:3]]
-    if said["confidence_mean"] is not None:
-        parts.insert(0, f"confidence {said['confidence_mean']:.3f} ± {said['confidence_std']:.3f}")
-    return f"{', '.join(parts)}, … on {said['frames']} frames"
+    means, stds = statistics["fraction_mean"], statistics["fraction_std"]
+    rows = sorted(zip(means, stds, names, strict=True), reverse=True)[:_MAX_CLASSES_SHOWN]
+    parts = [f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for mean, std, name in rows]
+    if statistics["confidence_mean"] is not None:
+        mean, std = statistics["confidence_mean"], statistics["confidence_std"]
+        parts.insert(0, f"confidence {mean:.3f} ± {std:.3f}")
+    return f"{', '.join(parts)}, … on {statistics['frames']} frames"
 
 
 def _score(scores: Mapping[str, Any]) -> str:
     if scores.get("miou") is None:
-        return "no class to score"
-    return f"mIoU {100 * scores['miou']:.1f} on {scores.get('frames', '?')} frames at {scores.get('input', '?')}"
+        return "no class could be scored"
+    frames, size = scores.get("frames", "?"), scores.get("input", "?")
+    return f"mIoU {100 * scores['miou']:.1f} on {frames} frames at {size}"
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
-    """Return the head of it: what a person asks first."""
+    """Return the settings that identify a training run."""
     config = provenance.get("config") or {}
     parts = [f"{config['src']} → {config['tgt']}"] if "src" in config and "tgt" in config else []
     parts += [

@@ -1,116 +1,158 @@
-"""`fada verify`: is a file still the network that it was exported from? On this machine, now."""
+"""`fada verify`: compare an exported model with the outputs of its network on this machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import MODEL_OPTION, model_path
+from fada_deploy.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from fada_deploy.common.metadata import ModelMetadata
+    from fada_deploy.export.verify import AccuracyCheck
 
 
 @click.command("verify")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
+@MODEL_OPTION
 @click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="One of them; auto: all that can run it here.",
+    help="Inference backend: onnxruntime, openvino, tensorrt, or auto for all that are installed.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--min-equal",
+    "--device", default="auto", show_default=True, help="Inference device: auto, cpu or cuda[:N]."
+)
+@click.option(
+    "--min-equal-labels",
     type=click.FloatRange(0, 100),
-    help="Percent of labels that must equal the network's.",
+    metavar="PERCENT",
+    help="Percentage of pixels whose label must equal that of the network [depends on precision].",
 )
 @click.option(
-    "--max-logit-error", type=click.FloatRange(0), help="Largest logit error, of the largest logit."
-)
-@click.option("--data", help="Labeled data set to score it on too, beside --baseline.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where --data lies.")
-@click.option(
-    "--baseline", type=click.Path(path_type=Path), help="The fp32 file [model.onnx beside MODEL]."
+    "--max-logit-error",
+    type=click.FloatRange(0),
+    metavar="FRACTION",
+    help="Largest allowed logit error relative to the largest logit [depends on precision].",
 )
 @click.option(
-    "--max-miou-drop", type=float, default=2.0, show_default=True, help="Points on --data."
+    "--data",
+    metavar="NAME|TOML",
+    help="Labeled data set on which MODEL is also compared with --baseline.",
+)
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="fp32 ONNX file to compare with on --data [model.onnx beside MODEL].",
 )
 @click.option(
-    "--picture", type=click.Path(path_type=Path), help="Draw the worst reference frame (.png)."
+    "--max-miou-drop",
+    type=float,
+    metavar="POINTS",
+    default=2.0,
+    show_default=True,
+    help="Largest allowed drop of the mIoU on --data, in percentage points.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Save an image (.png) of the reference frame with the most differences.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def command(model: Path | None, picture: Path | None, as_json: bool, **options: Any) -> None:
-    """Hold MODEL (.onnx or .engine) against its reference outputs [the newest export]. Exits with 3 when it is another.
+def command(
+    model: Path | None, model_option: Path | None, plot: Path | None, as_json: bool, **values: Any
+) -> None:
+    """Verify an exported model on this machine.
 
-    Needs neither torch nor the run: the pack beside it has the network's answers on real frames.
+    MODEL is an ONNX file, a TensorRT engine, or the folder of a run [the newest export]. Its
+    outputs on a few real frames are compared with those of the trained network, which lie beside it
+    in model.reference.npz. Neither torch nor the run is needed.
+
+    Exits with 3 if the outputs differ too much.
     """
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.export.engines import verify_engine
-    from fada_deploy.export.verify import VerificationLimits, try_draw, verify_file
-    from fada_deploy.runtime.backend_selection import (
-        metadata_of,
-        runnable_backends,
-        runnable_models,
-    )
-    from fada_deploy.runtime.parity import ReferenceOutputs, gate
+    from fada_deploy.export.verify import VerificationLimits, try_save_comparison, verify_file
+    from fada_deploy.runtime.backend_selection import metadata_of, runnable_backends
+    from fada_deploy.runtime.parity import ReferenceOutputs, require_parity
 
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise UsageError(f"--picture {picture}: writes a .png")
-    if model is None:
-        model = next(iter(runnable_models(newest_models())), None)
-        if model is None:
-            raise UsageError("no model under runs/: type `fada export` first, or name one")
-        log(f"model {model}, the newest")
-    model = exported_model(model)
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot must end with .png, got {plot}")
+    model = _model(model_path(model, model_option))
     metadata = metadata_of(model)
-    reference = ReferenceOutputs.of(model, metadata)
-    backend = options["backend"]
+    reference = ReferenceOutputs.for_model(model, metadata)
+    backend = values["backend"]
     backends = runnable_backends(model) if backend == "auto" else [backend]
     if not backends:
         raise UsageError(
-            f"nothing installed here runs {metadata.precision} of {model}; see fada export --list"
+            f"{model}: no installed backend runs {metadata.precision}; see `fada export --list`"
         )
-    allowed = VerificationLimits.in_percent(options["min_equal"], options["max_logit_error"])
-    found = verify_file(model, reference, backends, device=options["device"])
-    for name, verification in found.items():
-        log(f"{name}: {verification.text()}")
-    if picture is not None:
-        worst = min(found.values(), key=lambda v: v.equal_labels)
-        if try_draw(model, reference, worst, picture):
-            log(f"picture: {picture}")
-    judgment = _judged(model, metadata, backends[0], options)
+    results = verify_file(model, reference, backends, device=values["device"])
+    for name, result in results.items():
+        log(f"{name}: {result.text()}")
+    if plot is not None:
+        worst = min(results.values(), key=lambda result: result.equal_labels)
+        if try_save_comparison(model, reference, worst, plot):
+            log(f"wrote {plot}")
+    accuracy = _check_accuracy(model, metadata, backends[0], values)
     if as_json:
         emit_json(
             {
                 "model": str(model),
                 "precision": metadata.precision,
-                "verification": {name: v.to_dict() for name, v in found.items()},
-                "labeled": None if judgment is None else judgment.to_dict(),
+                "verification": {name: result.to_dict() for name, result in results.items()},
+                "labeled": None if accuracy is None else accuracy.to_dict(),
             }
         )
-    gate(found, allowed.thresholds(metadata.precision), lost=f"{model} is not to be used")
-    if judgment is not None:
-        log(judgment.text())
-        judgment.check(options["max_miou_drop"] / 100)
+    min_equal_labels = values["min_equal_labels"]
+    limits = VerificationLimits(
+        None if min_equal_labels is None else min_equal_labels / 100, values["max_logit_error"]
+    )
+    tolerance = limits.tolerance(metadata.precision)
+    require_parity(results, tolerance, consequence=f"do not use {model}")
+    if accuracy is not None:
+        log(accuracy.text())
+        accuracy.check(values["max_miou_drop"] / 100)
     if model.suffix != ".onnx":
-        # So that the runtime need not compare it again on this card.
-        verify_engine(model, log)
+        # Records the result, so that the runtime does not verify the engine again on this GPU.
+        verify_engine(model)
 
 
-def _judged(model: Path, metadata: Any, backend: str, options: dict[str, Any]) -> Any:
-    from fada_deploy.common.errors import UsageError
+def _model(model: Path | None) -> Path:
+    from fada_deploy.common.runs import exported_model, newest_models
+    from fada_deploy.runtime.backend_selection import runnable_models
+
+    if model is not None:
+        return exported_model(model)
+    newest = next(iter(runnable_models(newest_models())), None)
+    if newest is None:
+        raise UsageError(
+            "no exported model under runs/ can run here; export one with `fada export`, or name one"
+        )
+    log(f"using model {newest} (the newest)")
+    return newest
+
+
+def _check_accuracy(
+    model: Path, metadata: ModelMetadata, backend: str, values: dict[str, Any]
+) -> AccuracyCheck | None:
     from fada_deploy.data import open_dataset
-    from fada_deploy.export.verify import judge
+    from fada_deploy.export.verify import check_accuracy
     from fada_deploy.runtime.parity import reference_path
 
-    if options["data"] is None:
+    if values["data"] is None:
         return None
-    pack = reference_path(model)
-    baseline = options["baseline"] or pack.with_name(pack.name.replace(".reference.npz", ".onnx"))
+    reference = reference_path(model)
+    default = reference.with_name(reference.name.replace(".reference.npz", ".onnx"))
+    baseline = values["baseline"] or default
     if not baseline.is_file():
-        raise UsageError(f"{baseline}: no fp32 file to score beside; give --baseline")
+        raise UsageError(f"{baseline}: no such fp32 file; name it with --baseline")
     dataset = open_dataset(
-        options["data"], options["data_root"], split="val", space=metadata.label_space
+        values["data"], values["data_root"], split="val", space=metadata.label_space
     )
-    return judge(model, baseline, dataset, backend=backend)
+    return check_accuracy(model, baseline, dataset, backend=backend)

@@ -46,7 +46,7 @@ def target_frames(
     with TemporaryDirectory() as cache:
         try:
             if path is not None:
-                dataset, _ = open_recordings(path, cache=Path(cache), space=space, left_out=skip)
+                dataset, _ = open_recordings(path, cache=Path(cache), space=space, on_error=skip)
             else:
                 config = RunConfig.from_dict(provenance["config"])
                 train_set, validation = open_target(config, Path(cache), space, skip)

@@ -1,10 +1,11 @@
-"""From the fp32 file to another precision, proven before it gets its name: needs neither torch nor the run.
+"""Convert an fp32 ONNX file to another precision and verify the result. Does not import torch.
 
-`fada export RUN --precision fp16,int8` and `fada export model.onnx --precision int8`.
+Needs the `onnx` package, the fp32 file and its reference outputs, but not the run.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,48 +18,54 @@ from fada_deploy.common.errors import DataError, ModelError, ToleranceError, Usa
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
-from fada_deploy.data.base import FrameDataset
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.precision import check_precision, to_half
 from fada_deploy.export.quantize import quantize
 from fada_deploy.export.verify import (
     AccuracyCheck,
     VerificationLimits,
-    judge,
-    try_draw,
+    check_accuracy,
+    try_save_comparison,
     verify_file,
 )
 from fada_deploy.runtime.backend_selection import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.runtime.parity import ParityResult, ReferenceOutputs, gate
+from fada_deploy.runtime.parity import ParityResult, ReferenceOutputs, require_parity
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 Frame = NDArray[np.uint8]
-# Each precision's own thresholds.
-_OWN = VerificationLimits()
+_DEFAULT_LIMITS = VerificationLimits()
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How int8 is made: the method, how many layers stay in float (None: measured), and frames when asked for.
+    """How int8 files are calibrated.
 
-    `frames` gives RGB frames of any size.
+    `load_frames` is called when a file is quantized and returns frames, (H, W, 3) uint8 RGB of any
+    size. `method` is "percentile", "minmax" or "entropy". `float_layers` is the number of layers
+    that stay in float32; None measures how many are needed.
     """
 
-    frames: Callable[[], Sequence[Frame]]
+    load_frames: Callable[[], Sequence[Frame]]
     method: str = "percentile"
-    leave_out: int | None = None
+    float_layers: int | None = None
 
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """A file that was written, what it computes in, and how it compared."""
+    """A converted file that was verified and saved.
+
+    `layers` counts the layers with weights by the precision they compute in. `verification` is the
+    parity result by backend; it is empty if no installed backend can run the precision.
+    `accuracy` is None if there was no labeled data.
+    """
 
     model: Path
     metadata: ModelMetadata
     layers: Mapping[str, int]
     verification: Mapping[str, ParityResult]
-    judgment: AccuracyCheck | None = None
+    accuracy: AccuracyCheck | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
@@ -68,116 +75,125 @@ class ConvertedModel:
             "hardware_target": self.metadata.hardware_target,
             "layers": dict(self.layers),
             "verification": {name: v.to_dict() for name, v in self.verification.items()},
-            "labeled": None if self.judgment is None else self.judgment.to_dict(),
+            "labeled": None if self.accuracy is None else self.accuracy.to_dict(),
         }
 
 
 def converted_path(model: Path, precision: str, hardware_target: str = "any") -> Path:
-    """Return where a derived file lies: `model.fp16.onnx`, `model.int8-cpu.onnx` beside `model.onnx`."""
-    kind = precision if hardware_target == "any" else f"{precision}-{hardware_target}"
-    return model.with_name(f"{model.stem}.{kind}{model.suffix}")
+    """Return the path of a converted file.
+
+    For `model.onnx`: `model.fp16.onnx`, or `model.int8-cpu.onnx` for a hardware target.
+    """
+    name = precision if hardware_target == "any" else f"{precision}-{hardware_target}"
+    return model.with_name(f"{model.stem}.{name}{model.suffix}")
 
 
-def derive(
+def convert_precision(
     model: Path,
     precision: str,
     *,
     hardware_target: str = "any",
     calibration: Calibration | None = None,
-    allowed: VerificationLimits = _OWN,
-    say: Say,
+    limits: VerificationLimits = _DEFAULT_LIMITS,
 ) -> ConvertedModel:
-    """Write `model` (fp32) in another precision beside it, when it passes the gate.
+    """Convert the fp32 file `model` to `precision` and save the result beside it.
 
-    Raise `ToleranceError` when it does not, and leave a picture of the worst reference frame in its place.
+    Raise `ToleranceError` if the result differs too much from the network. It is then not saved,
+    and a PNG of the worst reference frame is written in its place. Raise `ModelError` if `model` is
+    not an fp32 export with its reference outputs, `DataError` if int8 has no `calibration`.
     """
-    metadata, reference = _original(model, precision)
+    baseline, reference = _read_baseline(model, precision)
     out = converted_path(model, precision, hardware_target)
     draft = out.with_name(f".{out.stem}.partial.onnx")
-    document, left_out, about = _converted(model, metadata, precision, hardware_target, calibration)
-    layers = check_precision(document, precision, left_out=left_out)
+    document, float_layers, quantization = _convert(
+        model, baseline, precision, hardware_target, calibration
+    )
+    layers = check_precision(document, precision, float_layers=float_layers)
     metadata = replace(
-        metadata,
+        baseline,
         precision=precision,
         hardware_target=hardware_target,
-        quantization=about,
+        quantization=quantization,
         verification=None,
-        hashes={**metadata.hashes, "fp32": sha256(model)},
+        hashes={**baseline.hashes, "fp32": sha256(model)},
     )
-    picture = out.with_suffix(".worst.png")
+    comparison = out.with_suffix(".worst.png")
     try:
         save_onnx(document, metadata, draft)
-        backends = runnable_backends(draft)
-        if not backends:
-            say(
-                f"note: nothing here runs {precision}, so {out.name} is not verified: its verification is not_run"
-            )
-        found = verify_file(draft, reference, backends)
-        judgment = None
-        try:
-            gate(found, allowed.thresholds(precision))
-            if allowed.dataset is not None and backends:
-                judgment = _judged(draft, model, allowed.dataset, backends[0])
-                judgment.check(allowed.max_miou_drop)
-        except ToleranceError as error:
-            worst = min(found.values(), key=lambda v: v.equal_labels)
-            shown = (
-                f"; the worst frame is drawn in {picture}"
-                if try_draw(draft, reference, worst, picture)
-                else ""
-            )
-            raise ToleranceError(f"{out.name}: {error}{shown}") from None
-        metadata = replace(metadata, verification=_findings(found, judgment))
+        results, accuracy = _verify(draft, out, model, reference, metadata, limits, comparison)
+        findings: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
+        if accuracy is not None:
+            findings["labeled"] = accuracy.to_dict()
+        metadata = replace(metadata, verification=findings)
         save_onnx(document, metadata, draft)
         draft.replace(out)
-        picture.unlink(missing_ok=True)
+        comparison.unlink(missing_ok=True)
     finally:
         draft.unlink(missing_ok=True)
-    return ConvertedModel(out, metadata, layers, found, judgment)
+    return ConvertedModel(out, metadata, layers, results, accuracy)
 
 
-def _original(model: Path, precision: str) -> tuple[ModelMetadata, ReferenceOutputs]:
+def _read_baseline(model: Path, precision: str) -> tuple[ModelMetadata, ReferenceOutputs]:
     if precision not in PRECISIONS:
-        raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+        raise UsageError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     metadata = read_metadata(model)
     if metadata.precision != "fp32":
-        raise ModelError(
-            f"{model}: is {metadata.precision} already; give the fp32 file it was made of"
-        )
-    return metadata, ReferenceOutputs.of(model, metadata)
+        raise ModelError(f"{model}: is already {metadata.precision}; convert the fp32 file instead")
+    return metadata, ReferenceOutputs.for_model(model, metadata)
 
 
-def _converted(
+def _convert(
     model: Path,
     metadata: ModelMetadata,
     precision: str,
     hardware_target: str,
     calibration: Calibration | None,
 ) -> tuple[Any, Sequence[str], dict[str, Any] | None]:
-    """Return the graph in the precision, the layers left out of it, and what there is to tell."""
+    """Return the converted graph, the names of its float32 layers, and how it was quantized."""
     import onnx
 
     if precision != "int8":
         return to_half(onnx.load(str(model)), precision), (), None
     if calibration is None:
-        raise DataError("int8 is calibrated on the target's frames; give --frames")
-    frames = np.stack([resize_frame(f, metadata.input_size_hw) for f in calibration.frames()])
-    made = quantize(
+        raise DataError("int8 needs frames of the target; name images or a video")
+    frames = [resize_frame(f, metadata.input_size_hw) for f in calibration.load_frames()]
+    quantized = quantize(
         model,
-        frames,
+        np.stack(frames),
         hardware_target=hardware_target,
-        calibration=calibration.method,
-        leave_out=calibration.leave_out,
+        method=calibration.method,
+        float_layers=calibration.float_layers,
     )
-    return made.document, made.left_out, made.to_dict()
+    return quantized.document, quantized.float_layers, quantized.to_dict()
 
 
-def _judged(model: Path, baseline: Path, dataset: FrameDataset, backend: str) -> AccuracyCheck:
-    return judge(model, baseline, dataset, backend=backend)
-
-
-def _findings(found: Mapping[str, ParityResult], judgment: AccuracyCheck | None) -> dict[str, Any]:
-    findings: dict[str, Any] = {name: v.to_dict() for name, v in found.items()}
-    if judgment is not None:
-        findings["labeled"] = judgment.to_dict()
-    return findings
+def _verify(
+    draft: Path,
+    out: Path,
+    model: Path,
+    reference: ReferenceOutputs,
+    metadata: ModelMetadata,
+    limits: VerificationLimits,
+    comparison: Path,
+) -> tuple[dict[str, ParityResult], AccuracyCheck | None]:
+    """Return parity result and accuracy check; raise `ToleranceError` if a limit is exceeded."""
+    backends = runnable_backends(draft)
+    if not backends:
+        logger.warning(
+            "%s is not verified, because no installed backend runs %s",
+            out.name,
+            metadata.precision,
+        )
+    results = verify_file(draft, reference, backends)
+    accuracy = None
+    try:
+        require_parity(results, limits.tolerance(metadata.precision))
+        if limits.dataset is not None and backends:
+            accuracy = check_accuracy(draft, model, limits.dataset, backend=backends[0])
+            accuracy.check(limits.max_miou_drop)
+    except ToleranceError as error:
+        worst = min(results.values(), key=lambda result: result.equal_labels)
+        saved = try_save_comparison(draft, reference, worst, comparison)
+        hint = f"; see the worst frame in {comparison}" if saved else ""
+        raise ToleranceError(f"{out.name}: {error}{hint}") from None
+    return results, accuracy

@@ -1,12 +1,13 @@
-"""What becomes of an engine: compared with the network where a GPU is, built anew where it does not fit."""
+"""Verify and rebuild TensorRT engines on the machine that runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, ToleranceError
+from fada_deploy.export.options import EngineOptions
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends.engine_file import (
@@ -16,14 +17,17 @@ from fada_deploy.runtime.backends.engine_file import (
     sidecar_path,
 )
 
+logger = logging.getLogger(__name__)
 
-def verify_engine(engine: Path, say: Callable[[str], None]) -> Any:
-    """Compare an engine with the network if this machine can run it; return its verification, or "not_run".
 
-    Raise `ToleranceError` when it is another network, and take it away.
+def verify_engine(engine: Path) -> Any:
+    """Compare an engine with its reference outputs and record the result in its sidecar.
+
+    Return the parity results by backend, or "not_run" if this machine cannot run the engine. Raise
+    `ToleranceError` if the outputs differ too much; the engine is then deleted.
     """
     try:
-        # Opening it compares it.
+        # `open_backend` verifies an engine that was not verified on this GPU.
         open_backend(engine).close()
     except ToleranceError:
         engine.unlink()
@@ -31,17 +35,20 @@ def verify_engine(engine: Path, say: Callable[[str], None]) -> Any:
         raise
     except (DeviceError, MissingExtraError) as error:
         reason = str(error).removeprefix(f"{engine}: ")
-        say(
-            f"note: {engine.name} could not be run here, so it is compared when it is first opened ({reason})"
+        logger.warning(
+            "%s cannot run on this machine (%s); it is verified when it is first opened on the "
+            "target machine",
+            engine.name,
+            reason,
         )
     return read_engine(engine).verification
 
 
-def rebuild_if_stale(engine: Path, device: str, say: Callable[[str], None]) -> bool:
-    """Build an engine anew, as it was built before, if it does not open here; return whether it was.
+def rebuild_if_stale(engine: Path, device: str) -> bool:
+    """Rebuild an engine from its ONNX file, with the same options, if it cannot be opened here.
 
-    Of the .onnx beside it. Raise `ModelError` when that is not there, and the errors of `build_engine`. Files
-    that are no engines are left alone.
+    Return whether it was rebuilt; files that are not engines are ignored. Raise `ModelError` if the
+    ONNX file is missing, and the errors of `build_engine`.
     """
     if engine.suffix not in ENGINE_SUFFIXES:
         return False
@@ -50,30 +57,30 @@ def rebuild_if_stale(engine: Path, device: str, say: Callable[[str], None]) -> b
         return False
     except ModelError as error:
         reason = str(error).removeprefix(f"{engine}: ")
-    old = EngineSidecar.from_json(_text(sidecar_path(engine)), str(sidecar_path(engine)))
-    model = engine.with_name(old.onnx_name)
+    sidecar = EngineSidecar.from_json(_read(sidecar_path(engine)), str(sidecar_path(engine)))
+    model = engine.with_name(sidecar.onnx_name)
     if not model.is_file():
         raise ModelError(
-            f"{engine}: {reason}; {model.name}, which it was built of, is not beside it"
+            f"{engine}: {reason}; to rebuild it, copy its ONNX file {model.name} beside it"
         )
-    say(f"{engine.name}: {reason}")
-    build_engine(
-        model,
-        engine,
-        flavor=old.flavor,
-        batch=old.profile or (1, 1, 8),
-        compute_capabilities=old.compute_capabilities if old.flavor == "tensorrt_rtx" else (),
-        level=int(old.options.get("level", 3)),
-        workspace_mib=old.options.get("workspace_mib"),
-        say=say,
+    logger.info("rebuilding %s: %s", engine.name, reason)
+    is_rtx = sidecar.flavor == "tensorrt_rtx"
+    options = EngineOptions(
+        flavor=sidecar.flavor,
+        batch=sidecar.profile or (1, 1, 8),
+        compute_capabilities=tuple(sidecar.compute_capabilities) if is_rtx else (),
+        optimization_level=int(sidecar.options.get("level", 3)),
+        workspace_mib=sidecar.options.get("workspace_mib"),
     )
+    build_engine(model, engine, options)
     return True
 
 
-def _text(sidecar: Path) -> str:
+def _read(sidecar: Path) -> str:
     try:
         return sidecar.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"{sidecar}: cannot be read ({error}); fada export MODEL.onnx --trt"
+            f"{sidecar}: cannot be read ({error}); build the engine again with "
+            "`fada export MODEL.onnx --trt`"
         ) from None

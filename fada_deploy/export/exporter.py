@@ -1,8 +1,9 @@
-"""`fada export`: weights → ONNX file and reference outputs, both written only when they agree."""
+"""Export a weights file to ONNX and verify it against the network. Needs torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,31 +17,33 @@ from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
+from fada_deploy.common.system import require_package
 from fada_deploy.export import target_statistics
 from fada_deploy.export.calibration_frames import target_frames
-from fada_deploy.export.onnx_metadata import stamp
+from fada_deploy.export.onnx_metadata import replace_metadata
 from fada_deploy.export.to_onnx import write_onnx
-from fada_deploy.export.verify import Frame, own_size, verify
+from fada_deploy.export.verify import Frame, resize_to_frames, verify_on_frames
 from fada_deploy.runtime.backends import ONNX_BACKENDS
 from fada_deploy.runtime.parity import (
     ParityResult,
     ReferenceOutputs,
     Tolerance,
-    gate,
     reference_path,
+    require_parity,
 )
 from fada_deploy.training.interpolation import upsample
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, with_input_size
 from fada_deploy.training.weights.checkpoints import load_model
 
+logger = logging.getLogger(__name__)
+
 REFERENCE_FRAMES = 6
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The files that were written and how each backend compared."""
+class ExportedModel:
+    """An fp32 ONNX file, its reference outputs, and its parity result by backend."""
 
     model: Path
     reference: Path
@@ -48,7 +51,7 @@ class Exported:
     verification: dict[str, ParityResult]
 
 
-def export(
+def export_onnx(
     weights: Path,
     out: Path,
     *,
@@ -56,28 +59,31 @@ def export(
     size_hw: tuple[int, int] | None = None,
     batch: int | None = None,
     frames: Path | None = None,
-    thresholds: Tolerance | None = None,
-    say: Say = print,
-) -> Exported:
-    """Export a weights file to `out` (.onnx), proven against the network on real frames.
+    tolerance: Tolerance | None = None,
+) -> ExportedModel:
+    """Export a weights file to `out` (.onnx) and write its reference outputs beside it.
 
-    `size_hw` is the network's input, by default the one it was trained for; `batch` None is dynamic;
-    `frames` holds pictures or video to prove on, by default the run's own target. Raise `ToleranceError`
-    when a backend's answers are not the network's, and write nothing.
+    The file is compared with the network on each installed backend before it is saved.
+
+    Args:
+        weights: Weights file of a finished stage.
+        out: Path of the ONNX file.
+        head: "logits" or "labels".
+        size_hw: Input size of the network; None for the size it was trained at.
+        batch: Fixed batch size; None for a dynamic one.
+        frames: Images or video for the reference outputs; None for the target of the run.
+        tolerance: What may differ; None for the tolerance of fp32.
+
+    Raises:
+        ToleranceError: The outputs of a backend differ too much; nothing is written.
+        DataError: There are no frames for the reference outputs.
+        UsageError: `head`, `out` or `size_hw` is not allowed.
+        MissingExtraError: `onnx`, `onnxscript` or every backend is missing.
     """
-    if head not in HEADS:
-        raise UsageError(f"no head {head!r}; there are {', '.join(HEADS)}")
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: an ONNX file ends in .onnx")
-    for package in ("onnx", "onnxscript"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "export")
-    backends = [name for name in ONNX_BACKENDS if find_spec(name) is not None]
-    if not backends:
-        # With nothing to run the file on, nothing would be proven.
-        raise MissingExtraError("onnxruntime", "export")
+    backends = _check_requirements(head, out)
     trained, provenance = load_model(weights)
     model = with_input_size(trained, size_hw)
+    height, width = model.spec.size_hw
     metadata = ModelMetadata(
         label_space=model.spec.space,
         input_size_hw=model.spec.size_hw,
@@ -88,59 +94,81 @@ def export(
         provenance=provenance,
         versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     )
-    seen = target_frames(
+    measured_frames = target_frames(
         provenance,
         model.spec.space,
         frames,
-        count=target_statistics.FRAMES,
+        count=target_statistics.NUM_FRAMES,
         held_out=True,
-        purpose="reference",
-        say=say,
+        purpose="reference outputs",
     )
-    chosen = np.linspace(0, len(seen) - 1, min(REFERENCE_FRAMES, len(seen))).round().astype(int)
-    pictures = [seen[i] for i in chosen.tolist()]
-    reference, labels = make_reference_outputs(model, pictures)
+    last = len(measured_frames) - 1
+    indices = np.linspace(0, last, min(REFERENCE_FRAMES, last + 1)).round().astype(int)
+    images = [measured_frames[i] for i in indices.tolist()]
+    reference, labels = make_reference_outputs(model, images)
     if head == "labels":
-        labels = own_size(list(reference.labels), pictures)
-    if reference.classes() < 2:
-        say(
-            f"note: the network sees {reference.classes()} class in the reference frames, so the reference is weak"
+        labels = resize_to_frames(list(reference.labels), images)
+    if reference.count_classes() < 2:
+        logger.warning(
+            "the network predicts only %d class in the reference frames, so the parity check is "
+            "weak; name other frames with --calibration",
+            reference.count_classes(),
         )
-
-    say(f"exporting {weights} at {model.spec.size_hw[1]}x{model.spec.size_hw[0]}, head {head}")
+    logger.info("exporting %s at %dx%d with head %s", weights, width, height, head)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.stem}.partial.onnx")
     draft_reference = reference_path(draft)
     try:
         write_onnx(model, metadata, draft)
-        found = {
-            b: verify(draft, reference, frames=pictures, labels=labels, backend=b) for b in backends
+        results = {
+            b: verify_on_frames(draft, reference, frames=images, labels=labels, backend=b)
+            for b in backends
         }
-        gate(found, thresholds or Tolerance())
-        # Proven to be the network, the file speaks for it, and as the runtime does.
-        said = target_statistics.measure(draft, seen, backend=backends[0])
+        require_parity(results, tolerance or Tolerance())
+        statistics = target_statistics.measure(draft, measured_frames, backend=backends[0])
         reference.save(draft_reference)
-        hashes = {**metadata.hashes, "reference": sha256(draft_reference)}
-        verified = {name: v.to_dict() for name, v in found.items()}
-        metadata = replace(metadata, hashes=hashes, verification=verified, target_statistics=said)
-        stamp(draft, metadata)
+        metadata = replace(
+            metadata,
+            hashes={**metadata.hashes, "reference": sha256(draft_reference)},
+            verification={name: result.to_dict() for name, result in results.items()},
+            target_statistics=statistics,
+        )
+        replace_metadata(draft, metadata)
         draft_reference.replace(reference_path(out))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
         draft_reference.unlink(missing_ok=True)
-    return Exported(out, reference_path(out), metadata, found)
+    return ExportedModel(out, reference_path(out), metadata, results)
+
+
+def _check_requirements(head: str, out: Path) -> list[str]:
+    """Return the installed backends for ONNX files; raise if an export cannot work."""
+    if head not in HEADS:
+        raise UsageError(f"unknown head {head!r}; use one of {', '.join(HEADS)}")
+    if out.suffix != ".onnx":
+        raise UsageError(f"the output file must end with .onnx, got {out}")
+    for package in ("onnx", "onnxscript"):
+        require_package(package, "export")
+    backends = [name for name in ONNX_BACKENDS if find_spec(name) is not None]
+    if not backends:
+        # Without a backend the file could not be verified.
+        raise MissingExtraError("onnxruntime", "export")
+    return backends
 
 
 def make_reference_outputs(
     model: SegmentationModel, frames: Sequence[Frame]
 ) -> tuple[ReferenceOutputs, list[Frame]]:
-    """Return the network's answers on frames, and its label maps at each frame's own size."""
+    """Run the network on frames, (H, W, 3) uint8 RGB of any size.
+
+    Return the outputs at the network's input size, and the label maps at each frame's own size.
+    """
     predictor = Predictor(model, torch.device("cpu"))
     size = model.spec.size_hw
     logits = torch.cat([predictor.logits([f]) for f in frames])
-    at_input = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
+    labels = torch.cat([upsample(z[None], size).argmax(1) for z in logits]).to(torch.uint8)
     reference = ReferenceOutputs(
-        np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), at_input.numpy()
+        np.stack([resize_frame(f, size) for f in frames]), logits.numpy(), labels.numpy()
     )
     return reference, predictor.labels(frames)

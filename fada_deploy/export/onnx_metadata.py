@@ -1,4 +1,4 @@
-"""Writing ONNX files that say all about themselves. Knows the `onnx` package and no torch."""
+"""Write ONNX files that contain their metadata. Needs the `onnx` package but not torch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ if TYPE_CHECKING:
 
 
 def save_onnx(document: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
-    """Write a checked model with its metadata; `path` is overwritten."""
+    """Check `document` and write it to `path` with `metadata`, replacing an existing file.
+
+    Raise `onnx.checker.ValidationError` if the graph is invalid.
+    """
     import onnx
 
-    kept = [
+    # The exporter's own `onnx.` properties describe Python source lines.
+    other_properties = [
         p for p in document.metadata_props if p.key != PROPERTY and not p.key.startswith("onnx.")
     ]
     del document.metadata_props[:]
-    document.metadata_props.extend(kept)
+    document.metadata_props.extend(other_properties)
     document.metadata_props.add(key=PROPERTY, value=metadata.to_json())
     onnx.checker.check_model(document, full_check=True)
     onnx.save(document, str(path))
 
 
-def stamp(path: Path, metadata: ModelMetadata) -> None:
-    """Replace the metadata inside an ONNX file."""
+def replace_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Replace the metadata of an ONNX file."""
     import onnx
 
     save_onnx(onnx.load(str(path)), metadata, path)

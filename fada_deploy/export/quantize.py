@@ -1,15 +1,17 @@
-"""fp32 ONNX → int8 by Q/DQ nodes, calibrated on the target's own frames. Knows no torch.
+"""Quantize an fp32 ONNX file to int8 with Q/DQ nodes. Does not import torch.
 
-CPUs and TensorRT want different int8. A CPU multiplies unsigned activations by signed weights; TensorRT takes
-symmetric signed ones, and no quantized bias. Which layers stay in float is measured: each is quantized alone,
-those that move the answers most are left out, as few as will do.
+CPUs and TensorRT need different int8 files: CPUs multiply unsigned activations by signed weights,
+whereas TensorRT needs symmetric signed activations and biases that are not quantized.
+
+Which layers stay in float32 is measured: each layer is quantized alone, the layers are sorted by
+how much they change the logits, and the smallest number of the most sensitive layers that gives
+nearly the best agreement with the fp32 file is kept in float32.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -20,49 +22,63 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from fada_deploy.common.errors import DataError, MissingExtraError, ModelError, UsageError
-from fada_deploy.common.system import usable_cores
+from fada_deploy.common.errors import DataError, ModelError, UsageError
+from fada_deploy.common.progress import progress_bar
+from fada_deploy.common.system import require_package, usable_cores
+from fada_deploy.export.options import CALIBRATION_METHODS
+from fada_deploy.inspection.onnx_graph import LAYER_OPERATORS
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
 Frames = NDArray[np.uint8]
-CALIBRATIONS = ("minmax", "percentile", "entropy")
-# So many of the frames are kept back, to choose by what calibration has not seen.
-_HELD_BACK = 8
-_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-# Element-wise operations between layers run in int8 too, or each would be converted twice.
-_QUANTISED = [*_LAYERS, "Add", "Relu", "Clip", "MaxPool", "AveragePool", "Concat"]
-_LEFT_OUT_STEPS = (0, 1, 2, 3, 4, 6, 8, 12)
-# Leaving out more layers has to earn at least this share of pixels.
-_WORTH = 1e-3
-# onnxruntime's entropy calibration has as many bins as levels by default, which is min-max by another name.
-_OPTIONS: dict[str, dict[str, Any]] = {
+# Frames that are not used for calibration but to choose the number of float32 layers.
+_VALIDATION_FRAMES = 8
+_SENSITIVITY_FRAMES = 2
+# onnxruntime's calibrator keeps the activations of all frames that it gets at once.
+_CALIBRATION_BATCH = 4
+# Element-wise operators between layers are quantized too, which avoids conversions around them.
+_QUANTIZED_OPERATORS = [
+    *LAYER_OPERATORS, "Add", "Relu", "Clip", "MaxPool", "AveragePool", "Concat",
+]  # fmt: skip
+_FLOAT_LAYER_COUNTS = (0, 1, 2, 3, 4, 6, 8, 12)
+# More float32 layers must gain at least this fraction of the pixels.
+_MIN_GAIN = 1e-3
+# By default, onnxruntime's entropy calibration has as many bins as quantization levels, which makes
+# it equal to min-max.
+_CALIBRATOR_OPTIONS: dict[str, dict[str, Any]] = {
     "minmax": {},
     "percentile": {"percentile": 99.999},
     "entropy": {"num_bins": 512, "num_quantized_bins": 128},
 }
-_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+# Our names → members of onnxruntime's CalibrationMethod.
+_CALIBRATORS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """An int8 network: for whom, how calibrated, and the share of pixels with equal labels by layers left out."""
+class QuantizedModel:
+    """An int8 graph and how it was made.
+
+    `frames` is the number of calibration frames, `float_layers` has the names of the layers that
+    stay in float32. `equal_labels` maps each number of float32 layers that was tried to the
+    fraction of pixels whose label equals that of the fp32 file.
+    """
 
     document: onnx.ModelProto
     hardware_target: str
-    calibration: str
+    method: str
     frames: int
-    left_out: tuple[str, ...]
+    float_layers: tuple[str, ...]
     equal_labels: dict[int, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the metadata tells of it."""
+        """Return the `quantization` entry of the metadata."""
         return {
-            "calibration": self.calibration,
+            "calibration_method": self.method,
             "frames": self.frames,
-            "left_out": list(self.left_out),
-            "equal_labels_by_left_out": {str(n): round(v, 6) for n, v in self.equal_labels.items()},
+            "float_layers": list(self.float_layers),
+            "equal_labels_by_float_layers": {
+                str(count): round(value, 6) for count, value in self.equal_labels.items()
+            },
         }
 
 
@@ -71,43 +87,55 @@ def quantize(
     frames: Frames,
     *,
     hardware_target: str,
-    calibration: str = "percentile",
-    leave_out: int | None = None,
-) -> Quantized:
-    """Quantize a float32 file on `frames` (N, H, W, 3) uint8 RGB at the network's input size.
+    method: str = "percentile",
+    float_layers: int | None = None,
+) -> QuantizedModel:
+    """Quantize an fp32 file with calibration `frames`, (N, H, W, 3) uint8 RGB at its input size.
 
-    `leave_out` layers stay in float32, by default as many as measurement says. Raise `UsageError` for an
-    unknown calibration, `DataError` for too few frames, `ModelError` for a file that is not float32.
+    `hardware_target` is "cpu" or "tensorrt". `float_layers` layers stay in float32; None measures
+    how many are needed. Raise `UsageError` for an unknown method, `DataError` for fewer than two
+    frames, `ModelError` if the file is not fp32.
     """
-    if calibration not in CALIBRATIONS:
-        raise UsageError(f"no calibration {calibration!r}; there are {', '.join(CALIBRATIONS)}")
+    if method not in CALIBRATION_METHODS:
+        raise UsageError(
+            f"unknown calibration method {method!r}; use one of {', '.join(CALIBRATION_METHODS)}"
+        )
     if len(frames) < 2:
         raise DataError(
-            f"int8 is calibrated on the target's frames, and {len(frames)} is too few; give --frames"
+            f"int8 calibration needs at least 2 frames, got {len(frames)}; name images or a video "
+            "with --calibration"
         )
     metadata = read_metadata(model)
     if metadata.precision != "fp32":
-        raise ModelError(f"{model}: is {metadata.precision} already; int8 is made of the fp32 file")
-    with TemporaryDirectory() as folder, _quiet():
-        work = _Work(model, Path(folder), frames, hardware_target, calibration, metadata.batch)
-        order = work.by_sensitivity() if leave_out != 0 else []
-        steps = (
-            [n for n in _LEFT_OUT_STEPS if n < len(work.layers)]
-            if leave_out is None
-            else [leave_out]
+        raise ModelError(
+            f"{model}: is already {metadata.precision}; quantize the fp32 file instead"
         )
-        equal: dict[int, float] = {}
-        for count in steps:
-            equal[count] = work.equal_labels(work.quantized(leave=order[:count]))
-        chosen = next(n for n in steps if equal[n] >= max(equal.values()) - _WORTH)
-        document = onnx.load(str(work.quantized(leave=order[:chosen])))
-    return Quantized(
-        document, hardware_target, calibration, len(work.known), tuple(order[:chosen]), equal
+    with TemporaryDirectory() as folder, _silenced():
+        quantizer = _Quantizer(model, Path(folder), frames, hardware_target, method, metadata.batch)
+        ranking = quantizer.layers_by_sensitivity() if float_layers != 0 else []
+        counts = (
+            [n for n in _FLOAT_LAYER_COUNTS if n < len(quantizer.layers)]
+            if float_layers is None
+            else [float_layers]
+        )
+        equal_labels = {
+            n: quantizer.equal_labels(quantizer.quantize(skip=ranking[:n])) for n in counts
+        }
+        best = max(equal_labels.values())
+        count = next(n for n in counts if equal_labels[n] >= best - _MIN_GAIN)
+        document = onnx.load(str(quantizer.quantize(skip=ranking[:count])))
+    return QuantizedModel(
+        document,
+        hardware_target,
+        method,
+        len(quantizer.calibration_frames),
+        tuple(ranking[:count]),
+        equal_labels,
     )
 
 
-class _Work:
-    """One file being quantized: its layers, the ranges of its activations, and frames to judge by."""
+class _Quantizer:
+    """A file that is being quantized: its layers, activation ranges and validation frames."""
 
     def __init__(
         self,
@@ -115,70 +143,71 @@ class _Work:
         folder: Path,
         frames: Frames,
         hardware_target: str,
-        calibration: str,
+        method: str,
         batch: int | None,
     ) -> None:
-        try:
-            from onnxruntime.quantization.shape_inference import quant_pre_process
-        except ImportError:
-            raise MissingExtraError("onnxruntime", "export") from None
-        self._folder, self._made_for, self._calibration = folder, hardware_target, calibration
+        require_package("onnxruntime", "export")
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self._folder, self._method = folder, method
+        self._symmetric = hardware_target == "tensorrt"
         self._batch = batch or 1
-        held = min(_HELD_BACK, len(frames) // 2)
-        self.known, self._unseen = frames[held:], frames[:held]
+        split = min(_VALIDATION_FRAMES, len(frames) // 2)
+        self.calibration_frames, self._validation_frames = frames[split:], frames[:split]
         self._prepared = folder / "prepared.onnx"
-        # Folds normalization into convolutions, so that there is one layer to quantize and not three.
+        # Folds batch normalization into the convolutions, so that fewer operations are quantized.
         quant_pre_process(str(model), str(self._prepared), skip_symbolic_shape=True)
         nodes = onnx.load(str(self._prepared)).graph.node
-        self.layers = [node.name for node in nodes if node.op_type in _LAYERS]
+        indices = [i for i, node in enumerate(nodes) if node.op_type in LAYER_OPERATORS]
+        self.layers = [nodes[i].name for i in indices]
         if not self.layers:
-            raise ModelError(f"{model}: has no layer that int8 is for")
-        # The input's normalization, and what decides between classes, are no layers.
-        first = next(i for i, node in enumerate(nodes) if node.op_type in _LAYERS)
-        last = max(i for i, node in enumerate(nodes) if node.op_type in _LAYERS)
-        self._plain = [node.name for i, node in enumerate(nodes) if i < first or i > last]
-        self._reference = self._run(model, self._unseen)
+            raise ModelError(
+                f"{model}: has no layer to quantize (one of {', '.join(LAYER_OPERATORS)})"
+            )
+        # Input normalization, and upsampling and argmax after the last layer, stay in float32.
+        self._outside_layers = [
+            node.name for i, node in enumerate(nodes) if i < indices[0] or i > indices[-1]
+        ]
+        self._reference = self._run(model, self._validation_frames)
         self._ranges = self._calibrate()
 
     def _calibrate(self) -> Path:
-        """Find the activations' ranges, once, whatever is quantized by them later; return their file."""
+        """Measure the ranges of the activations; return the file that contains them."""
         from onnxruntime.quantization import CalibrationMethod
         from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
         calibrator = create_calibrator(
             self._prepared,
-            _QUANTISED,
+            _QUANTIZED_OPERATORS,
             augmented_model_path=str(self._folder / "augmented.onnx"),
-            calibrate_method=CalibrationMethod[_METHODS[self._calibration]],
-            extra_options={
-                "symmetric": self._made_for == "tensorrt",
-                **_OPTIONS[self._calibration],
-            },
+            calibrate_method=CalibrationMethod[_CALIBRATORS[self._method]],
+            extra_options={"symmetric": self._symmetric, **_CALIBRATOR_OPTIONS[self._method]},
         )
-        with tqdm(
-            total=len(self.known), desc="calibration", unit="frame", disable=None, file=sys.stderr
-        ) as bar:
-            # A few at a time: the calibrator keeps what it has not summed up.
-            for start in range(0, len(self.known), 4):
-                part = self.known[start : start + 4]
-                calibrator.collect_data(_Reader(part, self._batch))
+        frames = self.calibration_frames
+        with progress_bar(len(frames), "calibrating int8", unit="frame") as bar:
+            for start in range(0, len(frames), _CALIBRATION_BATCH):
+                part = frames[start : start + _CALIBRATION_BATCH]
+                calibrator.collect_data(_FrameReader(part, self._batch))
                 bar.update(len(part))
         save_tensors_data(calibrator.compute_data(), self._folder / "ranges.json")
         return self._folder / "ranges.json"
 
-    def by_sensitivity(self) -> list[str]:
-        """Return the layers, the one that moves the answers most when it alone is quantized first."""
-        frames = self._unseen[:2]
-        moved = {}
-        for layer in tqdm(
-            self.layers, desc="sensitivity", unit="layer", disable=None, file=sys.stderr
-        ):
-            answers = self._run(self.quantized(only=layer), frames)
-            moved[layer] = float(np.square(answers - self._reference[: len(frames)]).mean())
-        return sorted(moved, key=lambda name: moved[name], reverse=True)
+    def layers_by_sensitivity(self) -> list[str]:
+        """Return the layers, sorted by the mean squared error of the outputs (largest first).
 
-    def quantized(self, *, leave: Sequence[str] = (), only: str | None = None) -> Path:
-        """Write the network with all layers but `leave` quantized, or with `only` one."""
+        The error is measured with only that layer quantized.
+        """
+        frames = self._validation_frames[:_SENSITIVITY_FRAMES]
+        errors = {}
+        with progress_bar(len(self.layers), "measuring sensitivity", unit="layer") as bar:
+            for layer in self.layers:
+                outputs = self._run(self.quantize(only=layer), frames)
+                errors[layer] = float(np.square(outputs - self._reference[: len(frames)]).mean())
+                bar.update()
+        return sorted(errors, key=lambda name: errors[name], reverse=True)
+
+    def quantize(self, *, skip: Sequence[str] = (), only: str | None = None) -> Path:
+        """Write the file with all layers except `skip` quantized, or with the layer `only`."""
         from onnxruntime.quantization import (
             CalibrationMethod,
             QuantFormat,
@@ -186,7 +215,6 @@ class _Work:
             quantize_static,
         )
 
-        signed = self._made_for == "tensorrt"
         out = self._folder / "quantized.onnx"
         quantize_static(
             self._prepared,
@@ -194,53 +222,53 @@ class _Work:
             None,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if self._symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=[only] if only else None,
-            nodes_to_exclude=[*self._plain, *leave],
-            op_types_to_quantize=_QUANTISED,
-            calibrate_method=CalibrationMethod[_METHODS[self._calibration]],
+            nodes_to_exclude=[*self._outside_layers, *skip],
+            op_types_to_quantize=_QUANTIZED_OPERATORS,
+            calibrate_method=CalibrationMethod[_CALIBRATORS[self._method]],
             extra_options={
-                "ActivationSymmetric": signed,
+                "ActivationSymmetric": self._symmetric,
                 "WeightSymmetric": True,
-                "QuantizeBias": not signed,
+                "QuantizeBias": not self._symmetric,
             },
             calibration_cache_path=self._ranges,
         )
         return out
 
     def equal_labels(self, path: Path) -> float:
-        """Return the share of pixels whose class is the float network's, on frames that were not calibrated on."""
-        answers = self._run(path, self._unseen)
-        if answers.dtype == np.uint8:
-            return float((answers == self._reference).mean())
-        return float((answers.argmax(1) == self._reference.argmax(1)).mean())
+        """Return the fraction of pixels of the validation frames with the fp32 file's label."""
+        outputs = self._run(path, self._validation_frames)
+        if outputs.dtype == np.uint8:
+            return float((outputs == self._reference).mean())
+        return float((outputs.argmax(1) == self._reference.argmax(1)).mean())
 
     def _run(self, path: Path, frames: Frames) -> NDArray[Any]:
+        """Return the outputs of a file: logits (N, K, h, w) float32 or labels (N, H, W) uint8."""
         from onnxruntime import InferenceSession, SessionOptions
 
         options = SessionOptions()
         options.intra_op_num_threads = usable_cores()
         options.log_severity_level = 4
         session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        answers = [
+        outputs = [
             session.run(None, feed)[0][:count] for feed, count in _feeds(frames, self._batch)
         ]
-        return np.concatenate(answers).astype(
-            np.float32 if answers[0].ndim == 4 else np.uint8, copy=False
-        )
+        dtype = np.float32 if outputs[0].ndim == 4 else np.uint8
+        return np.concatenate(outputs).astype(dtype, copy=False)
 
 
 def _feeds(frames: Frames, batch: int) -> Iterator[tuple[dict[str, Frames], int]]:
-    """Yield inputs of a fixed batch, the last one padded, and how many of its frames count."""
+    """Yield inputs of `batch` frames and how many of them are not padding."""
     for start in range(0, len(frames), batch):
         part = frames[start : start + batch]
-        padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        yield {"frames": padded}, len(part)
+        padding = np.repeat(part[-1:], batch - len(part), axis=0)
+        yield {"frames": np.concatenate([part, padding])}, len(part)
 
 
-class _Reader:
-    """Frames as the quantizer asks for them."""
+class _FrameReader:
+    """Implements onnxruntime's CalibrationDataReader."""
 
     def __init__(self, frames: Frames, batch: int) -> None:
         self._feeds = _feeds(frames, batch)
@@ -251,12 +279,11 @@ class _Reader:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantizer's own prints and advice away from the user."""
-    logger: Callable[[int], None] = logging.disable
+def _silenced() -> Iterator[None]:
+    """Suppress the messages that onnxruntime's quantizer prints and logs."""
     with redirect_stdout(StringIO()):
-        logger(logging.WARNING)
+        logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logger(logging.NOTSET)
+            logging.disable(logging.NOTSET)

@@ -1,7 +1,4 @@
-"""A trained network → one ONNX file that says all about itself.
-
-The only module of the export, with `exporter`, that imports torch.
-"""
+"""Convert a trained network to an ONNX file. Needs torch, as does `exporter`."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ INPUT = "frames"
 
 
 class LabelsHead(nn.Module):
-    """The network with upsampling and arg max in the graph, for callers without our runtime."""
+    """The network followed by upsampling and argmax, for runtimes other than ours."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -31,13 +28,13 @@ class LabelsHead(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames (B, H, W, 3) uint8 RGB to labels (B, H, W) uint8."""
         logits = self.model(frames)
-        winner = upsample(logits, (frames.shape[1], frames.shape[2])).argmax(1)
-        # Integers do not cast to uint8 in every TensorRT; floats do.
-        return winner.float().to(torch.uint8)
+        labels = upsample(logits, (frames.shape[1], frames.shape[2])).argmax(1)
+        # Not every TensorRT version can cast integers to uint8; all can cast floats.
+        return labels.float().to(torch.uint8)
 
 
 class LogitsHead(nn.Module):
-    """The network as it is, with the published name of its input."""
+    """The network alone."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -53,14 +50,17 @@ HEADS: dict[str, type[LogitsHead | LabelsHead]] = {"logits": LogitsHead, "labels
 
 
 def write_onnx(model: SegmentationModel, metadata: ModelMetadata, path: Path) -> None:
-    """Export `model` (on the CPU) as `metadata` describes it and check the file; `path` is overwritten."""
+    """Write `model`, which must be on the CPU, as the ONNX file that `metadata` describes.
+
+    An existing file is replaced.
+    """
     height, width = metadata.input_size_hw
-    # An example of two images, since a batch of one would be taken for a constant.
+    # torch.export treats a dimension of size 1 in the example as a constant.
     frames = torch.zeros(metadata.batch or 2, height, width, 3, dtype=torch.uint8)
     batch = {0: torch.export.Dim("batch", min=1)} if metadata.batch is None else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # The exporter warns about its own deprecations.
+        # The exporter warns about deprecations in its own code.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             HEADS[metadata.head](model).eval(),
@@ -72,6 +72,5 @@ def write_onnx(model: SegmentationModel, metadata: ModelMetadata, path: Path) ->
             dynamic_shapes=(batch,),
             verbose=False,
         )
-    assert program is not None, "torch.onnx.export(dynamo=True) returns the program"
-    document = program.model_proto
-    save_onnx(document, metadata, path)
+    assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
+    save_onnx(program.model_proto, metadata, path)

@@ -29,7 +29,7 @@ from fada_deploy.runtime.parity import (
     ParityResult,
     ReferenceOutputs,
     Tolerance,
-    compare,
+    compare_with_reference,
 )
 from fada_deploy.runtime.segmenter import Segmenter
 
@@ -86,12 +86,10 @@ def verify_on_frames(
                 segmenter.labels(frames, color="rgb"), labels, strict=True
             )
         ]
-        at_input_size = compare(segmenter.backend, reference)
+        at_input_size = compare_with_reference(segmenter.backend, reference)
     sizes = np.array([label_map.size for label_map in labels], np.float64)
     fraction = float((np.array(equal_labels) * sizes).sum() / sizes.sum())
-    return replace(
-        at_input_size, equal_labels=fraction, worst_frame=int(np.argmin(equal_labels))
-    )
+    return replace(at_input_size, equal_labels=fraction, worst_frame=int(np.argmin(equal_labels)))
 
 
 def resize_to_frames(
@@ -109,7 +107,7 @@ def verify_file(
     for name in backends:
         backend = open_backend(model, backend=name, device=device, allow_unverified=True)
         try:
-            results[name] = compare(backend, reference)
+            results[name] = compare_with_reference(backend, reference)
         finally:
             backend.close()
     return results
@@ -119,7 +117,8 @@ def verify_file(
 class AccuracyCheck:
     """The mIoU of a file and of its fp32 baseline on the same labeled frames.
 
-    `miou`, `baseline` and `worst_change`, the change of the class IoU that fell most, are fractions.
+    All values are fractions. `worst_change` is the change of the IoU of `worst_class`, the class
+    that lost most.
     """
 
     frames: int
@@ -175,9 +174,7 @@ def check_accuracy(
     )
 
 
-def save_comparison(
-    backend: Backend, reference: ReferenceOutputs, index: int, path: Path
-) -> None:
+def save_comparison(backend: Backend, reference: ReferenceOutputs, index: int, path: Path) -> None:
     """Save a PNG of one reference frame: labels of the network, labels of the file, differences."""
     frame, expected = reference.frames[index], reference.labels[index]
     size, palette = backend.metadata.input_size_hw, backend.metadata.label_space.palette

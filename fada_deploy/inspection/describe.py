@@ -1,11 +1,12 @@
-"""All that a file says of itself, as one JSON-ready document: `fada inspect`.
+"""Describe exported models, engines, reference outputs, weights and runs as JSON-ready documents.
 
-Exports, engines, reference outputs, weights and runs; needs neither torch nor the `onnx` package, and runs nothing.
+Files are only read, never run. Needs neither torch nor the `onnx` package.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,26 +25,28 @@ from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 Document = dict[str, Any]
 
 REFERENCE = ".reference.npz"
-# A safetensors header longer than this is none of ours.
-_LONGEST = 1 << 24
-# What each precision's weights are stored in: the promise that the graph is held against.
-_STORED = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+# Largest safetensors header in bytes; a damaged length must not fill the memory.
+_MAX_HEADER = 1 << 24
+# Precision → element type of the stored weights.
+_WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
 def describe(path: Path) -> Document:
-    """Return what a file or folder says of itself; `problems` lists what does not hold.
+    """Return the description of a file or folder.
 
-    Keys common to all: path, kind, problems. A model has its contract, as it was written, under `metadata`.
-    Raise `ModelError` for what is no file of this package's, or cannot be read.
+    All documents have the keys `path`, `kind` ("onnx", "engine", "reference", "weights", "stage" or
+    "run") and `problems`, one line for each check that failed. Documents of models contain the
+    metadata exactly as it is stored, under `metadata`. Raise `ModelError` if `path` was not written
+    by `fada` or cannot be read.
     """
     if not path.exists():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file or folder")
     kind, reader = _reader(path)
     problems: list[str] = []
-    facts = reader(path, problems)
+    content = reader(path, problems)
     if path.is_file():
-        facts = {"bytes": path.stat().st_size, "sha256": sha256(path), **facts}
-    return {"path": str(path), "kind": kind, **facts, "problems": problems}
+        content = {"bytes": path.stat().st_size, "sha256": sha256(path), **content}
+    return {"path": str(path), "kind": kind, **content, "problems": problems}
 
 
 def _reader(path: Path) -> tuple[str, Callable[[Path, list[str]], Document]]:
@@ -57,94 +60,94 @@ def _reader(path: Path) -> tuple[str, Callable[[Path, list[str]], Document]]:
     elif path.suffix in _READERS:
         return _READERS[path.suffix]
     raise ModelError(
-        f"{path}: not a file that `fada` writes; it describes {', '.join(sorted(_READERS))}, *{REFERENCE}, and the "
-        "folder of a run or a stage (a checkpoint of another code becomes one by `fada import`)"
+        f"{path}: was not written by `fada`; use a file of the type "
+        f"{', '.join(sorted(_READERS))} or *{REFERENCE}, or the folder of a run or stage "
+        "(convert a checkpoint of other code first: `fada import`)"
     )
 
 
 def _onnx(path: Path, problems: list[str]) -> Document:
     graph = read_graph(path)
     document: Document = {"metadata": None, "graph": graph.to_dict()}
-    _try(problems, check_external_data, path)
-    metadata = _try(problems, read_metadata, path)
+    _collect_error(problems, check_external_data, path)
+    metadata = _collect_error(problems, read_metadata, path)
     if metadata is None:
         return document
-    inside = [(p.name, p.dtype, p.shape[1:]) for p in graph.inputs]
-    if inside != [("frames", "uint8", (*metadata.input_size_hw, 3))]:
-        problems.append("the graph's input is not the one that the metadata tells of")
-    if metadata.head not in [p.name for p in graph.outputs]:
+    inputs = [(port.name, port.dtype, port.shape[1:]) for port in graph.inputs]
+    if inputs != [("frames", "uint8", (*metadata.input_size_hw, 3))]:
+        problems.append("the input of the graph differs from the metadata")
+    if metadata.head not in [port.name for port in graph.outputs]:
         problems.append(f"the graph has no output `{metadata.head}`")
-    stored: Counter[str] = sum(graph.layers.values(), Counter())
-    if stored and _STORED.get(metadata.precision) not in stored:
+    weight_types: Counter[str] = sum(graph.layers.values(), Counter())
+    if weight_types and _WEIGHT_TYPES.get(metadata.precision) not in weight_types:
         problems.append(
-            f"the metadata says {metadata.precision}, the graph's weights are {', '.join(stored)}"
+            f"the metadata says {metadata.precision}, but the weights of the graph are "
+            f"{', '.join(weight_types)}"
         )
-    return {
-        **_model(path, metadata, problems),
-        **{k: v for k, v in document.items() if k != "metadata"},
-    }
+    return {**document, **_model(path, metadata, problems)}
 
 
 def _engine(path: Path, problems: list[str]) -> Document:
-    # Refused unless it is the very file that its sidecar speaks of.
+    # `read_engine` refuses an engine whose hash is not the one in its sidecar.
     sidecar = read_engine(path)
-    about = {
-        k: v for k, v in json.loads(sidecar.to_json()).items() if k not in ("metadata", "engine")
-    }
+    document = json.loads(sidecar.to_json())
+    engine = {k: v for k, v in document.items() if k not in ("metadata", "engine")}
     onnx = path.with_name(sidecar.onnx_name)
-    about["onnx"]["state"] = _state(onnx, sidecar.onnx_sha256)
-    return {**_model(path, sidecar.metadata, problems), "engine": about}
+    engine["onnx"]["state"] = _state(onnx, sidecar.onnx_sha256)
+    return {**_model(path, sidecar.metadata, problems), "engine": engine}
 
 
 def _model(path: Path, metadata: ModelMetadata, problems: list[str]) -> Document:
-    """Return the contract, and how the files that it names stand beside it."""
-    pack = reference_path(path)
-    state = _state(pack, metadata.hashes.get("reference"))
-    if state == "another":
-        problems.append(
-            f"{pack.name} beside it is not the reference outputs that it was exported with"
-        )
-    document = {
+    """Return the metadata, and whether the files that it names are unchanged."""
+    reference = reference_path(path)
+    state = _state(reference, metadata.hashes.get("reference"))
+    if state == "different":
+        problems.append(f"{reference.name} does not belong to {path.name}")
+    document: Document = {
         "metadata": json.loads(metadata.to_json()),
-        "reference": {"path": str(pack), "state": state},
+        "reference": {"path": str(reference), "state": state},
     }
     weights = [w for stage in STAGES if (w := path.parent.parent / stage / WEIGHTS).is_file()]
-    # Only in a run's own folder are there weights to be compared with.
+    # Only an export inside a run can be compared with its weights.
     if path.parent.name == "export" and weights:
         equal = [w for w in weights if sha256(w) == metadata.hashes.get("weights")]
         document["weights"] = {
             "path": str(equal[0]) if equal else None,
-            "state": "equal" if equal else "another",
+            "state": "equal" if equal else "different",
         }
     return document
 
 
-def _state(path: Path, known: str | None) -> str:
-    """Say how a file stands to the hash that is known of it: equal, another, missing or unknown."""
+def _state(path: Path, expected_sha256: str | None) -> str:
+    """Compare a file with its recorded hash: "equal", "different", "missing" or "unknown"."""
     if not path.is_file():
         return "missing"
-    if known is None:
+    if expected_sha256 is None:
         return "unknown"
-    return "equal" if sha256(path) == known else "another"
+    return "equal" if sha256(path) == expected_sha256 else "different"
 
 
 def _reference(path: Path, problems: list[str]) -> Document:
     reference, digest = ReferenceOutputs.load(path), sha256(path)
     models = []
     for model in sorted(p for p in path.parent.glob("[!.]*") if p.suffix in MODEL_SUFFIXES):
-        if reference_path(model) == path and (metadata := _try([], metadata_of, model)) is not None:
-            state = "equal" if metadata.hashes.get("reference") == digest else "another"
-            models.append(
-                {"path": str(model), "state": state, "classes": metadata.label_space.num_classes}
-            )
-            if state == "another":
-                problems.append(f"{model.name} was exported with another pack")
+        if reference_path(model) != path:
+            continue
+        metadata = _collect_error([], metadata_of, model)
+        if metadata is None:
+            continue
+        state = "equal" if metadata.hashes.get("reference") == digest else "different"
+        models.append(
+            {"path": str(model), "state": state, "classes": metadata.label_space.num_classes}
+        )
+        if state == "different":
+            problems.append(f"{path.name} does not belong to {model.name}")
     count, classes, height, width = reference.logits.shape
     return {
         "frames": count,
         "size": {"height": reference.frames.shape[1], "width": reference.frames.shape[2]},
         "logits": {"classes": classes, "height": height, "width": width},
-        "classes_seen": reference.classes(),
+        "predicted_classes": reference.count_classes(),
         "models": models,
     }
 
@@ -152,23 +155,21 @@ def _reference(path: Path, problems: list[str]) -> Document:
 def _weights(path: Path, problems: list[str]) -> Document:
     header = _safetensors_header(path)
     tensors = {name: t for name, t in header.items() if name != "__metadata__"}
-    stored: Counter[str] = Counter()
-    for tensor in tensors.values():
-        count = 1
-        for size in tensor["shape"]:
-            count *= size
-        stored[tensor["dtype"]] += count
+    values: Counter[str] = Counter()
     try:
-        said = json.loads(header["__metadata__"][PROPERTY])
-        model, provenance = said["model"], said["provenance"]
+        for tensor in tensors.values():
+            values[tensor["dtype"]] += math.prod(tensor["shape"])
+        document = json.loads(header["__metadata__"][PROPERTY])
+        model, provenance = document["model"], document["provenance"]
     except (KeyError, TypeError, ValueError):
         raise ModelError(
-            f"{path}: not weights written by `fada train`; they say nothing of their network"
+            f"{path}: does not describe its network, so it was not written by `fada train`; "
+            "convert it with `fada import`"
         ) from None
     return {
         "model": model,
         "tensors": len(tensors),
-        "values": dict(stored.most_common()),
+        "values": dict(values.most_common()),
         "provenance": provenance,
     }
 
@@ -176,17 +177,18 @@ def _weights(path: Path, problems: list[str]) -> Document:
 def _safetensors_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        text = handle.read(length) if length <= _LONGEST else b""
+        text = handle.read(length) if length <= _MAX_HEADER else b""
     try:
         header: dict[str, Any] = json.loads(text)
         end = max(
             (t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ModelError(f"{path}: not a safetensors file, or one cut short") from None
+        raise ModelError(f"{path}: is not a safetensors file, or it is incomplete") from None
     if 8 + length + end != path.stat().st_size:
         raise ModelError(
-            f"{path}: is {path.stat().st_size} bytes long and should be {8 + length + end}; copy it again"
+            f"{path}: has {path.stat().st_size} bytes where {8 + length + end} are expected; copy "
+            "it again"
         )
     return header
 
@@ -206,14 +208,14 @@ def _run(path: Path, problems: list[str]) -> Document:
     stages: dict[str, Any] = {}
     for name in STAGES:
         if (path / name / WEIGHTS).is_file():
-            stage = _try(problems, _stage, path / name, problems)
+            stage = _collect_error(problems, _stage, path / name, problems)
             stages[name] = stage and {
                 key: stage[key] for key in ("weights", "model", "checkpoints", "scores")
             }
     exports = []
     for model in sorted((path / "export").glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
-            metadata = _try(problems, metadata_of, model)
+            metadata = _collect_error(problems, metadata_of, model)
             precision = None if metadata is None else metadata.precision
             exports.append(
                 {"path": str(model), "precision": precision, "bytes": model.stat().st_size}
@@ -237,8 +239,8 @@ def _json(path: Path, problems: list[str]) -> Any:
         return None
 
 
-def _try(problems: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `read` gives, None where it refuses, which is then a problem."""
+def _collect_error(problems: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of `read`; if it fails, add the error to `problems` and return None."""
     try:
         return read(*arguments)
     except FadaError as error:

@@ -1,7 +1,7 @@
-"""What an ONNX file's graph is made of, read without the `onnx` package and without its weights.
+"""Read the structure of an ONNX graph without the `onnx` package and without loading its weights.
 
-Used by `fada inspect` on machines that only run models: protobuf's wire format is walked over a memory
-map, and only the messages that name things are looked into.
+The protobuf wire format is parsed over a memory map; only the messages that contain names, types
+and shapes are decoded.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fada_deploy.runtime.backends.protobuf import (
     NotProtobuf,
     fields,
     integer,
-    mapped,
+    map_file,
     packed,
     text,
 )
 
-# Numbers of onnx.proto's fields, by message.
+# Field numbers of onnx.proto, by message.
 _IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSETS = 1, 2, 3, 7, 8
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
@@ -30,29 +30,22 @@ _ATTRIBUTE_TENSOR = 5
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _EXTERNAL, _LOCATION = 1, 2, 8, 13, 14
 
 _TYPES: Final = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string",
-    9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 17: "float8e4m3fn",
-    19: "float8e5m2", 21: "uint4", 22: "int4",
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
+    8: "string", 9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
+    16: "bfloat16", 17: "float8e4m3fn", 19: "float8e5m2", 21: "uint4", 22: "int4",
 }  # fmt: skip
-_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-# What may stand between stored weights and the layer that multiplies by them.
-_PASSED = frozenset(
-    {
-        "Cast",
-        "DequantizeLinear",
-        "QuantizeLinear",
-        "Identity",
-        "Transpose",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-    }
-)
+# Operators that multiply by weights.
+LAYER_OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+# Operators that may lie between stored weights and their layer.
+_PASS_THROUGH = frozenset(
+    {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose",
+     "Unsqueeze"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output: its element type and shape, with names for free dimensions."""
+    """An input or output of the graph; dynamic dimensions have a name instead of a size."""
 
     name: str
     dtype: str
@@ -61,10 +54,19 @@ class Port:
 
 @dataclass
 class Graph:
-    """An ONNX file's outside and a statistics of its inside.
+    """The inputs, outputs and operator counts of an ONNX file.
 
-    `layers` counts the layers with weights by operator and by the type that their weights are stored in
-    ("activations" where both sides are computed); `external` names files that weights lie in.
+    Attributes:
+        opset: Version of the standard operator set.
+        ir_version: Version of the file format.
+        producer: Name and version of the tool that wrote the file.
+        inputs: Inputs, without stored weights.
+        outputs: Outputs.
+        operators: Number of nodes by operator.
+        layers: Number of layers with weights, by operator and by the type of the stored weights;
+            "activations" if both inputs are computed.
+        parameters: Number of stored values.
+        external: Files that contain weights.
     """
 
     opset: int = 0
@@ -100,29 +102,29 @@ class Graph:
 
 
 def read_graph(path: Path) -> Graph:
-    """Read an ONNX file's graph; raise `ModelError` when it is none or cut short."""
+    """Read the graph of an ONNX file; raise `ModelError` if the file is invalid or incomplete."""
     try:
-        return _Reader().read(mapped(path))
+        return _Reader().read(map_file(path))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except (NotProtobuf, ValueError):
         raise ModelError(
-            f"{path}: is no ONNX file, or one cut short; export it again with `fada export`"
+            f"{path}: is not an ONNX file, or it is incomplete; export it again with `fada export`"
         ) from None
 
 
 class _Reader:
-    """One walk through a file."""
+    """Parses one file."""
 
     def __init__(self) -> None:
         self.graph = Graph()
-        self._stored: dict[str, str] = {}
-        self._makers: dict[str, tuple[str, list[str]]] = {}
+        self._stored_types: dict[str, str] = {}
+        self._producers: dict[str, tuple[str, list[str]]] = {}
         self._nodes: list[tuple[str, list[str]]] = []
 
-    def read(self, whole: Message) -> Graph:
-        found, producer = False, ["", ""]
-        for number, value in fields(whole):
+    def read(self, model: Message) -> Graph:
+        has_graph, producer = False, ["", ""]
+        for number, value in fields(model):
             if number == _IR_VERSION and isinstance(value, int):
                 self.graph.ir_version = value
             elif number in (_PRODUCER, _PRODUCER_VERSION):
@@ -130,9 +132,9 @@ class _Reader:
             elif number == _OPSETS:
                 self._opset(value)
             elif number == _GRAPH:
-                found = True
+                has_graph = True
                 self._graph(value)
-        if not found:
+        if not has_graph:
             raise NotProtobuf("no graph")
         self.graph.producer = " ".join(part for part in producer if part)
         self._count_layers()
@@ -149,13 +151,15 @@ class _Reader:
                 self._node(value)
             elif number == _INITIALIZER:
                 name, dtype = self._tensor(value)
-                self._stored[name] = dtype
+                self._stored_types[name] = dtype
             elif number == _INPUT:
                 self.graph.inputs.append(_port(value))
             elif number == _OUTPUT:
                 self.graph.outputs.append(_port(value))
-        # Before IR version 4 stored weights are listed as inputs too.
-        self.graph.inputs = [port for port in self.graph.inputs if port.name not in self._stored]
+        # Before IR version 4, stored weights were listed as inputs too.
+        self.graph.inputs = [
+            port for port in self.graph.inputs if port.name not in self._stored_types
+        ]
 
     def _node(self, message: int | Message) -> None:
         inputs: list[str] = []
@@ -175,9 +179,9 @@ class _Reader:
         self.graph.operators[op] += 1
         self._nodes.append((op, inputs))
         for name in outputs:
-            self._makers[name] = (op, inputs)
+            self._producers[name] = (op, inputs)
             if op == "Constant" and constant:
-                self._stored[name] = constant
+                self._stored_types[name] = constant
 
     def _tensor(self, message: int | Message) -> tuple[str, str]:
         name, dtype, count, external, location = "", 0, 1, False, ""
@@ -192,7 +196,7 @@ class _Reader:
             elif number == _LOCATION:
                 external = value == 1
             elif number == _EXTERNAL:
-                entry = {part: text(said) for part, said in fields(value)}
+                entry = {key: text(content) for key, content in fields(value)}
                 location = entry.get(2, "") if entry.get(1) == "location" else location
         if external and location not in self.graph.external:
             self.graph.external.append(location)
@@ -201,19 +205,19 @@ class _Reader:
 
     def _count_layers(self) -> None:
         for op, inputs in self._nodes:
-            if op in _LAYERS and len(inputs) > 1:
-                # A MatMul's weights may be on either side.
-                kinds = [kind for name in inputs[1::-1] if (kind := self._stored_as(name))]
+            if op in LAYER_OPERATORS and len(inputs) > 1:
+                # Either input of a MatMul may be the weights; the second one usually is.
+                types = [dtype for name in inputs[1::-1] if (dtype := self._weight_type(name))]
                 self.graph.layers.setdefault(op, Counter())[
-                    kinds[0] if kinds else "activations"
+                    types[0] if types else "activations"
                 ] += 1
 
-    def _stored_as(self, name: str) -> str | None:
+    def _weight_type(self, name: str) -> str | None:
         for _ in range(len(self._nodes) + 1):
-            if name in self._stored:
-                return self._stored[name]
-            op, inputs = self._makers.get(name, ("", []))
-            if op not in _PASSED or not inputs:
+            if name in self._stored_types:
+                return self._stored_types[name]
+            op, inputs = self._producers.get(name, ("", []))
+            if op not in _PASS_THROUGH or not inputs:
                 return None
             name = inputs[0]
         return None

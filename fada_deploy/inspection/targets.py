@@ -1,6 +1,6 @@
-"""What `fada export` can make, and what of it can be built, proven and run here: `fada export --list`.
+"""List what `fada export` can write, and what this machine can build and run.
 
-Nothing optional is imported: packages are looked for by name.
+Optional packages are looked up by name; none is imported.
 """
 
 from __future__ import annotations
@@ -9,40 +9,63 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
+from fada_deploy.common.extras import install_command
 from fada_deploy.common.system import installed_version
+from fada_deploy.common.tables import format_table
 from fada_deploy.runtime.backend_selection import runnable_onnx
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.trt_library import EXTRAS
 
-_TORCH = ("torch", "safetensors", "onnx", "onnxscript")
-# Import name → the name that pip knows, where they differ.
-_PIP = {"tensorrt_rtx": "tensorrt-rtx"}
+_FP32_PACKAGES = ("torch", "safetensors", "onnx", "onnxscript")
+# Module → name of its distribution, if the two differ.
+_DISTRIBUTIONS = {"tensorrt_rtx": "tensorrt-rtx"}
+
+
+class _Problem(NamedTuple):
+    """Why something does not work here and the command that helps; "" for none."""
+
+    reason: str = ""
+    remedy: str = ""
+
+
+_NONE = _Problem()
 
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of file: how to ask for it, what it needs, and what this machine can do.
+    """One kind of file that `fada export` writes.
 
-    `needs` says packages and hardware for building. `not_built` and `not_run` say why not, "" where it can be;
-    what can be run here is also proven here. `runs_on` names the backends.
+    Attributes:
+        name: For example "onnx fp16" or "tensorrt engine".
+        command: The command that writes it.
+        needs: Input files, packages and hardware that building needs.
+        build_problem: Why it cannot be built on this machine; "" if it can.
+        build_remedy: Command that solves `build_problem`; "" if there is none.
+        run_problem: Why it cannot be run, and so not be verified, on this machine; "" if it can.
+        run_remedy: Command that solves `run_problem`; "" if there is none.
+        runs_on: Installed backends that run it.
     """
 
     name: str
     command: str
     needs: str
-    not_built: str
-    not_run: str
+    build_problem: str = ""
+    build_remedy: str = ""
+    run_problem: str = ""
+    run_remedy: str = ""
     runs_on: tuple[str, ...] = ()
 
     @property
     def can_build(self) -> bool:
-        return not self.not_built
+        """Whether this machine can build it."""
+        return not self.build_problem
 
     @property
     def can_run(self) -> bool:
-        return not self.not_run
+        """Whether this machine can run it, and so verify it."""
+        return not self.run_problem
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
@@ -54,117 +77,120 @@ class Target:
         }
 
 
-def targets() -> list[Target]:
-    """Return every kind of file that `fada export` makes, with what this machine can do of it."""
+def list_targets() -> list[Target]:
+    """Return every kind of file that `fada export` writes."""
     return [
-        _onnx("onnx fp32", "fada export", _TORCH, "export", "a run"),
-        _onnx("onnx fp16", "fada export --precision fp16", ("onnx",), "export", "the fp32 file"),
-        _onnx("onnx bf16", "fada export --precision bf16", ("onnx",), "export", "the fp32 file"),
+        _onnx("fp32", "fada export", _FP32_PACKAGES, "a run"),
+        _onnx("fp16", "fada export --precision fp16", ("onnx",), "the fp32 file"),
+        _onnx("bf16", "fada export --precision bf16", ("onnx",), "the fp32 file"),
         *(
             _onnx(
-                f"onnx int8-{whom}",
-                f"fada export --precision int8 --for {whom}",
+                f"int8-{hardware}",
+                f"fada export --precision int8 --hardware-target {hardware}",
                 ("onnx", "onnxruntime"),
-                "export",
                 "the fp32 file, target frames",
             )
-            for whom in ("cpu", "tensorrt")
+            for hardware in ("cpu", "tensorrt")
         ),
         *(_engine(flavor) for flavor in EXTRAS),
         _triton(),
     ]
 
 
-def table(found: Sequence[Target]) -> str:
-    """Return targets as text: a line each, and under it why not, where something cannot be."""
-    columns = [("target", "built here", "run, proven here", "needs")]
-    for target in found:
-        runs = ", ".join(target.runs_on) or "yes"
-        columns.append(
-            (
-                target.name,
-                "yes" if target.can_build else "no",
-                runs if target.can_run else "no",
-                target.needs,
-            )
+def targets_table(targets: Sequence[Target]) -> str:
+    """Return targets as a table, followed by one line for each thing that does not work here."""
+    rows = [
+        (
+            target.name,
+            "yes" if target.can_build else "no",
+            (", ".join(target.runs_on) or "yes") if target.can_run else "no",
+            target.needs,
         )
-    widths = [max(len(row[i]) for row in columns) for i in range(4)]
-    lines = []
-    for row, about in zip(columns, [None, *found], strict=True):
-        lines.append(
-            "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        for target in targets
+    ]
+    lines = [format_table(("target", "builds here", "runs here", "needs"), rows, align="llll")]
+    problems = [
+        f"{target.name}: cannot be {verb} here, {_sentence(_Problem(reason, remedy))}"
+        for target in targets
+        for verb, reason, remedy in (
+            ("built", target.build_problem, target.build_remedy),
+            ("run", target.run_problem, target.run_remedy),
         )
-        if about is not None and about.not_built:
-            lines.append(f"    not built: {about.not_built}")
-        if about is not None and about.not_run:
-            lines.append(f"    not run: {about.not_run}")
-    return "\n".join(lines)
+        if reason
+    ]
+    return "\n".join([*lines, "", *problems] if problems else lines)
 
 
-def _onnx(name: str, command: str, packages: Sequence[str], extra: str, made_of: str) -> Target:
-    kind = name.removeprefix("onnx ").partition("-")[0]
-    able = tuple(runnable_onnx(kind))
-    if able or kind != "bf16":
-        not_run = "" if able else _pip("no inference engine is installed", "cpu")
+def _sentence(problem: _Problem) -> str:
+    return f"{problem.reason}; run: {problem.remedy}" if problem.remedy else problem.reason
+
+
+def _onnx(variant: str, command: str, packages: Sequence[str], inputs: str) -> Target:
+    precision = variant.partition("-")[0]
+    backends = tuple(runnable_onnx(precision))
+    if backends:
+        run = _NONE
+    elif precision == "bf16":
+        run = _Problem(
+            "among the CPU backends only openvino runs bf16", install_command("openvino")
+        )
     else:
-        not_run = _pip("of the engines for CPUs only openvino has kernels for bf16", "openvino")
-    needs = f"{made_of}; {', '.join(packages)}"
-    missing = _missing(packages, extra)
-    if not missing and kind == "fp32" and not able:
-        missing = _pip("with no inference engine nothing would be proven", "cpu")
-    return Target(name, command, needs, missing, not_run, able)
+        run = _Problem("no inference backend is installed", install_command("cpu"))
+    build = _missing(packages, "export")
+    if build == _NONE and precision == "fp32" and not backends:
+        build = _Problem("without a backend it could not be verified", install_command("cpu"))
+    needs = f"{inputs}; {', '.join(packages)}"
+    return Target(f"onnx {variant}", command, needs, *build, *run, runs_on=backends)
 
 
 def _engine(flavor: str) -> Target:
-    rtx = flavor == "tensorrt_rtx"
-    gpu, extra = find_gpu(), EXTRAS[flavor]
-    name = "tensorrt-rtx engine" if rtx else "tensorrt engine"
+    is_rtx, gpu, extra = flavor == "tensorrt_rtx", find_gpu(), EXTRAS[flavor]
     missing = _missing([flavor], extra)
-    needs_gpu = "no NVIDIA GPU is found here"
-    not_built = missing or ("" if rtx or gpu else f"{needs_gpu}; build where it is to run")
-    not_run = _missing([flavor, "cupy"], extra) or (
-        "" if gpu else f"{needs_gpu}; its first start there proves it"
+    build = missing
+    if build == _NONE and not is_rtx and gpu is None:
+        build = _Problem("there is no NVIDIA GPU; build on the machine that runs the engine")
+    run = _missing([flavor, "cupy"], extra)
+    if run == _NONE and gpu is None:
+        run = _Problem("there is no NVIDIA GPU; the engine is verified when it is first opened")
+    version = "" if missing.reason else f" {_version(flavor)}"
+    needs = f"an ONNX file; {flavor}{version}" + ("" if is_rtx else ", the GPU that runs it")
+    return Target(
+        f"{extra} engine",
+        f"fada export --trt --trt-flavor {flavor}",
+        needs,
+        *build,
+        *run,
+        runs_on=() if run.reason else ("tensorrt",),
     )
-    have = "" if missing else f" {_version(flavor)}"
-    needs = f"an .onnx; {flavor}{have}" + ("" if rtx else ", the GPU that is to run it")
-    command = f"fada export --trt --trt-flavor {flavor}"
-    return Target(name, command, needs, not_built, not_run, () if not_run else ("tensorrt",))
 
 
 def _triton() -> Target:
-    # Only the server itself could say that it takes the repository, and it is no package of pip's.
-    served = shutil.which("tritonserver") is not None
+    server = "" if shutil.which("tritonserver") is not None else ", which is not installed here"
     return Target(
         "triton repository",
         "fada export --head labels --triton DIR",
-        "an .onnx or .engine with head labels",
-        "",
-        "a repository is run by a Triton server"
-        + (", which `fada` does not start" if served else "; none is here"),
+        "an ONNX file or engine with head labels",
+        run_problem=f"it is run by tritonserver{server}",
     )
 
 
-def _missing(packages: Sequence[str], extra: str) -> str:
-    absent = [_PIP.get(name, name) for name in packages if not _is_installed(name)]
-    if not absent:
-        return ""
-    verb = "is" if len(absent) == 1 else "are"
-    return _pip(f"{', '.join(absent)} {verb} not installed", extra)
-
-
-def _pip(reason: str, extra: str) -> str:
-    return f"{reason}; type: pip install 'fada_deploy[{extra}]'"
+def _missing(packages: Sequence[str], extra: str) -> _Problem:
+    missing = [_DISTRIBUTIONS.get(name, name) for name in packages if not _is_installed(name)]
+    if not missing:
+        return _NONE
+    verb = "is" if len(missing) == 1 else "are"
+    return _Problem(f"{', '.join(missing)} {verb} not installed", install_command(extra))
 
 
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ValueError:  # a module that was put into sys.modules by hand has no spec
+    except ValueError:  # a module that was added to sys.modules by hand has no spec
         return False
 
 
 def _version(package: str) -> str:
-    names = (_PIP.get(package, package), package, f"{package}_cu13", f"{package}_cu12")
+    names = (_DISTRIBUTIONS.get(package, package), package, f"{package}_cu13", f"{package}_cu12")
     return next(
-        (found for name in names if (found := installed_version(name))), "(version unknown)"
+        (version for name in names if (version := installed_version(name))), "(version unknown)"
     )

@@ -1,7 +1,7 @@
-"""What is installed here and truly works, and what to type for the rest: `fada doctor`.
+"""Check what is installed on this machine and whether it works, as `fada doctor` does.
 
-A check imports what it needs itself and may fail as it likes: it then is a line of the answer. A broken
-OpenCV, for example, leaves all that needs none of it.
+Each check imports what it needs and may fail in any way; the failure becomes a problem in the
+report and does not affect the other checks.
 """
 
 from __future__ import annotations
@@ -9,42 +9,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from fada_deploy.inspection.doctor.backends import (
+    backend_check,
     gpu_check,
     onnxruntime_checks,
     openvino_checks,
-    some_engine,
     tensorrt_checks,
 )
-from fada_deploy.inspection.doctor.check import Check, State, guarded
-from fada_deploy.inspection.doctor.machine import codecs, cores, disks, display, kernels
-from fada_deploy.inspection.doctor.packages import clashes, extras, libraries, python
-from fada_deploy.inspection.doctor.training import Torch
+from fada_deploy.inspection.doctor.check import Check, State, run_checks
+from fada_deploy.inspection.doctor.machine import (
+    core_checks,
+    disk_checks,
+    display_check,
+    kernel_check,
+    video_checks,
+)
+from fada_deploy.inspection.doctor.packages import (
+    clash_checks,
+    extra_checks,
+    library_checks,
+    python_check,
+)
+from fada_deploy.inspection.doctor.training import TorchCheck
 
 __all__ = ["Check", "State", "diagnose"]
 
 
 def diagnose() -> list[Check]:
-    """Return every check of this machine; takes some seconds, leaves no file of ours behind."""
-    # Torch takes the longest to import, so it starts first, in a process of its own.
-    torch = Torch()
+    """Run all checks. They take a few seconds and change nothing on this machine."""
+    # Importing torch takes longest, so it runs in another process meanwhile.
+    torch = TorchCheck()
     try:
-        parts: list[tuple[str, Callable[[], Iterable[Check]]]] = [
-            ("python", python),
-            ("libraries", libraries),
-            ("extras", extras),
-            ("clashes", clashes),
+        groups: list[tuple[str, Callable[[], Iterable[Check]]]] = [
+            ("python", python_check),
+            ("libraries", library_checks),
+            ("extras", extra_checks),
+            ("clashes", clash_checks),
             ("gpu", gpu_check),
-            ("engines", some_engine),
+            ("backends", backend_check),
             ("onnxruntime", onnxruntime_checks),
             ("openvino", openvino_checks),
             ("tensorrt", tensorrt_checks),
             ("torch", torch.checks),
-            ("video", codecs),
-            ("kernels", kernels),
-            ("cores", cores),
-            ("display", display),
-            ("disk", disks),
+            ("video", video_checks),
+            ("kernels", kernel_check),
+            ("cores", core_checks),
+            ("display", display_check),
+            ("disk", disk_checks),
         ]
-        return [check for name, part in parts for check in guarded(name, part)]
+        return [check for name, checks in groups for check in run_checks(name, checks)]
     finally:
         torch.close()

@@ -1,4 +1,4 @@
-"""Do the engines truly start: each runs a convolution whose answer is known."""
+"""Check that the installed backends work: each runs a model whose output is known."""
 
 from __future__ import annotations
 
@@ -9,224 +9,178 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fada_deploy.common.errors import one_line
+from fada_deploy.common.extras import install_command
 from fada_deploy.common.system import installed_version
-from fada_deploy.inspection.doctor.check import (
-    Check,
-    card,
-    is_here,
-    last_line,
-    overheard,
-    said_to_type,
-)
+from fada_deploy.inspection.doctor.check import Check, captured_output, gpu_or_none, is_installed
+from fada_deploy.inspection.doctor.tiny_model import EXPECTED_OUTPUT, model_input, tiny_model
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def tiny_model() -> bytes:
-    """Return an ONNX file: y (1,1,1,1) = convolution of x (1,1,2,2) with [[1, 2], [4, 8]], all float32.
-
-    A convolution, since that is what needs cuDNN. Written by hand, as `onnx` is no part of the runtime; the
-    numbers are the fields of onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto, ValueInfoProto).
-    """
-    weights = b"".join(_number(1, n) for n in (1, 1, 2, 2))  # dims
-    weights += _number(2, 1) + _field(8, b"w")  # data_type FLOAT, name
-    weights += _field(
-        9, bytes.fromhex("0000803f 00000040 00008040 00000041")
-    )  # raw_data: 1, 2, 4, 8
-    node = _field(1, b"x") + _field(1, b"w") + _field(2, b"y") + _field(4, b"Conv")
-    graph = _field(1, node) + _field(2, b"tiny") + _field(5, weights)
-    graph += _field(11, _port(b"x", (1, 1, 2, 2))) + _field(12, _port(b"y", (1, 1, 1, 1)))
-    return _number(1, 8) + _field(7, graph) + _field(8, _number(2, 13))  # IR 8, opset 13
-
-
 def gpu_check() -> Iterator[Check]:
-    """Say which GPU there is."""
+    """Show which NVIDIA GPU there is."""
     from fada_deploy.runtime.backends.gpu import find_gpu
 
     gpu = find_gpu()
     if gpu is None:
-        yield Check(
-            "gpu",
-            "ok",
-            "no NVIDIA GPU, or no driver for one; a container needs `docker run --gpus all`",
-        )
+        detail = "no NVIDIA GPU, or no driver for it (in a container: docker run --gpus all)"
+        yield Check("gpu", "info", detail)
     else:
         yield Check("gpu", "ok", f"{gpu.name}, compute capability {gpu.compute_capability}")
 
 
-def some_engine() -> Iterator[Check]:
-    """Check that there is anything at all that runs a model."""
+def backend_check() -> Iterator[Check]:
+    """Check that at least one backend is installed."""
     from fada_deploy.common.errors import UsageError
     from fada_deploy.runtime.backend_selection import require_any_backend
 
     try:
         require_any_backend()
-    except UsageError as error:
-        yield Check("engines", "bad", *said_to_type(str(error)))
+    except UsageError:
+        extra = "cpu" if gpu_or_none() is None else "gpu"
+        yield Check("backends", "problem", "no backend is installed", install_command(extra))
 
 
 def onnxruntime_checks() -> Iterator[Check]:
-    """Run the tiny model on the CPU, and on CUDA where that is listed; nothing where it is not installed."""
-    ort = yield from _loaded("onnxruntime")
+    """Run the tiny model on the CPU and, if the provider is available, on CUDA."""
+    ort = yield from _import("onnxruntime")
     if ort is None:
         return
-    version, again = ort.__version__, _again("onnxruntime")
-    answer, _, _ = _run_onnxruntime(ort, _CPU)
-    yield _judged("onnxruntime cpu", version, answer, again)
-    gpu = card()
+    version, reinstall = ort.__version__, _reinstall("onnxruntime")
+    output, _, _ = _run_onnxruntime(ort, _CPU)
+    yield _output_check("onnxruntime cpu", version, output, reinstall)
+    gpu = gpu_or_none()
     if _CUDA not in ort.get_available_providers():
         if gpu is not None:
-            found = f"{version} has no CUDA provider, so the GPU stands idle for ONNX files"
-            swap = (
-                f"pip uninstall -y {_distribution('onnxruntime')} && pip install 'fada_deploy[gpu]'"
+            uninstall = f"pip uninstall -y {_distribution('onnxruntime')}"
+            yield Check(
+                "onnxruntime cuda",
+                "warning",
+                f"{version} has no CUDA provider, so ONNX files do not use the GPU",
+                f"{uninstall} && {install_command('gpu')}",
             )
-            yield Check("onnxruntime cuda", "note", found, swap)
         return
-    answer, provider, reason = _run_onnxruntime(ort, _CUDA)
-    why = f" ({reason})" if reason else ""
+    output, provider, reason = _run_onnxruntime(ort, _CUDA)
+    suffix = f" ({reason})" if reason else ""
     if provider == _CUDA:
-        yield _judged("onnxruntime cuda", version, answer, again)
+        yield _output_check("onnxruntime cuda", version, output, reinstall)
     elif gpu is None:
-        found = f"is listed, but there is no NVIDIA GPU: frames go to the CPU{why}"
-        yield Check("onnxruntime cuda", "note", found)
+        detail = f"is installed, but without an NVIDIA GPU the CPU is used{suffix}"
+        yield Check("onnxruntime cuda", "info", detail)
     else:
-        found = f"is listed but does not start: {provider} takes its place in silence{why}"
-        yield Check("onnxruntime cuda", "bad", found, _find_cuda())
+        detail = f"is installed but does not start; {provider} silently replaces it{suffix}"
+        yield Check("onnxruntime cuda", "problem", detail, _cuda_remedy())
 
 
 def openvino_checks() -> Iterator[Check]:
-    """Run the tiny model on the CPU; nothing where it is not installed."""
-    openvino = yield from _loaded("openvino")
+    """Run the tiny model on the CPU."""
+    openvino = yield from _import("openvino")
     if openvino is None:
         return
-    with overheard():
+    with captured_output():
         core = openvino.Core()
         config = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         compiled = core.compile_model(core.read_model(tiny_model()), "CPU", config)
-        answer = float(compiled({"x": _x()})[0].item())
+        output = float(compiled({"x": model_input()})[0].item())
     version = str(openvino.__version__).partition("-")[0]
-    yield _judged("openvino cpu", version, answer, _again("openvino"))
+    yield _output_check("openvino cpu", version, output, _reinstall("openvino"))
 
 
 def tensorrt_checks() -> Iterator[Check]:
-    """Check that each installed TensorRT loads, and say what keeps engines from being built or run."""
-    from fada_deploy.inspection.targets import targets
+    """Check that each installed TensorRT can be imported, and what it cannot do here."""
+    from fada_deploy.inspection.targets import list_targets
     from fada_deploy.runtime.backends.trt_library import EXTRAS
 
-    about = {target.name: target for target in targets()}
-    some = False
+    targets = {target.name: target for target in list_targets()}
+    has_tensorrt = False
     for flavor, extra in EXTRAS.items():
-        trt = yield from _loaded(flavor)
+        trt = yield from _import(flavor)
         if trt is None:
             continue
-        some = True
-        target = about[f"{extra} engine"]
-        # What hinders building may hinder running too.
-        hindered = dict(said_to_type(text) for text in (target.not_built, target.not_run) if text)
-        remedy = next((remedy for remedy in hindered.values() if remedy), "")
-        found = "; ".join([f"{trt.__version__} loads", *hindered])
-        yield Check(extra, "note" if hindered else "ok", found, remedy)
-    cupy = (yield from _loaded("cupy")) if some else None
+        has_tensorrt = True
+        target = targets[f"{extra} engine"]
+        problems = dict.fromkeys(p for p in (target.build_problem, target.run_problem) if p)
+        yield Check(
+            extra,
+            "warning" if problems else "ok",
+            "; ".join([f"{trt.__version__} is installed", *problems]),
+            target.build_remedy or target.run_remedy,
+        )
+    cupy = (yield from _import("cupy")) if has_tensorrt else None
     if cupy is not None:
-        yield _cupy(cupy)
+        yield _cupy_check(cupy)
 
 
-def _loaded(package: str) -> Generator[Check, None, Any]:
-    """Return a package's module; None where it is not installed, and with a line where it does not load."""
-    if not is_here(package):
+def _import(package: str) -> Generator[Check, None, Any]:
+    """Return a module; None if it is not installed. Yield a problem if it cannot be imported."""
+    if not is_installed(package):
         return None
     try:
-        with overheard():
+        with captured_output():
             return importlib.import_module(package)
     except Exception as error:
-        yield Check(
-            package, "bad", f"is installed but does not load ({last_line(error)})", _again(package)
-        )
+        detail = f"is installed but cannot be imported ({one_line(error, with_type=True)})"
+        yield Check(package, "problem", detail, _reinstall(package))
         return None
 
 
 def _run_onnxruntime(ort: Any, provider: str) -> tuple[float | None, str, str]:
-    """Return the model's answer, the provider that the session really got, and what was said meanwhile."""
+    """Return the output, the provider that was really used, and the error that was printed."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     providers = [_CUDA, _CPU] if provider == _CUDA else [_CPU]
-    with overheard() as reason:
+    with captured_output() as reason:
         session = ort.InferenceSession(tiny_model(), options, providers=providers)
-        got = session.get_providers()[0]
-        if got != provider:
-            return None, got, reason()
-        return float(session.run(["y"], {"x": _x()})[0].item()), got, reason()
+        used = session.get_providers()[0]
+        if used != provider:
+            return None, used, reason()
+        return float(session.run(["y"], {"x": model_input()})[0].item()), used, reason()
 
 
-def _find_cuda() -> str:
-    """Return what to type for CUDA's libraries: those that pip brought are on no path that the loader looks at."""
-    spec = find_spec("nvidia") if is_here("nvidia") else None
-    places = (
-        [Path(place) for place in (spec.submodule_search_locations or ())]
-        if spec is not None
-        else []
-    )
-    folders = sorted(
-        {str(library.parent) for place in places for library in place.rglob("lib*.so*")}
-    )
-    known = os.environ.get("LD_LIBRARY_PATH", "").split(":")
-    if not folders or set(folders) <= set(known):
-        return (
-            "pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'  # then fada doctor again"
-        )
-    return f"export LD_LIBRARY_PATH={':'.join([*folders, *filter(None, known)])}"
+def _cuda_remedy() -> str:
+    """Return the command that makes the CUDA libraries available.
+
+    Libraries that were installed with pip are not in the search path of the loader.
+    """
+    spec = find_spec("nvidia") if is_installed("nvidia") else None
+    locations = [] if spec is None else spec.submodule_search_locations or []
+    libraries = [library for folder in locations for library in Path(folder).rglob("lib*.so*")]
+    folders = sorted({str(library.parent) for library in libraries})
+    search_path = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    if not folders or set(folders) <= set(search_path):
+        return "pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
+    return f"export LD_LIBRARY_PATH={':'.join([*folders, *filter(None, search_path)])}"
 
 
-def _judged(name: str, version: str, answer: float | None, again: str) -> Check:
-    right = 1 * 1 + 2 * 2 + 3 * 4 + 4 * 8
-    if answer == right:
-        return Check(name, "ok", f"{version} runs")
-    return Check(name, "bad", f"{version} computes {answer} where {right} is right", again)
+def _output_check(name: str, version: str, output: float | None, reinstall: str) -> Check:
+    if output == EXPECTED_OUTPUT:
+        return Check(name, "ok", version)
+    detail = f"{version} computes {output} instead of {EXPECTED_OUTPUT:g}"
+    return Check(name, "problem", detail, reinstall)
 
 
-def _x() -> Any:
-    import numpy as np
-
-    return np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 2, 2)
-
-
-def _cupy(cupy: Any) -> Check:
+def _cupy_check(cupy: Any) -> Check:
+    version = cupy.__version__
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return Check(
-            "cupy", "note", f"{cupy.__version__} loads, but finds no GPU ({last_line(error)})"
-        )
-    # A kernel of our own, as the engines' output needs one: compiling is where a wrong CuPy fails.
+        reason = one_line(error, with_type=True)
+        return Check("cupy", "warning", f"{version} finds no GPU ({reason})")
+    # A CuPy for another CUDA version fails only when it compiles a kernel.
     total = float((cupy.arange(4) * 2).sum()) if count else 12.0
     if total != 12:
-        return Check(
-            "cupy", "bad", f"{cupy.__version__} computes {total} where 12 is right", _again("cupy")
-        )
-    return Check("cupy", "ok", f"{cupy.__version__}, {count} GPU{'s' if count != 1 else ''}")
+        detail = f"{version} computes {total:g} instead of 12"
+        return Check("cupy", "problem", detail, _reinstall("cupy"))
+    return Check("cupy", "ok", f"{version}, {count} GPU{'s' if count != 1 else ''}")
 
 
-def _again(module: str) -> str:
+def _reinstall(module: str) -> str:
     return f"pip install --force-reinstall {_distribution(module)}"
 
 
 def _distribution(module: str) -> str:
-    """Return the name by which pip knows what is installed of a module."""
-    plain = module.replace("_", "-")
-    names = (f"{plain}-gpu", plain, f"{plain}-cuda13x", f"{plain}-cuda12x")
-    return next((name for name in names if installed_version(name) is not None), plain)
-
-
-def _port(name: bytes, shape: tuple[int, ...]) -> bytes:
-    dims = b"".join(_field(1, _number(1, n)) for n in shape)
-    tensor = _number(1, 1) + _field(2, dims)  # elem_type FLOAT, shape
-    return _field(1, name) + _field(2, _field(1, tensor))
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    assert len(payload) < 128, "a longer one needs a longer length"
-    return bytes([number << 3 | 2, len(payload)]) + payload
-
-
-def _number(number: int, value: int) -> bytes:
-    return bytes([number << 3, value])
+    """Return the installed distribution that contains a module."""
+    name = module.replace("_", "-")
+    candidates = (f"{name}-gpu", name, f"{name}-cuda13x", f"{name}-cuda12x")
+    return next((c for c in candidates if installed_version(c) is not None), name)

@@ -1,4 +1,4 @@
-"""One line of `fada doctor`, and what becomes of a check that fails."""
+"""The result of one check of `fada doctor`, and helpers that the checks share."""
 
 from __future__ import annotations
 
@@ -12,58 +12,48 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
+from fada_deploy.common.errors import one_line
+
 if TYPE_CHECKING:
     from fada_deploy.runtime.backends.gpu import Gpu
 
-State = Literal["ok", "note", "bad"]
-_LONGEST = 300
+State = Literal["ok", "info", "warning", "problem"]
+_MAX_REASON = 300
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one thing. `remedy` is what to type, "" where nothing is to be done.
+    """The result of one check.
 
-    `bad` fails somewhere or gives another answer than was asked for; `note` costs speed or a convenience.
+    `state` is "ok", "info" (neutral), "warning" (slower or less convenient) or "problem" (something
+    fails, or gives wrong results). `remedy` is a command that helps; "" if there is none.
     """
 
     name: str
     state: State
-    found: str
+    detail: str
     remedy: str = ""
 
 
-def guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
-    """Return a part's checks; one that raises gives what it had, and a bad line with the exception's last line."""
-    done: list[Check] = []
+def run_checks(name: str, checks: Callable[[], Iterable[Check]]) -> list[Check]:
+    """Return the results of `checks`; an exception becomes a problem called `name`."""
+    results: list[Check] = []
     try:
-        for check in part():
-            done.append(check)
+        for check in checks():
+            results.append(check)
     except Exception as error:
-        # A library that does not load has a line of its own, further up.
-        again = "fada doctor  # again, once what is above is mended"
-        report = "fada doctor --json  # and report what it says"
-        done.append(
-            Check(
-                name, "bad", last_line(error), again if isinstance(error, ImportError) else report
-            )
+        # A library that does not load has a problem of its own, which is listed earlier.
+        remedy = (
+            "fada doctor  # again, after the problems above are solved"
+            if isinstance(error, ImportError)
+            else "fada doctor --json  # and report a bug with its output"
         )
-    return done
+        results.append(Check(name, "problem", one_line(error, with_type=True), remedy))
+    return results
 
 
-def last_line(error: BaseException) -> str:
-    """Return an exception as one line, its type in front."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}"[:_LONGEST] if lines else type(error).__name__
-
-
-def said_to_type(text: str) -> tuple[str, str]:
-    """Split one of this package's messages into what is so and what to type."""
-    found, _, remedy = text.partition("; type: ")
-    return found, remedy
-
-
-def card() -> Gpu | None:
-    """Return the GPU; None too where the runtime does not load, which has a line of its own."""
+def gpu_or_none() -> Gpu | None:
+    """Return the first NVIDIA GPU; None if there is none, or if the runtime cannot be imported."""
     try:
         from fada_deploy.runtime.backends.gpu import find_gpu
     except ImportError:
@@ -71,42 +61,43 @@ def card() -> Gpu | None:
     return find_gpu()
 
 
-def is_here(package: str) -> bool:
-    """Say whether a package can be found, without importing it."""
+def is_installed(package: str) -> bool:
+    """Return whether a package can be found, without importing it."""
     try:
         return find_spec(package) is not None
-    except ValueError:  # a module that was put into sys.modules by hand has no spec
+    except ValueError:  # a module that was added to sys.modules by hand has no spec
         return package in sys.modules
 
 
 @contextmanager
-def overheard() -> Iterator[Callable[[], str]]:
-    """Keep what libraries print, from C++ too, off the terminal; yield a function that gives the reason in it.
+def captured_output() -> Iterator[Callable[[], str]]:
+    """Hide what libraries print, also from C++; yield a function that returns the likely error.
 
-    That is the last line that names a missing library, else the last that sounds like a reason, else "".
+    It returns the last line that names a missing library, otherwise the last line that reads like
+    an error, otherwise "".
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as heard:
-        kept = [(number, os.dup(number)) for number in (1, 2)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        originals = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
 
         def reason() -> str:
-            heard.flush()
-            heard.seek(0)
-            said = re.sub(r"\x1b\[[0-9;]*m", "", heard.read())
-            # onnxruntime puts the time and places in its source in front.
-            said = re.sub(r"^.*\.cc:\d+[^\]\n]*\] ", "", said, flags=re.MULTILINE)
-            for sign in (r"[^\s:]+: cannot open.*", r".*(?:fail|error|require).*"):
-                if telling := re.findall(sign, said, re.IGNORECASE):
-                    return str(telling[-1]).strip()[:_LONGEST]
+            output.flush()
+            output.seek(0)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", output.read())
+            # onnxruntime prefixes its messages with the time and the place in its source code.
+            text = re.sub(r"^.*\.cc:\d+[^\]\n]*\] ", "", text, flags=re.MULTILINE)
+            for pattern in (r"[^\s:]+: cannot open.*", r".*(?:fail|error|require).*"):
+                if matches := re.findall(pattern, text, re.IGNORECASE):
+                    return str(matches[-1]).strip()[:_MAX_REASON]
             return ""
 
         try:
-            for number, _ in kept:
-                os.dup2(heard.fileno(), number)
-            with redirect_stdout(heard), redirect_stderr(heard):
+            for descriptor, _ in originals:
+                os.dup2(output.fileno(), descriptor)
+            with redirect_stdout(output), redirect_stderr(output):
                 yield reason
         finally:
-            for number, copy in kept:
-                os.dup2(copy, number)
-                os.close(copy)
+            for descriptor, original in originals:
+                os.dup2(original, descriptor)
+                os.close(original)

@@ -1,4 +1,4 @@
-"""Films, cores, windows and disks."""
+"""Check video codecs, compiled kernels, CPU cores, the display and disks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fada_deploy.inspection.doctor.check import Check, is_here, last_line
+from fada_deploy.common.errors import one_line
+from fada_deploy.common.extras import install_command
+from fada_deploy.inspection.doctor.check import Check, is_installed
 
-_LITTLE = 2_000_000_000  # bytes
+_LOW_DISK_BYTES = 2_000_000_000
 _CGROUP = Path("/sys/fs/cgroup")
-_PYAV_AGAIN = "pip install --force-reinstall --only-binary av av"
+_REINSTALL_PYAV = "pip install --force-reinstall --only-binary av av"
+_MAX_GRAY_ERROR = 8  # of 255, for three H.264 frames
 
 
-def codecs() -> Iterator[Check]:
-    """Write a film of three pictures as `fada infer` does and read it back."""
+def video_checks() -> Iterator[Check]:
+    """Write a video of three frames as `fada infer` does, and read it back."""
     import av
     import numpy as np
 
@@ -26,41 +29,39 @@ def codecs() -> Iterator[Check]:
 
     missing = [name for name in ("h264", "libx264") if name not in av.codecs_available]
     if missing:
-        yield Check(
-            "video",
-            "bad",
-            f"PyAV {av.__version__} has no codec {' and '.join(missing)}",
-            _PYAV_AGAIN,
-        )
+        detail = f"PyAV {av.__version__} lacks the codec {' and '.join(missing)}"
+        yield Check("video", "problem", detail, _REINSTALL_PYAV)
         return
-    gray = (40, 120, 200)
+    grays = (40, 120, 200)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
+        path = Path(folder) / "video.mp4"
         with VideoWriter(path, (64, 96), fps=25) as writer:
-            for value in gray:
-                writer.write(np.full((64, 96, 3), value, np.uint8))
+            for gray in grays:
+                writer.write(np.full((64, 96, 3), gray, np.uint8))
         container, stream = open_video(path)
         with container:
             means = [float(upright_rgb(frame).mean()) for frame in container.decode(stream)]
-    if len(means) == len(gray) and all(abs(m - g) < 8 for m, g in zip(means, gray, strict=True)):
-        yield Check("video", "ok", f"PyAV {av.__version__} writes H.264 and reads it back")
+    if len(means) == len(grays) and all(
+        abs(mean - gray) < _MAX_GRAY_ERROR for mean, gray in zip(means, grays, strict=True)
+    ):
+        yield Check("video", "ok", f"PyAV {av.__version__} writes and reads H.264")
     else:
-        found = f"PyAV {av.__version__} reads pictures of {means} where {list(gray)} were written"
-        yield Check("video", "bad", found, _PYAV_AGAIN)
-    yield from _hardware_decoders()
+        detail = f"PyAV {av.__version__} reads frames with mean {means}, written were {grays}"
+        yield Check("video", "problem", detail, _REINSTALL_PYAV)
+    yield from _hardware_decoder_check()
 
 
-def kernels() -> Iterator[Check]:
-    """Check that what the runtime compiles does compile."""
+def kernel_check() -> Iterator[Check]:
+    """Check that numba compiles the kernels of the runtime."""
     from fada_deploy.runtime.kernels.loader import KernelLoader
 
-    if not is_here("numba"):
-        found = "numba is not installed, which compiles upsampling, resize and drawing; NumPy and OpenCV do them"
-        yield Check("kernels", "note", found, "pip install 'fada_deploy[fast]'")
+    if not is_installed("numba"):
+        detail = "numba is not installed; upsampling, resizing and drawing are slower without it"
+        yield Check("kernels", "warning", detail, install_command("fast"))
     elif KernelLoader().wait():
-        yield Check("kernels", "ok", "upsampling, resize and drawing are compiled")
+        yield Check("kernels", "ok", "upsampling, resizing and drawing are compiled")
     else:
-        reason = "it does not say why"
+        reason = "unknown reason"
         try:
             from fada_deploy.runtime.kernels import (  # noqa: F401
                 draw_compiled,
@@ -68,45 +69,46 @@ def kernels() -> Iterator[Check]:
                 upsample_compiled,
             )
         except Exception as error:
-            reason = last_line(error)
-        found = f"upsampling, resize and drawing are left to NumPy and OpenCV: numba does not compile them ({reason})"
-        yield Check("kernels", "note", found, "pip install --force-reinstall 'fada_deploy[fast]'")
+            reason = one_line(error, with_type=True)
+        detail = f"numba cannot compile them ({reason}); upsampling and drawing are slower"
+        yield Check("kernels", "warning", detail, "pip install --force-reinstall numba")
 
 
-def cores() -> Iterator[Check]:
-    """Compare the cores there are with those we may use and with the threads that are asked for."""
+def core_checks() -> Iterator[Check]:
+    """Compare the usable CPU cores with the container's quota and with OMP_NUM_THREADS."""
     from fada_deploy.common.system import usable_cores
 
-    usable, there = usable_cores(), os.cpu_count() or 1
-    yield Check("cores", "ok", f"{usable} of {there} usable" if usable != there else f"{usable}")
-    quota = _quota()
+    usable, total = usable_cores(), os.cpu_count() or 1
+    yield Check("cores", "ok", f"{usable} of {total} usable" if usable != total else f"{usable}")
+    quota = _cpu_quota()
     if quota is not None and quota < usable:
-        fits = max(1, int(quota))
-        which = (
-            sorted(os.sched_getaffinity(0))[:fits]
+        count = max(1, int(quota))
+        cores = (
+            sorted(os.sched_getaffinity(0))[:count]
             if hasattr(os, "sched_getaffinity")
-            else range(fits)
+            else range(count)
         )
         yield Check(
             "core quota",
-            "note",
-            f"the container's quota is {quota:g} cores, but {usable} threads share it and are throttled",
-            f"taskset -c {','.join(map(str, which))} fada …",
+            "warning",
+            f"the container may use {quota:g} cores, so {usable} threads slow each other down",
+            f"taskset -c {','.join(map(str, cores))} fada …",
         )
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    first = asked.partition(",")[0].strip()
-    if asked and not (first.isdigit() and int(first) > 0):
-        found = f"{asked!r} is no number of threads, and libraries differ in what they make of it"
-        yield Check("OMP_NUM_THREADS", "note", found, "unset OMP_NUM_THREADS")
-    elif asked and int(first) > usable:
-        found = f"{asked} threads on {usable} usable core{'s' if usable > 1 else ''} get in each other's way"
-        yield Check("OMP_NUM_THREADS", "note", found, f"export OMP_NUM_THREADS={usable}")
-    elif asked:
-        yield Check("OMP_NUM_THREADS", "ok", asked)
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    threads = value.partition(",")[0].strip()
+    if value and not (threads.isdigit() and int(threads) > 0):
+        detail = f"{value!r} is not a number of threads"
+        yield Check("OMP_NUM_THREADS", "warning", detail, "unset OMP_NUM_THREADS")
+    elif value and int(threads) > usable:
+        cores_text = f"{usable} usable core{'s' if usable > 1 else ''}"
+        detail = f"{value} threads on {cores_text} slow each other down"
+        yield Check("OMP_NUM_THREADS", "warning", detail, f"export OMP_NUM_THREADS={usable}")
+    elif value:
+        yield Check("OMP_NUM_THREADS", "ok", value)
 
 
-def display() -> Iterator[Check]:
-    """Say whether a window could be opened."""
+def display_check() -> Iterator[Check]:
+    """Check whether `fada infer --show` can open a window."""
     import cv2
 
     lines = [
@@ -115,81 +117,86 @@ def display() -> Iterator[Check]:
         if "GUI:" in line
     ]
     gui = lines[0] if lines and lines[0] else "unknown"
-    named = [f"{n}={os.environ[n]}" for n in ("WAYLAND_DISPLAY", "DISPLAY") if os.environ.get(n)]
-    screen = "a screen" if sys.platform in ("darwin", "win32") else ", ".join(named)
-    found = f"{screen or 'no screen'}, OpenCV {cv2.__version__} with "
-    found += "no windows" if gui == "NONE" else f"windows by {gui}"
+    variables = [
+        f"{name}={os.environ[name]}"
+        for name in ("WAYLAND_DISPLAY", "DISPLAY")
+        if os.environ.get(name)
+    ]
+    screen = "a screen" if sys.platform in ("darwin", "win32") else ", ".join(variables)
+    windows = "no window support" if gui == "NONE" else f"windows by {gui}"
+    detail = f"{screen or 'no screen'}, OpenCV {cv2.__version__} with {windows}"
     if screen and gui != "NONE":
-        yield Check("display", "ok", found)
+        yield Check("display", "ok", detail)
     elif screen:
-        swap = "pip uninstall -y opencv-python-headless && pip install opencv-python  # only for windows"
-        yield Check("display", "note", f"{found}; results are files", swap)
+        swap = "pip uninstall -y opencv-python-headless && pip install opencv-python"
+        yield Check("display", "warning", f"{detail}; --show cannot open a window", swap)
     else:
-        remedy = "ssh -X HOST  # only for windows" + (
-            "" if gui != "NONE" else ", with opencv-python"
-        )
-        yield Check("display", "note", f"{found}; results are files", remedy)
+        yield Check("display", "info", f"{detail}; --show needs a screen, for example ssh -X")
 
 
-def disks() -> Iterator[Check]:
-    """Check that runs and caches can be written, and how much room there is."""
+def disk_checks() -> Iterator[Check]:
+    """Check that the folders of runs and caches are writable and have free space."""
     from fada_deploy.common.files import cache_folder
     from fada_deploy.common.runs import RUNS
 
-    yield from _disk("runs", RUNS.resolve(), "cd FOLDER  # one that can be written, and has room")
-    remedy = "export XDG_CACHE_HOME=FOLDER  # one that can be written, and has room"
+    yield from _disk_check("runs", RUNS.resolve(), "cd FOLDER  # writable, with free space")
+    remedy = "export XDG_CACHE_HOME=FOLDER  # writable, with free space"
     try:
         cache = cache_folder()
     except OSError as error:
-        yield Check("cache", "bad", last_line(error), remedy)
+        yield Check("cache", "problem", one_line(error, with_type=True), remedy)
         return
-    yield from _disk("cache", cache, remedy)
+    yield from _disk_check("cache", cache, remedy)
 
 
-def _disk(name: str, folder: Path, remedy: str) -> Iterator[Check]:
-    # What is not there yet is made in the folder above it.
+def _disk_check(name: str, folder: Path, remedy: str) -> Iterator[Check]:
     try:
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
+        # The folder may not exist yet; then its nearest parent must be writable.
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"fada")
     except OSError as error:
-        yield Check(name, "bad", f"{folder} cannot be written ({error.strerror or error})", remedy)
+        detail = f"{folder} cannot be written ({error.strerror or error})"
+        yield Check(name, "problem", detail, remedy)
         return
-    free = shutil.disk_usage(there).free
-    found = f"{folder}, {free / 1e9:.1f} GB free"
-    yield Check(name, "note", found, remedy) if free < _LITTLE else Check(name, "ok", found)
+    free = shutil.disk_usage(existing).free
+    detail = f"{folder}, {free / 1e9:.1f} GB free"
+    if free < _LOW_DISK_BYTES:
+        yield Check(name, "warning", detail, remedy)
+    else:
+        yield Check(name, "ok", detail)
 
 
-def _hardware_decoders() -> Iterator[Check]:
+def _hardware_decoder_check() -> Iterator[Check]:
     import av
 
     try:
         from av.codec.hwaccel import hwdevices_available
-    except ImportError:  # an older PyAV
-        kinds: list[str] = []
+    except ImportError:  # PyAV before 14
+        devices: list[str] = []
     else:
-        kinds = hwdevices_available()
-    names = sorted(
-        name for name in av.codecs_available if name in ("h264_cuvid", "h264_qsv", "h264_v4l2m2m")
-    )
-    found = f"PyAV is built for {', '.join([*kinds, *names]) or 'none'}; whether they start was not tried"
-    yield Check("hardware decoding", "note", found)
+        devices = hwdevices_available()
+    codecs = [
+        name for name in ("h264_cuvid", "h264_qsv", "h264_v4l2m2m") if name in av.codecs_available
+    ]
+    names = ", ".join([*devices, *codecs]) or "none"
+    yield Check("hardware decoding", "info", f"PyAV supports {names} (not tested here)")
 
 
-def _quota() -> float | None:
-    """Return how many cores' time the container may use, None where it is not limited."""
+def _cpu_quota() -> float | None:
+    """Return the CPU quota of the container in cores, None if it is unlimited."""
     try:
         limit, period = (_CGROUP / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
             folder = _CGROUP / "cpu"
             limit, period = (
-                (folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period")
+                (folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
             )
         except OSError:
             return None
     try:
         cores = int(limit) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max"
+    except (ValueError, ZeroDivisionError):  # the limit may be "max"
         return None
     return cores if cores > 0 else None

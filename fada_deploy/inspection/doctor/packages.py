@@ -1,27 +1,31 @@
-"""What is installed, against what the package's own metadata asks for, and what must not lie side by side."""
+"""Compare the installed packages with the requirements of this package."""
 
 from __future__ import annotations
 
 import importlib
 import platform
-import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from fada_deploy.common.errors import one_line
 from fada_deploy.common.system import installed_version
-from fada_deploy.inspection.doctor.check import Check, State, card, is_here, last_line
+from fada_deploy.inspection.doctor.check import Check, gpu_or_none, is_installed
 
 _SELF = "fada_deploy"
-# Distributions that bring one and the same module, so that the one installed last wins, file by file.
-_CV2 = (
+# Distributions that contain the same module: the one installed last overwrites the others' files.
+_OPENCV = (
     "opencv-python-headless",
     "opencv-python",
     "opencv-contrib-python-headless",
     "opencv-contrib-python",
 )
-_ORT = (
+_ONNXRUNTIME = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxruntime-directml",
@@ -29,224 +33,193 @@ _ORT = (
     "onnxruntime-rocm",
 )
 _CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
-# Whichever of them is there does for the first.
-_INSTEAD = {family[0]: family for family in (_CV2, _ORT, _CUPY)}
-# What onnxruntime-gpu's own TensorRT provider links: libnvinfer.so.10.
-_ORT_TENSORRT = 10
+# A requirement on the first distribution is met by any of the others.
+_ALTERNATIVES = {family[0]: family for family in (_OPENCV, _ONNXRUNTIME, _CUPY)}
+# Modules that every command imports → their distributions.
+_MODULES = {"numpy": "numpy", "cv2": "opencv-python-headless", "av": "av"}
+# For contributors only; users are not told that it is not installed.
+_CONTRIBUTOR_EXTRAS = frozenset({"dev"})
+# Major version of the TensorRT that onnxruntime-gpu links (libnvinfer.so.10).
+_ONNXRUNTIME_TENSORRT = 10
 
 
-@dataclass(frozen=True)
-class Need:
-    """A requirement: distribution, the limits on its version, and the extra that it is for ("" for none)."""
-
-    name: str
-    extras: tuple[str, ...]
-    limits: tuple[tuple[str, str], ...]
-    extra: str
-
-
-def python() -> Iterator[Check]:
-    """Check the interpreter against `requires-python`."""
-    found = f"{platform.python_version()} ({sys.executable})"
-    asked = _metadata_python()
-    if asked and _outside(platform.python_version(), _limits(asked)):
-        yield Check(
-            "python",
-            "bad",
-            f"{found}; {_SELF} takes {asked}",
-            f"a virtual environment of Python {asked}",
-        )
+def python_check() -> Iterator[Check]:
+    """Check the version of the interpreter."""
+    version = platform.python_version()
+    detail = f"{version} ({sys.executable})"
+    required = _requires_python()
+    if _is_allowed(version.rstrip("+"), SpecifierSet(required)):
+        yield Check("python", "ok", detail)
     else:
-        yield Check("python", "ok", found)
+        remedy = f"python3 -m venv FOLDER  # with a Python {required}"
+        yield Check("python", "problem", f"{detail}; {_SELF} needs {required}", remedy)
 
 
-def libraries() -> Iterator[Check]:
-    """Check that what every command needs is there, new enough, and loads."""
+def library_checks() -> Iterator[Check]:
+    """Check that the packages of the base installation are installed, new enough, and load."""
     if installed_version(_SELF) is None:
-        yield Check(_SELF, "note", "runs, but pip does not know it", "pip install -e .")
-    needs = [need for need in _needs() if not need.extra]
-    found, lacking = _compared(needs)
-    remedy = f"pip install {' '.join(lacking)}" if lacking else ""
+        detail = "is imported from a folder that pip did not install"
+        yield Check(_SELF, "warning", detail, "pip install -e .")
+    requirements = _requirements()
+    unmet = [requirement for requirement in requirements if not _is_met(requirement)]
     yield Check(
-        "libraries", "bad" if lacking else "ok", ", ".join(found) or "none are asked for", remedy
+        "libraries",
+        "problem" if unmet else "ok",
+        ", ".join(map(_describe, requirements)) or "the requirements are unknown",
+        _pip_install(unmet) if unmet else "",
     )
-    for module, distribution in (
-        ("numpy", "numpy"),
-        ("cv2", "opencv-python-headless"),
-        ("av", "av"),
-    ):
-        if is_here(module):
-            try:
-                importlib.import_module(module)
-            except Exception as error:
-                again = f"pip install --force-reinstall {distribution}"
-                yield Check(
-                    module, "bad", f"is there but does not load ({last_line(error)})", again
-                )
-
-
-def extras() -> Iterator[Check]:
-    """Say which extras are whole; those of which nothing is there share one line."""
-    needs = _needs()
-    absent = []
-    for extra in dict.fromkeys(need.extra for need in needs if need.extra):
-        wanted = _closure(extra, needs)
-        lacking = [need for need in wanted if _is_lacking(need)]
-        missing = [need for need in lacking if _version_for(need.name)[1] is None]
-        if wanted and len(missing) == len(wanted):
-            absent.append(extra)
+    for module, distribution in _MODULES.items():
+        if not is_installed(module):
             continue
-        # Of another extra that it holds only what is wrong is said again.
-        own = [need for need in wanted if need.extra == extra or need in lacking]
-        held = [
-            e
-            for need in needs
-            if need.extra == extra and need.name == _plain(_SELF)
-            for e in need.extras
-        ]
-        found = ", ".join([f"[{e}]" for e in held] + _compared(own)[0])
-        remedy = f"pip install '{_SELF}[{extra}]'" if lacking else ""
-        state: State = "ok" if not lacking else "note" if lacking == missing else "bad"
-        yield Check(f"extra {extra}", state, found, remedy)
-    if absent:
-        yield Check(
-            "other extras",
-            "ok",
-            f"not installed: {', '.join(absent)} (pip install '{_SELF}[NAME]')",
-        )
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            yield Check(
+                module,
+                "problem",
+                f"is installed but cannot be imported ({one_line(error, with_type=True)})",
+                f"pip install --force-reinstall {distribution}",
+            )
 
 
-def clashes() -> Iterator[Check]:
+def extra_checks() -> Iterator[Check]:
+    """List the extras that are installed, and those that are not in one neutral line.
+
+    An extra is a problem only if one of its installed packages has a version that is not allowed.
+    """
+    extras = {name: _extra_requirements(name) for name in _extra_names()}
+    complete = {name for name, needs in extras.items() if needs and all(map(_is_met, needs))}
+    in_complete = {r.name for name in complete for r in extras[name]}
+    incomplete = []
+    for name, requirements in extras.items():
+        missing = [r for r in requirements if _find(r.name)[1] is None]
+        unmet = [r for r in requirements if not _is_met(r)]
+        outdated = [r for r in unmet if r not in missing]
+        detail = ", ".join(map(_describe, requirements))
+        if name in complete:
+            yield Check(f"extra {name}", "ok", detail)
+        elif outdated:
+            yield Check(f"extra {name}", "problem", detail, _pip_install(outdated))
+        elif missing and name not in _CONTRIBUTOR_EXTRAS:
+            # Packages that other extras need as well do not tell that this extra was wanted.
+            is_partial = any(r not in missing and r.name not in in_complete for r in requirements)
+            names = ", ".join(r.name for r in missing)
+            incomplete.append(f"{name} ({names} missing)" if is_partial else name)
+    if incomplete:
+        detail = f"not installed: {', '.join(incomplete)}; install only what you need"
+        yield Check("other extras", "info", detail)
+
+
+def clash_checks() -> Iterator[Check]:
     """Check that no two distributions overwrite each other's files."""
-    some = False
-    for family, gpu_wants in ((_ORT, "onnxruntime-gpu"), (_CV2, "")):
-        here = [
-            (name, version) for name in family if (version := installed_version(name)) is not None
-        ]
-        if len(here) < 2:
+    has_clash = False
+    for family, for_gpu in ((_ONNXRUNTIME, "onnxruntime-gpu"), (_OPENCV, "")):
+        versions = {name: version for name in family if (version := installed_version(name))}
+        if len(versions) < 2:
             continue
-        some = True
-        names = [name for name, _ in here]
-        keep = gpu_wants if gpu_wants in names and card() else names[0]
+        has_clash = True
+        keep = for_gpu if for_gpu in versions and gpu_or_none() else next(iter(versions))
+        installed = " and ".join(f"{name} {version}" for name, version in versions.items())
         yield Check(
             "clash",
-            "bad",
-            f"{' and '.join(f'{n} {v}' for n, v in here)} share one folder, the last installed over the other",
-            f"pip uninstall -y {' '.join(names)} && pip install {keep}",
+            "problem",
+            f"{installed} contain the same files, so the one installed last overwrote the other",
+            f"pip uninstall -y {' '.join(versions)} && pip install {keep}",
         )
-    if not some:
-        yield Check("clashes", "ok", "one onnxruntime and one OpenCV at most")
-    yield from _tensorrt_of_onnxruntime()
+    if not has_clash:
+        yield Check("clashes", "ok", "no two distributions of onnxruntime or OpenCV")
+    yield from _onnxruntime_tensorrt_check()
 
 
-def _tensorrt_of_onnxruntime() -> Iterator[Check]:
+def _onnxruntime_tensorrt_check() -> Iterator[Check]:
     ort, trt = installed_version("onnxruntime-gpu"), installed_version("tensorrt")
-    if ort is not None and trt is not None and _numbers(trt)[0] != _ORT_TENSORRT:
+    if ort is not None and trt is not None and Version(trt).major != _ONNXRUNTIME_TENSORRT:
         yield Check(
             "tensorrt in onnxruntime",
-            "note",
-            f"onnxruntime-gpu {ort} links TensorRT {_ORT_TENSORRT}, here is {trt}: its TensorRT provider does not "
-            "start. Nothing here uses that; engines run on TensorRT itself",
-            "fada export --trt",
+            "info",
+            f"the TensorRT provider of onnxruntime-gpu {ort} needs TensorRT "
+            f"{_ONNXRUNTIME_TENSORRT}, but {trt} is installed; fada_deploy does not use it, "
+            "because engines run on TensorRT itself",
         )
 
 
-def _metadata_python() -> str:
+def _requires_python() -> str:
     try:
         return str(metadata.metadata(_SELF)["Requires-Python"] or "")
     except metadata.PackageNotFoundError:
         return ""
 
 
-def _needs() -> list[Need]:
+def _extra_names() -> list[str]:
     try:
-        lines = metadata.requires(_SELF) or []
+        return metadata.metadata(_SELF).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
         return []
-    return [need for line in lines if (need := _need(line)) is not None]
 
 
-def _need(line: str) -> Need | None:
-    """Read one line of `Requires-Dist`; None where its marker is of another machine.
+def _requirements(extra: str = "") -> list[Requirement]:
+    """Return the requirements of the base installation or those that only `extra` adds.
 
-    `packaging` would read any; it is no dependency, and the lines are our own: names, limits, `and`.
+    Requirements whose marker excludes this platform are left out.
     """
-    text, _, marker = line.partition(";")
-    head = re.match(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?\s*\(?([^)]*)\)?", text)
-    assert head is not None
-    extra = ""
-    here = {"sys_platform": sys.platform, "platform_machine": platform.machine()}
-    for key, sign, value in re.findall(r"(\w+)\s*(==|!=)\s*[\"']([^\"']*)[\"']", marker):
-        if key == "extra":
-            extra = value
-        elif key in here and (here[key] == value) != (sign == "=="):
-            return None
-    of = tuple(e.strip() for e in (head[2] or "").split(",") if e.strip())
-    return Need(_plain(head[1]), of, _limits(head[3]), extra)
+    try:
+        requirements = [Requirement(line) for line in metadata.requires(_SELF) or []]
+    except metadata.PackageNotFoundError:
+        return []
+
+    def applies(requirement: Requirement, name: str) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({"extra": name})
+
+    base = [requirement for requirement in requirements if applies(requirement, "")]
+    if not extra:
+        return base
+    return [r for r in requirements if r not in base and applies(r, extra)]
 
 
-def _closure(extra: str, needs: list[Need]) -> list[Need]:
-    """Return what an extra asks for, its references to other extras followed."""
-    asked, todo, seen = [], [extra], set()
-    while todo:
-        name = todo.pop(0)
-        seen.add(name)
-        for need in needs:
-            if need.extra == name and need.name == _plain(_SELF):
-                todo += [e for e in need.extras if e not in seen]
-            elif need.extra == name:
-                asked.append(need)
-    return list({need.name: need for need in asked}.values())
+def _extra_requirements(extra: str) -> list[Requirement]:
+    """Return the requirements of an extra and of the extras that it includes."""
+    result: dict[str, Requirement] = {}
+    pending, seen = [extra], {extra}
+    while pending:
+        for requirement in _requirements(pending.pop(0)):
+            if canonicalize_name(requirement.name) == canonicalize_name(_SELF):
+                included = [name for name in sorted(requirement.extras) if name not in seen]
+                pending += included
+                seen.update(included)
+            else:
+                result.setdefault(canonicalize_name(requirement.name), requirement)
+    return list(result.values())
 
 
-def _compared(needs: list[Need]) -> tuple[list[str], list[str]]:
-    """Return what was found of each need, and as pip takes it, what is lacking."""
-    found, lacking = [], []
-    for need in needs:
-        name, version = _version_for(need.name)
-        limits = ",".join(f"{sign}{limit}" for sign, limit in need.limits)
-        if version is None:
-            found.append(f"{name} missing")
-        else:
-            found.append(
-                f"{name} {version}" + (f", where {limits} is needed" if _is_lacking(need) else "")
-            )
-        if _is_lacking(need):
-            lacking.append(f"'{need.name}{limits}'")
-    return found, lacking
-
-
-def _version_for(name: str) -> tuple[str, str | None]:
-    for candidate in _INSTEAD.get(name, (name,)):
+def _find(name: str) -> tuple[str, str | None]:
+    """Return the distribution that meets a requirement on `name`, and its version if installed."""
+    for candidate in _ALTERNATIVES.get(name, (name,)):
         if (version := installed_version(candidate)) is not None:
             return candidate, version
     return name, None
 
 
-def _is_lacking(need: Need) -> bool:
-    version = _version_for(need.name)[1]
-    return version is None or _outside(version, need.limits)
+def _is_met(requirement: Requirement) -> bool:
+    version = _find(requirement.name)[1]
+    return version is not None and _is_allowed(version, requirement.specifier)
 
 
-def _outside(version: str, limits: tuple[tuple[str, str], ...]) -> bool:
-    have = _numbers(version)
-    return any(
-        have < _numbers(limit) if sign == ">=" else have >= _numbers(limit)
-        for sign, limit in limits
-    )
+def _is_allowed(version: str, specifier: SpecifierSet) -> bool:
+    try:
+        return specifier.contains(version, prereleases=True)
+    except InvalidVersion:  # the version of a private build cannot be compared
+        return True
 
 
-def _limits(text: str) -> tuple[tuple[str, str], ...]:
-    return tuple((sign, limit) for sign, limit in re.findall(r"(>=|<)\s*([\w.]+)", text))
+def _describe(requirement: Requirement) -> str:
+    name, version = _find(requirement.name)
+    if version is None:
+        return f"{name} missing"
+    if _is_met(requirement):
+        return f"{name} {version}"
+    return f"{name} {version} (needs {requirement.specifier})"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return a version's release numbers, without the zeros at its end: 2.0 is 2."""
-    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _pip_install(requirements: Sequence[Requirement]) -> str:
+    names = (f"'{requirement.name}{requirement.specifier}'" for requirement in requirements)
+    return f"pip install {' '.join(names)}"
