@@ -1,4 +1,4 @@
-"""`fada infer` from its arguments to its exit code."""
+"""`fada infer`: output files, messages, exit codes, signals."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy.cli import main
+from fada_deploy.cli import infer_setup, main
 from fada_deploy.common.images import read_indices
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.preference import fastest_backend
+from fada_deploy.runtime.overlay.style import LEGEND_POSITIONS
+from fada_deploy.runtime.sources.frame_slot import DROP_POLICIES
+from fada_deploy.runtime.writers.save import KINDS
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def video(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -46,12 +49,12 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def infer(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as exit_:
         main(["infer", *map(str, args)])
-    return int(stop.value.code or 0)
+    return int(exit_.value.code or 0)
 
 
-def test_a_video_by_the_newest_model(
+def test_uses_the_newest_model_that_opens(
     model: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exports = Path("runs/a-b-net-001/export")
@@ -62,28 +65,26 @@ def test_a_video_by_the_newest_model(
     broken.write_bytes(b"rubbish")
     assert infer(video) == 0
     assert infer(video) == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert f"skipped {broken}: is no ONNX file" in said.err
-    assert f"model {model}: 13 classes at 128x64, fp32, onnxruntime on cpu" in said.err
-    assert "10 frames in" in said.err and "fps; ms a frame: decode" in said.err
-    assert f"saved {Path('runs/infer-002/overlay')}" in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"skipped {broken}: " in output.err
+    assert f"model {model}: 13 classes at 128x64, fp32, onnxruntime on cpu" in output.err
+    assert "10 frames in" in output.err and "ms per frame: decode" in output.err
+    assert f"saved {Path('runs/infer-002/overlay')}" in output.err
     assert len(toy.read_video(Path("runs/infer-002/overlay/drive.mp4"))) == 10
 
 
-def test_no_model(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_model_names_the_remedy(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert infer(video) == 1
-    assert (
-        "no model under runs/: type `fada export` first, or give --model PATH"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "`fada export`" in error and "--model" in error
     assert not Path("runs").exists()
 
 
-def test_json_is_one_document_and_everything_is_saved(
+def test_json_document_and_all_kinds_of_output(
     model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
+    image = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
     args = [
         "--model",
         model,
@@ -97,7 +98,8 @@ def test_json_is_one_document_and_everything_is_saved(
     args += [
         "--alpha",
         "0.3",
-        "--no-legend",
+        "--legend",
+        "none",
         "--batch",
         "3",
         "--backend",
@@ -106,9 +108,9 @@ def test_json_is_one_document_and_everything_is_saved(
         "cpu",
         "--json",
     ]
-    assert infer(video, picture, *args) == 0
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
+    assert infer(video, image, *args) == 0
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (summary["frames"], summary["failed"], summary["backend"]) == (11, [], "openvino")
     assert summary["input_size"] == {"width": 128, "height": 64} and summary["fps"] > 0
     assert set(summary["ms_per_frame"]) == {
@@ -125,7 +127,7 @@ def test_json_is_one_document_and_everything_is_saved(
     assert np.isin(labels, [c.label_id for c in toy.SPACE.classes]).all() and labels.max() > 6
 
 
-def test_a_corrupt_picture_among_good_ones(
+def test_unreadable_image_does_not_stop_the_others(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "in"
@@ -133,37 +135,37 @@ def test_a_corrupt_picture_among_good_ones(
         toy.write_image(folder / f"{i}.png", toy.scene(i)[0])
     (folder / "1.png").write_bytes(b"rubbish")
     assert infer(folder, "--model", model, "--out", "here", "--json") == 1
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (
         summary["frames"] == 2 and len(summary["failed"]) == 1 and "1.png" in summary["failed"][0]
     )
-    assert "failed: " in said.err and "1 failed, see above; the others are done" in said.err
+    assert "failed: " in output.err and "1 failed (listed above)" in output.err
     assert sorted(p.name for p in Path("here/overlay/in").iterdir()) == ["0.jpg", "2.jpg"]
 
 
-def test_a_video_cut_midway(
+def test_truncated_video_keeps_its_frames(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = list(np.random.default_rng(0).integers(0, 256, (20, 64, 128, 3), dtype=np.uint8))
-    whole = toy.write_video(tmp_path / "cut.mkv", pictures)
-    data = whole.read_bytes()
-    whole.write_bytes(data[: len(data) // 2])
-    assert infer(whole, "--model", model, "--out", "here") == 1
-    said = capsys.readouterr().err
-    assert "cut.mkv: cut short or damaged" in said
+    images = list(np.random.default_rng(0).integers(0, 256, (20, 64, 128, 3), dtype=np.uint8))
+    video = toy.write_video(tmp_path / "cut.mkv", images)
+    data = video.read_bytes()
+    video.write_bytes(data[: len(data) // 2])
+    assert infer(video, "--model", model, "--out", "here") == 1
+    messages = capsys.readouterr().err
+    assert "cut.mkv: truncated or damaged" in messages
     assert 5 < len(toy.read_video(Path("here/overlay/cut.mp4"))) < 12
 
 
-def test_nothing_that_can_be_read(
+def test_all_sources_unreadable(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"rubbish")
     assert infer(tmp_path / "a.png", tmp_path / "b.png", "--model", model) == 1
-    said = capsys.readouterr().err
-    assert "error: " in said and "a.png" in said and "b.png" in said
-    # No empty folder is left behind.
+    messages = capsys.readouterr().err
+    assert "error: " in messages and "a.png" in messages and "b.png" in messages
+    # No empty output folder remains.
     assert not list(Path("runs").iterdir())
 
 
@@ -172,98 +174,93 @@ def test_nothing_that_can_be_read(
     [
         ([], 2, "Missing argument"),
         (["nowhere.mp4"], 1, "nowhere.mp4: no such file or folder"),
-        (["VIDEO", "--model", "nowhere.onnx"], 1, "nowhere.onnx: no such model file"),
-        (
-            ["VIDEO", "--save", "film"],
-            2,
-            "choose from overlay, mask, mask-video, color, color-video, npz, json, or none",
-        ),
-        (
-            ["VIDEO", "--save", ","],
-            2,
-            "choose from overlay, mask, mask-video, color, color-video, npz, json, or none",
-        ),
+        (["VIDEO", "--model", "nowhere.onnx"], 1, "nowhere.onnx: "),
+        (["VIDEO", "--save", "movie"], 2, ", ".join(infer_setup.KINDS)),
+        (["VIDEO", "--save", ","], 2, ", ".join(infer_setup.KINDS)),
         (["VIDEO", "--ids", "id"], 2, "'trainId', 'labelId'"),
         (["VIDEO", "--alpha", "2"], 2, "alpha"),
         (["VIDEO", "--batch", "0"], 2, "batch"),
-        (["VIDEO", "--model", "MODEL", "--device", "tpu"], 2, "there are auto, cpu and cuda[:N]"),
-        (
-            ["VIDEO", "--model", "MODEL", "--backend", "jax"],
-            2,
-            "there are auto, onnxruntime, openvino",
-        ),
+        (["VIDEO", "--model", "MODEL", "--device", "tpu"], 2, "'tpu'"),
+        (["VIDEO", "--model", "MODEL", "--backend", "jax"], 2, "'jax'"),
         (["VIDEO", "--model", "MODEL", "--out", "MODEL"], 1, "cannot be written"),
-        (
-            ["VIDEO", "--model", "MODEL", "--classes", "lorry"],
-            2,
-            "the model has no class lorry; it has road, ",
-        ),
-        (
-            ["VIDEO", "--model", "MODEL", "--preset", "best"],
-            2,
-            "no preset 'best'; there are ultrafast, ",
-        ),
-        (["VIDEO", "--save", "none"], 2, "--save none without --show would leave nothing"),
-        (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes one folder"),
-        (["VIDEO", "--watch"], 1, "no such folder to watch"),
-        (["VIDEO", "--rebuild"], 2, "give --model FILE.engine"),
-        (["VIDEO", "0"], 2, "camera-0 is live, and the others would wait for its end"),
-        (["VIDEO", "--show"], 2, "no display to show a window on"),
+        (["VIDEO", "--model", "MODEL", "--classes", "lorry"], 2, "no class lorry"),
+        (["VIDEO", "--x264-preset", "best"], 2, "'best'"),
+        (["VIDEO", "--legend", "middle"], 2, "'bottom-right'"),
+        (["VIDEO", "--drop-policy", "hope"], 2, "'drop-oldest'"),
+        (["VIDEO", "--reconnect-timeout", "-1"], 2, "--reconnect-timeout"),
+        (["VIDEO", "--deadline-ms", "0"], 2, "greater than 0 ms"),
+        (["VIDEO", "--save", "none"], 2, "--save none needs --show"),
+        (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes exactly one folder"),
+        (["VIDEO", "--watch"], 1, "no such folder"),
+        (["VIDEO", "--rebuild"], 2, "--model FILE.engine"),
+        (["VIDEO", "0"], 2, "camera-0 is a live source"),
+        (["VIDEO", "camera:0"], 2, "camera-0 is a live source"),
+        (["VIDEO", "--show"], 2, "display"),
+        (["*.webm", "--model", "MODEL"], 1, "*.webm: matches no file"),
+        (["VIDEO", "--model", "MODEL", "-o", "o.avi"], 2, ".mp4"),
+        (["VIDEO", "VIDEO", "IMAGE", "--model", "MODEL", "-o", "o.mp4"], 2, "one source"),
+        (["VIDEO", "--model", "MODEL", "-o", "o.mp4", "--save", "overlay,json"], 2, "one kind"),
+        (["VIDEO", "--model", "MODEL", "-o", "o.mp4", "--save", "mask"], 2, "not a video file"),
+        (["IMAGE", "--model", "MODEL", "-o", "o.mp4"], 2, "not a video file"),
+        (["VIDEO", "--model", "MODEL", "-o", "VIDEO"], 2, "is the source itself"),
     ],
 )
-def test_bad_calls(
+def test_invalid_arguments(
     args: list[str],
     code: int,
     expected: str,
     model: Path,
     video: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    named = {"VIDEO": str(video), "MODEL": str(model)}
-    assert infer(*(named.get(a, a) for a in args)) == code
-    said = capsys.readouterr()
-    assert expected in said.err and "Traceback" not in said.err and said.out == ""
+    image = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
+    paths = {"VIDEO": video, "MODEL": model, "IMAGE": image}
+    assert infer(*(paths.get(a, a) for a in args)) == code
+    output = capsys.readouterr()
+    assert expected in output.err and "Traceback" not in output.err and output.out == ""
 
 
-def test_no_engine_says_what_to_type(
+def test_no_backend_names_the_package(
     video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("fada_deploy.runtime.backend_selection.find_spec", lambda name: None)
     assert infer(video) == 2
-    assert "type: pip install 'fada_deploy[cpu]'" in capsys.readouterr().err
+    assert "pip install" in capsys.readouterr().err
 
 
-def test_no_torch(model: Path, video: Path) -> None:
+def test_imports_no_training_package(model: Path, video: Path) -> None:
     code = (
         "import sys\nfrom fada_deploy.cli import main\n"
-        f"try: main(['infer', {str(video)!r}, '--model', {str(model)!r}, '--save', 'overlay,npz'])\n"
+        f"arguments = ['infer', {str(video)!r}, '--model', {str(model)!r}]\n"
+        "try: main([*arguments, '--save', 'overlay,npz'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "print(*[m for m in ('torch', 'onnx', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # Not a terminal: no progress bar either.
+    # No progress bar, because stderr is not a terminal.
     assert done.stdout.strip() == "" and "\r" not in done.stderr
 
 
-def test_interrupted(model: Path, tmp_path: Path, interruptible: Callable[[], None]) -> None:
-    picture = toy.scene(0, (512, 1024))[0]
-    film = toy.write_video(tmp_path / "long.mp4", [picture] * 400)
-    command = [sys.executable, "-c", "from fada_deploy.cli import main; main()", "infer", str(film)]
+def test_interrupt_removes_unfinished_files(
+    model: Path, tmp_path: Path, interruptible: Callable[[], None]
+) -> None:
+    clip = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
+    command = [sys.executable, "-c", "from fada_deploy.cli import main; main()", "infer", str(clip)]
     command += ["--model", str(model), "--out", "here", "--save", "overlay,mask"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible
     )
-    toy.until(Path("here/mask/long/000003.png").exists, process)
+    toy.wait_until(Path("here/mask/long/000003.png").exists, process)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in messages and "Traceback" not in messages
     assert not list(Path("here/overlay").iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_watched_folder_until_a_signal(
-    model: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_signal_ends_a_watched_folder(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "incoming"
     toy.write_image(folder / "a.png", toy.scene(0)[0])
     command = [sys.executable, "-m", "fada_deploy", "infer", folder, "--watch", "--save", "mask"]
@@ -273,48 +270,48 @@ def test_a_watched_folder_until_a_signal(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
-    toy.until((tmp_path / "out/mask/incoming/a.png").exists, process)
+    toy.wait_until((tmp_path / "out/mask/incoming/a.png").exists, process)
     toy.write_image(folder / "b.png", toy.scene(1)[0])
-    toy.until((tmp_path / "out/mask/incoming/b.png").exists, process)
+    toy.wait_until((tmp_path / "out/mask/incoming/b.png").exists, process)
     process.send_signal(number)
-    said, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
-    summary = json.loads(said)
+    document, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    summary = json.loads(document)
     assert summary["frames"] == 2 and summary["failed"] == []
 
 
-def test_a_broken_film_among_others_costs_these_nothing(
+def test_unreadable_video_does_not_stop_the_others(
     model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "a.mp4"
-    bad.write_text("no film")
+    bad.write_text("not a video")
     (tmp_path / "sub").mkdir()
     same = tmp_path / "sub" / video.name
     same.write_bytes(video.read_bytes())
     assert infer(bad, video, same, "--model", model, "--out", tmp_path / "out", "--json") == 1
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (
         summary["frames"] > 0
         and len(summary["failed"]) == 1
-        and "a.mp4: is no video" in summary["failed"][0]
+        and "a.mp4: not a readable video" in summary["failed"][0]
     )
-    # Which of two of a name is which.
+    # The second file of the same name is numbered.
     assert (
         summary["names"][str(same)] == f"{video.stem}-2"
-        and f"{same} is {video.stem}-2 there" in said.err
+        and f"{same} was saved as {video.stem}-2" in output.err
     )
     assert (tmp_path / "out/overlay" / f"{video.stem}-2.mp4").exists()
     assert infer(tmp_path, "--model", model, "--out", tmp_path / "out2") == 1
-    assert "in it not looked into" in capsys.readouterr().err
+    assert "3 subfolders not searched" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_ends_a_film_leaves_no_half_of_it(
+def test_signal_during_a_video_leaves_no_output_folder(
     model: Path, tmp_path: Path, interruptible: Callable[[], None], number: signal.Signals
 ) -> None:
-    film = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
-    command = [sys.executable, "-m", "fada_deploy", "infer", str(film), "--model", str(model)]
+    clip = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
+    command = [sys.executable, "-m", "fada_deploy", "infer", str(clip), "--model", str(model)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -323,14 +320,15 @@ def test_what_ends_a_film_leaves_no_half_of_it(
         preexec_fn=interruptible,
         cwd=tmp_path,
     )
-    toy.until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))), process)
+    toy.wait_until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))), process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in messages and "Traceback" not in messages
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path) -> None:
+def test_watched_folder_ended_before_the_first_image(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
     command = [
@@ -345,45 +343,80 @@ def test_a_watch_that_is_ended_before_a_picture_came(model: Path, tmp_path: Path
         "--json",
     ]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline().startswith("model ")
-    assert "incoming: until the end or Ctrl-C" in process.stderr.readline()
+    line = process.stderr.readline()
+    assert "incoming" in line and "Ctrl-C" in line
     process.send_signal(signal.SIGINT)
-    said, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
-    assert json.loads(said)["frames"] == 0 and not (tmp_path / "runs/infer-001").exists()
+    document, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert json.loads(document)["frames"] == 0 and not (tmp_path / "runs/infer-001").exists()
 
 
-def test_the_first_long_film_races_the_engines(
+def test_first_long_video_measures_the_backends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    proven = {"onnxruntime": {}, "openvino": {}}
+    verification = {"onnxruntime": {}, "openvino": {}}
     metadata = ModelMetadata(
-        toy.SPACE, (64, 128), "logits", align_corners=False, verification=proven
+        toy.SPACE, (64, 128), "logits", align_corners=False, verification=verification
     )
-    model = toy.color_model(tmp_path / "proven.onnx", metadata=metadata.to_json())
+    model = toy.color_model(tmp_path / "verified.onnx", metadata=metadata.to_json())
     video = toy.write_video(tmp_path / "long.mp4", [toy.scene(i)[0] for i in range(120)])
     start = threading.Thread.start
 
     def start_and_wait(thread: threading.Thread) -> None:
         start(thread)
-        # A toy is through its film before the rival is there.
-        if thread.name == "fada-race":
+        # The toy model would finish the video before the other backend is open.
+        if thread.name == "fada-autotune":
             thread.join()
 
     monkeypatch.setattr(threading.Thread, "start", start_and_wait)
     assert infer(video, "--model", model) == 0
-    told = capsys.readouterr().err
-    assert (
-        "measured beside it, ms a batch: onnxruntime " in told
-        and "from now on --backend auto takes" in told
-    )
+    messages = capsys.readouterr().err
+    assert "ms per batch: onnxruntime " in messages and "--backend auto will use" in messages
     assert infer(video, "--model", model, "--json") == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        json.loads(said.out)["backend"] == fastest_backend(metadata) and "measured" not in said.err
+        json.loads(output.out)["backend"] == fastest_backend(metadata)
+        and "measured" not in output.err
     )
+
+
+def test_out_names_the_video_file(model: Path, video: Path) -> None:
+    assert infer(video, "--model", model, "-o", "new/labeled.mp4") == 0
+    assert [str(p) for p in Path().rglob("*") if p.is_file()] == ["new/labeled.mp4"]
+    assert len(toy.read_video(Path("new/labeled.mp4"))) == 10
+
+
+def test_out_names_an_existing_folder_with_a_video_suffix(model: Path, video: Path) -> None:
+    Path("labeled.mp4").mkdir()
+    assert infer(video, "--model", model, "-o", "labeled.mp4") == 0
+    assert Path("labeled.mp4/overlay/drive.mp4").is_file()
+
+
+def test_empty_glob_among_others_is_reported(
+    model: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", model, "--out", "here", "--save", "mask-video", "--json"]
+    assert infer("*.webm", video, *arguments) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["frames"] == 10 and len(summary["failed"]) == 1
+    assert "*.webm: matches no file" in summary["failed"][0]
+    assert Path("here/mask-video/drive.mp4").is_file()
+
+
+def test_folder_named_like_a_camera_is_a_folder(model: Path) -> None:
+    toy.write_image(Path("2024/a.png"), toy.scene(0)[0])
+    assert infer("2024", "--model", model, "--out", "here") == 0
+    assert Path("here/overlay/2024/a.jpg").is_file()
+
+
+def test_option_choices_are_those_of_the_library() -> None:
+    assert infer_setup.KINDS == KINDS
+    assert infer_setup.LEGEND_POSITIONS == LEGEND_POSITIONS
+    assert infer_setup.DROP_POLICIES == DROP_POLICIES
