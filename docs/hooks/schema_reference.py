@@ -24,9 +24,11 @@ def describe_schemas(folder: Path) -> Iterator[str]:
         schema = json.loads(path.read_text("utf-8"))
         name = path.name.removesuffix(".json").removesuffix(".schema")
         yield f"### `{name}`\n"
-        yield f"{_text(schema)} Schema: [{path.name}](../schemas/{path.name}).\n"
         definitions = schema.get("$defs", {})
-        yield from _table(_resolve(schema, definitions))
+        document = _resolve(schema, definitions)
+        text = f"{_text(document).rstrip('.')}. " if _text(document) else ""
+        yield f"{text}Schema: [{path.name}](../schemas/{path.name}).\n"
+        yield from _table(document)
         for title, definition in definitions.items():
             if "properties" in definition and f"#/$defs/{title}" != schema.get("$ref"):
                 yield f"**{title}**: {_text(definition)}\n"
@@ -47,11 +49,13 @@ def _table(schema: dict[str, Any]) -> Iterator[str]:
     properties = schema.get("properties", {})
     if not properties:
         return
-    yield "| Key | Type | Required | Description |\n|---|---|---|---|"
+    described = any(_text(value) for value in properties.values())
+    header = ["Key", "Type", "Required", *["Description"] * described]
+    yield f"| {' | '.join(header)} |\n{'|---' * len(header)}|"
     required = schema.get("required", [])
     for key, value in properties.items():
-        needed = "yes" if key in required else "no"
-        yield f"| `{key}` | {_type(value)} | {needed} | {_text(value)} |"
+        cells = [f"`{key}`", _type(value), "yes" if key in required else "no"]
+        yield f"| {' | '.join([*cells, *[_text(value)] * described])} |"
     yield ""
 
 
