@@ -1,7 +1,8 @@
-# Training and export. The default is a CUDA build of torch; INDEX names another, as PyTorch's cpu index.
+# Training and export. INDEX is the package index of the PyTorch build: by default one for CUDA.
 #
 #   docker build -f docker/train.Dockerfile -t fada-train .
-#   docker run --rm --gpus all --shm-size 8g -v "$PWD/datasets:/work/datasets:ro" -v "$PWD/runs:/work/runs" \
+#   docker run --rm --gpus all --shm-size 8g \
+#     -v "$PWD/datasets:/work/datasets:ro" -v "$PWD/runs:/work/runs" \
 #     --user "$(id -u):$(id -g)" fada-train train --src gta5 --tgt cityscapes
 FROM python:3.11-slim AS build
 ARG INDEX=https://download.pytorch.org/whl/cu130
@@ -9,8 +10,10 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY fada_deploy fada_deploy
 RUN python -m venv /opt/fada \
- && /opt/fada/bin/pip install --no-cache-dir --index-url "$INDEX" "$(grep '^torch==' constraints.txt)" \
- && /opt/fada/bin/pip install --no-cache-dir -c constraints.txt ".[export,openvino,plot,tensorboard]"
+ && /opt/fada/bin/pip install --no-cache-dir --index-url "$INDEX" \
+      "$(grep '^torch==' constraints.txt)" \
+ && /opt/fada/bin/pip install --no-cache-dir -c constraints.txt \
+      ".[export,openvino,plot,tensorboard]"
 
 FROM python:3.11-slim
 COPY --from=build /opt/fada /opt/fada

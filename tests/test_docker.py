@@ -1,4 +1,4 @@
-"""The container files name what there is; no container is built here."""
+"""The Dockerfiles name files, extras, commands and options that exist; no image is built."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 
 
-def steps(file: Path) -> list[tuple[str, str]]:
-    """Return (instruction, rest) of each step, continued lines joined and comments dropped."""
+def instructions(file: Path) -> list[tuple[str, str]]:
+    """Return (keyword, arguments) per instruction, without comments and line continuations."""
     lines = [
         line for line in file.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")
     ]
@@ -29,11 +29,11 @@ def steps(file: Path) -> list[tuple[str, str]]:
     ]
 
 
-def of(file: Path, instruction: str) -> list[str]:
-    return [rest for first, rest in steps(file) if first == instruction]
+def arguments_of(file: Path, keyword: str) -> list[str]:
+    return [rest for first, rest in instructions(file) if first == keyword]
 
 
-def test_there_is_one_for_each_use() -> None:
+def test_each_use_has_a_dockerfile() -> None:
     assert {f.name for f in FILES} == {
         "runtime.Dockerfile",
         "runtime-gpu.Dockerfile",
@@ -42,15 +42,15 @@ def test_there_is_one_for_each_use() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
-def test_what_is_copied_exists(file: Path) -> None:
-    copies = of(file, "COPY")
+def test_copied_files_exist(file: Path) -> None:
+    copies = arguments_of(file, "COPY")
     sources = [
         s for copy in copies if not copy.startswith("--from=") for s in shlex.split(copy)[:-1]
     ]
     assert "fada_deploy" in sources and "pyproject.toml" in sources
     for source in sources:
         assert (ROOT / source).exists(), source
-    stages = {rest.split(" AS ")[1] for rest in of(file, "FROM") if " AS " in rest}
+    stages = {rest.split(" AS ")[1] for rest in arguments_of(file, "FROM") if " AS " in rest}
     assert {re.split(r"[= ]", c)[1] for c in copies if c.startswith("--from=")} <= stages
     # setuptools reads these when the package is built.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,33 +58,34 @@ def test_what_is_copied_exists(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
-def test_extras_exist_and_only_training_has_torch(file: Path) -> None:
+def test_extras_exist_and_only_training_installs_torch(file: Path) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
     text = file.read_text("utf-8")
-    (asked,) = re.findall(r'"\.\[([^\]]+)\]"', text)
-    engines = re.findall(r"^ARG ENGINE=(\S+)", text, re.MULTILINE)
-    # The default, and what the comment names.
-    named = engines + re.findall(r"(?<=ENGINE: )[^.]*", text)
-    words = [w for part in named for w in re.findall(r"[a-z-]+", re.sub(r"\([^)]*\)", "", part))]
-    chosen = [w for w in words if w != "or"] if asked == "${ENGINE}" else asked.split(",")
+    (installed,) = re.findall(r'"\.\[([^\]]+)\]"', text)
+    # The default, and the alternatives that the comment lists.
+    lists = [*re.findall(r"^ARG BACKEND=(\S+)", text, re.MULTILINE),
+             *re.findall(r"(?<=BACKEND: )[^.]*", text)]  # fmt: skip
+    words = [w for part in lists for w in re.findall(r"[a-z-]+", re.sub(r"\([^)]*\)", "", part))]
+    backends = [word for word in words if word != "or"]
+    chosen = backends if installed == "${BACKEND}" else installed.split(",")
     assert chosen
     for extra in chosen:
         assert extra in extras, f"{file.name}: no extra [{extra}]"
         if file.name.startswith("runtime"):
             assert not any(re.match(r"torch\b|fada_deploy\[", need) for need in extras[extra])
     if file.name.startswith("runtime"):
-        assert "torch" not in "".join(rest for _, rest in steps(file))
+        assert "torch" not in "".join(rest for _, rest in instructions(file))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
-def test_nobody_is_root_and_health_is_asked(file: Path) -> None:
-    last = [i for i, (first, _) in enumerate(steps(file)) if first == "FROM"][-1]
-    final = steps(file)[last:]
+def test_user_is_not_root_and_health_check_runs_fada(file: Path) -> None:
+    last = [i for i, (first, _) in enumerate(instructions(file)) if first == "FROM"][-1]
+    final = instructions(file)[last:]
     users = [rest for first, rest in final if first == "USER"]
     assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), (
-        "a number: Kubernetes tells root by it"
+        "use numbers: Kubernetes recognizes root by them"
     )
     after = [first for first, _ in final[[first for first, _ in final].index("USER") :]]
     assert "RUN" not in after and "COPY" not in after
@@ -97,7 +98,7 @@ def test_nobody_is_root_and_health_is_asked(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
-def test_what_the_head_says_to_type_exists(file: Path) -> None:
+def test_documented_run_command_has_these_options(file: Path) -> None:
     head = [
         line.lstrip("# ") for line in file.read_text("utf-8").splitlines() if line.startswith("#")
     ]
@@ -113,8 +114,7 @@ def test_what_the_head_says_to_type_exists(file: Path) -> None:
     assert {word for word in words[image + 2 :] if word.startswith("--")} <= known
 
 
-def test_the_runtimes_base_brings_no_torch() -> None:
-    """That the base and one engine suffice is shown in docs/deploy.md; here, that neither asks for more."""
+def test_runtime_extras_install_no_torch() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needs = [
         *project["dependencies"],

@@ -129,7 +129,7 @@ def resize_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[
     Shrinking uses area averaging, anything else bilinear interpolation. Training, calibration,
     verification and the runtime all resize frames with this function, so they see the same pixels.
     Area averaging is antialiased like the paper's bicubic resize, and much faster
-    (docs/design-notes.md).
+    (docs/explanation/design.md).
     """
     height, width = size_hw
     if frame.shape[:2] == (height, width):
