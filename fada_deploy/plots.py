@@ -1,7 +1,4 @@
-"""Pictures of numbers, drawn by matplotlib: confusion matrices, class center distances, curves.
-
-`fada eval --confusion matrix.png`, `fada ccd --plot ccd.png`, `fada report`.
-"""
+"""Plots drawn with matplotlib: confusion matrices, bars per class, curves and speed."""
 
 from __future__ import annotations
 
@@ -20,11 +17,12 @@ from fada_deploy.runtime.benchmark import BenchmarkResult
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return a figure of a size in inches and its axes; raise `MissingExtraError`."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "plot") from None
-    # A Figure of its own draws without a display and without pyplot's global state.
+    # Unlike pyplot, a Figure needs no display and has no global state.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -35,21 +33,21 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def plot_confusion(scores: Scores, title: str, path: Path) -> None:
-    """Draw the confusion matrix: rows are the truth, each summing to 100 %; absent classes are left out."""
-    kept = np.flatnonzero(scores.present | (scores.matrix.sum(0) > 0))
-    matrix = scores.matrix[np.ix_(kept, kept)].astype(float)
-    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    names = [scores.space.names[i] for i in kept]
-    size = 2.5 + 0.42 * len(kept)
+    """Draw a confusion matrix in percent of each true class (rows); absent classes are left out."""
+    present = np.flatnonzero(scores.present | (scores.matrix.sum(0) > 0))
+    matrix = scores.matrix[np.ix_(present, present)].astype(float)
+    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    names = [scores.space.names[i] for i in present]
+    size = 2.5 + 0.42 * len(present)
     figure, axes = _figure(size + 1, size)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(kept)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(kept)), names)
-    for row, column in np.argwhere(share >= 0.5):
-        value = share[row, column]
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(present)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(present)), names)
+    for row, column in np.argwhere(percent >= 0.5):
+        value = percent[row, column]
         color = "white" if value > 55 else "black"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
-    axes.set(xlabel="predicted", ylabel="truth", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
     figure.colorbar(image, ax=axes, label="% of the true class's pixels", shrink=0.8)
     _save(figure, path)
 
@@ -63,10 +61,10 @@ def plot_bars(
     title: str,
     path: Path | None = None,
 ) -> str:
-    """Draw a group of bars for each class, one bar a series; NaN leaves a gap.
+    """Draw a group of bars per class, with one bar per series; NaN leaves a gap.
 
-    `colors` (K, 3) uint8 RGB marks the classes below the bars with the palette's own colors. Written to
-    `path`, or else returned as an SVG element.
+    `colors` (K, 3) uint8 RGB marks each class with its palette color. Write the plot to `path`, or
+    return it as an SVG element if `path` is None.
     """
     figure, axes = _figure(2 + 0.55 * len(names), 4.2)
     width = 0.8 / len(series)
@@ -93,7 +91,10 @@ def curves_svg(
     title: str,
     mark: float | None = None,
 ) -> str:
-    """Return curves of (iterations, values) as an SVG element, to stand in a page; `mark` is a level to see."""
+    """Return curves of (iterations, values) as an SVG element for HTML pages.
+
+    `mark` is the value of a dashed horizontal line.
+    """
     figure, axes = _figure(5.2, 3.0)
     if mark is not None:
         axes.axhline(mark, color="0.6", linewidth=1, linestyle="--")
@@ -106,36 +107,29 @@ def curves_svg(
     return _svg(figure)
 
 
-def plot_speed(measured: Sequence[BenchmarkResult], path: Path) -> None:
-    """Draw frames a second of the bare network and, where measured, of the whole road, a group a model."""
-    names = [f"{Path(m.model).name}\n{m.backend}, {m.precision}" for m in measured]
+def plot_speed(results: Sequence[BenchmarkResult], path: Path) -> None:
+    """Draw the frames per second of each model, model-only and, if measured, end-to-end."""
+    names = [f"{Path(r.model).name}\n{r.backend}, {r.precision}" for r in results]
     figure, axes = _figure(6.5, 1.4 + 0.62 * len(names))
     at = np.arange(len(names))
-    with_end_to_end = any(m.end_to_end is not None for m in measured)
+    with_end_to_end = any(r.end_to_end is not None for r in results)
     height = 0.38 if with_end_to_end else 0.6
-    bars = [
-        axes.barh(
-            at - height / 2 * with_end_to_end,
-            [m.model_only.fps for m in measured],
-            height,
-            label="bare network",
-        )
-    ]
+    model_only = [r.model_only.fps for r in results]
+    offset = height / 2 * with_end_to_end
+    bars = [axes.barh(at - offset, model_only, height, label="model-only")]
     if with_end_to_end:
-        road = [0.0 if m.end_to_end is None else m.end_to_end.fps for m in measured]
-        bars.append(axes.barh(at + height / 2, road, height, label="video → overlay"))
-    for each in bars:
-        axes.bar_label(each, fmt="%.1f", padding=3, fontsize=8)
+        end_to_end = [0.0 if r.end_to_end is None else r.end_to_end.fps for r in results]
+        bars.append(axes.barh(at + offset, end_to_end, height, label="end-to-end"))
+    for container in bars:
+        axes.bar_label(container, fmt="%.1f", padding=3, fontsize=8)
     axes.set_yticks(at, names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(
-        xlabel="frames a second",
-        title=f"Input {', '.join(dict.fromkeys(m.input for m in measured))}",
-    )
+    sizes = ", ".join(dict.fromkeys(r.input for r in results))
+    axes.set(xlabel="frames per second", title=f"Network input {sizes}")
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    # Below the bars, over which it would lie where there are few.
+    # Below the axes: with few bars, a legend inside would cover them.
     figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 

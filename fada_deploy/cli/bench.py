@@ -1,8 +1,7 @@
-"""`fada bench`: how fast models run on this machine, the bare network and the whole road beside it."""
+"""`fada bench`: measure the speed of models on this machine, model-only and end-to-end."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,169 +11,233 @@ from fada_deploy.cli.console import emit_json, log
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fada_deploy.runtime.benchmark import BenchmarkResult
+    from fada_deploy.runtime.sources.base import Source
+
+_PLOT_SUFFIXES = (".pdf", ".png", ".svg")
+_STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
 
 
 @click.command("bench")
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
+    "--model",
+    "more_models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The same as MODELS; can be repeated.",
+)
+@click.option(
     "--backend",
     default="all",
     show_default=True,
-    help="One of them; all: each that can run the file.",
+    help="Backend to measure; all: every backend that can run the file.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch", type=click.IntRange(1), help="Frames at once [the file's own, else 1].")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or N.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Frames per batch [the file's fixed batch, else 1]."
+)
 @click.option(
     "--parallel",
     type=click.IntRange(1),
-    help="Requests at once [1; with --source, as fada infer does].",
+    help="Batches that run at the same time [1; with --video as many as fada infer uses].",
 )
-@click.option("--source", help="Video for the whole road: decode, network, overlay, H.264.")
-@click.option("--frames", type=click.IntRange(1), help="Of it so many frames [all].")
+@click.option("--video", help="Video file for the end-to-end measurement.")
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    help="Number of frames of the end-to-end measurement [all].",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
     default=3.0,
     show_default=True,
-    help="On the bare network.",
+    help="Duration of the model-only measurement.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw it (.png, .svg or .pdf).")
 @click.option(
-    "--choose",
+    "--plot", type=click.Path(path_type=Path), help="Plot the throughput (.png, .svg or .pdf)."
+)
+@click.option(
+    "--remember",
     is_flag=True,
-    help="Let --backend auto take the fastest for such a model from now on.",
+    help="Remember the fastest backend of each model, so that --backend auto uses it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     models: tuple[Path, ...],
+    more_models: tuple[Path, ...],
     backend: str,
     device: str,
     batch: int | None,
     parallel: int | None,
-    source: str | None,
+    video: str | None,
     frames: int | None,
     seconds: float,
     plot: Path | None,
-    choose: bool,
+    remember: bool,
     as_json: bool,
 ) -> None:
-    """Measure MODELS on this machine [the newest export], every backend that can run them.
+    """Measure the speed of MODELS on this machine [the newest export].
 
     \b
     fada bench
-    fada bench model.onnx model.int8-cpu.onnx --source drive.mp4 --plot speed.png
+    fada bench model.onnx model.int8-cpu.onnx --video drive.mp4 --plot speed.png
 
-    The bare network runs a batch that lies ready; the road reads the video, and writes an overlay film that is
-    thrown away. Memory is the process's, after all that ran before.
+    Model-only is the network alone on a batch in memory. End-to-end is the whole pipeline: decode,
+    resize, network, upsample, draw and encode an overlay video, which is then discarded.
     """
-    from tqdm import tqdm
-
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.common.system import throughput_parallelism
-    from fada_deploy.runtime.backend_selection import runnable_backends, runnable_models
-    from fada_deploy.runtime.backends import BACKENDS
-    from fada_deploy.runtime.benchmark import measure
-    from fada_deploy.runtime.sources.open import open_sources
+    from fada_deploy.runtime.benchmark import benchmark
 
     if plot is not None:
-        if plot.suffix.lower() not in (".pdf", ".png", ".svg"):
-            raise UsageError(f"--plot {plot}: writes .png, .svg or .pdf")
-        require_package("matplotlib", "plot")
-    if backend not in ("all", *BACKENDS):
-        raise UsageError(f"no backend {backend!r}; there are all, {', '.join(BACKENDS)}")
-    paths = [exported_model(path) for path in models] or runnable_models(newest_models())[:1]
-    if not paths:
-        raise UsageError("no model under runs/: type `fada export` first, or name one")
-    film = None
-    if source is not None:
-        (film, *others) = open_sources([source])
-        if others or not film.is_video or film.is_live:
-            raise UsageError(f"--source {source}: takes one video file")
-    jobs = [
-        (p, b) for p in paths for b in (runnable_backends(p) if backend == "all" else [backend])
-    ]
-    if not jobs:
-        raise UsageError(
-            f"nothing installed here runs {', '.join(map(str, paths))}; see fada export --list"
-        )
-    found = []
+        _check_plot(plot)
+    jobs = _jobs((*models, *more_models), backend)
+    source = None if video is None else _open_video(video)
+    results = []
     for path, name in jobs:
-        log(f"measuring {path} on {name}")
-        total = None if film is None else min(filter(None, (frames, film.count())), default=None)
-        with tqdm(
-            total=total, unit="frame", disable=None if film else True, file=sys.stderr
-        ) as bar:
-            found.append(
-                measure(
-                    path, backend=name, device=device, batch=batch,
-                    parallel=parallel or (1 if film is None else throughput_parallelism()),
-                    source=film, frames=frames, seconds=seconds, progress=bar.update,
-                )
-            )  # fmt: skip
+        log(f"measuring {path} with {name}")
+        results.append(
+            benchmark(
+                path,
+                backend=name,
+                device=device,
+                batch=batch,
+                parallel=parallel or (1 if source is None else throughput_parallelism()),
+                video=source,
+                frames=frames,
+                seconds=seconds,
+            )
+        )
     if as_json:
-        emit_json([each.to_dict() for each in found])
+        emit_json([result.to_dict() for result in results])
     else:
-        click.echo(table(found))
-    if choose:
-        _choose(found)
+        click.echo(format_results(results))
+    if remember:
+        _remember(results)
     if plot is not None:
         from fada_deploy.plots import plot_speed
 
-        plot_speed(found, plot)
+        plot_speed(results, plot)
         log(f"plot: {plot}")
 
 
-def _choose(found: list[BenchmarkResult]) -> None:
-    """Record each file's fastest backend; engines have one alone."""
+def _check_plot(plot: Path) -> None:
+    from fada_deploy.common.errors import UsageError
+
+    if plot.suffix.lower() not in _PLOT_SUFFIXES:
+        raise UsageError(f"--plot must end with {', '.join(_PLOT_SUFFIXES)}, got {plot}")
+    require_package("matplotlib", "plot")
+
+
+def _jobs(models: Sequence[Path], backend: str) -> list[tuple[Path, str]]:
+    """Return the pairs of model and backend to measure; raise `UsageError` if there are none."""
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.runs import exported_model, newest_models
+    from fada_deploy.runtime.backend_selection import runnable_backends, runnable_models
+    from fada_deploy.runtime.backends import BACKENDS
+
+    if backend not in ("all", *BACKENDS):
+        raise UsageError(f"--backend must be one of all, {', '.join(BACKENDS)}, got {backend!r}")
+    paths = [exported_model(path) for path in models] or runnable_models(newest_models())[:1]
+    if not paths:
+        raise UsageError("no exported model under runs/; run `fada export` first, or name a model")
+    jobs = [
+        (path, name)
+        for path in paths
+        for name in (runnable_backends(path) if backend == "all" else [backend])
+    ]
+    if not jobs:
+        raise UsageError(
+            f"no installed backend can run {', '.join(map(str, paths))}; "
+            "see `fada export --list` for what to install"
+        )
+    return jobs
+
+
+def _open_video(video: str) -> Source:
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.runtime.sources.open import open_sources
+
+    source, *others = open_sources([video])
+    if others or not source.is_video or source.is_live:
+        raise UsageError(f"--video must be one video file, got {video}")
+    return source
+
+
+def _remember(results: Sequence[BenchmarkResult]) -> None:
+    """Remember the fastest backend of each ONNX file; engines have only one backend."""
     from fada_deploy.runtime.backends.onnx_file import read_metadata
     from fada_deploy.runtime.backends.preference import remember_fastest
 
-    for model in dict.fromkeys(each.model for each in found if each.model.endswith(".onnx")):
-        best = max(
-            (each for each in found if each.model == model), key=lambda each: each.model_only.fps
+    for model in dict.fromkeys(r.model for r in results if r.model.endswith(".onnx")):
+        fastest = max(
+            (r for r in results if r.model == model), key=lambda result: result.model_only.fps
         )
-        kept = remember_fastest(read_metadata(Path(model)), best.backend)
-        log(f"{model}: --backend auto takes {best.backend} from now on ({kept})")
+        cache = remember_fastest(read_metadata(Path(model)), fastest.backend)
+        log(f"{model}: --backend auto now uses {fastest.backend} (remembered in {cache})")
 
 
-def table(found: list[BenchmarkResult]) -> str:
-    """Return what was measured for people: a line a model and backend, and the road's stages below."""
-    names = [f"{Path(each.model).name}, {each.backend}" for each in found]
-    width = max(26, *map(len, names))
-    head = f"{'':<{width}}  precision  input      at once  p50 ms    p95    p99     fps  CPU ms  warm-up ms"
-    lines = [head]
-    for name, each in zip(names, found, strict=True):
-        bare = each.model_only
-        lines.append(
-            f"{name:<{width}}  {each.precision:<9}  {each.input:<9} "
-            f"{f'{bare.parallel}x{bare.batch}':>8}  {bare.ms.p50:6.1f} {bare.ms.p95:6.1f} "
-            f"{bare.ms.p99:6.1f} {bare.fps:7.1f} {bare.cpu_ms:7.1f} {each.warm_up_ms:11.0f}"
+def format_results(results: Sequence[BenchmarkResult]) -> str:
+    """Return the table of model-only results and, if measured, of end-to-end results."""
+    text = _model_only_table(results)
+    if any(result.end_to_end is not None for result in results):
+        text += f"\n\n{_end_to_end_table(results)}"
+    return text
+
+
+def _model_only_table(results: Sequence[BenchmarkResult]) -> str:
+    from fada_deploy.common.tables import format_table
+
+    header = (
+        *("model-only", "precision", "input", "parallel", "batch"),
+        *("p50 ms", "p95 ms", "p99 ms", "frames/s", "CPU ms/frame", "warm-up ms"),
+    )
+    rows = []
+    for result in results:
+        timing = result.model_only
+        rows.append(
+            (
+                _title(result),
+                result.precision,
+                result.input,
+                str(timing.parallel),
+                str(timing.batch),
+                *(f"{ms:.1f}" for ms in (timing.ms.p50, timing.ms.p95, timing.ms.p99)),
+                f"{timing.fps:.1f}",
+                f"{timing.cpu_ms:.1f}",
+                f"{result.warm_up_ms:.0f}",
+            )
         )
-    roads = [
-        (name, each) for name, each in zip(names, found, strict=True) if each.end_to_end is not None
-    ]
-    if roads:
-        stages = ("decode", "resize", "network", "upsample", "draw", "write", "others")
-        head = f"{'the whole road, ms a frame':<{width}}     fps  of bare      " + "".join(
-            f"{s:>9}" for s in stages
-        )
-        lines += ["", head]
-    for name, each in roads:
-        assert each.end_to_end is not None and each.ratio is not None
-        ms, cpu = {s: v.p50 for s, v in each.end_to_end.ms.items()}, each.end_to_end.stage_cpu_ms
-        speed = f"{each.end_to_end.fps:7.1f}  {each.ratio:7.2f}"
-        lines.append(f"{name:<{width}} {speed}  p50 " + "".join(_cell(ms.get(s)) for s in stages))
-        total = f"{each.end_to_end.cpu_ms:7.1f} in all "
-        lines.append(f"{'':<{width}} {total}  CPU " + "".join(_cell(cpu.get(s)) for s in stages))
-    if roads:
-        lines += [
-            "",
-            "of bare: of the network's frames alone; CPU: its thread's time; others: codecs' and engines' threads",
-        ]
-    return "\n".join(lines)
+    return format_table(header, rows, align="lllrrrrrrrr")
 
 
-def _cell(value: float | None) -> str:
-    return f"{'' if value is None else f'{value:.1f}':>9}"
+def _end_to_end_table(results: Sequence[BenchmarkResult]) -> str:
+    from fada_deploy.common.tables import format_table
+
+    rows = []
+    for result in results:
+        timing = result.end_to_end
+        if timing is None:
+            continue
+        median = {name: percentiles.p50 for name, percentiles in timing.ms.items()}
+        speed = (f"{timing.fps:.1f}", f"{result.ratio:.2f}")
+        total = f"{timing.cpu_ms:.1f}"
+        rows.append((_title(result), *speed, "p50", "", *_stage_cells(median)))
+        rows.append(("", "", "", "CPU", total, *_stage_cells(timing.stage_cpu_ms)))
+    header = ("end-to-end", "frames/s", "of model-only", "ms/frame", "total", *_STAGES)
+    note = (
+        "of model-only: end-to-end divided by model-only frames/s. "
+        "CPU: time of each stage's own threads; others: threads of codecs and backends."
+    )
+    return f"{format_table(header, rows, align='lrrl' + 'r' * (1 + len(_STAGES)))}\n\n{note}"
+
+
+def _title(result: BenchmarkResult) -> str:
+    return f"{Path(result.model).name}, {result.backend}"
+
+
+def _stage_cells(ms: dict[str, float]) -> list[str]:
+    return [f"{ms[stage]:.1f}" if stage in ms else "" for stage in _STAGES]

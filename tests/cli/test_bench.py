@@ -1,4 +1,4 @@
-"""`fada bench`: what it counts is what ran, and its figures agree with one another."""
+"""`fada bench`: it measures what it reports, and the figures are consistent."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import cv2
 import pytest
 from toy import color_model, scene, write_image, write_video
 
-from fada_deploy.runtime import benchmark as bench
+from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.backend_selection import open_backend
-from fada_deploy.runtime.benchmark import Percentiles, measure
+from fada_deploy.runtime.benchmark import Percentiles, benchmark
+from fada_deploy.runtime.pipeline import STAGES
+from fada_deploy.runtime.sources.open import open_sources
 
 Fada = Callable[..., tuple[int, str, str]]
 
@@ -22,67 +24,97 @@ def model(tmp_path: Path) -> Path:
     return color_model(tmp_path / "toy.onnx")
 
 
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "video.mp4", [scene(i)[0] for i in range(12)])
+
+
 def test_percentiles_by_hand() -> None:
-    found = Percentiles.of([i / 1000 for i in range(1, 102)])
-    assert (found.p50, found.p95, found.p99) == (51.0, 96.0, 100.0)
+    percentiles = Percentiles.from_seconds([i / 1000 for i in range(1, 102)])
+    assert (percentiles.p50, percentiles.p95, percentiles.p99) == (51.0, 96.0, 100.0)
 
 
-def test_every_backend_is_measured_and_the_road_beside_it(
-    fada: Fada, model: Path, tmp_path: Path
+def test_measures_every_backend_model_only_and_end_to_end(
+    fada: Fada, model: Path, video: Path, tmp_path: Path
 ) -> None:
-    film = write_video(tmp_path / "film.mp4", [scene(i)[0] for i in range(12)])
     plot = tmp_path / "speed.png"
     code, out, err = fada(
-        "bench", model, "--source", film, "--seconds", 0.2, "--plot", plot, "--json"
+        "bench", model, "--video", video, "--seconds", 0.2, "--plot", plot, "--json"
     )
     assert code == 0, err
     document = json.loads(out)
-    assert [each["backend"] for each in document] == ["onnxruntime", "openvino"]
-    for each in document:
-        bare, road = each["model_only"], each["end_to_end"]
-        assert bare["runs"] >= 10 and bare["ms"]["p50"] <= bare["ms"]["p95"] <= bare["ms"]["p99"]
-        assert road["frames"] == 12 and set(road["ms"]) == set(bench.STAGES)
-        assert each["ratio"] == pytest.approx(road["fps"] / bare["fps"])
-        assert each["device"] == "cpu" and each["memory_mib"] > 20
+    assert [result["backend"] for result in document] == ["onnxruntime", "openvino"]
+    for result in document:
+        alone, pipeline = result["model_only"], result["end_to_end"]
+        assert alone["runs"] >= 10
+        assert alone["ms"]["p50"] <= alone["ms"]["p95"] <= alone["ms"]["p99"]
+        assert pipeline["frames"] == 12 and set(pipeline["ms"]) == set(STAGES)
+        stage_sum = sum(pipeline["stage_cpu_ms"].values())
+        assert stage_sum == pytest.approx(pipeline["cpu_ms"], abs=0.05)
+        assert result["ratio"] == pytest.approx(pipeline["fps"] / alone["fps"])
+        assert result["device"] == "cpu" and result["memory_mib"] > 20
     assert cv2.imread(str(plot)).shape[1] > 300
 
 
-def test_a_part_of_the_film_and_a_batch(model: Path, tmp_path: Path) -> None:
-    from fada_deploy.runtime.sources.open import open_sources
-
-    (film,) = open_sources([write_video(tmp_path / "film.mp4", [scene(i)[0] for i in range(12)])])
-    found = measure(model, backend="onnxruntime", batch=2, source=film, frames=5, seconds=0.1)
-    assert (
-        found.model_only.batch == 2
-        and found.end_to_end is not None
-        and found.end_to_end.frames == 5
-    )
+def test_limits_frames_and_uses_the_batch(model: Path, video: Path) -> None:
+    (source,) = open_sources([video])
+    result = benchmark(model, backend="onnxruntime", batch=2, video=source, frames=5, seconds=0.1)
+    assert result.model_only.batch == 2
+    assert result.end_to_end is not None and result.end_to_end.frames == 5
 
 
-def test_the_fastest_is_chosen_for_auto(
+def test_video_without_frames_is_an_error(model: Path, tmp_path: Path) -> None:
+    (source,) = open_sources([write_video(tmp_path / "v.mp4", [scene(0)[0]])])
+    source.frames = lambda: (item for item in ())  # type: ignore[method-assign, assignment]
+    with pytest.raises(DataError, match=r"v\.mp4"):
+        benchmark(model, backend="onnxruntime", video=source, seconds=0.1)
+
+
+def test_remember_makes_auto_use_the_fastest_backend(
     fada: Fada, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code, out, err = fada("bench", model, "--seconds", 0.2, "--choose", "--json")
-    speeds = {each["backend"]: each["model_only"]["fps"] for each in json.loads(out)}
-    best = max(speeds, key=lambda name: speeds[name])
-    assert code == 0 and f"--backend auto takes {best} from now on" in err
-    assert open_backend(model).name == best
+    code, out, err = fada("bench", model, "--seconds", 0.2, "--remember", "--json")
+    speeds = {result["backend"]: result["model_only"]["fps"] for result in json.loads(out)}
+    fastest = max(speeds, key=lambda name: speeds[name])
+    last = err.splitlines()[-1]
+    assert code == 0 and "toy.onnx" in last and f"uses {fastest}" in last
+    assert open_backend(model).name == fastest
 
 
-def test_the_table_names_what_was_measured(fada: Fada, model: Path) -> None:
-    code, out, _ = fada("bench", model, "--seconds", 0.1, "--backend", "onnxruntime")
-    assert code == 0 and "toy.onnx, onnxruntime" in out and "whole road" not in out
+def test_table_lists_model_only_and_end_to_end(fada: Fada, model: Path, video: Path) -> None:
+    arguments = ("bench", "--model", model, "--seconds", 0.1, "--backend", "onnxruntime")
+    code, out, _ = fada(*arguments)
+    assert code == 0 and "end-to-end" not in out
+    header, row = out.splitlines()
+    assert header.startswith("model-only") and row.startswith("toy.onnx, onnxruntime")
+    assert {"frames/s", "CPU", "warm-up"} <= set(header.split())
+    code, out, _ = fada(*arguments, "--video", video, "--frames", 3)
+    lines = out.splitlines()
+    assert code == 0 and lines[2] == "" and lines[3].startswith("end-to-end")
+    assert lines[3].split()[-7:] == [*STAGES, "others"]
+    assert lines[4].startswith("toy.onnx, onnxruntime") and "p50" in lines[4]
+    # No stage named "others" has a wall time, but it has a CPU time.
+    assert "CPU" in lines[5] and len(lines[5].split()) == len(lines[3].split()) - 4
 
 
-def test_what_cannot_be_measured_is_one_line(fada: Fada, model: Path, tmp_path: Path) -> None:
-    picture = write_image(tmp_path / "a.png", scene(0)[0])
-    for arguments, message in (
-        ((model, "--backend", "magic"), "no backend 'magic'; there are all, onnxruntime"),
-        ((model, "--source", picture), "takes one video"),
-        ((model, "--source", "-"), "takes one video"),
-        ((model, "--plot", "speed.bmp"), "writes .png, .svg or .pdf"),
-        ((), "no model under runs/"),
+def test_model_option_and_argument_can_be_combined(fada: Fada, model: Path, tmp_path: Path) -> None:
+    other = color_model(tmp_path / "other.onnx")
+    arguments = ("--seconds", 0.1, "--backend", "onnxruntime", "--json")
+    code, out, _ = fada("bench", model, "--model", other, *arguments)
+    assert code == 0
+    assert [result["model"] for result in json.loads(out)] == [str(model), str(other)]
+
+
+def test_usage_errors_are_one_line(fada: Fada, model: Path, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png", scene(0)[0])
+    for arguments, facts in (
+        ((model, "--backend", "magic"), ("--backend", "magic", "onnxruntime")),
+        ((model, "--device", "gpu"), ("gpu", "cuda:N")),
+        ((model, "--video", image), ("--video", "a.png")),
+        ((model, "--video", "-"), ("--video",)),
+        ((model, "--plot", "speed.bmp"), ("--plot", ".png", "speed.bmp")),
+        ((), ("runs/", "fada export")),
     ):
         code, _, err = fada("bench", *arguments)
-        assert code == 2 and message in err.splitlines()[-1]
+        assert code == 2 and all(fact in err.splitlines()[-1] for fact in facts), err

@@ -38,10 +38,16 @@ class LabeledFrame(Protocol):
 
 
 class OverlayRenderer:
-    """Draws results in one `OverlayStyle`.
+    """Draws results in one style.
 
-    Each source has its own legend, which keeps its corner and its lines from frame to frame. Raise
-    `UsageError` if the label space lacks a class that the style selects.
+    Each source has its own legend, which keeps its corner and its lines from frame to frame.
+
+    Args:
+        style: How the labels are drawn.
+        space: The label space of the model.
+
+    Raises:
+        UsageError: The label space lacks a class that the style selects.
     """
 
     def __init__(self, style: OverlayStyle, space: LabelSpace) -> None:

@@ -18,15 +18,18 @@ LEGEND_POSITIONS = ("auto", *CORNERS, "none")
 class OverlayStyle:
     """How labels are drawn over a frame.
 
-    - `alpha`: opacity of the class colors, 0 … 1.
-    - `legend`: corner of the panel with class names and fractions, or "none". "auto" takes the
-      corner that hides the fewest pixels of road, road users, signs, lights and poles in the first
-      frame of a source, and keeps it for that source.
-    - `contours`: draw a light line between classes.
-    - `side_by_side`: put the original frame to the left of the overlay; doubles the width.
-    - `classes`: names of the classes to draw, in the image and in the legend; empty means all.
+    Attributes:
+        alpha: Opacity of the class colors, 0 … 1.
+        legend: Corner of the panel with class names and fractions: "top-left", "top-right",
+            "bottom-left", "bottom-right" or "none". "auto" takes the corner that hides the fewest
+            pixels of road, road users, signs, lights and poles in the first frame of a source, and
+            keeps it for that source.
+        contours: Draw a light line between classes.
+        side_by_side: Put the original frame to the left of the overlay; doubles the width.
+        classes: Names of the classes to draw, in the image and in the legend; empty means all.
 
-    Raise `UsageError` if `alpha` or `legend` is not allowed.
+    Raises:
+        UsageError: `alpha` or `legend` has a value that is not allowed.
     """
 
     alpha: float = 0.5
