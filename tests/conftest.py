@@ -107,7 +107,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run = tmp_path_factory.mktemp("runs") / "streets"
     run.mkdir()
-    train(config, run, device=torch.device("cpu"), say=lambda text: None)
+    train(config, run, device=torch.device("cpu"))
     return run
 
 

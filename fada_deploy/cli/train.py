@@ -1,15 +1,23 @@
-"""`fada train`: source → fine-grained adversarial → self-distillation."""
+"""`fada train`: train on the labeled source, align with the target, self-distill."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import SIZE
+
+if TYPE_CHECKING:
+    import torch
+
+    from fada_deploy.training.config import RunConfig
+    from fada_deploy.training.run import TrainingResult
 
 
 @click.command("train")
@@ -17,64 +25,96 @@ from fada_deploy.cli.options import SIZE
     "--src", help="Labeled source: gta5, synthia, cityscapes, or the path of a .toml file."
 )
 @click.option(
-    "--tgt", help="Unlabeled target: a data set, a .toml file, a video, or a folder of either."
+    "--tgt",
+    help="Unlabeled target: a data set, a .toml file, a video, or a folder of videos or images.",
 )
 @click.option(
     "--src-root",
     type=click.Path(),
-    help="Where the source lies [$FADA_DATASETS/NAME or datasets/NAME].",
+    help="Folder of the source data set [$FADA_DATASETS/NAME, otherwise datasets/NAME].",
 )
-@click.option("--tgt-root", type=click.Path(), help="Where the target lies.")
+@click.option("--tgt-root", type=click.Path(), help="Folder of the target data set; same default.")
 @click.option(
-    "--ego-mask", type=click.Path(), help="Picture, not black where recordings show the car itself."
+    "--ego-mask",
+    type=click.Path(),
+    help="Mask for recordings: an image that is black except on the car's own body.",
 )
-@click.option("--label-space", help="cityscapes-19, -16, -13, or a .toml file [cityscapes-19].")
-@click.option("--backbone", help="A network by name; an unknown one lists them [resnet101].")
-@click.option("--preset", help="paper (the published numbers) or small (two CPU cores) [paper].")
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="Settings from a TOML file."
+    "--label-space",
+    help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, or a .toml file [cityscapes-19].",
+)
+@click.option(
+    "--backbone",
+    help="Network; an unknown name prints the list [resnet101; small: ddrnet23-slim].",
+)
+@click.option(
+    "--preset", help="paper (published settings) or small (trains on two CPU cores) [paper]."
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="TOML file with settings; other options override it.",
 )
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="One setting, e.g. adversarial.lr=1e-4.",
+    help="Change one setting, for example adversarial.lr=1e-4; may be repeated.",
 )
-@click.option("--method", help="source, feature, fada-hard, fada, adaptsegnet or advent [fada].")
-@click.option("--stages", help="Comma-separated: source,adversarial,distill.")
+@click.option(
+    "--method",
+    help="Alignment method: fada, fada-hard, feature, adaptsegnet, advent, source (none) [fada].",
+)
+@click.option("--stages", help="Stages to train, comma-separated [source,adversarial,distill].")
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    help="Images a step; of each domain in the adversarial stage.",
+    help="Images per iteration; in the adversarial stage from each domain.",
 )
 @click.option(
-    "--size", type=SIZE, help="The network's input; also what source frames are resized to."
+    "--size", type=SIZE, help="Input size of the network in every stage, and size of source frames."
 )
-@click.option("--seed", type=int)
+@click.option(
+    "--seed", type=click.IntRange(0), help="Seed of weights, data order and augmentation [1]."
+)
 @click.option(
     "--amp",
-    help="bf16, off, or auto: bfloat16 where the device multiplies it [off; auto when small].",
+    help="Mixed precision: off, bf16, or auto (bf16 if the device has it) [off; small: auto].",
 )
 @click.option(
-    "--accumulate", type=click.IntRange(1), help="Take a batch in so many parts, for less memory."
+    "--accumulate",
+    type=click.IntRange(1),
+    help="Split each batch into this many parts to save memory [1].",
 )
-@click.option("--compile", is_flag=True, default=None, help="Have torch compile the networks.")
+@click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
-    "--tensorboard", is_flag=True, help="Write scalars and pictures to RUN/tensorboard as well."
+    "--tensorboard", is_flag=True, help="Also write scalars and example images to RUN/tensorboard."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--init", help="File of ImageNet weights, imagenet (an installed package's), or none [none]."
+    "--init",
+    help="Initial backbone weights: a file, imagenet (from an installed package), or none [none].",
 )
 @click.option(
-    "--init-norm", help="Input normalization of --init: torchvision or caffe [told by the file]."
+    "--init-norm",
+    help="Input normalization of the --init weights: torchvision or caffe [detected].",
 )
-@click.option("--start", help="Run or weights that stand in for the stages that are left out.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The run's folder [runs/SRC-TGT-BACKBONE-NNN]."
+    "--start", help="Run or weights file to start from, instead of training the earlier stages."
 )
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run, exactly.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder of the run [runs/SRC-TGT-BACKBONE-NNN].",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Continue an interrupted run exactly where it stopped.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     config_file: Path | None,
@@ -86,102 +126,133 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Adapt a segmenter from labeled source to unlabeled target data.
+    """Adapt a segmentation network from a labeled source to an unlabeled target.
 
     \b
     fada train --src gta5 --tgt cityscapes
     fada train --src gta5 --tgt drives/ --preset small
     fada train --resume runs/gta5-cityscapes-resnet101-001
     torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt cityscapes
+
+    Ctrl-C saves the state and prints the command that resumes the run.
     """
-    from fada_deploy.common.errors import DeviceError, MissingExtraError, UsageError
-    from fada_deploy.common.runs import new_run
+    from fada_deploy.common.errors import MissingExtraError
 
     try:
-        import torch
-
         from fada_deploy.training import distributed
         from fada_deploy.training.device import choose_device
-        from fada_deploy.training.run import load_config, train
+        from fada_deploy.training.run import train
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
-    where = choose_device(distributed.local_device(device))
-    distributed.join(where)
-    main_process = distributed.is_main()
-    if resume is not None:
-        options |= {"config": config_file, "set": settings, "out": out}
-        given = [
-            name.replace("_", "-") for name, value in options.items() if value not in (None, ())
-        ]
-        if given:
-            raise UsageError(
-                f"--resume goes on with a run as it was; leave out --{', --'.join(given)}"
-            )
-        config, run = load_config(resume), resume
-    else:
-        config = _config(config_file, settings, options)
-        # One process makes the folder, all use it.
-        made = (
-            new_run(config.src, config.tgt, config.backbone, out) if distributed.is_main() else None
-        )
-        run = distributed.gather(made)[0]
-    say = log if distributed.is_main() else lambda line: None
+    torch_device = choose_device(distributed.local_device(device))
+    distributed.initialize(torch_device)
+    is_main_process = distributed.is_main_process()
     try:
-        outcome = train(config, run, device=where, say=say, tensorboard=tensorboard)
-    except torch.OutOfMemoryError:
-        raise DeviceError(
-            f"{where} has too little memory for this run; begin again with a smaller --batch or --size"
-        ) from None
+        if resume is None:
+            config = _make_config(config_file, settings, options)
+            run = _create_run(config, out)
+        else:
+            options |= {"config": config_file, "set": settings, "out": out}
+            config, run = _load_config(resume, options), resume
+        with _resumable(run, torch_device):
+            result = train(config, run, device=torch_device, tensorboard=tensorboard)
     finally:
-        distributed.leave()
-    if not main_process:
+        distributed.shut_down()
+    if not is_main_process:
         return 0
-    _write_report(outcome, where)
-    return _report(outcome, as_json=as_json)
+    _write_report(result, torch_device)
+    return _print_result(result, as_json=as_json)
 
 
-def _config(config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]) -> Any:
-    from fada_deploy.training.config import STAGES
+def _make_config(
+    config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]
+) -> RunConfig:
+    from fada_deploy.common.runs import STAGES
     from fada_deploy.training.settings import make_config
 
     batch, size, accumulate = (options.pop(name) for name in ("batch", "size", "accumulate"))
     if options["stages"] is not None:
-        options["stages"] = tuple(s.strip() for s in options["stages"].split(","))
-    if batch is not None:
-        options |= {f"{stage}.batch": batch for stage in STAGES}
-    if accumulate is not None:
-        options |= {f"{stage}.accumulate": accumulate for stage in STAGES}
-    if size is not None:
-        options |= {"size": size, "src_size": size, "distill.size": size, "distill.crop": size}
+        options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
+    for stage in STAGES:
+        options |= {f"{stage}.batch": batch, f"{stage}.accumulate": accumulate}
+    options |= dict.fromkeys(("size", "src_size", "distill.size", "distill.crop"), size)
     preset = options.pop("preset")
     return make_config(preset=preset, file=config_file, settings=settings, options=options)
 
 
-def _write_report(outcome: Any, device: Any) -> None:
+def _create_run(config: RunConfig, out: Path | None) -> Path:
+    """Create the folder of the run in the main process and return it in every process."""
+    from fada_deploy.common.runs import new_run
+    from fada_deploy.training import distributed
+
+    run = None
+    if distributed.is_main_process():
+        run = new_run(config.src, config.tgt, config.backbone, out)
+    created: Path = distributed.all_gather(run)[0]
+    return created
+
+
+def _load_config(run: Path, options: dict[str, Any]) -> RunConfig:
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.training.run_files import load_config
+
+    extra = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, ())]
+    if extra:
+        raise UsageError(
+            f"--resume continues a run with its own settings; leave out {', '.join(extra)}"
+        )
+    return load_config(run)
+
+
+@contextmanager
+def _resumable(run: Path, device: torch.device) -> Iterator[None]:
+    """Raise errors that tell the user how to continue."""
+    import torch
+
+    from fada_deploy.common.errors import DeviceError, InterruptedRunError
+    from fada_deploy.common.runs import CONFIG
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"{device} has too little memory for this run; start again with --accumulate 2, "
+            "or with a smaller --batch or --size"
+        ) from None
+    except KeyboardInterrupt:
+        if not (run / CONFIG).is_file():
+            raise
+        raise InterruptedRunError(
+            f"interrupted; resume with: fada train --resume {shlex.quote(str(run))}"
+        ) from None
+
+
+def _write_report(result: TrainingResult, device: torch.device) -> None:
     from importlib.util import find_spec
 
+    from fada_deploy.common.extras import install_command
     from fada_deploy.training.reporting.report import REPORT, write_report
 
     if find_spec("matplotlib") is None:
-        log("for a page about the run: pip install 'fada_deploy[plot]', then fada report")
+        log(f"no report, because matplotlib is not installed; run: {install_command('plot')}")
         return
-    path = outcome.run / REPORT
-    write_report([outcome.run], path, frames=outcome.frames, device=device)
+    path = result.run / REPORT
+    write_report([result.run], path, frames=result.frames, device=device)
     log(f"report: {path}")
 
 
-def _report(outcome: Any, *, as_json: bool) -> int:
+def _print_result(result: TrainingResult, *, as_json: bool) -> int:
     if as_json:
         emit_json(
             {
-                "run": str(outcome.run),
-                "scores": outcome.scores,
-                "bad_files": list(outcome.bad_files),
+                "run": str(result.run),
+                "scores": result.scores,
+                "bad_files": list(result.bad_files),
             }
         )
-    for line in outcome.bad_files:
-        log(f"left out: {line}")
-    log(f"done: {outcome.run}")
-    log(f"next: fada export {shlex.quote(str(outcome.run))}")
-    return 1 if outcome.bad_files else 0
+    for line in result.bad_files:
+        log(f"not used: {line}")
+    log(f"done: {result.run}")
+    log(f"next: fada export {shlex.quote(str(result.run))}")
+    return 1 if result.bad_files else 0

@@ -1,124 +1,182 @@
-"""What decides a run: one frozen dataclass a stage, and the presets. `settings` fills them.
+"""The settings of a training run: one frozen dataclass per stage, and the presets.
 
-The defaults are the paper's numbers; `small` is what two CPU cores can do (docs/guide.md lists
-every deviation and why).
+The defaults are the values of the paper; the preset `small` trains on two CPU cores in minutes.
+docs/how-to/training.md lists the differences. `training.settings` builds a configuration from a
+preset, a file and options. `RunConfig.from_dict` decodes a document and checks types and ranges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from fada_deploy.common import documents
 from fada_deploy.common.errors import UsageError
+from fada_deploy.common.runs import STAGES
 
-SizeHW = tuple[int, int]
-Jitter = tuple[float, float, float, float]
-STAGES = ("source", "adversarial", "distill")
-METHODS = ("source", "feature", "fada-hard", "fada", "adaptsegnet", "advent")
-OPTIMIZERS = ("sgd", "adamw")
-BN_STATISTICS = ("target", "source", "both", "frozen")
-AMP = ("off", "bf16", "auto")
+PositiveInt = Annotated[int, Meta(ge=1)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+HueFraction = Annotated[float, Meta(ge=0, le=0.5)]
+TestScale = Annotated[float, Meta(gt=0, le=4)]
+
+SizeHW = tuple[PositiveInt, PositiveInt]
+Jitter = tuple[Probability, Probability, Probability, HueFraction]
+MethodName = Literal["source", "feature", "fada-hard", "fada", "adaptsegnet", "advent"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What every stage has. `max_iterations` is the poly schedule's length; training stops earlier.
+    """The settings that every stage has.
 
-    The classifier learns at `lr` × `classifier_lr_factor`. `max_norm` is what the norm of F's and G's
-    gradients is clipped to (0: not at all). `accumulate` takes a process's share of a batch in so many equal
-    parts and adds up their gradients: less memory, the same step, but that trainable normalization takes its
-    statistics over a part. `ema` 0 is off, else the decay of averaged weights.
-    `jitter` is brightness, contrast, saturation, hue.
+    Attributes:
+        iterations: Number of training iterations.
+        max_iterations: Length of the poly schedule; training may stop before its end.
+        batch: Images per iteration, over all processes.
+        lr: Initial learning rate of the feature extractor.
+        optimizer: Optimizer of the segmentation network.
+        classifier_lr_factor: Learning rate of the classifier, as a multiple of `lr`.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of the optimizer.
+        power: Exponent of the poly schedule.
+        warmup: Number of iterations over which the learning rate rises linearly.
+        max_norm: Limit of the gradient norm of the segmentation network; 0 disables clipping.
+        accumulate: Equal parts of a process's batch whose gradients are summed one after another.
+            Saves memory and does not change the step, except that trainable batch normalization
+            computes its statistics over a part.
+        ema: Decay of the exponential moving average of the weights; 0 disables averaging.
+        jitter: Strength of the color jitter: brightness, contrast, saturation, hue.
     """
 
-    iterations: int
-    max_iterations: int
-    batch: int
-    lr: float
-    optimizer: str = "sgd"
+    iterations: PositiveInt
+    max_iterations: PositiveInt
+    batch: PositiveInt
+    lr: NonNegativeFloat
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     classifier_lr_factor: float = 10.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     power: float = 0.9
-    warmup: int = 0
-    max_norm: float = 0.0
-    accumulate: int = 1
-    ema: float = 0.0
+    warmup: NonNegativeInt = 0
+    max_norm: NonNegativeFloat = 0.0
+    accumulate: PositiveInt = 1
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class SourceStage(Stage):
-    """Supervised training on the source; `flip` is the probability of mirroring."""
+    """Supervised training on the labeled source.
 
-    iterations: int = 20_000
-    max_iterations: int = 31_250
-    batch: int = 8
-    lr: float = 5e-4
-    flip: float = 0.0
+    Attributes:
+        flip: Probability of a horizontal flip.
+    """
+
+    iterations: PositiveInt = 20_000
+    max_iterations: PositiveInt = 31_250
+    batch: PositiveInt = 8
+    lr: NonNegativeFloat = 5e-4
+    flip: Probability = 0.0
 
 
 @dataclass(frozen=True)
 class AdversarialStage(Stage):
-    """Adversarial training; `batch` counts the images of each domain. The method is the run's.
+    """Adversarial alignment of source and target by `RunConfig.method`.
 
-    `bn_statistics` says whose pass moves the running statistics of trainable batch normalization:
-    "target", "source" or "both" in turn; "frozen" takes those of the stage before for both.
-    `full_resolution` takes the domain losses at the input's size, as published, or else at the
-    features'.
+    Attributes:
+        batch: Images per iteration from each domain.
+        temperature: Divides the logits of the segmentation loss and of the soft encodings.
+        clip: Upper limit of the soft encodings.
+        adversarial_weight: Weight of the adversarial loss of the segmentation network.
+        discriminator_lr: Initial learning rate of the discriminator.
+        discriminator_betas: Coefficients of the discriminator's Adam optimizer.
+        bn_statistics: The forward pass that updates the running statistics of trainable batch
+            normalization: target, source or both in turn. "frozen" normalizes both domains with
+            the statistics of the previous stage.
+        full_resolution: Compute the domain losses at the size of the input, as published, instead
+            of the size of the features.
     """
 
-    iterations: int = 40_000
-    max_iterations: int = 62_500
-    batch: int = 4
-    lr: float = 2.5e-4
+    iterations: PositiveInt = 40_000
+    max_iterations: PositiveInt = 62_500
+    batch: PositiveInt = 4
+    lr: NonNegativeFloat = 2.5e-4
     jitter: Jitter = (0.5, 0.5, 0.5, 0.2)
-    temperature: float = 1.8
+    temperature: PositiveFloat = 1.8
     clip: float = 0.9
     adversarial_weight: float = 0.001
     discriminator_lr: float = 1e-4
     discriminator_betas: tuple[float, float] = (0.9, 0.99)
-    bn_statistics: str = "target"
+    bn_statistics: Literal["target", "source", "both", "frozen"] = "target"
     full_resolution: bool = True
 
 
 @dataclass(frozen=True)
 class DistillStage(Stage):
-    """A fresh student on the adapted network's pseudo-labels of the target's training frames.
+    """Training of a new network, the student, on pseudo-labels of the target's training frames.
 
-    Frames and pseudo-labels are scaled by a factor from `scale`, relative to the distilled
-    network's input size, and cropped to `crop`. The student's normalization is `norm`: trainable in
-    the published GTA5 run with ResNet-101, frozen for SYNTHIA.
+    Attributes:
+        flip: Probability of a horizontal flip.
+        scale: Smallest and largest random scale, relative to `size`.
+        size: Input size of the student (height, width).
+        crop: Size of the random crop (height, width).
+        norm: Normalization of the student: trainable batch normalization, or frozen. The published
+            runs with ResNet-101 use "batch" for GTA5 and "frozen" for SYNTHIA.
     """
 
-    iterations: int = 20_000
-    max_iterations: int = 31_250
-    batch: int = 8
-    lr: float = 5e-4
+    iterations: PositiveInt = 20_000
+    max_iterations: PositiveInt = 31_250
+    batch: PositiveInt = 8
+    lr: NonNegativeFloat = 5e-4
     jitter: Jitter = (0.5, 0.5, 0.5, 0.2)
-    flip: float = 0.5
-    scale: tuple[float, float] = (0.5, 1.5)
+    flip: Probability = 0.5
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.5)
     size: SizeHW = (1024, 2048)
     crop: SizeHW = (512, 1024)
-    norm: str = "batch"
+    norm: Literal["batch", "frozen"] = "batch"
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run, written to its `config.json`.
+    """All settings of a training run, as written to its `config.json`.
 
-    `method` is what the adversarial stage does (`training.methods.alignment`), or "source" for none.
-
-    `ego_mask` is a picture that is not black where recordings show the car itself. `init` is a file
-    of ImageNet weights for the backbone, `start` trained weights that stand in for the stage before
-    the first one. `src_size` is what source frames are resized to, `size` what target frames are:
-    the network's input. Both are (height, width). `amp` is off, bf16, or auto: bfloat16 where the
-    device is made for it. `init_norm` names the input normalization of `init` where the file does
-    not tell. Weights are kept for comparison every `checkpoint_every` iterations (0: the last alone).
-    `test_scales` and `test_flip` are the views that scores average over; `published` is the mIoU in
-    percent that the paper gives for these settings, shown beside the last score. `compile` has torch compile
-    the networks.
+    Attributes:
+        src: Labeled source: the name of a data set or a TOML file.
+        tgt: Unlabeled target: the name of a data set, a TOML file, a video or a folder.
+        src_root: Folder of the source's files, if not the default one.
+        tgt_root: Folder of the target's files, if not the default one.
+        ego_mask: Image that is black except on the car's own body; applies to recordings.
+        label_space: Name of a label space or a TOML file.
+        backbone: Name of the backbone.
+        method: Alignment method of the adversarial stage; "source" trains without one.
+        preset: Name of the preset that the settings started from.
+        stages: Stages to train.
+        init: File with ImageNet weights of the backbone, "imagenet" for those of an installed
+            package, or "none" for random weights.
+        init_norm: Input normalization of `init`, if the file does not determine it.
+        start: Run or weights file that replaces the stages before the first one in `stages`.
+        norm: Normalization layers of the network; "auto" freezes what `init` fully provides.
+        src_size: Size of the source frames (height, width).
+        size: Size of the target frames and of the network's input (height, width).
+        seed: Seed of weights, data order and augmentation.
+        amp: Mixed precision: "off", "bf16", or "auto" for bfloat16 where the device supports it in
+            hardware.
+        compile: Compile the networks with torch.compile.
+        save_every: Iterations between two saved training states, from which a run can resume.
+        checkpoint_every: Iterations between two weights files kept for comparison; 0 keeps only the
+            final weights.
+        test_scales: Scales of the input that scores average over.
+        test_flip: Also average over the mirrored frames.
+        published: mIoU in percent that the paper reports for these settings, shown next to the
+            score of the last stage.
+        source: Settings of the source stage.
+        adversarial: Settings of the adversarial stage.
+        distill: Settings of the distillation stage.
     """
 
     src: str
@@ -128,21 +186,21 @@ class RunConfig:
     ego_mask: str | None = None
     label_space: str = "cityscapes-19"
     backbone: str = "resnet101"
-    method: str = "fada"
+    method: MethodName = "fada"
     preset: str = "paper"
     stages: tuple[str, ...] = STAGES
     init: str = "none"
     init_norm: str | None = None
     start: str | None = None
-    norm: str = "auto"
+    norm: Literal["auto", "batch", "frozen"] = "auto"
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
-    seed: int = 1
-    amp: str = "off"
+    seed: NonNegativeInt = 1
+    amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False
-    save_every: int = 500
-    checkpoint_every: int = 0
-    test_scales: tuple[float, ...] = (1.0,)
+    save_every: PositiveInt = 500
+    checkpoint_every: NonNegativeInt = 0
+    test_scales: Annotated[tuple[TestScale, ...], Meta(min_length=1)] = (1.0,)
     test_flip: bool = False
     published: float | None = None
     source: SourceStage = field(default_factory=SourceStage)
@@ -154,27 +212,54 @@ class RunConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """Read what `to_dict` wrote; raise `UsageError` for settings this version does not know."""
-        stages = {"source": SourceStage, "adversarial": AdversarialStage, "distill": DistillStage}
-        plain = {k: v for k, v in data.items() if k not in stages}
-        try:
-            config = cls(**{k: _tuples(v) for k, v in plain.items()})
-            built = {
-                k: make(**{n: _tuples(v) for n, v in data[k].items()}) for k, make in stages.items()
-            }
-        except (KeyError, TypeError) as error:
-            raise UsageError(
-                f"the run's settings are of another version of fada_deploy ({error})"
-            ) from None
-        return replace(config, **built)
+    def from_dict(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        where: str = "run settings",
+        remedy: str = "use the version of fada_deploy that wrote them, or start a new run",
+    ) -> RunConfig:
+        """Decode and check a document of settings; missing keys get their defaults.
+
+        Raise `UsageError`, starting with `where` and ending with `remedy`, for wrong types, values
+        out of range and unknown keys.
+        """
+        config = documents.convert(data, cls, where=where, remedy=remedy, error=UsageError)
+        if problem := _inconsistency(config):
+            raise UsageError(f"{where}: {problem}; {remedy}")
+        return config
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _inconsistency(config: RunConfig) -> str:
+    """Describe the first contradiction between settings; return "" if there is none."""
+    unknown = [stage for stage in config.stages if stage not in STAGES]
+    if unknown or not config.stages:
+        got = ", ".join(unknown) or "none"
+        return f"stages: found {got!r}, expected one or more of {', '.join(STAGES)}"
+    if config.method == "source" and "adversarial" in config.stages:
+        return (
+            "method: found 'source' together with the adversarial stage, expected another method "
+            "or stages without adversarial"
+        )
+    for name in STAGES:
+        stage: Stage = getattr(config, name)
+        if stage.batch % stage.accumulate:
+            return (
+                f"{name}.batch: found {stage.batch}, expected a multiple of {name}.accumulate "
+                f"({stage.accumulate})"
+            )
+        if stage.iterations > stage.max_iterations:
+            return (
+                f"{name}.iterations: found {stage.iterations}, expected at most "
+                f"{name}.max_iterations ({stage.max_iterations})"
+            )
+    low, high = config.distill.scale
+    if low > high:
+        return f"distill.scale: found {low}, {high}, expected the smaller factor first"
+    return ""
 
 
-# From random weights in minutes: AdamW with a warm-up and averaged weights in place of SGD from ImageNet.
+# Trains from random weights in minutes, so it uses AdamW with warm-up and weight averaging.
 _SMALL_STAGE: dict[str, Any] = {
     "optimizer": "adamw",
     "classifier_lr_factor": 1.0,

@@ -1,8 +1,8 @@
 """Data-parallel training of one run: `torchrun --nproc-per-node 4 -m fada_deploy train ...`.
 
-Each process loads its slots of the global batch, divides its losses by the size of the global batch,
-and sums its gradients with those of the other processes. The steps therefore do not depend on the
-number of processes. Without `torchrun` every function here does what a single process needs. Only
+Each process loads its slots of the global batch and divides its losses by the size of the global
+batch; the gradients are summed over all processes. The steps therefore do not depend on the number
+of processes. Without `torchrun` every function here does what a single process needs. Only
 process 0, the main process, writes files and reports.
 """
 

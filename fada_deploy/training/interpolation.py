@@ -1,8 +1,9 @@
 """Bilinear interpolation with align_corners, from the network's resolution to the input's.
 
-`upsample` is used for evaluation, parity checks and export. `Interpolation` computes the same values
-a few rows at a time, so that a loss at full resolution never needs the full-resolution logits. Its
-layout is (B, rows, columns, channels), because the losses take the softmax over channels.
+`upsample` is used for evaluation, parity checks and export. `Interpolation` computes the same
+values a few rows at a time, so that a loss at full resolution never needs the full-resolution
+logits. Its layout is (B, rows, columns, channels), because the losses take the softmax over
+channels.
 """
 
 from __future__ import annotations

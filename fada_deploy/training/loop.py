@@ -1,16 +1,17 @@
-"""A stage's bookkeeping: progress, metrics, saved state, signals. The arithmetic stays in the stage.
+"""The bookkeeping around a training loop: progress, metrics, saved states and signals.
 
-`for iteration in session:` yields what is left to do, saves on the way, and stops cleanly on
-SIGINT or SIGTERM with everything needed to go on.
+A stage iterates over a `TrainingLoop` and reports its losses to it; the arithmetic stays in the
+stage. On SIGINT or SIGTERM the loop saves the training state after the current iteration and raises
+`InterruptedRunError`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,205 +21,231 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fada_deploy.common.errors import FadaError, InterruptedRunError
+from fada_deploy.common.progress import Progress, progress_bar
 from fada_deploy.training import distributed
 from fada_deploy.training.device import peak_memory_mib
 from fada_deploy.training.weights.checkpoints import Stateful, load_state, save_state
 
-# What a progress line has room for.
-_SHORT = {
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+STATE = "state.pt"
+
+# Short names of metrics for the progress bar.
+_SHORT_NAMES = {
     "discriminator_source": "D_source",
     "discriminator_target": "D_target",
-    "discriminator_accuracy": "D_right",
+    "discriminator_accuracy": "D_accuracy",
 }
 
-Parts = Mapping[str, Stateful]
-LoopFactory = Callable[[Parts], "TrainingLoop"]
+TrainingState = Mapping[str, Stateful]
+Metrics = Mapping[str, float]
+MakeLoop = Callable[[TrainingState], "TrainingLoop"]
+
+
+def _ignore(iteration: int, value: Any) -> None:
+    return None
 
 
 class TrainingLoop:
-    """Run a stage of `iterations` in `folder`; `parts` is all the state there is.
+    """Iterate over the remaining iterations of a stage.
 
-    Every `save_every` iterations the state is saved, to go on from; every `checkpoint_every` (0: never)
-    `on_checkpoint(done, parts)` is called, which puts weights aside to be compared later. `on_log(done, numbers)` is
-    given what `metrics.jsonl` is, and `on_visualize(done, parts)` is called a few times a stage.
+    All callbacks get the number of finished iterations first. Only the main process calls `on_log`.
+
+    Args:
+        folder: Folder of the stage; gets `metrics.jsonl` and, until the stage is finished,
+            `state.pt`. If there is a saved state, it is restored and the stage resumes after it.
+        state: Every object whose state a resumed stage needs, by name.
+        iterations: Number of iterations of the stage.
+        device: Training device.
+        save_every: Iterations between two saved states.
+        checkpoint_every: Iterations between two calls of `on_checkpoint`; 0 for none.
+        on_checkpoint: Called with the state, to keep weights for a later comparison.
+        on_log: Called with each line of metrics that is written to `metrics.jsonl`.
+        on_visualize: Called with the state ten times per stage.
     """
 
     def __init__(
         self,
         folder: Path,
-        parts: Parts,
+        state: TrainingState,
         *,
         iterations: int,
         device: torch.device,
         save_every: int,
         checkpoint_every: int = 0,
-        on_checkpoint: Callable[[int, Parts], None] = lambda done, parts: None,
-        on_log: Callable[[int, Mapping[str, float]], None] = lambda done, numbers: None,
-        on_visualize: Callable[[int, Parts], None] = lambda done, parts: None,
+        on_checkpoint: Callable[[int, TrainingState], None] = _ignore,
+        on_log: Callable[[int, Metrics], None] = _ignore,
+        on_visualize: Callable[[int, TrainingState], None] = _ignore,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._device = device
-        self.folder, self._iterations, self._parts = folder, iterations, parts
-        self._save_every = save_every
-        self._checkpoint_every, self._on_checkpoint = checkpoint_every, on_checkpoint
-        self._on_log, self._on_visualize = on_log, on_visualize
+        self.folder = folder
+        self._state, self._iterations, self._device = state, iterations, device
+        self._save_every, self._checkpoint_every = save_every, checkpoint_every
+        self._on_checkpoint, self._on_log = on_checkpoint, on_log
+        self._on_visualize = on_visualize
         self._log_every = max(1, min(50, iterations // 50))
         self._tenth = max(1, iterations // 10)
-        self._state = folder / "state.pt"
-        self._metrics = folder / "metrics.jsonl"
-        self._rates: list[Mapping[str, float]] = []
-        self._losses: list[Mapping[str, Tensor]] = []
+        self._state_path, self._metrics_path = folder / STATE, folder / METRICS
+        # What was logged since the last flush, one entry per iteration.
         self._files: list[tuple[str, ...]] = []
-        self._stop: int | None = None
-        self._start = self._saved = load_state(self._state, parts, device)
-        if distributed.is_main():
+        self._learning_rates: list[Metrics] = []
+        self._losses: list[Mapping[str, Tensor]] = []
+        self._signal: int | None = None
+        self._start = self._last_saved = load_state(self._state_path, state, device)
+        if distributed.is_main_process():
             self._truncate_metrics()
-        self._bar: Any = None
-        self._began = self._flushed = 0.0
+        self._start_time = self._flush_time = 0.0
 
     def __iter__(self) -> Iterator[int]:
-        previous = self._catch_signals()
-        name, total = self.folder.name, self._iterations
-        # None is silent where nobody watches, True where another process speaks.
-        silent = None if distributed.is_main() else True
-        bar = tqdm(
-            total=total, initial=self._start, desc=name, unit="it", disable=silent, file=sys.stderr
-        )
-        self._bar, self._began = bar, time.monotonic()
-        self._flushed = self._began
+        previous_handlers = self._install_signal_handlers()
+        self._start_time = self._flush_time = time.monotonic()
         try:
-            for iteration in range(self._start, self._iterations):
-                yield iteration
-                done = iteration + 1
-                bar.update()
-                if done % self._log_every == 0 or done == self._iterations:
-                    self._flush(done)
-                if done % self._tenth == 0:
-                    self._on_visualize(done, self._parts)
-                if (
-                    self._checkpoint_every
-                    and done % self._checkpoint_every == 0
-                    and done < self._iterations
-                ):
-                    self._on_checkpoint(done, self._parts)
-                if distributed.any_of(self._stop is not None, self._device):
-                    self._interrupt(done)
-                if done % self._save_every == 0 and done < self._iterations:
-                    self._save(done)
+            with progress_bar(
+                self._iterations, self.folder.name, unit="it", initial=self._start
+            ) as bar:
+                for iteration in range(self._start, self._iterations):
+                    yield iteration
+                    bar.update()
+                    self._finish_iteration(iteration + 1, bar)
         finally:
-            bar.close()
-            for number, handler in previous.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
     def log(
-        self, files: tuple[str, ...], rates: Mapping[str, float], losses: Mapping[str, Tensor]
+        self, files: tuple[str, ...], learning_rates: Metrics, losses: Mapping[str, Tensor]
     ) -> None:
-        """Remember an iteration's files and numbers; the numbers' means go to `metrics.jsonl` now and then.
+        """Record the files and metrics of one iteration; their means are written at intervals.
 
-        Losses are this process's part of the global batch's; rates are what they are.
+        `losses` are this process's part of the losses of the global batch. They are summed over the
+        processes; learning rates are not.
         """
         self._files.append(files)
-        self._rates.append(rates)
+        self._learning_rates.append(learning_rates)
         self._losses.append({name: value.detach() for name, value in losses.items()})
 
-    def _flush(self, done: int) -> None:
+    def _finish_iteration(self, done: int, bar: Progress) -> None:
+        is_last = done == self._iterations
+        if (done % self._log_every == 0 or is_last) and (metrics := self._flush(done)):
+            bar.set_postfix(_short(metrics))
+        if done % self._tenth == 0:
+            self._on_visualize(done, self._state)
+        if self._checkpoint_every and done % self._checkpoint_every == 0 and not is_last:
+            self._on_checkpoint(done, self._state)
+        if distributed.any_process(self._signal is not None, self._device):
+            self._save(done)
+            raise InterruptedRunError(
+                f"stopped after {done} iterations of {self.folder.name}; resume with: "
+                f"fada train --resume {shlex.quote(str(self.folder.parent))}"
+            )
+        if done % self._save_every == 0 and not is_last:
+            self._save(done)
+
+    def _flush(self, done: int) -> Metrics | None:
+        """Write and return the mean metrics since the last flush; None if there are none.
+
+        Losses are read here instead of in every iteration, because reading makes a GPU wait.
+        """
         if not self._losses:
-            return
-        # Read here and not at every iteration, since reading makes a GPU wait.
-        names = list(self._losses[0])
-        parts = torch.tensor(
-            [[float(each[n]) for n in names] for each in self._losses], dtype=torch.float64
-        )
-        summed = distributed.total(parts.to(self._device)).tolist()
-        losses = [dict(zip(names, row, strict=True)) for row in summed]
-        files, rates = self._files, self._rates
-        self._files, self._rates, self._losses = [], [], []
-        for step, each in enumerate(losses):
-            if bad := [n for n, v in each.items() if not math.isfinite(v)]:
-                seen = sum(distributed.gather(files[step]), ())
-                self._refuse(done - len(losses) + step + 1, bad, seen)
-        if not distributed.is_main():
-            return
+            return None
+        losses = self._global_losses()
+        files, learning_rates = self._files, self._learning_rates
+        self._files, self._learning_rates, self._losses = [], [], []
+        for step, values in enumerate(losses):
+            not_finite = [name for name, value in values.items() if not math.isfinite(value)]
+            if not_finite:
+                batch_files = sum(distributed.all_gather(files[step]), ())
+                self._raise_not_finite(done - len(losses) + step + 1, not_finite, batch_files)
+        if not distributed.is_main_process():
+            return None
         now = time.monotonic()
-        images = sum(map(len, files)) * distributed.size()
-        means = {name: sum(each[name] for each in losses) / len(losses) for name in names}
-        numbers = {
-            **means,
-            **{name: sum(each[name] for each in rates) / len(rates) for name in rates[0]},
-            "images_per_second": round(images / (now - self._flushed), 2),
+        num_images = sum(map(len, files)) * distributed.world_size()
+        metrics = {
+            **_means(losses),
+            **_means(learning_rates),
+            "images_per_second": round(num_images / (now - self._flush_time), 2),
             "memory_mib": peak_memory_mib(self._device),
         }
-        self._flushed = now
-        seconds = now - self._began
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"iteration": done, "seconds": round(seconds, 3), **numbers}) + "\n"
-            )
-        self._on_log(done, numbers)
-        latest = {_SHORT.get(n, n): f"{v:.3g}" for n, v in means.items()}
-        latest["GiB"] = f"{numbers['memory_mib'] / 1024:.1f}"
-        self._bar.set_postfix(latest)
-        if self._bar.disable and done // self._tenth > (done - self._log_every) // self._tenth:
-            # In a log file: ten lines a stage in place of a bar.
-            left = seconds / max(1, done - self._start) * (self._iterations - done)
-            shown = ", ".join(f"{n} {v}" for n, v in latest.items())
-            print(
-                f"{self.folder.name} {done}/{self._iterations}, {left:.0f} s to go, {shown}",
-                file=sys.stderr,
-            )
+        self._flush_time = now
+        seconds = now - self._start_time
+        line = {"iteration": done, "seconds": round(seconds, 3), **metrics}
+        with self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._on_log(done, metrics)
+        if done // self._tenth > (done - len(losses)) // self._tenth:
+            remaining = seconds / max(1, done - self._start) * (self._iterations - done)
+            shown = ", ".join(f"{name} {value}" for name, value in _short(metrics).items())
+            logger.info(
+                "%s %d/%d, %.0f s left, %s",
+                self.folder.name, done, self._iterations, remaining, shown,
+            )  # fmt: skip
+        return metrics
 
-    def _refuse(self, iteration: int, bad: list[str], files: tuple[str, ...]) -> None:
+    def _global_losses(self) -> list[Metrics]:
+        """Return the losses of each logged iteration, summed over the processes."""
+        names = list(self._losses[0])
+        local = torch.tensor(
+            [[float(values[n]) for n in names] for values in self._losses], dtype=torch.float64
+        )
+        total = distributed.all_reduce_sum(local.to(self._device)).tolist()
+        return [dict(zip(names, row, strict=True)) for row in total]
+
+    def _raise_not_finite(self, iteration: int, names: list[str], files: tuple[str, ...]) -> None:
         stage = self.folder.name
         saved = (
-            f"the state of iteration {self._saved} is kept"
-            if self._saved
-            else "nothing was saved yet"
+            f"the state of iteration {self._last_saved} is saved"
+            if self._last_saved
+            else "no state has been saved yet"
         )
-        on = f" on {', '.join(files)}" if files else ""
+        batch = f" on {', '.join(files)}" if files else ""
         raise FadaError(
-            f"{stage}: {', '.join(bad)} is no finite number at iteration {iteration}{on}; {saved}; look at these "
-            f"files, or lower {stage}.lr and start again"
+            f"{stage}: {', '.join(names)} is not finite at iteration {iteration}{batch}; {saved}; "
+            f"check these files, or lower {stage}.lr and start a new run"
         )
 
     def _save(self, done: int) -> None:
-        # Flushed first: a state is only worth keeping if the losses behind it are finite.
+        # Flush first, so that no state is saved after a loss that is not finite.
         self._flush(done)
-        if distributed.is_main():
-            save_state(self._state, done, self._parts)
-        self._saved = done
-        distributed.wait()
+        if distributed.is_main_process():
+            save_state(self._state_path, done, self._state)
+        self._last_saved = done
+        distributed.barrier()
 
-    def _interrupt(self, done: int) -> None:
-        self._save(done)
-        raise InterruptedRunError(
-            f"stopped after {done} iterations of {self.folder.name}; go on with: "
-            f"fada train --resume {shlex.quote(str(self.folder.parent))}"
-        )
+    def _install_signal_handlers(self) -> dict[int, Any]:
+        """Handle SIGINT and SIGTERM; return the previous handlers, {} outside the main thread."""
 
-    def _catch_signals(self) -> dict[int, Any]:
-        def remember(number: int, frame: FrameType | None) -> None:
-            if self._stop is not None:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
                 raise KeyboardInterrupt
-            self._stop = number
-            print(
-                "\nstopping after this iteration; once more stops now, without saving",
-                file=sys.stderr,
+            self._signal = number
+            logger.warning(
+                "stopping after this iteration; press Ctrl-C again to quit without saving"
             )
 
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {n: signal.signal(n, remember) for n in (signal.SIGINT, signal.SIGTERM)}
+        return {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def _truncate_metrics(self) -> None:
-        """Forget what was logged after the state that the stage goes on from."""
-        if self._metrics.is_file():
-            lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
-            kept = [
+        """Remove the metrics of iterations after the restored state."""
+        if self._metrics_path.is_file():
+            lines = self._metrics_path.read_text("utf-8").splitlines(keepends=True)
+            valid = [
                 line
                 for line in lines
                 if line.endswith("\n") and json.loads(line)["iteration"] <= self._start
             ]
-            self._metrics.write_text("".join(kept), "utf-8")
+            self._metrics_path.write_text("".join(valid), "utf-8")
+
+
+def _means(values: list[Metrics]) -> dict[str, float]:
+    return {name: sum(entry[name] for entry in values) / len(values) for name in values[0]}
+
+
+def _short(metrics: Metrics) -> dict[str, str]:
+    """Return the losses and the memory in GiB as short texts, for one line of progress."""
+    hidden = ("lr", "discriminator_lr", "images_per_second", "memory_mib")
+    shown = {_SHORT_NAMES.get(n, n): f"{v:.3g}" for n, v in metrics.items() if n not in hidden}
+    return {**shown, "GiB": f"{metrics['memory_mib'] / 1024:.1f}"}

@@ -1,8 +1,8 @@
 """Segmentation and domain losses at the input's resolution (Wang et al., ECCV 2020, eq. 3-9).
 
-For K classes the discriminator returns 2K channels per pixel. Channels 0 to K-1 mean "source, class
-k", channels K to 2K-1 mean "target, class k". A class encoding holds K weights per pixel; the domain
-label selects the half of the channels that it is compared with.
+For K classes the discriminator returns 2K channels per pixel. Channels 0 to K-1 mean "source,
+class k", channels K to 2K-1 mean "target, class k". A class encoding holds K weights per pixel; the
+domain label selects the half of the channels that it is compared with.
 
 At full resolution, the logits of 2K classes take hundreds of megabytes, and every elementwise
 operation reads and writes all of them. The losses therefore interpolate a few rows at a time,

@@ -1,7 +1,8 @@
-"""Which network each stage begins with, and what must hold before any of them is trained."""
+"""The initial network of each stage, and the checks that need no data."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,9 @@ import torch
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.runs import WEIGHTS, final_weights
+from fada_deploy.common.runs import STAGES, WEIGHTS, final_weights
 from fada_deploy.training import distributed
-from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.distributed import synchronized
+from fada_deploy.training.config import RunConfig
 from fada_deploy.training.models.segmentation import (
     ModelSpec,
     SegmentationModel,
@@ -26,9 +26,15 @@ from fada_deploy.training.weights.pretrained import (
     load_backbone,
 )
 
+logger = logging.getLogger(__name__)
+
 
 class ModelSetup:
-    """The networks of one run: fresh ones, and those of stages before. Raise `UsageError` for what cannot be."""
+    """Build the networks of a run: new ones, and those that earlier stages trained.
+
+    `spec` describes the network of the source stage, `student_spec` that of the distillation stage.
+    Raise `UsageError` or `ModelError` if any stage of the run could not be trained.
+    """
 
     def __init__(
         self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device
@@ -40,137 +46,142 @@ class ModelSetup:
         self.student_spec = replace(
             self.spec, size_hw=config.distill.size, norm=config.distill.norm
         )
-        self.start = None if config.start is None else self._load(final_weights(Path(config.start)))
+        self.start_model: SegmentationModel | None = None
+        if config.start is not None:
+            self.start_model = self._load(final_weights(Path(config.start)))
         self._check_start()
         self._check_published()
         for stage in config.stages:
             self._check_stage(stage)
-        # An initial file that does not fit is said now.
-        self.fresh(self.spec)
+        # Reports an initial weights file that does not match the backbone.
+        self.new_model(self.spec)
 
-    def notes(self) -> list[str]:
-        """Say what a user should know before the work begins: what it starts from, and what will not do."""
-        config, lines = self.config, []
+    def log_initial_weights(self) -> None:
+        """Log what the run starts from, and warn where the preset does not suit it."""
+        config = self.config
         if config.start is not None:
-            lines.append(f"begins from {final_weights(Path(config.start))}")
+            logger.info("starting from %s", final_weights(Path(config.start)))
         elif self.init is None and config.preset == "paper":
-            lines.append(
-                f"note: {config.backbone} starts from random weights, in the paper from ImageNet's (--init FILE)"
+            logger.warning(
+                "%s starts from random weights, the paper starts from ImageNet weights; "
+                "use --init FILE to reproduce its results",
+                config.backbone,
             )
         if self.device.type == "cpu" and config.preset == "paper":
-            lines.append(
-                "note: this is the paper's preset on a CPU, for days; --preset small is made for one"
-            )
-        return lines
+            logger.warning("the preset paper takes days on a CPU; use --preset small or a GPU")
 
-    def fresh(self, spec: ModelSpec) -> SegmentationModel:
-        """Return the network as it is before any training: a pure function of seed and init."""
+    def new_model(self, spec: ModelSpec) -> SegmentationModel:
+        """Return an untrained network; it depends only on `spec`, the seed and the init file."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model = SegmentationModel(spec)
         if self.init is not None:
             load_backbone(model, self.init, bgr=self._bgr)
-        return synchronized(model.to(self.device))
+        return distributed.convert_sync_batch_norm(model.to(self.device))
 
-    def before(self, stage: str) -> SegmentationModel:
-        """Return the network that a stage builds on: the nearest stage's before it, or `start`'s."""
-        earlier = self._earlier(stage)
-        if earlier:
-            return synchronized(self._load(earlier[0]))
-        assert self.start is not None, "checked before anything was trained"
-        return synchronized(self.start)
+    def model_before(self, stage: str) -> SegmentationModel:
+        """Return the network that a stage continues from: the previous stage's, or `start`'s."""
+        if earlier := self._earlier_weights(stage):
+            return distributed.convert_sync_batch_norm(self._load(earlier[-1]))
+        assert self.start_model is not None, "checked by _check_start"
+        return distributed.convert_sync_batch_norm(self.start_model)
 
-    def _earlier(self, stage: str) -> list[Path]:
-        """Return the weights of this run's finished stages before `stage`, the nearest first."""
-        earlier = [self.folder / name / WEIGHTS for name in reversed(STAGES[: STAGES.index(stage)])]
+    def _earlier_weights(self, stage: str) -> list[Path]:
+        """Return the weights of this run's finished stages before `stage`."""
+        earlier = [self.folder / name / WEIGHTS for name in STAGES[: STAGES.index(stage)]]
         return [path for path in earlier if path.is_file()]
 
     def _load(self, weights: Path) -> SegmentationModel:
         model, _ = load_model(weights, self.device)
         if model.spec.space != self.space:
             raise UsageError(
-                f"{weights} tells {model.spec.space.name} apart, this run {self.space.name}; "
-                "give --label-space what it was trained with"
+                f"{weights} was trained with the label space {model.spec.space.name}, this run "
+                f"uses {self.space.name}; use --label-space to select the same one"
             )
         return model
 
     def _check_start(self) -> None:
-        config, start = self.config, self.start
+        config, model = self.config, self.start_model
         first = next(stage for stage in STAGES if stage in config.stages)
-        if start is None:
-            if first != "source" and not self._earlier(first):
+        if model is None:
+            if first != "source" and not self._earlier_weights(first):
                 raise UsageError(
-                    f"{first} builds on an earlier stage; add source to --stages, or give --start RUN"
+                    f"the stage {first} needs the network of an earlier stage; "
+                    "add source to --stages, or use --start RUN"
                 )
             return
         if first == "source":
             raise UsageError(
-                "--start stands in for the source stage; leave out --start, or source from --stages"
+                "--start replaces the source stage, but --stages contains source; remove one"
             )
-        if "adversarial" in config.stages and start.spec.backbone != config.backbone:
-            found = start.spec.backbone
-            raise UsageError(f"--start {config.start} has a {found}; give --backbone {found}")
-        if config.norm not in ("auto", start.spec.norm):
-            found = start.spec.norm
+        backbone, norm = model.spec.backbone, model.spec.norm
+        if "adversarial" in config.stages and backbone != config.backbone:
             raise UsageError(
-                f"--start {config.start} was trained with norm {found}; give --set norm={found}"
+                f"--start {config.start} has the backbone {backbone}, this run uses "
+                f"{config.backbone}; use --backbone {backbone}"
+            )
+        if config.norm not in ("auto", norm):
+            raise UsageError(
+                f"--start {config.start} was trained with norm={norm}, this run uses "
+                f"norm={config.norm}; use --set norm={norm}"
             )
 
     def _check_published(self) -> None:
-        begins_anew = self.start is None or "distill" in self.config.stages
-        if self.config.published is not None and self.init is None and begins_anew:
+        has_new_model = self.start_model is None or "distill" in self.config.stages
+        if self.config.published is not None and self.init is None and has_new_model:
             raise UsageError(
-                f"these settings are of a published score, begun from ImageNet weights of {self.config.backbone}; "
-                "give --init FILE, or leave `published` out"
+                "these settings reproduce a published score, which starts from ImageNet weights of "
+                f"{self.config.backbone}; use --init FILE, or --set published=none"
             )
 
     def _check_stage(self, stage: str) -> None:
         spec = self.student_spec if stage == "distill" else self.spec
-        if stage == "adversarial" and self.start is not None:
-            spec = replace(self.start.spec, size_hw=self.config.size)
+        if stage == "adversarial" and self.start_model is not None:
+            spec = replace(self.start_model.spec, size_hw=self.config.size)
         check_size(spec.backbone, spec.size_hw)
-        architecture, settings = find_backbone(spec.backbone), getattr(self.config, stage)
-        share = len(distributed.local_slots(settings.batch))
-        if share % settings.accumulate:
+        settings = getattr(self.config, stage)
+        local_batch = len(distributed.local_slots(settings.batch))
+        if local_batch % settings.accumulate:
             raise UsageError(
-                f"{stage}: a process's {share} images make no {settings.accumulate} equal parts to accumulate"
+                f"{stage}.accumulate must divide the {local_batch} images per process, "
+                f"got {settings.accumulate}"
             )
-        part = (
-            share // settings.accumulate
-            if distributed.size() == 1
-            else settings.batch // settings.accumulate
-        )
-        if not architecture.has_norms:
+        if find_backbone(spec.backbone).has_norms:
+            # Synchronized batch normalization sees one part from every process.
+            self._check_norm(stage, spec, settings.batch // settings.accumulate)
+
+    def _check_norm(self, stage: str, spec: ModelSpec, norm_batch: int) -> None:
+        """Raise `UsageError` if the normalization cannot be trained, or is frozen but untrained."""
+        if spec.norm == "batch" and distributed.world_size() > 1 and self.device.type != "cuda":
+            raise UsageError(
+                f"{stage}: several processes cannot train batch normalization on a CPU; use one "
+                "process, or --set norm=frozen with --init FILE"
+            )
+        if spec.norm == "batch" and norm_batch < 2:
+            accumulate = getattr(self.config, stage).accumulate
+            raise UsageError(
+                f"{stage}: trainable batch normalization needs at least 2 images at a time, "
+                f"got {norm_batch}; use --batch {2 * accumulate}"
+            )
+        if spec.norm != "frozen" or stage == "adversarial":
             return
-        if spec.norm == "batch" and distributed.size() > 1 and self.device.type != "cuda":
-            raise UsageError(
-                f"{stage}: trainable normalization cannot be shared among processes on a CPU; train in one "
-                "process, or freeze it (norm=frozen, with --init FILE)"
+        if self.init is None:
+            remedy = "use --init FILE with ImageNet weights, or norm=batch"
+        elif not find_backbone(spec.backbone).fully_pretrained:
+            remedy = (
+                f"ImageNet weights of {spec.backbone} do not contain all normalization layers; "
+                "use norm=batch"
             )
-        if spec.norm == "batch" and part < 2:
-            raise UsageError(
-                f"{stage}: trainable normalization needs 2 or more images at a time; found {part}; "
-                f"give --batch {2 * settings.accumulate}"
-            )
-        if spec.norm == "frozen" and stage != "adversarial":
-            if self.init is None:
-                remedy = "give --init FILE with ImageNet weights, or let norm be batch"
-            elif not architecture.fully_pretrained:
-                remedy = (
-                    f"ImageNet weights of {spec.backbone} leave a part out, so let norm be batch"
-                )
-            else:
-                return
-            raise UsageError(
-                f"{stage}: frozen normalization over random weights cannot learn; {remedy}"
-            )
+        else:
+            return
+        raise UsageError(f"{stage}: frozen normalization needs pretrained statistics; {remedy}")
 
 
 def initial_norm(config: RunConfig) -> str:
-    """Return the normalization of a network that starts from `init`."""
+    """Return the normalization ("batch" or "frozen") of a network that starts from `init`."""
     if config.norm != "auto":
         return config.norm
     architecture = find_backbone(config.backbone)
-    # Only what a file supplied can be frozen, and some ImageNet weights leave out a pyramid or decoder.
-    supplied = config.init != "none" and architecture.fully_pretrained
-    return "frozen" if supplied or not architecture.has_norms else "batch"
+    # Only pretrained statistics can be frozen; some ImageNet weights lack a pyramid or a decoder.
+    is_pretrained = config.init != "none" and architecture.fully_pretrained
+    return "frozen" if is_pretrained or not architecture.has_norms else "batch"

@@ -1,14 +1,13 @@
-"""A whole run: open the data, train the stages in order, score each, keep the weights.
+"""Train a run: open the data, train the stages in order, score each one, write the weights.
 
-`fada train` is a thin shell around `train`.
+`train` is the entry point; `fada train` calls it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import logging
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,318 +15,291 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fada_deploy import __version__
-from fada_deploy.common.errors import DataError, FadaError, UsageError
-from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial, write_text
+from fada_deploy.common.errors import DataError, FadaError
+from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import CONFIG, WEIGHTS, checkpoint_path
+from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.evaluation import evaluate
 from fada_deploy.training import distributed
-from fada_deploy.training.config import STAGES, RunConfig
-from fada_deploy.training.data.datasets import class_contents, fingerprint, open_target
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.datasets import class_contents, open_target
 from fada_deploy.training.data.loader import BatchLoader, Sampler
 from fada_deploy.training.data.samplers import ClassBalancedSampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
-from fada_deploy.training.device import bf16_pays, check_compiler, compiled
-from fada_deploy.training.loop import LoopFactory, Parts, TrainingLoop
+from fada_deploy.training.device import check_compiler, compile_in_place, has_fast_bf16
+from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.model_setup import ModelSetup
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
-from fada_deploy.training.predict import Predictor, describe_views
+from fada_deploy.training.predict import Predictor
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, require_tensorboard
+from fada_deploy.training.run_files import check_fingerprints, save_config
+from fada_deploy.training.scoring import describe_scores, stage_scores
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.source import train_supervised
-from fada_deploy.training.weights.checkpoints import load_model, save_weights
+from fada_deploy.training.weights.checkpoints import save_weights
 
-Say = Callable[[str], None]
-Load = SourceSamples | TargetSamples | PseudoLabeledSamples
+logger = logging.getLogger(__name__)
+
+Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
+# The data loaders, each of which derives its own seed from the seed of the run by its position.
+_LOADERS = ("source", "adversarial", "target", "distill")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to: its folder, each stage's `scores.json`, and the files that could not be used.
+    """The result of a training run.
 
-    `frames` are the target's held-out frames, or else its training frames.
+    Attributes:
+        run: Folder of the run.
+        scores: Contents of `scores.json` by stage: `miou`, per-class `iou`, `frames`, `input` and
+            more. Empty if the target has no labeled validation frames.
+        bad_files: One error line for each file that could not be used.
+        frames: The target's validation frames, or its training frames if it has no others.
     """
 
     run: Path
-    frames: FrameDataset | None = None
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    bad_files: dict[str, None] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]]
+    bad_files: tuple[str, ...]
+    frames: FrameDataset
 
 
 def train(
-    config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool = False
+    config: RunConfig, run: Path, *, device: torch.device, tensorboard: bool = False
 ) -> TrainingResult:
-    """Train the stages of `config` that `run` has not finished yet; return scores and bad files.
+    """Train the stages in `config.stages` that the folder `run` does not contain yet.
 
-    `tensorboard` also writes scalars and pictures to `run`/tensorboard.
-    Raise `FadaError` with one line for anything that cannot work, before anything is trained.
+    An interrupted run resumes from its last saved state. `tensorboard` also writes scalars and
+    example images to `run/tensorboard`. Messages go to the logger `fada_deploy`, progress to
+    `common.progress`. SIGINT or SIGTERM saves the state and raises `InterruptedRunError`.
+
+    Raise `FadaError` for settings or data that cannot be used, before the first iteration.
     """
-    with lock(run) if distributed.is_main() else nullcontext():
+    with lock(run) if distributed.is_main_process() else nullcontext():
         try:
-            with distributed.main_first():
-                job = Run(config, run, device=device, say=say, tensorboard=tensorboard)
+            with distributed.main_process_first():
+                training = TrainingRun(config, run, device=device, tensorboard=tensorboard)
         except FadaError:
-            # Nothing was made yet: leave no empty run behind.
+            # Do not leave an empty run behind.
             with suppress(OSError):
                 (run / LOCK).unlink()
                 run.rmdir()
             raise
-        if distributed.is_main():
+        if distributed.is_main_process():
             remove_partial(run)
             save_config(config, run)
-        say(
-            f"run {run}, training on {device}"
-            + (f", {distributed.size()} processes" * (distributed.size() > 1))
-        )
-        for line in job.networks.notes():
-            say(line)
-        train_stage = {"source": job.source, "adversarial": job.adversarial, "distill": job.distill}
+        processes = distributed.world_size()
+        suffix = f" in {processes} processes" if processes > 1 else ""
+        logger.info("run %s: training on %s%s", run, device, suffix)
+        training.setup.log_initial_weights()
         for stage in STAGES:
-            if stage not in config.stages:
-                continue
-            if (run / stage / WEIGHTS).is_file():
-                say(f"{stage}: already trained")
-            else:
-                train_stage[stage]()
-            # The others go on when the weights are there and scored.
-            if distributed.is_main():
-                job.score(stage)
-            distributed.wait()
-    return job.outcome
+            if stage in config.stages:
+                training.train_stage(stage)
+                if distributed.is_main_process():
+                    training.score_stage(stage)
+                # The next stage of the other processes reads the weights of this one.
+                distributed.barrier()
+    return training.result()
 
 
-class Run:
-    """The data, networks and folders of one run."""
+class TrainingRun:
+    """The data, networks and files of one run.
+
+    Raise `FadaError` if the settings or the data cannot be used.
+    """
 
     def __init__(
-        self, config: RunConfig, run: Path, *, device: torch.device, say: Say, tensorboard: bool
+        self, config: RunConfig, folder: Path, *, device: torch.device, tensorboard: bool
     ) -> None:
         if config.compile:
             check_compiler(device)
         if tensorboard:
             require_tensorboard()
-        self.config, self.folder, self.device, self.say = config, run, device, say
-        self.amp = config.amp == "bf16" or (config.amp == "auto" and bf16_pays(device))
-        self.outcome = TrainingResult(run)
-        self.space = load_label_space(config.label_space)
-        # Whatever cannot work is said here, before any data is read.
-        self.networks = ModelSetup(config, run, self.space, device)
+        self.config, self.folder, self.device = config, folder, device
+        self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
+        self.scores: dict[str, dict[str, Any]] = {}
+        # A dictionary used as an ordered set.
+        self.bad_files: dict[str, None] = {}
+        space = load_label_space(config.label_space)
+        # Before the data, because these checks are fast.
+        self.setup = ModelSetup(config, folder, space, device)
         src_root = None if config.src_root is None else Path(config.src_root)
-        self.source_frames = open_dataset(config.src, src_root, split="train", space=self.space)
-        if not self.source_frames.labeled:
-            raise DataError(
-                f"{config.src}: some source frames have no labels; the source must be labeled"
-            )
-        self.target_frames, self.validation = open_target(
-            config, run / "target_frames", self.space, self._left_out
+        self.src_frames = open_dataset(config.src, src_root, split="train", space=space)
+        if not self.src_frames.labeled:
+            raise DataError(f"{config.src}: frames without labels; the source must be labeled")
+        self.tgt_frames, self.val_frames = open_target(
+            config, folder / "target_frames", space, self._add_bad_file
         )
-        self.outcome.frames = self.validation or self.target_frames
-        self._check_data()
-        self.board = None
-        if tensorboard and distributed.is_main():
-            self.board = TensorBoardLogger(run / "tensorboard", self.outcome.frames, device)
+        check_fingerprints(folder, {"source": self.src_frames, "target": self.tgt_frames})
+        self.tensorboard: TensorBoardLogger | None = None
+        if tensorboard and distributed.is_main_process():
+            frames = self.val_frames or self.tgt_frames
+            self.tensorboard = TensorBoardLogger(folder / "tensorboard", frames, device)
 
-    def _check_data(self) -> None:
-        """Remember which frames the run began with; refuse to go on with others."""
-        path = self.folder / "data.json"
-        frames = {"source": self.source_frames, "target": self.target_frames}
-        found = {name: fingerprint(dataset) for name, dataset in frames.items()}
-        if path.is_file():
-            known = json.loads(path.read_text("utf-8"))
-            changed = [name for name in found if found[name] != known.get(name)]
-            if changed:
-                raise DataError(
-                    f"the frames or classes of the {' and '.join(changed)} changed since {self.folder} began; "
-                    "put them back, or begin a new run"
-                )
-        else:
-            write_text(path, json.dumps(found, indent=2))
+    def result(self) -> TrainingResult:
+        """Return scores and bad files of the stages so far."""
+        frames = self.val_frames or self.tgt_frames
+        return TrainingResult(self.folder, self.scores, tuple(self.bad_files), frames)
 
-    def _left_out(self, error: DataError) -> None:
-        self.outcome.bad_files[str(error)] = None
+    def train_stage(self, stage: str) -> None:
+        """Train a stage, unless its weights exist."""
+        if (self.folder / stage / WEIGHTS).is_file():
+            logger.info("%s: already trained", stage)
+            return
+        stages = {
+            "source": self._source,
+            "adversarial": self._adversarial,
+            "distill": self._distill,
+        }
+        stages[stage]()
 
-    def source(self) -> None:
-        """Train on the labeled source alone."""
+    def score_stage(self, stage: str) -> None:
+        """Score a trained stage on the target's validation frames, if there are any."""
+        if self.val_frames is None:
+            return
+        try:
+            scores = stage_scores(self.folder / stage, self.config, self.val_frames, self.device)
+        except DataError as error:
+            logger.warning("%s: not scored: %s", stage, error)
+            return
+        self.bad_files |= dict.fromkeys(scores["failed"])
+        self.scores[stage] = scores
+        logger.info("%s", describe_scores(stage, scores, self.config))
+
+    def _source(self) -> None:
+        """Train a new network on the labeled source."""
         stage = self.config.source
-        model = self._compiled(self.networks.fresh(self.networks.spec))
-        load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter, stage.flip)
-        session = self._session("source", stage.iterations, model.spec)
-        with closing(
-            self._batches(load, self._source_order("source"), "source", stage.batch)
-        ) as batches:
-            average = train_supervised(model, batches, stage, amp=self.amp, open_loop=session)
-        self._keep("source", average.weights(), model.spec, batches)
+        model = self._compile(self.setup.new_model(self.setup.spec))
+        samples = SourceSamples(self.src_frames, self.config.src_size, stage.jitter, stage.flip)
+        sampler = self._class_balanced_sampler("source")
+        with closing(self._loader(samples, sampler, "source", stage.batch)) as loader:
+            average = train_supervised(
+                model, loader, stage,
+                amp=self.amp, make_loop=self._make_loop("source", stage.iterations, model.spec),
+            )  # fmt: skip
+        self._finish("source", average, model.spec, loader)
 
-    def adversarial(self) -> None:
-        """Adapt the source stage's network to the target."""
+    def _adversarial(self) -> None:
+        """Align the network of the source stage with the target."""
         stage = self.config.adversarial
-        model = self._compiled(self.networks.before("adversarial"))
+        model = self._compile(self.setup.model_before("adversarial"))
         spec = replace(model.spec, size_hw=self.config.size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
             method = make_method(self.config.method, model, stage)
             discriminator = method.make_discriminator().to(self.device)
         if self.config.compile:
-            compiled(discriminator)
-        load = SourceSamples(self.source_frames, self.config.src_size, stage.jitter)
-        tgt_load = TargetSamples(self.target_frames, self.config.size)
-        order = self._source_order("adversarial")
-        tgt_order = ShuffledSampler(len(self.target_frames), self._seed("target"))
+            compile_in_place(discriminator)
+        src_samples = SourceSamples(self.src_frames, self.config.src_size, stage.jitter)
+        tgt_samples = TargetSamples(self.tgt_frames, self.config.size)
+        src_sampler = self._class_balanced_sampler("adversarial")
+        tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("target"))
         with (
-            closing(self._batches(load, order, "adversarial", stage.batch)) as src,
-            closing(self._batches(tgt_load, tgt_order, "target", stage.batch)) as tgt,
+            closing(self._loader(src_samples, src_sampler, "adversarial", stage.batch)) as src,
+            closing(self._loader(tgt_samples, tgt_sampler, "target", stage.batch)) as tgt,
         ):
             average = train_adversarial(
                 model, src, tgt, stage,
                 method=method, discriminator=discriminator, amp=self.amp,
-                open_loop=self._session("adversarial", stage.iterations, spec),
+                make_loop=self._make_loop("adversarial", stage.iterations, spec),
             )  # fmt: skip
-        self._keep("adversarial", average.weights(), spec, src, tgt)
-        if health := discriminator_health(RunSummary.read(self.folder).metrics["adversarial"]):
-            self.say(f"adversarial: {health}")
+        self._finish("adversarial", average, spec, src, tgt)
+        metrics = RunSummary.read(self.folder).metrics["adversarial"]
+        if health := discriminator_health(metrics):
+            logger.info("adversarial: %s", health)
 
-    def distill(self) -> None:
-        """Train a fresh student on the adapted network's pseudo-labels."""
+    def _distill(self) -> None:
+        """Train a new network on the pseudo-labels of the adapted one."""
         stage = self.config.distill
-        teacher = self.networks.before("distill")
-        pseudo = self.folder / "distill" / "pseudo"
-        write_pseudo_labels(Predictor(teacher, self.device), self.target_frames, pseudo)
-        student = self._compiled(self.networks.fresh(self.networks.student_spec))
-        session = self._session("distill", stage.iterations, student.spec)
-        order = ShuffledSampler(len(self.target_frames), self._seed("distill"))
-        load = PseudoLabeledSamples(self.target_frames, pseudo, stage)
-        with closing(self._batches(load, order, "distill", stage.batch)) as batches:
-            average = train_supervised(student, batches, stage, amp=self.amp, open_loop=session)
-        self._keep("distill", average.weights(), student.spec, batches)
+        teacher = self.setup.model_before("distill")
+        pseudo_labels = self.folder / "distill" / "pseudo"
+        write_pseudo_labels(Predictor(teacher, self.device), self.tgt_frames, pseudo_labels)
+        student = self._compile(self.setup.new_model(self.setup.student_spec))
+        samples = PseudoLabeledSamples(self.tgt_frames, pseudo_labels, stage)
+        sampler = ShuffledSampler(len(self.tgt_frames), self._seed("distill"))
+        with closing(self._loader(samples, sampler, "distill", stage.batch)) as loader:
+            average = train_supervised(
+                student, loader, stage,
+                amp=self.amp, make_loop=self._make_loop("distill", stage.iterations, student.spec),
+            )  # fmt: skip
+        self._finish("distill", average, student.spec, loader)
 
-    def score(self, stage: str) -> None:
-        """Score a finished stage on the target's labeled validation frames, if it has them; once."""
-        if self.validation is None:
-            return
-        path, weights = self.folder / stage / "scores.json", self.folder / stage / WEIGHTS
-        if path.is_file() and path.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
-            document = json.loads(path.read_text("utf-8"))
-        else:
-            try:
-                document = self._evaluate(weights, self.validation)
-            except DataError as error:
-                self.say(f"{stage}: not scored: {error}")
-                return
-            write_text(path, json.dumps(document, indent=2))
-        self.outcome.bad_files |= dict.fromkeys(document["failed"])
-        self.outcome.scores[stage] = document
-        # The published figure is of the whole road, so it stands beside the last stage alone.
-        is_last = stage == [s for s in STAGES if s in self.config.stages][-1]
-        figure = self.config.published
-        published = f" (published: {figure:.1f})" if is_last and figure is not None else ""
-        where = f"on {document['frames']} frames at {document['input']}"
-        views = f", {document['views']}" if document["views"] else ""
-        self.say(f"{stage}: mIoU {100 * document['miou']:.1f}{published} {where}{views}")
+    def _add_bad_file(self, error: DataError) -> None:
+        self.bad_files[str(error)] = None
 
-    def _evaluate(self, weights: Path, validation: FrameDataset) -> dict[str, Any]:
-        model, _ = load_model(weights, self.device)
-        scales, mirrored = self.config.test_scales, self.config.test_flip
-        predictor = Predictor(model, self.device, scales=scales, flip=mirrored)
-        result = evaluate(predictor.labels, validation)
-        height, width = model.spec.size_hw
-        about = {
-            "input": f"{width}x{height}",
-            "views": describe_views(scales, mirrored),
-            "frames": result.frames,
-        }
-        return {**about, "failed": list(result.failed), **result.scores.to_dict()}
+    def _seed(self, loader: str) -> int:
+        sequence = np.random.SeedSequence([self.config.seed, _LOADERS.index(loader)])
+        return int(sequence.generate_state(1)[0])
 
-    def _seed(self, purpose: str) -> int:
-        purposes = ("source", "adversarial", "target", "distill")
-        return int(
-            np.random.SeedSequence([self.config.seed, purposes.index(purpose)]).generate_state(1)[0]
-        )
-
-    def _batches(self, load: Load, order: Sampler, purpose: str, batch: int) -> BatchLoader:
-        frames = load.frames
+    def _loader(self, samples: Samples, sampler: Sampler, name: str, batch: int) -> BatchLoader:
+        frames = samples.frames
         return BatchLoader(
-            load, order, batch=batch, seed=self._seed(purpose), device=self.device,
+            samples, sampler, batch=batch, seed=self._seed(name), device=self.device,
             file=lambda index: str(frames.pairs[index].image),
-            ego=load.ego,
+            ego=samples.ego,
         )  # fmt: skip
 
-    def _source_order(self, purpose: str) -> Sampler:
-        return ClassBalancedSampler(self._contents(), self._seed(purpose))
+    def _class_balanced_sampler(self, loader: str) -> ClassBalancedSampler:
+        return ClassBalancedSampler(self._class_contents(), self._seed(loader))
 
-    def _contents(self) -> NDArray[np.bool_]:
-        """Return which source file holds which class (N, K), read once a run."""
+    def _class_contents(self) -> NDArray[np.bool_]:
+        """Return which source file contains which class, (N, K); stored in the run."""
         path = self.folder / "source_classes.npz"
-        with distributed.main_first():
+        with distributed.main_process_first():
             if not path.is_file():
-                contents, bad = class_contents(self.source_frames)
-                self.outcome.bad_files |= bad
+                contents, errors = class_contents(self.src_frames)
+                self.bad_files |= errors
                 with atomic_path(path) as temporary:
                     np.savez_compressed(temporary, contents=contents)
         return np.asarray(np.load(path)["contents"], bool)
 
-    def _session(self, stage: str, iterations: int, spec: ModelSpec) -> LoopFactory:
-        def on_checkpoint(done: int, parts: Parts) -> None:
-            average = parts["average"]
+    def _make_loop(self, stage: str, iterations: int, spec: ModelSpec) -> MakeLoop:
+        def on_checkpoint(iteration: int, state: TrainingState) -> None:
+            average = state["average"]
             assert isinstance(average, AveragedWeights)
-            self._save(
-                checkpoint_path(self.folder / stage, done), stage, average.weights(), spec, done
-            )
+            path = checkpoint_path(self.folder / stage, iteration)
+            self._save_weights(path, stage, average.weights(), spec, iteration)
 
-        callbacks = {} if self.board is None else self.board.callbacks(stage)
+        callbacks = {} if self.tensorboard is None else self.tensorboard.callbacks(stage)
         return partial(
             TrainingLoop, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
             checkpoint_every=self.config.checkpoint_every, on_checkpoint=on_checkpoint, **callbacks,
         )  # fmt: skip
 
-    def _compiled(self, model: SegmentationModel) -> SegmentationModel:
+    def _compile(self, model: SegmentationModel) -> SegmentationModel:
         if self.config.compile:
-            for part in (model.feature_extractor["backbone"], model.classifier):
-                compiled(part)
+            compile_in_place(model.feature_extractor["backbone"])
+            compile_in_place(model.classifier)
         return model
 
-    def _keep(
-        self, stage: str, weights: dict[str, torch.Tensor], spec: ModelSpec, *batches: BatchLoader
+    def _finish(
+        self, stage: str, average: AveragedWeights, spec: ModelSpec, *loaders: BatchLoader
     ) -> None:
-        for each in batches:
-            self.outcome.bad_files |= each.bad
+        """Write the final weights of a stage and delete its training state."""
+        for loader in loaders:
+            self.bad_files |= loader.bad
         iterations = getattr(self.config, stage).iterations
-        self._save(self.folder / stage / WEIGHTS, stage, weights, spec, iterations)
-        distributed.wait()
-        (self.folder / stage / "state.pt").unlink(missing_ok=True)
+        path = self.folder / stage / WEIGHTS
+        self._save_weights(path, stage, average.weights(), spec, iterations)
+        distributed.barrier()
+        (self.folder / stage / STATE).unlink(missing_ok=True)
 
-    def _save(
-        self,
-        path: Path,
-        stage: str,
-        weights: dict[str, torch.Tensor],
-        spec: ModelSpec,
-        iteration: int,
+    def _save_weights(
+        self, path: Path, stage: str, weights: dict[str, Tensor], spec: ModelSpec, iteration: int
     ) -> None:
-        about: dict[str, Any] = {"version": __version__, "stage": stage, "iteration": iteration}
-        if distributed.is_main():
-            save_weights(path, weights, spec, {**about, "config": self.config.to_dict()})
-
-
-def save_config(config: RunConfig, run: Path) -> None:
-    """Write the run's `config.json`."""
-    write_text(run / CONFIG, json.dumps(config.to_dict(), indent=2))
-
-
-def load_config(run: Path) -> RunConfig:
-    """Read a run's `config.json`; raise `UsageError` when there is none."""
-    try:
-        return RunConfig.from_dict(json.loads((run / CONFIG).read_text("utf-8")))
-    except (OSError, TypeError, ValueError, KeyError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"{CONFIG}: {error}"
-        raise UsageError(
-            f"{run}: is no run ({why}); a run is a folder that `fada train` makes"
-        ) from None
+        if distributed.is_main_process():
+            provenance = {
+                "version": __version__,
+                "stage": stage,
+                "iteration": iteration,
+                "config": self.config.to_dict(),
+            }
+            save_weights(path, weights, spec, provenance)

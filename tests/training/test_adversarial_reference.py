@@ -1,8 +1,8 @@
 """One adversarial step of every method against the published algorithm in NumPy, in float64.
 
-Pictures with height and width, source and target of unequal size, strided and padded convolutions,
-upsampling with align_corners: forward and backward are written out here and share nothing with the
-package but the initial weights.
+Forward and backward passes are written out here and share only the initial weights with the
+package. Images are not square, source and target differ in size, convolutions are strided and
+padded, and upsampling has align_corners.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METHODS = ["fada", "fada-hard", "feature", "adaptsegnet", "advent"]
 Array = np.ndarray
 
 
-# --- layers by hand: each returns its output and a function from the output's gradient to the input's
+# --- layers: each returns its output and a function from output gradient to input gradient
 
 
 def conv(
@@ -55,7 +55,7 @@ def conv(
 
 
 def interpolation(n_in: int, n_out: int) -> Array:
-    """The matrix of linear interpolation whose first and last samples are the input's (align_corners)."""
+    """Return the matrix of linear interpolation with align_corners."""
     m = np.zeros((n_out, n_in))
     for o in range(n_out):
         at = o * (n_in - 1) / (n_out - 1)
@@ -76,7 +76,7 @@ def softmax(z: Array) -> Array:
 
 
 def pooled(frames: Array) -> Array:
-    """The network's fixed part: the mean of every 2×2 pixels of frames (B, H, W, 3), in 0…1."""
+    """Return the mean of each 2×2 block of frames (B, H, W, 3), as (B, 3, H/2, W/2) in 0..1."""
     x = frames.transpose(0, 3, 1, 2) / 255
     b, c, h, w = x.shape
     return x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
@@ -85,7 +85,10 @@ def pooled(frames: Array) -> Array:
 def discriminate(
     layers: list[tuple[Array, Array, int]], heads: int, x: Array
 ) -> tuple[Array, Callable]:
-    """A discriminator as (weight, bias, stride) with leaky ReLUs between; its last `heads` share an input."""
+    """Run a discriminator given as (weight, bias, stride), with leaky ReLUs between the layers.
+
+    The last `heads` layers read the same input; their outputs are concatenated.
+    """
     steps: list[tuple[Callable, Array]] = []
     body, last = layers[:-heads], layers[-heads:]
     for weight, bias, stride in body:
@@ -111,7 +114,7 @@ def discriminate(
 
 
 def domain_loss(z: Array, a: Array, *, target: bool) -> tuple[float, Array]:
-    """−mean over pixels of Σ_k a_k log softmax(z)[d, k], and its gradient in z."""
+    """Return −mean over pixels of Σ_k a_k log softmax(z)[d, k], and its gradient in z."""
     k = a.shape[1]
     both = np.zeros_like(z)
     both[:, k:] = a if target else 0
@@ -121,15 +124,15 @@ def domain_loss(z: Array, a: Array, *, target: bool) -> tuple[float, Array]:
 
 
 def binary_loss(z: Array, *, target: bool) -> tuple[float, Array]:
-    """Binary cross entropy of one logit, source 0 and target 1, and its gradient."""
+    """Return the binary cross entropy of one logit, source 0 and target 1, and its gradient."""
     p = 1 / (1 + np.exp(-z))
     return -np.log(p if target else 1 - p).mean(), (p - float(target)) / z.size
 
 
-def view_of(
+def discriminator_input(
     method: str, logits: Array, features: Array, hw: tuple[int, int]
 ) -> tuple[Array, Callable]:
-    """What D sees, and a function from its gradient to (gradient in logits, gradient in features)."""
+    """Return the input of D, and a function from its gradient to those of logits and features."""
     if method in ("fada", "fada-hard", "feature"):
         return features, lambda d: (np.zeros_like(logits), d)
     up, back = upsampled(logits, hw)
@@ -146,10 +149,10 @@ def view_of(
     return y, backward
 
 
-def loss_of(
+def reference_loss(
     method: str, z: Array, logits: Array, hw: tuple[int, int], *, target: bool
 ) -> tuple[float, Array]:
-    """The domain loss of D's answers `z`, and its gradient in them."""
+    """Return the domain loss of the D logits `z`, and its gradient in them."""
     if method in ("adaptsegnet", "advent"):
         return binary_loss(z, target=target)
     up, back = upsampled(z, hw)
@@ -164,8 +167,8 @@ def loss_of(
     return loss, back(d)
 
 
-class Small(nn.Module):
-    """F: the mean of 2×2 pixels and a 3×3 convolution of stride 2; G: a 1×1 convolution. In float64."""
+class SmallNetwork(nn.Module):
+    """F: 2×2 average pooling and a 3×3 convolution of stride 2; G: a 1×1 convolution; float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +194,7 @@ def batch(seed: int, hw: tuple[int, int]) -> Batch:
     return Batch(torch.from_numpy(frames), torch.from_numpy(labels), tuple(range(B)))
 
 
-def weights_of(module: nn.Module) -> list[tuple[Array, Array, int]]:
+def conv_weights(module: nn.Module) -> list[tuple[Array, Array, int]]:
     convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
     return [
         (m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy(), m.stride[0])
@@ -200,35 +203,35 @@ def weights_of(module: nn.Module) -> list[tuple[Array, Array, int]]:
 
 
 def assert_close(got: Array, want: Array) -> None:
-    """Largest difference below 1e-9 of the largest value: five orders inside what the paper's step needs."""
+    """Require a maximum difference of 1e-9 relative to the largest value."""
     assert np.abs(got - want).max() <= 1e-9 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_one_step_equals_the_reference(name: str) -> None:
+def test_step_equals_reference(name: str) -> None:
     torch.manual_seed(0)
     stage = AdversarialStage(temperature=T, clip=CLIP, adversarial_weight=WEIGHT)
-    model = Small().double()
+    model = SmallNetwork().double()
     with torch.no_grad():
-        model.classifier.weight.mul_(60)  # confident, so that the clip is at work
+        model.classifier.weight.mul_(60)  # confident predictions, so that the encodings are clipped
     method = make_method(name, model, stage)  # type: ignore[arg-type]
     discriminator = method.make_discriminator().double()
-    (wf, bf, _), (wg, bg, _) = weights_of(model)
-    d_layers = weights_of(discriminator)
+    (wf, bf, _), (wg, bg, _) = conv_weights(model)
+    d_layers = conv_weights(discriminator)
     heads = 1 if name in ("adaptsegnet", "advent") else 2
     src, tgt = batch(1, SRC_HW), batch(2, TGT_HW)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
 
     got = adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
 
-    seen = []
+    outputs = []
     for b in (src, tgt):
         f, back_f = conv(pooled(b.frames_bhwc.numpy()), wf, bf, 2, 1)
         z, back_g = conv(f, wg, bg, 1, 0)
-        seen.append((f, z, back_f, back_g))
-    (fs, zs, back_fs, back_gs), (ft, zt, back_ft, back_gt) = seen
+        outputs.append((f, z, back_f, back_g))
+    (fs, zs, back_fs, back_gs), (ft, zt, back_ft, back_gt) = outputs
 
-    # Segmentation on the source, over the labeled pixels.
+    # Segmentation loss on the labeled pixels of the source.
     temperature = T if heads == 2 else 1.0
     up, back = upsampled(zs, SRC_HW)
     labels = src.labels.numpy()
@@ -239,21 +242,21 @@ def test_one_step_equals_the_reference(name: str) -> None:
     df_seg, dwg_seg, dbg_seg = back_gs(dz)
     _, dwf_seg, dbf_seg = back_fs(df_seg)
 
-    # Adversarial on the target, held against the source's half.
-    x, back_view = view_of(name, zt, ft, TGT_HW)
-    answers, back_d = discriminate(d_layers, heads, x)
-    adversarial, d = loss_of(name, answers, zt, TGT_HW, target=False)
-    dzt, dft = back_view(back_d(WEIGHT * d)[0])
+    # Adversarial loss on the target, with the domain label source.
+    x, back_input = discriminator_input(name, zt, ft, TGT_HW)
+    d_logits, back_d = discriminate(d_layers, heads, x)
+    adversarial, d = reference_loss(name, d_logits, zt, TGT_HW, target=False)
+    dzt, dft = back_input(back_d(WEIGHT * d)[0])
     through_g, dwg_adv, dbg_adv = back_gt(dzt)
     dft = dft + through_g
     _, dwf_adv, dbf_adv = back_ft(dft)
 
-    # D on both, on what F and G said before their step.
+    # Discriminator loss on both domains, with the outputs of F and G before their update.
     d_losses, d_grads = [], [(np.zeros_like(w), np.zeros_like(b)) for w, b, _ in d_layers]
     for f, z, hw, target in ((fs, zs, SRC_HW, False), (ft, zt, TGT_HW, True)):
-        x, _ = view_of(name, z, f, hw)
-        answers, back_d = discriminate(d_layers, heads, x)
-        loss, d = loss_of(name, answers, z, hw, target=target)
+        x, _ = discriminator_input(name, z, f, hw)
+        d_logits, back_d = discriminate(d_layers, heads, x)
+        loss, d = reference_loss(name, d_logits, z, hw, target=target)
         d_losses.append(0.5 * loss)
         d_grads = [
             (a + e, b + g) for (a, b), (e, g) in zip(d_grads, back_d(0.5 * d)[1], strict=True)
@@ -262,7 +265,7 @@ def test_one_step_equals_the_reference(name: str) -> None:
     names = ("segmentation", "adversarial", "discriminator_source", "discriminator_target")
     want = np.array([segmentation, adversarial, *d_losses])
     assert_close(np.array([got[n].item() for n in names]), want)
-    # Gradients in the features: the source's from the segmentation, the target's from the adversary.
+    # Gradients of the features: segmentation loss on the source, adversarial loss on the target.
     assert_close(model.gradients[0].numpy(), df_seg)
     assert_close(model.gradients[1].numpy(), dft)
     for parameter, gradient in (
@@ -276,9 +279,9 @@ def test_one_step_equals_the_reference(name: str) -> None:
     for module, (dw, db) in zip(convs, d_grads, strict=True):
         assert_close(module.weight.grad.numpy(), dw)
         assert_close(module.bias.grad.numpy(), db)
-    # The steps themselves.
+    # Weights after the update.
     assert_close(model.classifier.weight.detach().numpy(), wg - 0.1 * (dwg_seg + dwg_adv))
     assert_close(convs[0].weight.detach().numpy(), d_layers[0][0] - 0.1 * d_grads[0][0])
     if name == "fada":
         clipped = softmax(upsampled(zt, TGT_HW)[0] / T) > CLIP
-        assert clipped.any() and not clipped.all(), "the example must hold clipped encodings"
+        assert clipped.any() and not clipped.all(), "the example must contain clipped encodings"

@@ -1,6 +1,6 @@
-"""What a step leaves alone: the car's own bonnet, and whichever running statistics are not its to move.
+"""The adversarial step: ego mask, gradient accumulation, running statistics, bfloat16.
 
-Its arithmetic is held against NumPy in `test_adversarial_reference.py`.
+`test_adversarial_reference.py` compares its arithmetic with NumPy.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ K, C, B = 3, 5, 4
 SPACE = LabelSpace("three", CITYSCAPES_19.classes[:K])
 
 
-class Pixel(nn.Module):
-    """features = frames · Wf, logits = features · Wg."""
+class PixelwiseNetwork(nn.Module):
+    """A network of 1×1 convolutions: features = frames · Wf, logits = features · Wg."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,30 +46,33 @@ def batch(seed: int) -> Batch:
     return Batch(frames, torch.tensor(rng.integers(0, K, (B, 1, 1))), tuple(range(B)))
 
 
-class PixelByPixel(nn.Module):
-    """A discriminator of 1×1 kernels, so that a masked pixel is seen by no other."""
+class PixelwiseDiscriminator(nn.Module):
+    """A discriminator of one 1×1 convolution, so that masked pixels do not influence others."""
 
-    def __init__(self, channels: int, answers: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.D = nn.Conv2d(channels, answers, 1)
+        self.D = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.D(x)
 
 
 @pytest.mark.parametrize(
-    ("name", "sees", "answers"), [("fada", C, 2 * K), ("adaptsegnet", K, 2), ("advent", K, 2)]
+    ("name", "in_channels", "out_channels"),
+    [("fada", C, 2 * K), ("adaptsegnet", K, 2), ("advent", K, 2)],
 )
-def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, answers: int) -> None:
-    """Frames whose differing pixels are all under the mask give equal losses."""
+def test_ego_mask_removes_pixels_from_domain_losses(
+    name: str, in_channels: int, out_channels: int
+) -> None:
+    """Frames that differ only under the mask give equal losses."""
     ego = torch.zeros(6, 6, dtype=torch.bool)
     ego[4:] = True
     stage = AdversarialStage()
 
     def losses(seed: int) -> list[float]:
         torch.manual_seed(1)
-        model = Pixel().double()
-        discriminator = PixelByPixel(sees, answers).double()
+        model = PixelwiseNetwork().double()
+        discriminator = PixelwiseDiscriminator(in_channels, out_channels).double()
         base = torch.randint(
             0, 256, (2, 6, 6, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8
         )
@@ -89,8 +92,8 @@ def test_the_bonnet_takes_no_part_in_the_domain_losses(name: str, sees: int, ans
 
 
 @pytest.mark.parametrize("name", ["fada", "feature", "advent"])
-def test_a_batch_in_parts_takes_the_step_of_the_whole(name: str) -> None:
-    """Without batch statistics, and with labels that the parts share out unevenly."""
+def test_accumulated_step_equals_full_batch_step(name: str) -> None:
+    """Without batch normalization; the parts have different numbers of labeled pixels."""
     rng = np.random.default_rng(0)
     src, tgt = (
         Batch(
@@ -101,33 +104,33 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(name: str) -> None:
         for labels in torch.from_numpy(rng.integers(0, K, (2, 4, 32, 32)))
     )
     src.labels[1, :20] = 255
-    found = []
+    results = []
     for parts in (1, 2, 4):
         stage = AdversarialStage(accumulate=parts)
         torch.manual_seed(1)
-        model = Pixel().double()
+        model = PixelwiseNetwork().double()
         method = make_method(name, model, stage)  # type: ignore[arg-type]
         discriminator = method.make_discriminator().double()
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
         losses = adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
-        found.append([*losses.values(), *model.parameters(), *discriminator.parameters()])
-    for other in found[1:]:
-        for got, want in zip(other, found[0], strict=True):
+        results.append([*losses.values(), *model.parameters(), *discriminator.parameters()])
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7, check_dtype=False)
 
 
-def test_the_share_of_pixels_put_into_the_right_domain() -> None:
-    """K = 2: a source of 2 + 1 pixels against a target of 1 + 2, of which one is masked."""
-    answers = torch.tensor([[0.0, 0.0, -9.0], [3.0, -9.0, -9.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
-    answers = answers.reshape(1, 4, 1, 3)
-    assert source_fraction(answers).item() == pytest.approx(1 / 3)
+def test_source_fraction_excludes_ignored_pixels() -> None:
+    """K = 2: D assigns one of three pixels to the source, and that pixel is masked."""
+    d_logits = torch.tensor([[0.0, 0.0, -9.0], [3.0, -9.0, -9.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    d_logits = d_logits.reshape(1, 4, 1, 3)
+    assert source_fraction(d_logits).item() == pytest.approx(1 / 3)
     mask = torch.tensor([[[True, False, False]]])
-    assert source_fraction(answers, lambda size_hw: mask).item() == 0
+    assert source_fraction(d_logits, lambda size_hw: mask).item() == 0
 
 
-@pytest.mark.parametrize("whose", ["source", "target", "both"])
-def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> None:
-    class Normed(Pixel):
+@pytest.mark.parametrize("domain", ["source", "target", "both"])
+def test_bn_statistics_selects_the_pass_that_updates_running_statistics(domain: str) -> None:
+    class NormalizedNetwork(PixelwiseNetwork):
         def __init__(self) -> None:
             super().__init__()
             self.norm = nn.BatchNorm2d(3)
@@ -135,11 +138,11 @@ def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> 
         def features(self, frames: Tensor) -> Tensor:
             return self.feature_extractor(self.norm(frames.double().permute(0, 3, 1, 2)))
 
-    model = Normed().double().train()
+    model = NormalizedNetwork().double().train()
     discriminator = PixelDiscriminator(C, K).double()
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
     src, tgt = batch(1), batch(2)
-    stage = AdversarialStage(bn_statistics=whose)
+    stage = AdversarialStage(bn_statistics=domain)
     method = make_method("fada", model, stage)  # type: ignore[arg-type]
     adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
     mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
@@ -147,12 +150,14 @@ def test_the_running_statistics_follow_the_pass_they_are_told_to(whose: str) -> 
         "source": 0.1 * mean_s,
         "target": 0.1 * mean_t,
         "both": 0.9 * 0.1 * mean_s + 0.1 * mean_t,
-    }[whose]
+    }[domain]
     torch.testing.assert_close(model.norm.running_mean, want)
 
 
-def test_bfloat16_pulls_a_trained_network_the_same_way(trained: Path, streets: Path) -> None:
-    """The gradients of one step on rendered streets, in bfloat16 and in float32: cosine above 0.99."""
+def test_bfloat16_gradients_agree_with_float32_on_a_trained_network(
+    trained: Path, streets: Path
+) -> None:
+    """The cosine similarity of the gradients of one step is above 0.99."""
 
     def gradients(amp: bool) -> list[Tensor]:
         model = load_model(trained / "source" / "weights.safetensors")[0].train()
@@ -164,8 +169,8 @@ def test_bfloat16_pulls_a_trained_network_the_same_way(trained: Path, streets: P
         batches = []
         for name, folder, split in (("gta5", "gta5", "train"), ("cityscapes", "cityscapes", "val")):
             frames = open_dataset(name, streets / folder, split=split, space=model.spec.space)
-            pictures, labels = zip(*(frames.pair(i) for i in range(2)), strict=True)
-            stacked = [torch.from_numpy(np.stack(part)) for part in (pictures, labels)]
+            images, labels = zip(*(frames.pair(i) for i in range(2)), strict=True)
+            stacked = [torch.from_numpy(np.stack(part)) for part in (images, labels)]
             batches.append(Batch(stacked[0], stacked[1].long(), (0, 1)))
         adversarial_step(model, discriminator, *optimizers, *batches, stage, method=method, amp=amp)
         return [

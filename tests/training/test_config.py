@@ -1,7 +1,8 @@
-"""Settings: the paper's numbers, the order of precedence, and what is refused."""
+"""Settings: values of the presets, order of precedence, strict decoding."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
@@ -20,7 +22,7 @@ def config(
     return make_config(preset=preset, file=file, settings=settings, options={**PAIR, **options})
 
 
-def test_the_default_preset_is_the_papers() -> None:
+def test_default_preset_has_the_values_of_the_paper() -> None:
     c = config()
     assert (c.backbone, c.src_size, c.size, c.distill.size) == (
         "resnet101",
@@ -54,7 +56,7 @@ def test_the_default_preset_is_the_papers() -> None:
         assert (stage.classifier_lr_factor, stage.ema, stage.warmup) == (10, 0, 0)
 
 
-def test_the_command_line_beats_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
+def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         'backbone = "ddrnet23-slim"\nseed = 5\nsize = [256, 512]\n[source]\nlr = 0.1\nbatch = 2\n'
@@ -69,7 +71,7 @@ def test_the_command_line_beats_the_file_and_the_file_the_preset(tmp_path: Path)
     )
 
 
-def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
+def test_file_can_name_its_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('preset = "small"\n[source]\nbatch = 2\n')
     c = make_config(preset=None, file=file, settings=[], options=PAIR)
@@ -82,7 +84,7 @@ def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
     assert make_config(preset="paper", file=file, settings=[], options=PAIR).backbone == "resnet101"
 
 
-def test_settings_take_the_type_of_what_they_replace() -> None:
+def test_set_parses_text_by_the_type_of_the_setting() -> None:
     c = config(
         "adversarial.full_resolution=no",
         "distill.crop=320x192",
@@ -95,80 +97,150 @@ def test_settings_take_the_type_of_what_they_replace() -> None:
     assert c.stages == ("source", "distill")
 
 
-def test_a_written_configuration_reads_back_equal() -> None:
+def test_from_dict_reads_what_to_dict_writes() -> None:
     c = config("source.ema=0.99", preset="small")
-    assert RunConfig.from_dict(c.to_dict()) == c
+    assert RunConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("setting", "key", "allowed"),
     [
-        (["source.speed=3"], "no setting 'source.speed'; there are iterations, max_iterations"),
-        (["color=3"], "no setting 'color'"),
-        (["sources.lr=3"], "no setting 'sources.lr'"),
-        (["source=3"], "no setting 'source'"),
-        (["source.lr"], "--set takes key=value"),
-        (["source.lr=fast"], "source.lr cannot be 'fast'"),
-        (["size=12"], "size cannot be '12'; it is something like 1024x512"),
-        (
-            ["method=softer"],
-            "no method 'softer'; there are source, feature, fada-hard, fada, adaptsegnet, advent",
-        ),
-        (["method=source", "stages=source,adversarial"], "method source has no adversarial stage"),
-        (["checkpoint_every=-1"], "checkpoint_every must not be negative"),
-        (["test_scales=0"], "test_scales must lie in 0 to 4"),
-        (
-            ["adversarial.bn_statistics=all"],
-            "must be one of target, source, both, frozen; found 'all'",
-        ),
-        (["source.optimizer=lion"], "source.optimizer must be one of sgd, adamw"),
-        (["stages=warm"], "no stage 'warm'; there are source, adversarial, distill"),
-        (["source.batch=0"], "must be at least 1"),
-        (["source.iterations=40000"], "beyond the schedule's end, max_iterations 31250"),
-        (["seed=-1"], "seed must not be negative"),
-        (["save_every=0"], "save_every must be at least 1"),
-        (["source.lr=nan"], "source.lr must be finite"),
-        (["source.ema=2"], "source.ema is a decay"),
-        (["source.flip=5"], "source.flip is a probability"),
-        (["distill.scale=0,1"], "distill.scale must be two factors above 0"),
-        (["distill.norm=none"], "distill.norm must be batch or frozen"),
-        (["adversarial.temperature=0"], "temperature must be above 0"),
-        (["adversarial.jitter=0,0,0,0.9"], "adversarial.jitter must lie in"),
-        (["preset=small"], "a preset is no single setting; name it with --preset"),
-        (["norm=layer"], "norm must be auto, batch or frozen"),
-        (["adversarial.jitter=1,2"], "adversarial.jitter cannot be"),
+        ("source.speed=3", "source.speed: found an unknown key", "iterations, max_iterations"),
+        ("color=3", "color: found an unknown key", "src, tgt"),
+        ("sources.lr=3", "sources: found an unknown key", "'source'"),
+        ("source=3", "source: found '3'", "object"),
+        ("source.lr.x=3", "source.lr.x: found", "'lr'"),
+        ("source.lr", "--set needs KEY=VALUE", "got 'source.lr'"),
+        ("lr=3", "lr is a setting of a stage", "source.lr or adversarial.lr or distill.lr"),
+        ("source.lr=fast", "source.lr: found 'fast'", "float"),
+        ("source.lr=nan", "source.lr: found nan", "finite"),
+        ("source.lr=inf", "source.lr: found inf", "finite"),
+        ("source.lr=-1", "source.lr: found -1", ">= 0"),
+        ("source.batch=2.5", "source.batch: found '2.5'", "int"),
+        ("size=12", "size must be WIDTHxHEIGHT", "1024x512"),
+        ("compile=perhaps", "compile: found 'perhaps'", "bool"),
+        ("method=softer", "method: found 'softer'", "'fada-hard'"),
+        ("checkpoint_every=-1", "checkpoint_every: found -1", ">= 0"),
+        ("test_scales=0", "test_scales[0]: found 0", "> 0"),
+        ("test_scales=1,5", "test_scales[1]: found 5", "<= 4"),
+        ("adversarial.bn_statistics=all", "adversarial.bn_statistics: found 'all'", "'both'"),
+        ("source.optimizer=lion", "source.optimizer: found 'lion'", "'sgd'"),
+        ("stages=warm", "stages: found 'warm'", "source, adversarial, distill"),
+        ("stages=", "stages: found", "source, adversarial, distill"),
+        ("source.batch=0", "source.batch: found 0", ">= 1"),
+        ("source.accumulate=3", "source.batch: found 8", "multiple of source.accumulate (3)"),
+        ("source.iterations=40000", "source.iterations: found 40000", "max_iterations (31250)"),
+        ("source.max_norm=-1", "source.max_norm: found -1", ">= 0"),
+        ("source.warmup=-1", "source.warmup: found -1", ">= 0"),
+        ("seed=-1", "seed: found -1", ">= 0"),
+        ("save_every=0", "save_every: found 0", ">= 1"),
+        ("amp=fp8", "amp: found 'fp8'", "'bf16'"),
+        ("source.ema=2", "source.ema: found 2", "< 1"),
+        ("source.flip=5", "source.flip: found 5", "<= 1"),
+        ("distill.scale=0,1", "distill.scale[0]: found 0", "> 0"),
+        ("distill.scale=2,1", "distill.scale: found 2.0, 1.0", "smaller factor first"),
+        ("distill.norm=none", "distill.norm: found 'none'", "'frozen'"),
+        ("adversarial.temperature=0", "adversarial.temperature: found 0", "> 0"),
+        ("adversarial.jitter=0,0,0,0.9", "adversarial.jitter[3]: found 0.9", "<= 0.5"),
+        ("adversarial.jitter=1,2", "adversarial.jitter: found length 2", "length 4"),
+        ("preset=small", "preset", "use --preset"),
+        ("norm=layer", "norm: found 'layer'", "'frozen'"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(settings: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
-        config(*settings)
-    assert "\n" not in str(caught.value)
+def test_invalid_setting_names_key_value_and_allowed_values(
+    setting: str, key: str, allowed: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        config(setting)
+    message = str(caught.value)
+    assert key in message and allowed in message and "\n" not in message
 
 
-def test_a_missing_domain_preset_or_file_is_said(tmp_path: Path) -> None:
+def test_method_source_excludes_the_adversarial_stage() -> None:
+    with pytest.raises(UsageError, match="method: found 'source'"):
+        config("method=source", "stages=source,adversarial")
+    assert config("method=source").stages == ("source",)
+
+
+def test_missing_domain_unknown_preset_and_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--src and --tgt"):
         make_config(preset="paper", file=None, settings=[], options={})
-    with pytest.raises(UsageError, match="no preset 'large'; there are paper, small"):
+    with pytest.raises(UsageError, match="preset must be one of paper, small, got 'large'"):
         config(preset="large")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"no\.toml: cannot be read"):
         config(file=tmp_path / "no.toml")
 
 
-def test_a_published_score_stays_with_its_own_experiment(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('seed = "5"\n', "seed: found '5', expected int"),
+        ("[source]\nbatch = 2.5\n", "source.batch: found 2.5, expected int"),
+        ("[source]\nlr = nan\n", "source.lr: found nan"),
+        ("[source]\nspeed = 1\n", "source.speed: found an unknown key"),
+        ("test_flip = 1\n", "test_flip: found 1, expected bool"),
+        ('size = "large"\n', "size must be WIDTHxHEIGHT"),
+        ("seed = \n", "invalid TOML"),
+        (f"x = {'[' * 5000}{']' * 5000}\n", "nested levels"),
+    ],
+)
+def test_settings_file_is_decoded_strictly(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        config(file=file)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", "src: found no value"),
+        ("[]", "found array, expected object"),
+        ("{", "invalid JSON"),
+        ('{"src": "gta5", "tgt": "cityscapes", "seed": NaN}', "invalid JSON"),
+        ('{"src": "gta5", "tgt": "cityscapes", "seed": "1"}', "seed: found '1', expected int"),
+        ('{"src": "gta5", "tgt": "cityscapes", "speed": 1}', "speed: found an unknown key"),
+        ("[" * 100_000 + "]" * 100_000, "nested levels"),
+        ("\xff", "invalid"),
+    ],
+)
+def test_config_json_is_decoded_strictly(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        load_config(tmp_path)
+    message = str(caught.value)
+    assert "config.json" in message and problem in message and "\n" not in message
+
+
+def test_load_config_rejects_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a run"):
+        load_config(tmp_path)
+
+
+def test_published_score_is_dropped_when_settings_differ_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "row.toml"
     file.write_text(
-        'src = "gta5"\ntgt = "cityscapes"\nmethod = "fada"\nstages = ["source", "adversarial"]\npublished = 46.9\n'
+        'src = "gta5"\ntgt = "cityscapes"\nmethod = "fada"\n'
+        'stages = ["source", "adversarial"]\npublished = 46.9\n'
     )
 
-    def made(*settings: str, **options: Any) -> float | None:
+    def published(*settings: str, **options: Any) -> float | None:
         return make_config(preset=None, file=file, settings=settings, options=options).published
 
-    assert made() == made("seed=3", stages=("adversarial",)) == 46.9
-    assert made(method="feature") is made(stages=("source",)) is made(backbone="vgg16") is None
-    assert made("published=none") is None
+    assert published() == published("seed=3", stages=("adversarial",)) == 46.9
+    assert (
+        published(method="feature")
+        is published(stages=("source",))
+        is published(backbone="vgg16")
+        is None
+    )
+    assert published("published=none") is None
 
 
-def test_words_for_init_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_keywords_are_not_treated_as_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for word in ("none", "imagenet"):
         (tmp_path / word).mkdir()

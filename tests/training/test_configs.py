@@ -12,7 +12,7 @@ from fada_deploy.training.settings import make_config
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.toml"))
-# The published figures, from the paper's tables: (source, feature, hard, soft, distilled, several scales).
+# mIoU in the paper's tables: source only, feature, hard, soft, distilled, distilled multi-scale.
 PUBLISHED = {
     "gta5-resnet101": (36.8, 39.3, 45.7, 46.9, 49.2, 50.1),
     "gta5-vgg16": (28.3, 34.1, None, None, 43.8, None),
@@ -24,7 +24,7 @@ PUBLISHED = {
     "crosscity-taipei-resnet101": (39.6, None, None, None, 52.7, None),
 }
 KINDS = ("source", "feature", "fada-hard", "fada", "fada-distill", "fada-distill-mst")
-WANTED = {
+PUBLISHED_BY_FILE = {
     f"{pair}-{k}": v
     for pair, row in PUBLISHED.items()
     for k, v in zip(KINDS, row, strict=True)
@@ -32,16 +32,16 @@ WANTED = {
 }
 
 
-def test_there_is_a_file_a_row() -> None:
-    assert {f.stem for f in FILES} == set(WANTED)
+def test_one_file_per_published_result() -> None:
+    assert {f.stem for f in FILES} == set(PUBLISHED_BY_FILE)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_each_file_is_the_papers_settings(file: Path) -> None:
+def test_file_has_the_settings_of_the_paper(file: Path) -> None:
     config = make_config(preset=None, file=file, settings=[], options={})
     name = file.stem
     kind = max((k for k in KINDS if name.endswith(f"-{k}")), key=len)
-    assert config.published == WANTED[name]
+    assert config.published == PUBLISHED_BY_FILE[name]
     assert config.preset == "paper" and (config.adversarial, config.source) == (
         AdversarialStage(),
         SourceStage(),
@@ -69,7 +69,7 @@ def test_each_file_is_the_papers_settings(file: Path) -> None:
         assert any(config.distill.jitter) == ("resnet101" in name)
 
 
-def test_the_page_gives_each_files_figure() -> None:
+def test_documentation_lists_the_score_of_each_file() -> None:
     page = (ROOT / "docs" / "results" / "paper-tables.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \|.*\| ([0-9.]+)[^|]*\|$", page, re.MULTILINE))
-    assert {name: float(score) for name, score in rows.items()} == WANTED
+    assert {name: float(score) for name, score in rows.items()} == PUBLISHED_BY_FILE

@@ -1,7 +1,7 @@
-"""A run that is killed again and again, by SIGKILL, ends with the very bits of one that never was.
+"""A run that is killed by SIGKILL many times gives the same weights as an uninterrupted run.
 
-Each life of the run is a process of its own, and dies after a random number of iterations, every
-third time in the middle of writing its state.
+Each attempt runs in its own process and is killed after a random number of iterations, every third
+one while it writes its state.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fada_deploy.training.config import STAGES, RunConfig
+from fada_deploy.common.runs import STAGES
+from fada_deploy.training.config import RunConfig
 from fada_deploy.training.loop import TrainingLoop
-from fada_deploy.training.run import load_config, train
+from fada_deploy.training.run import train
+from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights import checkpoints
 
@@ -52,65 +54,67 @@ def config(blocks: Path) -> RunConfig:
     return make_config(preset="paper", file=None, settings=settings, options=paths)
 
 
-def live(config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool) -> None:
-    """Train in this process; be killed after some iterations, or in the first save after that."""
+def train_until_killed(
+    config: RunConfig, folder: Path, kill_after: int | None, during_save: bool
+) -> None:
+    """Train in this process and kill it after some iterations, or in the first save after that."""
     torch.set_num_threads(1)
-    lived = 0
+    iterations = 0
     log, save = TrainingLoop.log, torch.save
 
-    def counting(self: TrainingLoop, *values: Any) -> None:
-        nonlocal lived
+    def counting_log(self: TrainingLoop, *values: Any) -> None:
+        nonlocal iterations
         log(self, *values)
-        lived += 1
-        if lived == die_after and not in_a_save:
+        iterations += 1
+        if iterations == kill_after and not during_save:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def half(content: Any, path: Path) -> None:
+    def truncating_save(content: Any, path: Path) -> None:
         save(content, path)
-        if in_a_save and die_after is not None and lived >= die_after:
+        if during_save and kill_after is not None and iterations >= kill_after:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    TrainingLoop.log = counting  # type: ignore[method-assign]
-    checkpoints.torch.save = half
-    train(config, folder, device=torch.device("cpu"), say=lambda text: None)
+    TrainingLoop.log = counting_log  # type: ignore[method-assign]
+    checkpoints.torch.save = truncating_save
+    train(config, folder, device=torch.device("cpu"))
 
 
 @pytest.mark.slow
-def test_killed_thirty_times_it_ends_with_the_same_bits(blocks: Path, tmp_path: Path) -> None:
+def test_run_killed_thirty_times_ends_with_identical_weights(blocks: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fada_deploy.training.run"])
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
 
-    def life(
-        config: RunConfig, folder: Path, die_after: int | None, in_a_save: bool = False
+    def attempt(
+        config: RunConfig, folder: Path, kill_after: int | None, during_save: bool = False
     ) -> int:
-        process = context.Process(target=live, args=(config, folder, die_after, in_a_save))
+        arguments = (config, folder, kill_after, during_save)
+        process = context.Process(target=train_until_killed, args=arguments)
         process.start()
         process.join(timeout=300)
         assert process.exitcode is not None
         return process.exitcode
 
-    assert life(config(blocks), whole, None) == 0
+    assert attempt(config(blocks), uninterrupted, None) == 0
     rng = np.random.default_rng(0)
     killed.mkdir()
-    first, deaths, where = config(blocks), 0, set()
-    while deaths < KILLS:
-        made = load_config(killed) if (killed / "config.json").is_file() else first
-        # A life makes at least three iterations, the distance of two saves, so that the run goes on.
-        code = life(made, killed, int(rng.integers(3, 7)), in_a_save=deaths % 3 == 2)
-        assert code in (0, -signal.SIGKILL), "a life ends by the kill, or at the run's end"
-        deaths += code != 0
-        where.add(next(s for s in reversed(STAGES) if (killed / s).is_dir()))
+    initial, num_killed, stages_killed = config(blocks), 0, set()
+    while num_killed < KILLS:
+        resumed = load_config(killed) if (killed / "config.json").is_file() else initial
+        # At least three iterations, the interval between saves, so that each attempt progresses.
+        kill_after, during_save = int(rng.integers(3, 7)), num_killed % 3 == 2
+        code = attempt(resumed, killed, kill_after, during_save)
+        assert code in (0, -signal.SIGKILL), "an attempt ends by SIGKILL or at the end of the run"
+        num_killed += code != 0
+        stages_killed.add(next(s for s in reversed(STAGES) if (killed / s).is_dir()))
         if code == 0:
             break
-    assert deaths >= 20 and where == set(STAGES), f"{deaths} deaths in {where}"
-    assert life(load_config(killed), killed, None) == 0
+    assert num_killed >= 20 and stages_killed == set(STAGES), f"{num_killed} in {stages_killed}"
+    assert attempt(load_config(killed), killed, None) == 0
     for stage in STAGES:
         want, got = (
-            load_file(folder / stage / "weights.safetensors") for folder in (whole, killed)
+            load_file(folder / stage / "weights.safetensors") for folder in (uninterrupted, killed)
         )
         assert all(torch.equal(want[name], got[name]) for name in want), stage
-    assert not list(killed.rglob("*.partial*")), (
-        "what a dead process left half-written is cleaned up"
-    )
+    assert not list(killed.rglob("*.partial*")), "partial files of killed processes must be removed"

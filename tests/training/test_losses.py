@@ -1,4 +1,4 @@
-"""The losses against the paper's formulae in NumPy, and at full resolution against the plain reading."""
+"""Losses against the paper's equations in NumPy, and against autograd at full resolution."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def normal(
     return np.random.default_rng(seed).normal(0, scale, (2, channels, *hw))
 
 
-def last(array: np.ndarray) -> Tensor:
-    """Channels last, as encodings are made."""
+def channels_last(array: np.ndarray) -> Tensor:
+    """Return (B, C, H, W) as a (B, H, W, C) tensor, the layout of encodings."""
     return torch.tensor(array).permute(0, 2, 3, 1)
 
 
-def test_segmentation_loss_divides_by_temperature_and_leaves_out_ignored_pixels() -> None:
+def test_segmentation_loss_divides_by_temperature_and_skips_ignored_pixels() -> None:
     logits = normal(0, K)
     labels = np.random.default_rng(1).choice([0, 1, 2, 3, 255], (2, H, W))
     total, count = 0.0, 0
@@ -45,7 +45,7 @@ def test_segmentation_loss_divides_by_temperature_and_leaves_out_ignored_pixels(
     assert got.item() == pytest.approx(total / count, rel=1e-12)
 
 
-def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
+def test_batch_without_labels_has_zero_loss_and_zero_gradient() -> None:
     logits = torch.tensor(normal(0, K), requires_grad=True)
     loss = losses.segmentation_loss(logits, torch.full((2, H, W), 255))
     loss.backward()
@@ -55,20 +55,20 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
 def test_soft_encodings_are_clipped_and_not_renormalized() -> None:
     logits = normal(2, K, scale=6.0)
     want = np.minimum(softmax(logits / 1.8), 0.9)
-    got = losses.soft_encodings(last(logits), temperature=1.8, clip=0.9)
+    got = losses.soft_encodings(channels_last(logits), temperature=1.8, clip=0.9)
     np.testing.assert_allclose(got.permute(0, 3, 1, 2).numpy(), want, rtol=1e-12)
-    assert (want.sum(axis=1) < 0.99).any(), "the example must hold a clipped pixel"
+    assert (want.sum(axis=1) < 0.99).any(), "the example must contain a clipped pixel"
 
 
-def test_hard_encodings_are_one_hot_of_the_arg_max() -> None:
+def test_hard_encodings_are_one_hot_of_argmax() -> None:
     logits = normal(3, K)
     want = (logits == logits.max(axis=1, keepdims=True)).astype(float)
     np.testing.assert_array_equal(
-        losses.hard_encodings(last(logits)).permute(0, 3, 1, 2).numpy(), want
+        losses.hard_encodings(channels_last(logits)).permute(0, 3, 1, 2).numpy(), want
     )
 
 
-def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax() -> None:
+def test_domain_loss_compares_each_domain_with_its_half_of_one_softmax() -> None:
     domain, logits = normal(4, 2 * K), normal(5, K)
     ignore = np.random.default_rng(6).random((2, H, W)) < 0.3
     encodings, log_p = np.minimum(softmax(logits), 0.9), np.log(softmax(domain))
@@ -82,27 +82,31 @@ def test_domain_loss_holds_each_domain_against_its_own_half_of_one_softmax() -> 
     got = losses.domain_loss(
         torch.tensor(domain), torch.tensor(logits), encode, (H, W), torch.tensor(ignore)
     )
-    np.testing.assert_allclose([got.as_source.item(), got.as_target.item()], want, rtol=1e-12)
+    np.testing.assert_allclose(
+        [got.loss_as_source.item(), got.loss_as_target.item()], want, rtol=1e-12
+    )
 
 
-def test_without_encodings_it_is_the_two_way_discriminator() -> None:
+def test_without_encodings_equals_binary_cross_entropy() -> None:
     domain = normal(7, 2)
-    want = np.log1p(
-        np.exp(domain[:, 1] - domain[:, 0])
-    ).mean()  # softplus: binary cross entropy of "source"
+    # softplus(target - source) is the binary cross entropy of the label "source".
+    want = np.log1p(np.exp(domain[:, 1] - domain[:, 0])).mean()
     got = losses.domain_loss(torch.tensor(domain), torch.tensor(normal(8, K)), None, (H, W))
-    assert got.as_source.item() == pytest.approx(want, rel=1e-12)
+    assert got.loss_as_source.item() == pytest.approx(want, rel=1e-12)
 
 
-def test_a_discriminator_of_the_wrong_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="6 domain outputs do not fit 4 classes"):
+def test_rejects_discriminator_with_wrong_number_of_channels() -> None:
+    with pytest.raises(ValueError, match="6 discriminator channels do not match 4 classes"):
         losses.domain_loss(
             torch.zeros(1, 6, 2, 2), torch.zeros(1, 4, 2, 2), losses.hard_encodings, (2, 2)
         )
 
 
-def plain(z: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Interpolate by PyTorch; in float64 by matrices, since PyTorch's own gradient is good to 8 digits alone."""
+def full_resolution(z: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Interpolate with PyTorch, in float64 with matrices.
+
+    The gradient of PyTorch's interpolation is only accurate to 8 digits.
+    """
     if z.dtype == torch.float32:
         return F.interpolate(z, size=size_hw, mode="bilinear", align_corners=True)
     rows, columns = (
@@ -126,31 +130,31 @@ SIZES = [
 ]
 
 
-@pytest.fixture(params=[40, 1 << 18], ids=["a row at a time", "at once"])
+@pytest.fixture(params=[40, 1 << 18], ids=["one row per chunk", "one chunk"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(interpolation._AT_ONCE, "cpu", request.param)
+    monkeypatch.setitem(interpolation._MAX_CHUNK_VALUES, "cpu", request.param)
 
 
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize(("low", "high"), SIZES)
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32])
-def test_segmentation_at_full_resolution_equals_the_plain_reading(
+def test_segmentation_loss_equals_autograd_at_full_resolution(
     low: tuple[int, int], high: tuple[int, int], precision: torch.dtype
 ) -> None:
     logits = torch.tensor(normal(0, K, hw=low), dtype=precision)
     labels = torch.tensor(np.random.default_rng(1).choice([0, 1, 2, 3, 255], (2, *high)))
-    found = []
+    results = []
     for loss_of in (
-        lambda z: F.cross_entropy(plain(z, high) / 1.8, labels, ignore_index=255),
+        lambda z: F.cross_entropy(full_resolution(z, high) / 1.8, labels, ignore_index=255),
         lambda z: losses.segmentation_loss(z, labels, temperature=1.8),
     ):
         z = logits.clone().requires_grad_()
         loss = loss_of(z)
         (3 * loss).backward()
-        found.append((loss.detach(), z.grad))
+        results.append((loss.detach(), z.grad))
     tolerance = 1e-12 if precision == torch.float64 else 1e-5
-    assert_close(found[1][0], found[0][0], tolerance)
-    assert_close(found[1][1], found[0][1], tolerance)
+    assert_close(results[1][0], results[0][0], tolerance)
+    assert_close(results[1][1], results[0][1], tolerance)
 
 
 ENCODINGS: dict[str, tuple[losses.Encode, Callable[[Tensor], Tensor]]] = {
@@ -159,7 +163,7 @@ ENCODINGS: dict[str, tuple[losses.Encode, Callable[[Tensor], Tensor]]] = {
         lambda z: (z / 1.8).softmax(1).clamp(max=0.9),
     ),
     "hard": (losses.hard_encodings, lambda z: F.one_hot(z.argmax(1), K).permute(0, 3, 1, 2).to(z)),
-    "two-way": (None, lambda z: torch.ones_like(z[:, :1])),
+    "domain only": (None, lambda z: torch.ones_like(z[:, :1])),
 }
 
 
@@ -167,42 +171,42 @@ ENCODINGS: dict[str, tuple[losses.Encode, Callable[[Tensor], Tensor]]] = {
 @pytest.mark.parametrize(("low", "high"), SIZES)
 @pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_domain_terms_at_full_resolution_equal_the_plain_reading(
+def test_domain_loss_equals_autograd_at_full_resolution(
     low: tuple[int, int], high: tuple[int, int], kind: str, masked: bool
 ) -> None:
-    encode, by_hand = ENCODINGS[kind]
+    encode, reference_encode = ENCODINGS[kind]
     classes = K if encode else 1
-    answers, logits = (
+    d_logits, logits = (
         torch.tensor(normal(4, 2 * classes, hw=low)),
         torch.tensor(normal(5, K, 6.0, hw=low)),
     )
-    kept = torch.tensor(np.random.default_rng(6).random((2, *high)) < 0.7)
-    kept[0, 0, 0] = True
-    kept = kept if masked else torch.ones_like(kept)
-    got = losses.domain_loss(answers, logits, encode, high, ~kept if masked else None)
+    valid = torch.tensor(np.random.default_rng(6).random((2, *high)) < 0.7)
+    valid[0, 0, 0] = True
+    valid = valid if masked else torch.ones_like(valid)
+    got = losses.domain_loss(d_logits, logits, encode, high, ~valid if masked else None)
     for half, loss, gradient in (
-        (0, got.as_source, got.gradient_as_source),
-        (1, got.as_target, got.gradient_as_target),
+        (0, got.loss_as_source, got.grad_as_source),
+        (1, got.loss_as_target, got.grad_as_target),
     ):
-        z = answers.clone().requires_grad_()
-        log_p = plain(z, high).log_softmax(1).chunk(2, 1)[half]
-        want = -(by_hand(plain(logits, high)) * log_p).sum(1)[kept].mean()
+        z = d_logits.clone().requires_grad_()
+        log_p = full_resolution(z, high).log_softmax(1).chunk(2, 1)[half]
+        want = -(reference_encode(full_resolution(logits, high)) * log_p).sum(1)[valid].mean()
         want.backward()
         assert_close(loss, want.detach(), 1e-12)
         assert_close(gradient, z.grad, 1e-11)
 
 
-def test_half_precision_is_taken_in_full_and_answered_in_half() -> None:
+def test_half_precision_logits_give_float32_loss_and_half_precision_gradient() -> None:
     logits = torch.tensor(normal(0, K, hw=LOW)).bfloat16()
     labels = torch.zeros((2, *HIGH), dtype=torch.long)
     z = logits.clone().requires_grad_()
     loss = losses.segmentation_loss(z, labels)
     loss.backward()
-    want = F.cross_entropy(plain(logits.float(), HIGH), labels)
+    want = F.cross_entropy(full_resolution(logits.float(), HIGH), labels)
     assert loss.dtype == torch.float32 and z.grad is not None and z.grad.dtype == torch.bfloat16
     assert_close(loss.detach(), want, 1e-6)
     got = losses.domain_loss(torch.tensor(normal(4, 2, hw=LOW)).bfloat16(), logits, None, HIGH)
-    assert got.as_source.dtype == torch.float32 and got.gradient_as_source.dtype == torch.bfloat16
+    assert got.loss_as_source.dtype == torch.float32 and got.grad_as_source.dtype == torch.bfloat16
 
 
 def assert_close(got: Tensor, want: Tensor | None, tolerance: float) -> None:

@@ -1,4 +1,4 @@
-"""Schedule, averaged weights and batch statistics against their formulae."""
+"""Schedule, weight averaging, gradient clipping and batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fada_deploy.training.config import SourceStage
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
-    hold_batch_statistics,
     make_optimizer,
     optimizer_step,
     poly_factor,
+    preserve_running_statistics,
     set_learning_rate,
 )
 
 
-def test_poly_schedule() -> None:
+def test_poly_schedule_with_warmup() -> None:
     for i in (0, 1, 20_000, 31_249):
         assert poly_factor(i, max_iterations=31_250, power=0.9) == pytest.approx(
             (1 - i / 31_250) ** 0.9
@@ -29,19 +29,19 @@ def test_poly_schedule() -> None:
     assert rising[0] == pytest.approx(0.1) and np.all(np.diff(rising) > 0)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_classifier_learns_ten_times_faster(optimizer: str) -> None:
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_classifier_has_ten_times_the_learning_rate(name: str) -> None:
     model = SegmentationModel(ModelSpec("ddrnet23-slim", CITYSCAPES_13, (64, 64), "batch"))
-    stage = SourceStage(optimizer=optimizer)
-    made = make_optimizer(model, stage)
-    rate = set_learning_rate(made, 1000, stage)
+    stage = SourceStage(optimizer=name)
+    optimizer = make_optimizer(model, stage)
+    rate = set_learning_rate(optimizer, 1000, stage)
     want = 5e-4 * (1 - 1000 / 31_250) ** 0.9
     assert rate == pytest.approx(want)
-    assert [g["lr"] for g in made.param_groups] == pytest.approx([want, 10 * want])
-    assert sum(len(g["params"]) for g in made.param_groups) == len(list(model.parameters()))
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([want, 10 * want])
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
 
 
-def test_average_is_the_ramped_recursion() -> None:
+def test_average_follows_its_recursion_and_copies_buffers() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     average = AveragedWeights(model, 0.9)
     values = np.random.default_rng(0).normal(size=30)
@@ -57,7 +57,7 @@ def test_average_is_the_ramped_recursion() -> None:
     assert average.weights()["1.running_mean"].item() == pytest.approx(values[-1])
 
 
-def test_average_off_is_the_model_itself() -> None:
+def test_decay_zero_returns_the_model_weights() -> None:
     model = nn.Linear(1, 1)
     average = AveragedWeights(model, 0.0)
     with torch.no_grad():
@@ -66,18 +66,18 @@ def test_average_off_is_the_model_itself() -> None:
     assert average.weights()["weight"].item() == 5
 
 
-def test_a_held_pass_normalizes_by_its_own_batch_and_leaves_the_running_statistics() -> None:
+def test_preserved_running_statistics_do_not_change_but_normalization_uses_the_batch() -> None:
     norm = nn.BatchNorm2d(1).train()
     x = torch.randn(4, 1, 3, 3) * 5 + 7
-    with hold_batch_statistics(norm, True):
+    with preserve_running_statistics(norm, True):
         y = norm(x)
     assert y.mean().abs() < 1e-5 and norm.running_mean.item() == 0
-    with hold_batch_statistics(norm, False):
+    with preserve_running_statistics(norm, False):
         norm(x)
     assert norm.running_mean.item() == pytest.approx(0.1 * x.mean().item(), rel=1e-5)
 
 
-def test_gradients_are_clipped_together_and_only_when_asked() -> None:
+def test_clips_joint_gradient_norm_only_above_the_limit() -> None:
     def stepped(max_norm: float) -> list[torch.Tensor]:
         a, b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
         a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
@@ -87,6 +87,6 @@ def test_gradients_are_clipped_together_and_only_when_asked() -> None:
 
     torch.testing.assert_close(stepped(0.0), [torch.tensor([-3.0, 0.0]), torch.tensor([0.0, -4.0])])
     torch.testing.assert_close(stepped(9.0), stepped(0.0))
-    # The norm of both is 5.
+    # The joint norm of both gradients is 5.
     want = [torch.tensor([-0.6, 0.0]), torch.tensor([0.0, -0.8])]
     torch.testing.assert_close(stepped(1.0), want, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Multi-scale prediction against the average written out by hand."""
+"""Multi-scale prediction against an explicit average of class probabilities."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def frame(streets: Path) -> np.ndarray:
     ).image(0)
 
 
-def test_views_are_averaged_as_probabilities_at_the_frames_size(
+def test_averages_class_probabilities_at_frame_size(
     network: SegmentationModel, frame: np.ndarray
 ) -> None:
-    frame = frame[:119, :173]  # a size of its own
+    frame = frame[:119, :173]  # not the size of the network's input
     total = np.zeros((19, 119, 173))
-    # 192x128 at 0.75 and 1.25, in multiples of 8.
+    # 192x128 scaled by 0.75, 1 and 1.25, rounded to multiples of 8.
     for size_hw in ((96, 144), (128, 192), (160, 240)):
-        for mirrored in (False, True):
+        for flipped in (False, True):
             x = resize_frame(frame, size_hw)
-            x = x[:, ::-1].copy() if mirrored else x
+            x = x[:, ::-1].copy() if flipped else x
             with torch.no_grad():
                 logits = network(torch.from_numpy(x)[None])
-            logits = logits.flip(3) if mirrored else logits
+            logits = logits.flip(3) if flipped else logits
             at_frame = F.interpolate(logits, (119, 173), mode="bilinear", align_corners=True)
             total += at_frame.softmax(1)[0].double().numpy()
     got = Predictor(network, CPU, scales=(0.75, 1.0, 1.25), flip=True).labels([frame])[0]
     assert (got == total.argmax(0)).mean() > 0.9999
     single = Predictor(network, CPU).labels([frame])[0]
-    assert (got != single).mean() > 0.01, "the views must matter in this example"
+    assert (got != single).mean() > 0.01, "the views must change some labels in this example"
 
 
-def test_frames_of_two_sizes_are_labeled_together(
+def test_labels_frames_of_two_sizes_in_one_batch(
     network: SegmentationModel, frame: np.ndarray
 ) -> None:
     frames = [frame, frame[:100, :150]]
@@ -61,7 +61,7 @@ def test_frames_of_two_sizes_are_labeled_together(
         np.testing.assert_array_equal(labels, Predictor(network, CPU, flip=True).labels([each])[0])
 
 
-def test_another_input_size_keeps_the_weights(network: SegmentationModel) -> None:
+def test_other_input_size_has_the_same_weights(network: SegmentationModel) -> None:
     assert (
         with_input_size(network, None) is network
         and with_input_size(network, (128, 192)) is network

@@ -107,7 +107,7 @@ def make_method(name: str, model: SegmentationModel, stage: AdversarialStage) ->
 def class_probabilities(outputs: ForwardOutputs) -> Tensor:
     """Return the class probabilities at the size of the batch, (B, K, H, W).
 
-    They are 0 where the ego mask covers the recording car.
+    They are 0 on the car's own body, where there is an ego mask.
     """
     size_hw = outputs.batch.size_hw
     probabilities = F.softmax(upsample(outputs.logits, size_hw), dim=1)

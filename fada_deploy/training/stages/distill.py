@@ -36,6 +36,6 @@ def write_pseudo_labels(predictor: Predictor, frames: FrameDataset, folder: Path
             except DataError:
                 continue
             labels = predictor.labels([frame])[0]
-            labels = np.where(frames.ego(labels.shape), np.uint8(IGNORE), labels)
+            labels = np.where(frames.ego_mask_at(labels.shape), np.uint8(IGNORE), labels)
             write_png(pseudo_label_path(folder, i), labels)
     distributed.barrier()

@@ -1,0 +1,61 @@
+"""The files of a run that several commands read: its settings and the fingerprints of its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from fada_deploy.common import documents
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.files import write_text
+from fada_deploy.common.runs import CONFIG
+from fada_deploy.data.base import FrameDataset
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.datasets import fingerprint
+
+FINGERPRINTS = "data.json"
+
+
+def save_config(config: RunConfig, run: Path) -> None:
+    """Write the settings to the run's `config.json`."""
+    write_text(run / CONFIG, json.dumps(config.to_dict(), indent=2))
+
+
+def load_config(run: Path) -> RunConfig:
+    """Read the settings in a run's `config.json`.
+
+    Raise `UsageError` if the folder is not a run or its settings cannot be used.
+    """
+    path = run / CONFIG
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{run} is not a run: {CONFIG} cannot be read ({error.strerror}); "
+            "use a folder created by `fada train`"
+        ) from None
+    remedy = "restore the file, or start a new run"
+    document = documents.read_json(
+        text, dict[str, object], where=str(path), remedy=remedy, error=UsageError
+    )
+    return RunConfig.from_dict(document, where=str(path), remedy=remedy)
+
+
+def check_fingerprints(run: Path, datasets: Mapping[str, FrameDataset]) -> None:
+    """Store the fingerprint of each data set in a new run; compare it in a resumed one.
+
+    Raise `DataError` if the frames or classes of a data set have changed since the run began.
+    """
+    path = run / FINGERPRINTS
+    fingerprints = {name: fingerprint(dataset) for name, dataset in datasets.items()}
+    if not path.is_file():
+        write_text(path, json.dumps(fingerprints, indent=2))
+        return
+    stored = json.loads(path.read_text("utf-8"))
+    changed = [name for name in fingerprints if fingerprints[name] != stored.get(name)]
+    if changed:
+        raise DataError(
+            f"frames or classes of the {' and '.join(changed)} have changed since the run {run} "
+            "began; restore them, or start a new run"
+        )
