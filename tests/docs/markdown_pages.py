@@ -89,6 +89,16 @@ def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
     return command, words
 
 
+def all_commands(group: click.Group) -> Iterator[click.Command]:
+    """Yield the commands of a group and of its subgroups."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        yield command
+        if isinstance(command, click.Group):
+            yield from all_commands(command)
+
+
 def check_command(line: str) -> None:
     """Fail if a command line names an unknown command, option, or value of an option."""
     command, words = find_command(shlex.split(line))

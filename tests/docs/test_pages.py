@@ -17,6 +17,7 @@ from markdown_pages import (
     ROOT,
     SITE_PAGES,
     Block,
+    all_commands,
     check_command,
     code_blocks,
     command_lines,
@@ -24,9 +25,14 @@ from markdown_pages import (
 )
 
 import fada_deploy
-from fada_deploy.cli import COMMANDS
+from fada_deploy.cli import COMMANDS, cli
 
 BLOCKS = [block for page in PAGES for block in code_blocks(page)]
+ALL_OPTIONS = {
+    name for command in all_commands(cli) for parameter in command.params for name in parameter.opts
+} | {"--help", "--version"}
+APP = ROOT / "examples" / "perception_app" / "app.py"
+OTHER_OPTIONS = {"--tmpfs", *re.findall(r'"(--[a-z-]+)"', APP.read_text("utf-8"))}
 COMMAND_LINES = sorted({(page_name(page), line) for page in PAGES for line in command_lines(page)})
 
 
@@ -108,11 +114,20 @@ def test_wrong_call_fails() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_benchmarks_have_these_options(page: Path) -> None:
     text = page.read_text("utf-8").replace("\\\n", " ")
-    for script, options in re.findall(r"python ((?:benchmarks|examples)/\S+\.py)([^\n`]*)", text):
-        source = (ROOT / script).read_text("utf-8")
+    for script, options in re.findall(r"python ((?:benchmarks|examples)/\S+)([^\n`]*)", text):
+        path = ROOT / script
+        modules = path.glob("*.py") if path.is_dir() else [path]
+        source = "".join(module.read_text("utf-8") for module in modules)
         # What follows `--` belongs to `fada train`.
         for option in re.findall(r"--[a-z][a-z-]+", options.partition(" -- ")[0]):
             assert f'"{option}"' in source, f"{page_name(page)}: {script} has no {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_options_in_prose_exist(page: Path) -> None:
+    for span in re.findall(r"`(--[a-z][^`\n]*)`", page.read_text("utf-8")):
+        option = re.split(r"[ =]", span)[0]
+        assert option in ALL_OPTIONS | OTHER_OPTIONS, f"{page_name(page)}: no option {option}"
 
 
 def test_site_navigation_lists_every_page() -> None:
