@@ -1,10 +1,13 @@
-"""The commands as a user types them: the chain without arguments, exit codes, one line for an error."""
+"""The command line: commands that build on each other, errors, help, versions and completion."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fada_deploy import __version__
 from fada_deploy.cli import COMMANDS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -38,9 +42,7 @@ def error_line(err: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_three_commands_chain_without_arguments(
-    fada: Run, blocks: Path, tmp_path: Path
-) -> None:
+def test_commands_continue_from_the_previous_one(fada: Run, blocks: Path, tmp_path: Path) -> None:
     code, _, err = fada(
         "train",
         "--src",
@@ -63,22 +65,24 @@ def test_the_three_commands_chain_without_arguments(
 
 
 @pytest.mark.slow
-def test_scores_of_a_run_and_of_its_file_agree(fada: Run, trained: Path, streets: Path) -> None:
+def test_scores_of_a_run_and_its_export_agree(fada: Run, trained: Path, streets: Path) -> None:
     fada("export", trained, "--out", "model.onnx")
     documents = []
     for model in (trained, Path("model.onnx")):
         code, out, _ = fada(
-            "eval", model, "--data", "cityscapes", "--root", streets / "cityscapes", "--json"
+            "eval", model, "--data", "cityscapes", "--data-root", streets / "cityscapes", "--json"
         )
         assert code == 0
         documents.append(json.loads(out))
     assert documents[0]["input"] == documents[1]["input"] == "192x128"
     assert documents[0]["miou"] == pytest.approx(documents[1]["miou"], abs=1e-4)
-    code, out, _ = fada("eval", trained, "--data", "cityscapes", "--root", streets / "cityscapes")
+    code, out, _ = fada(
+        "eval", trained, "--data", "cityscapes", "--data-root", streets / "cityscapes"
+    )
     assert "input 192x128" in out and "mIoU" in out and "road" in out
 
 
-def test_an_export_says_what_it_proved(fada: Run, trained: Path) -> None:
+def test_export_reports_its_verification(fada: Run, trained: Path) -> None:
     code, out, err = fada(
         "export", trained / "source", "--out", "m.onnx", "--head", "labels", "--batch", 2, "--json"
     )
@@ -87,7 +91,7 @@ def test_an_export_says_what_it_proved(fada: Run, trained: Path) -> None:
     assert "onnxruntime:" in err
 
 
-def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None:
+def test_resumed_run_refuses_other_settings(fada: Run, trained: Path) -> None:
     code, _, err = fada("train", "--resume", trained, "--seed", 3)
     assert code == 2 and "leave out --seed" in error_line(err)
     code, _, err = fada("train", "--resume", trained)
@@ -97,46 +101,62 @@ def test_a_resumed_run_takes_no_other_settings(fada: Run, trained: Path) -> None
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("train", 2, "say what to train on: --src and --tgt"),
+        ("train", 2, "--src and --tgt missing"),
         ("train PAIR --backbone vgg", 2, "unknown backbone 'vgg'; choose from resnet101"),
         (
             "train --src kitti --tgt cityscapes --preset small",
             2,
-            "no data set 'kitti'; there are gta5",
+            "no data set 'kitti'; choose one of gta5",
         ),
-        ("train PAIR", 1, "datasets/gta5 does not exist. It must look like this"),
-        ("train PAIR --size 100", 2, "'100' is no size; write WIDTHxHEIGHT"),
-        ("train PAIR --device tpu", 2, "no device 'tpu'; there are auto, cpu"),
-        ("train PAIR --device cuda:99", 1, "shows 0 CUDA devices; try --device cpu"),
-        ("train --resume nowhere", 2, "nowhere: is no run (No such file or directory)"),
+        ("train PAIR", 1, "folder datasets/gta5 does not exist; expected images/00001.png"),
+        ("train PAIR --size 100", 2, "size must be WIDTHxHEIGHT, for example 1024x512, got '100'"),
+        ("train PAIR --device tpu", 2, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ("train PAIR --device cuda:99", 1, "this machine has 0 CUDA devices; use --device cpu"),
+        (
+            "train --resume nowhere",
+            2,
+            "nowhere is not a run: config.json cannot be read (No such file or directory)",
+        ),
         ("export", 1, "no run in runs/; train one with `fada train`"),
         ("export nowhere", 1, "nowhere: no such run"),
         ("export --batch many", 2, "--batch is dynamic or a number from 1; found 'many'"),
         ("eval --data cityscapes", 1, "no run in runs/"),
         ("eval no.onnx --data cityscapes", 1, "no.onnx: no such model file"),
         ("infer video.mp4", 1, "video.mp4"),
-        ("fly", 2, "No such command 'fly'"),
+        ("fly", 2, "no command 'fly'; choose one of demo, data, train"),
+        ("exprot", 2, "no command 'exprot'; did you mean 'export'?"),
+        ("data chek", 2, "no command 'chek'; did you mean 'check'?"),
+        ("help exprot", 2, "no command 'exprot'; did you mean 'export'?"),
+        ("help train x", 2, "fada train has no commands, got 'x'"),
+        ("train --sed 3", 2, "no option '--sed'; did you mean '--seed'?"),
+        ("train --seed x", 2, "invalid value for '--seed'"),
+        ("data check", 2, "missing argument 'NAME'; see `fada data check --help`"),
+        ("data check gta5 --data-root", 2, "option '--data-root' requires an argument"),
     ],
 )
-def test_a_mistake_is_one_line_and_its_exit_code(
+def test_error_is_one_line_with_its_exit_code(
     fada: Run, line: str, code: int, message: str
 ) -> None:
-    got, out, err = fada(*line.replace("PAIR", "--src gta5 --tgt cityscapes").split())
-    assert got == code and message in error_line(err) and not out
+    exit_code, out, err = fada(*line.replace("PAIR", "--src gta5 --tgt cityscapes").split())
+    assert exit_code == code and message in error_line(err) and not out
+    assert error_line(err).startswith("error: ")
     assert not list(Path().glob("runs/*"))
 
 
-def test_bad_models_are_refused_in_one_line(fada: Run, trained: Path) -> None:
+def test_unusable_models_are_refused_in_one_line(fada: Run, trained: Path) -> None:
     import onnx
 
     fada("export", trained, "--out", "good.onnx")
     document = onnx.load("good.onnx")
     del document.metadata_props[:]
-    onnx.save(document, "bare.onnx")
+    onnx.save(document, "no-metadata.onnx")
     Path("cut.onnx").write_bytes(Path("good.onnx").read_bytes()[:1000])
     Path("text.safetensors").write_text("words")
     assert cv2.imwrite("frame.png", np.zeros((64, 96, 3), np.uint8))
-    for name, message in (("bare.onnx", "has no `fada` metadata"), ("cut.onnx", "cut short")):
+    for name, message in (
+        ("no-metadata.onnx", "has no `fada` metadata"),
+        ("cut.onnx", "truncated"),
+    ):
         code, _, err = fada("infer", "frame.png", "--model", name)
         assert code == 1 and message in error_line(err)
     code, _, err = fada("export", "text.safetensors", "--out", "x.onnx")
@@ -147,7 +167,7 @@ def test_bad_models_are_refused_in_one_line(fada: Run, trained: Path) -> None:
     assert code == 2 and "100x100" in error_line(err) and "nearest size is 96x96" in err
 
 
-def test_a_bad_label_among_good_ones_is_named_and_the_rest_scored(
+def test_unusable_labels_are_reported_and_the_rest_scored(
     fada: Run, trained: Path, streets: Path
 ) -> None:
     import shutil
@@ -155,27 +175,26 @@ def test_a_bad_label_among_good_ones_is_named_and_the_rest_scored(
     shutil.copytree(streets / "cityscapes", "set")
     first, second = sorted(Path("set/gtFine/val").glob("*/*_labelIds.png"))[:2]
     assert cv2.imwrite(str(first), np.zeros((10, 10), np.uint8))
-    second.write_bytes(b"no picture")
-    code, out, err = fada("eval", trained, "--data", "cityscapes", "--root", "set", "--json")
+    second.write_bytes(b"not an image")
+    code, out, err = fada("eval", trained, "--data", "cityscapes", "--data-root", "set", "--json")
     assert code == 1 and json.loads(out)["frames"] == 4
     assert "its labels are 10x10" in err and second.name in err
 
 
 @pytest.mark.slow
-def test_the_demo_goes_the_whole_road(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo at a tenth of its length: its products are there, and decode."""
+def test_demo_runs_the_full_pipeline(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short demo writes a contact sheet and a playable video, and prints the scores."""
     from fada_deploy.training import config
 
     short = {f"{s}.{k}": v for s in config.STAGES for k, v in {"iterations": 4, "batch": 2}.items()}
     monkeypatch.setitem(config.PRESETS, "small", config.PRESETS["small"] | short)
-    monkeypatch.setattr(
-        "fada_deploy.cli.demo.SCENES", {"source": 12, "target": 8, "val": 4, "clip": 0.4}
-    )
+    counts = {"--source-scenes": 12, "--target-scenes": 8, "--val-scenes": 4}
+    monkeypatch.setattr("fada_deploy.cli.demo.RENDER_OPTIONS", counts | {"--video-seconds": 0.4})
     code, _, err = fada("demo", "--size", "128x96")
     assert code == 0, err
     for words in (
         "source only (stage 1)",
-        "self-distilled",
+        "self-distillation (stage 3)",
         "$ fada train",
         "fada export && fada infer",
     ):
@@ -185,11 +204,11 @@ def test_the_demo_goes_the_whole_road(fada: Run, monkeypatch: pytest.MonkeyPatch
     with av.open("demo-001/overlay/clip.mp4") as video:
         assert len(list(video.decode(video=0))) == 10
     code, _, err = fada("demo", "--out", "demo-001")
-    assert code == 2 and "demo-001 exists and is not empty" in error_line(err)
+    assert code == 2 and "demo-001 is not empty" in error_line(err)
 
 
 def imported_by(*arguments: object) -> set[str]:
-    """Run `fada …` in a process of its own and return the top-level modules that it imported."""
+    """Run `fada` in a new process and return the top-level modules that it imported."""
     check = (
         "import sys, json\nfrom fada_deploy.cli import main\ntry:\n    main(sys.argv[1:])\n"
         "except SystemExit as end:\n    assert not end.code\n"
@@ -202,44 +221,123 @@ def imported_by(*arguments: object) -> set[str]:
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-def test_a_demo_that_cannot_end_does_not_begin(
+def test_demo_checks_for_packages_before_it_starts(
     fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "onnxscript" else name
+        "fada_deploy.common.system.find_spec", lambda name: None if name == "onnxscript" else name
     )
     code, _, err = fada("demo")
-    assert (
-        code == 2
-        and "onnxscript is not installed; type: pip install 'fada_deploy[demo]'" in error_line(err)
-    )
+    assert code == 2 and "onnxscript is not installed; run: pip install" in error_line(err)
+    assert "[demo]" in error_line(err)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_imports_no_heavy_package(command: str) -> None:
     words = [w for w in (command, "--help") if w]
-    heavy = {"torch", "onnx", "onnxruntime", "openvino", "cv2", "numpy", "av"}
+    heavy = {"torch", "onnx", "onnxruntime", "openvino", "cv2", "numpy", "av", "tqdm"}
     assert not heavy & imported_by(*words)
 
 
 @pytest.mark.slow
-def test_running_an_export_never_imports_torch(
-    trained: Path, streets: Path, tmp_path: Path
-) -> None:
+def test_running_an_export_imports_no_torch(trained: Path, streets: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     assert "torch" in imported_by("export", trained, "--out", model), (
-        "the check must be able to see torch"
+        "the check must be able to detect torch"
     )
     unwanted = {"torch", "onnx", "matplotlib"}
     assert not unwanted & imported_by(
-        "eval", model, "--data", "cityscapes", "--root", streets / "cityscapes"
+        "eval", model, "--data", "cityscapes", "--data-root", streets / "cityscapes"
     )
     clip = streets / "clip/clip.mp4"
     assert not unwanted & imported_by("infer", clip, "--model", model, "--out", tmp_path / "out")
 
 
-def test_the_runtime_alone_imports_no_engine() -> None:
-    engines = "{'torch', 'onnx', 'onnxruntime', 'openvino'}"
-    check = f"import sys, fada_deploy.runtime\nassert not {engines} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+def test_runtime_import_loads_no_backend() -> None:
+    unwanted = "{'torch', 'onnx', 'onnxruntime', 'openvino'}"
+    code = f"import sys, fada_deploy.runtime\nassert not {unwanted} & set(sys.modules)"
+    assert run_python(code).returncode == 0
+
+
+def test_package_import_loads_neither_torch_nor_opencv() -> None:
+    code = "import sys, fada_deploy\nassert not {'torch', 'cv2', 'numpy'} & set(sys.modules)"
+    assert run_python(code).returncode == 0
+
+
+def test_help_is_fast() -> None:
+    code = "from fada_deploy.cli import main; main(['--help'])"
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run_python(code).returncode == 0
+        best = min(best, time.perf_counter() - start)
+    # A help that imported torch or cv2 would take more than a second.
+    assert best < 0.8
+
+
+def test_help_command_shows_the_help_of_commands_and_subcommands(fada: Run) -> None:
+    _, top, _ = fada("--help")
+    assert "Exit codes: 0 done" in top and "_FADA_COMPLETE=bash_source" in top
+    assert fada("help") == (0, top, "")
+    code, out, _ = fada("help", "data", "check")
+    assert code == 0 and out.startswith("Usage: fada data check") and "--data-root" in out
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("version",)])
+def test_version_lists_installed_packages(fada: Run, arguments: tuple[str, ...]) -> None:
+    code, out, err = fada(*arguments)
+    versions = {line.split()[0]: line.split()[1] for line in out.splitlines()}
+    assert code == 0 and not err
+    assert versions["fada"] == __version__ and versions["python"] == platform.python_version()
+    assert versions["numpy"] == np.__version__ and versions["av"] == av.__version__
+    assert {"platform", "opencv", "torch", "onnxruntime", "openvino"} <= set(versions)
+
+
+def test_version_imports_no_package() -> None:
+    assert not {"torch", "numpy", "cv2", "onnxruntime", "openvino"} & imported_by("--version")
+
+
+def complete(*words: str) -> list[str]:
+    """Return what bash completion offers for `fada WORDS`, and check that nothing heavy loads."""
+    code = (
+        "import sys\nfrom fada_deploy.cli import main\ntry:\n    main([])\nfinally:\n"
+        "    loaded = {n for n in sys.modules if n.startswith('fada_deploy.cli.')}\n"
+        "    print(' '.join(sorted(loaded)), file=sys.stderr)"
+    )
+    line = " ".join(("fada", *words))
+    done = run_python(
+        code, _FADA_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words))
+    )
+    loaded = done.stderr.split()
+    assert "fada_deploy.cli.train" not in loaded or words[0] == "train"
+    return [item.split(",")[1] for item in done.stdout.split()]
+
+
+def test_completion_lists_commands_without_importing_them() -> None:
+    assert complete("ex") == ["export"]
+    assert complete("i") == ["import", "inspect", "infer"]
+    assert complete("data", "c") == ["check"]
+    assert "--seed" in complete("train", "--se")
+
+
+def test_completion_script_is_printed() -> None:
+    done = run_python("from fada_deploy.cli import main; main()", _FADA_COMPLETE="bash_source")
+    assert done.returncode == 0 and "complete -o nosort" in done.stdout and "fada" in done.stdout
+
+
+def test_group_without_command_prints_its_help(fada: Run) -> None:
+    code, out, err = fada("data")
+    assert code == 2 and "Usage: fada data" in out + err and "render" in out + err
+
+
+def test_system_error_names_the_file(fada: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = fada("data", "render", "--out", "file/below", "--source-scenes", 1)
+    assert code == 1 and "file/below" in error_line(err)

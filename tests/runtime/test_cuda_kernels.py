@@ -1,7 +1,7 @@
 """The CUDA kernels equal `labels_from_logits` bit for bit; they are compiled for the CPU here.
 
-nvcc and NVRTC also compile them for a GPU if they are installed; the result on a GPU is tested
-elsewhere.
+If nvcc or NVRTC is installed, they also compile the source for a GPU, and the tests examine the
+machine code. The kernels are not run on a GPU here.
 """
 
 from __future__ import annotations
