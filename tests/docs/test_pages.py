@@ -114,7 +114,7 @@ def test_wrong_call_fails() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_benchmarks_have_these_options(page: Path) -> None:
     text = page.read_text("utf-8").replace("\\\n", " ")
-    for script, options in re.findall(r"python ((?:benchmarks|examples)/\S+)([^\n`]*)", text):
+    for script, options in re.findall(r"python ((?:benchmarks|examples)/[^\s`]+)([^\n`]*)", text):
         path = ROOT / script
         modules = path.glob("*.py") if path.is_dir() else [path]
         source = "".join(module.read_text("utf-8") for module in modules)
