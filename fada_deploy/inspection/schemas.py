@@ -13,9 +13,11 @@ from fada_deploy.common.documents import json_schema
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import LabelSpaceDocument
 from fada_deploy.common.metadata import MetadataDocument
+from fada_deploy.data.custom import DatasetDocument
 
 # Name of the schema → the type that the document is decoded into.
 DOCUMENTS: dict[str, type[Any]] = {
+    "dataset": DatasetDocument,
     "label-space": LabelSpaceDocument,
     "metadata": MetadataDocument,
 }

@@ -110,7 +110,7 @@ def targets_table(targets: Sequence[Target]) -> str:
     ]
     lines = [format_table(("target", "builds here", "runs here", "needs"), rows, align="llll")]
     problems = [
-        f"{target.name}: cannot be {verb} here, {_sentence(_Problem(reason, remedy))}"
+        f"{target.name}: cannot be {verb} here ({reason})" + (f"; run: {remedy}" if remedy else "")
         for target in targets
         for verb, reason, remedy in (
             ("built", target.build_problem, target.build_remedy),
@@ -119,10 +119,6 @@ def targets_table(targets: Sequence[Target]) -> str:
         if reason
     ]
     return "\n".join([*lines, "", *problems] if problems else lines)
-
-
-def _sentence(problem: _Problem) -> str:
-    return f"{problem.reason}; run: {problem.remedy}" if problem.remedy else problem.reason
 
 
 def _onnx(variant: str, command: str, packages: Sequence[str], inputs: str) -> Target:
@@ -165,12 +161,15 @@ def _engine(flavor: str) -> Target:
 
 
 def _triton() -> Target:
-    server = "" if shutil.which("tritonserver") is not None else ", which is not installed here"
+    if shutil.which("tritonserver") is None:
+        problem = "tritonserver is not installed"
+    else:
+        problem = "it is run by tritonserver, which fada does not start"
     return Target(
         "triton repository",
         "fada export --head labels --triton DIR",
         "an ONNX file or engine with head labels",
-        run_problem=f"it is run by tritonserver{server}",
+        run_problem=problem,
     )
 
 
@@ -179,7 +178,7 @@ def _missing(packages: Sequence[str], extra: str) -> _Problem:
     if not missing:
         return _NONE
     verb = "is" if len(missing) == 1 else "are"
-    return _Problem(f"{', '.join(missing)} {verb} not installed", install_command(extra))
+    return _Problem(f"{' and '.join(missing)} {verb} not installed", install_command(extra))
 
 
 def _is_installed(package: str) -> bool:

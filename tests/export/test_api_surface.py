@@ -1,7 +1,8 @@
-"""API surface, not TensorRT tested: every name the code asks of `tensorrt` exists in its bindings, 10 and 11.
+"""Every name that the code uses of TensorRT exists in its Python bindings, versions 10 and 11.
 
-The bindings are the real ones from the package index, over stand-ins for the libraries that they load; nothing is
-built or run. The names are read out of the code itself, by the names that its variables have.
+The bindings are downloaded from the package index and loaded with stubs in place of the CUDA
+libraries; nothing is built or run. The names are extracted from the source code by the names of the
+variables that hold TensorRT objects.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MODULES = (
     "runtime/backends/trt_library.py",
     "runtime/backends/trt_runner.py",
 )
-# What a variable of that name is, wherever one occurs in these modules.
+# Variable names in these modules → the class of the object that they hold.
 CLASSES = {
     "builder": "Builder",
     "network": "INetworkDefinition",
@@ -46,7 +47,7 @@ CLASSES = {
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
 }
-# Asked for under a condition that only RTX fulfils.
+# Used only with TensorRT-RTX.
 ONLY_RTX = {
     "ComputeCapability",
     "DynamicShapesKernelSpecializationStrategy",
@@ -60,13 +61,13 @@ VERSIONS = ("10.16.1.11", "11.4.0.106")
 
 
 def used_names() -> set[str]:
-    """Return `X`, `X.Y` for each `trt.X`, `trt.X.Y`, and `Class.member` for each variable in `CLASSES`."""
-    found: set[str] = set()
+    """Return `X` for each `trt.X`, and `Class.member` for each use of a variable in `CLASSES`."""
+    names: set[str] = set()
     for name in MODULES:
         for node in ast.walk(ast.parse((ROOT / name).read_text("utf-8"))):
             if isinstance(node, ast.Attribute):
-                found |= _names_of(node)
-    return found
+                names |= _names_of(node)
+    return names
 
 
 def _names_of(node: ast.Attribute) -> set[str]:
@@ -76,14 +77,14 @@ def _names_of(node: ast.Attribute) -> set[str]:
         case ast.Attribute(value=ast.Name("trt"), attr=outer):
             return {f"{outer}.{node.attr}"}
         case ast.Name(id=variable) if variable in CLASSES:
-            # `error` is also what a caught exception is called.
+            # Caught exceptions are called `error` too.
             if variable == "error" and node.attr not in PARSER_ERROR_ONLY:
                 return set()
             return {f"{CLASSES[variable]}.{node.attr}"}
     return set()
 
 
-# Runs in a process of its own, since one interpreter takes one version of the bindings.
+# Runs in another process, because an interpreter can load only one version of the bindings.
 SURFACE = """
 import ctypes, importlib, json, pathlib, re, subprocess, sys, tempfile
 
@@ -92,21 +93,23 @@ package = next(p.name for p in root.iterdir() if re.fullmatch(r"tensorrt(_rtx)?_
 library = next((root / package).glob("*.so"))
 text = library.read_bytes().decode("latin-1")
 needed = sorted(set(re.findall(r"lib(?:nv|tensorrt)[a-z_]*\\.so\\.\\d+", text)))
-wanted = r"create\\w+_INTERNAL|get(?:Builder)?PluginRegistry|getNvOnnxParserVersion|initLibNvInferPlugins"
+patterns = [r"create\\w+_INTERNAL", r"get(?:Builder)?PluginRegistry", "getNvOnnxParserVersion"]
+wanted = "|".join([*patterns, "initLibNvInferPlugins"])
 functions = sorted(set(re.findall(rf"\\0({wanted})(?=\\0)", text)))
 with tempfile.TemporaryDirectory() as folder:
     source = pathlib.Path(folder, "stub.c")
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\\n" for name in functions))
     for index, name in enumerate(needed):
-        made = pathlib.Path(folder, name)
+        stub = pathlib.Path(folder, name)
         code = source if index == 0 else "/dev/null"
-        command = [compiler, "-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", made, code]
+        command = [compiler, "-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", stub, code]
         subprocess.run(command, check=True)
-        ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(stub), mode=ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(root))
     module = importlib.import_module(package)
 names = [n for n in dir(module) if not n.startswith("__")]
-members = [f"{n}.{m}" for n in names if isinstance(getattr(module, n), type) for m in dir(getattr(module, n))]
+classes = [n for n in names if isinstance(getattr(module, n), type)]
+members = [f"{n}.{m}" for n in classes for m in dir(getattr(module, n))]
 print(json.dumps({"version": module.__version__, "names": names + members}))
 """
 
@@ -117,7 +120,7 @@ def surface(
 ) -> dict[str, Any]:
     compiler = shutil.which("gcc")
     if compiler is None:
-        pytest.skip("gcc is not installed, so the libraries' stand-ins cannot be made")
+        pytest.skip("gcc, which compiles the stub libraries, is not installed")
     folder = tmp_path_factory.getbasetemp().parent / "tensorrt-bindings" / request.param
     major = sys.version_info
     if not list(folder.glob("*.whl")):
@@ -152,13 +155,13 @@ def surface(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["version"] == request.param
-    return found
+    bindings: dict[str, Any] = json.loads(done.stdout)
+    assert bindings["version"] == request.param
+    return bindings
 
 
-def test_the_code_is_read() -> None:
-    """Few enough or strange names would mean that the test below holds nothing."""
+def test_names_are_extracted_from_the_code() -> None:
+    """Without names, the tests below would check nothing."""
     names = used_names()
     assert len(names) > 50
     for known in (
@@ -176,13 +179,13 @@ def test_the_code_is_read() -> None:
 
 
 @pytest.mark.slow
-def test_every_name_exists(surface: dict[str, Any]) -> None:
-    asked = {n for n in used_names() if n not in ONLY_RTX and n.split(".")[0] not in ONLY_RTX}
-    assert asked - set(surface["names"]) - {"__version__"} == set()
+def test_every_name_exists_in_the_bindings(surface: dict[str, Any]) -> None:
+    used = {n for n in used_names() if n not in ONLY_RTX and n.split(".")[0] not in ONLY_RTX}
+    assert used - set(surface["names"]) - {"__version__"} == set()
     assert "ICudaEngine.no_such_member" not in surface["names"]
 
 
-def test_rtx_has_the_rest() -> None:
+def test_every_name_exists_in_tensorrt_rtx() -> None:
     trt = pytest.importorskip(
         FLAVORS[1], reason="tensorrt-rtx is not installed (Linux x86-64 only)"
     )

@@ -1,4 +1,4 @@
-"""`fada export --precision` and `fada verify`: what is written is proven, and the gate sees what goes wrong."""
+"""Converted files are verified and bad ones refused: `fada export --precision`, `fada verify`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fada_deploy.export.onnx_metadata import stamp
-from fada_deploy.export.plan import Plan
+from fada_deploy.common.errors import UsageError
+from fada_deploy.export.onnx_metadata import replace_metadata
+from fada_deploy.export.plan import ExportOptions, RefusedFilesError, run_export
+from fada_deploy.export.stale import stale_exports
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 from fada_deploy.runtime.segmenter import Segmenter
@@ -27,79 +29,96 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def model(exported: dict[str, Path], tmp_path: Path) -> Path:
-    """Return a copy of the fp32 file, its pack beside it."""
+    """Return a copy of the fp32 file with its reference outputs."""
     for path in exported["logits"].parent.iterdir():
         shutil.copy(path, tmp_path)
     return tmp_path / "model.onnx"
 
 
 @pytest.fixture(scope="module")
-def derived(
+def converted(
     exported: dict[str, Path], streets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Return a folder in which a process without torch has made fp16 and both int8 of the fp32 file."""
-    folder = tmp_path_factory.mktemp("derived")
+    """Return a folder with fp16 and both int8 files, converted by a process without torch."""
+    folder = tmp_path_factory.mktemp("converted")
     for path in exported["logits"].parent.iterdir():
         shutil.copy(path, folder)
     arguments = [
-        "export", folder / "model.onnx", "--precision", "int8,fp16", "--calibration-frames", 8, "--json",
-        "--data", "cityscapes", "--data-root", streets / "cityscapes",
+        "export", folder / "model.onnx", "--precision", "int8,fp16", "--calibration-frames", 8,
+        "--data", "cityscapes", "--data-root", streets / "cityscapes", "--json",
     ]  # fmt: skip
-    code = "import sys; sys.modules['torch'] = None; from fada_deploy.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = run_without(["torch"], *arguments)
     assert done.returncode == 0, done.stderr
-    (folder / "said.json").write_text(done.stdout)
+    (folder / "result.json").write_text(done.stdout)
     return folder
 
 
-def test_the_files_say_what_they_are(derived: Path) -> None:
-    made = json.loads((derived / "said.json").read_text())["derived"]
+def run_without(modules: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process that cannot import these modules."""
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({modules})\n"
+        "from fada_deploy.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def truncate_reference(folder: Path, source: Path) -> None:
+    """Write reference outputs with fewer frames, and so another hash."""
+    reference = ReferenceOutputs.load(source / "model.reference.npz")
+    ReferenceOutputs(reference.frames[:2], reference.logits[:2], reference.labels[:2]).save(
+        folder / "model.reference.npz"
+    )
+
+
+def test_metadata_of_converted_files(converted: Path) -> None:
+    result = json.loads((converted / "result.json").read_text())
+    assert result["refused"] == [] and result["engines"] == [] and result["triton"] is None
+    entries = result["converted"]
     names = ["model.fp16.onnx", "model.int8-tensorrt.onnx", "model.int8-cpu.onnx"]
-    assert [Path(m["model"]).name for m in made] == names
-    for entry in made:
+    assert [Path(entry["model"]).name for entry in entries] == names
+    baseline = read_metadata(converted / "model.onnx")
+    assert baseline.target_statistics is not None
+    for entry in entries:
         metadata = read_metadata(Path(entry["model"]))
-        assert (
-            metadata.precision == entry["precision"]
-            and metadata.hardware_target == entry["hardware_target"]
-        )
+        assert metadata.precision == entry["precision"]
+        assert metadata.hardware_target == entry["hardware_target"]
         assert metadata.verification is not None
         assert set(metadata.verification) == {"onnxruntime", "openvino", "labeled"}
         assert entry["labeled"]["frames"] == 6 and abs(entry["labeled"]["change"]) <= 0.02
         assert metadata.provenance["stage"] == "source"
-        # Drift is measured from what the fp32 file said.
-        assert metadata.target_statistics is not None
-        assert metadata.target_statistics == read_metadata(derived / "model.onnx").target_statistics
-        # The network is the fp32 one's, and so is the pack.
-        assert metadata.hashes["weights"] == read_metadata(derived / "model.onnx").hashes["weights"]
-        assert reference_path(Path(entry["model"])) == derived / "model.reference.npz"
-    assert made[1]["layers"].keys() >= {"int8"} and not list(derived.glob(".*"))
-    int8 = read_metadata(derived / "model.int8-cpu.onnx").quantization
-    assert int8 is not None and int8["calibration"] == "percentile" and int8["frames"] == 4
+        # Weights, reference outputs and target statistics are those of the fp32 file.
+        assert metadata.target_statistics == baseline.target_statistics
+        assert metadata.hashes["weights"] == baseline.hashes["weights"]
+        assert reference_path(Path(entry["model"])) == converted / "model.reference.npz"
+    assert entries[1]["layers"].keys() >= {"int8"} and not list(converted.glob(".*"))
+    quantization = read_metadata(converted / "model.int8-cpu.onnx").quantization
+    assert quantization is not None
+    assert quantization["calibration_method"] == "percentile" and quantization["frames"] == 4
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8-cpu.onnx"])
-def test_a_good_file_verifies_and_its_worst_frame_is_drawn(
-    derived: Path, fada: Fada, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+def test_verify_passes_and_plots_the_worst_frame(
+    converted: Path, fada: Fada, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "worst.png"
-    assert fada("verify", derived / name, "--picture", picture, "--json") == 0
+    plot = tmp_path / "worst.png"
+    assert fada("verify", "--model", converted / name, "--plot", plot, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["verification"].keys() == {"onnxruntime", "openvino"}
-    drawn = cv2.imread(str(picture))[..., ::-1].astype(int)
-    answers = ReferenceOutputs.load(derived / "model.reference.npz")
+    image = cv2.imread(str(plot))[..., ::-1].astype(int)
+    reference = ReferenceOutputs.load(converted / "model.reference.npz")
     worst = min(document["verification"].values(), key=lambda v: v["equal_labels"])
-    assert drawn.shape[1] == 3 * (480 + 4)
-    # Where labels differ the last panel is red, and the share in the title is the share that is red.
-    panel = drawn[28:, -482:-2]
+    assert image.shape[1] == 3 * (480 + 4)
+    # The last panel is red where labels differ.
+    panel = image[28:, -482:-2]
     red = (panel[..., 0] > 240) & (panel[..., 1] < 60)
-    with Segmenter(derived / name, backend=worst["backend"]) as segmenter:
-        said = np.stack(segmenter.labels(list(answers.frames), color="rgb"))
-    shares = [(a != b).mean() for a, b in zip(said, answers.labels, strict=True)]
-    assert red.mean() == pytest.approx(shares[worst["worst_frame"]], abs=0.005)
+    with Segmenter(converted / name, backend=worst["backend"]) as segmenter:
+        labels = np.stack(segmenter.labels(list(reference.frames), color="rgb"))
+    differing = [(a != b).mean() for a, b in zip(labels, reference.labels, strict=True)]
+    assert red.mean() == pytest.approx(differing[worst["worst_frame"]], abs=0.005)
 
 
-def break_weight(model: Path) -> None:
+def negate_largest_kernel(model: Path) -> None:
     document = onnx.load(str(model))
     weights = [t for t in document.graph.initializer if len(t.dims) == 4]
     tensor = max(weights, key=lambda t: int(np.prod(t.dims)))
@@ -109,145 +128,195 @@ def break_weight(model: Path) -> None:
     onnx.save(document, str(model))
 
 
-def test_a_damaged_file_is_refused_with_3(
-    derived: Path, fada: Fada, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_verify_refuses_damaged_weights_with_exit_code_3(
+    converted: Path, fada: Fada, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("model.onnx", "model.reference.npz"):
-        shutil.copy(derived / name, tmp_path)
-    break_weight(tmp_path / "model.onnx")
+        shutil.copy(converted / name, tmp_path)
+    negate_largest_kernel(tmp_path / "model.onnx")
     assert fada("verify", tmp_path / "model.onnx") == 3
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        "the file is not the network" in said
-        and "of labels equal the network's, 99.99% are needed" in said
-    )
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "99.99" in message and str(tmp_path / "model.onnx") in message
 
 
-def test_another_exports_pack_is_no_reference(
-    derived: Path, fada: Fada, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_reference_outputs_of_another_export_are_refused(
+    converted: Path, fada: Fada, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(derived / "model.onnx", tmp_path)
+    shutil.copy(converted / "model.onnx", tmp_path)
     assert fada("verify", tmp_path / "model.onnx") == 1
-    assert "no such reference outputs" in capsys.readouterr().err
-    reference = ReferenceOutputs.load(derived / "model.reference.npz")
-    ReferenceOutputs(reference.frames[:2], reference.logits[:2], reference.labels[:2]).save(
-        tmp_path / "model.reference.npz"
-    )
+    missing = capsys.readouterr().err
+    assert "model.reference.npz" in missing
+    truncate_reference(tmp_path, converted)
     assert fada("verify", tmp_path / "model.onnx") == 1
-    assert (
-        "is not the reference outputs that model.onnx was exported with" in capsys.readouterr().err
-    )
+    different = capsys.readouterr().err
+    assert "model.reference.npz" in different and "model.onnx" in different
+    assert different != missing
 
 
-def test_a_refused_precision_leaves_a_picture_and_no_file_and_the_others_are_made(
+def test_one_refused_precision_does_not_stop_the_others(
     model: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = fada(
-        "export", model, "--precision", "fp16,int8", "--for", "cpu", "--min-equal", 99.8, "--leave-out", 0,
-        "--calibration-frames", 6,
+        "export", model, "--precision", "fp16,int8", "--hardware-target", "cpu",
+        "--min-equal-labels", 99.8, "--float-layers", 0, "--calibration-frames", 6, "--json",
     )  # fmt: skip
-    said = capsys.readouterr().err
-    assert code == 3 and "refused: model.int8-cpu.onnx: the file is not the network" in said
+    out, err = capsys.readouterr()
+    assert code == 3
+    reason = next(line for line in err.splitlines() if "refused model.int8-cpu.onnx" in line)
+    assert "99.80%" in reason and "model.int8-cpu.worst.png" in reason
+    assert "model.int8-cpu.onnx" in err.splitlines()[-1]
+    document = json.loads(out)
+    assert [Path(c["model"]).name for c in document["converted"]] == ["model.fp16.onnx"]
+    assert len(document["refused"]) == 1
     names = {p.name for p in model.parent.iterdir()}
     assert "model.fp16.onnx" in names and "model.int8-cpu.onnx" not in names
     assert "model.int8-cpu.worst.png" in names and not [n for n in names if n.startswith(".")]
 
 
-def test_labeled_frames_can_refuse_what_the_pack_lets_pass(
+def test_python_error_has_the_result_of_the_files_that_passed(model: Path) -> None:
+    options = ExportOptions(precisions=("bf16", "fp16"), max_logit_error=5e-3)
+    with pytest.raises(RefusedFilesError) as caught:
+        run_export(model, options)
+    assert caught.value.exit_code == 3 and "model.bf16.onnx" in str(caught.value)
+    result = caught.value.result
+    assert [c.model.name for c in result.converted] == ["model.fp16.onnx"]
+    assert result.files == [model, model.with_name("model.fp16.onnx")]
+    assert len(result.refused) == 1 and result.refused[0].startswith("model.bf16.onnx: ")
+
+
+def test_accuracy_check_refuses_what_parity_accepts(
     model: Path, streets: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--data", "cityscapes", "--data-root", streets / "cityscapes", "--max-miou-drop", -50)
     assert fada("export", model, "--precision", "fp16", *data) == 3
-    said = capsys.readouterr().err
-    assert "a drop of -50.00 points is allowed" in said and "worst class" in said
+    error = capsys.readouterr().err
+    assert "-50.00 points" in error and "worst class" in error
     assert not (model.parent / "model.fp16.onnx").exists()
 
 
-def test_what_cannot_be_asked_is_one_line(
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("--precision", "--trt", "--triton")),
+        (("--precision", "fp8"), ("'fp8'", "fp32, fp16, bf16, int8")),
+        (("--precision", "int8", "--trt", "--hardware-target", "cpu"), ("--hardware-target cpu",)),
+        (("--precision", "int8", "--float-layers", "some"), ("--float-layers", "'some'")),
+        (("--batch", "many"), ("--batch", "'many'")),
+        (("--precision", "fp16", "--trt", "--trt-batch", "8,1"), ("--trt-batch", "'8,1'")),
+        (("--precision", "fp16", "--trt", "--trt-batch", "8,1,9"), ("MIN,OPT,MAX", "8,1,9")),
+        (("--precision", "fp16", "--head", "labels"), ("--head",)),
+        (("--precision", "fp16", "--size", "96x64"), ("--size",)),
+        (("--precision", "fp16", "--out", "model.trt"), (".onnx", "model.trt")),
+    ],
+)
+def test_export_options_that_do_not_fit_exit_with_2(
+    model: Path,
+    fada: Fada,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    assert fada("export", model, *arguments) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    for word in words:
+        assert word in message
+
+
+def test_export_of_a_checkpoint_names_fada_import(
     model: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments, message in (
-        ((model,), "is exported already; say --precision, --trt or --triton"),
-        ((model, "--precision", "fp8"), "no precision 'fp8'; there are fp32, fp16, bf16, int8"),
-        ((model, "--precision", "int8", "--trt", "--for", "cpu"), "leave out --for cpu"),
-        ((model, "--precision", "int8", "--leave-out", "some"), "--leave-out is auto or a number"),
-        ((model, "--precision", "fp16", "--trt", "--trt-batch", "8,1"), "three rising numbers"),
-        ((model.with_name("best.pth"),), "fada import"),
-        (
-            (model, "--precision", "fp16", "--head", "labels"),
-            "--head belongs to the export of a run",
-        ),
-    ):
-        assert fada("export", *arguments) == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+    checkpoint = model.with_name("best.pth")
+    assert fada("export", checkpoint) == 2
+    assert f"fada import {checkpoint}" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_without_onnx_files_are_verified_and_what_it_is_for_is_said(derived: Path) -> None:
-    code = "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; from fada_deploy.cli import main; main()"
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-    done = run("verify", derived / "model.int8-cpu.onnx")
-    assert done.returncode == 0 and "of labels equal the network's" in done.stderr
-    done = run("export", derived / "model.onnx", "--precision", "fp16")
+def test_verify_needs_no_onnx_package_but_conversion_does(converted: Path) -> None:
+    done = run_without(["onnx", "torch"], "verify", converted / "model.int8-cpu.onnx")
+    assert done.returncode == 0 and "equal labels" in done.stderr
+    arguments = ("export", converted / "model.onnx", "--precision", "fp16")
+    done = run_without(["onnx", "torch"], *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: onnx is not installed; run: pip install ")
-    assert "[onnx]" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: onnx is not installed") and "pip install" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_what_loses_its_reference_is_named(
-    derived: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_stale_exports_are_those_with_replaced_reference_outputs(
+    converted: Path, tmp_path: Path
 ) -> None:
-    for path in (*derived.glob("*.onnx"), derived / "model.reference.npz"):
+    for path in (*converted.glob("*.onnx"), converted / "model.reference.npz"):
         shutil.copy(path, tmp_path)
-    plan, base = Plan(None, {"trt": False}), tmp_path / "model.onnx"
-    plan._tell_stale(base, [("fp32", "any")])
-    assert capsys.readouterr().err == ""
-    reference = ReferenceOutputs.load(tmp_path / "model.reference.npz")
-    ReferenceOutputs(reference.frames[:2], reference.logits[:2], reference.labels[:2]).save(
-        tmp_path / "model.reference.npz"
-    )
-    plan._tell_stale(base, [("fp32", "any"), ("fp16", "any")])
-    said = capsys.readouterr().err
-    assert "the pack that proved model.int8-cpu.onnx, model.int8-tensorrt.onnx is replaced" in said
-    assert "fp16" not in said
+    model = tmp_path / "model.onnx"
+    assert stale_exports(model, {model}) == []
+    truncate_reference(tmp_path, converted)
+    rewritten = {model, tmp_path / "model.fp16.onnx"}
+    expected = ["model.int8-cpu.onnx", "model.int8-tensorrt.onnx"]
+    assert stale_exports(model, rewritten) == expected
 
 
-def test_options_that_would_judge_nothing_are_refused(
-    fada: Fada, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments, code, message in (
-        (("runs/a", "--data", "mine.toml"), 2, "--data judges other precisions than fp32"),
-        (("runs/a", "--min-equal", 101), 2, "101.0 is not in the range 0<=x<=100"),
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("runs/a", "--data", "mine.toml"), 2, "--data"),
+        (("runs/a", "--min-equal-labels", 101), 2, "101.0 is not in the range 0<=x<=100"),
         (("runs/a", "--max-logit-error", -1), 2, "not in the range x>=0"),
-        (("runs/a", "--calibration", "mean"), 2, "'mean' is not one of"),
+        (("runs/a", "--calibration-method", "mean"), 2, "'mean' is not one of"),
         (("nosuch.onnx", "--precision", "fp16"), 1, "nosuch.onnx: no such file"),
-    ):
-        assert fada("export", *arguments) == code
-        assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_only_the_fp32_file_is_derived_from(
-    derived: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
+    ],
+)
+def test_limits_without_effect_or_out_of_range_are_refused(
+    fada: Fada,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    code: int,
+    message: str,
 ) -> None:
-    assert (
-        fada(
-            "export", derived / "model.fp16.onnx", "--precision", "int8", "--calibration-frames", 4
-        )
-        == 1
-    )
-    assert "is fp16 already; give the fp32 file it was made of" in capsys.readouterr().err
+    assert fada("export", *arguments) == code
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_files_of_before_say_fp32_for_any_engine(model: Path) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"head": "colors"},
+        {"precisions": ()},
+        {"precisions": ("fp8",)},
+        {"hardware_target": "gpu"},
+        {"batch": 0},
+        {"calibration_frames": 1},
+        {"calibration_method": "mean"},
+        {"float_layers": -1},
+        {"min_equal_labels": 99.0},
+        {"max_logit_error": -0.1},
+        {"out": Path("model.trt")},
+        {"data": "cityscapes"},
+    ],
+)
+def test_export_options_are_validated(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        ExportOptions(**values)  # type: ignore[arg-type]
+
+
+def test_only_fp32_files_are_converted(
+    converted: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = converted / "model.fp16.onnx"
+    assert fada("export", model, "--precision", "int8", "--calibration-frames", 4) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert str(model) in message and "fp16" in message and "fp32" in message
+
+
+def test_replacing_metadata_keeps_the_graph(model: Path) -> None:
+    before = onnx.load(str(model)).graph
+    metadata = read_metadata(model)
+    replace_metadata(model, metadata)
+    assert read_metadata(model) == metadata and onnx.load(str(model)).graph == before
+
+
+def test_metadata_without_hardware_target_reads_as_any(model: Path) -> None:
     document = onnx.load(str(model))
     (entry,) = [p for p in document.metadata_props if p.key == "fada"]
-    old = json.loads(entry.value)
-    del old["hardware_target"], old["quantization"]
-    entry.value = json.dumps(old)
+    metadata = json.loads(entry.value)
+    del metadata["hardware_target"], metadata["quantization"]
+    entry.value = json.dumps(metadata)
     onnx.save(document, str(model))
     assert read_metadata(model).hardware_target == "any"
-    stamp(model, read_metadata(model))
-    assert read_metadata(model).precision == "fp32"

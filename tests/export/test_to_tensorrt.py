@@ -283,11 +283,11 @@ def test_check_precision(
 def test_invalid_files_are_refused(tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "in" / "m.onnx")
     out = tmp_path / "m.engine"
-    cut = tmp_path / "in" / "cut.onnx"
-    cut.write_bytes(model.read_bytes()[:-300])
-    assert "cut.onnx" in build_error(ModelError, cut, out)
-    bare = toy.color_model(tmp_path / "in" / "bare.onnx", metadata=None)
-    assert "has no `fada` metadata" in build_error(ModelError, bare, out)
+    truncated = tmp_path / "in" / "truncated.onnx"
+    truncated.write_bytes(model.read_bytes()[:-300])
+    assert "truncated.onnx" in build_error(ModelError, truncated, out)
+    foreign = toy.color_model(tmp_path / "in" / "foreign.onnx", metadata=None)
+    assert "`fada` metadata" in build_error(ModelError, foreign, out)
     assert "cannot be read" in build_error(ModelError, tmp_path / "in" / "none.onnx", out)
     assert ".engine or .plan" in build_error(UsageError, model, tmp_path / "m.trt")
 

@@ -1,4 +1,4 @@
-"""A Triton model repository, held against Triton's own published schema."""
+"""A Triton model repository, parsed with the schema of Triton's client package."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ TYPE_UINT8, KIND_AUTO, KIND_GPU, KIND_CPU = 2, 0, 1, 2
 
 @pytest.fixture(scope="module")
 def schema() -> ModuleType:
-    """Return Triton's schema as its client package holds it, without importing the client's other needs."""
+    """Return the schema module, without importing the client and its dependencies."""
     spec = importlib.util.find_spec("tritonclient")
     places = list(spec.submodule_search_locations or []) if spec is not None else []
     files = [f for place in places if (f := Path(place) / "grpc" / "model_config_pb2.py").is_file()]
     if not files:
-        pytest.skip("tritonclient, which holds Triton's schema, is not installed")
-    found = importlib.util.spec_from_file_location("model_config_pb2", files[0])
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+        pytest.skip("tritonclient, which contains the schema, is not installed")
+    module_spec = importlib.util.spec_from_file_location("model_config_pb2", files[0])
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
     return module
 
 
 def config_of(schema: ModuleType, repository: Path, name: str = "segmenter") -> Any:
-    """Parse config.pbtxt as Triton does: an unknown field or a value of another type raises."""
+    """Parse config.pbtxt strictly: unknown fields and wrong types raise."""
     from google.protobuf import text_format
 
     return text_format.Parse(
@@ -68,37 +68,41 @@ def engine(
     return path
 
 
-def test_a_free_batch_is_batched_by_triton(schema: ModuleType, tmp_path: Path) -> None:
+def test_dynamic_batch_uses_dynamic_batching(schema: ModuleType, tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels")
-    made = write_repository(model, tmp_path / "repo", max_batch=8, instances=2, preferred=(4, 8))
-    assert made == tmp_path / "repo"
-    assert sorted(str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()) == [
+    repository = write_repository(
+        model, tmp_path / "repo", max_batch=8, instances=2, preferred=(4, 8)
+    )
+    assert repository == tmp_path / "repo"
+    assert sorted(str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()) == [
         "segmenter/1/model.onnx",
         "segmenter/config.pbtxt",
         "segmenter/labels.txt",
     ]
-    config = config_of(schema, made)
+    config = config_of(schema, repository)
     assert (config.name, config.backend, config.max_batch_size) == ("segmenter", "onnxruntime", 8)
-    (source,), (answer,) = config.input, config.output
-    assert (source.name, source.data_type, list(source.dims)) == (
+    (frames,), (labels,) = config.input, config.output
+    assert (frames.name, frames.data_type, list(frames.dims)) == (
         "frames",
         TYPE_UINT8,
         [64, 128, 3],
     )
-    assert (answer.name, answer.data_type, list(answer.dims)) == ("labels", TYPE_UINT8, [64, 128])
+    assert (labels.name, labels.data_type, list(labels.dims)) == ("labels", TYPE_UINT8, [64, 128])
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
     assert 0 < config.dynamic_batching.max_queue_delay_microseconds < 10_000
     (group,) = config.instance_group
     assert (group.count, group.kind) == (2, KIND_AUTO)
-    assert not config.HasField("optimization"), "no engine of ONNX Runtime's own making"
+    assert not config.HasField("optimization"), "ONNX Runtime must not build unverified engines"
     assert config.parameters["label_names"].string_value.split(",") == list(toy.SPACE.names)
     assert json.loads(config.parameters["fada"].string_value)["head"] == "labels"
-    assert (made / "segmenter" / "labels.txt").read_text().splitlines() == list(toy.SPACE.names)
-    assert (made / "segmenter" / "1" / "model.onnx").read_bytes() == model.read_bytes()
+    assert (repository / "segmenter" / "labels.txt").read_text().splitlines() == list(
+        toy.SPACE.names
+    )
+    assert (repository / "segmenter" / "1" / "model.onnx").read_bytes() == model.read_bytes()
 
 
-def test_the_config_is_of_the_graph_that_is_served(schema: ModuleType, tmp_path: Path) -> None:
-    """With batching Triton adds the first dimension itself; without it the dims are the graph's own."""
+def test_config_has_the_shapes_of_the_graph(schema: ModuleType, tmp_path: Path) -> None:
+    """With batching, Triton adds the batch dimension itself."""
     for batch in (None, 3):
         model = toy.color_model(tmp_path / f"{batch}.onnx", head="labels", batch=batch)
         config = config_of(schema, write_repository(model, tmp_path / f"repo-{batch}"))
@@ -112,7 +116,7 @@ def test_the_config_is_of_the_graph_that_is_served(schema: ModuleType, tmp_path:
             assert [-1] * (config.max_batch_size > 0) + list(tensor.dims) == dims
 
 
-def test_a_fixed_batch_is_served_as_it_is(schema: ModuleType, tmp_path: Path) -> None:
+def test_fixed_batch_disables_batching(schema: ModuleType, tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels", batch=4)
     config = config_of(schema, write_repository(model, tmp_path / "repo"))
     assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
@@ -123,29 +127,29 @@ def test_a_fixed_batch_is_served_as_it_is(schema: ModuleType, tmp_path: Path) ->
     ]
 
 
-def test_an_engine_is_served_up_to_its_profile(schema: ModuleType, tmp_path: Path) -> None:
-    made = write_repository(engine(tmp_path / "model.engine"), tmp_path / "repo", name="streets")
-    config = config_of(schema, made, "streets")
+def test_max_batch_of_an_engine_is_that_of_its_profile(schema: ModuleType, tmp_path: Path) -> None:
+    repository = write_repository(
+        engine(tmp_path / "model.engine"), tmp_path / "repo", name="streets"
+    )
+    config = config_of(schema, repository, "streets")
     assert (config.name, config.backend, config.max_batch_size) == ("streets", "tensorrt", 4)
     assert config.instance_group[0].kind == KIND_GPU
     assert config.default_model_filename == "model.plan"
-    assert (made / "streets" / "1" / "model.plan").read_bytes() == b"a plan"
+    assert (repository / "streets" / "1" / "model.plan").read_bytes() == b"a plan"
     fixed = engine(tmp_path / "fixed.engine", batch=2, profile=None)
     config = config_of(schema, write_repository(fixed, tmp_path / "fixed"))
     assert config.max_batch_size == 0 and list(config.input[0].dims) == [2, 64, 128, 3]
 
 
 @pytest.mark.parametrize(("gpu", "kind"), [(True, KIND_GPU), (False, KIND_CPU)])
-def test_where_it_runs_can_be_said(
-    schema: ModuleType, tmp_path: Path, gpu: bool, kind: int
-) -> None:
+def test_instance_kind(schema: ModuleType, tmp_path: Path, gpu: bool, kind: int) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels")
     config = config_of(schema, write_repository(model, tmp_path / "repo", gpu=gpu, max_batch=1))
     assert config.instance_group[0].kind == kind
     assert config.max_batch_size == 1 and not config.HasField("dynamic_batching")
 
 
-def test_names_of_any_kind_survive(schema: ModuleType, tmp_path: Path) -> None:
+def test_class_names_are_escaped(schema: ModuleType, tmp_path: Path) -> None:
     names = ('tram "track"', "Straße\\weg")
     space = LabelSpace("odd", tuple(LabelClass(n, i, i, (i, 0, 0)) for i, n in enumerate(names)))
     model = toy.color_model(tmp_path / "model.onnx", head="labels", space=space)
@@ -155,7 +159,7 @@ def test_names_of_any_kind_survive(schema: ModuleType, tmp_path: Path) -> None:
     assert contract.label_space == space
 
 
-def test_what_triton_cannot_serve_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_files_and_arguments_that_triton_cannot_serve_are_refused(tmp_path: Path) -> None:
     logits = toy.color_model(tmp_path / "logits.onnx")
     labels = toy.color_model(tmp_path / "labels.onnx", head="labels")
     half = ModelMetadata(
@@ -171,33 +175,33 @@ def test_what_triton_cannot_serve_is_refused_with_the_remedy(tmp_path: Path) -> 
         ),
         (engine(tmp_path / "big.engine", profile=(2, 2, 4)), {}, ModelError, "--trt-batch 1,2,4"),
         (engine(tmp_path / "z.engine", head="logits"), {}, ModelError, "--head labels"),
-        (engine(tmp_path / "e.engine"), {"gpu": False}, UsageError, "on a GPU alone"),
+        (engine(tmp_path / "e.engine"), {"gpu": False}, UsageError, "needs a GPU"),
         (
             toy.color_model(tmp_path / "b.onnx", head="labels", metadata=half),
             {},
             ModelError,
             "bf16",
         ),
-        (labels, {"max_batch": 0}, UsageError, "1 or more"),
-        (labels, {"preferred": (9,)}, UsageError, "preferred batch 9 is not within 1 to 8"),
-        (labels, {"name": "a/b"}, UsageError, "no name of a model"),
-        (tmp_path / "model.pt", {}, UsageError, "Triton serves .onnx and .engine"),
+        (labels, {"max_batch": 0}, UsageError, "max_batch must be at least 1, got 0"),
+        (labels, {"preferred": (9,)}, UsageError, "between 1 and 8, got 9"),
+        (labels, {"name": "a/b"}, UsageError, "'a/b'"),
+        (tmp_path / "model.pt", {}, UsageError, "Triton serves .onnx and .engine files"),
     ]
-    for model, options, error, said in cases:
-        with pytest.raises(error, match=said):
+    for model, options, error, message in cases:
+        with pytest.raises(error, match=message):
             write_repository(model, tmp_path / "repo", **options)
     assert not [p for p in tmp_path.iterdir() if "repo" in p.name]
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_existing_folder_is_not_changed(tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels")
     (tmp_path / "repo").mkdir()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         write_repository(model, tmp_path / "repo")
     assert list((tmp_path / "repo").iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels")
 
     def full(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""`fada doctor` finds what is broken, says what to type, and breaks at nothing itself."""
+"""`fada doctor` reports what does not work and how to fix it, and never fails itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fada_deploy.inspection.doctor import Check, machine, packages, training
-from fada_deploy.inspection.doctor import backends as engines
-from fada_deploy.inspection.doctor.check import guarded, overheard
+from fada_deploy.common.extras import install_command
+from fada_deploy.inspection.doctor import Check, backends, machine, packages, training
+from fada_deploy.inspection.doctor.check import captured_output, run_checks
+from fada_deploy.inspection.doctor.tiny_model import tiny_model
 from fada_deploy.runtime.backends.gpu import Gpu
 
 Run = Callable[..., tuple[int, str, str]]
@@ -31,25 +32,25 @@ def by_name(checks: Iterable[Check]) -> dict[str, Check]:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that pretends these versions, None for what is not there; others stay as they are."""
+    """Return a function that simulates installed versions; None is a missing package."""
 
-    def pretend(**versions: str | None) -> None:
+    def simulate(**versions: str | None) -> None:
         real = importlib.metadata.version
 
         def version(name: str) -> str:
-            found = versions.get(name.replace("-", "_"), "")
-            if found is None:
+            simulated = versions.get(name.replace("-", "_"), "")
+            if simulated is None:
                 raise importlib.metadata.PackageNotFoundError(name)
-            return found or real(name)
+            return simulated or real(name)
 
         monkeypatch.setattr("importlib.metadata.version", version)
 
-    return pretend
+    return simulate
 
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GPU, lambda index=0: Gpu("a card", "8.6"))
+    monkeypatch.setattr(GPU, lambda index=0: Gpu("Test GPU", "8.6"))
 
 
 def put(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
@@ -59,17 +60,17 @@ def put(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def onnxruntime_that_gives(*providers: str, answer: float = 49) -> dict[str, Any]:
-    """Return a library that lists CUDA, and whose sessions get other providers than they were asked for."""
+def fake_onnxruntime(*used_providers: str, output: float = 49) -> dict[str, Any]:
+    """Return a module that lists CUDA and whose sessions use `used_providers` instead."""
 
     def session(model: bytes, options: object, providers: list[str]) -> Any:
         print("EP Error: libcudnn.so.9: cannot open shared object file")
-        got = given if "CUDAExecutionProvider" in providers else ["CPUExecutionProvider"]
+        is_cuda = "CUDAExecutionProvider" in providers
+        used = list(used_providers) if is_cuda else ["CPUExecutionProvider"]
         return SimpleNamespace(
-            get_providers=lambda: got, run=lambda *_: [np.full((1, 1, 1, 1), answer)]
+            get_providers=lambda: used, run=lambda *_: [np.full((1, 1, 1, 1), output)]
         )
 
-    given = list(providers)
     return {
         "__version__": "1.99",
         "get_available_providers": lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
@@ -78,15 +79,18 @@ def onnxruntime_that_gives(*providers: str, answer: float = 49) -> dict[str, Any
     }
 
 
-def test_nothing_is_bad_here(fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_problem_on_this_machine(
+    fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     code, out, err = fada("doctor", "--json")
     document = json.loads(out)
-    assert (code, err, set(document), document["bad"]) == (0, "", {"bad", "checks"}, 0), document
+    assert (code, err, set(document)) == (0, "", {"problems", "checks"}), document
+    assert document["problems"] == 0, document
     for check in document["checks"]:
-        assert set(check) == {"name", "state", "found", "remedy"} and check["found"]
-        assert check["state"] == "note" or (check["state"] == "ok" and not check["remedy"])
+        assert set(check) == {"name", "state", "detail", "remedy"} and check["detail"]
+        assert check["state"] == "warning" or not check["remedy"]
     states = {check["name"]: check["state"] for check in document["checks"]}
     for name in (
         "python",
@@ -99,34 +103,37 @@ def test_nothing_is_bad_here(fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
         "cache",
     ):
         assert states[name] == "ok"
-    # onnxruntime keeps a file of its own in the cache folder.
+    # onnxruntime may write to the cache folder; the checks do not.
     assert not [p for p in tmp_path.rglob("*") if p.name in ("fada_deploy", "runs")]
 
 
-def test_the_table_has_remedies_under_their_lines(
-    fada: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remedies_are_below_their_checks(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = [
-        Check("one", "ok", "is well"),
-        Check("another", "bad", "is not", "mend it"),
-        Check("third", "note", "is slow"),
+        Check("one", "ok", "works"),
+        Check("another", "problem", "does not work", "pip install it"),
+        Check("third", "warning", "is slow"),
+        Check("fourth", "info", "is optional"),
     ]
     monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: checks)
     code, out, _ = fada("doctor")
     assert code == 1
     assert out.splitlines() == [
-        "ok    one      is well",
-        "bad   another  is not",
-        "               type: mend it",
-        "note  third    is slow",
-        "1 to mend",
+        "ok       one      works",
+        "problem  another  does not work",
+        "                  run: pip install it",
+        "warning  third    is slow",
+        "info     fourth   is optional",
+        "1 problem checks",
     ]
     monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: checks[:1])
     code, out, _ = fada("doctor")
-    assert code == 0 and out.splitlines()[-1] == "all well"
+    assert code == 0 and out.splitlines()[-1] == "no problems checks"
+    monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: 2 * checks)
+    code, out, _ = fada("doctor")
+    assert code == 1 and out.splitlines()[-1] == "2 problems checks"
 
 
-def test_the_tiny_model_is_what_onnx_would_write() -> None:
+def test_tiny_model_equals_that_of_the_onnx_package() -> None:
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper
@@ -140,49 +147,55 @@ def test_the_tiny_model_is_what_onnx_would_write() -> None:
         [onnx.numpy_helper.from_array(weights, "w")],
     )
     rebuilt = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
-    embedded = onnx.load_from_string(engines.tiny_model())
+    embedded = onnx.load_from_string(tiny_model())
     onnx.checker.check_model(embedded, full_check=True)
     assert embedded.graph.initializer[0] == rebuilt.graph.initializer[0]
     assert (
         embedded.graph.input[0] == rebuilt.graph.input[0]
         and embedded.graph.output[0] == rebuilt.graph.output[0]
     )
-    assert len(engines.tiny_model()) < 1000
+    assert len(tiny_model()) < 1000
     x = np.random.default_rng(0).normal(size=(1, 1, 2, 2)).astype(np.float32)
-    answers = [
+    outputs = [
         ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
-        for data in (engines.tiny_model(), rebuilt.SerializeToString())
+        for data in (tiny_model(), rebuilt.SerializeToString())
     ]
-    assert np.array_equal(*answers)
-    assert answers[0].item() == pytest.approx(float((x * weights).sum()), rel=1e-5)
+    assert np.array_equal(*outputs)
+    assert outputs[0].item() == pytest.approx(float((x * weights).sum()), rel=1e-5)
 
 
-def test_two_onnxruntimes_clash(installed: Callable[..., None], a_gpu: None) -> None:
+def test_two_distributions_of_onnxruntime_clash(
+    installed: Callable[..., None], a_gpu: None
+) -> None:
     installed(onnxruntime="1.30.0", onnxruntime_gpu="1.31.0")
-    (check,) = packages.clashes()
-    assert check.state == "bad" and "onnxruntime 1.30.0 and onnxruntime-gpu 1.31.0" in check.found
+    (check,) = packages.clash_checks()
+    assert (
+        check.state == "problem" and "onnxruntime 1.30.0 and onnxruntime-gpu 1.31.0" in check.detail
+    )
     assert (
         check.remedy
         == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
     )
 
 
-def test_two_opencvs_clash_and_another_one_does_not(installed: Callable[..., None]) -> None:
+def test_two_distributions_of_opencv_clash(installed: Callable[..., None]) -> None:
     installed(opencv_python="4.12.0", opencv_python_headless="4.11.0")
-    (check,) = packages.clashes()
-    assert check.state == "bad" and check.remedy.endswith("&& pip install opencv-python-headless")
+    (check,) = packages.clash_checks()
+    assert check.state == "problem" and check.remedy.endswith(
+        "&& pip install opencv-python-headless"
+    )
     installed(opencv_python_headless=None, opencv_contrib_python="4.12.0", opencv_python=None)
-    assert [c.state for c in packages.clashes()] == ["ok"]
-    library = by_name(packages.libraries())["libraries"]
-    assert library.state == "ok" and "opencv-contrib-python 4.12.0" in library.found
+    assert [c.state for c in packages.clash_checks()] == ["ok"]
+    library = by_name(packages.library_checks())["libraries"]
+    assert library.state == "ok" and "opencv-contrib-python 4.12.0" in library.detail
 
 
-def test_onnxruntimes_own_tensorrt_is_only_a_note(installed: Callable[..., None]) -> None:
+def test_tensorrt_version_of_onnxruntime_is_neutral(installed: Callable[..., None]) -> None:
     installed(onnxruntime=None, onnxruntime_gpu="1.31.0", tensorrt="11.4.0")
-    note = by_name(packages.clashes())["tensorrt in onnxruntime"]
-    assert note.state == "note" and "TensorRT 10" in note.found and "11.4.0" in note.found
+    note = by_name(packages.clash_checks())["tensorrt in onnxruntime"]
+    assert note.state == "info" and "TensorRT 10" in note.detail and "11.4.0" in note.detail
     installed(onnxruntime=None, onnxruntime_gpu="1.31.0", tensorrt="10.16.1")
-    assert [c.state for c in packages.clashes()] == ["ok"]
+    assert [c.state for c in packages.clash_checks()] == ["ok"]
 
 
 REQUIRES = [
@@ -199,145 +212,162 @@ def test_extras_are_compared_with_the_metadata(
     installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIRES)
+    monkeypatch.setattr(packages, "_extra_names", lambda: ["train", "export", "onnx", "tensorrt"])
     installed(
-        torch="2.10.0+cpu",
-        safetensors="0.4.5",
-        onnxscript="0.3",
-        onnx=None,
-        tensorrt=None,
-        cupy_cuda13x=None,
-    )
-    found = by_name(packages.extras())
-    assert found["extra train"] == Check("extra train", "ok", "torch 2.10.0+cpu, safetensors 0.4.5")
-    assert found["extra export"].state == "note" and "onnx missing" in found["extra export"].found
-    assert found["extra export"].remedy == "pip install 'fada_deploy[export]'"
-    assert "onnx, tensorrt" in found["other extras"].found and found["other extras"].state == "ok"
-    installed(
-        torch="2.5.9", safetensors="1.0rc1", tensorrt="12.0", cupy_cuda13x=None, cupy_cuda12x="14.1"
-    )
-    found = by_name(packages.extras())
-    assert (
-        found["extra train"].state == "bad"
-        and "torch 2.5.9, where >=2.6 is needed" in found["extra train"].found
-    )
-    assert (
-        found["extra tensorrt"].state == "bad"
-        and "cupy-cuda12x 14.1" in found["extra tensorrt"].found
-    )
+        torch="2.10.0+cpu", safetensors="0.4.5", onnxscript="0.3", onnx=None, tensorrt=None,
+        cupy_cuda13x=None, cupy_cuda12x=None, cupy=None,
+    )  # fmt: skip
+    checks = by_name(packages.extra_checks())
+    detail = "torch 2.10.0+cpu, safetensors 0.4.5"
+    assert checks["extra train"] == Check("extra train", "ok", detail)
+    others = checks["other extras"]
+    assert others.state == "info" and not others.remedy
+    # onnxscript is needed by `export` only, so `export` was wanted and is incomplete.
+    assert "export (onnx missing), onnx, tensorrt;" in others.detail
+    installed(torch="2.5.9", safetensors="1.0rc1", tensorrt="12.0", cupy_cuda13x=None,
+              cupy_cuda12x="14.1")  # fmt: skip
+    checks = by_name(packages.extra_checks())
+    train, tensorrt = checks["extra train"], checks["extra tensorrt"]
+    assert train.state == "problem" and "torch 2.5.9 (needs >=2.6)" in train.detail
+    assert train.remedy == "pip install 'torch>=2.6'"
+    assert "safetensors 1.0rc1" in train.detail and "safetensors 1.0rc1 (" not in train.detail
+    assert tensorrt.state == "problem" and "cupy-cuda12x 14.1" in tensorrt.detail
 
 
-def test_old_and_missing_libraries_are_bad(
+def test_missing_extras_are_neutral(
+    fada: Run, installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installation with only the CPU backend is complete for its users."""
+    requires = [
+        "numpy>=1.26", 'onnxruntime>=1.20; extra == "cpu"', 'torch>=2.6; extra == "train"',
+        'onnx>=1.17; extra == "onnx"', 'onnxruntime>=1.20; extra == "onnx"',
+        'fada_deploy[onnx,train]; extra == "export"', 'matplotlib>=3.8; extra == "plot"',
+        'pytest>=8; extra == "dev"',
+    ]  # fmt: skip
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requires)
+    names = ["cpu", "train", "onnx", "export", "plot", "dev"]
+    monkeypatch.setattr(packages, "_extra_names", lambda: names)
+    installed(onnxruntime="1.30", torch=None, onnx=None, matplotlib=None, pytest=None)
+    cpu, others = packages.extra_checks()
+    assert (cpu.name, cpu.state) == ("extra cpu", "ok")
+    assert others.detail.startswith("not installed: train, onnx, export, plot;")
+    assert (others.state, others.remedy) == ("info", "")
+    monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: [cpu, others])
+    code, out, _ = fada("doctor")
+    assert code == 0 and "warning" not in out and out.splitlines()[-1] == "no problems checks"
+
+
+def test_old_and_missing_libraries_are_a_problem(
     installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIRES)
     installed(numpy="1.25.2", opencv_python_headless=None)
-    check = by_name(packages.libraries())["libraries"]
-    assert check.state == "bad"
+    check = by_name(packages.library_checks())["libraries"]
+    assert check.state == "problem"
     assert check.remedy == "pip install 'numpy>=1.26' 'opencv-python-headless>=4.10'"
     monkeypatch.setattr(packages.platform, "python_version", lambda: "3.10.4")
-    (check,) = packages.python()
-    assert check.state == "bad" and ">=3.11" in check.found and check.remedy
+    (check,) = packages.python_check()
+    assert check.state == "problem" and ">=3.11" in check.detail and check.remedy
 
 
-def test_without_metadata_it_still_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_metadata_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
 
     for function in ("version", "requires", "metadata"):
         monkeypatch.setattr(f"importlib.metadata.{function}", gone)
-    assert [c.state for c in (*packages.python(), *packages.libraries(), *packages.extras())] == [
+    assert [
+        c.state
+        for c in (*packages.python_check(), *packages.library_checks(), *packages.extra_checks())
+    ] == [
         "ok",
-        "note",
+        "warning",
         "ok",
     ]
 
 
-def test_a_provider_that_falls_back_in_silence_is_bad(
+def test_silent_fallback_to_the_cpu_is_a_problem(
     a_gpu: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    put(monkeypatch, "onnxruntime", **onnxruntime_that_gives("CPUExecutionProvider"))
-    found = by_name(engines.onnxruntime_checks())
-    assert found["onnxruntime cpu"].state == "ok"
-    cuda = found["onnxruntime cuda"]
-    assert cuda.state == "bad" and "in silence" in cuda.found and "libcudnn.so.9" in cuda.found
+    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CPUExecutionProvider"))
+    checks = by_name(backends.onnxruntime_checks())
+    assert checks["onnxruntime cpu"].state == "ok"
+    cuda = checks["onnxruntime cuda"]
+    assert cuda.state == "problem" and "silently" in cuda.detail and "libcudnn.so.9" in cuda.detail
     assert cuda.remedy
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr(GPU, lambda index=0: None)
-    assert by_name(engines.onnxruntime_checks())["onnxruntime cuda"].state == "note"
+    assert by_name(backends.onnxruntime_checks())["onnxruntime cuda"].state == "info"
 
 
-def test_cuda_that_pip_brought_is_put_on_the_loaders_path(
+def test_cuda_libraries_from_pip_are_added_to_the_search_path(
     a_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "nvidia/cu13/lib"
     folder.mkdir(parents=True)
     (folder / "libcublasLt.so.13").touch()
-    put(monkeypatch, "onnxruntime", **onnxruntime_that_gives("CPUExecutionProvider"))
+    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CPUExecutionProvider"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     spec = ModuleSpec("nvidia", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "nvidia")]
-    monkeypatch.setattr(engines, "find_spec", lambda name: spec)
+    monkeypatch.setattr(backends, "find_spec", lambda name: spec)
     monkeypatch.setenv("LD_LIBRARY_PATH", "/other")
-    remedy = by_name(engines.onnxruntime_checks())["onnxruntime cuda"].remedy
+    remedy = by_name(backends.onnxruntime_checks())["onnxruntime cuda"].remedy
     assert remedy == f"export LD_LIBRARY_PATH={folder}:/other"
     monkeypatch.setenv("LD_LIBRARY_PATH", f"{folder}")
-    assert by_name(engines.onnxruntime_checks())["onnxruntime cuda"].remedy.startswith(
+    assert by_name(backends.onnxruntime_checks())["onnxruntime cuda"].remedy.startswith(
         "pip install"
     )
 
 
-def test_a_provider_that_starts_must_compute_right(
-    a_gpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(monkeypatch, "onnxruntime", **onnxruntime_that_gives("CUDAExecutionProvider"))
-    assert [c.state for c in engines.onnxruntime_checks()] == ["ok", "ok"]
-    put(monkeypatch, "onnxruntime", **onnxruntime_that_gives("CUDAExecutionProvider", answer=48))
-    wrong = by_name(engines.onnxruntime_checks())["onnxruntime cuda"]
-    assert wrong.state == "bad" and "48" in wrong.found and "49" in wrong.found
+def test_wrong_output_is_a_problem(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CUDAExecutionProvider"))
+    assert [c.state for c in backends.onnxruntime_checks()] == ["ok", "ok"]
+    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CUDAExecutionProvider", output=48))
+    wrong = by_name(backends.onnxruntime_checks())["onnxruntime cuda"]
+    assert wrong.state == "problem" and "48" in wrong.detail and "49" in wrong.detail
 
 
-def test_a_gpu_that_stands_idle_is_a_note(a_gpu: None) -> None:
+def test_unused_gpu_is_a_warning(a_gpu: None) -> None:
     pytest.importorskip("onnxruntime")
-    idle = by_name(engines.onnxruntime_checks())["onnxruntime cuda"]
-    assert idle.state == "note" and "fada_deploy[gpu]" in idle.remedy
+    check = by_name(backends.onnxruntime_checks())["onnxruntime cuda"]
+    assert check.state == "warning" and check.remedy.endswith(install_command("gpu"))
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "openvino", "tensorrt_rtx"])
 @pytest.mark.parametrize(
     "error", ["ImportError('libfoo.so.3: cannot open')", "ModuleNotFoundError('x')", "1 / 0"]
 )
-def test_an_engine_that_does_not_load_is_one_bad_line(
+def test_backend_that_cannot_be_imported_is_a_problem(
     package: str, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text(f"raise {error}\n")
     monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     part = {
-        "onnxruntime": engines.onnxruntime_checks,
-        "openvino": engines.openvino_checks,
-        "tensorrt_rtx": engines.tensorrt_checks,
+        "onnxruntime": backends.onnxruntime_checks,
+        "openvino": backends.openvino_checks,
+        "tensorrt_rtx": backends.tensorrt_checks,
     }[package]
     check = by_name(part())[package]
-    assert check.state == "bad" and "does not load" in check.found
+    assert check.state == "problem" and "cannot be imported" in check.detail
     assert check.remedy == f"pip install --force-reinstall {package.replace('_', '-')}"
 
 
-def test_no_engine_at_all_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_backend_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fada_deploy.runtime.backend_selection.find_spec", lambda name: None)
-    (check,) = engines.some_engine()
-    assert check.state == "bad" and check.remedy.startswith("pip install 'fada_deploy[cpu]'")
+    (check,) = backends.backend_check()
+    assert check.state == "problem" and check.remedy == install_command("cpu")
 
 
-def test_tensorrt_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_without_a_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, "tensorrt", __version__="11.4.0")
     monkeypatch.setattr("fada_deploy.inspection.targets.find_gpu", lambda: None)
-    check = by_name(engines.tensorrt_checks())["tensorrt"]
-    assert (
-        check.state == "note" and "11.4.0 loads" in check.found and "no NVIDIA GPU" in check.found
-    )
+    check = by_name(backends.tensorrt_checks())["tensorrt"]
+    assert check.state == "warning" and "11.4.0" in check.detail and "no NVIDIA GPU" in check.detail
 
 
-def test_cupy_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cupy_without_a_driver_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     class CUDARuntimeError(RuntimeError):
         pass
 
@@ -353,27 +383,29 @@ def test_cupy_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda=SimpleNamespace(runtime=runtime),
         arange=np.arange,
     )
-    note = by_name(engines.tensorrt_checks())["cupy"]
-    assert note.state == "note" and "cudaErrorInsufficientDriver" in note.found
+    note = by_name(backends.tensorrt_checks())["cupy"]
+    assert note.state == "warning" and "cudaErrorInsufficientDriver" in note.detail
     runtime.getDeviceCount = lambda: 1
-    assert by_name(engines.tensorrt_checks())["cupy"] == Check("cupy", "ok", "14.0, 1 GPU")
+    assert by_name(backends.tensorrt_checks())["cupy"] == Check("cupy", "ok", "14.0, 1 GPU")
 
 
-def test_too_many_threads_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_invalid_or_too_many_threads_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 2)
-    for asked, state in (
-        ("64", "note"),
+    for value, state in (
+        ("64", "warning"),
         ("2", "ok"),
-        ("8,2", "note"),
-        ("many", "note"),
-        ("0", "note"),
+        ("8,2", "warning"),
+        ("many", "warning"),
+        ("0", "warning"),
     ):
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-        check = by_name(machine.cores())["OMP_NUM_THREADS"]
-        assert check.state == state and bool(check.remedy) == (state == "note")
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        check = by_name(machine.core_checks())["OMP_NUM_THREADS"]
+        assert check.state == state and bool(check.remedy) == (state == "warning")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert by_name(machine.cores())["OMP_NUM_THREADS"].remedy == "export OMP_NUM_THREADS=2"
+    assert by_name(machine.core_checks())["OMP_NUM_THREADS"].remedy == "export OMP_NUM_THREADS=2"
 
 
 @pytest.mark.parametrize(
@@ -386,7 +418,7 @@ def test_too_many_threads_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ({}, None),
     ],
 )
-def test_a_quota_below_the_cores_is_a_note(
+def test_quota_below_the_number_of_cores_is_a_warning(
     files: dict[str, str], quota: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "cpu").mkdir()
@@ -394,104 +426,108 @@ def test_a_quota_below_the_cores_is_a_note(
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 8)
-    check = by_name(machine.cores()).get("core quota")
+    check = by_name(machine.core_checks()).get("core quota")
     if quota is None:
         assert check is None
     else:
-        assert check is not None and check.state == "note" and f"{quota:g} cores" in check.found
+        assert check is not None and check.state == "warning" and f"{quota:g} cores" in check.detail
         assert check.remedy == f"taskset -c {min(os.sched_getaffinity(0))} fada …"
 
 
-def test_a_cache_that_cannot_be_written_is_bad(
+def test_unwritable_cache_is_a_problem(
     fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    # Not a matter of permissions: the tests may run as root.
+    # A file in place of a folder, because the tests may run as root.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
     code, out, _ = fada("doctor")
     lines = out.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("bad   cache"))
-    assert "cannot be written" in lines[at] and "type: export XDG_CACHE_HOME=" in lines[at + 1]
-    assert (code, lines[-1]) == (1, "1 to mend")
+    at = next(i for i, line in enumerate(lines) if line.startswith("problem  cache"))
+    assert "cannot be written" in lines[at] and "run: export XDG_CACHE_HOME=" in lines[at + 1]
+    assert (code, lines[-1]) == (1, "1 problem checks")
 
 
-def test_a_disk_that_is_nearly_full_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    assert {c.state for c in machine.disks() if c.name == "runs"} == {"note"}
+    assert {c.state for c in machine.disk_checks() if c.name == "runs"} == {"warning"}
 
 
-def test_a_pyav_without_h264_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyav_without_h264_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("av.codecs_available", {"h264"})
-    (check,) = machine.codecs()
+    (check,) = machine.video_checks()
     assert (
-        check.state == "bad" and check.found.endswith("no codec libx264") and "av" in check.remedy
+        check.state == "problem" and check.detail.endswith("codec libx264") and "av" in check.remedy
     )
 
 
-def test_windows_need_a_screen_and_an_opencv_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_need_a_screen_and_opencv_with_gui(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     for screen, gui, state in (
         (":0", "QT5", "ok"),
-        (":0", "NONE", "note"),
-        ("", "QT5", "note"),
-        ("", "NONE", "note"),
+        (":0", "NONE", "warning"),
+        ("", "QT5", "info"),
+        ("", "NONE", "info"),
     ):
         monkeypatch.setenv("DISPLAY", screen)
         monkeypatch.setattr("cv2.getBuildInformation", lambda gui=gui: f"  GUI:        {gui}\n")
-        (check,) = machine.display()
-        assert check.state == state and bool(check.remedy) == (state == "note")
+        (check,) = machine.display_check()
+        assert check.state == state and bool(check.remedy) == (state == "warning")
 
 
-def test_kernels_without_numba_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "is_here", lambda name: False)
-    (check,) = machine.kernels()
-    assert check.state == "note" and check.remedy == "pip install 'fada_deploy[fast]'"
+def test_missing_numba_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "is_installed", lambda name: False)
+    (check,) = machine.kernel_check()
+    assert check.state == "warning" and check.remedy == install_command("fast")
 
 
-def test_numba_that_does_not_compile_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numba_that_cannot_compile_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fada_deploy.runtime.kernels.loader.KernelLoader.wait", lambda self: False)
     monkeypatch.setitem(sys.modules, "fada_deploy.runtime.kernels.upsample_compiled", None)
     monkeypatch.delattr("fada_deploy.runtime.kernels.upsample_compiled", raising=False)
-    monkeypatch.setattr(machine, "is_here", lambda name: True)
-    (check,) = machine.kernels()
-    assert check.state == "note" and "Error" in check.found and check.remedy
+    monkeypatch.setattr(machine, "is_installed", lambda name: True)
+    (check,) = machine.kernel_check()
+    assert check.state == "warning" and "Error" in check.detail and check.remedy
 
 
 @pytest.mark.parametrize(
     ("code", "state", "text"),
     [
         ("print('[\"13.0\", 2]')", "ok", "CUDA 13.0, 2 GPUs"),
-        ("print('[\"13.0\", 0]')", "bad", "the driver may be too old"),
-        ("print('[null, 0]')", "note", "built without CUDA"),
-        ("raise ImportError('libtorch.so: cannot open')", "bad", "libtorch.so: cannot open"),
-        ("import os; os.abort()", "bad", "exit code -6"),
-        ("import time; time.sleep(60)", "bad", "within 1 s"),
+        ("print('[\"13.0\", 0]')", "problem", "the driver may be too old"),
+        ("print('[null, 0]')", "warning", "built without CUDA"),
+        ("raise ImportError('libtorch.so: cannot open')", "problem", "libtorch.so: cannot open"),
+        ("import os; os.abort()", "problem", "exit code -6"),
+        ("import time; time.sleep(60)", "problem", "within 1 s"),
     ],
 )
-def test_torch_is_asked_in_another_process(
+def test_torch_is_imported_in_another_process(
     code: str, state: str, text: str, a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_CODE", code)
-    monkeypatch.setattr(training, "_PATIENCE_S", 1.0 if "sleep" in code else 60.0)
-    monkeypatch.setattr(training, "is_here", lambda name: True)
-    torch = training.Torch()
+    monkeypatch.setattr(training, "_TIMEOUT_S", 1.0 if "sleep" in code else 60.0)
+    monkeypatch.setattr(training, "is_installed", lambda name: True)
+    torch = training.TorchCheck()
     (check,) = torch.checks()
     torch.close()
-    assert check.state == state and text in check.found
+    assert check.state == state and text in check.detail
 
 
-def test_a_check_that_raises_is_a_bad_line_of_its_own() -> None:
+def test_exception_in_a_check_becomes_a_problem() -> None:
     def part() -> Iterable[Check]:
         yield Check("first", "ok", "fine")
         raise RuntimeError("something\n\nthe last line\n")
 
-    first, broken = guarded("second", part)
+    first, broken = run_checks("second", part)
     assert first.state == "ok"
-    assert broken.state == "bad" and broken.found == "RuntimeError: the last line" and broken.remedy
+    assert (
+        broken.state == "problem"
+        and broken.detail == "RuntimeError: the last line"
+        and broken.remedy
+    )
 
 
-def test_what_a_library_prints_stays_off_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    with overheard() as reason:
+def test_output_of_libraries_is_captured(capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_output() as reason:
         os.write(2, b"\x1b[0;31mFailed to load libcublas\x1b[m\nand so on\n")
         print("chatter")
         assert reason() == "Failed to load libcublas"
@@ -522,27 +558,29 @@ def run_fada(code: str, **environ: str) -> tuple[int, dict[str, Check], str]:
     )
 
 
-def test_it_works_without_torch_and_onnx() -> None:
-    code, found, said = run_fada(
+def test_doctor_works_without_torch_and_onnx() -> None:
+    code, checks, stderr = run_fada(
         "import sys; sys.modules['torch'] = sys.modules['onnx'] = None\n"
         "from fada_deploy.cli import main; main(['doctor', '--json'])"
     )
-    assert code == 0, found
-    assert "torch" not in found and found["onnxruntime cpu"].state == "ok"
-    assert "Traceback" not in said
+    assert code == 0, checks
+    assert "torch" not in checks and checks["onnxruntime cpu"].state == "ok"
+    assert "Traceback" not in stderr
 
 
-def test_an_opencv_that_does_not_load_leaves_the_rest(tmp_path: Path) -> None:
+def test_opencv_that_cannot_be_imported_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file')\n"
     )
-    code, found, _ = run_fada(
-        "import sys; sys.modules['torch'] = None\nfrom fada_deploy.cli import main; main(['doctor', '--json'])",
+    code, checks, _ = run_fada(
+        "import sys; sys.modules['torch'] = None\n"
+        "from fada_deploy.cli import main; main(['doctor', '--json'])",
         PYTHONPATH=str(tmp_path),
     )
     assert code == 1
-    assert found["cv2"].state == "bad" and "libGL.so.1" in found["cv2"].found
-    assert found["cv2"].remedy == "pip install --force-reinstall opencv-python-headless"
+    assert checks["cv2"].state == "problem" and "libGL.so.1" in checks["cv2"].detail
+    assert checks["cv2"].remedy == "pip install --force-reinstall opencv-python-headless"
     assert {
-        found[name].state for name in ("python", "onnxruntime cpu", "openvino cpu", "cores", "runs")
+        checks[name].state
+        for name in ("python", "onnxruntime cpu", "openvino cpu", "cores", "runs")
     } == {"ok"}

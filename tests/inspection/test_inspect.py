@@ -1,4 +1,4 @@
-"""`fada inspect`: what files say of themselves, held against what other readers say of them."""
+"""`fada inspect`: descriptions of files, compared with what other readers find in them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fada_deploy.runtime.parity import ReferenceOutputs
 Fada = Callable[..., tuple[int, str, str]]
 
 
-def contract(**changes: Any) -> ModelMetadata:
+def metadata(**changes: Any) -> ModelMetadata:
     fixed: dict[str, Any] = {
         "label_space": toy.SPACE,
         "input_size_hw": (64, 128),
@@ -52,30 +52,30 @@ def write_reference(path: Path) -> ReferenceOutputs:
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    """Return a model beside its reference outputs, which its metadata names."""
+    """Return a model with its reference outputs."""
     write_reference(tmp_path / "model.reference.npz")
-    found = {
+    result = {
         "backend": "onnxruntime",
         "frames": 3,
         "classes": 4,
         "equal_labels": 0.99995,
         "logit_error": 2e-6,
     }
-    said = contract(
+    document = metadata(
         hashes={"reference": sha256(tmp_path / "model.reference.npz"), "weights": "0" * 64},
-        verification={"onnxruntime": found},
+        verification={"onnxruntime": result},
     )
-    return toy.color_model(tmp_path / "model.onnx", metadata=said.to_json())
+    return toy.color_model(tmp_path / "model.onnx", metadata=document.to_json())
 
 
-def rewritten(source: Path, path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+def edited(source: Path, path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
     document = onnx.load(str(source))
     change(document)
     onnx.save(document, str(path))
     return path
 
 
-def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
+def test_table_of_a_model(export: Path, fada: Fada) -> None:
     code, out, _ = fada("inspect", export)
     assert code == 0
     rows = [line.split("  ", 1)[0] for line in out.splitlines()]
@@ -87,16 +87,16 @@ def test_a_model_as_a_table(export: Path, fada: Fada) -> None:
         "128x64 RGB uint8 NHWC, stretch, batch dynamic",
         "logits, align_corners false",
         "onnxruntime: 99.9950% equal labels on 3 frames, largest logit error 2.0e-06",
-        "model.reference.npz: equal to the one it was made with",
+        "model.reference.npz: unchanged since the export",
         "gta5 → drives, seed 3, stage distill",
         "13, cityscapes-13",
         "#00008e  car",
     ):
         assert part in out, part
-    assert "\x1b" not in out, "no color where the output is no terminal"
+    assert "\x1b" not in out, "there must be no color when the output is not a terminal"
 
 
-def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> None:
+def test_target_statistics_are_one_row(tmp_path: Path, fada: Fada) -> None:
     fractions = (0.05, 0.0, 0.25, *(0.0,) * 9, 0.7)
     three = "bicycle 70.0 ± 12.5 %, building 25.0 ± 12.5 %, road 5.0 ± 12.5 %, … on"
     for statistics, line in (
@@ -108,21 +108,21 @@ def test_what_it_said_of_its_target_is_a_line(tmp_path: Path, fada: Fada) -> Non
         (None, ""),
     ):
         model = toy.color_model(
-            tmp_path / "model.onnx", metadata=contract(target_statistics=statistics).to_json()
+            tmp_path / "model.onnx", metadata=metadata(target_statistics=statistics).to_json()
         )
         code, out, _ = fada("inspect", model)
-        assert code == 0 and ("on its target" in out) == (statistics is not None)
+        assert code == 0 and ("target data" in out) == (statistics is not None)
         assert line in out
 
 
-def test_classes_are_shown_in_their_colors(export: Path) -> None:
+def test_classes_are_shown_with_their_colors(export: Path) -> None:
     from click.testing import CliRunner
 
     done = CliRunner().invoke(command, [str(export)], color=True)
     assert click.style("  ", bg=(0, 0, 142)) in done.output
 
 
-def test_the_document_holds_the_contract_as_it_was_written(export: Path, fada: Fada) -> None:
+def test_document_contains_the_metadata_as_stored(export: Path, fada: Fada) -> None:
     code, out, err = fada("inspect", export, "--json")
     document = json.loads(out)
     assert code == 0 and err == ""
@@ -136,36 +136,42 @@ def test_the_document_holds_the_contract_as_it_was_written(export: Path, fada: F
     assert document["problems"] == []
 
 
-def test_the_graph_is_read_as_the_onnx_package_reads_it(tmp_path: Path) -> None:
+def test_graph_reader_agrees_with_the_onnx_package(tmp_path: Path) -> None:
     for name, options in (
         ("a", {}),
         ("b", {"head": "labels", "batch": 2}),
         ("c", {"metadata": None}),
     ):
         model = toy.color_model(tmp_path / f"{name}.onnx", **options)  # type: ignore[arg-type]
-        graph, want = read_graph(model), onnx.load(str(model))
-        assert graph.opset == want.opset_import[0].version and graph.ir_version == want.ir_version
-        assert graph.operators == Counter(n.op_type for n in want.graph.node)
-        assert graph.parameters == sum(int(np.prod(t.dims)) for t in want.graph.initializer)
-        for mine, theirs in ((graph.inputs, want.graph.input), (graph.outputs, want.graph.output)):
-            assert [p.name for p in mine] == [v.name for v in theirs]
-            kinds = [np.dtype(p.dtype) for p in mine]
+        graph, expected = read_graph(model), onnx.load(str(model))
+        assert (
+            graph.opset == expected.opset_import[0].version
+            and graph.ir_version == expected.ir_version
+        )
+        assert graph.operators == Counter(n.op_type for n in expected.graph.node)
+        assert graph.parameters == sum(int(np.prod(t.dims)) for t in expected.graph.initializer)
+        for ports, values in (
+            (graph.inputs, expected.graph.input),
+            (graph.outputs, expected.graph.output),
+        ):
+            assert [p.name for p in ports] == [v.name for v in values]
+            kinds = [np.dtype(p.dtype) for p in ports]
             assert kinds == [
-                helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in theirs
+                helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in values
             ]
             shapes = [
                 [d.dim_value or d.dim_param or "?" for d in v.type.tensor_type.shape.dim]
-                for v in theirs
+                for v in values
             ]
-            assert [list(p.shape) for p in mine] == shapes
+            assert [list(p.shape) for p in ports] == shapes
 
 
-def test_precision_is_what_the_weights_are_stored_in(tmp_path: Path) -> None:
+def test_layers_are_counted_by_the_type_of_their_weights(tmp_path: Path) -> None:
     from fada_deploy.export.precision import to_half
 
     model = toy.color_model(tmp_path / "model.onnx")
 
-    def quantized(document: onnx.ModelProto) -> None:
+    def quantize_weights(document: onnx.ModelProto) -> None:
         graph = document.graph
         weight = next(t for t in graph.initializer if t.name == "weight")
         values = (numpy_helper.to_array(weight) / 4).astype(np.int8)
@@ -174,22 +180,22 @@ def test_precision_is_what_the_weights_are_stored_in(tmp_path: Path) -> None:
         graph.initializer.append(numpy_helper.from_array(np.float32(4), "scale"))
         graph.node.insert(0, helper.make_node("DequantizeLinear", ["stored", "scale"], ["weight"]))
 
-    int8 = rewritten(model, tmp_path / "int8.onnx", quantized)
+    int8 = edited(model, tmp_path / "int8.onnx", quantize_weights)
     assert read_graph(int8).layers == {"Conv": Counter({"int8": 1})}
     assert read_graph(int8).to_dict()["quantize_nodes"] == {
         "QuantizeLinear": 0,
         "DequantizeLinear": 1,
     }
     for kind, stored in (("fp16", "float16"), ("bf16", "bfloat16")):
-        with np.errstate(over="ignore"):  # the biases are beyond fp16, and are not looked at
+        with np.errstate(over="ignore"):  # the biases overflow in fp16, which does not matter here
             onnx.save(to_half(onnx.load(str(model)), kind), str(tmp_path / f"{kind}.onnx"))
         assert read_graph(tmp_path / f"{kind}.onnx").layers == {"Conv": Counter({stored: 1})}
-    # The file still says fp32 of itself.
+    # The metadata was not changed.
     (problem,) = describe(tmp_path / "fp16.onnx")["problems"]
-    assert problem == "the metadata says fp32, the graph's weights are float16"
+    assert "fp32" in problem and "float16" in problem
 
 
-def test_attention_and_constants_are_told_apart(tmp_path: Path) -> None:
+def test_matmul_of_activations_and_of_constants(tmp_path: Path) -> None:
     value = helper.make_tensor("value", TensorProto.FLOAT, [2, 2], [1, 2, 3, 4])
     nodes = [
         helper.make_node("Constant", [], ["stored"], value=value),
@@ -208,9 +214,7 @@ def test_attention_and_constants_are_told_apart(tmp_path: Path) -> None:
     }
 
 
-def test_what_does_not_hold_is_named_and_exits_with_1(
-    export: Path, tmp_path: Path, fada: Fada
-) -> None:
+def test_replaced_reference_outputs_are_a_problem(export: Path, tmp_path: Path, fada: Fada) -> None:
     write_reference(tmp_path / "other.reference.npz")
     reference = ReferenceOutputs.load(tmp_path / "other.reference.npz")
     ReferenceOutputs(reference.frames, reference.logits, reference.labels[::-1]).save(
@@ -218,56 +222,51 @@ def test_what_does_not_hold_is_named_and_exits_with_1(
     )
     code, out, _ = fada("inspect", export)
     assert code == 1
-    assert (
-        "problem: model.reference.npz beside it is not the reference outputs that it was exported with"
-        in out
-    )
+    assert "problem: model.reference.npz does not belong to model.onnx" in out
     code, out, _ = fada("inspect", tmp_path / "model.reference.npz", "--json")
     assert code == 1 and json.loads(out)["problems"] == [
-        "model.onnx was exported with another pack"
+        "model.reference.npz does not belong to model.onnx"
     ]
     (tmp_path / "model.reference.npz").unlink()
     code, out, _ = fada("inspect", export)
-    assert code == 0 and "model.reference.npz: not beside it" in out
+    assert code == 0 and "model.reference.npz: missing" in out
 
 
-def test_a_contract_of_another_graph_is_seen(tmp_path: Path) -> None:
+def test_metadata_that_differs_from_the_graph_is_a_problem(tmp_path: Path) -> None:
     wrong = toy.color_model(
-        tmp_path / "a.onnx", metadata=contract(input_size_hw=(32, 64)).to_json()
+        tmp_path / "a.onnx", metadata=metadata(input_size_hw=(32, 64)).to_json()
     )
-    assert describe(wrong)["problems"] == [
-        "the graph's input is not the one that the metadata tells of"
-    ]
-    wrong = toy.color_model(tmp_path / "b.onnx", metadata=contract(head="labels").to_json())
+    assert describe(wrong)["problems"] == ["the input of the graph differs from the metadata"]
+    wrong = toy.color_model(tmp_path / "b.onnx", metadata=metadata(head="labels").to_json())
     assert describe(wrong)["problems"] == ["the graph has no output `labels`"]
-    none = describe(toy.color_model(tmp_path / "c.onnx", metadata=None))
-    assert none["metadata"] is None and "no `fada` metadata" in none["problems"][0]
+    foreign = describe(toy.color_model(tmp_path / "c.onnx", metadata=None))
+    assert foreign["metadata"] is None and "`fada` metadata" in foreign["problems"][0]
 
 
-def test_weights_in_other_files_are_listed(tmp_path: Path, fada: Fada) -> None:
+def test_external_weights_outside_the_folder_are_a_problem(tmp_path: Path, fada: Fada) -> None:
     model = toy.color_model(tmp_path / "model.onnx")
 
-    def outside(document: onnx.ModelProto) -> None:
+    def move_weights(document: onnx.ModelProto) -> None:
         tensor = document.graph.initializer[0]
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="../secret.bin")
 
     (tmp_path / "in").mkdir()
     document = onnx.load(str(model))
-    outside(document)
+    move_weights(document)
     (tmp_path / "in" / "model.onnx").write_bytes(document.SerializeToString())
     code, out, _ = fada("inspect", tmp_path / "in" / "model.onnx")
     assert code == 1 and "external data" in out and "outside its own folder" in out
 
 
-def test_a_reference_pack_names_its_models(export: Path, tmp_path: Path, fada: Fada) -> None:
+def test_reference_outputs_list_their_models(export: Path, tmp_path: Path, fada: Fada) -> None:
     code, out, _ = fada("inspect", tmp_path / "model.reference.npz")
     assert code == 0
     assert "3 at 128x64" in out and "13 classes at 16x8" in out
-    assert f"{export}: is proven by this pack" in out
+    assert f"{export}: belongs to these reference outputs" in out
 
 
-def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> None:
+def test_table_of_an_engine(export: Path, tmp_path: Path, fada: Fada) -> None:
     engine = tmp_path / "model.engine"
     engine.write_bytes(b"a plan")
     sidecar = EngineSidecar(
@@ -277,12 +276,12 @@ def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> N
         engine_bytes=6,
         onnx_name="model.onnx",
         onnx_sha256=sha256(export),
-        metadata=contract(hashes={"reference": sha256(tmp_path / "model.reference.npz")}),
+        metadata=metadata(hashes={"reference": sha256(tmp_path / "model.reference.npz")}),
         io=(EngineTensor("frames", "in", "uint8", (-1, 64, 128, 3)),),
         precision="fp32",
         layers={"fp32": 1},
         compute_capabilities=("SM86",),
-        gpu="a card",
+        gpu="Test GPU",
         profile=(1, 1, 8),
     )
     write_sidecar(engine, sidecar)
@@ -290,11 +289,11 @@ def test_an_engine_by_its_sidecar(export: Path, tmp_path: Path, fada: Fada) -> N
     assert code == 0
     for part in (
         "tensorrt 11.4.0",
-        "SM86, built on a card",
-        "1, usually 1, at most 8",
+        "SM86, built on Test GPU",
+        "1 to 8, optimized for 1",
         "frames uint8 (-1, 64, 128, 3)",
-        "model.onnx: equal to the one it was made with",
-        "not yet; `fada verify`",
+        "model.onnx: unchanged since the export",
+        "not yet; run `fada verify`",
         "#00008e  car",
     ):
         assert part in out, part
@@ -318,12 +317,12 @@ def weights(path: Path) -> Path:
         "mean": [0.5],
         "std": [0.2],
     }
-    said = {
+    document = {
         "model": {**model, "label_space": toy.SPACE.to_dict()},
         "provenance": {"stage": path.parent.name, "config": {"src": "gta5", "tgt": "drives"}},
     }
     tensors = {"a": np.zeros((4, 5), np.float32), "b": np.zeros(3, np.int64)}
-    save_file(tensors, path, {"fada": json.dumps(said)})
+    save_file(tensors, path, {"fada": json.dumps(document)})
     return path
 
 
@@ -338,7 +337,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_weights_and_stages(run: Path, fada: Fada) -> None:
+def test_table_of_weights_and_of_a_stage(run: Path, fada: Fada) -> None:
     code, out, _ = fada("inspect", run / "source" / "weights.safetensors")
     assert code == 0 and "ddrnet23-slim, normalization batch, input 128x64" in out
     assert "20 in F32, 3 in I64, 2 tensors" in out and "stage source" in out
@@ -346,48 +345,50 @@ def test_weights_and_stages(run: Path, fada: Fada) -> None:
     assert code == 0 and "mIoU 43.2 on 12 frames at 128x64" in out
 
 
-def test_a_run_and_its_exports(run: Path, fada: Fada) -> None:
+def test_table_of_a_run(run: Path, fada: Fada) -> None:
     digest = sha256(run / "source" / "weights.safetensors")
-    said = contract(hashes={"weights": digest}).to_json()
-    model = toy.color_model(run / "export" / "model.onnx", metadata=said)
+    document = metadata(hashes={"weights": digest}).to_json()
+    model = toy.color_model(run / "export" / "model.onnx", metadata=document)
     (run / "export" / "broken.onnx").write_bytes(b"rubbish")
     code, out, _ = fada("inspect", run)
     assert code == 1
     assert "source" in out and "finished, mIoU 43.2" in out
-    assert f"not finished; go on with `fada train --resume {run}`" in out
+    assert f"not finished; continue with `fada train --resume {run}`" in out
     assert f"{model}, fp32" in out and "broken.onnx, unreadable" in out
     assert "problem: " in out and "broken.onnx" in out
     assert describe(model)["weights"]["state"] == "equal"
     weights_now = run / "source" / "weights.safetensors"
     weights_now.write_bytes(weights_now.read_bytes() + b" ")
-    assert describe(model)["weights"] == {"path": None, "state": "another"}
+    assert describe(model)["weights"] == {"path": None, "state": "different"}
 
 
-def test_what_is_no_file_of_ours_is_one_line(tmp_path: Path, fada: Fada) -> None:
+def test_files_of_other_programs_are_one_line_errors(tmp_path: Path, fada: Fada) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "foreign.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     (tmp_path / "bad.reference.npz").write_bytes(b"rubbish")
-    for name, said in (
-        ("notes.txt", "not a file that `fada` writes"),
+    for name, message in (
+        ("notes.txt", "was not written by `fada`"),
         ("none.onnx", "no such file"),
         ("empty.onnx", "not an ONNX file"),
-        ("bad.safetensors", "not a safetensors file"),
-        ("foreign.safetensors", "say nothing of their network"),
-        ("bad.reference.npz", "not a reference outputs"),
-        (".", "not a file that `fada` writes"),
+        ("bad.safetensors", "is not a safetensors file"),
+        ("foreign.safetensors", "does not describe its network"),
+        ("bad.reference.npz", "reference outputs"),
+        (".", "was not written by `fada`"),
     ):
         code, out, err = fada("inspect", tmp_path / name)
-        assert code == 1 and out == "" and said in err and err.count("\n") == 1, err
+        assert code == 1 and out == "" and message in err and err.count("\n") == 1, err
 
 
-def test_a_damaged_model_is_never_a_traceback(export: Path, tmp_path: Path) -> None:
-    whole = export.read_bytes()
+def test_damaged_model_raises_only_model_error(export: Path, tmp_path: Path) -> None:
+    original = export.read_bytes()
     rng = np.random.default_rng(0)
     damaged = tmp_path / "damaged.onnx"
     for trial in range(300):
-        content = bytearray(whole[: int(rng.integers(1, len(whole)))] if trial % 2 else whole)
+        content = bytearray(
+            original[: int(rng.integers(1, len(original)))] if trial % 2 else original
+        )
         for place in rng.integers(0, len(content), 4):
             content[place] = int(rng.integers(0, 256))
         damaged.write_bytes(content)
@@ -397,10 +398,11 @@ def test_a_damaged_model_is_never_a_traceback(export: Path, tmp_path: Path) -> N
             assert "damaged.onnx" in str(error)
 
 
-def test_it_needs_no_engine_and_no_onnx(export: Path) -> None:
+def test_inspect_needs_neither_a_backend_nor_onnx(export: Path) -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'safetensors'): sys.modules[name] = None\n"
+        "names = ('torch', 'onnx', 'onnxruntime', 'openvino', 'safetensors')\n"
+        "sys.modules |= dict.fromkeys(names)\n"
         "from fada_deploy.cli import main\n"
         "main(['inspect', sys.argv[1]])"
     )

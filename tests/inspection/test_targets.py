@@ -1,4 +1,4 @@
-"""`fada export --list` says what there is, what can be made and run here, and why not."""
+"""The targets of `fada export --list`: what this machine can build and run, and why not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fada_deploy.common.extras import install_command
 from fada_deploy.inspection import targets as module
-from fada_deploy.inspection.targets import Target, table, targets
+from fada_deploy.inspection.targets import Target, list_targets, targets_table
 from fada_deploy.runtime.backends.gpu import Gpu
 
 NAMES = [
@@ -21,83 +22,94 @@ NAMES = [
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Target]]:
-    """Return a function that lists the targets of a machine with only these packages, and perhaps a GPU."""
+    """Return a function that lists the targets of a machine with only these packages."""
 
-    def pretend(*packages: str, gpu: bool = False) -> dict[str, Target]:
+    def simulate(*packages: str, gpu: bool = False) -> dict[str, Target]:
         def find(name: str) -> object | None:
             return object() if name in packages else None
 
         monkeypatch.setattr(module, "find_spec", find)
         monkeypatch.setattr("fada_deploy.runtime.backend_selection.find_spec", find)
-        monkeypatch.setattr(module, "find_gpu", lambda: Gpu("a card", "8.6") if gpu else None)
-        return {t.name: t for t in targets()}
+        monkeypatch.setattr(module, "find_gpu", lambda: Gpu("Test GPU", "8.6") if gpu else None)
+        return {t.name: t for t in list_targets()}
 
-    return pretend
+    return simulate
 
 
-def test_every_target_is_listed_with_what_it_needs() -> None:
-    found = targets()
-    assert [t.name for t in found] == NAMES
-    text = table(found)
-    for target in found:
-        assert target.name in text and target.needs in text
-        assert target.not_built in text and target.not_run in text
-    documents = json.loads(json.dumps([t.to_dict() for t in found]))
+def test_table_and_documents_list_every_target() -> None:
+    targets = list_targets()
+    assert [t.name for t in targets] == NAMES
+    text = targets_table(targets)
+    for target in targets:
+        for part in (
+            target.name,
+            target.needs,
+            target.build_problem,
+            target.build_remedy,
+            target.run_problem,
+            target.run_remedy,
+        ):
+            assert part in text
+    documents = json.loads(json.dumps([t.to_dict() for t in targets]))
     assert [(d["name"], d["can_build"], d["can_run"]) for d in documents] == [
-        (t.name, t.can_build, t.can_run) for t in found
+        (t.name, t.can_build, t.can_run) for t in targets
     ]
 
 
-def test_the_commands_exist() -> None:
+def test_commands_use_options_of_fada_export() -> None:
     import shlex
 
     from fada_deploy.cli.export import command
 
     known = {option for parameter in command.params for option in parameter.opts}
-    for target in targets():
+    for target in list_targets():
         assert {word for word in shlex.split(target.command) if word.startswith("--")} <= known
 
 
-def test_a_bare_machine_builds_nothing_and_says_what_to_type(
+def test_without_packages_nothing_builds_and_remedies_are_given(
     machine: Callable[..., dict[str, Target]],
 ) -> None:
-    found = machine()
+    targets = machine()
     for name in NAMES[:-1]:
-        assert not found[name].can_build and not found[name].can_run
-        assert "pip install 'fada_deploy[" in found[name].not_built
-    assert found["onnx fp32"].not_run.endswith("pip install 'fada_deploy[cpu]'")
-    # Copying a file needs nothing.
-    assert found["triton repository"].can_build and not found["triton repository"].can_run
+        assert not targets[name].can_build and not targets[name].can_run
+        assert targets[name].build_remedy.startswith("pip install ")
+        assert targets[name].run_remedy.startswith("pip install ")
+    assert targets["onnx fp32"].run_remedy == install_command("cpu")
+    # A Triton repository needs no packages.
+    assert targets["triton repository"].can_build and not targets["triton repository"].can_run
 
 
-def test_a_runtime_machine_runs_what_it_cannot_build(
+def test_backend_alone_runs_what_it_cannot_build(
     machine: Callable[..., dict[str, Target]],
 ) -> None:
-    found = machine("onnxruntime")
-    assert found["onnx fp32"].runs_on == ("onnxruntime",) and not found["onnx fp32"].can_build
-    assert "openvino" in found["onnx bf16"].not_run
+    targets = machine("onnxruntime")
+    assert targets["onnx fp32"].runs_on == ("onnxruntime",) and not targets["onnx fp32"].can_build
+    assert "openvino" in targets["onnx bf16"].run_remedy
     assert machine("openvino")["onnx bf16"].runs_on == ("openvino",)
 
 
-def test_with_no_engine_nothing_is_proven(machine: Callable[..., dict[str, Target]]) -> None:
-    found = machine("torch", "safetensors", "onnx", "onnxscript")
-    assert "nothing would be proven" in found["onnx fp32"].not_built
-    assert found["onnx fp16"].can_build and not found["onnx fp16"].can_run
+def test_fp32_export_needs_a_backend_to_verify_with(
+    machine: Callable[..., dict[str, Target]],
+) -> None:
+    targets = machine("torch", "safetensors", "onnx", "onnxscript")
+    assert "verified" in targets["onnx fp32"].build_problem
+    assert targets["onnx fp16"].can_build and not targets["onnx fp16"].can_run
 
 
-def test_engines_need_a_gpu_where_they_do(machine: Callable[..., dict[str, Target]]) -> None:
+def test_only_tensorrt_needs_a_gpu_to_build(machine: Callable[..., dict[str, Target]]) -> None:
     packages = ("tensorrt", "tensorrt_rtx", "cupy")
     without, with_gpu = machine(*packages), machine(*packages, gpu=True)
-    assert "no NVIDIA GPU" in without["tensorrt engine"].not_built
+    assert "no NVIDIA GPU" in without["tensorrt engine"].build_problem
     assert without["tensorrt-rtx engine"].can_build and not without["tensorrt-rtx engine"].can_run
     for name in ("tensorrt engine", "tensorrt-rtx engine"):
         assert with_gpu[name].can_build and with_gpu[name].runs_on == ("tensorrt",)
-    assert "cupy is not installed" in machine("tensorrt", gpu=True)["tensorrt engine"].not_run
+    assert "cupy is not installed" in machine("tensorrt", gpu=True)["tensorrt engine"].run_problem
 
 
-def test_nothing_optional_is_imported() -> None:
+def test_no_optional_package_is_imported() -> None:
     code = (
-        "import sys; from fada_deploy.inspection.targets import table, targets; table(targets());"
+        "import sys; from fada_deploy.inspection.targets import list_targets, targets_table;"
+        "targets_table(list_targets());"
         "print(sorted({m.split('.')[0] for m in sys.modules}"
         " & {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'cupy'}))"
     )

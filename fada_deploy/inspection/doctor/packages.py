@@ -95,7 +95,11 @@ def extra_checks() -> Iterator[Check]:
         missing = [r for r in requirements if _find(r.name)[1] is None]
         unmet = [r for r in requirements if not _is_met(r)]
         outdated = [r for r in unmet if r not in missing]
-        detail = ", ".join(map(_describe, requirements))
+        # The packages of included extras are listed there, unless they are not met.
+        own = [r for r in _requirements(name) if not _is_self(r)]
+        included = [f"[{e}]" for r in _requirements(name) if _is_self(r) for e in sorted(r.extras)]
+        shown = own + [r for r in unmet if r not in own]
+        detail = ", ".join([*included, *map(_describe, shown)])
         if name in complete:
             yield Check(f"extra {name}", "ok", detail)
         elif outdated:
@@ -182,13 +186,17 @@ def _extra_requirements(extra: str) -> list[Requirement]:
     pending, seen = [extra], {extra}
     while pending:
         for requirement in _requirements(pending.pop(0)):
-            if canonicalize_name(requirement.name) == canonicalize_name(_SELF):
+            if _is_self(requirement):
                 included = [name for name in sorted(requirement.extras) if name not in seen]
                 pending += included
                 seen.update(included)
             else:
                 result.setdefault(canonicalize_name(requirement.name), requirement)
     return list(result.values())
+
+
+def _is_self(requirement: Requirement) -> bool:
+    return canonicalize_name(requirement.name) == canonicalize_name(_SELF)
 
 
 def _find(name: str) -> tuple[str, str | None]:
