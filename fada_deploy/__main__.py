@@ -1,4 +1,4 @@
-"""`python -m fada_deploy` is `fada`; torchrun needs a module to start."""
+"""Entry point of `python -m fada_deploy`, the same as `fada`; torchrun needs a module."""
 
 from fada_deploy.cli import main
 

@@ -1,4 +1,4 @@
-"""Data that the tests share, made here and nowhere else."""
+"""Fixtures that several test modules share: data sets, a trained run, and the `fada` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fada_deploy.cli import main
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder that stands in for the user's cache, which no test may touch."""
+    """Return a temporary folder that replaces the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -23,24 +23,30 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def draw_blocks(rng: np.random.Generator, *, target: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a 96×64 picture of a road, a sky and two boxes, and its trainIds; the target is darker and noisy."""
+    """Return an RGB image (64, 96, 3) of a road, sky and two boxes, and its trainIds (64, 96).
+
+    Images of the target are darker and noisy.
+    """
     labels = np.full((64, 96), 10, np.uint8)
     labels[40:] = 0
     for train_id in (2, 13):
         x, y = int(rng.integers(0, 60)), int(rng.integers(20, 40))
         labels[y : y + 20, x : x + 30] = train_id
     colors = {10: (90, 160, 240), 0: (110, 100, 110), 2: (220, 160, 120), 13: (30, 30, 200)}
-    picture = np.zeros((64, 96, 3), np.float64)
+    image = np.zeros((64, 96, 3), np.float64)
     for train_id, color in colors.items():
-        picture[labels == train_id] = color
+        image[labels == train_id] = color
     if target:
-        picture = picture * 0.6 + rng.normal(0, 12, picture.shape)
-    return picture.clip(0, 255).astype(np.uint8), labels
+        image = image * 0.6 + rng.normal(0, 12, image.shape)
+    return image.clip(0, 255).astype(np.uint8), labels
 
 
 @pytest.fixture(scope="session")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `source.toml` and `target.toml`, small custom data sets (12 frames a split)."""
+    """Return a folder with small custom data sets, `source.toml` and `target.toml`.
+
+    Each has the splits train and val of 12 frames.
+    """
     root = tmp_path_factory.mktemp("blocks")
     rng = np.random.default_rng(0)
     for domain in ("source", "target"):
@@ -49,14 +55,15 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for sub in ("images", "labels"):
                 (root / domain / split / sub).mkdir(parents=True)
             for i in range(12):
-                picture, labels = draw_blocks(rng, target=domain == "target")
+                image, labels = draw_blocks(rng, target=domain == "target")
                 assert cv2.imwrite(
-                    str(root / f"{domain}/{split}/images/{i:02d}.png"), picture[..., ::-1]
+                    str(root / f"{domain}/{split}/images/{i:02d}.png"), image[..., ::-1]
                 )
                 assert cv2.imwrite(str(root / f"{domain}/{split}/labels/{i:02d}.png"), labels)
             folder = f"{domain}/{split}"
             lines += [
-                f'[splits.{split}]\nimages = "{folder}/images/*.png"\nlabels = "{folder}/labels/{{stem}}.png"\n'
+                f"[splits.{split}]\n"
+                f'images = "{folder}/images/*.png"\nlabels = "{folder}/labels/{{stem}}.png"\n'
             ]
         (root / f"{domain}.toml").write_text("".join(lines))
     return root
@@ -64,7 +71,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of rendered streets, 192×128: gta5/, cityscapes/ and clip/."""
+    """Return a folder with rendered streets of 192×128: gta5/, cityscapes/ and clip/."""
     from fada_deploy.synth.clip import write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
@@ -78,7 +85,7 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run whose source stage has learned to tell the rendered streets' classes apart."""
+    """Return a run whose source stage has learned the classes of the rendered streets."""
     import torch
 
     from fada_deploy.training.run import train
@@ -111,22 +118,22 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def listen_to_sigint() -> None:
-    """Undo, in a child, what a background shell does to its children: let SIGINT be ignored."""
+def restore_sigint() -> None:
+    """Restore the default handler of SIGINT, which background shells set to ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
 def interruptible() -> Callable[[], None]:
-    """Return what a child must run first (`preexec_fn`) to be interrupted wherever the tests run."""
-    return listen_to_sigint
+    """Return a `preexec_fn` with which a child process can be interrupted by SIGINT."""
+    return restore_sigint
 
 
 @pytest.fixture
 def fada(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs `fada …` in an empty working directory: (exit code, stdout, stderr)."""
+    """Return a function: run `fada` in an empty folder, return (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:

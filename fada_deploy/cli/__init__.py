@@ -1,7 +1,7 @@
-"""The `fada` command: one module a command, imported only when that command runs.
+"""The `fada` command line: one module per command, imported only when that command runs.
 
-Every command exits with 0 done, 1 failed or partly failed, 2 usage, 3 a gate refused,
-130 interrupted, and prints an error as one line.
+Exit codes of every command: 0 done, 1 failed or partly failed, 2 usage, 3 a tolerance was exceeded,
+130 interrupted. An error is printed as one line on stderr.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ import threading
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from fada_deploy import __version__
+from fada_deploy.cli.options import CommandGroup
 
-# name: (module, one line for `fada --help`); the help must not cost an import.
+# Command → (module, its line in `fada --help`); the help must not import the modules.
 COMMANDS = {
-    "demo": ("demo", "Render streets, adapt, export and infer: the whole road in minutes."),
-    "data": ("data", "Check and render data sets."),
-    "train": ("train", "Adapt a segmenter from labeled source to unlabeled target data."),
-    "eval": ("eval", "Score a model or a run on labeled frames."),
-    "ccd": ("ccd", "Measure how tightly features gather around their classes' centers."),
-    "import": ("import_", "Make a run of a checkpoint of the released FADA code."),
-    "report": ("report", "Write a page about a run, or runs side by side."),
-    "export": ("export", "Turn a run into proven ONNX files and engines."),
-    "verify": ("verify", "Hold an exported file against its reference outputs, here and now."),
-    "inspect": ("inspect", "Say what a model, reference outputs or run says of itself."),
-    "bench": ("bench", "Measure how fast models run here."),
-    "doctor": ("doctor", "Try what this machine has, and say what to type for the rest."),
-    "infer": ("infer", "Label videos, images and folders; write overlays and masks."),
+    "demo": ("demo", "Run the full pipeline on rendered streets: train, export, infer."),
+    "data": ("data", "Check a data set, or render one."),
+    "train": ("train", "Adapt a network from labeled source data to unlabeled target data."),
+    "eval": ("eval", "Compute the IoU of a model or a run on labeled frames."),
+    "ccd": ("ccd", "Measure how close features are to the centers of their classes."),
+    "import": ("import_", "Convert a checkpoint of the released FADA code into a run."),
+    "report": ("report", "Write a report about a run, or compare runs."),
+    "export": ("export", "Export a run to verified ONNX files and TensorRT engines."),
+    "verify": ("verify", "Verify an exported model on this machine."),
+    "inspect": ("inspect", "Show the metadata of a model, an engine or a run."),
+    "bench": ("bench", "Measure the speed of models on this machine."),
+    "doctor": ("doctor", "Check what works on this machine, and how to install the rest."),
+    "infer": ("infer", "Segment videos, images and streams; save overlays and masks."),
+    "version": ("version", "Print the versions of fada and of the packages it uses."),
+    "help": ("help_", "Show the help of a command."),
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(CommandGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -50,24 +53,53 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click.Group would import every command to see whether it is hidden.
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="fada")
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from fada_deploy.cli.version import version_text
+
+        click.echo(version_text())
+        ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Shell completion: add `eval "$(_FADA_COMPLETE=bash_source fada)"` to ~/.bashrc (for '
+    "zsh: zsh_source and ~/.zshrc).",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of fada and of the packages it uses, and exit.",
+)
 def cli() -> None:
-    """Adapt a driving-scene segmenter to your streets, export it, run it.
+    """Adapt a driving-scene segmentation network to your own video, export it, and run it.
 
     \b
     fada train --src gta5 --tgt cityscapes
     fada export
     fada infer video.mp4
 
-    Each command takes what the one before it made. Exit codes: 0 done, 1 failed or partly failed,
-    2 usage, 3 a quality gate refused, 130 interrupted.
+    Each command uses the newest output of the previous one and prints its path. Exit codes: 0 done,
+    1 failed or partly failed, 2 usage, 3 a tolerance was exceeded, 130 interrupted.
     """
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line; map every expected error to one line and its exit code."""
+    """Run the command line; print every expected error as one line and exit with its code."""
     from fada_deploy.cli import console
     from fada_deploy.common.errors import FadaError
 
@@ -76,28 +108,42 @@ def main(args: list[str] | None = None) -> Any:
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     ):
-        # As Ctrl-C: half-made files go, and what a command can finish it finishes.
+        # SIGTERM acts as Ctrl-C does: commands save their state and remove temporary files.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        _show_click_error(error)
         sys.exit(error.exit_code)
     except FadaError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output left (`fada … | head`); there is nobody to tell.
+        # The reader of our output has exited, as in `fada … | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        # A full disk, a folder that may not be written: the system's own line says it best.
-        click.echo(f"error: {error}", err=True)
+        # For example a full disk, or a folder without write permission.
+        name = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"error: {name}{error.strerror or error}", err=True)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_click_error(error: click.ClickException) -> None:
+    """Print an error of click as one line; a command group without arguments prints its help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message = f"no option {error.option_name!r}"
+        if error.possibilities:
+            message += f"; did you mean {sorted(error.possibilities)[0]!r}?"
+    message = message[:1].lower() + message[1:]
+    if isinstance(error, click.UsageError) and error.ctx is not None and "; " not in message:
+        message += f"; see `{error.ctx.command_path} --help`"
+    click.echo(f"error: {message}", err=True)

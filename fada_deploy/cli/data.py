@@ -1,4 +1,4 @@
-"""`fada data`: check data sets, render data sets."""
+"""`fada data`: check a data set, or render one."""
 
 from __future__ import annotations
 
@@ -8,169 +8,175 @@ from pathlib import Path
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import SIZE
+from fada_deploy.cli.options import SIZE, CommandGroup
 from fada_deploy.common.system import usable_cores
 
 
-@click.group("data", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("data", cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Check a data set before training on it, or render one."""
+    """Check a data set before training, or render one."""
 
 
-@command.command("check")
+@command.command("check", short_help="Read all files of a data set and report problems.")
 @click.argument("name")
 @click.option(
-    "--root",
+    "--data-root",
     type=click.Path(path_type=Path),
-    help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME].",
+    help="Folder of the data set [$FADA_DATASETS/NAME or datasets/NAME].",
 )
-@click.option("--split", default="train", show_default=True)
+@click.option("--split", default="train", show_default=True, help="Split of the data set.")
 @click.option(
     "--label-space",
-    help="Classes to count: a name or a .toml file [cityscapes-19; cityscapes-16 for synthia].",
+    help="Classes to count: the name of a label space or a .toml file [cityscapes-16 for synthia, "
+    "otherwise cityscapes-19].",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
     default=usable_cores,
     show_default="usable cores",
-    help="Threads to read with.",
+    help="Number of reading threads.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document on stdout.")
 def check(
-    *, name: str, root: Path | None, split: str, label_space: str | None, jobs: int, as_json: bool
+    *,
+    name: str,
+    data_root: Path | None,
+    split: str,
+    label_space: str | None,
+    jobs: int,
+    as_json: bool,
 ) -> int:
-    """Read every file of NAME, a data set or the path of a .toml file; say what it holds and what is bad.
+    """Read all files of a data set and report sizes, classes and unusable files.
 
-    Pairs, sizes, each class's pixels and files, and each file that cannot be used, with the reason;
-    without labels the frames alone. `fada train` takes the class statistics from here. Exits with 1
-    when a file is bad.
+    NAME is a data set (gta5, synthia, cityscapes, …) or the path of a .toml file. The class
+    statistics are cached for `fada train`. The exit code is 1 if a file cannot be used.
     """
-    import sys
     import time
-
-    from tqdm import tqdm
 
     from fada_deploy.common.label_space import load_label_space
     from fada_deploy.data import open_dataset
     from fada_deploy.data.report import as_text, describe
     from fada_deploy.data.statistics import compute_statistics, save_statistics
 
-    # What the paper's settings train on each.
+    # The defaults are the label spaces of the paper.
     space = load_label_space(
         label_space or ("cityscapes-16" if name == "synthia" else "cityscapes-19")
     )
-    dataset = open_dataset(name, root, split=split, space=space)
-    began = time.perf_counter()
-    with tqdm(total=len(dataset), desc="check", unit="file", disable=None, file=sys.stderr) as bar:
-        statistics = compute_statistics(dataset, frames=True, jobs=jobs, progress=bar.update)
-    seconds = time.perf_counter() - began
-    kept = save_statistics(dataset, statistics, log)
+    dataset = open_dataset(name, data_root, split=split, space=space)
+    start = time.perf_counter()
+    statistics = compute_statistics(dataset, frames=True, jobs=jobs)
+    seconds = time.perf_counter() - start
+    path = save_statistics(dataset, statistics)
     report = describe(dataset, statistics)
     if as_json:
-        emit_json(report | {"seconds": round(seconds, 3), "jobs": jobs, "kept": kept and str(kept)})
+        timing = {"seconds": round(seconds, 3), "jobs": jobs}
+        emit_json(report | timing | {"statistics_file": None if path is None else str(path)})
     else:
         click.echo(as_text(report))
-    log(f"read in {seconds:.1f} s, {len(dataset) / seconds:.1f} files/s with {jobs} threads")
-    return 1 if report["bad"] else 0
+    log(
+        f"read {len(dataset)} frames in {seconds:.1f} s ({len(dataset) / seconds:.1f} frames/s) "
+        f"with {jobs} threads"
+    )
+    return 1 if report["unusable_files"] else 0
 
 
-@command.command("render")
+@command.command("render", short_help="Render streets with exact labels as a data set.")
 @click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path),
     default=Path("datasets"),
     show_default=True,
-    help="Folder to write gta5/, cityscapes/ and clip/ into.",
+    help="Output folder; gta5/, cityscapes/ and clip/ are created in it.",
 )
 @click.option(
-    "--source",
+    "--source-scenes",
     type=click.IntRange(0),
     default=800,
     show_default=True,
-    help="Source scenes, with labels.",
+    help="Number of labeled source scenes.",
 )
 @click.option(
-    "--target",
+    "--target-scenes",
     type=click.IntRange(0),
     default=800,
     show_default=True,
-    help="Target scenes to adapt to.",
+    help="Number of target scenes for training.",
 )
 @click.option(
-    "--val",
+    "--val-scenes",
     type=click.IntRange(0),
     default=200,
     show_default=True,
-    help="Target scenes to score on.",
+    help="Number of target scenes for validation.",
 )
 @click.option(
-    "--clip",
+    "--video-seconds",
     type=click.FloatRange(0),
     default=10.0,
     show_default=True,
-    metavar="SECONDS",
-    help="Length of the video; 0 writes none.",
+    help="Length of the target video; 0 writes no video.",
 )
-@click.option(
-    "--size", type=SIZE, default="320x192", show_default=True, help="Size of the pictures."
-)
+@click.option("--size", type=SIZE, default="320x192", show_default=True, help="Size of the images.")
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Other seeds give other towns.",
+    help="Seed of the rendered towns.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
     default=usable_cores,
     show_default="usable cores",
-    help="Processes to render with.",
+    help="Number of rendering processes.",
 )
 @click.option(
     "--force",
     is_flag=True,
-    help="Write into a folder that is not empty; files of the same name are replaced, others stay.",
+    help="Allow a folder that is not empty; files of the same name are replaced.",
 )
 def render(
     *,
     out: Path,
-    source: int,
-    target: int,
-    val: int,
-    clip: float,
+    source_scenes: int,
+    target_scenes: int,
+    val_scenes: int,
+    video_seconds: float,
     size: tuple[int, int],
     seed: int,
     jobs: int,
     force: bool,
 ) -> None:
-    """Render a source, a target and a clip: streets with exact labels.
+    """Render a source domain, a target domain and a video of streets with exact labels.
 
-    They are laid out as GTA5 and Cityscapes are, so that `fada train` finds them.
+    The folders have the layouts of GTA5 and Cityscapes, so that `fada train` can read them.
     """
     from fada_deploy.common.errors import DataError, UsageError
     from fada_deploy.synth.clip import check_video_size, write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise UsageError(
-            f"{out} exists and is not empty; name another folder with --out, or add --force"
-        )
-    if clip:
+        raise UsageError(f"--out {out} is not empty; name another folder, or add --force")
+    if video_seconds:
         check_video_size(size)
+    target = out / "cityscapes"
     try:
-        write_source(out / "gta5", source, jobs=jobs, size_hw=size, seed=seed)
-        write_target(out / "cityscapes", "train", target, jobs=jobs, size_hw=size, seed=seed)
-        write_target(out / "cityscapes", "val", val, jobs=jobs, size_hw=size, seed=seed)
-        if clip:
-            write_clip(out / "clip", clip, size_hw=size, seed=seed)
+        write_source(out / "gta5", source_scenes, jobs=jobs, size_hw=size, seed=seed)
+        write_target(target, "train", target_scenes, jobs=jobs, size_hw=size, seed=seed)
+        write_target(target, "val", val_scenes, jobs=jobs, size_hw=size, seed=seed)
+        if video_seconds:
+            write_clip(out / "clip", video_seconds, size_hw=size, seed=seed)
     except OSError as error:
         raise DataError(
-            f"{out}: cannot be written ({error.strerror or error}); free space or name another --out"
+            f"{out}: cannot be written ({error.strerror or error}); free some space, or name "
+            "another folder with --out"
         ) from None
     log(
-        f"{out}: {source} source, {target} target and {val} validation scenes, {clip:g} s of video; "
-        f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes --preset small"
+        f"{out}: wrote {source_scenes} source, {target_scenes} target and {val_scenes} validation "
+        f"scenes and {video_seconds:g} s of video\n"
+        f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes "
+        "--preset small"
     )

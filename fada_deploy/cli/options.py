@@ -1,18 +1,25 @@
-"""Option types and output shared by the commands."""
+"""Option types and the command group shared by the commands."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.sizes import parse_size
 
+if TYPE_CHECKING:
+    _SizeBase = click.ParamType[tuple[int, int]]
+else:
+    _SizeBase = click.ParamType
 
-class SizeType(click.ParamType[tuple[int, int]]):
-    """WIDTHxHEIGHT on the command line, (height, width) in the code."""
+
+class SizeType(_SizeBase):
+    """An image size: WIDTHxHEIGHT on the command line, (height, width) in the code."""
 
     name = "WxH"
 
@@ -24,7 +31,7 @@ class SizeType(click.ParamType[tuple[int, int]]):
         try:
             return parse_size(value)
         except ValueError:
-            self.fail(f"{value!r} is no size; write WIDTHxHEIGHT, for example 1024x512", param, ctx)
+            self.fail(f"size must be WIDTHxHEIGHT, for example 1024x512, got {value!r}", param, ctx)
 
 
 SIZE = SizeType()
@@ -36,7 +43,26 @@ MODEL_OPTION = click.option(
 
 
 def model_path(argument: Path | None, option: Path | None) -> Path | None:
-    """Return the model that was named by the argument MODEL or by `--model`; raise if by both."""
+    """Return the model named by the argument MODEL or by `--model`; raise if both name one."""
     if argument is not None and option is not None:
         raise UsageError(f"two models were named, {argument} and {option}; name one")
     return option if argument is None else argument
+
+
+class CommandGroup(click.Group):
+    """A group of commands that suggests the closest command for an unknown name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            raise click.UsageError(unknown_command(name, self.list_commands(ctx)), ctx)
+        return super().resolve_command(ctx, args)
+
+
+def unknown_command(name: str, commands: Sequence[str]) -> str:
+    """Return the message for an unknown command, with the closest known one if there is one."""
+    close = get_close_matches(name, commands, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(commands)}"
+    return f"no command {name!r}; {hint}"

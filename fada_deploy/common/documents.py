@@ -28,7 +28,7 @@ MAX_DEPTH = 32
 _TOO_LARGE = f"found more than {MAX_BYTES >> 20} MiB of text, expected at most that"
 _TOO_DEEP = f"found more than {MAX_DEPTH} nested levels, expected at most {MAX_DEPTH}"
 # How msgspec reports a problem, for example "Expected `int`, got `str` - at `$.classes[0].id`".
-_PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
+_PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at (?P<key>`key` in )?`(?P<path>[^`]*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected (?P<expected>.*?)(?:, got (?P<found>.*))?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
 
@@ -96,7 +96,7 @@ def convert(
         try:
             return msgspec.convert(data, type_, strict=True, str_keys=True)
         except msgspec.ValidationError as invalid:
-            raise _Problem(_explain(str(invalid), data, info)) from None
+            raise _Problem(_explain(str(invalid), data, info, type_)) from None
         except FadaError as invalid:  # raised by the __post_init__ of one of our types
             raise _Problem(str(invalid)) from None
     except _Problem as problem:
@@ -192,11 +192,12 @@ def _child_type(info: inspect.Type, key: str | int) -> inspect.Type | None:
     return None
 
 
-def _explain(message: str, data: Any, info: inspect.Type) -> str:
+def _explain(message: str, data: Any, info: inspect.Type, type_: Any) -> str:
     """Return a validation error of msgspec in our words, with the value that was found."""
     match = _PROBLEM.fullmatch(message)
     assert match is not None
     problem, path = match["problem"], (match["path"] or "").removeprefix("$").removeprefix(".")
+    path = _with_dict_keys(path, message, data, type_)
     if missing := _MISSING.fullmatch(problem):
         key = _join(path, missing["key"])
         return _at(key, "found no value, expected one, as this key is required")
@@ -213,23 +214,58 @@ def _explain(message: str, data: Any, info: inspect.Type) -> str:
         words = expected["expected"].replace("`", "")
     else:
         return _at(path, problem)
+    if match["key"]:
+        return _at(path, f"found an invalid key, expected each key to be {words}")
     found = ((expected and expected["found"]) or "").replace("`", "")
     found = f"length {found}" if found.isdigit() else found
     return _at(path, f"found {_shown(value, found)}, expected {words}")
 
 
 def _resolve(path: str, data: Any, info: inspect.Type | None) -> tuple[Any, inspect.Type | None]:
-    """Return value and type at a path of msgspec's; the value is `...` where the path is vague."""
-    for name, index in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
-        key: Any = int(index) if index.isdigit() else name or index
-        if key == "...":
-            return ..., None
+    """Return value and type at a path of msgspec; the value is `...` if there is no such path."""
+    for key in _keys(path):
         info = None if info is None else _child_type(info, key)
         try:
             data = data[key]
         except (KeyError, IndexError, TypeError):
             return ..., None
     return data, info
+
+
+def _keys(path: str) -> list[str | int]:
+    parts = re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path)
+    return [int(index) if index.isdigit() else name or index for name, index in parts]
+
+
+def _with_dict_keys(path: str, message: str, data: Any, type_: Any) -> str:
+    """Return a path with the keys of dictionaries, for which msgspec writes `[...]`.
+
+    The key is the one whose entry alone causes the same error.
+    """
+    prefix, vague, rest = path.partition("[...]")
+    table, _ = _resolve(prefix, data, None)
+    if not vague or not isinstance(table, dict):
+        return path
+    for key, value in table.items():
+        try:
+            msgspec.convert(
+                _replace(data, _keys(prefix), {key: value}), type_, strict=True, str_keys=True
+            )
+        except msgspec.ValidationError as invalid:
+            if str(invalid) == message:
+                return _with_dict_keys(f"{_join(prefix, key)}{rest}", message, data, type_)
+        except FadaError:
+            pass
+    return path
+
+
+def _replace(data: Any, keys: list[str | int], value: Any) -> Any:
+    """Return a copy of `data` with another value at a path."""
+    if not keys:
+        return value
+    copy = data.copy()
+    copy[keys[0]] = _replace(data[keys[0]], keys[1:], value)
+    return copy
 
 
 def _shown(value: Any, found: str) -> str:

@@ -1,7 +1,7 @@
 """Readers of driving data sets: frames as RGB, labels as contiguous indices of a label space.
 
-`open_dataset("cityscapes", root, split="val", space=CITYSCAPES_19)` for the labeled sets;
-`data.recordings` for a target that is just video or pictures.
+`open_dataset("cityscapes", root, split="val", space=CITYSCAPES_19)` opens a labeled data set.
+`data.recordings` opens unlabeled video or images as a target.
 """
 
 from __future__ import annotations
@@ -21,61 +21,71 @@ __all__ = ["DATASETS", "NAMES", "FrameDataset", "default_root", "open_dataset"]
 
 @dataclass(frozen=True)
 class Reader:
-    """How a data set is opened, and what to tell someone who does not have it."""
+    """A data set format: the function that opens it, and what messages say about it.
+
+    `layout` describes the files, `download` is the address of the publisher, and `folder` is the
+    default folder if it differs from the name.
+    """
 
     open: Callable[[Path, str, LabelSpace], FrameDataset]
     layout: str
-    published: str
+    download: str
     folder: str | None = None
 
 
 DATASETS = {
-    "gta5": Reader(gta5.open_split, gta5.LAYOUT, gta5.PUBLISHED),
-    "synthia": Reader(synthia.open_split, synthia.LAYOUT, synthia.PUBLISHED),
-    "cityscapes": Reader(cityscapes.open_split, cityscapes.LAYOUT, cityscapes.PUBLISHED),
+    "gta5": Reader(gta5.open_split, gta5.LAYOUT, gta5.DOWNLOAD),
+    "synthia": Reader(synthia.open_split, synthia.LAYOUT, synthia.DOWNLOAD),
+    "cityscapes": Reader(cityscapes.open_split, cityscapes.LAYOUT, cityscapes.DOWNLOAD),
     **{
-        name: Reader(open_split, crosscity.LAYOUT, crosscity.PUBLISHED, "crosscity")
+        name: Reader(open_split, crosscity.LAYOUT, crosscity.DOWNLOAD, "crosscity")
         for name, open_split in crosscity.READERS.items()
     },
-    "custom": Reader(custom.open_split, custom.LAYOUT, custom.PUBLISHED),
+    "custom": Reader(custom.open_split, custom.LAYOUT, ""),
 }
 
 
-# What a user may say; `custom` is said by the path of its TOML file.
+# The names that a user can write; a custom data set is named by the path of its TOML file.
 NAMES = tuple(name for name in DATASETS if name != "custom")
 
 
 def default_root(name: str) -> Path:
-    """Return where a data set lies unless told: `$FADA_DATASETS/<name>`, else `datasets/<name>`.
+    """Return the default folder of a data set: `$FADA_DATASETS/<name>` or `datasets/<name>`.
 
-    The cities of Cross-City lie in one folder, `crosscity`.
+    All cities of Cross-City share the folder `crosscity`.
     """
     return Path(os.environ.get("FADA_DATASETS") or "datasets") / (DATASETS[name].folder or name)
 
 
 def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace) -> FrameDataset:
-    """Open one split of a data set by name.
+    """Open one split of a data set.
 
-    `custom` takes the path of its TOML file as `root`; the name may also be that path itself.
-    Raise `UsageError` for an unknown name or split, `DataError` when the files are not there.
+    `name` is one of `NAMES`, or the path of the TOML file of a custom data set. `root` defaults to
+    `default_root(name)`. Raise `UsageError` for an unknown name or split, `DataError` if the files
+    are missing.
     """
     if name.endswith(".toml"):
         name, root = "custom", Path(name)
         if not root.exists():
             raise DataError(f"{root}: no such file; a custom data set is {DATASETS[name].layout}")
     if name not in DATASETS:
-        recordings = "; recordings are a target, and are sampled and checked by `fada train`"
+        hint = ""
+        if Path(name).exists():
+            hint = "; recordings can only be the target of `fada train`, which checks them"
         raise UsageError(
-            f"no data set {name!r}; there are {', '.join(NAMES)}, or the path of a .toml file"
-            f"{recordings if Path(name).exists() else ''}"
+            f"no data set {name!r}; choose one of {', '.join(NAMES)}, or the path of a .toml file"
+            f"{hint}"
         )
     if name == "custom" and root is None:
-        raise UsageError("a custom data set is named by the path of its .toml file (docs/guide.md)")
+        raise UsageError(
+            "name a custom data set by the path of its .toml file (docs/how-to/own-data.md)"
+        )
     reader = DATASETS[name]
     root = default_root(name) if root is None else root
     if not root.exists():
         raise DataError(
-            f"{name}: {root} does not exist. It must look like this: {reader.layout}. {reader.published} "
-            "Say where it lies with --root (or --src-root, --tgt-root), or set FADA_DATASETS"
+            f"{name}: folder {root} does not exist; expected {reader.layout}; download it from "
+            f"{reader.download}, and set --data-root (fada train: --src-root, --tgt-root) or "
+            "FADA_DATASETS"
         )
     return reader.open(root, split, space)

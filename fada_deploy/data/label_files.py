@@ -1,7 +1,7 @@
-"""How label files are read: ids or colors looked up in a table of a label space's indices.
+"""Readers of label files: ids or colors are looked up in a table of class indices.
 
-The readers are values: two that read alike compare and print alike, which the statistics kept of a
-data set (`data.statistics`) rely on.
+Readers are values: two readers with the same behavior are equal and have the same `repr`, which is
+part of the cache key of `data.statistics`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from fada_deploy.common.label_space import CITYSCAPES_19, IGNORE, LabelSpace
 
 Ids = NDArray[np.integer[Any]]
 LABEL_IDS = {c.label_id: c.name for c in CITYSCAPES_19.classes}
-# Cityscapes' labelIds go to 33; its −1 (license plate) is stored as 255.
+# Cityscapes' labelIds are 0 to 33; its −1 (license plate) is stored as 255.
 ALL_LABEL_IDS = (*range(34), IGNORE)
 
 
 @dataclass(frozen=True, repr=False)
 class TableReader:
-    """Read an id image (H, W) as indices: `table` holds each id's index in 256 bytes, larger ids are ignored.
+    """Read an id image (H, W) as class indices.
 
-    `known` are the ids that the format has. Others are ignored, or refused where `strict`, as a
-    wrong encoding shows so.
+    `table` holds the index of each id 0…255; larger ids are ignored. `known` are the ids that the
+    format defines. Other ids are ignored, or refused if `strict`, because they show that the
+    encoding is wrong.
     """
 
     table: bytes
@@ -39,19 +40,23 @@ class TableReader:
     read_ids: Callable[[Path], Ids] = read_indices
 
     def __repr__(self) -> str:
-        # A function prints its address, which is another in each process.
-        return f"TableReader({self.table!r}, {self.known}, {self.strict}, {self.read_ids.__qualname__})"
+        # The repr of a function contains its address, which differs between processes.
+        reader = self.read_ids.__qualname__
+        return f"TableReader({self.table!r}, {self.known}, {self.strict}, {reader})"
 
     def ids(self, path: Path) -> Ids:
-        """Return the ids as they are in the file, (H, W) integers; raise `DataError` naming a bad file."""
+        """Return the ids of a file, (H, W) integers.
+
+        Raise `DataError` if it cannot be read, or contains unknown ids and the reader is strict.
+        """
         ids = self.read_ids(path)
         if self.strict:
             present = np.flatnonzero(count_ids(ids)).tolist()
-            bad = [f"{i}" if i < 256 else "above 255" for i in present if i not in self.known]
-            if bad:
+            unknown = [f"{i}" if i < 256 else "above 255" for i in present if i not in self.known]
+            if unknown:
                 raise DataError(
-                    f"{path}: unknown class id {', '.join(bad[:5])}; allowed are {_ranges(self.known)} and "
-                    f"{IGNORE} (ignore); is `encoding` right?"
+                    f"{path}: found unknown class id {', '.join(unknown[:5])}, expected "
+                    f"{_ranges(self.known)} or {IGNORE} (ignore); check `encoding`"
                 )
         return ids
 
@@ -64,17 +69,21 @@ class TableReader:
 
 @dataclass(frozen=True)
 class ColorReader:
-    """Read a colored label image as indices: `indices` of the sorted 24-bit RGB `codes`; others are ignored."""
+    """Read a color-coded label image as class indices.
+
+    `indices[i]` is the index of the 24-bit RGB color `codes[i]`; `codes` are sorted. Other colors
+    are ignored.
+    """
 
     codes: tuple[int, ...]
     indices: bytes
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
-        keys, values = np.array(self.codes), np.frombuffer(self.indices, np.uint8)
+        codes, indices = np.array(self.codes), np.frombuffer(self.indices, np.uint8)
         rgb = read_rgb(path).astype(np.int64)
         code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-        at = np.searchsorted(keys, code).clip(max=len(keys) - 1)
-        return np.where(keys[at] == code, values[at], np.uint8(IGNORE))
+        nearest = np.searchsorted(codes, code).clip(max=len(codes) - 1)
+        return np.where(codes[nearest] == code, indices[nearest], np.uint8(IGNORE))
 
 
 def table_reader(
@@ -85,27 +94,28 @@ def table_reader(
     strict: bool = False,
     read_ids: Callable[[Path], Ids] = read_indices,
 ) -> TableReader:
-    """Return the reader of a format `{id: class name}` whose files may hold the `known` ids as well."""
+    """Return the reader of a format `{id: class name}`; `known` are further ids of the format."""
     return TableReader(
         space.from_ids(ids).tobytes(), tuple(sorted({*ids, *known})), strict, read_ids
     )
 
 
-def count_ids(ids: Ids, counted: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-    """Return how many pixels have each id, (257,) int64, the last being all ids above 255.
+def count_ids(ids: Ids, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """Return the number of pixels of each id, (257,) int64; the last entry counts all ids > 255.
 
-    `counted` (H, W) bool leaves out the other pixels.
+    Only pixels where `mask` (H, W) bool is true are counted.
     """
-    # OpenCV's histogram lets other threads run, NumPy's does not.
+    # OpenCV's histogram releases the GIL, NumPy's bincount does not.
     small = ids if ids.dtype == np.uint8 else np.minimum(ids, 256).astype(np.uint16)
-    mask = None if counted is None else counted.astype(np.uint8)
-    found = np.zeros(257, np.int64)
+    mask_u8 = None if mask is None else mask.astype(np.uint8)
+    counts = np.zeros(257, np.int64)
     bins = 256 if small.dtype == np.uint8 else 257
-    found[:bins] = cv2.calcHist([small], [0], mask, [bins], [0, bins]).ravel()
-    return found
+    counts[:bins] = cv2.calcHist([small], [0], mask_u8, [bins], [0, bins]).ravel()
+    return counts
 
 
-def _ranges(known: Collection[int]) -> str:
-    found = sorted(set(known) - {IGNORE})
-    whole = found == [*range(found[0], found[-1] + 1)]
-    return f"{found[0]} to {found[-1]}" if whole else ", ".join(map(str, found))
+def _ranges(ids: Collection[int]) -> str:
+    """Return "0 to 18" for contiguous ids and a list of the ids otherwise."""
+    numbers = sorted(set(ids) - {IGNORE})
+    contiguous = numbers == [*range(numbers[0], numbers[-1] + 1)]
+    return f"{numbers[0]} to {numbers[-1]}" if contiguous else ", ".join(map(str, numbers))

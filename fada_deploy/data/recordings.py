@@ -1,15 +1,17 @@
-"""A target that is just recordings: a video, a folder of videos, or a folder of pictures.
+"""Unlabeled recordings as a target: a video, a folder of videos, or a folder of images.
 
-Frames are sampled by time, near-duplicates (a car standing at a light) are dropped, and whole clips
-are held out, never single frames, since neighbors of a training frame prove nothing.
+Frames are sampled by time and near-duplicates (of a car that stands still) are dropped. Whole
+clips are held out, never single frames, because a neighbor of a training frame tests nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,17 +23,23 @@ from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
-HELD_OUT = 0.1
+logger = logging.getLogger(__name__)
+
+HELD_OUT_FRACTION = 0.1
 _LABEL_FOLDERS = frozenset({"annotations", "gtfine", "labels", "masks"})
-_THUMB_WH = (32, 18)
+_THUMBNAIL_WH = (32, 18)
+_DEFAULT_FPS = 25
+
+OnError = Callable[[DataError], None]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a recording are worth training on.
+    """Which frames of a recording are used.
 
-    `every` seconds between frames of a video; two neighbors whose 32×18 gray thumbnails differ by
-    less than `min_change` (mean absolute difference, 0…255) count as the same view.
+    `every` is the time between two frames of a video in seconds. A frame is dropped if its 32×18
+    gray thumbnail differs from the previous one by less than `min_change` (mean absolute
+    difference, 0…255).
     """
 
     every: float = 0.5
@@ -45,44 +53,45 @@ def open_recordings(
     space: LabelSpace,
     sampling: Sampling | None = None,
     ego_mask: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    left_out: Callable[[DataError], None] = lambda error: None,
+    on_error: OnError = lambda error: None,
 ) -> tuple[FrameDataset, FrameDataset]:
-    """Sample recordings into (train, held-out) data sets without labels.
+    """Sample recordings into two data sets without labels: (training, held-out).
 
-    Frames of videos are kept as PNG under `cache`; pictures are used where they lie, but for folders
-    of label maps. At most a tenth of the frames is held out, in whole clips; where no clip is that
-    short the longest gives its last tenth, after a gap of the same length. `left_out` gets an error
-    for each file that cannot be used. Raise `DataError` when nothing is usable.
+    Frames of videos are written as PNG files to `cache`. Images are used in place; folders of label
+    maps are skipped. At most a tenth of the frames is held out, in whole clips. If no clip is that
+    short, the last tenth of the longest clip is held out, and the tenth before it is not used.
+
+    `on_error` receives one error for each file that cannot be used. Raise `DataError` if no file
+    can be used.
     """
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; recordings are a video, or a folder of videos or pictures"
+            f"{path}: no such file or folder; recordings are a video, or a folder of videos or "
+            "images"
         )
-    # Before hours of video are sampled.
+    # Read the mask first, because sampling hours of video takes long.
     mask = None if ego_mask is None else read_mask(ego_mask)
     sampling = sampling or Sampling()
     clips: dict[str, list[Pair]] = {}
     for video in _videos(path):
         try:
-            clips[str(video)] = _sample_video(video, cache, sampling, left_out)
+            clips[str(video)] = _sample_video(video, cache, sampling, on_error)
         except DataError as error:
             if video == path:
                 raise
-            left_out(error)
+            on_error(error)
             continue
-        say(f"{video.name}: {len(clips[str(video)])} frames")
-    for folder, images in _picture_folders(path).items():
-        if _LABEL_FOLDERS & {
-            part.lower() for part in (path.name, *Path(folder).relative_to(path).parts)
-        }:
-            say(f"{folder}: passed over, as label maps are no target")
+        logger.info("%s: sampled %d frames", video.name, len(clips[str(video)]))
+    for folder, images in _image_folders(path).items():
+        parts = (path.name, *Path(folder).relative_to(path).parts)
+        if _LABEL_FOLDERS & {part.lower() for part in parts}:
+            logger.info("%s: skipped, because its name is that of a folder of label maps", folder)
             continue
-        clips[folder] = _distinct_pictures(images, folder, sampling, left_out)
-        say(f"{folder}: {len(clips[folder])} of {len(images)} pictures")
+        clips[folder] = _distinct_images(images, folder, sampling, on_error)
+        logger.info("%s: using %d of %d images", folder, len(clips[folder]), len(images))
     clips = {name: pairs for name, pairs in clips.items() if pairs}
     if not clips:
-        raise DataError(f"{path}: no video and no picture that can be read; allowed is {SUPPORTED_FILES}")
+        raise DataError(f"{path}: contains no readable video or image; expected {SUPPORTED_FILES}")
     train, held_out = split_by_clip(clips)
 
     def no_labels(labels: Path) -> NDArray[np.uint8]:
@@ -93,16 +102,19 @@ def open_recordings(
 
 
 def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]:
-    """Split clips into (train, held-out) frames; the choice depends on the clips' names and lengths alone."""
-    room = HELD_OUT * sum(map(len, clips.values()))
+    """Split clips into (training, held-out) frames.
+
+    The choice depends only on the names and lengths of the clips.
+    """
+    limit = HELD_OUT_FRACTION * sum(map(len, clips.values()))
     held_out: list[Pair] = []
     train = dict(clips)
     for name in sorted(clips, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest()):
-        if len(held_out) + len(clips[name]) <= room:
+        if len(held_out) + len(clips[name]) <= limit:
             held_out += train.pop(name)
     longest = max(train, key=lambda name: len(train[name]))
     if not held_out and len(train[longest]) >= 5:
-        tenth = max(1, round(HELD_OUT * len(train[longest])))
+        tenth = max(1, round(HELD_OUT_FRACTION * len(train[longest])))
         held_out = train[longest][-tenth:]
         train[longest] = train[longest][: -2 * tenth]
     return [pair for pairs in train.values() for pair in pairs], held_out
@@ -114,79 +126,102 @@ def _videos(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES)
 
 
-def _picture_folders(path: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+def _image_folders(path: Path) -> dict[str, list[Path]]:
+    folders: dict[str, list[Path]] = {}
     if path.is_dir():
         for image in sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES):
-            found.setdefault(str(image.parent), []).append(image)
-    return found
+            folders.setdefault(str(image.parent), []).append(image)
+    return folders
 
 
-def _thumb(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    gray = cv2.cvtColor(
-        cv2.resize(rgb, _THUMB_WH, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY
-    )
-    return gray.astype(np.float32)
+def _thumbnail(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    small = cv2.resize(rgb, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
 def _changed(
-    last: NDArray[np.float32] | None, thumb: NDArray[np.float32], sampling: Sampling
+    previous: NDArray[np.float32] | None, thumbnail: NDArray[np.float32], sampling: Sampling
 ) -> bool:
-    return last is None or float(np.abs(thumb - last).mean()) >= sampling.min_change
+    if previous is None:
+        return True
+    return float(np.abs(thumbnail - previous).mean()) >= sampling.min_change
 
 
-def _distinct_pictures(
-    images: Sequence[Path], group: str, sampling: Sampling, left_out: Callable[[DataError], None]
+def _distinct_images(
+    images: Sequence[Path], group: str, sampling: Sampling, on_error: OnError
 ) -> list[Pair]:
     pairs: list[Pair] = []
-    last: NDArray[np.float32] | None = None
+    previous: NDArray[np.float32] | None = None
     for image in images:
         try:
-            thumb = _thumb(read_rgb(image))
+            thumbnail = _thumbnail(read_rgb(image))
         except DataError as error:
-            left_out(error)
+            on_error(error)
             continue
-        if _changed(last, thumb, sampling):
+        if _changed(previous, thumbnail, sampling):
             pairs.append(Pair(image, None, group))
-            last = thumb
+            previous = thumbnail
     return pairs
 
 
-def _sample_video(
-    video: Path, cache: Path, sampling: Sampling, left_out: Callable[[DataError], None]
-) -> list[Pair]:
-    # One name a video, a sampling and a version of the file, so that a resumed run finds its frames.
+def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnError) -> list[Pair]:
+    # The folder's name identifies the version of the file and the sampling, so a resumed run finds
+    # its frames again.
     stat = video.stat()
-    key = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{sampling.every}:{sampling.min_change}"
+    version = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    key = f"{version}:{sampling.every}:{sampling.min_change}"
     folder = cache / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if not (folder / "done").is_file():
-        last: NDArray[np.float32] | None = None
-        for index, rgb in _timed_frames(video, sampling.every, left_out):
-            thumb = _thumb(rgb)
-            if _changed(last, thumb, sampling):
+        previous: NDArray[np.float32] | None = None
+        for index, rgb in _timed_frames(video, sampling.every, on_error):
+            thumbnail = _thumbnail(rgb)
+            if _changed(previous, thumbnail, sampling):
                 write_png(folder / f"{index:07d}.png", rgb)
-                last = thumb
+                previous = thumbnail
         if folder.is_dir():
             (folder / "done").touch()
     return [Pair(image, None, str(video)) for image in sorted(folder.glob("[!.]*.png"))]
 
 
 def _timed_frames(
-    video: Path, every: float, left_out: Callable[[DataError], None]
+    video: Path, every: float, on_error: OnError
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (frame number, RGB) at least `every` seconds apart, by the frames' own timestamps."""
-    import av
-
+    """Yield (frame number, RGB) of frames at least `every` seconds apart by their timestamps."""
     container, stream = open_video(video)
     with container:
         due = float("-inf")
         stream.thread_type = "AUTO"
+        index = damaged = 0
+        for frame in _decode(container, stream):
+            if frame is None:
+                damaged += 1
+                continue
+            seconds = index / _DEFAULT_FPS if frame.time is None else frame.time
+            if seconds >= due:
+                # A tolerance, since timestamps are rounded to the time base of the file.
+                due = seconds + every - 1e-6
+                yield index, upright_rgb(frame)
+            index += 1
+        if damaged:
+            on_error(DataError(f"{video}: truncated or damaged; used the {index} readable frames"))
+
+
+def _decode(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the decoded frames of a video, and None for each damaged packet."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
         try:
-            for index, frame in enumerate(container.decode(stream)):
-                seconds = index / 25 if frame.time is None else frame.time
-                if seconds >= due:
-                    due = seconds + every - 1e-6
-                    yield index, upright_rgb(frame)
+            packet = next(packets, None)
         except av.error.FFmpegError:
-            # A recording cut short still has all its frames up to the cut.
-            left_out(DataError(f"{video}: cut short or damaged; the frames up to there are used"))
+            yield None
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            yield None

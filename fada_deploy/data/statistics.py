@@ -1,16 +1,17 @@
-"""What the files of a data set hold: which classes, what sizes, which cannot be used.
+"""Statistics of a data set: classes and sizes of its files, and the files that cannot be used.
 
-Counted once, by `fada data check` or before training, and kept in the user's cache until a file changes.
+They are computed once, by `fada data check` or before training, and stored in the user's cache
+until a file changes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,99 +21,104 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, cache_folder
+from fada_deploy.common.progress import progress_bar
 from fada_deploy.common.read_ahead import read_ahead
 from fada_deploy.common.system import usable_cores
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.label_files import TableReader, count_ids
 
+logger = logging.getLogger(__name__)
+
 _FORMAT = 1
-_SAME = np.arange(256).astype(np.uint8)
+_IDENTITY = np.arange(256).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What was counted in a data set of N frames and K classes.
+    """Statistics of a data set of N frames and K classes.
 
-    `pixels` (N, K + 1) int64: each class's pixels in each file and, last, the ignored ones; all 0 for
-    a bad file and one without labels. `sizes` (N, 2) int64: height and width, 0 where unknown.
-    `unknown`: pixels of ids that the format does not have, 256 standing for all above 255. `bad`: frame
-    number → why it cannot be used.
+    `pixels` (N, K + 1) int64 counts the pixels of each class in each label file, and in the last
+    column the ignored pixels; a row is 0 if the file cannot be used or has no labels. `sizes`
+    (N, 2) int64 is height and width, 0 if unknown. `unknown_ids` counts the pixels of ids that the
+    format does not define; 256 stands for all ids above 255. `errors` maps the number of each
+    unusable frame to the reason.
     """
 
     pixels: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    unknown: dict[int, int]
-    bad: dict[int, str]
+    unknown_ids: dict[int, int]
+    errors: dict[int, str]
 
     @property
     def contents(self) -> NDArray[np.bool_]:
-        """Which file holds which class, (N, K) bool; a bad file holds none."""
+        """Whether a file contains a class, (N, K) bool; an unusable file contains none."""
         return np.asarray(self.pixels[:, :-1] > 0)
 
     @property
     def without_class(self) -> list[int]:
-        """Numbers of the label files that are ignored altogether."""
+        """Numbers of the label files in which every pixel is ignored."""
         return np.flatnonzero(~self.contents.any(1) & (self.pixels[:, -1] > 0)).tolist()
 
     @property
     def single_class(self) -> dict[int, int]:
-        """Number → class of the label files that hold one class only."""
+        """Number → class of the label files that contain only one class."""
         numbers = np.flatnonzero(self.contents.sum(1) == 1).tolist()
         return {number: int(self.contents[number].argmax()) for number in numbers}
 
 
 def compute_statistics(
-    dataset: FrameDataset,
-    *,
-    frames: bool,
-    jobs: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    dataset: FrameDataset, *, frames: bool, jobs: int | None = None
 ) -> DatasetStatistics:
-    """Read every label file of a data set, and every frame where `frames`; keep counts only.
+    """Read all label files of a data set, and all frames if `frames`, with `jobs` threads.
 
-    Files without labels count as frames alone. A file that cannot be used is named in `bad`, never raised.
+    Files that cannot be used are reported in `errors` and do not raise.
     """
     pixels = np.zeros((len(dataset), dataset.space.num_classes + 1), np.int64)
     sizes = np.zeros((len(dataset), 2), np.int64)
     unknown = np.zeros(257, np.int64)
-    bad: dict[int, str] = {}
+    errors: dict[int, str] = {}
 
-    def look(i: int) -> _Seen:
-        return _look(dataset, i, frames)
+    def count(i: int) -> _FileCounts:
+        return _count_file(dataset, i, frames)
 
     threads = jobs or usable_cores()
-    with closing(read_ahead(look, len(dataset), threads=threads, depth=4 * threads)) as files:
-        for i, seen in enumerate(files):
-            if isinstance(seen, DataError):
-                bad[i] = str(seen)
+    with (
+        closing(read_ahead(count, len(dataset), threads=threads, depth=4 * threads)) as results,
+        progress_bar(len(dataset), "reading files", unit="file") as bar,
+    ):
+        for i, result in enumerate(results):
+            if isinstance(result, DataError):
+                errors[i] = str(result)
             else:
-                pixels[i], sizes[i] = seen.pixels, seen.size_hw
-                unknown += seen.unknown
-            if progress:
-                progress(1)
-    strange = {i: int(unknown[i]) for i in np.flatnonzero(unknown).tolist()}
-    return DatasetStatistics(pixels, sizes, strange, bad)
+                pixels[i], sizes[i] = result.pixels, result.size_hw
+                unknown += result.unknown
+            bar.update()
+    unknown_ids = {i: int(unknown[i]) for i in np.flatnonzero(unknown).tolist()}
+    return DatasetStatistics(pixels, sizes, unknown_ids, errors)
 
 
 def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
-    """Return the statistics kept of exactly these files in this label space, or None."""
+    """Return the stored statistics of exactly these files and this label space, or None."""
     try:
-        with statistics_path(dataset).open("rb") as handle, np.load(handle) as kept:
-            about = json.loads(str(kept["about"]))
+        with statistics_path(dataset).open("rb") as handle, np.load(handle) as arrays:
+            about = json.loads(str(arrays["about"]))
             return DatasetStatistics(
-                kept["pixels"], kept["sizes"],
-                {int(i): n for i, n in about["unknown"].items()}, {int(i): t for i, t in about["bad"].items()},
-            )  # fmt: skip
+                arrays["pixels"],
+                arrays["sizes"],
+                {int(i): count for i, count in about["unknown_ids"].items()},
+                {int(i): error for i, error in about["errors"].items()},
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        # Not there, or damaged: either way it is counted again.
+        # Missing or damaged: the caller computes them again.
         return None
 
 
-def save_statistics(
-    dataset: FrameDataset, statistics: DatasetStatistics, say: Callable[[str], None]
-) -> Path | None:
-    """Keep a statistics in the cache and return its path; where that cannot be written say so and return None."""
-    about = {"unknown": statistics.unknown, "bad": statistics.bad}
+def save_statistics(dataset: FrameDataset, statistics: DatasetStatistics) -> Path | None:
+    """Store statistics in the cache and return the path.
+
+    If the cache cannot be written, log a warning and return None.
+    """
+    about = {"unknown_ids": statistics.unknown_ids, "errors": statistics.errors}
     try:
         path = statistics_path(dataset)
         with atomic_path(path) as temporary:
@@ -123,30 +129,31 @@ def save_statistics(
                 about=np.array(json.dumps(about)),
             )
     except OSError as error:
-        say(
-            f"the class statistics cannot be kept ({error}), so they are counted anew each time; "
-            "set XDG_CACHE_HOME to a folder that can be written"
+        logger.warning(
+            "cannot store the class statistics (%s), so they are computed again each time; set "
+            "XDG_CACHE_HOME to a writable folder",
+            error,
         )
         return None
     return path
 
 
 def statistics_path(dataset: FrameDataset) -> Path:
-    """Return where a data set's statistics is kept: a name that any change of its files or label space changes.
+    """Return where the statistics of a data set are stored.
 
-    Raise `OSError` when there is no home folder to keep it in.
+    The name is a hash of the files' sizes and modification times, the label space and the encoding.
+    Raise `OSError` if the user has no home folder.
     """
     digest = hashlib.sha256(repr((_FORMAT, dataset.space.to_dict(), dataset.read_labels)).encode())
     if dataset.ego_mask is not None:
         digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
     for pair in dataset.pairs:
-        digest.update(
-            f"{_state(pair.image)}\n{_state(pair.labels)}\n".encode(errors="surrogateescape")
-        )
+        state = f"{_file_state(pair.image)}\n{_file_state(pair.labels)}\n"
+        digest.update(state.encode(errors="surrogateescape"))
     return cache_folder() / f"statistics-{digest.hexdigest()[:32]}.npz"
 
 
-def _state(path: Path | None) -> str:
+def _file_state(path: Path | None) -> str:
     if path is None:
         return ""
     try:
@@ -157,44 +164,47 @@ def _state(path: Path | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _FileCounts:
+    """Counts of one label file: pixels (K + 1,), unknown ids (257,) and the size."""
+
     pixels: NDArray[np.int64]
     unknown: NDArray[np.int64]
     size_hw: tuple[int, ...]
 
 
-def _look(dataset: FrameDataset, i: int, frames: bool) -> _Seen:
+def _count_file(dataset: FrameDataset, i: int, frames: bool) -> _FileCounts:
     pair = dataset.pairs[i]
-    pixels, unknown = np.zeros(dataset.space.num_classes + 1, np.int64), np.zeros(257, np.int64)
-    size: tuple[int, ...] = (0, 0)
+    if pair.labels is None:
+        counts = _FileCounts(
+            np.zeros(dataset.space.num_classes + 1, np.int64), np.zeros(257, np.int64), (0, 0)
+        )
+    else:
+        counts = _count_labels(dataset, pair.labels)
+    if not frames:
+        return counts
+    frame_hw = dataset.image(i).shape[:2]
     if pair.labels is not None:
-        pixels, unknown, size = _count_labels(dataset, pair.labels)
-    if frames:
-        found = dataset.image(i).shape[:2]
-        if pair.labels is not None:
-            dataset.check_sizes(i, found, size)
-        size = found
-    return _Seen(pixels, unknown, size)
+        dataset.check_sizes(i, frame_hw, counts.size_hw)
+    return _FileCounts(counts.pixels, counts.unknown, frame_hw)
 
 
-def _count_labels(
-    dataset: FrameDataset, path: Path
-) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[int, ...]]:
-    """Return a label file's pixels (K + 1,), its unknown ids' (257,) and its size.
+def _count_labels(dataset: FrameDataset, path: Path) -> _FileCounts:
+    """Count the classes and unknown ids of a label file.
 
-    One histogram of ids tells both, several times faster than looking every pixel up.
+    Both come from one histogram of the ids, several times faster than looking up every pixel.
     """
-    reader, table, known = dataset.read_labels, _SAME, np.arange(257)
+    reader, table, known = dataset.read_labels, _IDENTITY, np.arange(257)
     if isinstance(reader, TableReader):
         ids = reader.ids(path)
         table, known = np.frombuffer(reader.table, np.uint8), np.array(reader.known)
     else:
         ids = reader(path)
-    counts = count_ids(ids, None if dataset.ego_mask is None else ~dataset.ego(ids.shape))
+    mask = None if dataset.ego_mask is None else ~dataset.ego_mask_at(ids.shape)
+    counts = count_ids(ids, mask)
     num_classes = dataset.space.num_classes
     pixels = np.zeros(num_classes + 1, np.int64)
     np.add.at(pixels, np.minimum(table, num_classes), counts[:256])
-    # What the car itself hides and ids above 255 are ignored too.
+    # Pixels of the ego mask and ids above 255 are ignored too.
     pixels[-1] = ids.size - pixels[:-1].sum()
     counts[known] = 0
-    return pixels, counts, ids.shape
+    return _FileCounts(pixels, counts, ids.shape)

@@ -1,4 +1,4 @@
-"""`fada data check` as a user types it: what it prints, its exit codes, and what training then finds."""
+"""`fada data check`: its report, exit codes, cached statistics and interruption."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def damaged(streets: Path, tmp_path: Path) -> Path:
-    """Return a copy of the rendered source with a file of every kind that a check tells of."""
+    """Return a copy of the rendered source with one file of each kind that a check reports."""
     root = tmp_path / "gta5"
     shutil.copytree(streets / "gta5", root)
     names = sorted(path.name for path in (root / "images").iterdir())
     (root / "labels" / names[0]).unlink()
-    (root / "labels" / names[1]).write_bytes(b"no picture")
-    (root / "images" / names[2]).write_bytes(b"no picture")
+    (root / "labels" / names[1]).write_bytes(b"not an image")
+    (root / "images" / names[2]).write_bytes(b"not an image")
     assert cv2.imwrite(str(root / "labels" / names[3]), np.full((10, 20), 7, np.uint8))
     assert cv2.imwrite(str(root / "labels" / names[4]), np.zeros((128, 192), np.uint8))
     assert cv2.imwrite(str(root / "labels" / names[5]), np.full((128, 192), 23, np.uint8))
@@ -42,10 +42,12 @@ def damaged(streets: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_a_clean_set_is_told_and_its_statistics_kept(fada: Run, streets: Path) -> None:
-    code, out, err = fada("data", "check", "gta5", "--root", streets / "gta5")
-    assert code == 0 and out.splitlines()[0] == "gta5 train: 64 pairs, 0 frames without labels"
-    assert "  192x128     64" in out and out.endswith("no bad file\n") and "files/s" in err
+def test_report_of_a_clean_data_set_and_cached_statistics(fada: Run, streets: Path) -> None:
+    code, out, err = fada("data", "check", "gta5", "--data-root", streets / "gta5")
+    assert code == 0 and out.splitlines()[0] == "gta5 train: 64 frames with labels, 0 without"
+    assert (
+        "  192x128     64" in out and out.endswith("all files can be used\n") and "frames/s" in err
+    )
     dataset = open_dataset("gta5", streets / "gta5", split="train", space=CITYSCAPES_19)
     statistics = load_statistics(dataset)
     assert statistics is not None
@@ -53,51 +55,47 @@ def test_a_clean_set_is_told_and_its_statistics_kept(fada: Run, streets: Path) -
     assert [set(np.flatnonzero(row)) for row in statistics.contents] == present
 
 
-def test_every_bad_file_is_named_with_its_reason(fada: Run, damaged: Path) -> None:
-    code, out, _ = fada("data", "check", "gta5", "--root", damaged)
+def test_unusable_files_are_reported_with_reasons(fada: Run, damaged: Path) -> None:
+    code, out, _ = fada("data", "check", "gta5", "--data-root", damaged)
     names = sorted(path.name for path in (damaged / "images").iterdir())
-    assert code == 1 and "gta5 train: 63 pairs" in out
-    assert f"left out, no labels: 1 ({names[0]})" in out
+    assert code == 1 and "gta5 train: 63 frames with labels" in out
+    assert f"skipped (no labels): 1 file ({names[0]})" in out
     for name, reason in (
-        (f"labels/{names[1]}", "not an image"),
-        (f"images/{names[2]}", "not an image"),
+        (f"labels/{names[1]}", "not a readable image"),
+        (f"images/{names[2]}", "not a readable image"),
         (f"images/{names[3]}", "the frame is 192x128 but its labels are 20x10"),
         (f"labels/{names[4]}", "every pixel is ignored"),
     ):
-        assert f"bad: {damaged / name}: {reason}" in out
-    assert f"of one class only: 1 ({names[5]} sky)" in out
-    assert "ids that the format does not have, ignored: 77 (192 pixels)" in out
-    assert out.endswith("4 of 63 cannot be used\n")
+        assert f"unusable: {damaged / name}: {reason}" in out
+    assert f"only one class: 1 file ({names[5]} sky)" in out
+    assert "unknown ids, which are ignored: 77 (192 pixels)" in out
+    assert out.endswith("4 of 63 files cannot be used\n")
 
 
-def test_json_is_one_document_whose_numbers_add_up(fada: Run, damaged: Path) -> None:
-    code, out, _ = fada("data", "check", "gta5", "--root", damaged, "--json", "--jobs", 1)
+def test_json_document_is_consistent(fada: Run, damaged: Path) -> None:
+    code, out, _ = fada("data", "check", "gta5", "--data-root", damaged, "--json", "--jobs", 1)
     report = json.loads(out)
-    assert code == 1 and report["jobs"] == 1 and len(report["bad"]) == 4
+    assert code == 1 and report["jobs"] == 1 and len(report["unusable_files"]) == 4
     assert report["frames"] == report["labeled"] == 63 and report["unknown_ids"] == {"77": 192}
     assert report["sizes"] == {"192x128": 60}
-    pixels = sum(each["pixels"] for each in report["classes"]) + report["ignored"]["pixels"]
+    pixels = sum(entry["pixels"] for entry in report["classes"]) + report["ignored"]["pixels"]
     assert pixels == 60 * 192 * 128
-    shares = [each["fraction"] for each in report["classes"]] + [report["ignored"]["fraction"]]
-    assert sum(shares) == pytest.approx(1)
-    assert Path(report["kept"]).is_file()
+    fractions = [entry["fraction"] for entry in report["classes"]] + [report["ignored"]["fraction"]]
+    assert sum(fractions) == pytest.approx(1)
+    assert Path(report["statistics_file"]).is_file()
 
 
-def test_frames_alone_are_checked_where_there_are_no_labels(
-    fada: Run, streets: Path, tmp_path: Path
-) -> None:
+def test_frames_without_labels_are_checked(fada: Run, streets: Path, tmp_path: Path) -> None:
     shutil.copytree(streets / "cityscapes/leftImg8bit", tmp_path / "set/leftImg8bit")
-    code, out, _ = fada("data", "check", "cityscapes", "--root", "set")
+    code, out, _ = fada("data", "check", "cityscapes", "--data-root", "set")
     assert (
         code == 0
-        and "cityscapes train: 0 pairs, 16 frames without labels" in out
+        and "cityscapes train: 0 frames with labels, 16 without" in out
         and "road" not in out
     )
 
 
-def test_a_class_of_one_file_or_none_is_said_and_columns_are_aligned(
-    fada: Run, blocks: Path
-) -> None:
+def test_absent_classes_are_marked_and_columns_aligned(fada: Run, blocks: Path) -> None:
     code, out, _ = fada("data", "check", blocks / "source.toml", "--split", "val")
     rows = [line for line in out.splitlines() if line.startswith("  ") and "%" in line]
     assert code == 0 and len(rows) == 19 and len({row.index("%") for row in rows}) == 1
@@ -112,18 +110,18 @@ def test_a_class_of_one_file_or_none_is_said_and_columns_are_aligned(
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("kitti", 2, "no data set 'kitti'; there are gta5, synthia"),
+        ("kitti", 2, "no data set 'kitti'; choose one of gta5, synthia"),
         ("gta5", 1, "datasets/gta5 does not exist"),
         ("gta5 --label-space many", 2, "no label space 'many'"),
         ("gone.toml", 1, "gone.toml: no such file"),
     ],
 )
-def test_a_mistake_is_one_line(fada: Run, line: str, code: int, message: str) -> None:
-    got, out, err = fada("data", "check", *line.split())
-    assert got == code and not out and message in err.splitlines()[-1]
+def test_error_is_one_line(fada: Run, line: str, code: int, message: str) -> None:
+    exit_code, out, err = fada("data", "check", *line.split())
+    assert exit_code == code and not out and message in err.splitlines()[-1]
 
 
-def test_an_interrupt_is_one_line_and_130(
+def test_interrupt_is_one_line_with_exit_code_130(
     tmp_path: Path, interruptible: Callable[[], None]
 ) -> None:
     pipe = subprocess.PIPE
@@ -134,7 +132,10 @@ def test_an_interrupt_is_one_line_and_130(
     for i in range(1, 1000):
         for sub in ("images", "labels"):
             os.link(tmp_path / sub / "0.png", tmp_path / sub / f"{i}.png")
-    program = "from tqdm import tqdm; from fada_deploy.cli import main; print('ready', flush=True); main()"
+    program = (
+        "from tqdm import tqdm; from fada_deploy.cli import main; "
+        "print('ready', flush=True); main()"
+    )
     check = [
         sys.executable,
         "-c",
@@ -142,7 +143,7 @@ def test_an_interrupt_is_one_line_and_130(
         "data",
         "check",
         "gta5",
-        "--root",
+        "--data-root",
         str(tmp_path),
         "--jobs",
         "2",
@@ -153,7 +154,7 @@ def test_an_interrupt_is_one_line_and_130(
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
+        start = time.monotonic()
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip() == "interrupted" and not out
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - start < 20

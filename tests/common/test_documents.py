@@ -77,8 +77,15 @@ def test_reads_dataclasses_and_structs() -> None:
             "items[1].color: found length 2, expected array of length 3",
         ),
         ('{"name": "x", "items": [{}]}', "items[0].trainId: found no value"),
-        ('{"name": "x", "weights": {"car": "much"}}', "found str, expected float"),
+        (
+            '{"name": "x", "weights": {"a": 1, "car": "much"}}',
+            "weights.car: found 'much', expected float",
+        ),
         ('{"name": "x", "kind": "c"}', "kind: found 'c', expected one of 'a', 'b'"),
+        (
+            '{"name": "x", "by_id": {"y": "z"}}',
+            "by_id: found an invalid key, expected each key to be int",
+        ),
         ('{"name": "two words"}', "name must be one word"),
         ('{"name": "refused"}', "name is refused"),
         (f'{{"name": 1{"0" * 80}}}', "name: found"),

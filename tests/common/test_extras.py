@@ -49,7 +49,7 @@ def installed_from_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     [
         ("cpu", "pip install onnxruntime"),
         ("gpu", "pip install onnxruntime-gpu"),
-        ("train", "pip install torch safetensors"),
+        ("train", "pip install torch safetensors Jinja2"),
         ("tensorrt", "pip install tensorrt 'cupy-cuda13x[ctk]'"),
         ("plot", "pip install matplotlib"),
         ("another-package", "pip install another-package"),
@@ -67,7 +67,7 @@ def test_remedy_leaves_installed_packages_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(extras, "find_spec", lambda name: name if name != "onnxscript" else None)
     assert install_command("export") == "pip install onnxscript"
     monkeypatch.setattr(extras, "find_spec", lambda name: name)
-    assert install_command("train") == "pip install torch safetensors"
+    assert install_command("train") == "pip install torch safetensors Jinja2"
 
 
 def test_remedy_in_a_source_checkout_installs_its_extra(

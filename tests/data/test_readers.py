@@ -1,4 +1,4 @@
-"""Readers against tiny trees whose files are written byte by byte, not by our own writers."""
+"""Data set readers against small trees whose PNG files are written byte by byte."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from fada_deploy.common.images import read_indices
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19
 from fada_deploy.data import open_dataset
 
-# One row holding every labelId of Cityscapes' table, and unlabeled ones among them.
+# Each row contains all labelIds of Cityscapes, including those that are ignored.
 IDS = np.tile(np.arange(34, dtype=np.uint8), (16, 1))
-TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-             27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
+TRAIN_IDS = {
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12,
+    26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
+}  # fmt: skip
 
 
 def png(path: Path, pixels: np.ndarray, *, palette: bytes | None = None, depth: int = 8) -> None:
-    """Write a gray, palette or RGB PNG of 1 to 16 bits a sample from the format's own definition."""
+    """Write a gray, palette or RGB PNG with 1 to 16 bits per sample, as the PNG standard says."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -53,8 +55,8 @@ def expected() -> np.ndarray:
     return np.tile(np.array(row, np.uint8), (16, 1))
 
 
-def test_gta5_reads_the_palette_index_and_never_its_color(tmp_path: Path) -> None:
-    # All ids share one color: a reader of colors cannot tell any of them apart.
+def test_gta5_reads_palette_index_not_color(tmp_path: Path) -> None:
+    # All ids have the same color, so a reader of colors cannot tell them apart.
     frame(tmp_path / "images/00001.png")
     png(tmp_path / "labels/00001.png", IDS, palette=bytes([7, 7, 7]) * 34)
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
@@ -65,16 +67,16 @@ def test_gta5_reads_the_palette_index_and_never_its_color(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("palette", [None, bytes(48)])
-def test_few_ids_packed_into_a_few_bits_are_not_spread_out(
+def test_ids_stored_with_few_bits_are_not_scaled(
     tmp_path: Path, depth: int, palette: bytes | None
 ) -> None:
-    # So a PNG optimizer writes a label image of few ids; a plain decoder of gray makes 255 of the largest.
+    # PNG optimizers write label images like this; a gray decoder scales the largest id to 255.
     ids = np.arange(2**depth)[None].repeat(3, axis=0)
     png(tmp_path / "a.png", ids, palette=palette and palette[: 3 * 2**depth], depth=depth)
     np.testing.assert_array_equal(read_indices(tmp_path / "a.png"), ids)
 
 
-def test_gta5_labels_of_16_bits_and_of_a_single_color_are_read(tmp_path: Path) -> None:
+def test_gta5_reads_16_bit_labels_and_labels_of_one_id(tmp_path: Path) -> None:
     for name in ("00001", "00002"):
         frame(tmp_path / f"images/{name}.png")
     png(tmp_path / "labels/00001.png", np.where(IDS == 33, 65535, IDS.astype(int)), depth=16)
@@ -84,7 +86,7 @@ def test_gta5_labels_of_16_bits_and_of_a_single_color_are_read(tmp_path: Path) -
     assert (dataset.labels(1) == 10).all()
 
 
-def test_gta5_in_true_colors_is_refused_since_no_color_is_a_labelid(tmp_path: Path) -> None:
+def test_gta5_rgb_labels_are_refused(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png")
     png(tmp_path / "labels/00001.png", IDS[..., None].repeat(3, axis=2))
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
@@ -94,54 +96,54 @@ def test_gta5_in_true_colors_is_refused_since_no_color_is_a_labelid(tmp_path: Pa
         dataset.labels(0)
 
 
-def test_gta5_leaves_out_what_makes_no_pair_and_says_why(tmp_path: Path) -> None:
+def test_gta5_skips_files_without_partner_and_reports_why(tmp_path: Path) -> None:
     for name in ("00001", "00002", "15188"):
         frame(tmp_path / f"images/{name}.png")
     for name in ("00002", "00003", "15188"):
         png(tmp_path / f"labels/{name}.png", IDS)
-    (tmp_path / "images/._00002.png").write_bytes(b"what an archive of a Mac leaves")
+    (tmp_path / "images/._00002.png").write_bytes(b"resource fork from a macOS archive")
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
     assert [p.image.stem for p in dataset.pairs] == ["00002"]
-    assert {f"{path.parent.name}/{path.stem}": why for path, why in dataset.left_out.items()} == {
+    assert {
+        f"{path.parent.name}/{path.stem}": why for path, why in dataset.skipped_files.items()
+    } == {
         "images/00001": "no labels",
         "labels/00003": "no frame",
         "images/15188": "published with labels of another size",
     }
 
 
-def test_frames_without_any_labels_are_no_source(tmp_path: Path) -> None:
+def test_gta5_without_any_labels_is_refused(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png")
     with pytest.raises(
-        DataError, match=r"no frame has labels, of 1 files\. It must look like this"
+        DataError, match=r"none of 1 files has a partner; expected images/00001\.png"
     ):
         open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
 
 
-# SYNTHIA's classes 0 to 22 with Cityscapes' trainIds, as the table of its 16 common classes has them.
+# Cityscapes trainIds of SYNTHIA's classes 0 to 22.
 SYNTHIA = [255, 10, 2, 0, 1, 4, 8, 5, 13, 7, 11, 18, 17, 255, 255, 6, 255, 12, 255, 15, 255, 3, 255]
 
 
 def synthia(root: Path, name: str, classes: np.ndarray, *, depth: int = 16) -> None:
-    """Write a frame and its labels: the class in red, an instance's number, larger than 8 bits, in green."""
+    """Write a frame and its labels: the class in red, an instance number above 255 in green."""
     channels = [classes, np.full_like(classes, 700 if depth == 16 else 70), np.zeros_like(classes)]
     frame(root / f"RGB/{name}.png", classes.shape)
     png(root / f"GT/LABELS/{name}.png", np.stack(channels, axis=-1), depth=depth)
 
 
 @pytest.mark.parametrize("above", ["", "RAND_CITYSCAPES"])
-def test_synthia_reads_the_class_in_red_that_eight_bits_would_lose(
-    tmp_path: Path, above: str
-) -> None:
+def test_synthia_reads_the_class_from_the_16_bit_red_channel(tmp_path: Path, above: str) -> None:
     root = tmp_path / above
     synthia(root, "0000000", np.arange(23)[None].repeat(4, axis=0))
     assert not cv2.imread(str(root / "GT/LABELS/0000000.png"))[..., 2].any(), (
-        "an 8-bit reader must see nothing"
+        "an 8-bit reader must not see the classes"
     )
     labels = open_dataset("synthia", tmp_path, split="train", space=CITYSCAPES_19).labels(0)
     assert labels.tolist() == [SYNTHIA] * 4
 
 
-def test_synthia_in_sixteen_classes_has_all_of_them_contiguous(tmp_path: Path) -> None:
+def test_synthia_indices_are_contiguous_with_16_classes(tmp_path: Path) -> None:
     synthia(
         tmp_path,
         "0000000",
@@ -151,24 +153,26 @@ def test_synthia_in_sixteen_classes_has_all_of_them_contiguous(tmp_path: Path) -
     assert labels[0].tolist() == [*range(16), 255, 255]
 
 
-def test_synthia_converted_to_eight_bits_is_refused(tmp_path: Path) -> None:
+def test_synthia_converted_to_8_bits_is_refused(tmp_path: Path) -> None:
     synthia(tmp_path, "0000000", np.arange(23)[None], depth=8)
     dataset = open_dataset("synthia", tmp_path, split="train", space=CITYSCAPES_19)
-    with pytest.raises(DataError, match=r"0000000\.png: is no 16-bit RGB image .* archive again"):
+    with pytest.raises(
+        DataError, match=r"0000000\.png: labels must be a 16-bit RGB image.*archive again"
+    ):
         dataset.labels(0)
 
 
-def test_synthia_leaves_out_a_frame_without_labels(tmp_path: Path) -> None:
+def test_synthia_skips_frames_without_labels(tmp_path: Path) -> None:
     synthia(tmp_path, "0000000", np.arange(23)[None])
     frame(tmp_path / "RGB/0000001.png")
     dataset = open_dataset("synthia", tmp_path, split="train", space=CITYSCAPES_19)
-    assert len(dataset) == 1 and list(dataset.left_out.values()) == ["no labels"]
-    with pytest.raises(UsageError, match="synthia has no split 'val'; it has train"):
+    assert len(dataset) == 1 and list(dataset.skipped_files.values()) == ["no labels"]
+    with pytest.raises(UsageError, match="synthia has no split 'val'; use train"):
         open_dataset("synthia", tmp_path, split="val", space=CITYSCAPES_19)
 
 
 def rio(city: Path) -> None:
-    """Write two frames of Cross-City to adapt to and three to score on, one of which has no labels."""
+    """Write two training frames and three test frames of Cross-City, one of them without labels."""
     frame(city / "Images/Train/pano_00001_0_0.png")
     frame(city / "Images/Train/pano_00001_0_180.jpg")
     for name in ("pano_00002_2_180.jpg", "pano_00003_1_180.png", "pano_00004_1_180.jpg"):
@@ -178,17 +182,15 @@ def rio(city: Path) -> None:
     png(city / "Labels/Test/pano_00003_1_180.png", IDS, palette=bytes(34 * 3))
 
 
-@pytest.mark.parametrize("given", [".", "Rio"])
-def test_crosscity_pairs_the_scored_frames_and_reads_its_thirteen_classes(
-    tmp_path: Path, given: str
-) -> None:
+@pytest.mark.parametrize("root", [".", "Rio"])
+def test_crosscity_pairs_test_frames_and_reads_its_13_classes(tmp_path: Path, root: str) -> None:
     rio(tmp_path / "Rio")
-    train = open_dataset("crosscity-rio", tmp_path / given, split="train", space=CITYSCAPES_13)
+    train = open_dataset("crosscity-rio", tmp_path / root, split="train", space=CITYSCAPES_13)
     assert [p.image.name for p in train.pairs] == ["pano_00001_0_0.png", "pano_00001_0_180.jpg"]
     assert all(p.labels is None for p in train.pairs) and train.image(1).shape == (*IDS.shape, 3)
-    val = open_dataset("crosscity-rio", tmp_path / given, split="val", space=CITYSCAPES_13)
+    val = open_dataset("crosscity-rio", tmp_path / root, split="val", space=CITYSCAPES_13)
     assert [p.image.name for p in val.pairs] == ["pano_00002_2_180.jpg", "pano_00003_1_180.png"]
-    assert [path.name for path in val.left_out] == ["pano_00004_1_180.jpg"]
+    assert [path.name for path in val.skipped_files] == ["pano_00004_1_180.jpg"]
     order = [7, 8, 11, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33]
     for i in range(2):
         _, labels = val.pair(i)
@@ -196,25 +198,25 @@ def test_crosscity_pairs_the_scored_frames_and_reads_its_thirteen_classes(
         assert set(np.delete(labels[0], order).tolist()) == {255}
 
 
-def test_crosscity_ignores_what_is_none_of_its_classes_in_a_larger_space(tmp_path: Path) -> None:
+def test_crosscity_ignores_ids_outside_its_classes_in_a_larger_space(tmp_path: Path) -> None:
     rio(tmp_path)
     labels = open_dataset("crosscity-rio", tmp_path, split="test", space=CITYSCAPES_19).labels(0)
-    kept = [0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
-    assert labels[0].tolist() == [t if t in kept else 255 for t in expected()[0].tolist()]
+    classes = [0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
+    assert labels[0].tolist() == [t if t in classes else 255 for t in expected()[0].tolist()]
 
 
-def test_the_cities_of_crosscity_lie_in_one_folder(
+def test_cities_of_crosscity_share_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FADA_DATASETS", str(tmp_path))
     rio(tmp_path / "crosscity/Rio")
     assert len(open_dataset("crosscity-rio", None, split="train", space=CITYSCAPES_19)) == 2
-    with pytest.raises(DataError, match="holds no Tokyo; found Rio"):
+    with pytest.raises(DataError, match="contains Rio, but no folder Tokyo"):
         open_dataset("crosscity-tokyo", None, split="train", space=CITYSCAPES_19)
 
 
 @pytest.mark.parametrize(("value", "depth"), [(255, 8), (65535, 16)])
-def test_cityscapes_license_plate_is_ignored_however_minus_one_was_stored(
+def test_cityscapes_license_plate_is_ignored_at_8_and_16_bits(
     tmp_path: Path, value: int, depth: int
 ) -> None:
     frame(tmp_path / "leftImg8bit/val/bonn/bonn_0_0_leftImg8bit.png", (1, 3))
@@ -231,13 +233,14 @@ def test_cityscapes_indices_are_contiguous_in_a_smaller_space(tmp_path: Path) ->
     frame(tmp_path / "leftImg8bit/val/bonn/bonn_0_0_leftImg8bit.png")
     png(tmp_path / "gtFine/val/bonn/bonn_0_0_gtFine_labelIds.png", IDS)
     labels = open_dataset("cityscapes", tmp_path, split="val", space=CITYSCAPES_13).labels(0)
-    # road, sidewalk, building, light, sign, vegetation, sky, person, rider, car, bus, motorcycle, bicycle
+    # road, sidewalk, building, traffic light, traffic sign, vegetation, sky, person, rider, car,
+    # bus, motorcycle, bicycle
     order = [7, 8, 11, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33]
     assert labels[0, order].tolist() == list(range(13))
     assert set(np.delete(labels[0], order).tolist()) == {255}
 
 
-def test_cityscapes_train_may_come_without_labels(tmp_path: Path) -> None:
+def test_cityscapes_train_may_lack_labels(tmp_path: Path) -> None:
     frame(tmp_path / "leftImg8bit/train/bonn/bonn_0_0_leftImg8bit.png")
     dataset = open_dataset("cityscapes", tmp_path, split="train", space=CITYSCAPES_19)
     assert not dataset.labeled
@@ -245,7 +248,7 @@ def test_cityscapes_train_may_come_without_labels(tmp_path: Path) -> None:
         dataset.labels(0)
 
 
-def test_sizes_that_differ_are_refused_with_both_sizes(tmp_path: Path) -> None:
+def test_different_sizes_are_refused_with_both_sizes(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png", (20, 40))
     png(tmp_path / "labels/00001.png", IDS)
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
@@ -253,7 +256,7 @@ def test_sizes_that_differ_are_refused_with_both_sizes(tmp_path: Path) -> None:
         dataset.pair(0)
 
 
-def test_a_cut_palette_file_is_named(tmp_path: Path) -> None:
+def test_truncated_palette_file_is_refused(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png")
     label = tmp_path / "labels/00001.png"
     png(label, IDS, palette=bytes(34 * 3))
@@ -263,15 +266,15 @@ def test_a_cut_palette_file_is_named(tmp_path: Path) -> None:
         dataset.labels(0)
 
 
-def test_a_missing_root_says_the_layout_and_where_it_is_published(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"images/00001\.png.*published at https"):
+def test_missing_root_error_names_layout_and_download(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"images/00001\.png.*download it from https.*--data-root"):
         open_dataset("gta5", tmp_path / "no", split="train", space=CITYSCAPES_19)
 
 
-def test_an_unknown_data_set_or_split_lists_those_there_are(tmp_path: Path) -> None:
+def test_unknown_data_set_or_split_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"gta5, synthia, cityscapes, crosscity-rio, .*or the path"
     ):
         open_dataset("kitti", tmp_path, split="train", space=CITYSCAPES_19)
-    with pytest.raises(UsageError, match="it has train, val, test"):
+    with pytest.raises(UsageError, match="use one of train, val, test"):
         open_dataset("cityscapes", tmp_path, split="tst", space=CITYSCAPES_19)

@@ -1,4 +1,4 @@
-"""Recordings as a target: sampled by time, standing frames dropped, whole clips held out."""
+"""Recordings as a target: sampling by time, dropping near-duplicates, holding out clips."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fada_deploy.data.base import FrameDataset, Pair
 from fada_deploy.data.recordings import Sampling, open_recordings, split_by_clip
 
 
-def picture(i: int) -> np.ndarray:
-    """A scene of its own for every i, different in its 32×18 thumbnail."""
+def scene_image(i: int) -> np.ndarray:
+    """Return an RGB image (48, 64, 3) whose 32×18 thumbnail differs for each `i`."""
     rng = np.random.default_rng(i)
     return cv2.resize(
         rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (64, 48), interpolation=cv2.INTER_NEAREST
@@ -29,7 +29,7 @@ def video(path: Path, scenes: list[int], *, fps: int = 10) -> None:
         stream = out.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for scene in scenes:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(scene), format="rgb24")))
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(scene_image(scene), format="rgb24")))
         out.mux(stream.encode())
 
 
@@ -39,25 +39,25 @@ def recordings(
     return open_recordings(path, cache=cache, space=CITYSCAPES_19, sampling=sampling)
 
 
-def test_a_video_is_sampled_by_time(tmp_path: Path) -> None:
+def test_video_is_sampled_by_time(tmp_path: Path) -> None:
     video(tmp_path / "drive.mp4", list(range(40)))
     train, held_out = recordings(tmp_path / "drive.mp4", tmp_path / "cache", Sampling(every=0.5))
     numbers = [int(p.image.stem) for p in [*train.pairs, *held_out.pairs]]
-    # Every fifth of 40 frames is eight; the last tenth is one frame, and one before it is the gap.
+    # Every fifth of 40 frames makes eight; one is held out, and the one before it is the gap.
     assert numbers == [0, 5, 10, 15, 20, 25, 35]
     assert len(held_out) == 1 and held_out.split == "val"
     assert (
-        np.abs(train.image(1).astype(int) - picture(5)).mean() < 12
-    )  # video compression apart, that frame
+        np.abs(train.image(1).astype(int) - scene_image(5)).mean() < 12
+    )  # only video compression differs
 
 
-def test_a_standing_car_gives_one_frame(tmp_path: Path) -> None:
+def test_near_duplicates_are_dropped(tmp_path: Path) -> None:
     video(tmp_path / "light.mp4", [7] * 20 + [8] * 5)
     train, held_out = recordings(tmp_path / "light.mp4", tmp_path / "cache", Sampling(every=0.1))
     assert [int(p.image.stem) for p in train.pairs] == [0, 20] and len(held_out) == 0
 
 
-def test_a_second_opening_finds_the_frames_already_there(tmp_path: Path) -> None:
+def test_sampled_frames_are_reused(tmp_path: Path) -> None:
     video(tmp_path / "drive.mp4", list(range(10)))
     first, _ = recordings(tmp_path / "drive.mp4", tmp_path / "cache")
     written = [p.image.stat().st_mtime_ns for p in first.pairs]
@@ -65,7 +65,7 @@ def test_a_second_opening_finds_the_frames_already_there(tmp_path: Path) -> None
     assert [p.image.stat().st_mtime_ns for p in second.pairs] == written and written
 
 
-def test_clips_are_held_out_whole(tmp_path: Path) -> None:
+def test_whole_clips_are_held_out(tmp_path: Path) -> None:
     clips = {
         f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(5)]
         for c in range(10)
@@ -75,42 +75,44 @@ def test_clips_are_held_out_whole(tmp_path: Path) -> None:
     assert len(held_out) == 5 and len(train) == 45
 
 
-def test_bad_pictures_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+def test_unreadable_files_are_reported_and_the_others_used(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3):
-        assert cv2.imwrite(str(folder / f"{i}.png"), picture(i))
-    (folder / "3.png").write_bytes(b"no picture")
-    (folder / "4.mp4").write_bytes(b"no film")
-    bad: list[DataError] = []
+        assert cv2.imwrite(str(folder / f"{i}.png"), scene_image(i))
+    (folder / "3.png").write_bytes(b"not an image")
+    (folder / "4.mp4").write_bytes(b"not a video")
+    errors: list[DataError] = []
     train, held_out = open_recordings(
-        folder, cache=tmp_path / "cache", space=CITYSCAPES_19, left_out=bad.append
+        folder, cache=tmp_path / "cache", space=CITYSCAPES_19, on_error=errors.append
     )
     assert len(train) == 3 and not len(held_out)
-    assert [Path(str(e).split(":")[0]).name for e in bad] == ["4.mp4", "3.png"]
+    assert [Path(str(e).split(":")[0]).name for e in errors] == ["4.mp4", "3.png"]
 
 
-def test_nothing_usable_is_one_clear_line(tmp_path: Path) -> None:
+def test_no_usable_file_is_one_error_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no video and no picture.*\.mp4"):
+    with pytest.raises(DataError, match=r"no readable video or image.*\.mp4"):
         recordings(tmp_path / "empty", tmp_path / "cache")
     (tmp_path / "fake.mp4").write_bytes(b"words")
-    with pytest.raises(DataError, match=r"fake\.mp4: is no video that can be read"):
+    with pytest.raises(DataError, match=r"fake\.mp4: not a readable video"):
         recordings(tmp_path / "fake.mp4", tmp_path / "cache")
     with pytest.raises(DataError, match="no such file"):
         recordings(tmp_path / "gone.mp4", tmp_path / "cache")
 
 
-def test_a_film_held_sideways_is_turned_upright_as_in_the_runtime(tmp_path: Path) -> None:
+def test_rotated_video_is_upright_as_in_the_runtime(tmp_path: Path) -> None:
     video(tmp_path / "phone.mp4", [3] * 3)
     clockwise = (0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
-    train, _ = recordings(toy.set_display_matrix(tmp_path / "phone.mp4", clockwise), tmp_path / "cache")
-    want = cv2.rotate(picture(3), cv2.ROTATE_90_CLOCKWISE)
-    assert train.image(0).shape == want.shape
-    assert np.abs(train.image(0).astype(int) - want).mean() < 12
+    train, _ = recordings(
+        toy.set_display_matrix(tmp_path / "phone.mp4", clockwise), tmp_path / "cache"
+    )
+    expected = cv2.rotate(scene_image(3), cv2.ROTATE_90_CLOCKWISE)
+    assert train.image(0).shape == expected.shape
+    assert np.abs(train.image(0).astype(int) - expected).mean() < 12
 
 
-def test_a_few_long_clips_keep_nine_tenths_for_training() -> None:
+def test_few_long_clips_keep_most_frames_for_training() -> None:
     clips = {
         f"clip{c}": [Pair(Path(f"{c}/{i}.png"), None, f"clip{c}") for i in range(20)]
         for c in range(3)
@@ -120,17 +122,35 @@ def test_a_few_long_clips_keep_nine_tenths_for_training() -> None:
     assert {p.group for p in held_out} == {"clip0"}
 
 
-def test_label_maps_and_drafts_are_no_target(tmp_path: Path) -> None:
+def test_label_maps_and_partial_files_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fada_deploy")
     for sub, count in (("images", 6), ("labels", 6), ("gtFine/val/bonn", 6), ("Labels/Test", 6)):
         (tmp_path / sub).mkdir(parents=True)
         for i in range(count):
-            assert cv2.imwrite(str(tmp_path / sub / f"{i}.png"), picture(i))
-    assert cv2.imwrite(str(tmp_path / "images" / ".9.partial.png"), picture(9))
-    said: list[str] = []
-    train, held_out = open_recordings(
-        tmp_path, cache=tmp_path / "c", space=CITYSCAPES_19, say=said.append
-    )
+            assert cv2.imwrite(str(tmp_path / sub / f"{i}.png"), scene_image(i))
+    assert cv2.imwrite(str(tmp_path / "images" / ".9.partial.png"), scene_image(9))
+    train, held_out = open_recordings(tmp_path, cache=tmp_path / "c", space=CITYSCAPES_19)
     assert {p.image.parent.name for p in [*train.pairs, *held_out.pairs]} == {"images"}
-    assert any("label maps are no target" in line for line in said) and not any(
-        "of 7" in line for line in said
+    assert sum("folder of label maps" in line for line in caplog.messages) == 3
+    assert any("using 6 of 6 images" in line for line in caplog.messages)
+
+
+def test_frames_behind_damage_are_used_and_the_damage_is_reported(tmp_path: Path) -> None:
+    video(tmp_path / "a.avi", list(range(60)))
+    data = bytearray((tmp_path / "a.avi").read_bytes())
+    with av.open(str(tmp_path / "a.avi")) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    damaged = packets[len(packets) // 3]
+    # The payload of an AVI packet is stored unchanged, so its bytes are found in the file.
+    start = bytes(data).index(bytes(damaged))
+    data[start : start + damaged.size] = bytes(damaged.size)
+    (tmp_path / "a.avi").write_bytes(data)
+    errors: list[DataError] = []
+    train, held_out = open_recordings(
+        tmp_path / "a.avi", cache=tmp_path / "cache", space=CITYSCAPES_19, on_error=errors.append
     )
+    numbers = [int(p.image.stem) for p in [*train.pairs, *held_out.pairs]]
+    assert max(numbers) > 40
+    assert len(errors) == 1 and "a.avi: truncated or damaged" in str(errors[0])

@@ -1,9 +1,10 @@
-"""The statistics: counts against plain NumPy, bad files by name, and a cache that any change makes another."""
+"""Dataset statistics: counts against NumPy, unusable files, and the cache and its key."""
 
 from __future__ import annotations
 
 import os
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19
-from fada_deploy.data import open_dataset
+from fada_deploy.data import open_dataset, statistics
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.label_files import count_ids
 from fada_deploy.data.statistics import (
@@ -24,10 +25,6 @@ from fada_deploy.data.statistics import (
 )
 from fada_deploy.training.data import datasets
 from fada_deploy.training.data.datasets import class_contents
-
-
-def no_word(text: str) -> None:
-    raise AssertionError(text)
 
 
 def write(
@@ -43,7 +40,7 @@ def write(
 
 @pytest.fixture
 def gta5(tmp_path: Path) -> FrameDataset:
-    """Return seven pairs: two good, one of one class, one ignored, and three that are bad."""
+    """Return seven pairs: two good, one with a single class, one all ignored, three unusable."""
     root, rng = tmp_path / "gta5", np.random.default_rng(0)
     for i in range(2):
         write(root, f"{i}", rng.integers(0, 40, (20, 30), dtype=np.uint8))
@@ -51,46 +48,48 @@ def gta5(tmp_path: Path) -> FrameDataset:
     write(root, "3", np.zeros((20, 30), np.uint8))
     write(root, "4", np.full((20, 30), 7, np.uint8), frame_hw=(10, 30))
     write(root, "5", np.full((20, 30), 7, np.uint8))
-    (root / "labels/5.png").write_bytes(b"no picture")
+    (root / "labels/5.png").write_bytes(b"not an image")
     write(root, "6", np.full((20, 30), 7, np.uint8))
     (root / "images/6.png").write_bytes((root / "images/6.png").read_bytes()[:40])
     return open_dataset("gta5", root, split="train", space=CITYSCAPES_19)
 
 
 def counted(dataset: FrameDataset, i: int) -> list[int]:
-    """Count a file's classes, the ignored last, the slow and plain way."""
+    """Count the classes of a file, and the ignored pixels last, with NumPy."""
     labels = dataset.labels(i)
     classes = [int((labels == k).sum()) for k in range(dataset.space.num_classes)]
     return [*classes, int((labels == 255).sum())]
 
 
-def test_each_file_is_counted_and_each_bad_one_named(gta5: FrameDataset) -> None:
+def test_usable_files_are_counted_and_others_reported(gta5: FrameDataset) -> None:
     statistics = compute_statistics(gta5, frames=True, jobs=2)
     for i in range(4):
         assert statistics.pixels[i].tolist() == counted(gta5, i)
     assert statistics.sizes[:4].tolist() == [[20, 30]] * 4
     assert statistics.without_class == [3] and statistics.single_class == {2: 10}
-    assert sorted(statistics.bad) == [4, 5, 6] and not statistics.pixels[4:].any()
-    assert "4.png: the frame is 30x10 but its labels are 30x20" in statistics.bad[4]
+    assert sorted(statistics.errors) == [4, 5, 6] and not statistics.pixels[4:].any()
+    assert "4.png: the frame is 30x10 but its labels are 30x20" in statistics.errors[4]
     assert (
-        "labels/5.png: not a readable image" in statistics.bad[5]
-        and "images/6.png: not a readable image" in statistics.bad[6]
+        "labels/5.png: not a readable image" in statistics.errors[5]
+        and "images/6.png: not a readable image" in statistics.errors[6]
     )
 
 
-def test_labels_alone_are_read_for_training(gta5: FrameDataset) -> None:
+def test_without_frames_only_labels_are_read(gta5: FrameDataset) -> None:
     statistics = compute_statistics(gta5, frames=False)
-    assert sorted(statistics.bad) == [5]
+    assert sorted(statistics.errors) == [5]
     assert statistics.pixels[4, 0] == statistics.pixels[6, 0] == 600
 
 
-def test_ids_that_the_format_lacks_are_counted(gta5: FrameDataset) -> None:
+def test_unknown_ids_are_counted(gta5: FrameDataset) -> None:
     ids = np.concatenate([cv2.imread(str(gta5.pairs[i].labels), -1).ravel() for i in range(2)])
-    want = {i: int((ids == i).sum()) for i in range(34, 40)}
-    assert compute_statistics(gta5, frames=False).unknown == {i: n for i, n in want.items() if n}
+    expected = {i: int((ids == i).sum()) for i in range(34, 40)}
+    assert compute_statistics(gta5, frames=False).unknown_ids == {
+        i: n for i, n in expected.items() if n
+    }
 
 
-def test_the_bonnet_counts_as_ignored_and_its_ids_not_at_all(gta5: FrameDataset) -> None:
+def test_ego_mask_counts_as_ignored_and_its_ids_are_not_counted(gta5: FrameDataset) -> None:
     mask = np.zeros((4, 6), bool)
     mask[2:] = True
     masked = replace(gta5, ego_mask=mask)
@@ -98,16 +97,16 @@ def test_the_bonnet_counts_as_ignored_and_its_ids_not_at_all(gta5: FrameDataset)
     assert statistics.pixels[0].tolist() == counted(masked, 0)
     upper = cv2.imread(str(gta5.pairs[0].labels), -1)[:10]
     lower = cv2.imread(str(gta5.pairs[1].labels), -1)[:10]
-    assert statistics.unknown == {
-        i: int((upper == i).sum() + (lower == i).sum()) for i in statistics.unknown
+    assert statistics.unknown_ids == {
+        i: int((upper == i).sum() + (lower == i).sum()) for i in statistics.unknown_ids
     }
-    assert sum(statistics.unknown.values()) == int((upper > 33).sum() + (lower > 33).sum())
+    assert sum(statistics.unknown_ids.values()) == int((upper > 33).sum() + (lower > 33).sum())
 
 
 @pytest.mark.parametrize(
     "encoding", ['"trainId"', '"palette"\ncolors = { road = [7, 7, 7], sky = [23, 23, 23] }']
 )
-def test_every_encoding_is_counted_as_it_is_read(tmp_path: Path, encoding: str) -> None:
+def test_counts_match_the_reader_for_every_encoding(tmp_path: Path, encoding: str) -> None:
     write(tmp_path, "a", np.array([[7, 8, 255, 10, 7]] * 3, np.uint8))
     toml = tmp_path / "mine.toml"
     toml.write_text(
@@ -118,12 +117,12 @@ def test_every_encoding_is_counted_as_it_is_read(tmp_path: Path, encoding: str) 
     statistics = compute_statistics(dataset, frames=True)
     assert (
         statistics.pixels[0].tolist() == counted(dataset, 0)
-        and not statistics.unknown
-        and not statistics.bad
+        and not statistics.unknown_ids
+        and not statistics.errors
     )
 
 
-def test_frames_without_labels_are_decoded_all_the_same(tmp_path: Path) -> None:
+def test_frames_without_labels_are_checked(tmp_path: Path) -> None:
     folder = tmp_path / "crosscity/Rio/Images/Train"
     folder.mkdir(parents=True)
     for name in ("a.jpg", "b.jpg"):
@@ -133,38 +132,38 @@ def test_frames_without_labels_are_decoded_all_the_same(tmp_path: Path) -> None:
         "crosscity-rio", tmp_path / "crosscity", split="train", space=CITYSCAPES_19
     )
     statistics = compute_statistics(dataset, frames=True)
-    assert sorted(statistics.bad) == [1] and statistics.sizes.tolist() == [[8, 16], [0, 0]]
+    assert sorted(statistics.errors) == [1] and statistics.sizes.tolist() == [[8, 16], [0, 0]]
     assert not statistics.pixels.any() and statistics.without_class == []
 
 
-def test_ids_above_eight_bits_fall_into_one_place() -> None:
+def test_ids_above_255_share_one_count() -> None:
     ids = np.array([[0, 255, 256, 65535, 5, 5]], np.uint16)
-    found = count_ids(ids)
-    assert {i: int(found[i]) for i in np.flatnonzero(found)} == {0: 1, 5: 2, 255: 1, 256: 2}
+    counts = count_ids(ids)
+    assert {i: int(counts[i]) for i in np.flatnonzero(counts)} == {0: 1, 5: 2, 255: 1, 256: 2}
 
 
-def test_a_census_comes_back_from_the_cache_as_it_was(gta5: FrameDataset, cache: Path) -> None:
+def test_statistics_are_read_back_from_the_cache(gta5: FrameDataset, cache: Path) -> None:
     assert load_statistics(gta5) is None
     statistics = compute_statistics(gta5, frames=True)
-    path = save_statistics(gta5, statistics, no_word)
+    path = save_statistics(gta5, statistics)
     assert path is not None and path.is_relative_to(cache)
     back = load_statistics(gta5)
     assert back is not None
     for name in ("pixels", "sizes"):
         np.testing.assert_array_equal(getattr(back, name), getattr(statistics, name))
-    assert (back.bad, back.unknown) == (statistics.bad, statistics.unknown)
+    assert (back.errors, back.unknown_ids) == (statistics.errors, statistics.unknown_ids)
 
 
-def test_a_damaged_census_is_counted_again(gta5: FrameDataset) -> None:
-    path = save_statistics(gta5, compute_statistics(gta5, frames=False), no_word)
+def test_damaged_cache_file_is_ignored(gta5: FrameDataset) -> None:
+    path = save_statistics(gta5, compute_statistics(gta5, frames=False))
     assert path is not None
-    whole = path.read_bytes()
-    for data in (b"", b"words", whole[:-40], whole[:60] + b"\0" * 8 + whole[68:]):
+    content = path.read_bytes()
+    for data in (b"", b"words", content[:-40], content[:60] + b"\0" * 8 + content[68:]):
         path.write_bytes(data)
         assert load_statistics(gta5) is None
 
 
-def test_any_change_makes_another_key(gta5: FrameDataset, tmp_path: Path) -> None:
+def test_any_change_changes_the_cache_key(gta5: FrameDataset, tmp_path: Path) -> None:
     label = gta5.pairs[0].labels
     assert label is not None
     keys = [statistics_path(gta5)]
@@ -186,7 +185,7 @@ def test_any_change_makes_another_key(gta5: FrameDataset, tmp_path: Path) -> Non
     changed(open_dataset("gta5", tmp_path / "gta5", split="train", space=CITYSCAPES_19))
 
 
-def test_another_encoding_of_the_same_files_is_another_key(tmp_path: Path) -> None:
+def test_cache_key_depends_on_the_encoding(tmp_path: Path) -> None:
     write(tmp_path, "a", np.array([[1, 2]], np.uint8))
     mapping, palette = 'encoding = "mapping"\nvalues = {}', 'encoding = "palette"\ncolors = {}'
     encodings = ['encoding = "trainId"', 'encoding = "labelId"']
@@ -195,7 +194,8 @@ def test_another_encoding_of_the_same_files_is_another_key(tmp_path: Path) -> No
     keys = set()
     for labels in encodings:
         (tmp_path / "mine.toml").write_text(
-            f'[labels]\n{labels}\n[splits.train]\nimages = "images/*.png"\nlabels = "labels/{{stem}}.png"\n'
+            f'[labels]\n{labels}\n[splits.train]\nimages = "images/*.png"\n'
+            'labels = "labels/{stem}.png"\n'
         )
         opened = [
             open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
@@ -205,7 +205,7 @@ def test_another_encoding_of_the_same_files_is_another_key(tmp_path: Path) -> No
     assert len(keys) == 6
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(
+def test_unwritable_cache_is_one_warning(
     gta5: FrameDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -220,32 +220,50 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
 
 def refuse(*_: object, **__: object) -> DatasetStatistics:
-    raise AssertionError("counted again")
+    raise AssertionError("computed again")
 
 
-def test_training_counts_once_and_takes_over_what_a_check_counted(
+def test_training_uses_stored_statistics(
     gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents, bad = class_contents(gta5)
     assert len(bad) == 1 and contents[4, 0] and contents[6, 0]
-    save_statistics(gta5, compute_statistics(gta5, frames=True), no_word)
+    save_statistics(gta5, compute_statistics(gta5, frames=True))
     monkeypatch.setattr(datasets, "compute_statistics", refuse)
     contents, bad = class_contents(gta5)
-    # The check saw that two frames more are bad: sampling then never draws them.
+    # The check also read the frames, so two more files are known to be unusable.
     assert len(bad) == 3 and not contents[4:].any() and contents[2].nonzero()[0].tolist() == [10]
 
 
-def test_an_interrupt_leaves_the_rest_unread(gta5: FrameDataset) -> None:
-    many = replace(gta5, pairs=list(gta5.pairs) * 100)
+def test_interrupt_stops_reading(gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    class InterruptedBar:
+        def update(self, n: int = 1) -> None:
+            raise KeyboardInterrupt
 
-    def stop(_: int) -> None:
-        raise KeyboardInterrupt
-
-    before = threading.active_count()
-    seen: list[Path] = []
-    watched = replace(
-        many, read_labels=lambda path: seen.append(path) or np.zeros((20, 30), np.uint8)
+    monkeypatch.setattr(statistics, "progress_bar", lambda *_, **__: nullcontext(InterruptedBar()))
+    threads_before = threading.active_count()
+    paths: list[Path] = []
+    many = replace(
+        gta5,
+        pairs=list(gta5.pairs) * 100,
+        read_labels=lambda path: paths.append(path) or np.zeros((20, 30), np.uint8),
     )
     with pytest.raises(KeyboardInterrupt):
-        compute_statistics(watched, frames=False, jobs=2, progress=stop)
-    assert len(seen) < 20 and threading.active_count() == before
+        compute_statistics(many, frames=False, jobs=2)
+    assert len(paths) < 20 and threading.active_count() == threads_before
+
+
+def test_progress_counts_each_file(gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals, updates = [], []
+
+    class Bar:
+        def update(self, n: int = 1) -> None:
+            updates.append(n)
+
+    def open_bar(total: int, *_: object, **__: object) -> nullcontext[Bar]:
+        totals.append(total)
+        return nullcontext(Bar())
+
+    monkeypatch.setattr(statistics, "progress_bar", open_bar)
+    compute_statistics(gta5, frames=True)
+    assert totals == [7] and sum(updates) == 7

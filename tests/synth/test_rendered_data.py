@@ -36,7 +36,18 @@ SEED = 3
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out: Path = tmp_path_factory.mktemp("rendered") / "data"
-    args = ["--source", "5", "--target", "4", "--val", "3", "--clip", "0.4", "--size", "96x64"]
+    args = [
+        "--source-scenes",
+        "5",
+        "--target-scenes",
+        "4",
+        "--val-scenes",
+        "3",
+        "--video-seconds",
+        "0.4",
+        "--size",
+        "96x64",
+    ]
     result = CliRunner().invoke(
         cli, ["data", "render", "--out", str(out), "--seed", str(SEED), *args]
     )
@@ -192,13 +203,13 @@ def test_usage_error_is_one_line_with_exit_code_2(
 def test_force_keeps_existing_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("existing")
     args = [
-        "--source",
+        "--source-scenes",
         "1",
-        "--target",
+        "--target-scenes",
         "0",
-        "--val",
+        "--val-scenes",
         "0",
-        "--clip",
+        "--video-seconds",
         "0",
         "--size",
         "32x32",
@@ -221,7 +232,7 @@ def test_unwritable_folder_is_one_line_with_exit_code_1(
                 "render",
                 "--out",
                 str(tmp_path / "file" / "in"),
-                "--source",
+                "--source-scenes",
                 "1",
                 "--size",
                 "32x32",

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.progress import progress_bar
 from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
@@ -45,7 +44,7 @@ def open_target(
         raise UsageError(f"{path} is a copy of Cityscapes; use --tgt cityscapes --tgt-root {path}")
     ego_mask = None if config.ego_mask is None else Path(config.ego_mask)
     train_set, held_out = open_recordings(
-        path, cache=cache, space=space, ego_mask=ego_mask, left_out=on_error
+        path, cache=cache, space=space, ego_mask=ego_mask, on_error=on_error
     )
     return train_set, held_out if len(held_out) else None
 
@@ -104,11 +103,10 @@ def class_contents(dataset: FrameDataset) -> tuple[NDArray[np.bool_], dict[str, 
     """
     statistics = load_statistics(dataset)
     if statistics is None:
-        with progress_bar(len(dataset), "source classes", unit="file") as bar:
-            statistics = compute_statistics(dataset, frames=False, progress=bar.update)
-        save_statistics(dataset, statistics, logger.warning)
-    errors = dict.fromkeys(statistics.bad.values())
-    if len(statistics.bad) == len(dataset):
+        statistics = compute_statistics(dataset, frames=False)
+        save_statistics(dataset, statistics)
+    errors = dict.fromkeys(statistics.errors.values())
+    if len(statistics.errors) == len(dataset):
         raise DataError(
             f"none of the {len(dataset)} source labels is usable, "
             f"the first error: {next(iter(errors))}"

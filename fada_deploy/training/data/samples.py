@@ -36,7 +36,7 @@ class SourceSamples:
     @property
     def ego(self) -> NDArray[np.bool_] | None:
         """The mask of the car's own body, (H, W) bool at `size_hw`; None if there is none."""
-        return None if self.frames.ego_mask is None else self.frames.ego(self.size_hw)
+        return None if self.frames.ego_mask is None else self.frames.ego_mask_at(self.size_hw)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame and its labels."""
@@ -55,7 +55,7 @@ class TargetSamples:
     @property
     def ego(self) -> NDArray[np.bool_] | None:
         """The mask of the car's own body, (H, W) bool at `size_hw`; None if there is none."""
-        return None if self.frames.ego_mask is None else self.frames.ego(self.size_hw)
+        return None if self.frames.ego_mask is None else self.frames.ego_mask_at(self.size_hw)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame, and labels that are 255 (ignore) everywhere."""
