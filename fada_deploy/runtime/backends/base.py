@@ -1,4 +1,4 @@
-"""The interface of a backend, the outputs of one run, and helpers that all backends share."""
+"""The interface of a backend, the outputs of one run, and functions that all backends share."""
 
 from __future__ import annotations
 
