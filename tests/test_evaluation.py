@@ -26,7 +26,7 @@ def test_scores_every_pixel_and_reports_the_unreadable_frame(tmp_path: Path) -> 
     for i, truth in enumerate(truths):
         assert cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.full((9, 13, 3), i, np.uint8))
         assert cv2.imwrite(str(tmp_path / f"labels/{i}.png"), truth)
-    (tmp_path / "images/1.png").write_bytes(b"not an image")
+    (tmp_path / "images/1.png").write_bytes(b"not a readable image")
     toml = tmp_path / "set.toml"
     toml.write_text('[splits.val]\nimages = "images/*.png"\nlabels = "labels/{stem}.png"\n')
     predictions = {i: rng.choice(np.array([0, 1, 5], np.uint8), (9, 13)) for i in (0, 2)}
@@ -86,7 +86,7 @@ def test_data_set_without_a_readable_frame_raises_data_error(blocks: Path, tmp_p
     shutil.copytree(blocks / "target", tmp_path / "target")
     shutil.copy(blocks / "target.toml", tmp_path)
     for image in (tmp_path / "target/val/images").iterdir():
-        image.write_bytes(b"not an image")
+        image.write_bytes(b"not a readable image")
     dataset = open_dataset(str(tmp_path / "target.toml"), None, split="val", space=CITYSCAPES_19)
     with pytest.raises(DataError, match=r"none of the 12 frames.*00\.png"):
         evaluate(lambda frames: [], dataset)

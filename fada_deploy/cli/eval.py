@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,27 +11,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import SIZE
-from fada_deploy.common.runs import newest_run
+from fada_deploy.cli.options import MODEL_OPTION, SIZE, model_path
+from fada_deploy.common.runs import MODEL_SUFFIXES, newest_run
 from fada_deploy.common.system import require_package
+from fada_deploy.common.tables import format_table
 
 if TYPE_CHECKING:
     from fada_deploy.common.label_space import LabelSpace
     from fada_deploy.evaluation import Evaluation, Predict
 
-MULTI_SCALE = (0.7, 1.0, 1.3)
+_MULTI_SCALE = (0.7, 1.0, 1.3)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored: its name and, of weights, their stage and iteration (None: not known)."""
+    """A network to evaluate.
+
+    Attributes:
+        name: Its file.
+        space: Its label space.
+        size_hw: Its input size.
+        stage: Training stage of weights, "" for an exported model.
+        iteration: Iteration of weights; None if unknown.
+        is_last: Whether the weights are the final ones of their stage.
+        views: Description of the averaged views, "" for a single one.
+    """
 
     name: str
     space: LabelSpace
     size_hw: tuple[int, int]
     stage: str = ""
     iteration: int | None = None
-    last: bool = True
+    is_last: bool = True
     views: str = ""
 
     @property
@@ -42,105 +52,131 @@ class Subject:
 
 @click.command("eval")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="A data set's name, or the path of a .toml file.")
+@MODEL_OPTION
 @click.option(
-    "--root",
+    "--data",
+    required=True,
+    metavar="NAME|TOML",
+    help="Labeled data set: a name such as cityscapes, or a .toml file.",
+)
+@click.option(
+    "--data-root",
     type=click.Path(path_type=Path),
-    help="Where it lies [$FADA_DATASETS/NAME or datasets/NAME].",
+    help="Folder of the data set [$FADA_DATASETS/NAME, or datasets/NAME].",
 )
-@click.option("--split", default="val", show_default=True)
-@click.option("--size", type=SIZE, help="The network's input, of a run [as trained].")
+@click.option("--split", default="val", show_default=True, help="Split of the data set.")
+@click.option("--size", type=SIZE, help="Network input size; runs only [as trained].")
 @click.option(
-    "--mst", is_flag=True, help="Average over scales 0.7, 1, 1.3 and mirror images, of a run."
+    "--mst",
+    is_flag=True,
+    help="Average the probabilities at scales 0.7, 1 and 1.3 and of mirrored frames; runs only.",
 )
 @click.option(
-    "--all", "all_weights", is_flag=True, help="Score every checkpoint that the run has kept."
+    "--all", "all_weights", is_flag=True, help="Evaluate every checkpoint of the run, not the last."
 )
 @click.option(
     "--confusion",
     type=click.Path(path_type=Path),
-    help="Write the confusion matrix: .csv (pixels) or .png.",
+    help="Save the confusion matrix as .csv (pixel counts) or .png (plot).",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N."
+)
 @click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="Of an exported model: onnxruntime or openvino.",
+    help="Inference backend; exported models only: auto, onnxruntime, openvino or tensorrt.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     model: Path | None,
+    model_option: Path | None,
     data: str,
-    root: Path | None,
+    data_root: Path | None,
     split: str,
-    size: tuple[int, int] | None,
-    mst: bool,
-    all_weights: bool,
     confusion: Path | None,
-    device: str,
-    backend: str,
     as_json: bool,
+    **options: Any,
 ) -> int:
-    """Score MODEL, an exported file or a run, on labeled frames [the newest run].
+    """Evaluate MODEL on labeled frames and print the IoU of each class.
 
-    Labels are never resized: predictions are made at each frame's own size.
+    MODEL is a run, a weights file or an exported model [the newest run]. Predictions are compared
+    at the original size of each frame; labels are never resized.
+
+    \b
+    fada eval --data cityscapes
+    fada eval runs/gta5-cityscapes-resnet101-001 --data cityscapes --mst
+    fada eval model.onnx --data mine.toml --json
+
+    Exits with 1 if some frames cannot be read.
     """
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.common.runs import MODEL_SUFFIXES
-
+    all_weights = options["all_weights"]
     if confusion is not None:
-        if confusion.suffix.lower() not in (".csv", ".png") or all_weights:
-            what = (
-                "the matrix of one model, so leave out --all"
-                if all_weights
-                else "a .csv or .png file"
-            )
-            raise UsageError(f"--confusion {confusion}: writes {what}")
-        if confusion.suffix.lower() == ".png":
-            require_package("matplotlib", "plot")
-    if model is None:
-        model = newest_run()
-    if model.suffix in MODEL_SUFFIXES:
-        if size or mst or all_weights:
-            raise UsageError(
-                f"{model}: --size, --mst and --all are for runs; an exported file has one input size"
-            )
-        subjects = _exported(model, device, backend)
-    else:
-        if backend != "auto":
-            raise UsageError(
-                f"{model}: --backend is for exported files; a run's network answers for itself"
-            )
-        subjects = _weights(model, device, size, mst=mst, every=all_weights)
-    # Each network is let go before the next one comes.
+        _check_confusion(confusion, all_weights)
+    model = model_path(model, model_option) or newest_run()
+    # A generator, so that only one network is in memory at a time.
     results = [
-        (subject, _score(subject, predict, data, root, split)) for subject, predict in subjects
+        (subject, _score(subject, predict, data, data_root, split))
+        for subject, predict in _subjects(model, options)
     ]
-    for line in dict.fromkeys(line for _, result in results for line in result.failed):
-        log(f"left out: {line}")
-    views = results[0][0].views
-    if all_weights:
-        _tell_all(model, f"{data} {split}", results, views, as_json=as_json)
+    failed = dict.fromkeys(line for _, result in results for line in result.failed)
+    for line in failed:
+        log(f"skipped: {line}")
+    data_split = f"{data} {split}"
+    if as_json and all_weights:
+        emit_json(_all_document(model, data_split, results))
+    elif as_json:
+        emit_json(_one_document(*results[0], data_split))
+    elif all_weights:
+        click.echo(_all_text(model, data_split, results))
     else:
-        _tell_one(*results[0], f"{data} {split}", views, as_json=as_json)
-        if confusion is not None:
-            _write_confusion(*results[0], f"{data} {split}", confusion)
-    return 1 if any(result.failed for _, result in results) else 0
+        click.echo(_one_text(*results[0], data_split))
+    if confusion is not None:
+        _save_confusion(*results[0], data_split, confusion)
+        log(f"wrote {confusion}")
+    return 1 if failed else 0
+
+
+def _check_confusion(path: Path, all_weights: bool) -> None:
+    from fada_deploy.common.errors import UsageError
+
+    if path.suffix.lower() not in (".csv", ".png"):
+        raise UsageError(f"--confusion must end with .csv or .png, got {path}")
+    if all_weights:
+        raise UsageError("--confusion needs a single model; omit --all")
+    if path.suffix.lower() == ".png":
+        require_package("matplotlib", "plot")
 
 
 def _score(
-    subject: Subject, predict: Predict, data: str, root: Path | None, split: str
+    subject: Subject, predict: Predict, data: str, data_root: Path | None, split: str
 ) -> Evaluation:
-    from tqdm import tqdm
-
     from fada_deploy.data import open_dataset
     from fada_deploy.evaluation import evaluate
 
-    dataset = open_dataset(data, root, split=split, space=subject.space)
-    what = f"{subject.stage} {subject.iteration}" if subject.iteration else "eval"
-    with tqdm(total=len(dataset), desc=what, unit="frame", disable=None, file=sys.stderr) as bar:
-        return evaluate(predict, dataset, progress=bar.update)
+    dataset = open_dataset(data, data_root, split=split, space=subject.space)
+    description = f"{subject.stage} {subject.iteration}" if subject.iteration else "scoring"
+    return evaluate(predict, dataset, description=description)
+
+
+def _subjects(model: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Predict]]:
+    """Yield every network to evaluate with its prediction function."""
+    from fada_deploy.common.errors import UsageError
+
+    device, backend = options["device"], options["backend"]
+    if model.suffix in MODEL_SUFFIXES:
+        if options["size"] or options["mst"] or options["all_weights"]:
+            raise UsageError(
+                f"{model}: --size, --mst and --all apply to runs only; an exported model has one "
+                "input size"
+            )
+        return _exported(model, device, backend)
+    if backend != "auto":
+        raise UsageError(
+            f"{model}: --backend applies to exported models only; a run is evaluated with PyTorch"
+        )
+    return _trained(model, options)
 
 
 def _exported(model: Path, device: str, backend: str) -> Iterator[tuple[Subject, Predict]]:
@@ -148,13 +184,14 @@ def _exported(model: Path, device: str, backend: str) -> Iterator[tuple[Subject,
 
     with Segmenter(model, device=device, backend=backend) as segmenter:
         metadata = segmenter.metadata
-        yield Subject(str(model), metadata.label_space, metadata.input_size_hw), partial(segmenter.labels, color="rgb")
+        yield (
+            Subject(str(model), metadata.label_space, metadata.input_size_hw),
+            partial(segmenter.labels, color="rgb"),
+        )
 
 
-def _weights(
-    run: Path, device: str, size_hw: tuple[int, int] | None, *, mst: bool, every: bool
-) -> Iterator[tuple[Subject, Predict]]:
-    """Yield a run's last weights, or every checkpoint, each loaded when its turn comes."""
+def _trained(run: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Predict]]:
+    """Yield the final weights of a run, or all its checkpoints, and load each one only then."""
     from fada_deploy.common.errors import MissingExtraError
     from fada_deploy.common.runs import WEIGHTS, all_weights, final_weights
 
@@ -164,23 +201,26 @@ def _weights(
         from fada_deploy.training.weights.checkpoints import load_model
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
-    where = choose_device(device)
-    for path in all_weights(run) if every else [final_weights(run)]:
-        network, provenance = load_model(path, where)
-        network = with_input_size(network, size_hw)
-        scales = MULTI_SCALE if mst else (1.0,)
-        predictor = Predictor(network, where, scales=scales, flip=mst)
-        spec, last = network.spec, path.name == WEIGHTS
-        stage, iteration = str(provenance["stage"]), provenance.get("iteration")
-        views = describe_views(scales, mst)
-        yield (
-            Subject(str(path), spec.space, spec.size_hw, stage, iteration, last, views),
-            predictor.labels,
+    device, mst = choose_device(options["device"]), options["mst"]
+    scales = _MULTI_SCALE if mst else (1.0,)
+    for path in all_weights(run) if options["all_weights"] else [final_weights(run)]:
+        network, provenance = load_model(path, device)
+        network = with_input_size(network, options["size"])
+        predictor = Predictor(network, device, scales=scales, flip=mst)
+        subject = Subject(
+            str(path),
+            network.spec.space,
+            network.spec.size_hw,
+            stage=str(provenance["stage"]),
+            iteration=provenance.get("iteration"),
+            is_last=path.name == WEIGHTS,
+            views=describe_views(scales, mst),
         )
+        yield subject, predictor.labels
 
 
 def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:
-    weights = {"stage": subject.stage, "iteration": subject.iteration, "last": subject.last}
+    weights = {"stage": subject.stage, "iteration": subject.iteration, "last": subject.is_last}
     return {
         "model": subject.name,
         **(weights if subject.stage else {}),
@@ -191,74 +231,98 @@ def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _tell_one(
-    subject: Subject, result: Evaluation, data: str, views: str, *, as_json: bool
-) -> None:
-    if as_json:
-        matrix = result.scores.matrix.tolist()
-        emit_json({"data": data, "views": views, **_document(subject, result), "confusion": matrix})
-        return
+def _one_document(subject: Subject, result: Evaluation, data: str) -> dict[str, Any]:
+    matrix = result.scores.matrix.tolist()
+    head = {"data": data, "views": subject.views}
+    return {**head, **_document(subject, result), "confusion": matrix}
+
+
+def _one_text(subject: Subject, result: Evaluation, data: str) -> str:
+    """Return the IoU of each class as a table."""
     scores = result.scores
-    width = max(map(len, (*scores.space.names, *scores.smaller_means)))
-    click.echo(_head(subject.name, data, subject, result, views))
-    click.echo(f"  {'class':<{width}}  IoU %")
-    for name, value, there in zip(scores.space.names, scores.iou, scores.present, strict=True):
-        if there:
-            click.echo(f"  {name:<{width}}  {100 * value:5.1f}")
-    click.echo(
-        f"  {'mIoU':<{width}}  {100 * scores.miou:5.1f}   pixel accuracy {100 * scores.pixel_accuracy:.1f}"
-    )
-    for name, mean in scores.smaller_means.items():
-        click.echo(f"  {name:<{width}}  {100 * mean:5.1f}   mean over these classes alone")
+    rows = [
+        [name, _percent(iou)]
+        for name, iou, present in zip(scores.space.names, scores.iou, scores.present, strict=True)
+        if present
+    ]
+    rows.append(["mIoU", _percent(scores.miou)])
+    rows += [[f"mIoU, {name}", _percent(mean)] for name, mean in scores.subset_means.items()]
+    rows.append(["pixel accuracy", _percent(scores.pixel_accuracy)])
+    lines = [
+        f"{subject.name} on {_setting(subject, result, data)}",
+        format_table(["class", "IoU %"], rows, indent="  "),
+    ]
     if scores.absent:
-        click.echo(f"not in these labels, so not in any mean: {', '.join(scores.absent)}")
+        lines.append(f"not in the labels, so not part of a mean: {', '.join(scores.absent)}")
+    return "\n".join(lines)
 
 
-def _tell_all(
-    run: Path, data: str, results: list[tuple[Subject, Evaluation]], views: str, *, as_json: bool
-) -> None:
-    last = results[-1]
-    best = max(results, key=lambda pair: pair[1].scores.miou)
-    if as_json:
-        documents = [_document(*pair) for pair in results]
-        oracle = {**_document(*best), "oracle": True}
-        emit_json({"run": str(run), "data": data, "views": views, "checkpoints": documents,
-                   "last": _document(*last), "best": oracle})  # fmt: skip
-        return
-    click.echo(f"{run} on {data}, {last[1].frames} frames{', ' + views if views else ''}")
-    click.echo("  stage        iteration      input  mIoU %")
-    for subject, result in results:
-        mark = "  last of the stage" if subject.last else ""
-        row = f"  {subject.stage:<11}  {subject.iteration or '-':>9}  {subject.input:>9}"
-        click.echo(f"{row}  {100 * result.scores.miou:6.1f}{mark}")
+def _all_document(
+    run: Path, data: str, results: Sequence[tuple[Subject, Evaluation]]
+) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "data": data,
+        "views": results[0][0].views,
+        "checkpoints": [_document(*pair) for pair in results],
+        "last": _document(*results[-1]),
+        "best": {**_document(*_best(results)), "oracle": True},
+    }
+
+
+def _all_text(run: Path, data: str, results: Sequence[tuple[Subject, Evaluation]]) -> str:
+    """Return the mIoU of each checkpoint as a table, and the last and the best one."""
+    views = results[0][0].views
+    rows = [
+        [
+            subject.stage,
+            str(subject.iteration or "-"),
+            subject.input,
+            _percent(result.scores.miou),
+            "last of the stage" if subject.is_last else "",
+        ]
+        for subject, result in results
+    ]
+    lines = [
+        f"{run} on {data}, {results[-1][1].frames} frames{', ' + views if views else ''}",
+        format_table(
+            ["stage", "iteration", "input", "mIoU %", ""], rows, align="lrrrl", indent="  "
+        ),
+    ]
     for name, (subject, result), note in (
-        ("last", last, "what to report"),
-        ("best", best, "an oracle: chosen by the target's own labels"),
+        ("last", results[-1], "report this score"),
+        ("best", _best(results), "an oracle, because it is selected on the labels of the target"),
     ):
-        where = f"{subject.stage} {subject.iteration or ''}".strip()
-        click.echo(f"{name}: {100 * result.scores.miou:.1f} after {where} ({note})")
+        weights = f"{subject.stage} {subject.iteration or ''}".strip()
+        lines.append(f"{name}: {_percent(result.scores.miou)} after {weights} ({note})")
+    return "\n".join(lines)
 
 
-def _head(name: str, data: str, subject: Subject, result: Evaluation, views: str) -> str:
-    return f"{name} on {data}, {result.frames} frames, input {subject.input}{', ' + views if views else ''}"
+def _best(results: Sequence[tuple[Subject, Evaluation]]) -> tuple[Subject, Evaluation]:
+    return max(results, key=lambda pair: pair[1].scores.miou)
 
 
-def _write_confusion(subject: Subject, result: Evaluation, data: str, path: Path) -> None:
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _setting(subject: Subject, result: Evaluation, data: str) -> str:
+    views = f", {subject.views}" if subject.views else ""
+    return f"{data}, {result.frames} frames, input {subject.input}{views}"
+
+
+def _save_confusion(subject: Subject, result: Evaluation, data: str, path: Path) -> None:
+    """Save the confusion matrix as a table of pixel counts or as a plot; rows are the truth."""
     scores = result.scores
     if path.suffix.lower() == ".png":
         from fada_deploy.plots import plot_confusion
 
-        about = (
-            f"{data}, {result.frames} frames, input {subject.input}, mIoU {100 * scores.miou:.1f}"
-        )
-        plot_confusion(scores, f"{subject.name}\n{about}", path)
-    else:
-        from fada_deploy.common.files import write_text
+        setting = f"{_setting(subject, result, data)}, mIoU {_percent(scores.miou)}"
+        plot_confusion(scores, f"{subject.name}\n{setting}", path)
+        return
+    from fada_deploy.common.files import write_text
 
-        rows = [["truth \\ predicted", *scores.space.names]]
-        rows += [
-            [n, *map(str, r)]
-            for n, r in zip(scores.space.names, scores.matrix.tolist(), strict=True)
-        ]
-        write_text(path, "".join(",".join(row) + "\n" for row in rows))
-    log(f"confusion matrix: {path}")
+    rows = [["truth \\ predicted", *scores.space.names]]
+    for name, counts in zip(scores.space.names, scores.matrix.tolist(), strict=True):
+        rows.append([name, *map(str, counts)])
+    write_text(path, "".join(",".join(row) + "\n" for row in rows))

@@ -1,8 +1,9 @@
-"""`fada report`: one page about a run, or runs side by side."""
+"""`fada report`: write an HTML report of one run, or compare runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,60 +11,81 @@ from fada_deploy.cli.console import log
 from fada_deploy.common.runs import newest_run
 from fada_deploy.common.system import require_package
 
+if TYPE_CHECKING:
+    from fada_deploy.data.base import FrameDataset
+
 
 @click.command("report")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path),
-    help="The page to write [RUN/report.html; report.html].",
+    help="HTML file to write [RUN/report.html, or report.html for several runs].",
 )
 @click.option(
-    "--frames", type=click.IntRange(0), default=4, show_default=True, help="Target frames to show."
+    "--frames",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Number of target frames to show with the predictions of each stage.",
 )
 @click.option(
     "--ccd-frames",
     type=click.IntRange(0),
     default=20,
     show_default=True,
-    help="Labeled frames of each domain for class center distances; 0 leaves them out.",
+    help="Number of labeled frames per domain for the Class Center Distance; 0 omits it.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N."
+)
 def command(
     runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str
 ) -> None:
-    """Write a page about RUNS that opens offline [the newest run].
+    """Write an HTML report of RUNS that opens offline [the newest run].
 
-    Scores, curves, and the same target frames after each stage; several runs are set side by side, on
-    the frames of the first.
+    The report shows scores, loss curves and the predictions of each stage on the same target
+    frames. Several runs are compared side by side, on the target frames of the first one.
+
+    \b
+    fada report
+    fada report runs/gta5-cityscapes-resnet101-001 runs/gta5-cityscapes-resnet101-002
     """
-    from fada_deploy.common.errors import FadaError, MissingExtraError
+    from fada_deploy.common.errors import MissingExtraError
 
     require_package("matplotlib", "plot")
     try:
-        from fada_deploy.training.data.datasets import open_target
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.reporting.report import REPORT, write_report
-        from fada_deploy.training.run import load_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
-    from fada_deploy.common.label_space import load_label_space
 
-    where = choose_device(device)
+    torch_device = choose_device(device)
     paths = runs or (newest_run(),)
     out = out or (paths[0] / REPORT if len(paths) == 1 else Path(REPORT))
-    config = load_config(paths[0])
-    dataset = None
-    if frames:
-        try:
-            space = load_label_space(config.label_space)
-            # Frames of recordings lie there since training.
-            kept = paths[0] / "target_frames"
-            train_set, held_out = open_target(
-                config, kept, space, log, lambda error: log(str(error))
-            )
-            dataset = held_out or train_set
-        except FadaError as error:
-            log(f"without pictures of the target: {error}")
-    write_report(paths, out, frames=dataset, device=where, count=frames, ccd_frames=ccd_frames)
-    log(f"report: {out}")
+    dataset = _target_frames(paths[0]) if frames else None
+    write_report(
+        paths, out, frames=dataset, device=torch_device, count=frames, ccd_frames=ccd_frames
+    )
+    log(f"wrote {out}")
+
+
+def _target_frames(run: Path) -> FrameDataset | None:
+    """Open the held-out target frames of a run, or else its training frames; None on an error."""
+    from fada_deploy.common.errors import FadaError
+    from fada_deploy.common.label_space import load_label_space
+    from fada_deploy.training.data.datasets import open_target
+    from fada_deploy.training.run_files import load_config
+
+    config = load_config(run)
+    try:
+        space = load_label_space(config.label_space)
+        # Training has already extracted the frames of recordings to this folder.
+        train_set, held_out = open_target(
+            config, run / "target_frames", space, lambda error: log(f"warning: {error}")
+        )
+    except FadaError as error:
+        log(f"warning: the report will show no target frames: {error}")
+        return None
+    return held_out or train_set

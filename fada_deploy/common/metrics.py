@@ -1,4 +1,4 @@
-"""Confusion matrix and intersection over union, in exact integers."""
+"""Confusion matrix and intersection over union (IoU), counted in integers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from fada_deploy.common.label_space import LABEL_SPACES, LabelSpace
 def confusion_matrix(
     truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_classes: int
 ) -> NDArray[np.int64]:
-    """Count pixels by (true class, predicted class): (K, K) int64; truth ≥ K (ignore) is left out."""
+    """Return pixel counts by true class (rows) and predicted class (columns), (K, K) int64.
+
+    `truth` and `predicted` are label maps of the same shape. Pixels whose true label is K or more
+    (ignore) are not counted.
+    """
     valid = truth < num_classes
     pairs = truth[valid].astype(np.intp) * num_classes + predicted[valid]
     return (
@@ -26,10 +30,10 @@ def confusion_matrix(
 
 @dataclass(frozen=True)
 class Scores:
-    """Segmentation scores of one model on one data set.
+    """Segmentation scores of one model on one data set, as fractions in 0…1.
 
-    `matrix` is (K, K) int64, rows the truth. IoU is a fraction; a class that the data set's labels
-    never show has no IoU (NaN), is left out of the mean, and is named in `absent`.
+    `matrix` is the confusion matrix, (K, K) int64, with the true classes as rows. A class without a
+    labeled pixel has no IoU (NaN), is not part of a mean, and is listed in `absent`.
     """
 
     space: LabelSpace
@@ -37,7 +41,7 @@ class Scores:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Per-class intersection over union, (K,), NaN where the class is absent from the truth."""
+        """IoU of each class, (K,); NaN for a class without labeled pixels."""
         hit = np.diag(self.matrix).astype(np.float64)
         truth, predicted = self.matrix.sum(1), self.matrix.sum(0)
         union = truth + predicted - hit
@@ -45,55 +49,57 @@ class Scores:
 
     @property
     def present(self) -> NDArray[np.bool_]:
+        """Whether each class has labeled pixels, (K,) bool."""
         return np.asarray(self.matrix.sum(1) > 0)
 
     @property
     def present_names(self) -> tuple[str, ...]:
-        return tuple(n for n, there in zip(self.space.names, self.present, strict=True) if there)
+        """Names of the classes with labeled pixels."""
+        return tuple(n for n, p in zip(self.space.names, self.present, strict=True) if p)
 
     @property
     def absent(self) -> tuple[str, ...]:
-        return tuple(
-            n for n, there in zip(self.space.names, self.present, strict=True) if not there
-        )
+        """Names of the classes without labeled pixels."""
+        return tuple(n for n, p in zip(self.space.names, self.present, strict=True) if not p)
 
     @property
     def miou(self) -> float:
-        """Mean IoU over the classes present in the truth; NaN when there is none."""
+        """Mean IoU over the classes with labeled pixels; NaN if there are none."""
         return float(self.iou[self.present].mean()) if self.present.any() else float("nan")
 
     def mean_over(self, space: LabelSpace) -> float | None:
-        """Return the mean IoU over the classes that `space` names, as smaller sets are reported.
+        """Return the mean IoU over the classes of a smaller label space.
 
-        The 13-class mean of a 16-class network is taken so, without training again. None when this
-        space lacks one of the classes or they are all of it; NaN when none is present.
+        This is how the 13-class mIoU of a network with 16 classes is reported. Return None if the
+        classes are not a proper subset of this space, NaN if none of them has labeled pixels.
         """
         if not set(space.names) < set(self.space.names):
             return None
-        chosen = np.isin(self.space.names, space.names) & self.present
-        return float(self.iou[chosen].mean()) if chosen.any() else float("nan")
+        selected = np.isin(self.space.names, space.names) & self.present
+        return float(self.iou[selected].mean()) if selected.any() else float("nan")
 
     @property
-    def smaller_means(self) -> dict[str, float]:
-        """The means over the field's smaller sets that this space holds, by label-space name."""
+    def subset_means(self) -> dict[str, float]:
+        """Mean IoU over each built-in label space that is a subset of this one, by name."""
         means = {}
         for name, space in LABEL_SPACES.items():
             mean = self.mean_over(space)
-            # Where all that is present lies within the smaller set, its mean is the mean.
+            # If all present classes are in the subset, its mean equals the mIoU.
             if mean is not None and not set(self.present_names) <= set(space.names):
                 means[name] = mean
         return means
 
     @property
     def pixel_accuracy(self) -> float:
+        """Fraction of labeled pixels that are predicted correctly; NaN if there are none."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix) / total) if total else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready summary; absent classes are null."""
+        """Return a JSON-serializable summary, with null for the IoU of absent classes."""
         return {
             "miou": None if np.isnan(self.miou) else self.miou,
-            "means": self.smaller_means,
+            "means": self.subset_means,
             "pixel_accuracy": None if np.isnan(self.pixel_accuracy) else self.pixel_accuracy,
             "iou": {
                 n: None if np.isnan(v) else float(v)

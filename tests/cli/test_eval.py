@@ -1,4 +1,4 @@
-"""`fada eval` and `fada ccd` on runs that keep checkpoints: tables, JSON, pictures, and what they refuse."""
+"""`fada eval` and `fada ccd` on a run with checkpoints: tables, JSON, plots and usage errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of two short stages with a checkpoint in the middle of each."""
+    """Return a run of two short stages, with a checkpoint halfway through each."""
     settings = [
         f"{s}.{k}"
         for s in ("source", "adversarial")
@@ -38,22 +38,24 @@ def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "stages": ("source", "adversarial"),
         },
     )
-    folder = tmp_path_factory.mktemp("kept") / "run"
+    folder = tmp_path_factory.mktemp("checkpoints") / "run"
     folder.mkdir()
-    train(config, folder, device=torch.device("cpu"), say=lambda text: None)
+    train(config, folder, device=torch.device("cpu"))
     return folder
 
 
 def data(streets: Path) -> list[object]:
-    return ["--data", "cityscapes", "--root", streets / "cityscapes"]
+    return ["--data", "cityscapes", "--data-root", streets / "cityscapes"]
 
 
-def test_all_checkpoints_with_last_and_best_apart(fada: Run, run: Path, streets: Path) -> None:
+def test_all_reports_every_checkpoint_with_the_last_and_the_best(
+    fada: Run, run: Path, streets: Path
+) -> None:
     code, out, _ = fada("eval", run, *data(streets), "--all", "--json")
     document = json.loads(out)
     assert code == 0
-    found = [(c["stage"], c["iteration"], c["last"]) for c in document["checkpoints"]]
-    assert found == [
+    checkpoints = [(c["stage"], c["iteration"], c["last"]) for c in document["checkpoints"]]
+    assert checkpoints == [
         ("source", 4, False),
         ("source", 8, True),
         ("adversarial", 4, False),
@@ -64,17 +66,17 @@ def test_all_checkpoints_with_last_and_best_apart(fada: Run, run: Path, streets:
     assert document["best"]["miou"] == max(scores) and document["best"]["oracle"] is True
     assert scores[-1] == json.loads((run / "adversarial/scores.json").read_text())["miou"]
     code, out, _ = fada("eval", run, *data(streets), "--all")
-    assert (
-        code == 0
-        and "last of the stage" in out
-        and "an oracle: chosen by the target's own labels" in out
-    )
+    assert code == 0
+    (last_of_source, last_of_run) = [x for x in out.splitlines() if "last of the stage" in x]
+    assert last_of_source.split()[:3] == ["source", "8", "192x128"]
+    assert last_of_run.split()[3] == f"{100 * scores[-1]:.1f}"
+    assert "oracle" in next(line for line in out.splitlines() if line.startswith("best: "))
 
 
-def test_confusion_as_table_and_picture(
+def test_confusion_matrix_as_csv_and_png(
     fada: Run, run: Path, streets: Path, tmp_path: Path
 ) -> None:
-    table, picture = tmp_path / "m.csv", tmp_path / "m.png"
+    table, plot = tmp_path / "m.csv", tmp_path / "m.png"
     code, out, _ = fada("eval", run, *data(streets), "--confusion", table, "--json")
     document = json.loads(out)
     rows = [line.split(",") for line in table.read_text().splitlines()]
@@ -83,12 +85,12 @@ def test_confusion_as_table_and_picture(
     assert code == 0 and rows[0][1:] == [row[0] for row in rows[1:]] and matrix.sum() > 0
     hit, union = matrix[0, 0], matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0]
     assert document["iou"]["road"] == pytest.approx(hit / union)
-    code, out, err = fada("eval", run, *data(streets), "--confusion", picture)
-    assert code == 0 and cv2.imread(str(picture)).shape[0] > 500 and "confusion matrix" in err
+    code, out, err = fada("eval", run, *data(streets), "--confusion", plot)
+    assert code == 0 and cv2.imread(str(plot)).shape[0] > 500 and f"wrote {plot}" in err
     assert "cityscapes-13" in out and "cityscapes-16" in out
 
 
-def test_a_copied_weights_file_and_its_input_are_named(
+def test_weights_file_outside_a_run_is_evaluated(
     fada: Run, run: Path, streets: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "mine.safetensors"
@@ -102,7 +104,7 @@ def test_a_copied_weights_file_and_its_input_are_named(
     )
 
 
-def test_weights_that_do_not_tell_their_iteration_are_scored(
+def test_weights_without_an_iteration_are_evaluated(
     fada: Run, run: Path, streets: Path, tmp_path: Path
 ) -> None:
     model, provenance = load_model(run / "source/weights.safetensors")
@@ -112,48 +114,51 @@ def test_weights_that_do_not_tell_their_iteration_are_scored(
     assert code == 0 and json.loads(out)["iteration"] is None
 
 
-def test_smaller_means_are_over_their_own_classes(fada: Run, run: Path, streets: Path) -> None:
+def test_means_of_smaller_label_spaces_cover_only_their_classes(
+    fada: Run, run: Path, streets: Path
+) -> None:
     _, out, _ = fada("eval", run, *data(streets), "--json")
     document = json.loads(out)
-    left_out = {
+    excluded = {
         16: {"terrain", "truck", "train"},
         13: {"terrain", "truck", "train", "wall", "fence", "pole"},
     }
-    for number, names in left_out.items():
-        kept = [v for n, v in document["iou"].items() if n not in names and v is not None]
-        assert document["means"][f"cityscapes-{number}"] == pytest.approx(np.mean(kept))
+    for number, names in excluded.items():
+        values = [v for n, v in document["iou"].items() if n not in names and v is not None]
+        assert document["means"][f"cityscapes-{number}"] == pytest.approx(np.mean(values))
 
 
-def test_several_scales_score_another_number(fada: Run, run: Path, streets: Path) -> None:
+def test_scales_and_input_size_change_the_score(fada: Run, run: Path, streets: Path) -> None:
     _, one, _ = fada("eval", run, *data(streets), "--json")
     _, many, _ = fada("eval", run, *data(streets), "--mst", "--json")
     _, large, _ = fada("eval", run, *data(streets), "--size", "256x128", "--json")
     assert len({json.loads(d)["miou"] for d in (one, many, large)}) == 3
-    assert json.loads(many)["views"] == "scales 0.7, 1, 1.3 + mirror images"
+    assert json.loads(many)["views"] == "scales 0.7, 1, 1.3 + horizontal flip"
     assert json.loads(large)["input"] == "256x128"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN", "--confusion", "m.txt"], "writes a .csv or .png file"),
-        (["RUN", "--confusion", "m.csv", "--all"], "leave out --all"),
-        (["RUN", "--backend", "openvino"], "--backend is for exported files"),
-        (["model.onnx", "--mst"], "are for runs; an exported file has one input size"),
+        (["RUN", "--confusion", "m.txt"], ".csv or .png, got m.txt"),
+        (["RUN", "--confusion", "m.csv", "--all"], "omit --all"),
+        (["RUN", "--backend", "openvino"], "--backend applies to exported models only"),
+        (["RUN", "--model", "RUN"], "two models were named"),
+        (["model.onnx", "--mst"], "--size, --mst and --all apply to runs only"),
     ],
 )
-def test_what_eval_cannot_do_is_one_line(
+def test_invalid_option_combinations_are_one_line_usage_errors(
     fada: Run, run: Path, streets: Path, arguments: list[str], message: str
 ) -> None:
     code, _, err = fada("eval", *[run if a == "RUN" else a for a in arguments], *data(streets))
     assert code == 2 and message in err and err.count("\n") == 1
 
 
-def test_class_center_distance_of_two_stages(fada: Run, run: Path, tmp_path: Path) -> None:
+def test_ccd_compares_two_stages(fada: Run, run: Path, tmp_path: Path) -> None:
     plot = tmp_path / "ccd.png"
     stages = (run / "source", run / "adversarial")
     code, out, err = fada("ccd", *stages, "--frames", 3, "--plot", plot)
-    assert code == 0 and "[1]" in out and "road" in out and "mean" in out and f"plot: {plot}" in err
+    assert code == 0 and "[1]" in out and "road" in out and "mean" in out and f"wrote {plot}" in err
     assert cv2.imread(str(plot)).shape[1] > 500
     documents = {}
     for form in ("squared", "plain"):
@@ -161,14 +166,31 @@ def test_class_center_distance_of_two_stages(fada: Run, run: Path, tmp_path: Pat
         documents[form] = json.loads(out)["runs"]
     assert set(documents["squared"]) == set(map(str, stages))
     for name, values in documents["squared"].items():
-        kept = [v for v in values["ccd"].values() if v is not None]
-        assert values["mean"] == pytest.approx(np.mean(kept)) and values != documents["plain"][name]
+        distances = [v for v in values["ccd"].values() if v is not None]
+        assert values["mean"] == pytest.approx(np.mean(distances))
+        assert values != documents["plain"][name]
 
 
-def test_centers_need_labels_of_both_domains(
+def test_ccd_rejects_other_plot_formats_and_missing_runs(
     fada: Run, streets: Path, tmp_path: Path, run: Path
 ) -> None:
     code, _, err = fada("ccd", run, "--plot", tmp_path / "p.txt")
-    assert code == 2 and "writes .png, .svg or .pdf" in err
+    assert code == 2 and ".pdf, .png, .svg, got" in err
     code, _, err = fada("ccd", tmp_path / "none")
     assert code == 1 and "no such run" in err
+
+
+def test_model_option_equals_the_argument(fada: Run, run: Path, streets: Path) -> None:
+    _, by_argument, _ = fada("eval", run, *data(streets), "--json")
+    code, by_option, _ = fada("eval", "--model", run, *data(streets), "--json")
+    assert code == 0 and json.loads(by_option) == json.loads(by_argument)
+
+
+def test_ccd_of_recordings_is_a_usage_error(
+    fada: Run, run: Path, streets: Path, tmp_path: Path
+) -> None:
+    model, provenance = load_model(run / "source/weights.safetensors")
+    provenance["config"] |= {"tgt": str(streets / "clip"), "tgt_root": None}
+    save_weights(tmp_path / "clip.safetensors", model.state_dict(), model.spec, provenance)
+    code, _, err = fada("ccd", tmp_path / "clip.safetensors")
+    assert code == 2 and "recordings without labels" in err and err.count("\n") == 1

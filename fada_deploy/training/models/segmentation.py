@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.label_space import LabelSpace, LabelSpaceDocument
 from fada_deploy.training.models import pidnet, vgg
 from fada_deploy.training.models.blocks import NORMS, Norm
 from fada_deploy.training.models.ddrnet import ddrnet23_slim
@@ -94,7 +95,7 @@ class ModelSpec:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serializable description, readable by `from_dict`."""
+        """Return a JSON-serializable description, in the form of a `ModelSpecDocument`."""
         return {
             "backbone": self.backbone,
             "label_space": self.space.to_dict(),
@@ -104,15 +105,21 @@ class ModelSpec:
             "std": list(self.std),
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Read the result of `to_dict`; raise `KeyError` or `ValueError` for anything else."""
-        height, width = (int(v) for v in data["size_hw"])
-        mean, std = (
-            cast("tuple[float, float, float]", tuple(map(float, data[k]))) for k in ("mean", "std")
-        )
-        space = LabelSpace.from_dict(data["label_space"])
-        return cls(str(data["backbone"]), space, (height, width), str(data["norm"]), mean, std)
+
+class ModelSpecDocument(msgspec.Struct, frozen=True):
+    """The JSON form of a `ModelSpec`."""
+
+    backbone: str
+    label_space: LabelSpaceDocument
+    size_hw: tuple[int, int]
+    norm: Literal["batch", "frozen"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_spec(self) -> ModelSpec:
+        """Return the `ModelSpec`."""
+        space = self.label_space.to_label_space()
+        return ModelSpec(self.backbone, space, self.size_hw, self.norm, self.mean, self.std)
 
 
 class Normalize(nn.Module):

@@ -1,26 +1,27 @@
-"""`report.html`: what a run did, in one file that opens offline.
+"""`report.html`: the results of a run in one file that opens offline.
 
-Curves, the IoU of every class after every stage, what each stage's network sees on the same target
-frames, settings and environment. Written at the end of `fada train`; `fada report RUN…` makes it
-again, or sets runs side by side.
+It contains the IoU of every class after each stage, the predictions of each stage on the same
+target frames, loss curves, speed, Class Center Distances, settings and environment. `fada train`
+writes it at the end; `fada report RUN…` writes it again, or compares runs.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import sys
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fada_deploy import __version__
 from fada_deploy.common.errors import DataError, FadaError
@@ -35,41 +36,40 @@ from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_labeled_domains
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, sample_frames
-from fada_deploy.training.reporting.class_center_distance import evenly_spaced, measure
+from fada_deploy.training.reporting.class_center_distance import ClassMoments, collect_moments
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.weights.checkpoints import load_model
 
 REPORT = "report.html"
-_STRIP_WIDTH = 320
-_TITLES = {"source": "source only", "adversarial": "adapted", "distill": "self-distilled"}
-# What is drawn in one picture; a loss of either name alone is left out.
+_TEMPLATE = "report.html.j2"
+_FIGURE_WIDTH = 320
+_STAGE_TITLES = {
+    "source": "source only",
+    "adversarial": "adapted",
+    "distill": "self-distilled",
+}
+# Plot title → metrics in that plot.
 _CURVES = {
     "segmentation": ("segmentation",),
     "alignment": ("adversarial", "discriminator_source", "discriminator_target"),
-    "share of pixels that D puts right": ("discriminator_accuracy",),
+    "discriminator accuracy": ("discriminator_accuracy",),
 }
+_CHANCE = 0.5
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733 }
-body { margin: 2rem auto; max-width: 1320px; padding: 0 1rem }
-h1 { font-size: 1.5rem }
-h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #d5dbe3 }
-table { border-collapse: collapse }
-th, td { padding: .15rem .7rem; text-align: right; font-variant-numeric: tabular-nums }
-th:first-child, td:first-child { text-align: left }
-thead th { border-bottom: 1px solid #8895a5 }
-tr.mean td { border-top: 1px solid #8895a5; font-weight: 600 }
-.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px }
-.legend span { white-space: nowrap; margin-right: 1.1em }
-.strip { display: flex; gap: 4px; margin: 6px 0; overflow-x: auto }
-figure { margin: 0; flex: 1 1 0; min-width: 170px }
-img { display: block; width: 100%; height: auto }
-figcaption { font-size: .8rem; color: #5a6775 }
-.curves { display: flex; flex-wrap: wrap; gap: 8px }
-.curves svg { max-width: 100%; height: auto }
-pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; font-size: 12px }
-.note { color: #5a6775 }
-"""
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of one run, a column of the report."""
+
+    run: RunSummary
+    name: str
+    heading: str
+
+    @property
+    def weights(self) -> Path:
+        return self.run.folder / self.name / WEIGHTS
 
 
 def write_report(
@@ -81,156 +81,169 @@ def write_report(
     count: int = 4,
     ccd_frames: int = 20,
 ) -> None:
-    """Write the report of one run, or of several side by side, to `out`.
+    """Write the report of one run, or of several runs side by side, to the HTML file `out`.
 
-    `frames` are the target frames to show the networks' answers on, `count` of them, evenly spaced;
-    None leaves the pictures out. Class center distances are of `ccd_frames` labeled frames of each domain.
+    `count` evenly spaced target frames of `frames` are shown with the prediction of each stage;
+    None omits them. Class Center Distances are measured on `ccd_frames` labeled frames of each
+    domain; 0 omits them. Raise `FadaError` if a folder is not a run.
     """
-    read = [RunSummary.read(run) for run in runs]
-    shown = frames if frames is not None and len(frames) else None
-    networks = _networks(read, device) if shown is not None or ccd_frames else {}
-    parts = [_scores(read), _curves(read), _speed(read)]
-    if ccd_frames:
-        parts.append(_distances(read, networks, device, ccd_frames))
-    if shown is not None:
-        parts.insert(1, _strips(networks, shown, device, count))
-    parts += [_settings(read), _environment(device)]
-    title = ", ".join(run.folder.name for run in read)
-    body = "\n".join(filter(None, parts))
-    write_text(
-        out,
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n",
+    summaries = [RunSummary.read(run) for run in runs]
+    names = _display_names(summaries)
+    stages = [
+        _Stage(run, stage, f"{names[run.folder]}{_STAGE_TITLES[stage]}")
+        for run in summaries
+        for stage in STAGES
+    ]
+    dataset = frames if frames is not None and len(frames) else None
+    networks: dict[str, SegmentationModel] = {}
+    if dataset is not None or ccd_frames:
+        trained = [stage for stage in stages if stage.weights.is_file()]
+        networks = {stage.heading: load_model(stage.weights, device)[0] for stage in trained}
+    page = _template().render(
+        title=", ".join(run.folder.name for run in summaries),
+        runs=[_describe(run, names[run.folder]) for run in summaries],
+        scores=_scores(stages),
+        strips=None if dataset is None else _strips(networks, dataset, device, count),
+        curves=_curves(summaries, names),
+        health=_health(summaries, names),
+        speed=_speed(summaries, names),
+        distances=_distances(summaries, networks, device, ccd_frames) if ccd_frames else None,
+        environment=_environment(device),
     )
+    write_text(out, page)
 
 
-def _columns(runs: Sequence[RunSummary]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return (heading, scores) of every stage of every run."""
-    found = []
-    for run in runs:
-        prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
-        found += [(prefix + _TITLES[stage], scores) for stage, scores in run.scores.items()]
-    return found
-
-
-def _scores(runs: Sequence[RunSummary]) -> str:
-    columns = _columns(runs)
-    if not columns:
-        return '<p class="note">Not scored: the target has no labeled frames.</p>'
-    names = list(columns[0][1]["iou"])
-    rows = [_row(name, [scores["iou"].get(name) for _, scores in columns]) for name in names]
-    rows.append(_row("mean", [scores["miou"] for _, scores in columns], kind="mean"))
-    heads = "".join(f"<th>{escape(head)}</th>" for head, _ in columns)
-    first = columns[0][1]
-    inputs = ", ".join(dict.fromkeys(scores["input"] for _, scores in columns))
-    return (
-        f"<h2>IoU on the target, %</h2><table><thead><tr><th>class</th>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-        f'<p class="note">{first["frames"]} labeled frames, network input {inputs}; last weights, not chosen by '
-        "these labels. A class that the labels never show has no figure and is in no mean.</p>"
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    return environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text("utf-8"))
 
 
-def _row(name: str, values: Sequence[float | None], kind: str = "") -> str:
-    known = [v for v in values if v is not None]
+def _display_names(runs: Sequence[RunSummary]) -> dict[Path, str]:
+    """Return a prefix for the headings of each run: a unique name and ": ", or "" for one run."""
+    if len(runs) == 1:
+        return {runs[0].folder: ""}
+    names = [run.folder.name for run in runs]
+    return {
+        run.folder: f"{name if names.count(name) == 1 else run.folder}: "
+        for run, name in zip(runs, names, strict=True)
+    }
+
+
+def _describe(run: RunSummary, prefix: str) -> dict[str, str]:
+    config = run.config
+    parts = [str(config[key]) for key in ("backbone", "method") if key in config]
+    domains = f"{config.get('src', '?')} → {config.get('tgt', '?')}"
+    return {
+        "folder": str(run.folder),
+        "description": f"{prefix}{', '.join([domains, *parts])}",
+        "settings": json.dumps(config, indent=2),
+    }
+
+
+def _scores(stages: Sequence[_Stage]) -> dict[str, Any] | None:
+    """Return the table of IoU by class and stage, None if no stage was scored."""
+    scored = [stage for stage in stages if stage.name in stage.run.scores]
+    if not scored:
+        return None
+    scores = [stage.run.scores[stage.name] for stage in scored]
+    classes = list(scores[0]["iou"])
+    rows = [_score_row(name, [each["iou"].get(name) for each in scores]) for name in classes]
+    rows.append(_score_row("mIoU", [each["miou"] for each in scores], is_mean=True))
+    return {
+        "headings": [stage.heading for stage in scored],
+        "rows": rows,
+        "frames": scores[0]["frames"],
+        "inputs": ", ".join(dict.fromkeys(each["input"] for each in scores)),
+    }
+
+
+def _score_row(
+    name: str, values: Sequence[float | None], *, is_mean: bool = False
+) -> dict[str, Any]:
+    """Return one row, with a shade from 0 (lowest value of the row) to 0.3 (highest)."""
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
     cells = []
     for value in values:
-        # The better the greener, over the row.
-        shade = "" if value is None or len(known) < 2 else _shade(value, min(known), max(known))
-        cells.append(f"<td{shade}>{'' if value is None else f'{100 * value:.1f}'}</td>")
-    return f'<tr class="{kind}"><td>{escape(name)}</td>{"".join(cells)}</tr>'
-
-
-def _shade(value: float, low: float, high: float) -> str:
-    share = 0.0 if high == low else (value - low) / (high - low)
-    return f' style="background: rgba(46, 160, 67, {0.30 * share:.2f})"'
-
-
-def _networks(runs: Sequence[RunSummary], device: torch.device) -> dict[str, SegmentationModel]:
-    """Return the trained network of every stage of every run, by the heading of its column."""
-    found = {}
-    for run in runs:
-        prefix = f"{run.folder.name}: " if len(runs) > 1 else ""
-        for stage in STAGES:
-            if (weights := run.folder / stage / WEIGHTS).is_file():
-                found[prefix + _TITLES[stage]] = load_model(weights, device)[0]
-    return found
+        shade = ""
+        if value is not None and high > low:
+            shade = f"{0.30 * (value - low) / (high - low):.2f}"
+        cells.append({"text": "" if value is None else f"{100 * value:.1f}", "shade": shade})
+    return {"name": name, "cells": cells, "is_mean": is_mean}
 
 
 def _strips(
     networks: Mapping[str, SegmentationModel],
-    frames: FrameDataset,
+    dataset: FrameDataset,
     device: torch.device,
     count: int,
-) -> str:
-    chosen, pictures = sample_frames(frames, count)
-    columns = [("target frame", pictures)]
-    for name, model in networks.items():
-        labels = Predictor(model, device).labels(pictures)
-        columns.append((name, _drawn(pictures, labels, model.spec.space.palette)))
-    palette = frames.space.palette
-    if frames.labeled:
-        columns.append(("truth", _drawn(pictures, [frames.labels(i) for i in chosen], palette)))
-    rows = []
-    for row in range(len(pictures)):
-        figures = "".join(_figure(name, drawn[row]) for name, drawn in columns)
-        rows.append(f'<div class="strip">{figures}</div>')
-    legend = "".join(
-        f'<span><span class="swatch" style="background: rgb({r}, {g}, {b})"></span>{escape(name)}</span>'
-        for name, (r, g, b) in zip(frames.space.names, palette.tolist(), strict=False)
-    )
-    return f'<h2>On the same target frames</h2>{"".join(rows)}<p class="legend">{legend}</p>'
+) -> dict[str, Any]:
+    """Return one row of figures per frame: the frame, each prediction and the ground truth."""
+    indices, frames = sample_frames(dataset, count)
+    columns = [("target frame", frames)]
+    for heading, model in networks.items():
+        labels = Predictor(model, device).labels(frames)
+        columns.append((heading, _overlays(frames, labels, model.spec.space.palette)))
+    palette = dataset.space.palette
+    if dataset.labeled:
+        truth = [dataset.labels(i) for i in indices]
+        columns.append(("ground truth", _overlays(frames, truth, palette)))
+    return {
+        "rows": [
+            [_figure(caption, images[row]) for caption, images in columns]
+            for row in range(len(frames))
+        ],
+        "legend": [
+            {"name": name, "color": f"rgb({r}, {g}, {b})"}
+            for name, (r, g, b) in zip(dataset.space.names, palette.tolist(), strict=False)
+        ],
+    }
 
 
-def _drawn(
-    pictures: Sequence[NDArray[np.uint8]],
-    labels: Sequence[NDArray[np.uint8]],
-    palette: NDArray[np.uint8],
-) -> list[NDArray[np.uint8]]:
-    return [
-        overlay(picture, each, palette, 0.6) for picture, each in zip(pictures, labels, strict=True)
-    ]
+def _overlays(
+    frames: Sequence[Image], labels: Sequence[Image], palette: NDArray[np.uint8]
+) -> list[Image]:
+    return [overlay(frame, each, palette, 0.6) for frame, each in zip(frames, labels, strict=True)]
 
 
-def _figure(caption: str, picture: NDArray[np.uint8]) -> str:
-    height = round(picture.shape[0] * _STRIP_WIDTH / picture.shape[1])
-    small = cv2.cvtColor(resize_frame(picture, (height, _STRIP_WIDTH)), cv2.COLOR_RGB2BGR)
+def _figure(caption: str, image: Image) -> dict[str, Any]:
+    height = round(image.shape[0] * _FIGURE_WIDTH / image.shape[1])
+    small = cv2.cvtColor(resize_frame(image, (height, _FIGURE_WIDTH)), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 88])
     source = f"data:image/jpeg;base64,{b64encode(data.tobytes()).decode()}"
-    return (
-        f'<figure><img src="{source}" width="{_STRIP_WIDTH}" height="{height}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    return {"caption": caption, "source": source, "width": _FIGURE_WIDTH, "height": height}
 
 
-def _curves(runs: Sequence[RunSummary]) -> str:
-    pictures = []
+def _curves(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[Markup]:
+    """Return the plots of all stages as SVG elements."""
+    plots = []
     for stage in STAGES:
-        for title, names in _CURVES.items():
+        for title, metrics in _CURVES.items():
             series = {
-                (f"{run.folder.name}: " if len(runs) > 1 else "") + name: (
+                f"{names[run.folder]}{metric}": (
                     [line["iteration"] for line in lines],
-                    [line[name] for line in lines],
+                    [line[metric] for line in lines],
                 )
                 for run in runs
                 if (lines := run.metrics.get(stage))
-                for name in names
-                if name in lines[0]
+                for metric in metrics
+                if metric in lines[0]
             }
             if series:
-                mark = 0.5 if "discriminator_accuracy" in names else None
-                pictures.append(curves_svg(series, title=f"{stage}: {title}", mark=mark))
-    if not pictures:
-        return ""
-    health = "".join(
-        f'<p class="note">{escape(f"{run.folder.name}: {line}")}</p>'
-        for run in runs
-        if (line := discriminator_health(run.metrics.get("adversarial", ())))
-    )
-    return f'<h2>Losses</h2><div class="curves">{"".join(pictures)}</div>{health}'
+                mark = _CHANCE if "discriminator_accuracy" in metrics else None
+                plots.append(Markup(curves_svg(series, title=f"{stage}: {title}", mark=mark)))
+    return plots
 
 
-def _speed(runs: Sequence[RunSummary]) -> str:
+def _health(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[str]:
+    lines = [(run, discriminator_health(run.metrics.get("adversarial", ()))) for run in runs]
+    return [f"{names[run.folder]}{line}" for run, line in lines if line]
+
+
+def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[str, ...]]:
+    """Return stage, iterations, median images per second and peak memory in GiB, as text."""
     rows = []
     for run in runs:
         for stage, lines in run.metrics.items():
@@ -238,14 +251,11 @@ def _speed(runs: Sequence[RunSummary]) -> str:
                 continue
             rate = float(np.median([line["images_per_second"] for line in lines]))
             peak = max(line["memory_mib"] for line in lines) / 1024
-            name = f"{run.folder.name}: {stage}" if len(runs) > 1 else stage
-            cells = "".join(
-                f"<td>{v}</td>" for v in (int(lines[-1]["iteration"]), f"{rate:.1f}", f"{peak:.1f}")
+            iterations = int(lines[-1]["iteration"])
+            rows.append(
+                (f"{names[run.folder]}{stage}", str(iterations), f"{rate:.1f}", f"{peak:.1f}")
             )
-            rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    heads = "<th>stage</th><th>iterations</th><th>images a second</th><th>memory, GiB</th>"
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f"<h2>Speed</h2>{table}" if rows else ""
+    return rows
 
 
 def _distances(
@@ -253,54 +263,46 @@ def _distances(
     networks: Mapping[str, SegmentationModel],
     device: torch.device,
     count: int,
-) -> str:
-    """Return the plot of class center distances by class and stage, or why there is none."""
-    title = "<h2>Class Center Distance</h2>"
+) -> dict[str, Any]:
+    """Return the plot of Class Center Distances, or a note why they cannot be measured."""
     try:
-        if not networks:
-            raise DataError("no stage is trained")
-        space = next(iter(networks.values())).spec.space
-        if any(model.spec.space != space for model in networks.values()):
-            raise DataError("the runs tell different classes apart")
-        datasets = open_labeled_domains(RunConfig.from_dict(runs[0].config), space)
-        total = len(networks) * sum(len(evenly_spaced(len(d), count)) for d in datasets)
-        with tqdm(
-            total=total, desc="class centers", unit="frame", disable=None, file=sys.stderr
-        ) as bar:
-            measured = {
-                name: measure(model, datasets, frames=count, device=device, progress=bar.update)
-                for name, model in networks.items()
-            }
+        moments = _moments(runs[0], networks, device, count)
     except FadaError as error:
-        return f'{title}<p class="note">Not measured: {escape(str(error))}.</p>'
-    common = np.logical_and.reduce([moments.seen for moments in measured.values()])
-    values = {name: moments.distances(among=common) for name, moments in measured.items()}
-    means = ", ".join(f"{name} {np.nanmean(v):.2f}" for name, v in values.items())
+        return {"plot": None, "note": f"Not measured: {error}."}
+    space = next(iter(networks.values())).spec.space
+    common = np.logical_and.reduce([each.present for each in moments.values()])
+    values = {heading: each.distances(among=common) for heading, each in moments.items()}
+    means = ", ".join(f"{heading} {np.nanmean(v):.2f}" for heading, v in values.items())
     plot = plot_bars(
-        [n for n, there in zip(space.names, common, strict=True) if there],
-        {name: v[common] for name, v in values.items()},
+        [name for name, present in zip(space.names, common, strict=True) if present],
+        {heading: v[common] for heading, v in values.items()},
         colors=space.palette[: space.num_classes][common],
         ylabel="CCD (lower is better)",
         title=f"{count} labeled frames of each domain",
     )
-    return f'{title}<div class="curves">{plot}</div><p class="note">Means: {escape(means)}.</p>'
+    return {"plot": Markup(plot), "note": f"Means: {means}."}
 
 
-def _settings(runs: Iterable[RunSummary]) -> str:
-    blocks = []
-    for run in runs:
-        text = escape(json.dumps(run.config, indent=2))
-        blocks.append(
-            f"<details><summary>{escape(str(run.folder))}</summary><pre>{text}</pre></details>"
-        )
-    return f"<h2>Settings</h2>{''.join(blocks)}"
+def _moments(
+    run: RunSummary, networks: Mapping[str, SegmentationModel], device: torch.device, count: int
+) -> dict[str, ClassMoments]:
+    """Measure every network on the labeled frames of one run's domains; raise `FadaError`."""
+    if not networks:
+        raise DataError("no stage has been trained")
+    space = next(iter(networks.values())).spec.space
+    if any(model.spec.space != space for model in networks.values()):
+        raise DataError("the runs have different label spaces")
+    datasets = open_labeled_domains(RunConfig.from_dict(run.config), space)
+    return {
+        heading: collect_moments(model, datasets, frames=count, device=device)[0]
+        for heading, model in networks.items()
+    }
 
 
 def _environment(device: torch.device) -> str:
     versions = {"fada_deploy": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "opencv-python-headless", "onnxruntime", "openvino"):
-        if (found := installed_version(package)) is not None:
-            versions[package] = found
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"<h2>Environment</h2><p>{escape(listed)}; {escape(f'{device}, {where}')}</p>"
+        if (version := installed_version(package)) is not None:
+            versions[package] = version
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{', '.join(f'{k} {v}' for k, v in versions.items())}; {device}, {hardware}"

@@ -1,4 +1,4 @@
-"""What a run's folder tells of it: settings, numbers and scores of every stage, the discriminator's health."""
+"""Summary of a run folder: settings, metrics and scores of each stage, discriminator health."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from fada_deploy.common.errors import FadaError
+from fada_deploy.common.errors import ModelError
 from fada_deploy.common.runs import CONFIG, STAGES
 
-# Between these D has something to learn, and something to teach.
+# Below the first accuracy the discriminator is no better than chance; above the second its loss has
+# almost no gradient.
 _CHANCE, _SATURATED = 0.52, 0.98
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run's folder holds: settings, and each finished stage's numbers and scores."""
+    """The contents of a run folder.
+
+    Attributes:
+        folder: The folder.
+        config: The settings of the run, as in `config.json`.
+        metrics: Stage → lines of its `metrics.jsonl`, one per logged iteration.
+        scores: Stage → its `scores.json`, for stages that were scored.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -28,36 +36,58 @@ class RunSummary:
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary:
-        """Read a run's folder; raise `FadaError` when it is none."""
-        try:
-            config = json.loads((folder / CONFIG).read_text("utf-8"))
-        except (OSError, ValueError):
-            raise FadaError(
-                f"{folder}: no run; a run is what `fada train` makes under runs/"
-            ) from None
+        """Read a run folder; raise `ModelError` if it is not a run or a file of it is damaged."""
+        config_path = folder / CONFIG
+        if not config_path.is_file():
+            raise ModelError(
+                f"{folder}: not a run, there is no {CONFIG}; use a folder that `fada train` has "
+                "written, such as one under runs/"
+            )
         metrics, scores = {}, {}
         for stage in STAGES:
             if (path := folder / stage / "metrics.jsonl").is_file():
-                metrics[stage] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+                metrics[stage] = [_parse(line, path) for line in _read(path).splitlines()]
             if (path := folder / stage / "scores.json").is_file():
-                scores[stage] = json.loads(path.read_text("utf-8"))
-        return cls(folder, config, metrics, scores)
+                scores[stage] = _parse(_read(path), path)
+        return cls(folder, _parse(_read(config_path), config_path), metrics, scores)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse(text: str, path: Path) -> Any:
+    # Not read_json: metrics of a diverged run contain NaN, which the report must show.
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from None
 
 
 def discriminator_health(lines: Sequence[Mapping[str, float]]) -> str:
-    """Say how the discriminator stood at the end of a stage: at chance, saturated, or between.
+    """Return one line about the discriminator at the end of a stage, "" without its accuracy.
 
-    Of `metrics.jsonl`'s lines, the last tenth. Empty where they do not tell.
+    `lines` are the metrics of the stage. The accuracy is averaged over the last tenth of them, and
+    reported as no better than chance, as saturated, or as it is.
     """
-    shares = [line["discriminator_accuracy"] for line in lines if "discriminator_accuracy" in line]
-    if not shares:
+    accuracies = [
+        line["discriminator_accuracy"] for line in lines if "discriminator_accuracy" in line
+    ]
+    if not accuracies:
         return ""
-    share = float(np.mean(shares[-max(1, len(shares) // 10) :]))
-    said = f"at the end D puts {100 * share:.0f} % of the pixels into the right domain"
-    if share < _CHANCE:
-        return f"{said}, no more than chance: it has nothing left to tell apart, or has not learned (its rate)"
-    if share > _SATURATED:
+    accuracy = float(np.mean(accuracies[-max(1, len(accuracies) // 10) :]))
+    text = f"final discriminator accuracy {100 * accuracy:.0f} % (50 % is chance)"
+    if accuracy < _CHANCE:
         return (
-            f"{said}: it is saturated, and pulls hardly any more; a lower discriminator_lr may help"
+            f"{text}: the domains are aligned, or the discriminator has not learned; check "
+            "discriminator_lr"
         )
-    return said
+    if accuracy > _SATURATED:
+        return (
+            f"{text}: the discriminator is saturated and gives almost no gradient; a lower "
+            "discriminator_lr may help"
+        )
+    return text

@@ -1,11 +1,10 @@
-"""TensorBoard: a stage's numbers as they come, and now and then what its network sees on target frames.
+"""TensorBoard: the metrics of each stage, and predictions on a few target frames.
 
-`fada train --tensorboard`, then `tensorboard --logdir RUN/tensorboard`.
+Written by `fada train --tensorboard`; shown by `tensorboard --logdir RUN/tensorboard`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,11 @@ from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor, sample_frames
 
 if TYPE_CHECKING:
-    from fada_deploy.training.loop import Parts
+    from fada_deploy.training.loop import Metrics, TrainingState
 
 
 def require_tensorboard() -> None:
-    """Raise `MissingExtraError` where TensorBoard is not installed."""
+    """Raise `MissingExtraError` if TensorBoard is not installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
@@ -33,7 +32,10 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardLogger:
-    """Writes to `folder`, a folder a stage; `frames` are what the networks are shown on."""
+    """Write metrics and predictions of each stage to a subfolder of `folder`.
+
+    Predictions are drawn on `count` frames spread evenly over `frames`; None draws none.
+    """
 
     def __init__(
         self, folder: Path, frames: FrameDataset | None, device: torch.device, count: int = 3
@@ -42,26 +44,29 @@ class TensorBoardLogger:
         self._frames = [] if frames is None else sample_frames(frames, count)[1]
 
     def callbacks(self, stage: str) -> dict[str, Any]:
-        """Return a session's `watch` and `look` for a stage."""
+        """Return the `TrainingLoop` callbacks `on_log` and `on_visualize` of a stage."""
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(self._folder / stage))
 
-        def on_log(done: int, numbers: Mapping[str, float]) -> None:
-            for name, value in numbers.items():
-                writer.add_scalar(name, value, done)
+        def on_log(iteration: int, metrics: Metrics) -> None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, iteration)
             writer.flush()
 
-        def on_visualize(done: int, parts: Parts) -> None:
-            model, average = parts["model"], parts["average"]
+        def on_visualize(iteration: int, state: TrainingState) -> None:
+            model, average = state["model"], state["average"]
             assert isinstance(model, SegmentationModel) and isinstance(average, AveragedWeights)
-            # A copy: being looked at must not change what is being trained.
-            shown = deepcopy(model)
-            shown.load_state_dict(average.weights())
-            predict, palette = Predictor(shown, self._device), shown.spec.space.palette
+            # A copy, because prediction switches the network to evaluation mode.
+            averaged_model = deepcopy(model)
+            averaged_model.load_state_dict(average.weights())
+            predictor = Predictor(averaged_model, self._device)
+            palette = averaged_model.spec.space.palette
             for i, frame in enumerate(self._frames):
-                drawn = overlay(frame, predict.labels([frame])[0], palette, 0.6)
-                writer.add_image(f"target/{i}", np.hstack([frame, drawn]), done, dataformats="HWC")
+                drawn = overlay(frame, predictor.labels([frame])[0], palette, 0.6)
+                writer.add_image(
+                    f"target/{i}", np.hstack([frame, drawn]), iteration, dataformats="HWC"
+                )
             writer.flush()
 
         return {"on_log": on_log, "on_visualize": on_visualize}

@@ -12,17 +12,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fada_deploy.common.errors import ModelError
+from fada_deploy.common.documents import read_json
+from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import atomic_path
-from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
+from fada_deploy.training.models.segmentation import ModelSpec, ModelSpecDocument, SegmentationModel
 
-# Metadata key of a weights file.
+# Metadata key of a weights file, with a `WeightsDocument` in JSON.
 PROPERTY = "fada"
+
+
+class WeightsDocument(msgspec.Struct, frozen=True):
+    """The metadata of a weights file: the network, and how its weights were trained."""
+
+    model: ModelSpecDocument
+    provenance: dict[str, Any]
 
 
 class Stateful(Protocol):
@@ -55,16 +64,22 @@ def load_model(
     """
     try:
         with safe_open(str(path), "pt") as file:
-            document = json.loads((file.metadata() or {})[PROPERTY])
+            text = (file.metadata() or {})[PROPERTY]
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-        model = SegmentationModel(ModelSpec.from_dict(document["model"]))
+        document = read_json(
+            text,
+            WeightsDocument,
+            where=str(path),
+            remedy="use weights written by `fada train` or `fada import`",
+        )
+        model = SegmentationModel(document.model.to_spec())
         model.load_state_dict(weights)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such weights file") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, RuntimeError, UsageError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path}: not weights written by `fada train` ({reason})") from None
-    return model.to(device or torch.device("cpu")).eval(), document["provenance"]
+    return model.to(device or torch.device("cpu")).eval(), document.provenance
 
 
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:

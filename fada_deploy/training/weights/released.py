@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
-from fada_deploy.training.config import STAGES
+from fada_deploy.common.runs import STAGES
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.checkpoints import read_checkpoint
 from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, swap_input_channels
