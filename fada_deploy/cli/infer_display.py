@@ -44,27 +44,27 @@ def overlay_window(
         yield None
         return
     from fada_deploy.runtime.overlay.renderer import OverlayRenderer
-    from fada_deploy.runtime.viewer import Window
+    from fada_deploy.runtime.viewer import Viewer
 
     renderer = OverlayRenderer(options.style, segmenter.space)
     last: Result | None = None
-    with Window("fada infer", on_close=on_close) as window:
+    with Viewer("fada infer", on_close=on_close) as viewer:
 
         def show(result: Result) -> None:
             nonlocal last
             last = result
-            if window.due:
-                window.show(renderer.draw(result))
+            if viewer.is_ready:
+                viewer.show(renderer.draw(result))
 
         yield show
         only_images = not any(source.is_live or source.is_video for source in sources)
-        if only_images and last is not None and not (window.closed or window.failure):
-            window.show(renderer.draw(last))
+        if only_images and last is not None and not (viewer.closed or viewer.failure):
+            viewer.show(renderer.draw(last))
             log("all images are done; press q or Esc in the window to quit")
             with suppress(KeyboardInterrupt):
-                window.wait()
-    if window.failure:
-        log(f"warning: {window.failure}")
+                viewer.wait()
+    if viewer.failure:
+        log(f"warning: {viewer.failure}")
 
 
 def to_document(

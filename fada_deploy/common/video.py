@@ -92,7 +92,7 @@ def video_hardware_error(hardware: str, operation: str, reason: object) -> Devic
 def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
     """Return a PyAV frame in another pixel format; `options` are those of PyAV's `reformat`.
 
-    `frame.reformat` builds its tables and threads anew for each frame, which costs more than the
+    `frame.reformat` creates its tables and threads for each frame, which costs more than the
     conversion itself. Here they are cached per thread and format.
     """
     from av.video.reformatter import VideoReformatter

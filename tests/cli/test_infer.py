@@ -420,3 +420,72 @@ def test_option_choices_are_those_of_the_library() -> None:
     assert infer_setup.KINDS == KINDS
     assert infer_setup.LEGEND_POSITIONS == LEGEND_POSITIONS
     assert infer_setup.DROP_POLICIES == DROP_POLICIES
+
+
+class FakeViewer:
+    """A viewer without a window; `closes_after` images the user closes it."""
+
+    closes_after = 1000
+    created: list[FakeViewer]
+
+    def __init__(self, title: str, *, on_close: Callable[[], None]) -> None:
+        self.closed, self.failure, self.is_ready = False, "", True
+        self.shown: list[np.ndarray] = []
+        self.waited = False
+        self._on_close = on_close
+        FakeViewer.created.append(self)
+
+    def show(self, image: np.ndarray) -> bool:
+        self.shown.append(image)
+        if len(self.shown) == self.closes_after:
+            self.closed = True
+            self._on_close()
+        return not self.closed
+
+    def wait(self) -> None:
+        self.waited = True
+
+    def __enter__(self) -> FakeViewer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+@pytest.fixture
+def viewers(monkeypatch: pytest.MonkeyPatch) -> list[FakeViewer]:
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("fada_deploy.runtime.viewer.require_display", lambda: None)
+    monkeypatch.setattr("fada_deploy.runtime.viewer.Viewer", FakeViewer)
+    FakeViewer.created = []
+    return FakeViewer.created
+
+
+def test_show_displays_a_video_and_closes(
+    model: Path, video: Path, viewers: list[FakeViewer]
+) -> None:
+    assert infer(video, "--model", model, "--show", "--save", "none") == 0
+    (viewer,) = viewers
+    assert len(viewer.shown) == 10 and viewer.shown[0].shape == (64, 128, 3)
+    assert not viewer.waited and not list(Path("runs").iterdir())
+
+
+def test_show_keeps_the_last_image_open(
+    model: Path, tmp_path: Path, viewers: list[FakeViewer]
+) -> None:
+    image = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
+    assert infer(image, "--model", model, "--show", "--side-by-side", "--out", "here") == 0
+    (viewer,) = viewers
+    assert viewer.waited and viewer.shown[-1].shape == (64, 256, 3)
+    assert Path("here/overlay/photo.jpg").is_file()
+
+
+def test_closing_the_window_stops_live_sources(
+    model: Path, tmp_path: Path, viewers: list[FakeViewer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeViewer, "closes_after", 2)
+    folder = tmp_path / "incoming"
+    for i in range(3):
+        toy.write_image(folder / f"{i}.png", toy.scene(i)[0])
+    assert infer(folder, "--watch", "--model", model, "--show", "--save", "none") == 0
+    assert viewers[0].closed and not viewers[0].waited

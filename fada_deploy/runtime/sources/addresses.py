@@ -14,7 +14,7 @@ _CAMERA = "camera:"
 def is_live_address(address: str) -> bool:
     """Return whether a command-line argument is a stream, a camera, or `-` for the standard input.
 
-    A camera is `camera:N`, or the bare number N if no file or folder has that name.
+    A camera is `camera:N`, or just the number N if no file or folder has that name.
     """
     if address == PIPE or address.startswith(SCHEMES):
         return True

@@ -10,7 +10,7 @@ class StreamClock:
     """Compute each frame's time in seconds since the first frame; times never decrease.
 
     By default a frame's time is its time of arrival. With `use_timestamps` it is the stream's own
-    timestamp, which starts anew with each connection and is continued from the previous one.
+    timestamp. Timestamps restart with each connection; the times continue from the previous one.
     """
 
     def __init__(self, *, use_timestamps: bool) -> None:
@@ -21,7 +21,7 @@ class StreamClock:
         self._last = self._step = 0.0
 
     def reconnected(self) -> None:
-        """Expect the stream's timestamps to start anew."""
+        """Expect the timestamps of a new connection."""
         self._offset = None
 
     def seconds(self, arrived: float, timestamp: float | None) -> float:
@@ -41,7 +41,7 @@ class StreamClock:
             else:
                 ahead = timestamp + self._offset - self._last
                 if not -_MAX_JUMP_S < ahead < _MAX_JUMP_S + by_arrival - self._last:
-                    # The time of arrival shows no such jump, so another recording has begun.
+                    # The time of arrival shows no such jump, so another recording has started.
                     self._offset = self._last + self._step - timestamp
             self._step = min(max(timestamp + self._offset - self._last, 0.0), _MAX_JUMP_S)
             self._last = timestamp + self._offset

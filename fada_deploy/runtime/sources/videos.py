@@ -104,7 +104,7 @@ def _announced_end_s(container: Any, stream: Any) -> Fraction:
     """Return the end of the video from the header in seconds, 0 if the header does not state it."""
     if stream.duration is not None and stream.time_base is not None:
         return Fraction((stream.start_time or 0) + stream.duration) * Fraction(stream.time_base)
-    # Matroska states only the length of the whole file, which may be that of the audio.
+    # Matroska states only the length of the file, which may be that of the audio.
     if len(container.streams) == 1 and container.duration is not None:
         return Fraction(container.duration, 1_000_000)
     return Fraction(0)
