@@ -6,7 +6,7 @@ import platform
 
 import click
 
-from fada_deploy import __version__
+from fada_deploy._version import __version__
 from fada_deploy.common.system import installed_version
 from fada_deploy.common.tables import format_table
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fada_deploy import __version__
+from fada_deploy._version import __version__
 from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame

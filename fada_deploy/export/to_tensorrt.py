@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fada_deploy import __version__
+from fada_deploy._version import __version__
 from fada_deploy.common.errors import FadaError, ModelError, UsageError
 from fada_deploy.common.files import atomic_path, cache_folder, sha256
 from fada_deploy.common.metadata import ModelMetadata

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Protocol, Self, cast, overload
 
 import cv2
 import numpy as np
@@ -36,8 +36,17 @@ from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.sources.open import SourceSpec, open_sources
 
 Image = NDArray[np.uint8]
-# A NumPy image, the path of an image file, a `Result`, or a PIL image.
-ImageInput = Image | str | Path | Result | Any
+
+
+class PilImage(Protocol):
+    """The part of a PIL image that is used here; PIL itself is not required."""
+
+    def convert(self, mode: str) -> Any:
+        """Return the image in another mode."""
+        ...
+
+
+ImageInput = Image | str | Path | Result | PilImage
 COLOR_ORDERS = ("rgb", "bgr")
 
 
@@ -104,22 +113,30 @@ class Segmenter:
 
     @overload
     def predict(
-        self, frames: Sequence[ImageInput], *, color: str | None = None, confidence: bool = False
-    ) -> list[Result]: ...
-
-    @overload
-    def predict(
         self, frames: ImageInput, *, color: str | None = None, confidence: bool = False
     ) -> Result: ...
 
+    @overload
     def predict(
-        self, frames: Any, *, color: str | None = None, confidence: bool = False
+        self,
+        frames: list[ImageInput] | tuple[ImageInput, ...],
+        *,
+        color: str | None = None,
+        confidence: bool = False,
+    ) -> list[Result]: ...
+
+    def predict(
+        self,
+        frames: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
+        *,
+        color: str | None = None,
+        confidence: bool = False,
     ) -> Result | list[Result]:
         """Segment one image, or a list of images of any sizes.
 
         Args:
-            frames: An image, a list of images, or an array (B, H, W, 3). An image is a NumPy array
-                (H, W, 3) uint8, the path of an image file, a PIL image, or another `Result`.
+            frames: An image, or a list of images. An image is a NumPy array (H, W, 3) uint8, the
+                path of an image file, a PIL image, or another `Result`.
             color: Channel order of NumPy images, "rgb" or "bgr". It has no default, because the
                 two orders cannot be told apart. Other kinds of image do not need it.
             confidence: Also return the softmax probability of each pixel's class.
@@ -131,9 +148,7 @@ class Segmenter:
             UsageError: `color` is missing or unknown, or an input is not an image.
             DataError: An image file cannot be read.
         """
-        if isinstance(frames, list | tuple) or (
-            isinstance(frames, np.ndarray) and frames.ndim == 4
-        ):
+        if isinstance(frames, list | tuple):
             return self._predict(frames, color, confidence=confidence)
         return self._predict([frames], color, confidence=confidence)[0]
 
@@ -260,7 +275,7 @@ def _to_image(frame: ImageInput, order: str | None) -> tuple[Image, str]:
     if isinstance(frame, str | Path):
         return read_rgb(Path(frame)), "rgb"
     if type(frame).__module__.partition(".")[0] == "PIL":
-        pil_image: Any = frame
+        pil_image = cast("PilImage", frame)
         return np.asarray(pil_image.convert("RGB"), np.uint8), "rgb"
     if not isinstance(frame, np.ndarray):
         raise UsageError(

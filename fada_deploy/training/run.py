@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fada_deploy import __version__
+from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space

@@ -99,7 +99,9 @@ def test_color_is_required_for_numpy_images_only(tmp_path: Path, model: Path) ->
             np.testing.assert_array_equal(inner(result.labels), inner(truth))
         first, second = segmenter.predict([path, frame], color="rgb")
         np.testing.assert_array_equal(first.labels, second.labels)
-        assert len(segmenter.predict(np.stack([frame, frame]), color="rgb")) == 2
+        assert len(segmenter.predict([frame, frame], color="rgb")) == 2
+        with pytest.raises(UsageError, match=r"\(2, 96, 256, 3\)"):
+            segmenter.predict(np.stack([frame, frame]), color="rgb")
         with pytest.raises(DataError, match=r"missing\.png"):
             segmenter.predict(tmp_path / "missing.png")
 
