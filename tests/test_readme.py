@@ -27,7 +27,7 @@ def test_tree_is_the_tree_of_the_repository() -> None:
     parts = {
         path.name
         for path in package.iterdir()
-        if (path.is_dir() or path.suffix == ".py") and not path.name.startswith("__")
+        if (path.is_dir() or path.suffix == ".py") and not path.name.startswith("_")
     }
     assert parts == listed
 

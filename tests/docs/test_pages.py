@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
+import click
 import pytest
 import yaml
 from markdown_pages import (
@@ -128,6 +131,41 @@ def test_options_in_prose_exist(page: Path) -> None:
     for span in re.findall(r"`(--[a-z][^`\n]*)`", page.read_text("utf-8")):
         option = re.split(r"[ =]", span)[0]
         assert option in ALL_OPTIONS | OTHER_OPTIONS, f"{page_name(page)}: no option {option}"
+
+
+def load_hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_reference_has_every_option() -> None:
+    hook = load_hook("cli_reference")
+    page = hook.on_page_markdown((ROOT / "docs" / "reference" / "cli.md").read_text("utf-8"))
+    sections = re.split(r"^#{2,3} `fada (.+)`$", page, flags=re.MULTILINE)
+    described = dict(zip(sections[1::2], sections[2::2], strict=True))
+    for command in all_commands(cli):
+        (text,) = [t for name, t in described.items() if name.split()[-1] == command.name]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert f"`{parameter.opts[0]}`" in text, f"fada {command.name} {parameter.opts[0]}"
+
+
+def test_format_reference_has_every_key_of_the_schemas() -> None:
+    hook = load_hook("schema_reference")
+    page = hook.on_page_markdown(
+        (ROOT / "docs" / "reference" / "file-formats.md").read_text("utf-8")
+    )
+    schemas = sorted((ROOT / "docs" / "schemas").glob("*.json"))
+    assert schemas
+    for path in schemas:
+        schema = json.loads(path.read_text("utf-8"))
+        assert f"(../schemas/{path.name})" in page
+        for definition in (schema, *schema.get("$defs", {}).values()):
+            for key in definition.get("properties", {}):
+                assert f"| `{key}` |" in page, f"{path.name}: {key}"
 
 
 def test_site_navigation_lists_every_page() -> None:
