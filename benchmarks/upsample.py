@@ -1,6 +1,6 @@
 """Sparse upsampling, compiled and in NumPy, against interpolate + argmax in PyTorch.
 
-`python benchmarks/upsample.py [--model model.onnx --clip drive.mp4]` converts smooth random
+`python benchmarks/upsample.py [--model model.onnx --video drive.mp4]` converts smooth random
 logits, and with `--model` the logits of a network, to labels. The implementations alternate in one
 process, with as many threads as the process may use. Prints a table and one JSON line.
 """
@@ -120,10 +120,10 @@ def make_cases(args: argparse.Namespace) -> Iterator[Case]:
         (f"random {smoothness:g}", smooth_logits(parse_size(args.grid), smoothness), True)
         for smoothness in (25.0, 12.0, 6.0, 3.0)
     )
-    if args.model is None or args.clip is None:
+    if args.model is None or args.video is None:
         return random
     align_corners = metadata_of(args.model).align_corners
-    frames = logits_of_video(args.model, args.clip, args.frames)
+    frames = logits_of_video(args.model, args.video, args.frames)
     return chain(random, (("video", logits, align_corners) for logits in frames))
 
 
@@ -136,7 +136,7 @@ def main() -> None:
         "--size", default="2048x1024", help="WIDTHxHEIGHT of the labels [%(default)s]"
     )
     parser.add_argument("--model", type=Path, help="ONNX file whose logits are measured too")
-    parser.add_argument("--clip", type=Path, help="video that the model gets")
+    parser.add_argument("--video", type=Path, help="video that the model gets")
     parser.add_argument("--frames", type=int, default=5, help="frames of the video [%(default)s]")
     parser.add_argument("--repeats", type=int, default=7, help="calls to time [%(default)s]")
     args = parser.parse_args()

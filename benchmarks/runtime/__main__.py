@@ -1,6 +1,6 @@
 """Speed of the runtime: the whole pipeline against the network alone and against other libraries.
 
-`python benchmarks/runtime MODEL… --clip CLIP --parts PART,…`. All measurements use the same cores
+`python benchmarks/runtime MODEL… --video VIDEO --parts PART,…`. All measurements use the same cores
 (`--cores`) with one thread per core, each in a process of its own, alternating: ours, a peer,
 another peer, ours again. Results are medians of `--repeats`; ratios are medians of the ratios
 within a turn. Parts:
@@ -20,7 +20,7 @@ within a turn. Parts:
   startup     seconds from the start of `fada infer` until its first frame is written
 
 The files of one network (lite0.onnx, lite0.int8-cpu.onnx) share a table; labels are compared with
-those of its first row. Without `--clip` a drive is rendered. Upsampling has its own benchmark,
+those of its first row. Without `--video` a drive is rendered. Upsampling has its own benchmark,
 benchmarks/upsample.py. Prints tables and one JSON line.
 """
 
@@ -71,9 +71,9 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         help="ONNX files; memory, failures and startup use the first",
     )
-    parser.add_argument("--clip", type=Path, help="video to segment [a rendered drive]")
+    parser.add_argument("--video", type=Path, help="video to segment [a rendered drive]")
     parser.add_argument(
-        "--clip-size", default="960x540", help="WIDTHxHEIGHT of the rendered drive [%(default)s]"
+        "--video-size", default="960x540", help="WIDTHxHEIGHT of the rendered drive [%(default)s]"
     )
     parser.add_argument("--frames", type=int, help="number of frames of the clip [all]")
     parser.add_argument(
@@ -110,8 +110,8 @@ def describe_run(args: argparse.Namespace, clip: Path, frames: int, cores: int) 
         "benchmark": "runtime",
         "processor": processor_name(),
         "cores": cores,
-        "clip": clip.name,
-        "clip_size": f"{width}x{height}",
+        "video": clip.name,
+        "video_size": f"{width}x{height}",
         "frames": frames,
         "repeats": args.repeats,
         "encoder": peers.ENCODER,
@@ -156,7 +156,7 @@ def main() -> None:
     args = parse_arguments()
     cores = sorted(os.sched_getaffinity(0))[: args.cores]
     os.sched_setaffinity(0, cores)  # inherited by all measured processes
-    clip = args.clip or rendered_clip(parse_size(args.clip_size))
+    clip = args.video or rendered_clip(parse_size(args.video_size))
     count = clip_info(clip).frames
     frames = min(args.frames or count, count)
     backends = args.backend.split(",")
@@ -173,7 +173,7 @@ def main() -> None:
     }
     document = describe_run(args, clip, frames, len(cores))
     print(
-        f"{document['processor']}, {len(cores)} cores; {clip.name}, {document['clip_size']}, "
+        f"{document['processor']}, {len(cores)} cores; {clip.name}, {document['video_size']}, "
         f"{frames} frames; median of {args.repeats}; load {document['load_before'][0]:.1f}"
     )
     run_parts(args, common, cores, document)

@@ -82,5 +82,5 @@ def clip_info(clip: Path) -> ClipInfo:
         size = int(stream.codec_context.width), int(stream.codec_context.height)
     count = VideoSource(clip).count()
     if count is None:
-        raise SystemExit(f"the number of frames of {clip} is unknown; use another --clip")
+        raise SystemExit(f"the number of frames of {clip} is unknown; use another --video")
     return ClipInfo(count, *size)

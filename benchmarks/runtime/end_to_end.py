@@ -17,7 +17,7 @@ from fada_deploy.runtime.benchmark import STAGES, benchmark
 
 
 def job(options: dict[str, Any]) -> dict[str, Any]:
-    """Measure one model on one backend, like `fada bench MODEL --video CLIP`."""
+    """Measure one model on one backend, like `fada bench MODEL --video VIDEO`."""
     result = benchmark(
         Path(options["model"]),
         backend=options["backend"],

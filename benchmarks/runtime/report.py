@@ -79,7 +79,7 @@ def plot_peers(document: dict[str, Any], path: Path) -> None:
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         _plot_panel(axis, panel)
     axes[-1, 0].set_xlabel(
-        f"frames per second, {document['clip']} to overlay video, {document['cores']} cores\n"
+        f"frames per second, {document['video']} to overlay video, {document['cores']} cores\n"
         "median and range; pale: other precisions",
         fontsize=9,
     )

@@ -1,4 +1,4 @@
-"""The examples are programs beside the package: their folders are put where Python looks."""
+"""Puts the folder of the example on the import path, since examples are not part of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The perception app: geometry on exact labels, the budget on a fake clock, drift and files on films."""
+"""The perception app: geometry on exact labels, the budget on a fake clock, drift on videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app import App, Budget
+from app import App
+from budget import Budget
 from perception import GROUPS, Corridor, perceive
 from toy import color_model, read_video, write_image, write_video
 
@@ -35,12 +36,12 @@ ROAD, SIDEWALK, SKY, PERSON, CAR, TRUCK = map(
 SIZE = (96, 160)
 
 
-# Geometry, where the truth is known.
+# Geometry on exact label maps.
 
 
 @pytest.fixture(scope="module")
 def drives() -> list[np.ndarray]:
-    """Return exact label maps of rendered drives through four towns."""
+    """Return label maps of rendered drives through four towns."""
     return [
         labels
         for seed in range(1, 5)
@@ -52,19 +53,19 @@ def drives() -> list[np.ndarray]:
 
 
 def regions(mask: np.ndarray, steps: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-    """Yield connected regions by flooding, one pixel after the other."""
-    left = mask.copy()
-    while left.any():
-        start = tuple(int(v) for v in np.argwhere(left)[0])
+    """Yield the connected regions of a mask, by flood fill."""
+    remaining = mask.copy()
+    while remaining.any():
+        start = tuple(int(v) for v in np.argwhere(remaining)[0])
         region, waiting = np.zeros_like(mask), deque([start])
-        left[start] = False
+        remaining[start] = False
         while waiting:
             row, column = waiting.popleft()
             region[row, column] = True
             for down, right in steps:
                 at = row + down, column + right
-                if 0 <= at[0] < mask.shape[0] and 0 <= at[1] < mask.shape[1] and left[at]:
-                    left[at] = False
+                if 0 <= at[0] < mask.shape[0] and 0 <= at[1] < mask.shape[1] and remaining[at]:
+                    remaining[at] = False
                     waiting.append(at)
         yield region
 
@@ -73,22 +74,22 @@ FOUR = [(0, 1), (1, 0), (0, -1), (-1, 0)]
 EIGHT = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
 
 
-def test_drivable_is_the_road_that_begins_in_front_of_the_car(drives: list[np.ndarray]) -> None:
-    tried = 0
+def test_drivable_area_is_the_road_connected_to_the_car(drives: list[np.ndarray]) -> None:
+    checked = 0
     for labels in drives:
         foot = SIZE[0] - 1, SIZE[1] // 2
         if labels[foot] != ROAD:
             continue
-        (want,) = [r for r in regions(labels == ROAD, FOUR) if r[foot]]
-        np.testing.assert_array_equal(perceive(labels, SPACE, Corridor()).drivable, want)
-        tried += 1
-    assert tried >= 15
+        (expected,) = [r for r in regions(labels == ROAD, FOUR) if r[foot]]
+        np.testing.assert_array_equal(perceive(labels, SPACE, Corridor()).drivable, expected)
+        checked += 1
+    assert checked >= 15
 
 
-def test_obstacles_are_the_connected_things(drives: list[np.ndarray]) -> None:
+def test_obstacles_are_connected_regions_of_dynamic_classes(drives: list[np.ndarray]) -> None:
     kinds: Counter[str] = Counter()
     for labels in drives:
-        want = []
+        expected = []
         for group in GROUPS:
             for region in regions(np.isin(labels, [SPACE.index_of(n) for n in group]), EIGHT):
                 rows, columns = np.nonzero(region)
@@ -101,18 +102,18 @@ def test_obstacles_are_the_connected_things(drives: list[np.ndarray]) -> None:
                     (columns.max() + 1) / 160,
                     (rows.max() + 1) / 96,
                 )
-                want.append(
+                expected.append(
                     (SPACE.names[name], *(round(float(v), 4) for v in box), round(region.mean(), 5))
                 )
-        found = perceive(labels, SPACE, Corridor()).obstacles
-        assert sorted((o.name, *o.box, o.fraction) for o in found) == sorted(want)
-        assert [o.box[3] for o in found] == sorted((o.box[3] for o in found), reverse=True)
-        kinds.update(o.name for o in found)
+        obstacles = perceive(labels, SPACE, Corridor()).obstacles
+        assert sorted((o.name, *o.box, o.fraction) for o in obstacles) == sorted(expected)
+        assert [o.box[3] for o in obstacles] == sorted((o.box[3] for o in obstacles), reverse=True)
+        kinds.update(o.name for o in obstacles)
     assert len(kinds) >= 5 and kinds["car"] >= 20
 
 
-def test_free_road_is_free_and_ends_where_it_does(drives: list[np.ndarray]) -> None:
-    """Row by row and column by column: nothing in the free part, something right behind it."""
+def test_free_road_ends_at_the_first_blocked_row_or_obstacle(drives: list[np.ndarray]) -> None:
+    """Nothing blocks a row of the free part, and something blocks the row behind it."""
     ends: Counter[str] = Counter()
     corridor = Corridor()
     for labels in drives:
@@ -124,14 +125,14 @@ def test_free_road_is_free_and_ends_where_it_does(drives: list[np.ndarray]) -> N
             for r in range(SIZE[0])
             if inside[r].any() and scene.drivable[r, inside[r]].mean() < 0.5
         }
-        stands = set()
+        occupied_rows = set()
         for group in GROUPS:
             for region in regions(np.isin(labels, [SPACE.index_of(n) for n in group]), EIGHT):
                 for column in np.flatnonzero(region.any(0)) if region.mean() >= 0.0008 else ():
                     row = int(np.flatnonzero(region[:, column])[-1])
-                    stands |= {row} if inside[row, column] else set()
-        assert not any(row >= end for row in blocked | stands)
-        assert scene.free_until == "" or end - 1 in blocked | stands
+                    occupied_rows |= {row} if inside[row, column] else set()
+        assert not any(row >= end for row in blocked | occupied_rows)
+        assert scene.free_until == "" or end - 1 in blocked | occupied_rows
         ends[scene.free_until] += 1
     assert ends["car"] >= 3
 
@@ -139,7 +140,10 @@ def test_free_road_is_free_and_ends_where_it_does(drives: list[np.ndarray]) -> N
 def street(
     x: float, z: float, half_width: float, height: float, label: int
 ) -> tuple[np.ndarray, Corridor, float]:
-    """Return a straight road with one upright thing, a corridor 2.4 m wide, and how far up the thing stands."""
+    """Return labels of a straight road with one upright obstacle, and what to expect.
+
+    These are a corridor 2.4 m wide and the height at which the obstacle stands, as a fraction.
+    """
     size, high = (384, 640), 1.5
     camera = Camera.place(size_hw=size, x=0, y=high, z=0, yaw=0, horizon=0.48, bend=Bend(0, 1, 0))
     corners = np.array([[x - half_width, 0, z], [x + half_width, height, z]])
@@ -147,13 +151,13 @@ def street(
     labels = np.full(size, SKY, np.uint8)
     labels[math.ceil(0.48 * size[0]) :] = ROAD
     labels[max(0, round(top)) : round(foot), max(0, round(left)) : max(0, round(right))] = label
-    # The depth that the lower edge shows, by the pinhole.
+    # Depth of the lower edge of the image by the pinhole model.
     near = camera.focal * high / (size[0] - 0.48 * size[0])
     return labels, Corridor(0.5, 0.48, 2.4 * camera.focal / near / size[1]), 1 - foot / size[0]
 
 
 @pytest.mark.parametrize("z", [5.0, 8.0, 15.0, 30.0])
-def test_a_thing_ahead_stands_where_the_pinhole_puts_it(z: float) -> None:
+def test_obstacle_ahead_is_where_the_pinhole_model_projects_it(z: float) -> None:
     labels, corridor, ahead = street(0, z, 0.9, 1.5, CAR)
     scene = perceive(labels, SPACE, corridor)
     (car,) = scene.obstacles
@@ -167,14 +171,14 @@ def test_a_thing_ahead_stands_where_the_pinhole_puts_it(z: float) -> None:
     for x, position in ((-3.25, "left"), (3.25, "right")):
         labels, corridor, _ = street(x, z, 0.9, 1.5, CAR)
         scene = perceive(labels, SPACE, corridor)
-        # Some of a car in the next lane may be out of the picture.
+        # A part of a car in the next lane may be outside the image.
         assert all(o.position == position and o.ahead is None for o in scene.obstacles)
         assert z == 5.0 or len(scene.obstacles) == 1
-        # The road ends at the far end of the corridor, and nothing ends it before.
+        # The road is free up to the far end of the corridor.
         assert (scene.free_ahead, scene.free_until) == (pytest.approx(0.52 * 0.94, abs=1e-3), "")
 
 
-def test_a_person_too_narrow_to_fill_the_corridor_ends_it_all_the_same() -> None:
+def test_narrow_person_ends_the_free_road() -> None:
     labels, corridor, ahead = street(0.8, 10, 0.25, 1.8, PERSON)
     scene = perceive(labels, SPACE, corridor)
     assert scene.free_until == "person" and scene.free_ahead == pytest.approx(ahead, abs=1 / 384)
@@ -182,7 +186,7 @@ def test_a_person_too_narrow_to_fill_the_corridor_ends_it_all_the_same() -> None
     assert perceive(labels, SPACE, corridor).free_until == ""
 
 
-def test_half_a_row_of_road_is_free_and_less_is_not() -> None:
+def test_row_is_free_if_at_least_half_of_it_is_road() -> None:
     labels, corridor, _ = street(50, 8, 0.9, 1.5, CAR)
     left, right = (float(edge[0]) * 640 for edge in corridor.span(np.array([300.5 / 384])))
     for fraction, free in ((0.4, True), (0.6, False)):
@@ -193,13 +197,13 @@ def test_half_a_row_of_road_is_free_and_less_is_not() -> None:
         assert free or scene.free_ahead == pytest.approx(83 / 384, abs=1e-4)
 
 
-def test_the_corridor_is_a_triangle_to_the_vanishing_point() -> None:
+def test_corridor_is_a_triangle_to_the_vanishing_point() -> None:
     corridor = Corridor(0.7, 0.4, 0.3, 0.9)
     inside = corridor.mask((60, 90))
     for row in range(60):
         for column in range(90):
             x, y = (column + 0.5) / 90, (row + 0.5) / 60
-            # Sides by the cross product, seen from the vanishing point down to the lower edge.
+            # Cross products with the sides from the vanishing point to the lower edge.
             sides = [(end - 0.7) * (y - 0.4) - (1 - 0.4) * (x - 0.7) for end in (0.35, 0.65)]
             assert inside[row, column] == (
                 sides[0] <= 0 <= sides[1] and 0.4 + 0.06 * 0.6 <= y <= 0.9
@@ -210,13 +214,13 @@ def test_the_corridor_is_a_triangle_to_the_vanishing_point() -> None:
     )
 
 
-def test_half_inside_is_a_side_and_ahead() -> None:
+def test_obstacle_half_inside_has_a_side_and_is_ahead() -> None:
     labels, corridor, ahead = street(-1.8, 8, 0.9, 1.5, CAR)
     (car,) = perceive(labels, SPACE, corridor).obstacles
     assert car.position == "left" and car.ahead == pytest.approx(ahead, abs=1 / 384)
 
 
-def test_touching_vehicles_are_one_and_people_are_not() -> None:
+def test_touching_vehicles_are_one_obstacle_but_people_are_not() -> None:
     labels = street(0, 8, 0.9, 1.5, CAR)[0]
     rows, columns = np.nonzero(labels == CAR)
     labels[rows.min() : rows.max() + 1, columns.max() + 1 : columns.max() + 10] = TRUCK
@@ -227,38 +231,38 @@ def test_touching_vehicles_are_one_and_people_are_not() -> None:
     ]
 
 
-def test_the_bonnet_is_neither_road_nor_obstacle() -> None:
+def test_hood_is_neither_road_nor_obstacle() -> None:
     labels, corridor, ahead = street(0, 10, 0.9, 1.5, CAR)
     labels[340:] = CAR
-    seen = perceive(labels, SPACE, Corridor(0.5, 0.48, corridor.width, bottom=340 / 384))
-    assert len(seen.obstacles) == 1
-    assert seen.free_ahead == pytest.approx(ahead - 44 / 384, abs=1 / 384)
-    blind = perceive(labels, SPACE, corridor)
-    assert (blind.free_ahead, blind.free_until) == (0.0, "car")
+    scene = perceive(labels, SPACE, Corridor(0.5, 0.48, corridor.width, bottom=340 / 384))
+    assert len(scene.obstacles) == 1
+    assert scene.free_ahead == pytest.approx(ahead - 44 / 384, abs=1 / 384)
+    without_hood = perceive(labels, SPACE, corridor)
+    assert (without_hood.free_ahead, without_hood.free_until) == (0.0, "car")
 
 
-def test_without_road_nothing_is_free() -> None:
+def test_nothing_is_free_without_road() -> None:
     scene = perceive(np.full(SIZE, SIDEWALK, np.uint8), SPACE, Corridor())
     assert not scene.drivable.any() and (scene.free_ahead, scene.free_until) == (0.0, "sidewalk")
     assert scene.to_dict()["drivable"] == {"fraction": 0.0, "polygon": []}
 
 
-def test_what_is_no_corridor_and_no_street_is_said() -> None:
-    for wrong in (
+def test_invalid_corridor_and_label_space_raise() -> None:
+    for arguments in (
         (0.5, 0.95),
         (1.5, 0.4),
         (0.5, math.nan),
         (0.5, 0.4, 0.0),
         (0.5, 0.48, 0.5, 0.55),
     ):
-        with pytest.raises(UsageError, match="no corridor"):
-            Corridor(*wrong)
+        with pytest.raises(UsageError, match="corridor"):
+            Corridor(*arguments)
     other = LabelSpace("animals", (SPACE.classes[CAR], SPACE.classes[SKY]))
-    with pytest.raises(UsageError, match="has no class 'road'; it has car, sky"):
+    with pytest.raises(UsageError, match=r"'road'.*car, sky"):
         perceive(np.zeros(SIZE, np.uint8), other, Corridor())
 
 
-# The budget, on a clock of our own.
+# The budget, on a fake clock.
 
 
 class Clock:
@@ -268,74 +272,78 @@ class Clock:
         return self.now
 
 
-class Slow:
-    """Stands in for a segmenter that takes as long as it is told; every label is `label`."""
+class SlowSegmenter:
+    """A segmenter that takes `seconds` by the fake clock and labels every pixel `label`."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.seconds, self.label, self.calls = clock, 0.0, ROAD, 0
         self.space = SPACE
         self.metadata = ModelMetadata(SPACE, SIZE, "logits", align_corners=False)
 
-    def predict(
-        self, frame: np.ndarray, *, color: str, confidence: bool = False
-    ) -> Result:
+    def predict(self, frame: np.ndarray, *, color: str, confidence: bool = False) -> Result:
         self.calls += 1
         self.clock.now += self.seconds
         return Result(np.full(SIZE, self.label, np.uint8), frame, SPACE, self.clock.now, 0.0)
 
 
 @pytest.fixture
-def slow() -> Slow:
-    return Slow(Clock())
+def slow() -> SlowSegmenter:
+    return SlowSegmenter(Clock())
 
 
 def steps(
-    app: App, slow: Slow, seconds: list[float], *, waited: float = 0.0
+    app: App, slow: SlowSegmenter, seconds: list[float], *, waited: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Answer a frame for each time that the network would take; each waited before its turn came."""
+    """Process one frame per network time in `seconds`; each waits `waited` seconds before."""
     lines = []
     for index, spent in enumerate(seconds):
         slow.seconds = spent
-        frame = Frame(np.zeros((*SIZE, 3), np.uint8), "film", index, "", slow.clock.now)
+        frame = Frame(np.zeros((*SIZE, 3), np.uint8), "video", index, "", slow.clock.now)
         slow.clock.now += waited
-        lines.append(app.step(frame))
+        lines.append(app.process(frame))
     return lines
 
 
-def test_late_frames_in_a_row_halve_the_rate_and_calm_ones_restore_it(slow: Slow) -> None:
+def test_consecutive_late_frames_halve_the_rate_and_fast_ones_restore_it(
+    slow: SlowSegmenter,
+) -> None:
     app = App(slow, Corridor(), Budget(0.050), clock=slow.clock)  # type: ignore[arg-type]
-    warm = slow.calls
+    warm_up_calls = slow.calls
     lines = steps(app, slow, [0.01, 0.06, 0.06, 0.01, 0.06, 0.06, 0.06] + [0.06] * 6)
     assert [line["late"] for line in lines[:7]] == [False, True, True, False, True, True, True]
-    # Two late ones are no reason; the third in a row is. From then on every second answer is the one before.
+    # The third consecutive late frame starts the degraded mode, which skips every second frame.
     assert [line["degraded"] for line in lines] == [False] * 6 + [True] * 7
     assert [line["stale"] for line in lines] == [False] * 7 + [True, False] * 3
-    assert slow.calls - warm == 10 and app.budget.held == 3 and app.budget.entered == 1
-    # Just under the budget is not calm.
+    assert (
+        slow.calls - warm_up_calls == 10
+        and app.budget.skipped_frames == 3
+        and app.budget.degradations == 1
+    )
+    # Just below the budget is not fast enough to end it.
     lines = steps(app, slow, [0.045] * 40)
     assert all(line["degraded"] for line in lines)
     lines = steps(app, slow, [0.01] * 40)
-    leaves = [line["degraded"] for line in lines].index(False)
-    # Twelve labeled frames in a row, every second one.
-    assert leaves in (22, 23) and not any(
-        line["degraded"] or line["stale"] for line in lines[leaves + 1 :]
+    end = [line["degraded"] for line in lines].index(False)
+    # Twelve consecutive segmented frames, which are every second frame.
+    assert end in (22, 23) and not any(
+        line["degraded"] or line["stale"] for line in lines[end + 1 :]
     )
-    assert app.budget.entered == 1
+    assert app.budget.degradations == 1
 
 
-def test_a_held_answer_says_how_old_it_is(slow: Slow) -> None:
+def test_reused_result_reports_its_age(slow: SlowSegmenter) -> None:
     app = App(slow, Corridor(), Budget(0.050), clock=slow.clock)  # type: ignore[arg-type]
     steps(app, slow, [0.1] * 3)
     slow.label = SIDEWALK
-    held, fresh = steps(app, slow, [0.1, 0.1], waited=0.02)
-    assert held["stale"] and not fresh["stale"]
-    # Labeled 100 ms before, counted from its capture, and 20 ms of waiting.
-    assert (held["latency_ms"], held["age_ms"], held["free_until"]) == (20.0, 120.0, "")
+    reused, fresh = steps(app, slow, [0.1, 0.1], waited=0.02)
+    assert reused["stale"] and not fresh["stale"]
+    # 100 ms since the capture of the segmented frame, and 20 ms of waiting.
+    assert (reused["latency_ms"], reused["age_ms"], reused["free_until"]) == (20.0, 120.0, "")
     assert (fresh["latency_ms"], fresh["age_ms"], fresh["free_until"]) == (120.0, 120.0, "sidewalk")
-    assert fresh["late"] and not held["late"]
+    assert fresh["late"] and not reused["late"]
 
 
-def test_waiting_counts_and_no_budget_is_none(slow: Slow) -> None:
+def test_waiting_counts_as_latency_and_budget_is_optional(slow: SlowSegmenter) -> None:
     app = App(slow, Corridor(), Budget(0.050), clock=slow.clock)  # type: ignore[arg-type]
     assert [line["late"] for line in steps(app, slow, [0.03] * 2, waited=0.03)] == [True, True]
     app = App(slow, Corridor(), Budget(None), clock=slow.clock)  # type: ignore[arg-type]
@@ -343,7 +351,7 @@ def test_waiting_counts_and_no_budget_is_none(slow: Slow) -> None:
     assert not any(line["late"] or line["degraded"] or line["stale"] for line in lines)
 
 
-# All of it, on films.
+# The program, on videos.
 
 
 def run(*arguments: object, stdin: Any = None) -> subprocess.CompletedProcess[str]:
@@ -354,8 +362,11 @@ def run(*arguments: object, stdin: Any = None) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a rendered drive of three seconds, and beside it `day/` with every fifth frame, and a night."""
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a rendered drive of three seconds, `day.mp4`.
+
+    Its folder also has `night.mp4`, `half.mp4` (day, then night) and `day/` with every fifth frame.
+    """
     folder = tmp_path_factory.mktemp("drive")
     frames = [f for f, _ in Drive.start("source", 7, size_hw=(128, 192), seconds=3).frames(75)]
     for i, frame in enumerate(frames[::5]):
@@ -367,29 +378,24 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(trained: Path, film: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return exports of a trained network with either head, with the drive's own frames for reference."""
-    from fada_deploy.export.exporter import export
+def models(trained: Path, video: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return exports of a trained network, one per head, with statistics of the drive."""
+    from fada_deploy.export.exporter import export_onnx
 
     folder, weights = tmp_path_factory.mktemp("models"), trained / "source" / "weights.safetensors"
+    frames = video.parent / "day"
     return {
-        head: export(
-            weights,
-            folder / f"{head}.onnx",
-            head=head,
-            frames=film.parent / "day",
-            say=lambda text: None,
-        ).model
+        head: export_onnx(weights, folder / f"{head}.onnx", head=head, frames=frames).model
         for head in ("logits", "labels")
     }
 
 
 @pytest.mark.slow
-def test_a_film_becomes_lines_and_a_film(
-    film: Path, models: dict[str, Path], tmp_path: Path
+def test_video_gives_json_lines_and_an_annotated_video(
+    video: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
     done = run(
-        film, "--model", models["logits"], "--out", tmp_path / "out.mp4", "--budget-ms", 10_000
+        video, "--model", models["logits"], "--out", tmp_path / "out.mp4", "--budget-ms", 10_000
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -397,22 +403,22 @@ def test_a_film_becomes_lines_and_a_film(
     assert lines[50]["time_s"] == pytest.approx(2.0)
     assert not any(line["late"] or line["stale"] for line in lines)
     assert all(line["latency_ms"] == line["age_ms"] > 0 for line in lines)
-    # The network has learned what road is.
+    # The network recognizes the road.
     assert np.mean([line["drivable"]["fraction"] for line in lines]) > 0.2
     assert np.mean([line["free_ahead"] for line in lines]) > 0.15
     drawn = read_video(tmp_path / "out.mp4")
-    assert [float(t) for t, _ in drawn] == pytest.approx([float(t) for t, _ in read_video(film)])
+    assert [float(t) for t, _ in drawn] == pytest.approx([float(t) for t, _ in read_video(video)])
     assert drawn[0][1].shape[1] == 960 and drawn[0][1].shape[0] > 640
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["logits", "labels"])
-def test_night_is_drift_and_the_films_own_frames_are_not(
-    film: Path, models: dict[str, Path], tmp_path: Path, head: str
+def test_night_is_drift_and_the_exported_frames_are_not(
+    video: Path, models: dict[str, Path], tmp_path: Path, head: str
 ) -> None:
     scores = {}
     for name in ("day", "night"):
-        done = run(film.with_name(f"{name}.mp4"), "--model", models[head], "--drift-window", 30)
+        done = run(video.with_name(f"{name}.mp4"), "--model", models[head], "--drift-window", 30)
         assert done.returncode == 0, done.stderr
         scores[name] = json.loads(done.stdout.splitlines()[-1])["drift"]
         assert ("warning: " in done.stderr) == (name == "night"), done.stderr
@@ -421,8 +427,8 @@ def test_night_is_drift_and_the_films_own_frames_are_not(
 
 
 @pytest.mark.slow
-def test_drift_is_said_once_when_it_begins(film: Path, models: dict[str, Path]) -> None:
-    done = run(film.with_name("half.mp4"), "--model", models["logits"], "--drift-window", 30)
+def test_drift_is_reported_once_when_it_begins(video: Path, models: dict[str, Path]) -> None:
+    done = run(video.with_name("half.mp4"), "--model", models["logits"], "--drift-window", 30)
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     first = [line["drifting"] for line in lines].index(True)
@@ -432,30 +438,30 @@ def test_drift_is_said_once_when_it_begins(film: Path, models: dict[str, Path]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_ends_it_leaves_a_whole_film(
-    film: Path, models: dict[str, Path], tmp_path: Path, number: signal.Signals
+def test_signal_ends_the_run_with_a_playable_video(
+    video: Path, models: dict[str, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
-    stream = write_video(tmp_path / "film.ts", [f for _, f in read_video(film)], rate=25)
-    said, out = tmp_path / "said.jsonl", tmp_path / "out.mp4"
-    command = [sys.executable, APP, "-", "--model", models["logits"], "--json", said, "--out", out]
+    stream = write_video(tmp_path / "video.ts", [f for _, f in read_video(video)], rate=25)
+    lines, out = tmp_path / "frames.jsonl", tmp_path / "out.mp4"
+    command = [sys.executable, APP, "-", "--model", models["logits"], "--json", lines, "--out", out]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stdin is not None and process.stderr is not None
-        # A camera that never ends.
+        # Like a camera, the pipe stays open.
         process.stdin.write(stream.read_bytes())
         process.stdin.flush()
         while process.poll() is None and (
-            not said.exists() or said.read_text("utf-8").count("\n") < 5
+            not lines.exists() or lines.read_text("utf-8").count("\n") < 5
         ):
             time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(timeout=60) == 0, process.stderr.read()
-    assert len(read_video(out)) == said.read_text("utf-8").count("\n") >= 5
+    assert len(read_video(out)) == lines.read_text("utf-8").count("\n") >= 5
 
 
-def test_pictures_without_a_reference_and_one_that_is_broken(tmp_path: Path) -> None:
+def test_damaged_image_is_reported_and_the_others_are_processed(tmp_path: Path) -> None:
     model = color_model(tmp_path / "model.onnx")
     labels = street(0, 8, 0.9, 1.5, CAR)[0]
     for i in range(2):
@@ -471,53 +477,51 @@ def test_pictures_without_a_reference_and_one_that_is_broken(tmp_path: Path) -> 
         tmp_path / "x.mp4",
     )
     assert done.returncode == 1
-    said = done.stderr.splitlines()
-    assert (
-        "so drift is not watched" in said[0]
-        and said[1].startswith("failed: ")
-        and "2.png" in said[1]
-    )
+    messages = done.stderr.splitlines()
+    assert "drift" in messages[0] and messages[1].startswith("failed: ") and "2.png" in messages[1]
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
     assert [line["free_until"] for line in lines] == ["car", "car"]
     assert lines[0]["drift"] is None and lines[0]["time_s"] is None
     assert len(read_video(tmp_path / "x.mp4")) == 2
 
 
-def test_what_cannot_be_done_is_a_line(tmp_path: Path) -> None:
+def test_error_is_one_line_with_its_exit_code(tmp_path: Path) -> None:
     model = color_model(tmp_path / "model.onnx")
-    film = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 3)
-    before = film.read_bytes()
-    for arguments, code, said in (
+    video = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 3)
+    before = video.read_bytes()
+    for arguments, code, fact in (
         ((tmp_path / "none.mp4", "--model", model), 1, "no such file"),
         ((tmp_path / "none.mp4", "--model", tmp_path / "none.onnx"), 1, "none.onnx"),
-        ((tmp_path / "none.mp4", "--model", model, "--bonnet", "0.6"), 2, "no corridor"),
+        ((tmp_path / "none.mp4", "--model", model, "--hood", "0.6"), 2, "corridor"),
         (
             (tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "a.mp4"),
             2,
-            "is the film that it is made of",
+            "is the source itself",
         ),
-        ((tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "b.txt"), 2, "writes an .mp4"),
+        ((tmp_path / "a.mp4", "--model", model, "--out", tmp_path / "b.txt"), 2, ".mp4"),
     ):
         done = run(*arguments)
-        assert done.returncode == code and said in done.stderr.splitlines()[-1]
+        assert done.returncode == code and fact in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
-    assert film.read_bytes() == before
+    assert video.read_bytes() == before
 
 
-def test_who_reads_the_lines_may_leave(tmp_path: Path) -> None:
+def test_reader_of_the_lines_may_close_the_pipe(tmp_path: Path) -> None:
     model = color_model(tmp_path / "model.onnx")
-    film = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 60)
-    command = f"{sys.executable} {APP} {film} --model {model} | head -n 1"
+    video = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 60)
+    command = f"{sys.executable} {APP} {video} --model {model} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout)["index"] == 0
     assert "Traceback" not in done.stderr and "Broken pipe" not in done.stderr
 
 
-@pytest.mark.parametrize("pictures", [3, 60])
-def test_no_verdict_on_a_few_frames(tmp_path: Path, models: dict[str, Path], pictures: int) -> None:
-    film = write_video(tmp_path / "gray.mp4", [np.full((*SIZE, 3), 128, np.uint8)] * pictures)
-    done = run(film, "--model", models["logits"], "--drift-window", 30)
+@pytest.mark.parametrize("frames", [3, 60])
+def test_drift_is_not_decided_on_few_frames(
+    tmp_path: Path, models: dict[str, Path], frames: int
+) -> None:
+    video = write_video(tmp_path / "gray.mp4", [np.full((*SIZE, 3), 128, np.uint8)] * frames)
+    done = run(video, "--model", models["logits"], "--drift-window", 30)
     last = done.stderr.splitlines()[-1]
-    assert ("of too few frames to say" in last) == (pictures == 3) and (
-        "like the frames" in last
-    ) == (pictures == 60)
+    assert ("too few frames" in last) == (frames == 3) and ("like the frames" in last) == (
+        frames == 60
+    )
