@@ -28,6 +28,7 @@ _PLOT_SUFFIXES = (".pdf", ".png", ".svg")
 @click.option(
     "--frames",
     type=click.IntRange(0),
+    metavar="N",
     default=200,
     show_default=True,
     help="Number of labeled frames per domain; 0 uses all of them.",

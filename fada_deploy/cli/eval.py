@@ -72,7 +72,10 @@ class Subject:
     help="Average the probabilities at scales 0.7, 1 and 1.3 and of mirrored frames; runs only.",
 )
 @click.option(
-    "--all", "all_weights", is_flag=True, help="Evaluate every checkpoint of the run, not the last."
+    "--all",
+    "all_weights",
+    is_flag=True,
+    help="Evaluate every checkpoint, not only the last weights; runs only.",
 )
 @click.option(
     "--confusion",

@@ -10,6 +10,7 @@ import click
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import SIZE
+from fada_deploy.common.runs import STAGES
 
 if TYPE_CHECKING:
     from fada_deploy.training.config import RunConfig
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--stage",
-    help="Stage that produced it: source, adversarial or distill [detected from the file].",
+    type=click.Choice(STAGES),
+    help="Stage that produced it [detected from the file].",
 )
 @click.option(
     "--size", type=SIZE, help="Network input size [1024x512; 2048x1024 for the stage distill]."
@@ -131,7 +133,7 @@ def _write_run(
     checkpoint: Path, released: ReleasedCheckpoint, config: RunConfig, out: Path | None
 ) -> tuple[Path, dict[str, Any]]:
     """Write weights and settings of the run; return its folder and the JSON document."""
-    from fada_deploy import __version__
+    from fada_deploy._version import __version__
     from fada_deploy.common.files import sha256
     from fada_deploy.common.runs import WEIGHTS, new_run
     from fada_deploy.training.run_files import save_config

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--frames",
     type=click.IntRange(0),
+    metavar="N",
     default=4,
     show_default=True,
     help="Number of target frames to show with the predictions of each stage.",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ccd-frames",
     type=click.IntRange(0),
+    metavar="N",
     default=20,
     show_default=True,
     help="Number of labeled frames per domain for the Class Center Distance; 0 omits it.",

@@ -33,17 +33,17 @@ def luma(color: np.ndarray) -> np.ndarray:
 def test_brightness_contrast_and_saturation_follow_their_formulas() -> None:
     x = COLORS.astype(float)
     strength = (0.5, 0.5, 0.5, 0.2)
-    got = color_jitter(COLORS, strength, FixedDraws(1.2, 1, 1, 0))
-    np.testing.assert_allclose(got, np.minimum(x * 1.2, 255), atol=0.51)
-    got = color_jitter(COLORS, strength, FixedDraws(1, 0.6, 1, 0))
-    np.testing.assert_allclose(got, 0.6 * x + 0.4 * luma(x).mean(), atol=0.51)
-    got = color_jitter(COLORS, strength, FixedDraws(1, 1, 0.3, 0))
-    np.testing.assert_allclose(got, 0.3 * x + 0.7 * luma(x)[..., None], atol=0.51)
+    jittered = color_jitter(COLORS, strength, FixedDraws(1.2, 1, 1, 0))
+    np.testing.assert_allclose(jittered, np.minimum(x * 1.2, 255), atol=0.51)
+    jittered = color_jitter(COLORS, strength, FixedDraws(1, 0.6, 1, 0))
+    np.testing.assert_allclose(jittered, 0.6 * x + 0.4 * luma(x).mean(), atol=0.51)
+    jittered = color_jitter(COLORS, strength, FixedDraws(1, 1, 0.3, 0))
+    np.testing.assert_allclose(jittered, 0.3 * x + 0.7 * luma(x)[..., None], atol=0.51)
 
 
 def test_hue_shift_rotates_the_hsv_hue() -> None:
-    got = color_jitter(COLORS, (0.5, 0.5, 0.5, 0.2), FixedDraws(1, 1, 1, 0.15))
-    for before, after in zip(COLORS[0], got[0], strict=True):
+    jittered = color_jitter(COLORS, (0.5, 0.5, 0.5, 0.2), FixedDraws(1, 1, 1, 0.15))
+    for before, after in zip(COLORS[0], jittered[0], strict=True):
         h, s, v = colorsys.rgb_to_hsv(*(before / 255))
         np.testing.assert_allclose(
             after / 255, colorsys.hsv_to_rgb((h + 0.15) % 1, s, v), atol=0.01
@@ -66,7 +66,7 @@ def test_scale_and_crop_moves_frame_and_labels_together(scale: tuple[float, floa
     labels = np.repeat(np.repeat(np.arange(8, dtype=np.uint8), 8)[None], 32, 0)
     frame = np.repeat((labels * 30)[..., None], 3, 2)
     for seed in range(5):
-        got_frame, got_labels = scale_and_crop(
+        crop, crop_labels = scale_and_crop(
             frame,
             labels,
             size_hw=(32, 64),
@@ -74,15 +74,15 @@ def test_scale_and_crop_moves_frame_and_labels_together(scale: tuple[float, floa
             crop_hw=(24, 48),
             rng=np.random.default_rng(seed),
         )
-        assert got_frame.shape == (24, 48, 3) and got_labels.shape == (24, 48)
-        inside = got_labels != 255
-        near = np.abs(got_frame[..., 0].astype(int) - got_labels.astype(int) * 30) <= 15
+        assert crop.shape == (24, 48, 3) and crop_labels.shape == (24, 48)
+        inside = crop_labels != 255
+        near = np.abs(crop[..., 0].astype(int) - crop_labels.astype(int) * 30) <= 15
         assert near[inside].mean() > 0.95
         assert inside.all() == (scale[0] >= 0.75)
 
 
 def test_flip_mirrors_frame_and_labels() -> None:
     frame, labels = COLORS, np.array([[1, 2, 3]], np.uint8)
-    got_frame, got_labels = flip(frame, labels, 1.0, np.random.default_rng(0))
-    assert got_labels.tolist() == [[3, 2, 1]] and np.array_equal(got_frame[:, 0], frame[:, 2])
+    flipped, flipped_labels = flip(frame, labels, 1.0, np.random.default_rng(0))
+    assert flipped_labels.tolist() == [[3, 2, 1]] and np.array_equal(flipped[:, 0], frame[:, 2])
     assert flip(frame, labels, 0.0, np.random.default_rng(0))[1] is labels

@@ -23,7 +23,7 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from fada_deploy import __version__
+from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.images import resize_frame
@@ -244,7 +244,7 @@ def _health(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[str]:
 
 def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[str, ...]]:
     """Return stage, iterations, median images per second and peak memory in GiB, as text."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         for stage, lines in run.metrics.items():
             if not lines or "images_per_second" not in lines[0]:
