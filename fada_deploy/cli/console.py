@@ -1,4 +1,4 @@
-"""What the commands print: messages on stderr, results on stdout, progress bars on a terminal."""
+"""Console output: results on stdout, messages and progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fada_deploy.common.progress import Progress, set_progress_factory
 
 
 def log(text: str) -> None:
-    """Print a message to stderr, so that stdout holds only the result of the command."""
+    """Print a message to stderr; stdout is reserved for the result of the command."""
     click.echo(text, err=True)
 
 
 def emit_json(document: Any) -> None:
-    """Print the JSON document of a `--json` call to stdout."""
+    """Print a JSON document to stdout, for `--json`."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 
 class _StderrHandler(logging.Handler):
-    """Print log records of the library as messages; warnings are marked as such."""
+    """Print log records of the library; warnings and errors start with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -46,7 +46,7 @@ def _open_bar(
 
 
 def install() -> None:
-    """Show the log records and the progress of the library on this terminal."""
+    """Show log records of the library and its progress on stderr."""
     logger = logging.getLogger("fada_deploy")
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())

@@ -25,7 +25,9 @@ T = TypeVar("T")
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 32
 
-_TOO_LARGE = f"found more than {MAX_BYTES >> 20} MiB of text, expected at most that"
+_TOO_LARGE = (
+    f"found more than {MAX_BYTES >> 20} MiB of text, expected at most {MAX_BYTES >> 20} MiB"
+)
 _TOO_DEEP = f"found more than {MAX_DEPTH} nested levels, expected at most {MAX_DEPTH}"
 # How msgspec reports a problem, for example "Expected `int`, got `str` - at `$.classes[0].id`".
 _PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at (?P<key>`key` in )?`(?P<path>[^`]*)`)?", re.DOTALL)
@@ -193,14 +195,14 @@ def _child_type(info: inspect.Type, key: str | int) -> inspect.Type | None:
 
 
 def _explain(message: str, data: Any, info: inspect.Type, type_: Any) -> str:
-    """Return a validation error of msgspec in our words, with the value that was found."""
+    """Return the message for a validation error of msgspec, with the invalid value."""
     match = _PROBLEM.fullmatch(message)
     assert match is not None
     problem, path = match["problem"], (match["path"] or "").removeprefix("$").removeprefix(".")
     path = _with_dict_keys(path, message, data, type_)
     if missing := _MISSING.fullmatch(problem):
         key = _join(path, missing["key"])
-        return _at(key, "found no value, expected one, as this key is required")
+        return _at(key, "found no value, expected one because the key is required")
     value, value_info = _resolve(path, data, info)
     expected = _EXPECTED.fullmatch(problem)
     if isinstance(value_info, inspect.LiteralType | inspect.EnumType):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from fada_deploy.common.errors import UsageError
@@ -79,6 +78,8 @@ def lock(folder: Path) -> Iterator[None]:
 
     The operating system releases the lock however the process ends.
     """
+    from filelock import FileLock, Timeout  # slow to import
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     file_lock = FileLock(path)

@@ -14,10 +14,12 @@ from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import LabelSpaceDocument
 from fada_deploy.common.metadata import MetadataDocument
 from fada_deploy.data.custom import DatasetDocument
+from fada_deploy.runtime.backends.engine_file import SidecarDocument
 
 # Name of the schema → the type that the document is decoded into.
 DOCUMENTS: dict[str, type[Any]] = {
     "dataset": DatasetDocument,
+    "engine-sidecar": SidecarDocument,
     "label-space": LabelSpaceDocument,
     "metadata": MetadataDocument,
 }

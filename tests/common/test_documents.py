@@ -64,7 +64,7 @@ def test_reads_dataclasses_and_structs() -> None:
     [
         ('{"name": 7}', "name: found 7, expected str"),
         ('{"name": true}', "name: found True, expected str"),
-        ("{}", "name: found no value, expected one, as this key is required"),
+        ("{}", "name: found no value, expected one because the key is required"),
         ("[]", "found array, expected object"),
         ('{"name": "x", "kid": 1}', "kid: found an unknown key, expected 'kind'"),
         ('{"name": "x", "q": 1}', "q: found an unknown key, expected one of name, items, weights"),
