@@ -8,7 +8,7 @@ within a turn. Parts:
   end_to_end  the network alone and the pipeline decode → … → H.264 of `runtime.benchmark`, in one
               process
   stages      CPU time of each stage of the pipeline when nothing else runs
-  peers       the clip to an overlay video by other libraries with the same ONNX file: a plain
+  peers       the video to an overlay video by other libraries with the same ONNX file: a plain
               loop, supervision, OpenVINO Model API. They are installed into a virtual environment
               at the first use (benchmarks/peers). Times are from the first frame until the video
               is closed, after the model was loaded and run once. Our overlay also has a legend.
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--video-size", default="960x540", help="WIDTHxHEIGHT of the rendered drive [%(default)s]"
     )
-    parser.add_argument("--frames", type=int, help="number of frames of the clip [all]")
+    parser.add_argument("--frames", type=int, help="number of frames of the video [all]")
     parser.add_argument(
         "--parts",
         default="end_to_end,stages,peers",
