@@ -242,7 +242,9 @@ def test_videos_drawn_in_yuv_and_rgb_agree(
         with Segmenter(toy.color_model(tmp_path / "m.onnx")) as segmenter:
             list(
                 save_results(
-                    segmenter, open_sources([clip]), SaveOptions(tmp_path / folder, x264_preset="medium")
+                    segmenter,
+                    open_sources([clip]),
+                    SaveOptions(tmp_path / folder, x264_preset="medium"),
                 )
             )
         with av.open(str(tmp_path / folder / "overlay/v.mp4")) as made:
