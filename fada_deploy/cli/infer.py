@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("infer")
-@click.argument("source", nargs=-1, required=True)
+@click.argument("source", nargs=-1, required=True, type=click.Path(readable=False))
 @click.option(
     "--model",
     type=click.Path(path_type=Path),

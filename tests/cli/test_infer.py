@@ -172,7 +172,7 @@ def test_all_sources_unreadable(
 @pytest.mark.parametrize(
     ("args", "code", "expected"),
     [
-        ([], 2, "Missing argument"),
+        ([], 2, "missing argument 'SOURCE"),
         (["nowhere.mp4"], 1, "nowhere.mp4: no such file or folder"),
         (["VIDEO", "--model", "nowhere.onnx"], 1, "nowhere.onnx: "),
         (["VIDEO", "--save", "movie"], 2, ", ".join(infer_setup.KINDS)),

@@ -441,7 +441,12 @@ def test_video_writer_rejects_invalid_arguments(tmp_path: Path) -> None:
         VideoWriter(path, (64, 64), fps=10).write(black)
     with pytest.raises(UsageError, match="fps"), VideoWriter(path, (64, 64)) as writer:
         writer.write(black)
-    for image in (black[..., 0], black.astype(np.float32)):
+    with (
+        pytest.raises(DataError, match=r"no\.mp3: not a readable audio file"),
+        VideoWriter(path, (64, 64), fps=10, audio=tmp_path / "no.mp3"),
+    ):
+        pass
+    for image in (black[..., 0], black.astype(np.float32), black[:0]):
         with (
             pytest.raises(UsageError, match=r"\(H, W, 3\)"),
             VideoWriter(path, (64, 64), fps=1) as w,

@@ -124,8 +124,8 @@ class FolderWatcher:
             if videos and not self._reported_videos:
                 self._reported_videos = True
                 yield DataError(
-                    f"{self.name}/{videos[0]}: --watch processes images only; "
-                    "for videos use `fada infer FILE`"
+                    f"{self.name}/{videos[0]}: videos in a watched folder are ignored; "
+                    "process them with `fada infer FILE`"
                 )
             for name in self._settled_names():
                 item = self._read(name, index)

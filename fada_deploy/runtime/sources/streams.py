@@ -242,7 +242,7 @@ class _StreamReader:
             self._last_frame = time.monotonic()
 
     def _refuse_undecodable(self, opened: float) -> None:
-        """Raise `DataError` if for too long no packet could be decoded."""
+        """Raise `DataError` if no packet could be decoded for the length of the timeout."""
         timeout_s = max(CONNECT_TIMEOUT_S, self.source._options.reconnect_timeout_s)
         since = time.monotonic() - max(self._last_frame, opened)
         if self.source._address != PIPE and since > timeout_s:
@@ -260,7 +260,7 @@ class _StreamReader:
 def read_together(sources: Sequence[LiveSource]) -> Generator[Item | SourceEnd, None, None]:
     """Yield the frames of live sources as they arrive, in turn, and a `SourceEnd` for each source.
 
-    A silent or broken source does not delay the others; its error is yielded when it is given up.
+    A silent or broken source does not delay the others; its error is yielded after its timeout.
     """
     changed = threading.Condition()
     readers = [_StreamReader(source, changed) for source in sources]

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.writers.encoder import MonotonicClock
 
 # FFmpeg's decoder names of the codecs that MP4 can hold and browsers play.
@@ -16,7 +17,8 @@ _CODECS = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "a
 class AudioCopier:
     """Copies the packets of the first audio track of a file, in step with the video frames.
 
-    Copies nothing if `audio` is None, or if MP4 cannot hold its codec. `stack` closes the file.
+    Copies nothing if `audio` is None, if the file has no audio, or if MP4 cannot hold its codec.
+    `stack` closes the file. Raise `DataError` if the file cannot be read.
     """
 
     def __init__(self, container: Any, audio: Path | None, stack: ExitStack) -> None:
@@ -27,7 +29,10 @@ class AudioCopier:
         self._next_packet: Any = None
         if audio is None:
             return
-        source = stack.enter_context(av.open(str(audio)))
+        try:
+            source = stack.enter_context(av.open(str(audio)))
+        except av.error.FFmpegError as error:
+            raise DataError(f"{audio}: not a readable audio file ({error.strerror})") from None
         track = source.streams.audio[0] if source.streams.audio else None
         # A track that FFmpeg cannot decode has no codec context.
         if track is None or track.codec_context is None or track.codec_context.name not in _CODECS:

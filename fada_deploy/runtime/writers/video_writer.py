@@ -60,7 +60,8 @@ class VideoWriter:
 
     Raises:
         UsageError: An argument is not allowed.
-        DataError: The file cannot be written (on entering the block, or later).
+        DataError: The file cannot be written, or `audio` cannot be read (on entering the block, or
+            later).
         DeviceError: The hardware encoder is not available (on entering the block).
     """
 
@@ -82,7 +83,8 @@ class VideoWriter:
             raise UsageError(f"{path}: the name of a video must end in .mp4")
         if min(size_hw) < 1:
             raise UsageError(f"size_hw must be at least (1, 1), got {size_hw}")
-        if fps is not None and fps <= 0:
+        rate = None if fps is None else Fraction(fps).limit_denominator(100_000)
+        if rate is not None and rate <= 0:
             raise UsageError(f"fps must be greater than 0, got {fps}")
         if x264_preset not in X264_PRESETS:
             raise UsageError(
@@ -93,8 +95,8 @@ class VideoWriter:
                 f"hardware must be one of {', '.join(HARDWARE_ENCODERS)}, got {hardware!r}"
             )
         self._size_hw = size_hw
-        self._fps = None if fps is None else Fraction(fps).limit_denominator(100_000)
-        self._time_base = time_base or (1 / self._fps if self._fps else _DEFAULT_TIME_BASE)
+        self._fps = rate
+        self._time_base = time_base or (1 / rate if rate else _DEFAULT_TIME_BASE)
         self._audio_path = None if audio is None else Path(audio)
         self._x264_preset = x264_preset
         self._pixel_aspect = pixel_aspect
@@ -109,8 +111,8 @@ class VideoWriter:
 
         Args:
             image: (H, W, 3) uint8 RGB, or a PyAV frame in yuv420p and the writer's color matrix.
-            pts: Timestamp in units of `time_base`. Timestamps are made increasing where they are
-                not: see `MonotonicClock`. Without timestamps frames are spaced by `fps`.
+            pts: Timestamp in units of `time_base`. A timestamp that does not increase is corrected
+                (see `MonotonicClock`). Without timestamps, frames are spaced by `fps`.
         """
         if self._block is None:
             raise UsageError("VideoWriter is not open; use `with VideoWriter(…) as writer`")
@@ -126,7 +128,7 @@ class VideoWriter:
                 self._encoder.encode(image, pts)
                 return
             image = upright_rgb(image)
-        elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise UsageError(
                 f"an image must be uint8 of shape (H, W, 3), got {image.dtype} {image.shape}"
             )
