@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
@@ -15,7 +15,10 @@ from fada_deploy.common.progress import Progress, set_progress_factory
 
 def log(text: str) -> None:
     """Print a message to stderr; stdout is reserved for the result of the command."""
-    click.echo(text, err=True)
+    # Only loaded if there are bars, which are redrawn below the message.
+    tqdm = sys.modules.get("tqdm")
+    with tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
+        click.echo(text, err=True)
 
 
 def emit_json(document: Any) -> None:
