@@ -72,25 +72,25 @@ def build_engine(model: Path, out: Path, options: EngineOptions = _DEFAULTS) -> 
 
 def _build(model: Path, out: Path, options: EngineOptions) -> BuiltEngine:
     metadata = read_model(model)
-    context = open_builder(options.flavor)
-    options.check_flavor(context.flavor)
-    version = str(context.trt.__version__)
-    logger.info("building %s with %s %s from %s", out, context.flavor, version, model)
-    for line in options.warnings(context.flavor):
+    builder_context = open_builder(options.flavor)
+    options.check_flavor(builder_context.flavor)
+    version = str(builder_context.trt.__version__)
+    logger.info("building %s with %s %s from %s", out, builder_context.flavor, version, model)
+    for line in options.warnings(builder_context.flavor):
         logger.warning(line)
     gpu = find_gpu()
     # The network points to weights that the parser owns, so the parser has to live as long.
-    network, _parser = _parse(context, model)
-    config = context.builder.create_builder_config()
-    timing_cache = _configure(context, config, network, metadata, options, gpu)
-    plan = build_serialized(context, network, config, str(model))
-    layers, layers_source = _layers(context, network)
+    network, _parser = _parse(builder_context, model)
+    config = builder_context.builder.create_builder_config()
+    timing_cache = _configure(builder_context, config, network, metadata, options, gpu)
+    plan = build_serialized(builder_context, network, config, str(model))
+    layers, layers_source = _layers(builder_context, network)
     float_layers = (metadata.quantization or {}).get("float_layers") or ()
     check_precision(metadata.precision, layers, float_layers=len(float_layers))
     if timing_cache is not None:
         _save_timing_cache(config, timing_cache)
     sidecar = EngineSidecar(
-        flavor=context.flavor,
+        flavor=builder_context.flavor,
         flavor_version=version,
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         engine_bytes=len(plan),
@@ -101,11 +101,11 @@ def _build(model: Path, out: Path, options: EngineOptions) -> BuiltEngine:
         precision=metadata.precision,
         layers=layers,
         layers_source=layers_source,
-        compute_capabilities=_compute_capabilities(context.flavor, options, gpu),
+        compute_capabilities=_compute_capabilities(builder_context.flavor, options, gpu),
         gpu=gpu.name if gpu else "",
         profile=None if metadata.batch else options.batch,
         options=_recorded_options(options),
-        versions=_versions(context),
+        versions=_versions(builder_context),
     )
     with atomic_path(out) as temporary:
         temporary.write_bytes(plan)
@@ -114,12 +114,12 @@ def _build(model: Path, out: Path, options: EngineOptions) -> BuiltEngine:
     return BuiltEngine(out, sidecar)
 
 
-def _parse(context: BuilderContext, model: Path) -> tuple[Any, Any]:
+def _parse(builder_context: BuilderContext, model: Path) -> tuple[Any, Any]:
     """Return the network and its parser; raise `ModelError` with all errors of the parser."""
-    trt, builder = context.trt, context.builder
+    trt, builder = builder_context.trt, builder_context.builder
     # Without this flag TensorRT 10 builds weakly typed networks; later versions accept it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, context.log)
+    parser = trt.OnnxParser(network, builder_context.log)
     if not parser.parse_from_file(str(model)):
         lines = []
         for index in range(parser.num_errors):
@@ -127,13 +127,13 @@ def _parse(context: BuilderContext, model: Path) -> tuple[Any, Any]:
             # The description of an unknown operator does not contain its name.
             node = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
             lines.append(f"{' '.join(error.desc().split())}{f' ({node})' if node else ''}")
-        errors = "; ".join(lines) or error_summary(context.log.errors)
+        errors = "; ".join(lines) or error_summary(builder_context.log.errors)
         raise ModelError(f"{model}: TensorRT cannot parse it: {errors}")
     return network, parser
 
 
 def _configure(
-    context: BuilderContext,
+    builder_context: BuilderContext,
     config: Any,
     network: Any,
     metadata: ModelMetadata,
@@ -141,7 +141,7 @@ def _configure(
     gpu: Gpu | None,
 ) -> Path | None:
     """Configure the build; return the path of the timing cache, None for TensorRT-RTX."""
-    trt, builder = context.trt, context.builder
+    trt, builder = builder_context.trt, builder_context.builder
     config.builder_optimization_level = options.optimization_level
     # Layers and their types are logged at this verbosity only.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -153,14 +153,14 @@ def _configure(
             tensor = network.get_input(index)
             profile.set_shape(tensor.name, *((b, *tuple(tensor.shape)[1:]) for b in options.batch))
         config.add_optimization_profile(profile)
-    if context.flavor == "tensorrt_rtx":
+    if builder_context.flavor == "tensorrt_rtx":
         _set_compute_capabilities(trt, config, options.compute_capabilities)
         return None
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    path = options.timing_cache or _default_timing_cache(context, gpu)
+    path = options.timing_cache or _default_timing_cache(builder_context, gpu)
     data = path.read_bytes() if path.is_file() else b""
     # create_timing_cache returns None for damaged data; the build then starts without timings.
     config.set_timing_cache(
@@ -187,14 +187,14 @@ def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> No
             config.set_compute_capability(members[name], index)
 
 
-def _layers(context: BuilderContext, network: Any) -> tuple[dict[str, int], str]:
+def _layers(builder_context: BuilderContext, network: Any) -> tuple[dict[str, int], str]:
     """Return the convolutions by precision, and their source: "builder" or "network"."""
-    counts = layers_from_log(context.log.layers)
-    if counts or context.flavor == "tensorrt_rtx":
+    counts = layers_from_log(builder_context.log.layers)
+    if counts or builder_context.flavor == "tensorrt_rtx":
         return dict(counts), "builder"
     # The format of the log differs between versions, and this log names no convolution. A strongly
     # typed network is built as it is defined, so its types are the best remaining source.
-    return dict(layers_from_network(context.trt, network)), "network"
+    return dict(layers_from_network(builder_context.trt, network)), "network"
 
 
 def _tensors(network: Any) -> tuple[EngineTensor, ...]:
@@ -226,18 +226,20 @@ def _recorded_options(options: EngineOptions) -> dict[str, Any]:
     }
 
 
-def _versions(context: BuilderContext) -> dict[str, str]:
+def _versions(builder_context: BuilderContext) -> dict[str, str]:
     return {
         "fada_deploy": __version__,
-        context.flavor: str(context.trt.__version__),
+        builder_context.flavor: str(builder_context.trt.__version__),
         "python": platform.python_version(),
     }
 
 
-def _default_timing_cache(context: BuilderContext, gpu: Gpu | None) -> Path:
+def _default_timing_cache(builder_context: BuilderContext, gpu: Gpu | None) -> Path:
     """Return the path of the timing cache; timings are valid for one version and one GPU only."""
     name = gpu.name.replace(" ", "-").replace("/", "-") if gpu else "unknown"
-    return cache_folder() / f"{context.flavor}-{context.trt.__version__}-{name}.timing"
+    return (
+        cache_folder() / f"{builder_context.flavor}-{builder_context.trt.__version__}-{name}.timing"
+    )
 
 
 def _save_timing_cache(config: Any, path: Path) -> None:

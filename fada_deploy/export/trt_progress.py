@@ -13,7 +13,9 @@ from fada_deploy.runtime.backends.trt_library import BuilderContext, error_summa
 _POLL_S = 0.1
 
 
-def build_serialized(context: BuilderContext, network: Any, config: Any, where: str) -> bytes:
+def build_serialized(
+    builder_context: BuilderContext, network: Any, config: Any, where: str
+) -> bytes:
     """Return the serialized engine; raise `ModelError` with the builder's errors if it fails.
 
     The build runs in a thread of its own, because a call into the library does not notice Ctrl-C.
@@ -23,11 +25,11 @@ def build_serialized(context: BuilderContext, network: Any, config: Any, where: 
     results: list[Any] = []
     with progress_bar(None, "building engine", unit="step") as bar:
         # The library holds no reference to the monitor, so this variable has to.
-        monitor = _monitor(context.trt, bar, canceled)
+        monitor = _monitor(builder_context.trt, bar, canceled)
         config.progress_monitor = monitor
 
         def build() -> None:
-            builder = context.builder
+            builder = builder_context.builder
             try:
                 results.append(builder.build_serialized_network(network, config))
             except Exception as error:
@@ -46,7 +48,7 @@ def build_serialized(context: BuilderContext, network: Any, config: Any, where: 
             config.progress_monitor = None
     plan = results[0]
     if plan is None or isinstance(plan, Exception):
-        reason = error_summary(context.log.errors) if plan is None else one_line(plan)
+        reason = error_summary(builder_context.log.errors) if plan is None else one_line(plan)
         raise ModelError(f"{where}: TensorRT could not build an engine ({reason})")
     return bytes(plan)
 

@@ -123,14 +123,14 @@ def test_remedies_are_below_their_checks(fada: Run, monkeypatch: pytest.MonkeyPa
         "                  run: pip install it",
         "warning  third    is slow",
         "info     fourth   is optional",
-        "1 problem checks",
+        "1 problem found",
     ]
     monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: checks[:1])
     code, out, _ = fada("doctor")
-    assert code == 0 and out.splitlines()[-1] == "no problems checks"
+    assert code == 0 and out.splitlines()[-1] == "no problems found"
     monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: 2 * checks)
     code, out, _ = fada("doctor")
-    assert code == 1 and out.splitlines()[-1] == "2 problems checks"
+    assert code == 1 and out.splitlines()[-1] == "2 problems found"
 
 
 def test_tiny_model_equals_that_of_the_onnx_package() -> None:
@@ -254,7 +254,7 @@ def test_missing_extras_are_neutral(
     assert (others.state, others.remedy) == ("info", "")
     monkeypatch.setattr("fada_deploy.inspection.doctor.diagnose", lambda: [cpu, others])
     code, out, _ = fada("doctor")
-    assert code == 0 and "warning" not in out and out.splitlines()[-1] == "no problems checks"
+    assert code == 0 and "warning" not in out and out.splitlines()[-1] == "no problems found"
 
 
 def test_old_and_missing_libraries_are_a_problem(
@@ -444,7 +444,7 @@ def test_unwritable_cache_is_a_problem(
     lines = out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("problem  cache"))
     assert "cannot be written" in lines[at] and "run: export XDG_CACHE_HOME=" in lines[at + 1]
-    assert (code, lines[-1]) == (1, "1 problem checks")
+    assert (code, lines[-1]) == (1, "1 problem found")
 
 
 def test_nearly_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,7 +493,7 @@ def test_numba_that_cannot_compile_is_a_warning(monkeypatch: pytest.MonkeyPatch)
     ("code", "state", "text"),
     [
         ("print('[\"13.0\", 2]')", "ok", "CUDA 13.0, 2 GPUs"),
-        ("print('[\"13.0\", 0]')", "problem", "the driver may be too old"),
+        ("print('[\"13.0\", 0]')", "problem", "driver may be too old"),
         ("print('[null, 0]')", "warning", "built without CUDA"),
         ("raise ImportError('libtorch.so: cannot open')", "problem", "libtorch.so: cannot open"),
         ("import os; os.abort()", "problem", "exit code -6"),
