@@ -74,8 +74,8 @@ def train(
     """
     try:
         from fada_deploy.training.device import choose_device
-        from fada_deploy.training.run import load_config
         from fada_deploy.training.run import train as train_run
+        from fada_deploy.training.run_files import load_config
         from fada_deploy.training.settings import make_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
