@@ -41,7 +41,7 @@ def command(model: Path | None, model_option: Path | None, as_json: bool) -> int
     fada inspect runs/gta5-mine-001     # settings, stages, scores, exports
     fada inspect model.onnx --json      # for programs; the metadata is under `metadata`
 
-    Exits with 1 if a check fails, for example if a file beside the model was replaced.
+    Exits with 1 if a check fails, for example if a file next to the model was replaced.
     """
     from fada_deploy.inspection.describe import describe
 

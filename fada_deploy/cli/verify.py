@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="fp32 ONNX file to compare with on --data [model.onnx beside MODEL].",
+    help="fp32 ONNX file to compare with on --data [model.onnx next to MODEL].",
 )
 @click.option(
     "--max-miou-drop",
@@ -71,8 +71,8 @@ def command(
     """Verify an exported model on this machine.
 
     MODEL is an ONNX file, a TensorRT engine, or the folder of a run [the newest export]. Its
-    outputs on a few real frames are compared with those of the trained network, which lie beside it
-    in model.reference.npz. Neither torch nor the run is needed.
+    outputs on a few real frames are compared with those of the trained network, which are stored
+    next to it in model.reference.npz. Neither torch nor the run is needed.
 
     Exits with 3 if the outputs differ too much.
     """

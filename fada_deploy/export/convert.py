@@ -96,7 +96,7 @@ def convert_precision(
     calibration: Calibration | None = None,
     limits: VerificationLimits = _DEFAULT_LIMITS,
 ) -> ConvertedModel:
-    """Convert the fp32 file `model` to `precision` and save the result beside it.
+    """Convert the fp32 file `model` to `precision` and save the result next to it.
 
     Raise `ToleranceError` if the result differs too much from the network. It is then not saved,
     and a PNG of the worst reference frame is written in its place. Raise `ModelError` if `model` is

@@ -61,7 +61,7 @@ def rebuild_if_stale(engine: Path, device: str) -> bool:
     model = engine.with_name(sidecar.onnx_name)
     if not model.is_file():
         raise ModelError(
-            f"{engine}: {reason}; to rebuild it, copy its ONNX file {model.name} beside it"
+            f"{engine}: {reason}; to rebuild it, copy its ONNX file {model.name} next to it"
         )
     logger.info("rebuilding %s: %s", engine.name, reason)
     is_rtx = sidecar.flavor == "tensorrt_rtx"

@@ -61,7 +61,7 @@ def export_onnx(
     frames: Path | None = None,
     tolerance: Tolerance | None = None,
 ) -> ExportedModel:
-    """Export a weights file to `out` (.onnx) and write its reference outputs beside it.
+    """Export a weights file to `out` (.onnx) and write its reference outputs next to it.
 
     The file is compared with the network on each installed backend before it is saved.
 
@@ -83,7 +83,6 @@ def export_onnx(
     backends = _check_requirements(head, out)
     trained, provenance = load_model(weights)
     model = with_input_size(trained, size_hw)
-    height, width = model.spec.size_hw
     metadata = ModelMetadata(
         label_space=model.spec.space,
         input_size_hw=model.spec.size_hw,
@@ -102,18 +101,12 @@ def export_onnx(
         held_out=True,
         purpose="reference outputs",
     )
-    last = len(measured_frames) - 1
-    indices = np.linspace(0, last, min(REFERENCE_FRAMES, last + 1)).round().astype(int)
-    images = [measured_frames[i] for i in indices.tolist()]
+    images = _evenly_spaced(measured_frames, REFERENCE_FRAMES)
     reference, labels = make_reference_outputs(model, images)
     if head == "labels":
         labels = resize_to_frames(list(reference.labels), images)
-    if reference.count_classes() < 2:
-        logger.warning(
-            "the network predicts only %d class in the reference frames, so the parity check is "
-            "weak; name other frames with --calibration",
-            reference.count_classes(),
-        )
+    _warn_about_few_classes(reference)
+    height, width = model.spec.size_hw
     logger.info("exporting %s at %dx%d with head %s", weights, width, height, head)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.stem}.partial.onnx")
@@ -155,6 +148,20 @@ def _check_requirements(head: str, out: Path) -> list[str]:
         # Without a backend the file could not be verified.
         raise MissingExtraError("onnxruntime", "export")
     return backends
+
+
+def _evenly_spaced(frames: Sequence[Frame], count: int) -> list[Frame]:
+    indices = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    return [frames[i] for i in indices.tolist()]
+
+
+def _warn_about_few_classes(reference: ReferenceOutputs) -> None:
+    if (classes := reference.count_classes()) < 2:
+        logger.warning(
+            "the network predicts only %d class in the reference frames, so the parity check is "
+            "weak; name other frames with --calibration",
+            classes,
+        )
 
 
 def make_reference_outputs(

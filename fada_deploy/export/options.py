@@ -148,6 +148,19 @@ class ExportOptions:
     out: Path | None = None
 
     def __post_init__(self) -> None:
+        # Callers from Python may pass strings as paths, and lists.
+        for path_field in ("calibration", "data_root", "triton", "out"):
+            if isinstance(path := getattr(self, path_field), str):
+                object.__setattr__(self, path_field, Path(path))
+        if isinstance(self.precisions, str):
+            raise UsageError(
+                f"precisions must be a tuple, for example ('fp16',), got {self.precisions!r}"
+            )
+        object.__setattr__(self, "precisions", tuple(self.precisions))
+        self._check_values()
+        self._check_combinations()
+
+    def _check_values(self) -> None:
         _require_choice("head", self.head, HEADS)
         _require_choice("hardware target", self.hardware_target, tuple(INT8_TARGETS))
         _require_choice("calibration method", self.calibration_method, CALIBRATION_METHODS)
@@ -169,6 +182,8 @@ class ExportOptions:
             )
         if self.out is not None and self.out.suffix != ".onnx":
             raise UsageError(f"the output file must end with .onnx, got {self.out}")
+
+    def _check_combinations(self) -> None:
         if self.data is not None and set(self.precisions) == {"fp32"}:
             raise UsageError(
                 "--data compares converted files with the fp32 file; add a precision, for example "

@@ -135,7 +135,7 @@ def _export_fp32(
         from fada_deploy.export.exporter import export_onnx
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export") from None
-    # Wider tolerances are meant for other precisions unless fp32 is asked for.
+    # Without fp32 among the precisions, custom tolerances are meant for the converted files only.
     tolerance = _limits(options).tolerance("fp32") if _FP32 in variants else None
     exported = export_onnx(
         weights,
@@ -169,8 +169,8 @@ def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Pa
     if options.out is not None:
         return weights, options.out
     if run.is_file():
-        raise UsageError(f"{run}: is not part of a run; name the output with --out model.onnx")
-    # The two heads have different names, because converted files lie beside the file that they
+        raise UsageError(f"{run}: is a weights file; name the output with --out model.onnx")
+    # The two heads have different names, because converted files lie next to the file that they
     # were converted from.
     name = "model.onnx" if options.head == "logits" else "model.labels.onnx"
     folder = weights.parent.parent if run == weights.parent else run

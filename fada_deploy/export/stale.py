@@ -11,7 +11,7 @@ from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
 
 def stale_exports(model: Path, rewritten: set[Path]) -> list[str]:
-    """Return the names of the files beside `model` whose reference outputs were replaced.
+    """Return the names of the files next to `model` whose reference outputs were replaced.
 
     Only files that share the reference outputs of `model` are checked. The files in `rewritten` are
     skipped, because the running export replaces them too.

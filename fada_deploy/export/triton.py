@@ -18,7 +18,7 @@ from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, read_engine
 from fada_deploy.runtime.backends.onnx_file import read_model
 
-# How long Triton delays a request to batch it with others; short beside the 33 ms of a video frame.
+# How long Triton may delay a request to form a batch; a video frame lasts 33 ms.
 QUEUE_DELAY_US = 2000
 
 

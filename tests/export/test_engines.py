@@ -115,7 +115,7 @@ def test_damaged_engine_is_rebuilt_with_its_options(
     assert rebuild_if_stale(model, "auto") is False
     engine.write_bytes(b"")
     model.unlink()
-    with pytest.raises(ModelError, match=r"copy its ONNX file model\.onnx beside it"):
+    with pytest.raises(ModelError, match=r"copy its ONNX file model\.onnx next to it"):
         rebuild_if_stale(engine, "auto")
 
 
