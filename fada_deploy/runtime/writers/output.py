@@ -67,11 +67,9 @@ class Output:
     def frame_path(self, kind: str, suffix: str, result: Result) -> Path:
         """Return the file of one result; a single image has no folder of its own."""
         folder = self.options.out / kind
-        return (
-            folder / self.name / f"{result.item}{suffix}"
-            if result.item
-            else (folder / f"{self.name}{suffix}")
-        )
+        if result.item:
+            return folder / self.name / f"{result.item}{suffix}"
+        return folder / f"{self.name}{suffix}"
 
 
 WriteResult = Callable[[DrawnResult], None]
