@@ -1,6 +1,7 @@
 """Lay out a town along one street: lots, sidewalks, street furniture, parked and moving traffic.
 
-A town depends on its seed only; the appearance sets its colors.
+The street is divided into slabs: sections along z with one lot on each side. A town depends on its
+seed only; the appearance sets its colors.
 """
 
 from __future__ import annotations
