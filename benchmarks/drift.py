@@ -54,7 +54,7 @@ def drift_of_drive(segmenter: Segmenter, seed: int) -> dict[str, Drift]:
     size_hw = segmenter.metadata.input_size_hw
     drive = Drive.start("target", first_seed(seed, CLIP), size_hw=size_hw, seconds=SECONDS)
     window = SECONDS * FPS // EVERY
-    monitors = {name: DriftMonitor.of(segmenter.metadata, window=window) for name in CHANGES}
+    monitors = {name: DriftMonitor.for_model(segmenter.metadata, window=window) for name in CHANGES}
     drifts: dict[str, Drift] = {}
     for i, (frame, _) in enumerate(drive.frames(SECONDS * FPS)):
         if i % EVERY == 0:
