@@ -43,7 +43,7 @@ _FP32 = Variant("fp32")
 
 
 def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -> ExportResult:
-    """Export `source` as `options` say.
+    """Write the files of `options` from `source`.
 
     Each file is compared with the trained network on real frames before it is saved under its final
     name. A file that exceeds a tolerance is not saved; the others are still written.

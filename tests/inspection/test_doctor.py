@@ -49,11 +49,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GPU, lambda index=0: Gpu("Test GPU", "8.6"))
 
 
-def put(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
+def add_module(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)
     vars(module).update(contents)
@@ -164,9 +164,7 @@ def test_tiny_model_equals_that_of_the_onnx_package() -> None:
     assert outputs[0].item() == pytest.approx(float((x * weights).sum()), rel=1e-5)
 
 
-def test_two_distributions_of_onnxruntime_clash(
-    installed: Callable[..., None], a_gpu: None
-) -> None:
+def test_two_distributions_of_onnxruntime_clash(installed: Callable[..., None], gpu: None) -> None:
     installed(onnxruntime="1.30.0", onnxruntime_gpu="1.31.0")
     (check,) = packages.clash_checks()
     assert (
@@ -287,9 +285,9 @@ def test_missing_package_metadata_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_silent_fallback_to_the_cpu_is_a_problem(
-    a_gpu: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    gpu: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CPUExecutionProvider"))
+    add_module(monkeypatch, "onnxruntime", **fake_onnxruntime("CPUExecutionProvider"))
     checks = by_name(backends.onnxruntime_checks())
     assert checks["onnxruntime cpu"].state == "ok"
     cuda = checks["onnxruntime cuda"]
@@ -301,12 +299,12 @@ def test_silent_fallback_to_the_cpu_is_a_problem(
 
 
 def test_cuda_libraries_from_pip_are_added_to_the_search_path(
-    a_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "nvidia/cu13/lib"
     folder.mkdir(parents=True)
     (folder / "libcublasLt.so.13").touch()
-    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CPUExecutionProvider"))
+    add_module(monkeypatch, "onnxruntime", **fake_onnxruntime("CPUExecutionProvider"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     spec = ModuleSpec("nvidia", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "nvidia")]
@@ -320,15 +318,15 @@ def test_cuda_libraries_from_pip_are_added_to_the_search_path(
     )
 
 
-def test_wrong_output_is_a_problem(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CUDAExecutionProvider"))
+def test_wrong_output_is_a_problem(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_module(monkeypatch, "onnxruntime", **fake_onnxruntime("CUDAExecutionProvider"))
     assert [c.state for c in backends.onnxruntime_checks()] == ["ok", "ok"]
-    put(monkeypatch, "onnxruntime", **fake_onnxruntime("CUDAExecutionProvider", output=48))
+    add_module(monkeypatch, "onnxruntime", **fake_onnxruntime("CUDAExecutionProvider", output=48))
     wrong = by_name(backends.onnxruntime_checks())["onnxruntime cuda"]
     assert wrong.state == "problem" and "48" in wrong.detail and "49" in wrong.detail
 
 
-def test_unused_gpu_is_a_warning(a_gpu: None) -> None:
+def test_unused_gpu_is_a_warning(gpu: None) -> None:
     pytest.importorskip("onnxruntime")
     check = by_name(backends.onnxruntime_checks())["onnxruntime cuda"]
     assert check.state == "warning" and check.remedy.endswith(install_command("gpu"))
@@ -361,7 +359,7 @@ def test_no_backend_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tensorrt_without_a_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    put(monkeypatch, "tensorrt", __version__="11.4.0")
+    add_module(monkeypatch, "tensorrt", __version__="11.4.0")
     monkeypatch.setattr("fada_deploy.inspection.targets.find_gpu", lambda: None)
     check = by_name(backends.tensorrt_checks())["tensorrt"]
     assert check.state == "warning" and "11.4.0" in check.detail and "no NVIDIA GPU" in check.detail
@@ -374,9 +372,9 @@ def test_cupy_without_a_driver_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
     def no_driver() -> int:
         raise CUDARuntimeError("cudaErrorInsufficientDriver")
 
-    put(monkeypatch, "tensorrt", __version__="11.4.0")
+    add_module(monkeypatch, "tensorrt", __version__="11.4.0")
     runtime = SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=no_driver)
-    put(
+    add_module(
         monkeypatch,
         "cupy",
         __version__="14.0",
@@ -501,7 +499,7 @@ def test_numba_that_cannot_compile_is_a_warning(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_torch_is_imported_in_another_process(
-    code: str, state: str, text: str, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+    code: str, state: str, text: str, gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_CODE", code)
     monkeypatch.setattr(training, "_TIMEOUT_S", 1.0 if "sleep" in code else 60.0)
