@@ -77,10 +77,10 @@ class App:
             self._scene, self._captured = self._perceive(frame).to_dict(), frame.captured
         now = self._clock()
         late = self.budget.add(now - frame.captured, segmented=segmented)
-        has_time = frame.pts is not None and frame.time_base is not None
+        pts, time_base = frame.pts, frame.time_base
         return {
             "index": frame.index,
-            "time_s": float(frame.pts * frame.time_base) if has_time else None,  # type: ignore[operator]
+            "time_s": None if pts is None or time_base is None else float(pts * time_base),
             "latency_ms": round(1000 * (now - frame.captured), 2),
             "age_ms": round(1000 * (now - self._captured), 2),
             "late": late,
