@@ -117,7 +117,7 @@ def export(source: str | Path, **options: Any) -> ExportResult:
     Args:
         source: Folder of a run or of a stage, a weights file, or the fp32 ONNX file of an earlier
             export.
-        options: The fields of `fada_deploy.export.plan.ExportOptions`, for example
+        options: The fields of `fada_deploy.export.options.ExportOptions`, for example
             `precisions=("fp32", "int8")`.
 
     Returns:

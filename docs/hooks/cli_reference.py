@@ -58,13 +58,16 @@ def _names(option: click.Option, context: click.Context) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     if option.is_flag or option.count:
         return names
-    metavar = option.make_metavar(context).replace("|", "\\|")
-    return f"{names}<br>`{metavar}`"
+    if isinstance(option.type, click.Choice):
+        values = ", ".join(f"`{choice}`" for choice in option.type.choices)
+    else:
+        values = f"`{option.make_metavar(context)}`"
+    return f"{names}<br>{values}"
 
 
 def _description(option: click.Option, context: click.Context) -> str:
     record = option.get_help_record(context)
     text = " ".join(record[1].split()) if record else ""
-    for character in ("|", "<", "*", "_"):
+    for character in ("|", "*", "_"):
         text = text.replace(character, f"\\{character}")
-    return text
+    return text.replace("<", "&lt;")
