@@ -110,7 +110,5 @@ def test_missing_compiler_is_an_error_before_training(
         raise RuntimeError("no C++ compiler was found\nmore")
 
     monkeypatch.setattr(device_module.torch, "compile", cannot)
-    with pytest.raises(
-        UsageError, match=r"--compile: .*no C\+\+ compiler was found\); leave it out"
-    ):
+    with pytest.raises(UsageError, match=r"no C\+\+ compiler was found.*--compile"):
         train_run(blocks, tmp_path / "run", "compile=true")
