@@ -121,6 +121,7 @@ def command(
     if model.suffix != ".onnx":
         # Records the result, so that the runtime does not verify the engine again on this GPU.
         verify_engine(model)
+    log(f"verified {model}")
 
 
 def _model(model: Path | None) -> Path:
