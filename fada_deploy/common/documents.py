@@ -124,6 +124,8 @@ def _file_text(path: Path) -> str:
     try:
         with path.open("rb") as handle:
             data = handle.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise _Problem(_TOO_LARGE)
         return data.decode("utf-8-sig")  # Windows editors may write a byte-order mark
     except OSError as failure:
         raise _Problem(f"cannot be read ({failure.strerror or failure})") from None

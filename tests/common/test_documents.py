@@ -155,6 +155,12 @@ def test_unreadable_toml_file_is_the_callers_error(tmp_path: Path) -> None:
         read_toml(tmp_path / "latin.toml", Document, remedy="r")
 
 
+def test_file_above_the_size_limit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "large.toml").write_text("#" + "é" * (MAX_BYTES // 2 + 1))
+    with pytest.raises(UsageError, match=r"large\.toml: found more than 16 MiB"):
+        read_toml(tmp_path / "large.toml", Document, remedy="r")
+
+
 def test_convert_uses_the_given_error_type() -> None:
     assert convert({"trainId": 1}, Item, where="w", remedy="r") == Item(1)
     with pytest.raises(DataError, match="w: trainId: found 'x', expected int; r"):
