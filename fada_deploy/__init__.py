@@ -71,7 +71,7 @@ _EXPORTS = {
 }
 
 # `export` is both a subpackage and a function: the subpackage is callable (export/__init__.py).
-__all__ = sorted([*_EXPORTS, "__version__", "export"])  # noqa: PLE0605
+__all__ = sorted([*_EXPORTS, "__version__", "export"])
 
 
 def __getattr__(name: str) -> Any:

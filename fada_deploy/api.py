@@ -45,7 +45,7 @@ def train(
     SIGTERM saves the state, and `resume` continues exactly where the run stopped.
 
     Args:
-        src: Labeled source: the name of a data set ("gta5", "synthia", "cityscapes") or a TOML file.
+        src: Labeled source: a data set ("gta5", "synthia", "cityscapes") or a TOML file.
         tgt: Unlabeled target: the name of a data set, a TOML file, a video, or a folder of videos
             or images.
         src_root: Folder of the source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].

@@ -66,5 +66,5 @@ def _refuse_tensorrt_int8_on_cpu(path: Path, segmenter: Segmenter) -> None:
     if segmenter.backend.device == "cpu" and segmenter.metadata.hardware_target == "tensorrt":
         segmenter.close()
         raise ModelError(
-            f"{path}: is quantized for TensorRT and slow on a CPU; name it with --model to run it here"
+            f"{path}: is quantized for TensorRT and slow on a CPU; use --model to run it here"
         )

@@ -31,7 +31,14 @@ _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 class LabelClass(
     msgspec.Struct, frozen=True, rename={"train_id": "trainId", "label_id": "labelId"}
 ):
-    """One class: its name, its Cityscapes trainId and labelId, and its RGB color (0…255)."""
+    """One class of a label space.
+
+    Attributes:
+        name: Name of the class, unique within its label space.
+        train_id: Cityscapes trainId, 0 to 254; written into masks.
+        label_id: Cityscapes labelId, 0 to 254.
+        color: Red, green and blue, 0 to 255.
+    """
 
     name: str
     train_id: _Id
@@ -41,7 +48,12 @@ class LabelClass(
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """An ordered set of 2 to 254 classes; the index of a class is its position."""
+    """An ordered set of 2 to 254 classes; the index of a class is its position.
+
+    Attributes:
+        name: Name of the label space.
+        classes: The classes, in the order of the network's output channels.
+    """
 
     name: str
     classes: Annotated[tuple[LabelClass, ...], msgspec.Meta(min_length=2, max_length=254)]
