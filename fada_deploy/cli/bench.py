@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
     show_default=True,
     help="Backend to measure; all: every backend that can run the file.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or N.")
+@DEVICE_OPTION
 @click.option(
     "--batch", type=click.IntRange(1), help="Frames per batch [the file's fixed batch, else 1]."
 )
@@ -65,7 +66,7 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
     is_flag=True,
     help="Remember the fastest backend of each model, so that --backend auto uses it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(
     models: tuple[Path, ...],
     more_models: tuple[Path, ...],

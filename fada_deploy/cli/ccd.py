@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
 from fada_deploy.common.runs import newest_run
 from fada_deploy.common.system import require_package
 from fada_deploy.common.tables import format_table
@@ -45,10 +46,8 @@ _PLOT_SUFFIXES = (".pdf", ".png", ".svg")
     type=click.Path(path_type=Path),
     help="Save a bar plot as .png, .svg or .pdf.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@DEVICE_OPTION
+@JSON_OPTION
 def command(
     runs: tuple[Path, ...],
     frames: int,

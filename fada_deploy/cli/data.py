@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import SIZE, CommandGroup
+from fada_deploy.cli.options import DATA_ROOT_OPTION, JSON_OPTION, SIZE, CommandGroup
 from fada_deploy.common.system import usable_cores
 
 
@@ -19,11 +19,7 @@ def command() -> None:
 
 @command.command("check", short_help="Read all files of a data set and report problems.")
 @click.argument("name")
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    help="Folder of the data set [$FADA_DATASETS/NAME or datasets/NAME].",
-)
+@DATA_ROOT_OPTION
 @click.option("--split", default="train", show_default=True, help="Split of the data set.")
 @click.option(
     "--label-space",
@@ -37,7 +33,7 @@ def command() -> None:
     show_default="usable cores",
     help="Number of reading threads.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document on stdout.")
+@JSON_OPTION
 def check(
     *,
     name: str,

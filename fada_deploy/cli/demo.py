@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fada_deploy.cli.console import log
-from fada_deploy.cli.options import SIZE
+from fada_deploy.cli.options import DEVICE_OPTION, SIZE
 from fada_deploy.common.system import require_package
 from fada_deploy.common.tables import format_table
 
@@ -51,12 +51,7 @@ _STAGE_NAMES = {
     show_default=True,
     help="Seed of the rendered towns and of the training.",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="Training device: auto, cpu, cuda or cuda:N.",
-)
+@DEVICE_OPTION
 def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> None:
     """Run the full pipeline on rendered streets.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fada_deploy.cli.console import emit_json
+from fada_deploy.cli.options import JSON_OPTION
 
 if TYPE_CHECKING:
     from fada_deploy.inspection.doctor import Check
@@ -18,7 +19,7 @@ _STATE_WIDTH = max(map(len, _COLORS))
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(as_json: bool) -> int:
     """Check what works on this machine, and how to install what does not.
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import MODEL_OPTION, SIZE, model_path
+from fada_deploy.cli.options import (
+    DATA_ROOT_OPTION,
+    DEVICE_OPTION,
+    JSON_OPTION,
+    MODEL_OPTION,
+    SIZE,
+    model_path,
+)
 from fada_deploy.common.runs import MODEL_SUFFIXES, newest_run
 from fada_deploy.common.system import require_package
 from fada_deploy.common.tables import format_table
@@ -59,11 +66,7 @@ class Subject:
     metavar="NAME|TOML",
     help="Labeled data set: a name such as cityscapes, or a .toml file.",
 )
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    help="Folder of the data set [$FADA_DATASETS/NAME, or datasets/NAME].",
-)
+@DATA_ROOT_OPTION
 @click.option("--split", default="val", show_default=True, help="Split of the data set.")
 @click.option("--size", type=SIZE, help="Network input size; runs only [as trained].")
 @click.option(
@@ -82,16 +85,14 @@ class Subject:
     type=click.Path(path_type=Path),
     help="Save the confusion matrix as .csv (pixel counts) or .png (plot).",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N."
-)
+@DEVICE_OPTION
 @click.option(
     "--backend",
     default="auto",
     show_default=True,
     help="Inference backend; exported models only: auto, onnxruntime, openvino or tensorrt.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(
     model: Path | None,
     model_option: Path | None,

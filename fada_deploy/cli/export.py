@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import SIZE
+from fada_deploy.cli.options import DATA_ROOT_OPTION, JSON_OPTION, SIZE
 from fada_deploy.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     metavar="NAME|TOML",
     help="Labeled data set on which other precisions are compared with fp32.",
 )
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+@DATA_ROOT_OPTION
 @click.option(
     "--max-miou-drop",
     type=float,
@@ -166,7 +166,7 @@ if TYPE_CHECKING:
 @click.option(
     "--list", "list_only", is_flag=True, help="List what this machine can build and run, and exit."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) -> None:
     """Export a run to ONNX files and TensorRT engines.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import SIZE
+from fada_deploy.cli.options import JSON_OPTION, SIZE
 from fada_deploy.common.runs import STAGES
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder of the new run [runs/SRC-TGT-BACKBONE-NNN].",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(
     checkpoint: Path,
     stage: str | None,

@@ -13,6 +13,7 @@ import click
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.infer_setup import DROP_POLICIES, KINDS, LEGEND_POSITIONS, Arguments
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner
@@ -79,9 +80,7 @@ if TYPE_CHECKING:
     type=click.Choice(["cuda"]),
     help="Decode and encode videos on this device [the CPU].",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="Inference device: auto, cpu or cuda[:N]."
-)
+@DEVICE_OPTION
 @click.option(
     "--backend",
     default="auto",
@@ -122,7 +121,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Rebuild an incompatible engine from its ONNX file; needs --model.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON to stdout.")
+@JSON_OPTION
 def command(**options: Any) -> int:
     """Segment videos, images, folders, globs and live sources.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fada_deploy.cli.console import emit_json
-from fada_deploy.cli.options import MODEL_OPTION, model_path
+from fada_deploy.cli.options import JSON_OPTION, MODEL_OPTION, model_path
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.tables import format_table
 
@@ -27,7 +27,7 @@ _MAX_CLASSES_SHOWN = 3
 @click.command("inspect")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @MODEL_OPTION
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(model: Path | None, model_option: Path | None, as_json: bool) -> int:
     """Show the metadata of MODEL and check its hashes.
 

@@ -36,6 +36,18 @@ class SizeType(_SizeBase):
 
 SIZE = SizeType()
 
+# Options that have the same meaning in every command.
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
+)
+DEVICE_OPTION = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+DATA_ROOT_OPTION = click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Folder of the data set [$FADA_DATASETS/NAME, otherwise datasets/NAME].",
+)
 # For commands with a positional MODEL, so that `--model` works in every command.
 MODEL_OPTION = click.option(
     "--model", "model_option", type=click.Path(path_type=Path), help="Same as MODEL."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fada_deploy.cli.console import log
+from fada_deploy.cli.options import DEVICE_OPTION
 from fada_deploy.common.runs import newest_run
 from fada_deploy.common.system import require_package
 
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of labeled frames per domain for the Class Center Distance; 0 omits it.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N."
-)
+@DEVICE_OPTION
 def command(
     runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import SIZE
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tensorboard", is_flag=True, help="Also write scalars and example images to RUN/tensorboard."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE_OPTION
 @click.option(
     "--init",
     help="Initial backbone weights: a file, imagenet (from an installed package), or none [none].",
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Continue an interrupted run exactly where it stopped.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(
     config_file: Path | None,
     settings: tuple[str, ...],

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import MODEL_OPTION, model_path
+from fada_deploy.cli.options import (
+    DATA_ROOT_OPTION,
+    DEVICE_OPTION,
+    JSON_OPTION,
+    MODEL_OPTION,
+    model_path,
+)
 from fada_deploy.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,9 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Inference backend: onnxruntime, openvino, tensorrt, or auto for all that are installed.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="Inference device: auto, cpu or cuda[:N]."
-)
+@DEVICE_OPTION
 @click.option(
     "--min-equal-labels",
     type=click.FloatRange(0, 100),
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     metavar="NAME|TOML",
     help="Labeled data set on which MODEL is also compared with --baseline.",
 )
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+@DATA_ROOT_OPTION
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
@@ -64,7 +68,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Save an image (.png) of the reference frame with the most differences.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@JSON_OPTION
 def command(
     model: Path | None, model_option: Path | None, plot: Path | None, as_json: bool, **values: Any
 ) -> None:
