@@ -17,9 +17,13 @@ OpenCV nor an inference backend.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fada_deploy._version import __version__ as __version__
+
+# Silent unless the program configures logging; otherwise Python prints warnings to stderr.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from fada_deploy.api import evaluate as evaluate

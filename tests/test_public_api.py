@@ -69,3 +69,9 @@ def test_export_is_a_function_and_a_package() -> None:
         "except fada_deploy.UsageError as error:\n    print(error)"
     )
     assert "int4" in run_python(code)
+
+
+def test_the_library_prints_nothing_by_default() -> None:
+    code = "import logging, fada_deploy; logging.getLogger('fada_deploy.x').warning('a message')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "" and done.stderr == ""
