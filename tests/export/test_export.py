@@ -226,7 +226,7 @@ def test_resnet101_with_frozen_batch_norm_exports(blocks: Path, tmp_path: Path) 
     options = {
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
-        "stages": "source,adversarial",
+        "stages": ("source", "adversarial"),
     }
     config = make_config(
         preset="paper",
