@@ -20,7 +20,7 @@ from fada_deploy.cli.options import CommandGroup
 
 # Command → (module, its line in `fada --help`); the help must not import the modules.
 COMMANDS = {
-    "demo": ("demo", "Run the full pipeline on rendered streets: train, export, infer."),
+    "demo": ("demo", "Run the full pipeline on rendered street scenes: train, export, infer."),
     "data": ("data", "Check a data set, or render one."),
     "train": ("train", "Adapt a network from labeled source data to unlabeled target data."),
     "eval": ("eval", "Compute the IoU of a model or a run on labeled frames."),
@@ -89,7 +89,7 @@ def cli() -> None:
     """Adapt a driving-scene segmentation network to your own video, export it, and run it.
 
     \b
-    fada train --src gta5 --tgt cityscapes
+    fada train --src gta5 --tgt cityscapes --init resnet101-5d3b4d8f.pth
     fada export
     fada infer video.mp4
 

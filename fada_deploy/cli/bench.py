@@ -28,7 +28,7 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
     "more_models",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="The same as MODELS; can be repeated.",
+    help="Same as MODELS; can be repeated.",
 )
 @click.option(
     "--backend",
@@ -38,18 +38,21 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
 )
 @DEVICE_OPTION
 @click.option(
-    "--batch", type=click.IntRange(1), help="Frames per batch [the file's fixed batch, else 1]."
+    "--batch",
+    type=click.IntRange(1),
+    help="Frames per batch. [default: the fixed batch size of the model, or 1]",
 )
 @click.option(
     "--parallel",
     type=click.IntRange(1),
-    help="Batches that run at the same time [1; with --video as many as fada infer uses].",
+    help="Batches that run at the same time. [default: 1; with --video as many as "
+    "`fada infer` uses]",
 )
 @click.option("--video", help="Video file for the end-to-end measurement.")
 @click.option(
     "--frames",
     type=click.IntRange(1),
-    help="Number of frames of the end-to-end measurement [all].",
+    help="Number of frames of the end-to-end measurement. [default: all]",
 )
 @click.option(
     "--seconds",
@@ -81,14 +84,14 @@ def command(
     remember: bool,
     as_json: bool,
 ) -> None:
-    """Measure the speed of MODELS on this machine [the newest export].
+    """Measure the speed of MODELS on this machine. [default: the newest export]
 
     \b
     fada bench
     fada bench model.onnx model.int8-cpu.onnx --video drive.mp4 --plot speed.png
 
-    Model-only is the network alone on a batch in memory. End-to-end is the whole pipeline: decode,
-    resize, network, upsample, draw and encode an overlay video, which is then discarded.
+    Model-only is inference alone, on a batch in memory. End-to-end is the whole pipeline: decode,
+    resize, inference, upsample, draw and encode an overlay video, which is then discarded.
     """
     from fada_deploy.common.system import throughput_parallelism
     from fada_deploy.runtime.benchmark import benchmark

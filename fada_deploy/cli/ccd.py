@@ -56,7 +56,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> int:
-    """Measure the Class Center Distance of RUNS [the newest run].
+    """Measure the Class Center Distance of RUNS. [default: the newest run]
 
     The distance tells how tightly the features of each class cluster, relative to the distance to
     other classes; lower is better. RUNS are runs, stages (RUN/source) or weights files. All of them

@@ -23,8 +23,8 @@ def command() -> None:
 @click.option("--split", default="train", show_default=True, help="Split of the data set.")
 @click.option(
     "--label-space",
-    help="Classes to count: the name of a label space or a .toml file [cityscapes-16 for synthia, "
-    "otherwise cityscapes-19].",
+    help="Classes to count: the name of a label space or a .toml file. "
+    "[default: cityscapes-16 for synthia, otherwise cityscapes-19]",
 )
 @click.option(
     "--jobs",
@@ -77,7 +77,7 @@ def check(
     return 1 if report["unusable_files"] else 0
 
 
-@command.command("render", short_help="Render streets with exact labels as a data set.")
+@command.command("render", short_help="Render street scenes with exact labels as a data set.")
 @click.option(
     "--out",
     "-o",
@@ -146,7 +146,7 @@ def render(
     jobs: int,
     force: bool,
 ) -> None:
-    """Render a source domain, a target domain and a video of streets with exact labels.
+    """Render street scenes: a source domain, a target domain and a video, with exact labels.
 
     The folders have the layouts of GTA5 and Cityscapes, so that `fada train` can read them.
     """

@@ -35,7 +35,7 @@ _STAGE_NAMES = {
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    help="Folder for the data set, the overlay video and the contact sheet [demo-NNN].",
+    help="Folder for the data set, the overlay video and the contact sheet. [default: demo-NNN]",
 )
 @click.option(
     "--size",
@@ -53,11 +53,12 @@ _STAGE_NAMES = {
 )
 @DEVICE_OPTION
 def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> None:
-    """Run the full pipeline on rendered streets.
+    """Run the full pipeline on rendered street scenes.
 
-    Renders a labeled source domain and a target domain of another appearance, adapts a small
-    network, exports it and segments a video. Takes minutes on two CPU cores. Prints the mIoU of
-    each stage and writes an overlay video and a contact sheet. The run is written to runs/demo-NNN.
+    Renders synthetic scenes in two styles, a labeled source domain and a target domain. Adapts a
+    small network, exports it and segments a video. Takes minutes on two CPU cores. Prints the mIoU
+    of each stage and writes an overlay video and a contact sheet. The run is written to
+    runs/demo-NNN.
     """
     for package in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime"):
         require_package(package, "demo")

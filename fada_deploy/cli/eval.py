@@ -68,7 +68,7 @@ class Subject:
 )
 @DATA_ROOT_OPTION
 @click.option("--split", default="val", show_default=True, help="Split of the data set.")
-@click.option("--size", type=SIZE, help="Network input size; runs only [as trained].")
+@click.option("--size", type=SIZE, help="Input size; runs only. [default: as trained]")
 @click.option(
     "--mst",
     is_flag=True,
@@ -105,8 +105,8 @@ def command(
 ) -> int:
     """Evaluate MODEL on labeled frames and print the IoU of each class.
 
-    MODEL is a run, a weights file or an exported model [the newest run]. Predictions are compared
-    at the original size of each frame; labels are never resized.
+    MODEL is a run, a weights file or an exported model. [default: the newest run] Predictions
+    are compared at the original size of each frame; labels are never resized.
 
     \b
     fada eval --data cityscapes

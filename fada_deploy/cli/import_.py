@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
-    "--src", help="Data set it was trained on [gta5; synthia for a network of 16 classes]."
+    "--src",
+    help="Data set it was trained on. [default: gta5; synthia for a network of 16 classes]",
 )
 @click.option(
     "--tgt",
@@ -28,28 +29,37 @@ if TYPE_CHECKING:
     show_default=True,
     help="Target it was adapted to; exports are verified on its frames.",
 )
-@click.option("--tgt-root", type=click.Path(), help="Folder of the target data set.")
+@click.option(
+    "--tgt-root",
+    type=click.Path(),
+    help="Folder of the target data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
+    "variable is not set]",
+)
 @click.option(
     "--label-space",
-    help="cityscapes-19, cityscapes-16, cityscapes-13 or a .toml file [by number of classes].",
+    help="cityscapes-19, cityscapes-16, cityscapes-13 or a .toml file. "
+    "[default: by number of classes]",
 )
 @click.option(
     "--stage",
     type=click.Choice(STAGES),
-    help="Stage that produced it [detected from the file].",
+    help="Stage that produced it. [default: detected from the file]",
 )
 @click.option(
-    "--size", type=SIZE, help="Network input size [1024x512; 2048x1024 for the stage distill]."
+    "--size",
+    type=SIZE,
+    help="Input size of the network. [default: 1024x512; 2048x1024 for the stage distill]",
 )
 @click.option(
     "--init-norm",
-    help="Input normalization: torchvision or caffe [torchvision for ResNets, caffe for VGG-16].",
+    help="Input normalization: torchvision or caffe. [default: torchvision for ResNets, "
+    "caffe for VGG-16]",
 )
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    help="Folder of the new run [runs/SRC-TGT-BACKBONE-NNN].",
+    help="Folder of the new run. [default: runs/SRC-TGT-BACKBONE-NNN]",
 )
 @JSON_OPTION
 def command(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.infer_setup import DROP_POLICIES, KINDS, LEGEND_POSITIONS, Arguments
+from fada_deploy.cli.infer_setup import DROP_POLICIES, LEGEND_POSITIONS, Arguments
 from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
 
 if TYPE_CHECKING:
@@ -27,27 +27,31 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Exported model, or the folder of a run [the newest export that this machine can run].",
+    help="Exported model, or the folder of a run. [default: the newest export that this machine "
+    "can run]",
 )
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Output folder; or the name of the output video (.mp4) [runs/infer-NNN].",
+    help="Output folder, or an .mp4 file for a single video. [default: runs/infer-NNN]",
 )
 @click.option(
     "--save",
     metavar="KIND,…",
     default="overlay",
     show_default=True,
-    help=f"Kinds of output, separated by commas: {', '.join(KINDS)}; or none.",
+    help="Kinds of output, separated by commas: overlay (video, or JPEG per image), mask (PNG of "
+    "class ids), mask-video (lossless video of class ids), color (PNG in class colors), "
+    "color-video (video in class colors), npz (labels and confidence), json (class fractions); or "
+    "none, with --show.",
 )
 @click.option(
     "--ids",
     type=click.Choice(["trainId", "labelId"]),
     default="trainId",
     show_default=True,
-    help="Class ids in masks.",
+    help="Id convention of masks: Cityscapes trainId or labelId.",
 )
 @click.option(
     "--alpha",
@@ -61,24 +65,25 @@ if TYPE_CHECKING:
     type=click.Choice(LEGEND_POSITIONS),
     default="auto",
     show_default=True,
-    help="Corner of the overlay for class names and fractions.",
+    help="Position of the legend with class names and pixel fractions; auto: the corner that hides "
+    "least.",
 )
 @click.option("--contours", is_flag=True, help="Draw lines between classes in overlays.")
 @click.option(
     "--side-by-side", is_flag=True, help="Put the original frame to the left of the overlay."
 )
-@click.option("--classes", metavar="NAME,…", help="Classes to draw in overlays [all].")
+@click.option("--classes", metavar="NAME,…", help="Classes to draw in overlays. [default: all]")
 @click.option(
     "--x264-preset",
     metavar="NAME",
     default="ultrafast",
     show_default=True,
-    help="Video encoder preset; a slower one, such as veryfast, makes smaller files.",
+    help="Encoder preset; slower presets (for example veryfast, medium) give smaller files.",
 )
 @click.option(
     "--video-hardware",
     type=click.Choice(["cuda"]),
-    help="Decode and encode videos on this device [the CPU].",
+    help="Decode and encode videos on this device. [default: the CPU]",
 )
 @DEVICE_OPTION
 @click.option(
@@ -90,18 +95,26 @@ if TYPE_CHECKING:
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    help="Frames per inference call [the batch size of the model, otherwise 1].",
+    help="Frames per inference call. [default: the fixed batch size of the model, or 1]",
 )
-@click.option("--show", is_flag=True, help="Show the overlay in a window; q or Esc closes it.")
+@click.option(
+    "--show",
+    is_flag=True,
+    help="Show the overlay in a window; q or Esc closes it. Needs a display, and opencv-python "
+    "instead of opencv-python-headless.",
+)
 @click.option("--watch", is_flag=True, help="SOURCE is a folder: process images as they are added.")
 @click.option(
     "--drop-policy",
     type=click.Choice(DROP_POLICIES),
-    help="Live sources: which frames to drop when inference is too slow "
-    "[wait for standard input, drop-oldest otherwise].",
+    help="Live sources: which frames to drop when inference is too slow. "
+    "[default: wait for standard input, drop-oldest otherwise]",
 )
 @click.option(
-    "--deadline-ms", type=float, help="Live sources: drop frames older than this [no limit]."
+    "--deadline-ms",
+    type=float,
+    help="Live sources: drop frames that waited longer than this before inference. "
+    "[default: no limit]",
 )
 @click.option(
     "--reconnect-timeout",
@@ -109,7 +122,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     default=30.0,
     show_default=True,
-    help="Live sources: give up after this many seconds without a frame.",
+    help="Live sources: seconds without a frame after which a source is given up.",
 )
 @click.option(
     "--allow-unverified",
@@ -119,7 +132,8 @@ if TYPE_CHECKING:
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="Rebuild an incompatible engine from its ONNX file; needs --model.",
+    help="Rebuild an engine that was built for another GPU or TensorRT version, from its ONNX "
+    "file; needs --model.",
 )
 @JSON_OPTION
 def command(**options: Any) -> int:
@@ -127,19 +141,19 @@ def command(**options: Any) -> int:
 
     \b
     fada infer drive.mp4
-    fada infer drive.mp4 -o labeled.mp4
+    fada infer drive.mp4 -o overlay.mp4
     fada infer 'frames/*.png' --save overlay,mask --ids labelId
-    fada infer a.mp4 b.mp4 photos/ --out labeled --model model.onnx
+    fada infer a.mp4 b.mp4 photos/ --out results --model model.onnx
     fada infer rtsp://camera/stream --deadline-ms 100
     fada infer camera:0 camera:1 --show --save none
     fada infer incoming/ --watch --save mask
     ffmpeg … -f mpegts - | fada infer -
 
-    Live sources are streams (rtsp://, http://, …), cameras (camera:0, or 0 if no file has that
-    name), standard input (-), and a watched folder. Several streams and cameras are read at the
-    same time, each into its own video. Ctrl-C stops them and saves playable files.
+    Live sources are streams (rtsp://, http://, …), cameras (camera:N, or just N), standard input
+    (-), and a watched folder. Several streams and cameras are read at the same time, each into its
+    own video. Ctrl-C stops them and finalizes the output videos.
 
-    Exit code 1 means that some frames could not be read; the others were processed.
+    Exit code 1 means that an input could not be read; all readable inputs are still processed.
     """
     from fada_deploy.cli.infer_display import describe, overlay_window, print_summary, to_document
     from fada_deploy.cli.infer_live import stop_on_signals

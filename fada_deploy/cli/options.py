@@ -46,7 +46,8 @@ DEVICE_OPTION = click.option(
 DATA_ROOT_OPTION = click.option(
     "--data-root",
     type=click.Path(path_type=Path),
-    help="Folder of the data set [$FADA_DATASETS/NAME, otherwise datasets/NAME].",
+    help="Folder of the data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the variable "
+    "is not set]",
 )
 # For commands with a positional MODEL, so that `--model` works in every command.
 MODEL_OPTION = click.option(

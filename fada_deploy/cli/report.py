@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    help="HTML file to write [RUN/report.html, or report.html for several runs].",
+    help="HTML file to write. [default: RUN/report.html, or report.html for several runs]",
 )
 @click.option(
     "--frames",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def command(
     runs: tuple[Path, ...], out: Path | None, frames: int, ccd_frames: int, device: str
 ) -> None:
-    """Write an HTML report of RUNS that opens offline [the newest run].
+    """Write an HTML report of RUNS that opens offline. [default: the newest run]
 
     The report shows scores, loss curves and the predictions of each stage on the same target
     frames. Several runs are compared side by side, on the target frames of the first one.

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from fada_deploy.training.config import RunConfig
     from fada_deploy.training.run import TrainingResult
 
+# Repeated here so that `--help` does not import torch; a test compares them with the library.
+_BACKBONES = (
+    *("resnet101", "resnet50", "resnet18", "vgg16"),
+    *("ddrnet23-slim", "pidnet-s", "efficientnet-lite0", "segformer-b0"),
+)
+
 
 @click.command("train")
 @click.option(
@@ -26,29 +32,41 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tgt",
-    help="Unlabeled target: a data set, a .toml file, a video, or a folder of videos or images.",
+    help="Unlabeled target: cityscapes, crosscity-rio, -rome, -tokyo or -taipei, gta5, synthia, a "
+    ".toml file, a video, or a folder of videos or images.",
 )
 @click.option(
     "--src-root",
     type=click.Path(),
-    help="Folder of the source data set [$FADA_DATASETS/NAME, otherwise datasets/NAME].",
+    help="Folder of the source data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
+    "variable is not set]",
 )
-@click.option("--tgt-root", type=click.Path(), help="Folder of the target data set; same default.")
+@click.option(
+    "--tgt-root",
+    type=click.Path(),
+    help="Folder of the target data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
+    "variable is not set]",
+)
 @click.option(
     "--ego-mask",
     type=click.Path(),
-    help="Mask for recordings: an image that is black except on the car's own body.",
+    help="Image that is not black where the ego vehicle is visible; those pixels are ignored. Only "
+    "for a target of videos or images.",
 )
 @click.option(
     "--label-space",
-    help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, or a .toml file [cityscapes-19].",
+    help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, or a .toml file. "
+    "[default: cityscapes-19]",
 )
 @click.option(
     "--backbone",
-    help="Network; an unknown name prints the list [resnet101; small: ddrnet23-slim].",
+    help=f"Network: {', '.join(_BACKBONES)}. "
+    "[default: resnet101; with --preset small: ddrnet23-slim]",
 )
 @click.option(
-    "--preset", help="paper (published settings) or small (trains on two CPU cores) [paper]."
+    "--preset",
+    help="paper: the published settings, for a GPU and ImageNet weights, which are not included "
+    "(--init). small: trains from random weights on two CPU cores. [default: paper]",
 )
 @click.option(
     "--config",
@@ -61,32 +79,46 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change one setting, for example adversarial.lr=1e-4; may be repeated.",
+    help="Change one setting, for example adversarial.lr=1e-4; can be repeated. All keys are "
+    "listed in docs/reference/file-formats.md (run-config) and in the config.json of a run.",
 )
 @click.option(
     "--method",
-    help="Alignment method: fada, fada-hard, feature, adaptsegnet, advent, source (none) [fada].",
+    help="Alignment method: fada, fada-hard (one-hot encodings), feature (binary domain classifier "
+    "on features), adaptsegnet, advent, or source (no adaptation). [default: fada]",
 )
-@click.option("--stages", help="Stages to train, comma-separated [source,adversarial,distill].")
+@click.option(
+    "--stages",
+    help="Stages to train, comma-separated. [default: source,adversarial,distill; with --method "
+    "source: source]",
+)
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    help="Images per iteration; in the adversarial stage from each domain.",
+    help="Images per iteration; per domain in the adversarial stage. [default: 8, adversarial 4; "
+    "with --preset small: 4]",
 )
 @click.option(
-    "--size", type=SIZE, help="Input size of the network in every stage, and size of source frames."
+    "--size",
+    type=SIZE,
+    help="Input size of all stages; source frames are resized to it. [default: 1024x512, distill "
+    "2048x1024 with crops of 1024x512, source frames 1280x720; with --preset small: 320x192]",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), help="Seed of weights, data order and augmentation [1]."
+    "--seed",
+    type=click.IntRange(0),
+    help="Seed of weights, data order and augmentation. [default: 1]",
 )
 @click.option(
     "--amp",
-    help="Mixed precision: off, bf16, or auto (bf16 if the device has it) [off; small: auto].",
+    help="Mixed precision: off, bf16, or auto (bf16 if the device computes it in hardware). "
+    "[default: off; with --preset small: auto]",
 )
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
-    help="Split each batch into this many parts to save memory [1].",
+    help="Number of gradient accumulation steps per batch; more steps need less memory. "
+    "[default: 1]",
 )
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
@@ -95,20 +127,24 @@ if TYPE_CHECKING:
 @DEVICE_OPTION
 @click.option(
     "--init",
-    help="Initial backbone weights: a file, imagenet (from an installed package), or none [none].",
+    help="Initial backbone weights: a file with ImageNet weights, imagenet (from an installed "
+    "Python package; efficientnet-lite0 only), or none (random). [default: none]",
 )
 @click.option(
     "--init-norm",
-    help="Input normalization of the --init weights: torchvision or caffe [detected].",
+    help="Input normalization of the --init weights: torchvision or caffe. "
+    "[default: detected from the file]",
 )
 @click.option(
-    "--start", help="Run or weights file to start from, instead of training the earlier stages."
+    "--start",
+    help="Run or weights file to initialize from; earlier stages are skipped. Needs --stages "
+    "without source.",
 )
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    help="Folder of the run [runs/SRC-TGT-BACKBONE-NNN].",
+    help="Folder of the run. [default: runs/SRC-TGT-BACKBONE-NNN]",
 )
 @click.option(
     "--resume",
@@ -129,10 +165,10 @@ def command(
     """Adapt a segmentation network from a labeled source to an unlabeled target.
 
     \b
-    fada train --src gta5 --tgt cityscapes
+    fada train --src gta5 --tgt cityscapes --init resnet101-5d3b4d8f.pth
     fada train --src gta5 --tgt drives/ --preset small
     fada train --resume runs/gta5-cityscapes-resnet101-001
-    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt cityscapes
+    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --preset small
 
     Ctrl-C saves the state and prints the command that resumes the run.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -15,10 +16,12 @@ import av
 import cv2
 import numpy as np
 import pytest
+from markdown_pages import all_commands
 
 from fada_deploy._version import __version__
-from fada_deploy.cli import COMMANDS
+from fada_deploy.cli import COMMANDS, cli
 from fada_deploy.common.runs import STAGES
+from fada_deploy.runtime.parity import TOLERANCES
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -287,6 +290,23 @@ def test_help_command_shows_the_help_of_commands_and_subcommands(fada: Run) -> N
     assert fada("help") == (0, top, "")
     code, out, _ = fada("help", "data", "check")
     assert code == 0 and out.startswith("Usage: fada data check") and "--data-root" in out
+
+
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_help_states_the_default_tolerances(fada: Run, command: str) -> None:
+    text = " ".join(fada(command, "--help")[1].split())
+    labels = [f"{100 * t.equal_labels:g} for {name}" for name, t in TOLERANCES.items()]
+    errors = [f"{t.logit_error:g} for {name}" for name, t in TOLERANCES.items()]
+    assert f"[default: {', '.join(labels)}]" in text
+    assert f"[default: {', '.join(errors)}]" in text
+
+
+def test_defaults_in_help_texts_are_marked() -> None:
+    for command in all_commands(cli):
+        texts = [command.help, *(getattr(p, "help", None) for p in command.params)]
+        for text in filter(None, texts):
+            for bracket in re.findall(r"\[(?![A-Z]+\])([^\]]*)\]", text):
+                assert bracket.startswith("default: "), f"fada {command.name}: [{bracket}]"
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("version",)])

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import toy
 
 from fada_deploy.cli import infer_setup, main
+from fada_deploy.cli.infer import command
 from fada_deploy.common.images import read_indices
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.preference import fastest_backend
@@ -420,6 +422,9 @@ def test_option_choices_are_those_of_the_library() -> None:
     assert infer_setup.KINDS == KINDS
     assert infer_setup.LEGEND_POSITIONS == LEGEND_POSITIONS
     assert infer_setup.DROP_POLICIES == DROP_POLICIES
+    (save,) = [p for p in command.params if p.name == "save"]
+    assert isinstance(save, click.Option) and save.help is not None
+    assert all(f"{kind} (" in save.help for kind in infer_setup.KINDS)
 
 
 class FakeViewer:

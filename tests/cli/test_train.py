@@ -1,4 +1,4 @@
-"""`fada train`: errors that tell how to continue."""
+"""`fada train`: its help, and errors that tell how to continue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fada_deploy.training.config import RunConfig
+from fada_deploy.training.config import PRESETS, RunConfig, Stage
+from fada_deploy.training.models.segmentation import BACKBONES
 from fada_deploy.training.run_files import save_config
 
 Run = Callable[..., tuple[int, str, str]]
@@ -47,3 +48,26 @@ def test_too_little_memory_suggests_smaller_batches(
 def test_resume_rejects_other_settings(fada: Run, run: Path) -> None:
     code, _, err = fada("train", "--resume", run, "--seed", 3, "--set", "source.lr=1")
     assert code == 2 and "--seed, --set" in err
+
+
+def test_help_lists_backbones_and_defaults(fada: Run) -> None:
+    text = " ".join(fada("train", "--help")[1].split())
+    assert set(text.partition("Network: ")[2].partition(".")[0].split(", ")) == set(BACKBONES)
+    paper = RunConfig("gta5", "cityscapes")
+    small = RunConfig.from_dict({"src": "gta5", "tgt": "cityscapes", **as_lists(PRESETS["small"])})
+    stages: tuple[Stage, ...] = (paper.source, paper.adversarial, paper.distill)
+    assert [stage.batch for stage in stages] == [8, 4, 8]
+    assert {s.batch for s in (small.source, small.adversarial, small.distill)} == {4}
+    assert "[default: 8, adversarial 4; with --preset small: 4]" in text
+    sizes = (paper.size, paper.distill.size, paper.distill.crop, paper.src_size)
+    assert sizes == ((512, 1024), (1024, 2048), (512, 1024), (720, 1280))
+    assert {small.size, small.src_size, small.distill.size} == {(192, 320)}
+    assert "1024x512, distill 2048x1024 with crops of 1024x512, source frames 1280x720" in text
+    assert "with --preset small: 320x192]" in text
+
+
+def as_lists(value: Any) -> Any:
+    """Return a document as a TOML file would hold it, with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: as_lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
