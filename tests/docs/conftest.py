@@ -12,18 +12,26 @@ from markdown_pages import ROOT, code_blocks
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 
+RUNS = ("gta5-drives-resnet101-001", "gta5-cityscapes-ddrnet23-slim-001")
+
 
 @pytest.fixture(scope="session")
 def example_files(trained: Path, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with `model.onnx`, `drive.mp4`, `frame.png`, `frames/`, `mine.toml` and data.
 
-    `mine.toml` is the one of the page about own data, with files where it says they are.
+    `RUNS` are runs with an export. `mine.toml` is the one of the page about own data, with files
+    where it says they are.
     """
     from fada_deploy import export
 
     folder = tmp_path_factory.mktemp("docs")
     export(trained / "source", out=folder / "model.onnx")
+    for run in RUNS:
+        (folder / "runs" / run / "export").mkdir(parents=True)
+        for name in ("model.onnx", "model.reference.npz"):
+            shutil.copy(folder / name, folder / "runs" / run / "export" / name)
     shutil.copy(streets / "clip" / "clip.mp4", folder / "drive.mp4")
+    shutil.copytree(streets / "clip", folder / "datasets" / "clip")
     shutil.copytree(streets / "cityscapes", folder / "datasets" / "cityscapes")
     (folder / "frames").mkdir()
     validation = open_dataset(
