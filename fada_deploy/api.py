@@ -32,6 +32,7 @@ def train(
     label_space: str | None = None,
     init: str | None = None,
     start: str | Path | None = None,
+    augment: str | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -59,6 +60,7 @@ def train(
         label_space: "cityscapes-19", "-16", "-13", or a TOML file.
         init: File with ImageNet weights, "imagenet", or "none".
         start: Run or weights file that replaces the stages that are left out.
+        augment: Augmentation in every stage: "none", "light" or "strong" [none].
         seed: Seed of the initial weights and of the data order.
         settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
         out: Folder of the run [`runs/<src>-<tgt>-<backbone>-NNN`].
@@ -82,7 +84,8 @@ def train(
 
     options = {
         "src": src, "tgt": tgt, "src_root": src_root, "tgt_root": tgt_root, "backbone": backbone,
-        "method": method, "label_space": label_space, "init": init, "start": start, "seed": seed,
+        "method": method, "label_space": label_space, "init": init, "start": start,
+        "augment": augment, "seed": seed,
     }  # fmt: skip
     chosen = {name: _text(value) for name, value in options.items() if value is not None}
     if stages is not None:

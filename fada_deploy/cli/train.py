@@ -105,6 +105,11 @@ _BACKBONES = (
     "2048x1024 with crops of 1024x512, source frames 1280x720; with --preset small: 320x192]",
 )
 @click.option(
+    "--augment",
+    help="Augmentation in every stage: none, light, or strong (zoom, color, blur, noise, JPEG). "
+    "[default: none]",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0),
     help="Seed of weights, data order and augmentation. [default: 1]",

@@ -38,12 +38,14 @@ class LabelClass(
         train_id: Cityscapes trainId, 0 to 254; written into masks.
         label_id: Cityscapes labelId, 0 to 254.
         color: Red, green and blue, 0 to 255.
+        includes: Names of finer classes of data sets that count as this class.
     """
 
     name: str
     train_id: _Id
     label_id: _Id
     color: tuple[_Byte, _Byte, _Byte]
+    includes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class LabelSpace:
                         f"label space {self.name!r}: ids must be 0 to 254, got {number} "
                         f"for {c.name!r}"
                     )
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        included = [name for c in self.classes for name in c.includes]
+        repeated = sorted({n for n in (*names, *included) if (*names, *included).count(n) > 1})
         if repeated:
             raise UsageError(
                 f"label space {self.name!r}: class names must differ, got "
@@ -119,18 +122,16 @@ class LabelSpace:
     def from_ids(self, ids: Mapping[int, str]) -> NDArray[np.uint8]:
         """Return the lookup table id → index, (256,) uint8, for files with ids `{id: class name}`.
 
-        Ids of classes that this space does not have, and all other ids, map to 255.
+        A class of the file that this space does not have maps to the class that includes it. Ids of
+        other classes, and all other ids, map to 255.
         """
-        indices = {name: i for i, name in enumerate(self.names)}
+        indices = {name: i for i, c in enumerate(self.classes) for name in c.includes}
+        indices |= {name: i for i, name in enumerate(self.names)}
         return _lookup_table((i, indices[name]) for i, name in ids.items() if name in indices)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready document; `from_dict` reads it back."""
-        classes = [
-            {"name": c.name, "trainId": c.train_id, "labelId": c.label_id, "color": list(c.color)}
-            for c in self.classes
-        ]
-        return {"name": self.name, "classes": classes}
+        return {"name": self.name, "classes": [_class_to_dict(c) for c in self.classes]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "label space") -> LabelSpace:
@@ -155,6 +156,13 @@ class LabelSpaceDocument(msgspec.Struct, frozen=True):
             self.name,
             tuple(_cityscapes_class(c) if isinstance(c, str) else c for c in self.classes),
         )
+
+
+def _class_to_dict(c: LabelClass) -> dict[str, Any]:
+    document = {
+        "name": c.name, "trainId": c.train_id, "labelId": c.label_id, "color": list(c.color),
+    }  # fmt: skip
+    return document | ({"includes": list(c.includes)} if c.includes else {})
 
 
 def _lookup_table(pairs: Iterable[tuple[int, int]]) -> NDArray[np.uint8]:

@@ -18,6 +18,8 @@ from fada_deploy.common.progress import progress_bar
 from fada_deploy.synth.palette_png import write_palette_png
 from fada_deploy.synth.scene import render
 
+# Increased by every change that alters the rendered images or labels.
+RENDERER_VERSION = 1
 # Each part of a render has its own range of seeds, so that no town occurs in two parts.
 SEEDS_PER_PART = 1_000_000
 SOURCE, TRAIN, VAL, CLIP = range(4)

@@ -27,7 +27,25 @@ TestScale = Annotated[float, Meta(gt=0, le=4)]
 
 SizeHW = tuple[PositiveInt, PositiveInt]
 Jitter = tuple[Probability, Probability, Probability, HueFraction]
+# The name of the source that is rendered on first use.
+RENDERED = "rendered"
+AugmentName = Literal["none", "light", "strong"]
 MethodName = Literal["source", "feature", "fada-hard", "fada", "adaptsegnet", "advent"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labeled source of a run.
+
+    Attributes:
+        name: Name of a data set, the path of a TOML file, or "rendered".
+        root: Folder of its files, if not the default one.
+        weight: Its part of each batch, relative to the weights of the other sources.
+    """
+
+    name: str
+    root: str | None = None
+    weight: PositiveFloat = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,9 +164,12 @@ class RunConfig:
     """All settings of a training run, as written to its `config.json`.
 
     Attributes:
-        src: Labeled source: the name of a data set or a TOML file.
+        src: Labeled source: the name of a data set, a TOML file, or "rendered".
         tgt: Unlabeled target: the name of a data set, a TOML file, a video or a folder.
         src_root: Folder of the source's files, if not the default one.
+        src_weight: Part of the source in each batch, relative to the extra sources.
+        extra_sources: Further labeled sources.
+        rendered_scenes: Number of scenes of the source "rendered".
         tgt_root: Folder of the target's files, if not the default one.
         ego_mask: Image that is black except on the car's own body; applies to recordings.
         label_space: Name of a label space or a TOML file.
@@ -163,6 +184,7 @@ class RunConfig:
         norm: Normalization layers of the network; "auto" freezes what `init` fully provides.
         src_size: Size of the source frames (height, width).
         size: Size of the target frames and of the network's input (height, width).
+        augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bfloat16 where the device supports it in
             hardware.
@@ -182,6 +204,9 @@ class RunConfig:
     src: str
     tgt: str
     src_root: str | None = None
+    src_weight: PositiveFloat = 1.0
+    extra_sources: tuple[Source, ...] = ()
+    rendered_scenes: PositiveInt = 800
     tgt_root: str | None = None
     ego_mask: str | None = None
     label_space: str = "cityscapes-19"
@@ -195,6 +220,7 @@ class RunConfig:
     norm: Literal["auto", "batch", "frozen"] = "auto"
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
+    augment: AugmentName = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False
@@ -206,6 +232,11 @@ class RunConfig:
     source: SourceStage = field(default_factory=SourceStage)
     adversarial: AdversarialStage = field(default_factory=AdversarialStage)
     distill: DistillStage = field(default_factory=DistillStage)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All labeled sources, the first one first."""
+        return (Source(self.src, self.src_root, self.src_weight), *self.extra_sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready document; `from_dict` reads it back."""

@@ -9,6 +9,7 @@ import logging
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
-from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.datasets import class_contents, open_target
-from fada_deploy.training.data.loader import BatchLoader, Sampler
-from fada_deploy.training.data.samplers import ClassBalancedSampler, ShuffledSampler
+from fada_deploy.training.data.loader import BatchLoader
+from fada_deploy.training.data.samplers import (
+    ClassBalancedSampler,
+    MixtureSampler,
+    Sampler,
+    ShuffledSampler,
+)
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
+from fada_deploy.training.data.sources import open_sources
 from fada_deploy.training.device import check_compiler, compile_in_place, has_fast_bf16
 from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
 from fada_deploy.training.methods.alignment import make_method
@@ -124,16 +131,15 @@ class TrainingRun:
             require_tensorboard()
         self.config, self.folder, self.device = config, folder, device
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
+        self.augmentation = get_augmentation(config.augment)
         self.scores: dict[str, dict[str, Any]] = {}
         # A dictionary used as an ordered set.
         self.bad_files: dict[str, None] = {}
         space = load_label_space(config.label_space)
         # Before the data, because these checks are fast.
         self.setup = ModelSetup(config, folder, space, device)
-        src_root = None if config.src_root is None else Path(config.src_root)
-        self.src_frames = open_dataset(config.src, src_root, split="train", space=space)
-        if not self.src_frames.labeled:
-            raise DataError(f"{config.src}: frames without labels; the source must be labeled")
+        self.sources = open_sources(config, space)
+        self.src_frames = self.sources.frames
         self.tgt_frames, self.val_frames = open_target(
             config, folder / "target_frames", space, self._add_bad_file
         )
@@ -177,7 +183,9 @@ class TrainingRun:
         """Train a new network on the labeled source."""
         stage = self.config.source
         model = self._compile(self.setup.new_model(self.setup.spec))
-        samples = SourceSamples(self.src_frames, self.config.src_size, stage.jitter, stage.flip)
+        samples = SourceSamples(
+            self.src_frames, self.config.src_size, stage.jitter, stage.flip, self.augmentation
+        )
         sampler = self._class_balanced_sampler("source")
         with closing(self._loader(samples, sampler, "source", stage.batch)) as loader:
             average = train_supervised(
@@ -197,8 +205,10 @@ class TrainingRun:
             discriminator = method.make_discriminator().to(self.device)
         if self.config.compile:
             compile_in_place(discriminator)
-        src_samples = SourceSamples(self.src_frames, self.config.src_size, stage.jitter)
-        tgt_samples = TargetSamples(self.tgt_frames, self.config.size)
+        src_samples = SourceSamples(
+            self.src_frames, self.config.src_size, stage.jitter, augmentation=self.augmentation
+        )
+        tgt_samples = TargetSamples(self.tgt_frames, self.config.size, self.augmentation)
         src_sampler = self._class_balanced_sampler("adversarial")
         tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("target"))
         with (
@@ -222,7 +232,7 @@ class TrainingRun:
         pseudo_labels = self.folder / "distill" / "pseudo"
         write_pseudo_labels(Predictor(teacher, self.device), self.tgt_frames, pseudo_labels)
         student = self._compile(self.setup.new_model(self.setup.student_spec))
-        samples = PseudoLabeledSamples(self.tgt_frames, pseudo_labels, stage)
+        samples = PseudoLabeledSamples(self.tgt_frames, pseudo_labels, stage, self.augmentation)
         sampler = ShuffledSampler(len(self.tgt_frames), self._seed("distill"))
         with closing(self._loader(samples, sampler, "distill", stage.batch)) as loader:
             average = train_supervised(
@@ -246,8 +256,15 @@ class TrainingRun:
             ego=samples.ego,
         )  # fmt: skip
 
-    def _class_balanced_sampler(self, loader: str) -> ClassBalancedSampler:
-        return ClassBalancedSampler(self._class_contents(), self._seed(loader))
+    def _class_balanced_sampler(self, loader: str) -> Sampler:
+        """Return a sampler of all sources by their weights, class-balanced within each."""
+        seed = self._seed(loader)
+        contents = self.sources.split(self._class_contents())
+        samplers = [ClassBalancedSampler(part, seed + i) for i, part in enumerate(contents)]
+        if len(samplers) == 1:
+            return samplers[0]
+        offsets = [0, *accumulate(self.sources.counts[:-1])]
+        return MixtureSampler(samplers, offsets, self.sources.weights, seed)
 
     def _class_contents(self) -> NDArray[np.bool_]:
         """Return which source file contains which class, (N, K); stored in the run."""
@@ -256,6 +273,9 @@ class TrainingRun:
             if not path.is_file():
                 contents, errors = class_contents(self.src_frames)
                 self.bad_files |= errors
+                names = np.array(self.src_frames.space.names)[~contents.any(axis=0)]
+                if len(names):
+                    logger.warning("no source frame shows the classes %s", ", ".join(names))
                 with atomic_path(path) as temporary:
                     np.savez_compressed(temporary, contents=contents)
         return np.asarray(np.load(path)["contents"], bool)

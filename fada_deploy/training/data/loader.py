@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,19 +20,12 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.system import usable_cores
+from fada_deploy.training.data.samplers import Sampler
 from fada_deploy.training.distributed import local_slots
 
 # A frame (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 where ignored.
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_CONSECUTIVE_BAD = 20
-
-
-class Sampler(Protocol):
-    """An endless sequence of frame indices."""
-
-    def __getitem__(self, position: int) -> int:
-        """Return the frame index at a position, counted from 0 over the whole training."""
-        ...
 
 
 @dataclass(frozen=True)

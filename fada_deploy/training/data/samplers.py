@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,16 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 
 BLOCK = 3000
+# Draws over which the sources have exactly their parts of a mixture.
+MIXTURE_BLOCK = 100
+
+
+class Sampler(Protocol):
+    """An endless sequence of frame indices."""
+
+    def __getitem__(self, position: int) -> int:
+        """Return the frame index at a position, counted from 0 over the whole training."""
+        ...
 
 
 class ShuffledSampler:
@@ -70,4 +81,42 @@ class ClassBalancedSampler:
             file = remaining[chosen].pop()
             counts += self._contains[file]
             drawn.append(file)
+        return drawn
+
+
+class MixtureSampler:
+    """Draw from several samplers, each with its part of the positions.
+
+    `samplers[d]` yields indices into source `d`, whose first frame has the index `offsets[d]`.
+    Every `MIXTURE_BLOCK` positions contain round(weight · MIXTURE_BLOCK) draws of each source, in a
+    random order; every source gets at least one. `weights` sum to 1.
+    """
+
+    def __init__(
+        self,
+        samplers: Sequence[Sampler],
+        offsets: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+    ) -> None:
+        self._samplers, self._offsets = samplers, offsets
+        ends = np.round(np.cumsum(weights) * MIXTURE_BLOCK).astype(int)
+        self._draws = np.maximum(np.diff(ends, prepend=0), 1)
+        self._block = lru_cache(maxsize=2)(lambda block: self._draw_block(seed, block))
+
+    def __getitem__(self, position: int) -> int:
+        """Return the frame index at a position of the endless sequence."""
+        length = int(self._draws.sum())
+        source, number = self._block(position // length)[position % length]
+        return self._offsets[source] + self._samplers[source][number]
+
+    def _draw_block(self, seed: int, block: int) -> list[tuple[int, int]]:
+        """Return (source, number of its draw) for each position of a block."""
+        order = np.repeat(np.arange(len(self._draws)), self._draws)
+        order = np.random.default_rng([seed, block]).permutation(order)
+        next_draw = (block * self._draws).tolist()
+        drawn = []
+        for source in order.tolist():
+            drawn.append((source, next_draw[source]))
+            next_draw[source] += 1
         return drawn

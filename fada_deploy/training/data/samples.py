@@ -13,44 +13,60 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.images import read_indices, resize_frame, resize_labels
+from fada_deploy.common.images import read_indices
 from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import DistillStage, Jitter, SizeHW
+from fada_deploy.training.data.augmentation import (
+    NO_AUGMENTATION,
+    Augmentation,
+    augment_geometry,
+    augment_photometry,
+)
 from fada_deploy.training.data.loader import Sample
 from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
 
 
 @dataclass(frozen=True)
 class SourceSamples:
-    """Labeled source frames: resized to `size_hw`, color-jittered, mirrored at random.
+    """Labeled source frames: augmented, resized to `size_hw`, color-jittered, mirrored at random.
 
-    `mirror` is the probability of a horizontal flip.
+    `mirror` is the probability of a horizontal flip besides that of the augmentation.
     """
 
     frames: FrameDataset
     size_hw: SizeHW
     jitter: Jitter
     mirror: float = 0.0
+    augmentation: Augmentation = NO_AUGMENTATION
 
     @property
     def ego(self) -> NDArray[np.bool_] | None:
-        """The mask of the car's own body, (H, W) bool at `size_hw`; None if there is none."""
-        return None if self.frames.ego_mask is None else self.frames.ego_mask_at(self.size_hw)
+        """The ego mask, (H, W) bool at `size_hw`; None if there is none or a zoom would move it."""
+        if self.frames.ego_mask is None or self.augmentation != NO_AUGMENTATION:
+            return None
+        return self.frames.ego_mask_at(self.size_hw)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame and its labels."""
         frame, labels = self.frames.pair(index)
-        frame = color_jitter(resize_frame(frame, self.size_hw), self.jitter, rng)
-        return flip(frame, resize_labels(labels, self.size_hw), self.mirror, rng)
+        frame, labels = augment_geometry(frame, labels, self.size_hw, self.augmentation, rng)
+        frame = augment_photometry(frame, self.augmentation, rng)
+        return flip(color_jitter(frame, self.jitter, rng), labels, self.mirror, rng)
 
 
 @dataclass(frozen=True)
 class TargetSamples:
-    """Target frames resized to `size_hw`. Their labels, if there are any, are never read."""
+    """Target frames, zoomed, mirrored and resized to `size_hw`; their labels are never read.
+
+    The target gets the geometric augmentation of the source, so that the discriminator cannot tell
+    the domains apart by it, and keeps its colors. Frames with an ego mask are only resized, since
+    a zoom would move the car's own body.
+    """
 
     frames: FrameDataset
     size_hw: SizeHW
+    augmentation: Augmentation = NO_AUGMENTATION
 
     @property
     def ego(self) -> NDArray[np.bool_] | None:
@@ -59,8 +75,10 @@ class TargetSamples:
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame, and labels that are 255 (ignore) everywhere."""
-        frame = resize_frame(self.frames.image(index), self.size_hw)
-        return frame, np.full(self.size_hw, IGNORE, np.uint8)
+        frame = self.frames.image(index)
+        ignored = np.full(frame.shape[:2], IGNORE, np.uint8)
+        augmentation = NO_AUGMENTATION if self.frames.ego_mask is not None else self.augmentation
+        return augment_geometry(frame, ignored, self.size_hw, augmentation, rng)
 
 
 def pseudo_label_path(folder: Path, index: int) -> Path:
@@ -70,11 +88,12 @@ def pseudo_label_path(folder: Path, index: int) -> Path:
 
 @dataclass(frozen=True)
 class PseudoLabeledSamples:
-    """Target frames with their pseudo-labels: scaled, cropped, color-jittered, mirrored."""
+    """Target frames with their pseudo-labels: scaled, cropped, augmented in color, mirrored."""
 
     frames: FrameDataset
     folder: Path
     stage: DistillStage
+    augmentation: Augmentation = NO_AUGMENTATION
 
     # The pseudo-labels already ignore the car's own body, which moves with the crop.
     ego: None = None
@@ -87,4 +106,5 @@ class PseudoLabeledSamples:
         frame, labels = scale_and_crop(
             frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
         )
+        frame = augment_photometry(frame, self.augmentation, rng)
         return flip(color_jitter(frame, stage.jitter, rng), labels, stage.flip, rng)

@@ -1,0 +1,125 @@
+"""The labeled sources of a run, opened as one data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.common.files import cache_folder, lock
+from fada_deploy.common.label_space import IGNORE, LabelSpace
+from fada_deploy.common.system import usable_cores
+from fada_deploy.data import open_dataset
+from fada_deploy.data.base import FrameDataset, LabelReader
+from fada_deploy.synth.dataset import RENDERER_VERSION, write_source
+from fada_deploy.training.config import RENDERED, RunConfig, SizeHW, Source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SourceFrames:
+    """The frames of all sources.
+
+    Attributes:
+        frames: The frames of all sources, one source after the other.
+        counts: Number of frames of each source.
+        weights: Fraction of each batch that each source provides; sums to 1.
+    """
+
+    frames: FrameDataset
+    counts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def split(self, contents: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+        """Split per-frame values (N, …) into those of each source."""
+        return np.split(contents, np.cumsum(self.counts)[:-1])
+
+
+def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
+    """Open the sources of a run; the source `rendered` is rendered on first use.
+
+    Raise `DataError` if a source is missing or has frames without labels.
+    """
+    datasets = [_open_source(source, config, space) for source in config.sources]
+    for source, dataset in zip(config.sources, datasets, strict=True):
+        if not dataset.labeled:
+            raise DataError(f"{source.name}: frames without labels; a source must be labeled")
+    total = sum(source.weight for source in config.sources)
+    weights = tuple(source.weight / total for source in config.sources)
+    return SourceFrames(_joined(datasets), tuple(map(len, datasets)), weights)
+
+
+def _open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDataset:
+    if source.name == RENDERED:
+        rendered = render_source(config.rendered_scenes, config.src_size)
+        return open_dataset("gta5", rendered, split="train", space=space)
+    root = None if source.root is None else Path(source.root)
+    return open_dataset(source.name, root, split="train", space=space)
+
+
+def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:
+    """Return a folder with `count` rendered scenes in the layout of GTA5.
+
+    The scenes are cached for the user by renderer version, size and seed, and rendered on first
+    use. Scene `i` is the same for every `count`.
+    """
+    height, width = size_hw
+    name = f"v{RENDERER_VERSION}-{width}x{height}-seed{seed}-{count}"
+    root = cache_folder() / "rendered" / name
+    complete = root / "complete"
+    if not complete.is_file():
+        with lock(root):
+            write_source(root, count, size_hw=size_hw, seed=seed, jobs=usable_cores())
+            complete.touch()
+        logger.info("rendered %d scenes into %s", count, root)
+    return root
+
+
+def _joined(datasets: Sequence[FrameDataset]) -> FrameDataset:
+    """Return the frames of several data sets as one; a single one is returned unchanged."""
+    if len(datasets) == 1:
+        return datasets[0]
+    readers: dict[Path, LabelReader] = {}
+    for dataset in datasets:
+        read = dataset.read_labels if dataset.ego_mask is None else _WithoutEgo(dataset)
+        readers |= {pair.labels: read for pair in dataset.pairs if pair.labels is not None}
+    return FrameDataset(
+        "+".join(dataset.name for dataset in datasets),
+        "train",
+        datasets[0].space,
+        [pair for dataset in datasets for pair in dataset.pairs],
+        _JointReader(readers),
+        skipped_files={k: v for dataset in datasets for k, v in dataset.skipped_files.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _WithoutEgo:
+    """Read labels of a data set with an ego mask, whose pixels are ignored."""
+
+    dataset: FrameDataset
+
+    def __call__(self, path: Path) -> NDArray[np.uint8]:
+        labels = self.dataset.read_labels(path)
+        mask = self.dataset.ego_mask_at(labels.shape)
+        return np.where(mask, np.uint8(IGNORE), labels)
+
+
+@dataclass(frozen=True, repr=False)
+class _JointReader:
+    """Read a label file with the reader of the data set that it belongs to."""
+
+    readers: Mapping[Path, LabelReader]
+
+    def __repr__(self) -> str:
+        # Part of a cache key, so it must not depend on the number or order of files.
+        return f"_JointReader({sorted({repr(reader) for reader in self.readers.values()})})"
+
+    def __call__(self, path: Path) -> NDArray[np.uint8]:
+        return self.readers[path](path)
