@@ -141,10 +141,10 @@ def _write_contact_sheet(run: Path, cityscapes: Path, path: Path) -> None:
 
 
 def _print_summary(run: Path, overlay: Path, sheet: Path, video: Path, seconds: float) -> None:
-    from fada_deploy.common.runs import STAGES
+    from fada_deploy.common.runs import PAPER_STAGES
 
     scores: dict[str, Any] = {
-        s: json.loads((run / s / "scores.json").read_text("utf-8")) for s in STAGES
+        s: json.loads((run / s / "scores.json").read_text("utf-8")) for s in PAPER_STAGES
     }
     source = scores["source"]
     rows = []

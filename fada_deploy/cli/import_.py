@@ -10,7 +10,7 @@ import click
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import JSON_OPTION, SIZE
-from fada_deploy.common.runs import STAGES
+from fada_deploy.common.runs import PAPER_STAGES
 
 if TYPE_CHECKING:
     from fada_deploy.training.config import RunConfig
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--stage",
-    type=click.Choice(STAGES),
+    type=click.Choice(PAPER_STAGES),
     help="Stage that produced it. [default: detected from the file]",
 )
 @click.option(

@@ -19,7 +19,9 @@ RUNS = Path("runs")
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
-STAGES = ("source", "adversarial", "distill")
+STAGES = ("source", "adversarial", "selftrain", "distill")
+# The stages of the paper and of its released code.
+PAPER_STAGES = ("source", "adversarial", "distill")
 MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
 
 

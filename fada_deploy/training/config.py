@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from fada_deploy.common import documents
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.runs import STAGES
+from fada_deploy.common.runs import PAPER_STAGES, STAGES
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -135,6 +135,33 @@ class AdversarialStage(Stage):
 
 
 @dataclass(frozen=True)
+class SelfTrainingStage(Stage):
+    """Self-training with a mean teacher and ClassMix.
+
+    Attributes:
+        batch: Images per iteration from the source; as many target frames are mixed with them.
+        ema: Decay of the teacher's weights.
+        max_threshold: Confidence above which a pixel of any class is labeled.
+        quantile: Within each predicted class, this fraction of the pixels may be below the
+            threshold; 1 uses `max_threshold` for every class.
+        mixed_weight: Weight of the loss on mixed frames.
+    """
+
+    iterations: PositiveInt = 40_000
+    max_iterations: PositiveInt = 40_000
+    batch: PositiveInt = 2
+    lr: NonNegativeFloat = 6e-5
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    weight_decay: float = 0.01
+    power: float = 1.0
+    warmup: NonNegativeInt = 1500
+    ema: Annotated[float, Meta(gt=0, lt=1)] = 0.999
+    max_threshold: Probability = 0.9
+    quantile: Probability = 0.34
+    mixed_weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True)
 class DistillStage(Stage):
     """Training of a new network, the student, on pseudo-labels of the target's training frames.
 
@@ -198,6 +225,7 @@ class RunConfig:
             score of the last stage.
         source: Settings of the source stage.
         adversarial: Settings of the adversarial stage.
+        selftrain: Settings of the self-training stage.
         distill: Settings of the distillation stage.
     """
 
@@ -213,7 +241,7 @@ class RunConfig:
     backbone: str = "resnet101"
     method: MethodName = "fada"
     preset: str = "paper"
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = PAPER_STAGES
     init: str = "none"
     init_norm: str | None = None
     start: str | None = None
@@ -231,6 +259,7 @@ class RunConfig:
     published: float | None = None
     source: SourceStage = field(default_factory=SourceStage)
     adversarial: AdversarialStage = field(default_factory=AdversarialStage)
+    selftrain: SelfTrainingStage = field(default_factory=SelfTrainingStage)
     distill: DistillStage = field(default_factory=DistillStage)
 
     @property
@@ -324,6 +353,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "adversarial_weight": 0.05,
             "discriminator_lr": 1e-3,
             "full_resolution": False,
+        },
+        "selftrain": {
+            **_SMALL_STAGE,
+            "lr": 1e-3,
+            "ema": 0.99,
+            "iterations": 400,
+            "max_iterations": 440,
         },
         "distill": {
             **_SMALL_STAGE,

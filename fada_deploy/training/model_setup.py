@@ -115,7 +115,7 @@ class ModelSetup:
                 "--start replaces the source stage, but --stages contains source; remove one"
             )
         backbone, norm = model.spec.backbone, model.spec.norm
-        if "adversarial" in config.stages and backbone != config.backbone:
+        if {"adversarial", "selftrain"} & set(config.stages) and backbone != config.backbone:
             raise UsageError(
                 f"--start {config.start} has the backbone {backbone}, this run uses "
                 f"{config.backbone}; use --backbone {backbone}"
@@ -136,7 +136,7 @@ class ModelSetup:
 
     def _check_stage(self, stage: str) -> None:
         spec = self.student_spec if stage == "distill" else self.spec
-        if stage == "adversarial" and self.start_model is not None:
+        if stage in ("adversarial", "selftrain") and self.start_model is not None:
             spec = replace(self.start_model.spec, size_hw=self.config.size)
         check_size(spec.backbone, spec.size_hw)
         settings = getattr(self.config, stage)
@@ -163,7 +163,7 @@ class ModelSetup:
                 f"{stage}: trainable batch normalization needs at least 2 images at a time, "
                 f"got {norm_batch}; use --batch {2 * accumulate}"
             )
-        if spec.norm != "frozen" or stage == "adversarial":
+        if spec.norm != "frozen" or stage in ("adversarial", "selftrain"):
             return
         if self.init is None:
             remedy = "use --init FILE with ImageNet weights, or norm=batch"

@@ -50,6 +50,7 @@ from fada_deploy.training.run_files import check_fingerprints, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
+from fada_deploy.training.stages.selftrain import train_self_training
 from fada_deploy.training.stages.source import train_supervised
 from fada_deploy.training.weights.checkpoints import save_weights
 
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
-_LOADERS = ("source", "adversarial", "target", "distill")
+_LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class TrainingRun:
         stages = {
             "source": self._source,
             "adversarial": self._adversarial,
+            "selftrain": self._selftrain,
             "distill": self._distill,
         }
         stages[stage]()
@@ -224,6 +226,29 @@ class TrainingRun:
         metrics = RunSummary.read(self.folder).metrics["adversarial"]
         if health := discriminator_health(metrics):
             logger.info("adversarial: %s", health)
+
+    def _selftrain(self) -> None:
+        """Train on the source and on the target as labeled by a mean teacher."""
+        stage = self.config.selftrain
+        model = self._compile(self.setup.model_before("selftrain"))
+        spec = replace(model.spec, size_hw=self.config.size)
+        src_samples = SourceSamples(
+            # The frames are mixed, so source frames have the target's size.
+            self.src_frames, self.config.size, stage.jitter, augmentation=self.augmentation
+        )  # fmt: skip
+        tgt_samples = TargetSamples(self.tgt_frames, self.config.size, self.augmentation)
+        src_sampler = self._class_balanced_sampler("selftrain")
+        tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("selftrain-target"))
+        with (
+            closing(self._loader(src_samples, src_sampler, "selftrain", stage.batch)) as src,
+            closing(self._loader(tgt_samples, tgt_sampler, "selftrain-target", stage.batch)) as tgt,
+        ):
+            average = train_self_training(
+                model, src, tgt, stage,
+                augmentation=self.augmentation, seed=self._seed("selftrain"), amp=self.amp,
+                make_loop=self._make_loop("selftrain", stage.iterations, spec),
+            )  # fmt: skip
+        self._finish("selftrain", average, spec, src, tgt)
 
     def _distill(self) -> None:
         """Train a new network on the pseudo-labels of the adapted one."""

@@ -21,6 +21,7 @@ from fada_deploy.training.config import (
     AdversarialStage,
     DistillStage,
     RunConfig,
+    SelfTrainingStage,
     SourceStage,
 )
 
@@ -28,6 +29,7 @@ Document = dict[str, Any]
 _SECTIONS: dict[str, type] = {
     "source": SourceStage,
     "adversarial": AdversarialStage,
+    "selftrain": SelfTrainingStage,
     "distill": DistillStage,
 }
 # The type of the settings that are written as WIDTHxHEIGHT.

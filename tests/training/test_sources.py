@@ -64,7 +64,7 @@ def test_a_source_without_labels_is_refused(
 ) -> None:
     (tmp_path / "leftImg8bit").symlink_to(streets / "cityscapes" / "leftImg8bit")
     unlabeled = replace(config, extra_sources=(Source("cityscapes", str(tmp_path)),))
-    with pytest.raises(DataError, match="cityscapes.*must be labeled"):
+    with pytest.raises(DataError, match=r"cityscapes.*must be labeled"):
         open_sources(unlabeled, CITYSCAPES_19)
     with pytest.raises(DataError, match="no-such"):
         open_sources(replace(config, extra_sources=(Source("no-such.toml"),)), CITYSCAPES_19)

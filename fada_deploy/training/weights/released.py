@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, LabelSpace
-from fada_deploy.common.runs import STAGES
+from fada_deploy.common.runs import PAPER_STAGES
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.checkpoints import read_checkpoint
 from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, swap_input_channels
@@ -68,8 +68,8 @@ def read_released(
         UsageError: `stage` or `init_norm` is unknown.
         ModelError: The file is not such a checkpoint, or does not match the network.
     """
-    if stage is not None and stage not in STAGES:
-        raise UsageError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
+    if stage is not None and stage not in PAPER_STAGES:
+        raise UsageError(f"unknown stage {stage!r}; choose from {', '.join(PAPER_STAGES)}")
     content = read_checkpoint(path)
     parts = {name: _tensors(content, name, path) for name in ("feature_extractor", "classifier")}
     features, classifier = parts["feature_extractor"], parts["classifier"]

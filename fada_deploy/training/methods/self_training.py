@@ -1,0 +1,96 @@
+"""Self-training on the target: which pixels of a pseudo-label count, and mixing of two domains.
+
+The weights of the mean teacher (Tarvainen and Valpola, NIPS 2017) are the exponential moving
+average of the student's. ClassMix is from Olsson et al. (WACV 2021), its use between two domains
+from DACS (Tranheden et al., WACV 2021). The class-balanced thresholds follow CBST (Zou et al.,
+ECCV 2018), but are computed per batch instead of over the whole target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fada_deploy.common.label_space import IGNORE
+from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
+
+
+def pseudo_labels(
+    logits: Tensor, size_hw: SizeHW, *, max_threshold: float, quantile: float
+) -> Tensor:
+    """Return the labels of confident pixels, (B, H, W) int64; 255 elsewhere.
+
+    `logits` (B, K, h, w) are the teacher's. A pixel of predicted class k counts if its softmax
+    probability is at least min(`max_threshold`, the `quantile` of the probabilities of all pixels
+    of class k in the batch). A rare class whose probabilities are low thus keeps a fraction
+    1 - `quantile` of its pixels. A quantile of 1 uses `max_threshold` for every class.
+    """
+    # At the network's resolution: quantiles over all full-size pixels would cost more than the net.
+    probabilities = F.softmax(full_precision(logits), dim=1)
+    confidence, classes = probabilities.max(1)
+    thresholds = torch.full((logits.shape[1],), max_threshold, device=logits.device)
+    for k in classes.unique().tolist():
+        value = torch.quantile(confidence[classes == k], quantile)
+        thresholds[k] = torch.minimum(thresholds[k], value)
+    confidence, classes = upsample(probabilities, size_hw).max(1)
+    return torch.where(confidence >= thresholds[classes], classes, IGNORE)
+
+
+def class_mix(
+    src_frames: Tensor,
+    src_labels: Tensor,
+    tgt_frames: Tensor,
+    tgt_labels: Tensor,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Paste half of the classes of each source frame into the target frame of the same slot.
+
+    Frames are (B, H, W, 3) uint8, labels (B, H, W) int64 with 255 ignored. Of the n classes of a
+    source frame, (n + 1) // 2 random ones are pasted. Return the mixed frames and labels.
+    """
+    frames, labels = tgt_frames.clone(), tgt_labels.clone()
+    for slot in range(len(src_labels)):
+        present = src_labels[slot].unique()
+        present = present[present != IGNORE]
+        order = torch.from_numpy(rng.permutation(len(present))).to(present.device)
+        pasted = torch.isin(src_labels[slot], present[order[: (len(present) + 1) // 2]])
+        frames[slot][pasted] = src_frames[slot][pasted]
+        labels[slot][pasted] = src_labels[slot][pasted]
+    return frames, labels
+
+
+class CollapseMonitor:
+    """Warn once about each class that the teacher no longer predicts.
+
+    The classes of pseudo-labels and source labels are counted over a window of iterations. A class
+    has vanished if the source shows it in more than 0.1 % of its pixels, and the pseudo-labels in
+    less than a twentieth of that.
+    """
+
+    def __init__(self, names: Sequence[str], window: int) -> None:
+        self._names, self._window = names, window
+        self._counts = torch.zeros(2, len(names), dtype=torch.int64)
+        self._iterations = 0
+        self.vanished: list[str] = []
+
+    def update(self, src_labels: Tensor, tgt_labels: Tensor) -> list[str]:
+        """Count one batch of labels; at the end of a window, return the newly vanished classes."""
+        num_classes = len(self._names)
+        for row, labels in enumerate((src_labels, tgt_labels)):
+            valid = labels[labels < num_classes].cpu()
+            self._counts[row] += torch.bincount(valid, minlength=num_classes)
+        self._iterations += 1
+        if self._iterations % self._window:
+            return []
+        src, tgt = (counts / counts.sum().clamp(min=1) for counts in self._counts.double())
+        self._counts.zero_()
+        vanished = ((src > 0.001) & (tgt < 0.05 * src)).tolist()
+        new = [
+            n for n, v in zip(self._names, vanished, strict=True) if v and n not in self.vanished
+        ]
+        self.vanished += new
+        return new

@@ -1,0 +1,189 @@
+"""Self-training against a NumPy reading of its definitions, and one step against plain autograd."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from fada_deploy.common.label_space import CITYSCAPES_13
+from fada_deploy.training.config import SelfTrainingStage
+from fada_deploy.training.data.augmentation import get_augmentation
+from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.self_training import (
+    CollapseMonitor,
+    class_mix,
+    pseudo_labels,
+)
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
+from fada_deploy.training.optim import make_optimizer
+from fada_deploy.training.run import train
+from fada_deploy.training.settings import make_config
+from fada_deploy.training.stages.selftrain import (
+    augment_colors,
+    label_target,
+    self_training_step,
+)
+
+CPU = torch.device("cpu")
+STAGE = SelfTrainingStage(iterations=4, max_iterations=4, batch=2, lr=1e-3, warmup=0)
+
+
+def random_logits(shape: tuple[int, ...] = (2, 5, 6, 8), seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(1, keepdims=True))
+    return np.asarray(e / e.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.34, 1.0])
+def test_thresholds_are_balanced_over_the_predicted_classes(quantile: float) -> None:
+    """At the network's own resolution, where no interpolation blurs the comparison."""
+    z = random_logits()
+    got = pseudo_labels(z, (6, 8), max_threshold=0.7, quantile=quantile).numpy()
+    p = softmax(z.double().numpy())
+    confidence, classes = p.max(1), p.argmax(1)
+    expected = np.full(classes.shape, 255)
+    for k in np.unique(classes):
+        of_class = confidence[classes == k]
+        threshold = min(0.7, np.quantile(of_class, quantile))
+        kept = (classes == k) & (confidence >= threshold - 1e-7)
+        expected[kept] = k
+    np.testing.assert_array_equal(got, expected)
+    if quantile == 0.0:
+        assert (got != 255).all()
+
+
+def test_full_size_labels_come_from_interpolated_probabilities() -> None:
+    z = random_logits()
+    got = pseudo_labels(z, (24, 32), max_threshold=0.0, quantile=1.0)
+    wide = F.interpolate(F.softmax(z, 1), (24, 32), mode="bilinear", align_corners=True)
+    assert got.shape == (2, 24, 32) and torch.equal(got, wide.argmax(1))
+
+
+def test_half_of_the_source_classes_are_pasted() -> None:
+    rng = np.random.default_rng(0)
+    src_labels = torch.from_numpy(rng.integers(0, 5, (2, 12, 16)))
+    src_labels[1][src_labels[1] > 2] = 255
+    src_frames = torch.full((2, 12, 16, 3), 200, dtype=torch.uint8)
+    tgt_frames = torch.zeros(2, 12, 16, 3, dtype=torch.uint8)
+    tgt_labels = torch.full((2, 12, 16), 7)
+    frames, labels = class_mix(
+        src_frames, src_labels, tgt_frames, tgt_labels, np.random.default_rng(1)
+    )
+    for slot, count in ((0, 3), (1, 2)):
+        pasted = frames[slot, ..., 0] == 200
+        assert torch.equal(labels[slot][pasted], src_labels[slot][pasted])
+        assert (labels[slot][~pasted] == 7).all()
+        classes = src_labels[slot][pasted].unique()
+        assert len(classes) == count and 255 not in classes
+        # A pasted class is pasted completely.
+        assert torch.equal(pasted, torch.isin(src_labels[slot], classes))
+    assert (tgt_frames == 0).all() and (tgt_labels == 7).all()
+
+
+def test_a_vanished_class_is_named_once() -> None:
+    monitor = CollapseMonitor(("road", "sky", "car", "bus"), window=2)
+    source = torch.tensor([0] * 500 + [1] * 300 + [2] * 199 + [255])
+    target = torch.tensor([0] * 600 + [1] * 398 + [255] * 2)
+    assert monitor.update(source, torch.where(target == 255, 2, target)) == []
+    # Two of 2,000 pixels are cars, in the source 19.9 %; no source frame shows a bus.
+    assert monitor.update(source, target) == ["car"]
+    assert [monitor.update(source, target) for _ in range(4)] == [[]] * 4
+    assert monitor.vanished == ["car"]
+
+
+@pytest.fixture
+def model() -> SegmentationModel:
+    torch.manual_seed(0)
+    return SegmentationModel(ModelSpec("ddrnet23-slim", CITYSCAPES_13, (64, 96), "batch"))
+
+
+def test_one_step_equals_plain_autograd(model: SegmentationModel) -> None:
+    generator = torch.Generator().manual_seed(1)
+    frames, mixed = torch.randint(0, 256, (2, 2, 64, 96, 3), generator=generator).byte()
+    labels, mixed_labels = torch.randint(0, 13, (2, 2, 64, 96), generator=generator)
+    labels[0, :8], mixed_labels[1, :, :30] = 255, 255
+    stage = replace(STAGE, optimizer="sgd", momentum=0.0, weight_decay=0.0, mixed_weight=0.5)
+    plain = deepcopy(model).train()
+    model.train()
+    losses = self_training_step(
+        model, make_optimizer(model, stage), Batch(frames, labels, (0, 1)), mixed, mixed_labels,
+        stage,
+    )  # fmt: skip
+    loss = torch.zeros(())
+    for x, y, weight in ((frames, labels, 1.0), (mixed, mixed_labels, 0.5)):
+        wide = F.interpolate(plain(x), (64, 96), mode="bilinear", align_corners=True)
+        term = F.cross_entropy(wide, y, ignore_index=255)
+        loss = loss + weight * term
+    loss.backward()
+    assert losses["segmentation"] + 0.5 * losses["mixed"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in plain.named_parameters():
+        factor = 1.0 if name.startswith("feature_extractor") else stage.classifier_lr_factor
+        assert parameter.grad is not None
+        expected = parameter - stage.lr * factor * parameter.grad
+        got = dict(model.named_parameters())[name]
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_ignores_the_own_car_and_is_not_trained(model: SegmentationModel) -> None:
+    frames = torch.randint(0, 256, (2, 64, 96, 3)).byte()
+    ego = torch.zeros(64, 96, dtype=torch.bool)
+    ego[50:] = True
+    batch = Batch(frames, torch.full((2, 64, 96), 255), (0, 1), ego=ego)
+    labels = label_target(model.eval(), batch, replace(STAGE, max_threshold=0.0), amp=False)
+    assert (labels[:, 50:] == 255).all() and (labels[:, :50] < 13).all()
+    assert not labels.requires_grad and all(p.grad is None for p in model.parameters())
+
+
+def test_colors_of_mixed_frames_depend_on_the_generator_alone() -> None:
+    frames = torch.randint(0, 256, (2, 32, 48, 3)).byte()
+    strong = get_augmentation("strong")
+    first, again = (augment_colors(frames, strong, np.random.default_rng(4)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, frames)
+
+
+def test_the_stage_trains_after_the_source_and_resumes_exactly(
+    blocks: Path, tmp_path: Path
+) -> None:
+    """A run that is stopped after its saved state has the weights of an uninterrupted one."""
+    settings = [
+        "src_size=96x64", "size=96x64", "save_every=2", "amp=off", "source.iterations=3",
+        "selftrain.iterations=6", "augment=strong",
+    ]  # fmt: skip
+    options = {
+        "src": str(blocks / "source.toml"),
+        "tgt": str(blocks / "target.toml"),
+        "stages": ("source", "selftrain"),
+        "label_space": "cityscapes-13",
+    }
+    config = make_config(preset="small", file=None, settings=settings, options=options)
+    whole = tmp_path / "whole"
+    train(config, whole, device=CPU)
+    stopped = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        calls = 0
+
+        def fail_late(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                raise KeyboardInterrupt
+            return self_training_step(*args, **kwargs)  # type: ignore[arg-type]
+
+        patch.setattr("fada_deploy.training.stages.selftrain.self_training_step", fail_late)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, stopped, device=CPU)
+    assert (stopped / "selftrain" / "state.pt").is_file()
+    train(config, stopped, device=CPU)
+    weights = [(run / "selftrain" / "weights.safetensors") for run in (whole, stopped)]
+    first, second = map(load_file, weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
