@@ -111,7 +111,11 @@ def test_from_dict_reads_what_to_dict_writes() -> None:
         ("source=3", "source: found '3'", "object"),
         ("source.lr.x=3", "source.lr.x: found", "'lr'"),
         ("source.lr", "--set needs KEY=VALUE", "got 'source.lr'"),
-        ("lr=3", "lr is a setting of a stage", "source.lr or adversarial.lr or selftrain.lr or distill.lr"),
+        (
+            "lr=3",
+            "lr is a setting of a stage",
+            "source.lr or adversarial.lr or selftrain.lr or distill.lr",
+        ),
         ("source.lr=fast", "source.lr: found 'fast'", "float"),
         ("source.lr=nan", "source.lr: found nan", "finite"),
         ("source.lr=inf", "source.lr: found inf", "finite"),
