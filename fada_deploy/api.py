@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(
     *,
-    src: str | Path | None = None,
+    src: str | Path | Sequence[str | Path] | None = None,
     tgt: str | Path | None = None,
     src_root: str | Path | None = None,
     tgt_root: str | Path | None = None,
@@ -46,17 +46,18 @@ def train(
     SIGTERM saves the state, and `resume` continues exactly where the run stopped.
 
     Args:
-        src: Labeled source: a data set ("gta5", "synthia", "cityscapes") or a TOML file.
+        src: Labeled source: a data set ("gta5", "synthia", "cityscapes"), a TOML file, "rendered",
+            or a list of them, which provide equal parts of each batch.
         tgt: Unlabeled target: the name of a data set, a TOML file, a video, or a folder of videos
             or images.
-        src_root: Folder of the source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
+        src_root: Folder of a single source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
         tgt_root: Folder of the target; same default.
         preset: "paper" (the published settings) or "small" (for CPUs and small networks) [paper].
         config: TOML file with settings; the other arguments override it.
         backbone: Name of the network [resnet101].
         method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" or
             "source" [fada].
-        stages: Stages to train, from "source", "adversarial" and "distill".
+        stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
         label_space: "cityscapes-19", "-16", "-13", or a TOML file.
         init: File with ImageNet weights, "imagenet", or "none".
         start: Run or weights file that replaces the stages that are left out.
@@ -82,12 +83,17 @@ def train(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
+    first, *extra = [src] if src is None or isinstance(src, str | Path) else src
+    if extra and src_root is not None:
+        raise UsageError("src_root applies to a single source; use a TOML file for each source")
     options = {
-        "src": src, "tgt": tgt, "src_root": src_root, "tgt_root": tgt_root, "backbone": backbone,
+        "src": first, "tgt": tgt, "src_root": src_root, "tgt_root": tgt_root, "backbone": backbone,
         "method": method, "label_space": label_space, "init": init, "start": start,
         "augment": augment, "seed": seed,
     }  # fmt: skip
     chosen = {name: _text(value) for name, value in options.items() if value is not None}
+    if extra:
+        chosen["extra_sources"] = [{"name": str(source)} for source in extra]
     if stages is not None:
         chosen["stages"] = tuple(stages)
     chosen |= dict(settings or {})
@@ -107,7 +113,7 @@ def train(
     file = None if config is None else Path(config)
     run_config = make_config(preset=preset, file=file, settings=[], options=chosen)
     folder = None if out is None else Path(out)
-    run = new_run(run_config.src, run_config.tgt, run_config.backbone, folder)
+    run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
     return train_run(run_config, run, device=where, tensorboard=tensorboard)
 
 

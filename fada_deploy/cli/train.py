@@ -28,7 +28,21 @@ _BACKBONES = (
 
 @click.command("train")
 @click.option(
-    "--src", help="Labeled source: gta5, synthia, cityscapes, or the path of a .toml file."
+    "--src",
+    multiple=True,
+    help="Labeled source: gta5, synthia, cityscapes, rendered, or the path of a .toml file; may be "
+    "repeated. rendered needs no files: its scenes are rendered on first use.",
+)
+@click.option(
+    "--src-weight",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    help="Part of each --src in a batch, in the same order. [default: equal parts]",
+)
+@click.option(
+    "--rendered-scenes",
+    type=click.IntRange(1),
+    help="Number of scenes of the source rendered. [default: 800]",
 )
 @click.option(
     "--tgt",
@@ -38,8 +52,9 @@ _BACKBONES = (
 @click.option(
     "--src-root",
     type=click.Path(),
-    help="Folder of the source data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
-    "variable is not set]",
+    multiple=True,
+    help="Folder of each --src, in the same order. [default: $FADA_DATASETS/NAME, or datasets/NAME "
+    "if the variable is not set]",
 )
 @click.option(
     "--tgt-root",
@@ -171,7 +186,7 @@ def command(
 
     \b
     fada train --src gta5 --tgt cityscapes --init resnet101-5d3b4d8f.pth
-    fada train --src gta5 --tgt drives/ --preset small
+    fada train --src gta5 --src rendered --tgt drives/ --preset small --augment strong
     fada train --resume runs/gta5-cityscapes-resnet101-001
     torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --preset small
 
@@ -212,6 +227,7 @@ def _make_config(
     from fada_deploy.common.runs import STAGES
     from fada_deploy.training.settings import make_config
 
+    options |= _source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
     batch, size, accumulate = (options.pop(name) for name in ("batch", "size", "accumulate"))
     if options["stages"] is not None:
         options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
@@ -222,6 +238,34 @@ def _make_config(
     return make_config(preset=preset, file=config_file, settings=settings, options=options)
 
 
+def _source_options(
+    names: tuple[str, ...], roots: tuple[str, ...], weights: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the settings for repeated `--src`, `--src-root` and `--src-weight`."""
+    from fada_deploy.common.errors import UsageError
+
+    for option, values in (("--src-root", roots), ("--src-weight", weights)):
+        if values and len(values) != len(names):
+            raise UsageError(
+                f"{option} must be given once for each --src, got {len(values)} for {len(names)}"
+            )
+    sources = [
+        {"name": name, "root": root, "weight": weight}
+        for name, root, weight in zip(
+            names, roots or (None,) * len(names), weights or (1.0,) * len(names), strict=True
+        )
+    ]
+    if not sources:
+        return {}
+    first, *extra = sources
+    chosen: dict[str, Any] = {"src": first["name"], "src_root": first["root"]}
+    if weights:
+        chosen["src_weight"] = first["weight"]
+    if extra:
+        chosen["extra_sources"] = extra
+    return chosen
+
+
 def _create_run(config: RunConfig, out: Path | None) -> Path:
     """Create the folder of the run in the main process and return it in every process."""
     from fada_deploy.common.runs import new_run
@@ -229,7 +273,7 @@ def _create_run(config: RunConfig, out: Path | None) -> Path:
 
     run = None
     if distributed.is_main_process():
-        run = new_run(config.src, config.tgt, config.backbone, out)
+        run = new_run(config.source_name, config.tgt, config.backbone, out)
     created: Path = distributed.all_gather(run)[0]
     return created
 

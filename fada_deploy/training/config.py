@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -266,6 +267,11 @@ class RunConfig:
     def sources(self) -> tuple[Source, ...]:
         """All labeled sources, the first one first."""
         return (Source(self.src, self.src_root, self.src_weight), *self.extra_sources)
+
+    @property
+    def source_name(self) -> str:
+        """The names of all sources, as part of the name of a run."""
+        return "+".join(Path(source.name).stem for source in self.sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready document; `from_dict` reads it back."""

@@ -18,10 +18,12 @@ from fada_deploy.common.sizes import parse_size
 from fada_deploy.data import DATASETS
 from fada_deploy.training.config import (
     PRESETS,
+    RENDERED,
     AdversarialStage,
     DistillStage,
     RunConfig,
     SelfTrainingStage,
+    Source,
     SourceStage,
 )
 
@@ -208,11 +210,25 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """Make the paths of existing files absolute, so that the run works from any folder."""
     names = ["src_root", "tgt_root", "ego_mask", "start", "label_space"]
     # Names of data sets and of kinds of weights are not paths, even if such a folder exists.
-    names += [name for name in ("src", "tgt") if getattr(config, name) not in DATASETS]
+    names += [name for name in ("src", "tgt") if not _is_dataset(getattr(config, name))]
     names += ["init"] if config.init not in ("none", "imagenet") else []
     paths: dict[str, Any] = {
         name: str(Path(path).resolve())
         for name in names
         if (path := getattr(config, name)) is not None and Path(path).exists()
     }
-    return replace(config, **paths)
+    extra = tuple(_with_absolute_source(source) for source in config.extra_sources)
+    return replace(config, extra_sources=extra, **paths)
+
+
+def _with_absolute_source(source: Source) -> Source:
+    name, root = source.name, source.root
+    if not _is_dataset(name) and Path(name).exists():
+        name = str(Path(name).resolve())
+    if root is not None and Path(root).exists():
+        root = str(Path(root).resolve())
+    return replace(source, name=name, root=root)
+
+
+def _is_dataset(name: str) -> bool:
+    return name == RENDERED or name in DATASETS
