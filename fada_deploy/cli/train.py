@@ -104,7 +104,8 @@ _BACKBONES = (
 )
 @click.option(
     "--stages",
-    help="Stages to train, comma-separated. [default: source,adversarial,distill; with --method "
+    help="Stages to train, comma-separated: source, adversarial, selftrain (mean teacher on the "
+    "target), distill. [default: source,adversarial,distill; with --method "
     "source: source]",
 )
 @click.option(

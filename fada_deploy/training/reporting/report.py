@@ -46,11 +46,12 @@ _FIGURE_WIDTH = 320
 _STAGE_TITLES = {
     "source": "source only",
     "adversarial": "adapted",
+    "selftrain": "self-trained",
     "distill": "self-distilled",
 }
 # Plot title → metrics in that plot.
 _CURVES = {
-    "segmentation": ("segmentation",),
+    "segmentation": ("segmentation", "mixed"),
     "alignment": ("adversarial", "discriminator_source", "discriminator_target"),
     "discriminator accuracy": ("discriminator_accuracy",),
 }
