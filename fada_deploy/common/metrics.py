@@ -28,7 +28,7 @@ def confusion_matrix(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Segmentation scores of one model on one data set, as fractions in 0…1.
 

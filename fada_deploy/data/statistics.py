@@ -33,7 +33,7 @@ _FORMAT = 1
 _IDENTITY = np.arange(256).astype(np.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DatasetStatistics:
     """Statistics of a data set of N frames and K classes.
 
@@ -163,7 +163,7 @@ def _file_state(path: Path | None) -> str:
     return f"{os.path.abspath(path)}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _FileCounts:
     """Counts of one label file: pixels (K + 1,), unknown ids (257,) and the size."""
 

@@ -59,7 +59,7 @@ class Timings:
                     self.samples.setdefault(stage, []).append(wall)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Batch:
     """Frames that go through the network together, and the items that came between them."""
 

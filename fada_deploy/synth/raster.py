@@ -30,7 +30,7 @@ SKY, PLANE, FIRST = 0, 1, 2
 _MAX_COORDINATE = 1 << 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Faces:
     """Attributes by face number: sky, infinite ground plane, then the faces in drawing order.
 
@@ -50,7 +50,7 @@ class Faces:
     lit: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Raster:
     """A rasterized view.
 
@@ -104,7 +104,7 @@ def rasterize(draw_list: DrawList, camera: Camera, time: float) -> Raster:
     return Raster(numbers, faces, camera)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _FaceAttributes:
     labels: NDArray[np.uint8]
     surfaces: NDArray[np.uint8]

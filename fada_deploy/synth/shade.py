@@ -21,7 +21,7 @@ _IS_GROUND = np.isin(np.arange(256), [int(s) for s in GROUND])
 MAX_DEPTH = 900.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Geometry:
     """Face number and view space position in meters of every pixel, (H·W,) each."""
 

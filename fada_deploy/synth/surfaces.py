@@ -18,7 +18,7 @@ from fada_deploy.synth.models.furniture import FLOOR_HEIGHT
 from fada_deploy.synth.noise import F32, hash_fraction, pulse, sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Points:
     """Pixels of one kind of surface, (n,) each.
 

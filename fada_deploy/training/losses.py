@@ -95,7 +95,7 @@ def count_labeled(labels: Tensor) -> Tensor:
     return (labels != IGNORE).sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DomainLoss:
     """The domain loss of one batch for both domain labels, with gradients in the D logits.
 

@@ -43,7 +43,7 @@ _CANDIDATES = (2, 3, 5, 9, 255)
 _CELLS = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Taps:
     """Bilinear interpolation along one axis: two grid neighbors and their weights for each pixel.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """One frame of a source.
 

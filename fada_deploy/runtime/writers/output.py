@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DrawnResult:
     """A result and its overlay; `overlay` is None if overlays are not saved.
 

@@ -28,7 +28,7 @@ Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_CONSECUTIVE_BAD = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The frames of one iteration and their labels, on the training device.
 

@@ -22,7 +22,7 @@ from fada_deploy.training.config import RENDERED, RunConfig, SizeHW, Source
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SourceFrames:
     """The frames of all sources.
 

@@ -32,7 +32,7 @@ from fada_deploy.training.models.discriminator import OutputDiscriminator, Pixel
 from fada_deploy.training.models.segmentation import SegmentationModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ForwardOutputs:
     """A batch with the network's features (B, C, h, w) and logits (B, K, h, w)."""
 
