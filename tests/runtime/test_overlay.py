@@ -144,7 +144,7 @@ def test_legend_stays_in_its_corner_and_shows_its_colors(
     legend = Legend(CITYSCAPES_19.names, CITYSCAPES_19.palette, size, position)
     legend.draw(image, np.zeros(size, np.uint8), fractions)
     colors = {tuple(int(v) for v in c) for c in np.unique(image.reshape(-1, 3), axis=0)}
-    if min(size) >= 360:
+    if min(size) >= 192:
         assert {(128, 64, 128), (0, 0, 142)} <= colors
         assert (244, 35, 232) not in colors
         for other in CORNERS:
@@ -162,12 +162,38 @@ def test_legend_lies_one_padding_from_the_edges(position: str, size: tuple[int, 
     labels[quadrant("top-left", size)] = CAR
     result = video_result(labels)
     panel = panel_of(result, OverlayRenderer(OverlayStyle(legend=position), CITYSCAPES_19))
-    names = max(legend_module._text_width(name, letter) for name in CITYSCAPES_19.names)
+    names = max(legend_module._text_width(name, letter) for name in ("sky", "car"))
     width = 22 + names + legend_module._text_width("100%", letter) + 42
     height = 2 * line_height + padding
     left = padding if position.endswith("left") else size[1] - padding - width
     top = padding if position.startswith("top") else size[0] - padding - height
     assert panel == Region(left, top, width, height)
+
+
+@pytest.mark.parametrize("size", [(192, 320), (128, 256)])
+def test_legend_fits_the_default_sizes(size: tuple[int, int]) -> None:
+    """Also with the longest names; the panel holds at least four lines."""
+    for names in (["road", "car", "sky", "building"], ["traffic sign", "motorcycle", "train"]):
+        labels = np.zeros(size, np.uint8)
+        for i, name in enumerate(names):
+            labels[:, i * size[1] // len(names) :] = CITYSCAPES_19.names.index(name)
+        panel = panel_of(video_result(labels), OverlayRenderer(OverlayStyle(), CITYSCAPES_19))
+        assert panel.height == 14 * len(names) + 6
+        assert panel.width < 0.5 * size[1]
+
+
+@pytest.mark.parametrize("legend", ["top-right", "auto"])
+def test_warns_once_per_source_if_the_requested_legend_does_not_fit(
+    legend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    renderer = OverlayRenderer(OverlayStyle(legend=legend), CITYSCAPES_19)
+    for source in ("a.mp4", "b.mp4"):
+        for index in range(3):
+            renderer.draw(video_result(np.zeros((40, 60), np.uint8), index, source=source))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (2 if legend != "auto" else 0)
+    for source, message in zip(("a.mp4", "b.mp4"), messages, strict=False):
+        assert message.startswith(f"{source}: ") and "60x40" in message
 
 
 def test_legend_looks_the_same_in_every_corner() -> None:

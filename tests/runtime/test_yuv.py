@@ -244,7 +244,9 @@ def test_videos_drawn_in_yuv_and_rgb_agree(
                 save_results(
                     segmenter,
                     open_sources([clip]),
-                    SaveOptions(tmp_path / folder, x264_preset="medium"),
+                    SaveOptions(
+                        tmp_path / folder, x264_preset="medium", style=OverlayStyle(legend="none")
+                    ),
                 )
             )
         with av.open(str(tmp_path / folder / "overlay/v.mp4")) as made:

@@ -17,6 +17,13 @@ Image = NDArray[np.uint8]
 _MIN_FRACTION = 0.002
 # Largest panel, as a fraction of the image: wider ones are not drawn, higher ones lose lines.
 _MAX_WIDTH, _MAX_HEIGHT = 0.4, 0.6
+# On small images a panel of this many pixels is allowed up to a larger fraction of the width.
+_SMALL_IMAGE_WIDTH, _SMALL_IMAGE_MAX_WIDTH = 160, 0.6
+# An image with room for fewer lines has no legend.
+_MIN_LINES = 2
+# Letters are 1/36 of the image size (the smaller of the height and 60 % of the width), but at least
+# 11 pixels; 9 pixels are still readable where larger ones do not fit, below this image size.
+_MIN_LETTER, _MIN_LETTER_SMALL_IMAGE, _SMALL_IMAGE = 11, 9, 240
 _PANEL_GRAY, _BORDER_GRAY = 24, 110
 _TEXT_COLOR, _FAINT_COLOR = (238, 238, 238), (150, 150, 150)
 _PANEL_OPACITY = 0.72
@@ -33,8 +40,11 @@ class Legend:
     """The legend of one source, for one image size.
 
     The lines are the most frequent classes so far, in the order of the label space, as many as fit
-    into 60 % of the height. An image that is too small for a panel gets none. `position` is a
-    corner or "auto"; "auto" is replaced by a corner when the first panel is placed.
+    into 60 % of the height. The longest name among them sets the width of the panel. A panel that
+    is wider than 40 % of the image and than 160 pixels, or than 60 % of the image, is not drawn.
+    `position` is a corner or "auto"; "auto" is replaced by a corner when the first panel is placed.
+
+    `is_too_small` says whether the image has no room for a panel with the lines of the last frame.
     """
 
     def __init__(
@@ -48,13 +58,18 @@ class Legend:
         self._names = names
         self.size_hw = size_hw
         self.position = position
-        # Letters are unreadable below 11 pixels; otherwise 1/36 of the height suits any screen.
-        self._letter = max(11, round(min(height, width * 0.6) / 36))
+        self.is_too_small = False
+        size = min(height, width * 0.6)
+        smallest = _MIN_LETTER if size >= _SMALL_IMAGE else _MIN_LETTER_SMALL_IMAGE
+        self._letter = max(smallest, round(size / 36))
+        self._max_width = min(
+            max(_MAX_WIDTH * width, _SMALL_IMAGE_WIDTH), _SMALL_IMAGE_MAX_WIDTH * width
+        )
         self._line_height = round(self._letter * 1.55)
         self._padding = round(self._letter * 0.7)
         self._total = np.zeros(len(names))
         self._lines: list[int] = []
-        self._name_width = max(_text_width(n, self._letter) for n in names)
+        self._name_widths = [_text_width(name, self._letter) for name in names]
         self._percent_width = _text_width("100%", self._letter)
         self._swatch_wh = round(self._letter * 1.5), round(self._letter * 0.86)
         # Drawn once: rounded corners would take most of the panel's time in each frame.
@@ -79,7 +94,10 @@ class Legend:
         frequent = np.flatnonzero(self._total > _MIN_FRACTION * self._total.sum())
         order = np.argsort(-self._total[frequent], kind="stable")
         self._lines = sorted(frequent[order][: max(max_lines, 0)].tolist())
-        if not self._lines or self._panel_wh[0] > _MAX_WIDTH * self.size_hw[1]:
+        self.is_too_small = bool(frequent.size) and (
+            max_lines < _MIN_LINES or self._panel_wh[0] > self._max_width
+        )
+        if not self._lines or self.is_too_small:
             return None
         if self.position == "auto":
             # min returns the first corner on a tie: top-left.
@@ -106,7 +124,7 @@ class Legend:
     def _panel_wh(self) -> tuple[int, int]:
         width = (
             round(self._letter * 1.5)
-            + self._name_width
+            + max(self._name_widths[index] for index in self._lines)
             + self._percent_width
             + round(4.2 * self._padding)
         )

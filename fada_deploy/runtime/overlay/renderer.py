@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.overlay.blend import class_fractions, overlay
 from fada_deploy.runtime.overlay.legend import Legend
-from fada_deploy.runtime.overlay.style import OverlayStyle
+from fada_deploy.runtime.overlay.region import Region
+from fada_deploy.runtime.overlay.style import CORNERS, OverlayStyle
 from fada_deploy.runtime.overlay.yuv import (
     color_matrix,
     overlay_yuv,
@@ -18,6 +20,8 @@ from fada_deploy.runtime.overlay.yuv import (
     read_region,
     write_region,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class LabeledFrame(Protocol):
@@ -40,7 +44,9 @@ class LabeledFrame(Protocol):
 class OverlayRenderer:
     """Draws results in one style.
 
-    Each source has its own legend, which keeps its corner and its lines from frame to frame.
+    Each source has its own legend, which keeps its corner and its lines from frame to frame. If the
+    style names a corner and the images of a source are too small for a legend, one warning is
+    logged for the source.
 
     Args:
         style: How the labels are drawn.
@@ -55,6 +61,7 @@ class OverlayRenderer:
         self._space = space
         self._drawn = style.drawn_classes(space)
         self._legends: dict[str, Legend] = {}
+        self._warned: set[str] = set()
         self._yuv_tables: dict[int, NDArray[np.uint8]] = {}
 
     def draw(self, result: LabeledFrame) -> NDArray[np.uint8]:
@@ -74,7 +81,11 @@ class OverlayRenderer:
             contours=style.contours,
         )
         if style.legend != "none":
-            self._legend(result, palette).draw(image, result.labels, self._fractions(result))
+            fractions = self._fractions(result)
+            legend = self._legend(result, palette)
+            panel = self._update(legend, result, fractions)
+            if panel is not None:
+                legend.draw_panel(image, (panel.left, panel.top), fractions)
         return np.hstack([result.frame, image]) if style.side_by_side else image
 
     def draw_for_video(self, result: LabeledFrame) -> Any:
@@ -97,13 +108,30 @@ class OverlayRenderer:
         """Draw the legend into a yuv420p frame; only its region is converted to RGB and back."""
         fractions = self._fractions(result)
         legend = self._legend(result, self._space.palette)
-        panel = legend.update(result.labels, fractions)
+        panel = self._update(legend, result, fractions)
         if panel is None:
             return
         region = panel.even()
         rgb = read_region(frame, region)
         legend.draw_panel(rgb, (panel.left - region.left, panel.top - region.top), fractions)
         write_region(frame, region, rgb)
+
+    def _update(
+        self, legend: Legend, result: LabeledFrame, fractions: NDArray[np.float64]
+    ) -> Region | None:
+        """Return the region of the legend's panel; warn once if a requested panel does not fit."""
+        panel = legend.update(result.labels, fractions)
+        requested = self._style.legend in CORNERS
+        if legend.is_too_small and requested and result.source not in self._warned:
+            self._warned.add(result.source)
+            height, width = legend.size_hw
+            logger.warning(
+                "%s: no legend is drawn, because %dx%d pixels are too few for it",
+                result.source or "image",
+                width,
+                height,
+            )
+        return panel
 
     def _fractions(self, result: LabeledFrame) -> NDArray[np.float64]:
         """Return the fractions of the classes that are drawn."""
