@@ -55,7 +55,7 @@ class KernelLoader:
 
     def _start(self) -> None:
         # Not a daemon thread: a process that exits while LLVM compiles would crash.
-        self._thread = threading.Thread(target=self._load, name="fada-kernels")
+        self._thread = threading.Thread(target=self._load, name="kernel-loader")
         self._thread.start()
 
     def _load(self) -> None:
