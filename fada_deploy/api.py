@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fada_deploy.evaluation import Evaluation
     from fada_deploy.export.plan import ExportResult
     from fada_deploy.runtime.segmenter import Segmenter
-    from fada_deploy.training.run import TrainingResult
+    from fada_deploy.training.result import TrainingResult
 
 
 def train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def run_python(code: str) -> str:
 
 def test_public_names() -> None:
     assert set(fada_deploy.__all__) == PUBLIC
-    assert set(dir(fada_deploy)) >= PUBLIC
+    assert set(dir(fada_deploy)) == PUBLIC
     with pytest.raises(AttributeError, match="no_such_name"):
         fada_deploy.no_such_name  # noqa: B018
 
@@ -75,3 +76,28 @@ def test_the_library_prints_nothing_by_default() -> None:
     code = "import logging, fada_deploy; logging.getLogger('fada_deploy.x').warning('a message')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
+
+
+def test_export_shows_the_documentation_of_the_function() -> None:
+    import pydoc
+
+    from fada_deploy import api
+
+    assert list(inspect.signature(fada_deploy.export).parameters) == ["source", "options"]
+    documented = inspect.getdoc(type(fada_deploy.export).__call__)
+    assert documented and documented.split() == str(inspect.getdoc(api.export)).split()
+    shown = pydoc.plain(pydoc.render_doc(fada_deploy.export))
+    assert "fada_deploy.export - Export a run to ONNX files" in shown
+    assert shown.index("precisions=") < shown.index("PACKAGE CONTENTS")
+
+
+def test_training_result_has_a_short_representation(tmp_path: Path) -> None:
+    from fada_deploy.training.result import TrainingResult
+
+    for stage in ("adversarial", "source"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "weights.safetensors").touch()
+    scores = {"adversarial": {"miou": 0.4567, "iou": dict.fromkeys(map(str, range(19)), 0.1)}}
+    result = TrainingResult(tmp_path, scores, ("bad",) * 100, None)  # type: ignore[arg-type]
+    shown = f"TrainingResult(run={str(tmp_path)!r}, stages=[source, adversarial 45.7 % mIoU])"
+    assert repr(result) == shown

@@ -150,7 +150,7 @@ def render(
 
     The folders have the layouts of GTA5 and Cityscapes, so that `fada train` can read them.
     """
-    from fada_deploy.common.errors import DataError, UsageError
+    from fada_deploy.common.errors import DataError, InterruptedRunError, UsageError
     from fada_deploy.synth.clip import check_video_size, write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
@@ -165,6 +165,10 @@ def render(
         write_target(target, "val", val_scenes, jobs=jobs, size_hw=size, seed=seed)
         if video_seconds:
             write_clip(out / "clip", video_seconds, size_hw=size, seed=seed)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted; repeat the command with --force to continue"
+        ) from None
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written ({error.strerror or error}); free some space, or name "
@@ -174,5 +178,5 @@ def render(
         f"{out}: wrote {source_scenes} source, {target_scenes} target and {val_scenes} validation "
         f"scenes and {video_seconds:g} s of video\n"
         f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes "
-        "--preset small"
+        "--preset small --stages source,adversarial"
     )

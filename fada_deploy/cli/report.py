@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "--out",
     "-o",
     type=click.Path(path_type=Path),
+    metavar="FILE.html",
     help="HTML file to write. [default: RUN/report.html, or report.html for several runs]",
 )
 @click.option(
@@ -53,8 +54,10 @@ def command(
     fada report
     fada report runs/gta5-cityscapes-resnet101-001 runs/gta5-cityscapes-resnet101-002
     """
-    from fada_deploy.common.errors import MissingExtraError
+    from fada_deploy.common.errors import MissingExtraError, UsageError
 
+    if out is not None and out.suffix.lower() != ".html":
+        raise UsageError(f"--out must end with .html, got {out}")
     require_package("matplotlib", "plot")
     try:
         from fada_deploy.training.device import choose_device

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.run import TrainingResult
+    from fada_deploy.training.result import TrainingResult
 
 # Repeated here so that `--help` does not import torch; a test compares them with the library.
 _BACKBONES = (
@@ -94,7 +94,7 @@ _BACKBONES = (
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change one setting, for example adversarial.lr=1e-4; can be repeated. All keys are "
+    help="Change one setting, for example adversarial.lr=1e-4; may be repeated. All keys are "
     "listed in docs/reference/file-formats.md (run-config) and in the config.json of a run.",
 )
 @click.option(

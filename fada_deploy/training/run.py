@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,6 @@ from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
-from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
@@ -46,6 +45,7 @@ from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, require_tensorboard
+from fada_deploy.training.result import TrainingResult
 from fada_deploy.training.run_files import check_fingerprints, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
 from fada_deploy.training.stages.adversarial import train_adversarial
@@ -59,24 +59,6 @@ logger = logging.getLogger(__name__)
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
 _LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """The result of a training run.
-
-    Attributes:
-        run: Folder of the run.
-        scores: Contents of `scores.json` by stage: `miou`, per-class `iou`, `frames`, `input` and
-            more. Empty if the target has no labeled validation frames.
-        bad_files: One error line for each file that could not be used.
-        frames: The target's validation frames, or its training frames if it has no others.
-    """
-
-    run: Path
-    scores: dict[str, dict[str, Any]]
-    bad_files: tuple[str, ...]
-    frames: FrameDataset
 
 
 def train(

@@ -360,3 +360,26 @@ def test_system_error_names_the_file(fada: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = fada("data", "render", "--out", "file/below", "--source-scenes", 1)
     assert code == 1 and "file/below" in error_line(err)
+
+
+def test_report_refuses_a_name_that_does_not_end_in_html(fada: Run, tmp_path: Path) -> None:
+    code, _, err = fada("report", "runs/x", "-o", "cmp.pdf")
+    assert code == 2 and ".html" in err and "cmp.pdf" in err
+    assert not (tmp_path / "cmp.pdf").exists()
+
+
+def test_interrupted_render_says_how_to_continue(
+    fada: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_source(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fada_deploy.synth.dataset.write_source", write_source)
+    code, _, err = fada("data", "render", "--out", "d")
+    assert code == 130 and "interrupted" in err and "--force" in err
+
+
+def test_render_suggests_the_stages_of_the_quick_start(fada: Run) -> None:
+    arguments = ("--source-scenes", 1, "--target-scenes", 1, "--val-scenes", 0, "--size", "96x64")
+    code, _, err = fada("data", "render", "--out", "d", *arguments, "--video-seconds", 0)
+    assert code == 0 and "--preset small --stages source,adversarial" in err

@@ -30,7 +30,8 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import scoring
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.loop import TrainingLoop
-from fada_deploy.training.run import TrainingResult, train
+from fada_deploy.training.result import TrainingResult
+from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights.checkpoints import load_model, save_state
