@@ -72,7 +72,7 @@ def open_backend(
     candidates = backends_of(path)
     if backend not in ("auto", *candidates):
         raise UsageError(
-            f"{path}: cannot run on the backend {backend}; use --backend "
+            f"{path} cannot run on the backend {backend}; use --backend "
             f"{' or '.join(candidates)}, or leave --backend out"
         )
     if candidates == ("tensorrt",):
@@ -98,8 +98,8 @@ def _verify_engine(path: Path, engine: TensorRtBackend) -> None:
         reference = ReferenceOutputs.for_model(path, engine.metadata)
     except ModelError as error:
         raise ModelError(
-            f"{path}: was not verified on {engine.runs_on}, and cannot be: {error}; copy the "
-            ".reference.npz of the export beside it, or run it unverified with --allow-unverified"
+            f"{path} was not verified on {engine.runs_on}, and cannot be: {error}, or "
+            "run it unverified with --allow-unverified"
         ) from None
     result = compare_with_reference(engine, reference)
     require_parity(
@@ -131,7 +131,7 @@ def backends_of(path: Path) -> tuple[str, ...]:
     """
     if path.suffix in _WEIGHTS_SUFFIXES:
         raise ModelError(
-            f"{path}: holds weights, not an exported model; export a run with `fada export`"
+            f"{path} holds weights, not an exported model; export a run with `fada export`"
         )
     return ("tensorrt",) if path.suffix in ENGINE_SUFFIXES else ONNX_BACKENDS
 

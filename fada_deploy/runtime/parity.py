@@ -75,7 +75,7 @@ class ReferenceOutputs:
                 return cls(arrays["frames"], arrays["logits"], arrays["labels"])
         except FileNotFoundError:
             raise ModelError(
-                f"{path}: no such reference outputs; `fada export` writes them beside the model"
+                f"{path}: no such file of reference outputs; `fada export` writes it beside a model"
             ) from None
         # A damaged archive raises errors of zipfile, zlib and NumPy, which share no base class.
         except Exception as error:
@@ -89,11 +89,16 @@ class ReferenceOutputs:
         Raise `ModelError` if the file is missing, or if its hash is not the one in the metadata.
         """
         path = reference_path(model)
+        if not path.is_file():
+            raise ModelError(
+                f"{model} has no reference outputs beside it ({path.name}); copy that file from "
+                "the folder of the export, or export the model again"
+            )
         reference = cls.load(path)
         expected = metadata.hashes.get("reference")
         if expected is not None and sha256(path) != expected:
             raise ModelError(
-                f"{path}: does not hold the reference outputs that {model.name} was exported with; "
+                f"{path} does not hold the reference outputs that {model.name} was exported with; "
                 "export the model again"
             )
         return reference

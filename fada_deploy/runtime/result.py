@@ -63,7 +63,7 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         origin = f"{self.source!r} frame {self.index}, " if self.source else ""
-        return f"Result({origin}{width}x{height}, {1000 * self.latency_s:.1f} ms)"
+        return f"Result({origin}{width}x{height}, latency {1000 * self.latency_s:.1f} ms)"
 
     @property
     def time_s(self) -> float | None:

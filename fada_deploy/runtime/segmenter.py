@@ -101,6 +101,14 @@ class Segmenter:
         fixed = self.metadata.batch
         self.batch = min(batch or fixed or 1, fixed or batch or 1)
 
+    def __repr__(self) -> str:
+        metadata, backend = self.metadata, self.backend
+        height, width = metadata.input_size_hw
+        return (
+            f"Segmenter({str(self.path)!r}, {backend.name} on {backend.device}, "
+            f"{metadata.precision}, input {width}x{height})"
+        )
+
     @property
     def metadata(self) -> ModelMetadata:
         """The metadata that was written into the model at export."""

@@ -286,12 +286,17 @@ def test_cpu_device(tmp_path: Path, backend: str) -> None:
 
 @every_backend
 @pytest.mark.parametrize("device", ["cuda:1", 1])
-def test_unavailable_cuda_is_an_error(tmp_path: Path, backend: str, device: str | int) -> None:
+def test_unavailable_cuda_is_an_error(
+    tmp_path: Path, backend: str, device: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fada_deploy.runtime.backends.base.find_gpu", lambda index: None)
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is built for CUDA")
     with pytest.raises(
-        DeviceError, match=rf"cuda:1 is not available.*{backend}.*pip install onnxruntime-gpu"
+        DeviceError,
+        match=rf"cuda:1 is not available: no NVIDIA GPU was found.*{backend}.*"
+        "pip install onnxruntime-gpu",
     ) as error:
         open_backend(toy.color_model(tmp_path / "m.onnx"), backend=backend, device=device)
     message_of(error)

@@ -66,6 +66,15 @@ def test_labels_of_mixed_sizes_are_the_same_in_any_batch(
     assert [r.index for r in results] == [0, 1, 2, 3, 4]
 
 
+def test_repr_names_the_model_and_the_latency(model: Path) -> None:
+    segmenter = Segmenter(model)
+    text = repr(segmenter)
+    for part in (str(model), segmenter.backend.name, "cpu", "fp32", "input 128x64"):
+        assert part in text
+    result = segmenter.predict(toy.scene(0)[0], color="rgb")
+    assert f"latency {1000 * result.latency_s:.1f} ms" in repr(result)
+
+
 def test_rejects_inputs_that_are_not_images(model: Path) -> None:
     segmenter = Segmenter(model)
     good = toy.scene(0)[0]

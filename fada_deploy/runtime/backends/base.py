@@ -18,6 +18,7 @@ from fada_deploy.common.errors import (
 )
 from fada_deploy.common.images import resize_labels
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.kernels.upsample import confidence_from_logits, labels_from_logits
 
 Frames = NDArray[np.uint8]
@@ -117,13 +118,14 @@ def cuda_index(device: str | int) -> int | None:
             return int(number)
         if device in ("auto", "cpu"):
             return None
-    raise UsageError(f"device must be auto, cpu, cuda, cuda:N or N, got {device!r}")
+    raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
 
 
 def cuda_unavailable_error(backend: str, index: int, reason: str) -> DeviceError:
     """Return the error for a requested CUDA device that a backend cannot use."""
+    missing = "no NVIDIA GPU was found, and " if find_gpu(index) is None else ""
     return DeviceError(
-        f"cuda:{index} is not available: {backend} {reason}; use --device cpu, or install CUDA "
+        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or install CUDA "
         "support: pip install onnxruntime-gpu (and uninstall onnxruntime)"
     )
 
@@ -148,7 +150,7 @@ def import_backend(package: str, extra: str) -> Any:
 
 def closed_model_error(where: str) -> ModelError:
     """Return the error for a model that is used after it was closed."""
-    return ModelError(f"{where}: is closed; use it inside its `with` block, or open it again")
+    return ModelError(f"{where} is closed; use it inside its `with` block, or open it again")
 
 
 def pad_batch(frames_bhwc: Frames, metadata: ModelMetadata) -> Frames:

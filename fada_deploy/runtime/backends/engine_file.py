@@ -224,23 +224,23 @@ def load_engine(path: Path) -> tuple[EngineSidecar, bytes]:
             f"not run; copy both files, or {_REMEDY}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{sidecar_file}: cannot be read ({error}); {_REMEDY}") from None
+        raise ModelError(f"{sidecar_file} cannot be read ({error}); {_REMEDY}") from None
     sidecar = EngineSidecar.from_json(text, str(sidecar_file))
     remedy = f"copy both files again, or build it again: {sidecar.rebuild_command}"
     try:
         size = path.stat().st_size
         if size != sidecar.engine_bytes:
             raise ModelError(
-                f"{path}: has {size} bytes, but {sidecar_file.name} describes an engine of "
+                f"{path} has {size} bytes, but {sidecar_file.name} describes an engine of "
                 f"{sidecar.engine_bytes} bytes; {remedy}"
             )
         plan = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
     digest = hashlib.sha256(plan).hexdigest()
     if digest != sidecar.engine_sha256:
         raise ModelError(
-            f"{path}: is not the engine that {sidecar_file.name} describes (sha256 {digest[:12]}… "
+            f"{path} is not the engine that {sidecar_file.name} describes (sha256 {digest[:12]}… "
             f"instead of {sidecar.engine_sha256[:12]}…) and is not run; {remedy}"
         )
     return sidecar, plan

@@ -40,7 +40,7 @@ def read_metadata(path: Path) -> ModelMetadata:
     try:
         properties, has_graph = _properties(map_file(path))
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
     except (NotProtobuf, UnicodeDecodeError):
         has_graph = False
     if not has_graph:
@@ -69,19 +69,19 @@ def check_external_data(path: Path) -> None:
             if not (folder / location).resolve().is_relative_to(folder)
         ]
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
     except (NotProtobuf, ValueError, RecursionError):
         raise _invalid_file_error(path) from None
     if outside:
         raise ModelError(
-            f"{path}: has weights in {min(outside)!r}, outside its own folder, which is not "
+            f"{path} has weights in {min(outside)!r}, outside its own folder, which is not "
             "allowed; export it again with `fada export`, which stores weights in the file"
         )
 
 
 def _invalid_file_error(path: Path) -> ModelError:
     return ModelError(
-        f"{path}: is not an ONNX file, or it is truncated; export it again with `fada export`"
+        f"{path} is not an ONNX file, or it is truncated; export it again with `fada export`"
     )
 
 

@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
             listed = ", ".join(f"{i.name} {i.type}" for i in inputs)
             raise ModelError(
-                f"{path}: has inputs {listed}, expected one input `frames` of uint8; "
+                f"{path} has inputs {listed}, expected one input `frames` of uint8; "
                 "export it again"
             )
 

@@ -75,7 +75,7 @@ class OpenVinoBackend:
             if inputs != [("frames", "u8")]:
                 listed = ", ".join(f"{name} {dtype}" for name, dtype in inputs)
                 raise ModelError(
-                    f"{path}: has inputs {listed}, expected one input `frames` of uint8; "
+                    f"{path} has inputs {listed}, expected one input `frames` of uint8; "
                     "export it again"
                 )
             compiled = core.compile_model(model, "CPU", config)

@@ -160,6 +160,6 @@ def _check_tensors(engine: Any, trt: Any, sidecar: EngineSidecar, path: Path) ->
     ):
         listed = ", ".join(f"{t.kind} {t.name} {t.dtype} {t.shape}" for t in tensors)
         raise ModelError(
-            f"{path}: has tensors {listed}, which differ from its sidecar and metadata; "
+            f"{path} has tensors {listed}, which differ from its sidecar and metadata; "
             f"build it again: {sidecar.rebuild_command}"
         )

@@ -29,7 +29,8 @@ def open_sources(
     A folder becomes one source for its images and one for each of its videos; subfolders are not
     searched. A number is a camera (a string of digits only if no such path exists). Lists are
     flattened, `Source` objects are returned unchanged, and a path that is named twice is opened
-    once. A glob among several sources that matches nothing becomes a source that yields an error.
+    once. Among several sources, a path that does not exist, a folder without supported files and a
+    glob that matches nothing each become a source that yields one error.
 
     Args:
         sources: What to open. Live sources are read at the same time, files one after the other;
@@ -37,7 +38,7 @@ def open_sources(
         hardware: Device that decodes video files, a key of `HARDWARE_ENCODERS` [the CPU].
 
     Raises:
-        DataError: A path does not exist, a folder is empty, or the only source is unreadable.
+        DataError: The only source does not exist, is empty or unreadable.
         UsageError: `sources` is empty or mixes live sources with files.
     """
     if not sources:
@@ -46,7 +47,13 @@ def open_sources(
     single = len(specs) == 1
     opened: dict[str, Source] = {}
     for spec in specs:
-        for source in _open(spec, hardware, single=single):
+        try:
+            items = _open(spec, hardware, single=single)
+        except DataError as error:
+            if single:
+                raise
+            items = [UnreadableSource(str(spec), error)]
+        for source in items:
             opened.setdefault(source.name, source)
     _refuse_mixture(list(opened.values()))
     return list(opened.values())
@@ -89,17 +96,14 @@ def _open(spec: SourceSpec, hardware: str | None, *, single: bool) -> list[Sourc
         return _open_glob(text, hardware, single=single)
     if "://" in text:
         raise UsageError(f"{text}: unknown kind of stream; supported is {' '.join(SCHEMES)}")
-    raise DataError(f"{text}: no such file or folder; name {SUPPORTED_FILES}, a folder or a glob")
+    raise DataError(f"{text}: no such file or folder")
 
 
 def _open_glob(pattern: str, hardware: str | None, *, single: bool) -> list[Source]:
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     paths = [path for path in paths if _is_supported(path)]
     if not paths:
-        error = DataError(f"{pattern}: matches no file that is {SUPPORTED_FILES}")
-        if single:
-            raise error
-        return [UnreadableSource(pattern, error)]
+        raise DataError(f"{pattern}: matches no file that is {SUPPORTED_FILES}")
     return [_open_file(path, hardware, single=single and len(paths) == 1) for path in paths]
 
 
