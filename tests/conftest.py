@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.cli import main
+from fada_deploy.common.progress import set_progress_factory
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +22,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def silent_library() -> Iterator[None]:
+    """Undo `cli.console.install` after each test, so that the library is silent in the next one."""
+    logger = logging.getLogger("fada_deploy")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    set_progress_factory(None)
 
 
 def draw_blocks(rng: np.random.Generator, *, target: bool) -> tuple[np.ndarray, np.ndarray]:
