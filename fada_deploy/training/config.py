@@ -1,6 +1,6 @@
-"""The settings of a training run: one frozen dataclass per stage, and the presets.
+"""The settings of a training run: one frozen dataclass per stage.
 
-The defaults are the values of the paper; the preset `small` trains on two CPU cores in minutes.
+The defaults are the values of the paper; `training.presets` has other starting points.
 docs/how-to/training.md lists the differences. `training.settings` builds a configuration from a
 preset, a file and options. `RunConfig.from_dict` decodes a document and checks types and ranges.
 """
@@ -290,7 +290,9 @@ class RunConfig:
         Raise `UsageError`, starting with `where` and ending with `remedy`, for wrong types, values
         out of range and unknown keys.
         """
-        config = documents.convert(data, cls, where=where, remedy=remedy, error=UsageError)
+        config = documents.convert(
+            data, cls, where=where, remedy=remedy, error=UsageError, noun="setting"
+        )
         if problem := _inconsistency(config):
             raise UsageError(f"{where}: {problem}; {remedy}")
         return config
@@ -323,59 +325,3 @@ def _inconsistency(config: RunConfig) -> str:
     if low > high:
         return f"distill.scale: found {low}, {high}, expected the smaller factor first"
     return ""
-
-
-# Trains from random weights in minutes, so it uses AdamW with warm-up and weight averaging.
-_SMALL_STAGE: dict[str, Any] = {
-    "optimizer": "adamw",
-    "classifier_lr_factor": 1.0,
-    "weight_decay": 0.01,
-    "warmup": 20,
-    "ema": 0.98,
-    "batch": 4,
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "small": {
-        "backbone": "ddrnet23-slim",
-        "size": (192, 320),
-        "src_size": (192, 320),
-        "amp": "auto",
-        "source": {
-            **_SMALL_STAGE,
-            "lr": 2e-3,
-            "jitter": (0.3, 0.3, 0.3, 0.1),
-            "iterations": 600,
-            "max_iterations": 600,
-            "flip": 0.5,
-        },
-        "adversarial": {
-            **_SMALL_STAGE,
-            "lr": 1e-3,
-            "jitter": (0.3, 0.3, 0.3, 0.1),
-            "iterations": 400,
-            "max_iterations": 440,
-            "adversarial_weight": 0.05,
-            "discriminator_lr": 1e-3,
-            "full_resolution": False,
-        },
-        "selftrain": {
-            **_SMALL_STAGE,
-            "lr": 1e-3,
-            "ema": 0.99,
-            "iterations": 400,
-            "max_iterations": 440,
-        },
-        "distill": {
-            **_SMALL_STAGE,
-            "lr": 2e-3,
-            "jitter": (0.0, 0.0, 0.0, 0.0),
-            "iterations": 900,
-            "max_iterations": 900,
-            "size": (192, 320),
-            "crop": (192, 320),
-            "scale": (1.0, 1.0),
-        },
-    },
-}

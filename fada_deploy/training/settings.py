@@ -6,6 +6,7 @@ one-line `UsageError` before any work begins.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fada_deploy.common import documents
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.runs import STAGES
 from fada_deploy.common.sizes import parse_size
-from fada_deploy.data import DATASETS
+from fada_deploy.data import DATASETS, default_root
 from fada_deploy.training.config import (
-    PRESETS,
     RENDERED,
     AdversarialStage,
     DistillStage,
@@ -26,8 +27,11 @@ from fada_deploy.training.config import (
     Source,
     SourceStage,
 )
+from fada_deploy.training.presets import PRESETS
 
 Document = dict[str, Any]
+logger = logging.getLogger(__name__)
+
 _SECTIONS: dict[str, type] = {
     "source": SourceStage,
     "adversarial": AdversarialStage,
@@ -36,12 +40,19 @@ _SECTIONS: dict[str, type] = {
 }
 # The type of the settings that are written as WIDTHxHEIGHT.
 _SIZE = tuple[int, int]
-_REMEDY = "correct it in the settings file, the options or --set"
+# What the command line and what Python can correct.
+CLI_REMEDY = "correct it in the settings file, the options or --set"
+_REMEDY = "correct the settings"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def make_config(
-    *, preset: str | None, file: Path | None, settings: Iterable[str], options: Mapping[str, Any]
+    *,
+    preset: str | None,
+    file: Path | None,
+    settings: Iterable[str],
+    options: Mapping[str, Any],
+    remedy: str = _REMEDY,
 ) -> RunConfig:
     """Return the settings of a run; later sources override earlier ones.
 
@@ -49,29 +60,49 @@ def make_config(
         preset: Name of a preset; by default the one that the file names, or else "paper".
         file: TOML file with the keys of `RunConfig` and tables for the stages.
         settings: Texts "key=value" or "stage.key=value", as given to `--set`.
-        options: Typed values by key, "stage.key" for those of a stage. None means not given.
+        options: Typed values by key, "stage.key" for those of a stage. None means not given. Sizes
+            are (height, width) or "WIDTHxHEIGHT".
+        remedy: End of the messages about invalid settings.
 
     Raises:
         UsageError: A key is unknown, a value has the wrong type or range, or settings contradict
             each other.
+        DataError: The file cannot be read.
     """
     from_file = {} if file is None else _read_file(file)
     preset = preset or str(from_file.get("preset", "paper"))
     if preset not in PRESETS:
         raise UsageError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    explicit = _nested({k: v for k, v in options.items() if v is not None})
+    explicit = _with_parsed_sizes(_nested({k: v for k, v in options.items() if v is not None}))
     explicit = _merged(explicit, _parse_settings(settings))
     base = _merged(_merged(PRESETS[preset], from_file), {"preset": preset})
-    config = _decode(_merged(base, explicit))
+    config = _decode(_merged(base, explicit), remedy)
     if "published" in from_file and "published" not in explicit:
         # The published score in the file belongs to the file's settings only.
-        of_file = _decode(_merged({"src": config.src, "tgt": config.tgt}, base))
+        of_file = _decode(_merged({"src": config.src, "tgt": config.tgt}, base), remedy)
         if _scored_settings(config) != _scored_settings(of_file):
             config = replace(config, published=None)
-    return _with_absolute_paths(config)
+    config = _with_absolute_paths(config)
+    if _target_files(config) in [_source_files(source) for source in config.sources]:
+        logger.warning("source and target are the same data set (%s)", config.tgt)
+    return config
+
+
+def shared_options(
+    *, batch: int | None, size: Any, accumulate: int | None = None
+) -> dict[str, Any]:
+    """Return the settings of every stage that the options --batch, --size and --accumulate set."""
+    options: dict[str, Any] = {}
+    for stage in STAGES:
+        options |= {f"{stage}.batch": batch, f"{stage}.accumulate": accumulate}
+    return options | dict.fromkeys(("size", "src_size", "distill.size", "distill.crop"), size)
 
 
 def _read_file(file: Path) -> Document:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); name another file") from None
     document: Document = documents.read_toml(
         file, dict[str, Any], remedy="correct the settings file", error=UsageError
     )
@@ -164,11 +195,12 @@ def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> Document:
     return merged
 
 
-def _decode(document: Mapping[str, Any]) -> RunConfig:
+def _decode(document: Mapping[str, Any], remedy: str) -> RunConfig:
     document = dict(document)
     if document.get("method") == "source":
         document.setdefault("stages", ["source"])
-    missing = [f"--{name}" for name in ("src", "tgt") if name not in document]
+    prefix = "--" if remedy == CLI_REMEDY else ""
+    missing = [f"{prefix}{name}" for name in ("src", "tgt") if name not in document]
     if missing:
         raise UsageError(
             f"no training data: {' and '.join(missing)} missing; "
@@ -180,7 +212,7 @@ def _decode(document: Mapping[str, Any]) -> RunConfig:
             suggestions = " or ".join(f"{section}.{key}" for section in sections)
             raise UsageError(f"{key} is a setting of a stage; use {suggestions}")
     plain = {key: _to_toml_value(value) for key, value in document.items()}
-    return RunConfig.from_dict(plain, where="training settings", remedy=_REMEDY)
+    return RunConfig.from_dict(plain, where="training settings", remedy=remedy)
 
 
 def _to_toml_value(value: Any) -> Any:
@@ -228,6 +260,21 @@ def _with_absolute_source(source: Source) -> Source:
     if root is not None and Path(root).exists():
         root = str(Path(root).resolve())
     return replace(source, name=name, root=root)
+
+
+def _source_files(source: Source) -> tuple[str, Path | None]:
+    return _files(source.name, source.root)
+
+
+def _target_files(config: RunConfig) -> tuple[str, Path | None]:
+    return _files(config.tgt, config.tgt_root)
+
+
+def _files(name: str, root: str | None) -> tuple[str, Path | None]:
+    """Return what identifies the files of a data set: its name, and its folder if it has one."""
+    if name not in DATASETS:
+        return name, None
+    return name, (default_root(name) if root is None else Path(root)).resolve()
 
 
 def _is_dataset(name: str) -> bool:

@@ -185,11 +185,11 @@ def test_unusable_labels_are_reported_and_the_rest_scored(
 @pytest.mark.slow
 def test_demo_runs_the_full_pipeline(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short demo writes a contact sheet and a playable video, and prints the scores."""
-    from fada_deploy.training import config
+    from fada_deploy.training import presets
 
-    small_preset = config.PRESETS["small"]
+    small_preset = presets.PRESETS["small"]
     short = {s: small_preset[s] | {"iterations": 4, "batch": 2} for s in STAGES}
-    monkeypatch.setitem(config.PRESETS, "small", small_preset | short)
+    monkeypatch.setitem(presets.PRESETS, "small", small_preset | short)
     counts = {"--source-scenes": 12, "--target-scenes": 8, "--val-scenes": 4}
     monkeypatch.setattr("fada_deploy.cli.demo.RENDER_OPTIONS", counts | {"--video-seconds": 0.4})
     code, _, err = fada("demo", "--size", "128x96")

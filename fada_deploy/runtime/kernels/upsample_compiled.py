@@ -144,6 +144,23 @@ def _interpolate(
                 labels[y, start + x] = np.uint8(chosen[x])
 
 
+@njit(f"void({_LABELS}, uint8[::1], intp, intp, {_INDEX}, {_INDEX})", nogil=True, cache=True)
+def _fill_cells(
+    labels: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+    top: int,
+    bottom: int,
+    x_first: NDArray[np.intp],
+    x_count: NDArray[np.intp],
+) -> None:  # pragma: no cover -- compiled code is invisible to coverage
+    """Fill a row of cells with their upper left classes: one line, copied down."""
+    for column in range(len(classes)):
+        for x in range(x_first[column], x_first[column] + x_count[column]):
+            labels[top, x] = classes[column]
+    for y in range(top + 1, bottom):
+        labels[y] = labels[top]
+
+
 # Explicit signatures prevent a recompilation in the middle of a video.
 @njit(f"void({_GRID}, {_LABELS}, {_AXIS}, {_AXIS}, float32)", nogil=True, cache=True)
 def write_labels(
@@ -191,12 +208,8 @@ def write_labels(
         if y_count[row] == 0:
             continue
         top, bottom = y_first[row], y_first[row] + y_count[row]
-        # Fill every cell with its upper left class, one line copied down; then fix mixed cells.
-        for column in range(width):
-            for x in range(x_first[column], x_first[column] + x_count[column]):
-                labels[top, x] = classes[here, column]
-        for y in range(top + 1, bottom):
-            labels[y] = labels[top]
+        # Then only mixed cells have to be corrected.
+        _fill_cells(labels, classes[here], top, bottom, x_first, x_count)
         for column in range(width):
             if x_count[column] == 0:
                 continue
