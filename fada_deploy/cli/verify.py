@@ -82,6 +82,7 @@ def command(
 
     Exits with 3 if the outputs differ too much.
     """
+    from fada_deploy.common.runs import warn_if_outdated
     from fada_deploy.export.engines import verify_engine
     from fada_deploy.export.verify import VerificationLimits, try_save_comparison, verify_file
     from fada_deploy.runtime.backend_selection import metadata_of, runnable_backends
@@ -91,6 +92,7 @@ def command(
         raise UsageError(f"--plot must end with .png, got {plot}")
     model = _model(model_path(model, model_option))
     metadata = metadata_of(model)
+    warn_if_outdated(model, metadata.provenance)
     reference = ReferenceOutputs.for_model(model, metadata)
     backend = values["backend"]
     backends = runnable_backends(model) if backend == "auto" else [backend]

@@ -7,8 +7,12 @@ Commands without arguments use these names to continue from the previous command
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import numbered_dir
@@ -23,6 +27,8 @@ STAGES = ("source", "adversarial", "selftrain", "distill")
 # The stages of the paper and of its released code.
 PAPER_STAGES = ("source", "adversarial", "distill")
 MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
+# In the names of converted files, for example model.fp16.onnx and model.int8-cpu.onnx.
+_CONVERTED = re.compile(r"\.(fp16|bf16|int8)[-.]")
 
 
 def newest_run(root: Path = RUNS) -> Path:
@@ -52,30 +58,40 @@ def _last_change(run: Path) -> float:
 
 
 def newest_models(root: Path = RUNS) -> list[Path]:
-    """Return the exported models under `root`, newest first."""
-    models = [p for p in root.glob("*/export/*") if p.suffix in MODEL_SUFFIXES and p.name[0] != "."]
-    return sorted(models, key=lambda p: p.stat().st_mtime, reverse=True)
+    """Return the exported models under `root`, the run with the newest export first.
+
+    Within a run, fp32 files come before those of other precisions, and newer files before older.
+    """
+    folders = [models for folder in root.glob("*/export") if (models := _exports(folder))]
+    folders.sort(key=lambda models: max(p.stat().st_mtime for p in models), reverse=True)
+    return [path for models in folders for path in models]
+
+
+def _exports(folder: Path) -> list[Path]:
+    """Return the exported models of a folder: fp32 files first, then by time, newest first."""
+    models = [p for p in folder.glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
+    return sorted(models, key=lambda p: (bool(_CONVERTED.search(p.name)), -p.stat().st_mtime))
 
 
 def exported_model(path: Path) -> Path:
     """Return the newest export of a run if `path` is a run's folder, and otherwise `path`.
 
-    ONNX files are preferred to engines, which may have been built on another machine. Raise
-    `ModelError` if the folder contains no export.
+    ONNX files are preferred to engines, which may have been built on another machine, and fp32
+    files to those of other precisions. Raise `ModelError` if the folder contains no export.
     """
-    exports = [p for p in (path / "export").glob("[!.]*") if p.suffix in MODEL_SUFFIXES]
+    exports = _exports(path / "export")
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
         if not (path / CONFIG).is_file():
             raise ModelError(
                 f"{path}: neither a run nor an exported model; runs are folders in {RUNS}/"
             )
-        raise ModelError(f"{path}: contains no export; run: fada export {path}")
-    return max(models, key=lambda p: p.stat().st_mtime) if models else path
+        raise ModelError(f"{path} contains no export; run: fada export {path}")
+    return models[0] if models else path
 
 
 def final_weights(path: Path) -> Path:
-    """Return the weights of the last finished stage of a run.
+    """Return the weights of the last finished stage of a run; warn if stages are missing.
 
     `path` may also be the folder of a stage or a weights file. Raise `ModelError` if there are no
     weights.
@@ -85,9 +101,60 @@ def final_weights(path: Path) -> Path:
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
     if finished := _finished(path):
+        if unfinished_stages(path):
+            logger.warning(
+                "the run is not finished; using its stage %s; continue it with "
+                "`fada train --resume %s`",
+                finished[-1].parent.name,
+                path,
+            )
         return finished[-1]
     problem = "contains no finished stage" if path.is_dir() else "no such run"
     raise ModelError(f"{path}: {problem}; `fada train` creates runs in {RUNS}/")
+
+
+def unfinished_stages(run: Path) -> list[str]:
+    """Return the stages in a run's settings that are not finished; empty if they are unknown."""
+    try:
+        stages = json.loads((run / CONFIG).read_text("utf-8"))["stages"]
+        return [str(stage) for stage in stages if not (run / str(stage) / WEIGHTS).is_file()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def newer_stage(model: Path, provenance: Mapping[str, Any]) -> str | None:
+    """Return the last finished stage of the run of an export, if the export is of an earlier one.
+
+    `provenance` is that of the export's metadata. Return None for an up-to-date export, and for a
+    model outside `<run>/export/`.
+    """
+    stage, model = provenance.get("stage"), model.absolute()
+    if model.parent.name != "export" or stage not in STAGES:
+        return None
+    finished = _finished(model.parent.parent)
+    last = finished[-1].parent.name if finished else stage
+    return last if STAGES.index(last) > STAGES.index(stage) else None
+
+
+def warn_if_outdated(model: Path, provenance: Mapping[str, Any]) -> None:
+    """Warn if an export is of an earlier stage than the last finished one of its run."""
+    if (last := newer_stage(model, provenance)) is not None:
+        logger.warning(
+            "%s is an export of the stage %s; the run now has %s; run `fada export %s`",
+            model,
+            provenance["stage"],
+            last,
+            model.parent.parent if model.parent.name else model.absolute().parent.parent,
+        )
+
+
+def not_a_run(path: Path) -> str:
+    """Return the message about a path that is not the folder of a run, with a remedy."""
+    if not path.exists():
+        return f"{path}: no such folder; `fada train` creates runs in {RUNS}/"
+    if (path.parent / CONFIG).is_file() and path.name in STAGES:
+        return f"{path} is a stage; use {path.parent}"
+    return f"{path} is not a run, there is no {CONFIG}; use a folder created by `fada train`"
 
 
 def new_run(src: str, tgt: str, backbone: str, out: Path | None) -> Path:
@@ -120,5 +187,5 @@ def all_weights(run: Path) -> list[Path]:
         weights += sorted((stage / CHECKPOINTS).glob("[!.]*.safetensors"))
         weights += [w for w in (stage / WEIGHTS,) if w.is_file()]
     if not weights:
-        raise ModelError(f"{run}: contains no weights; `fada train` creates runs in {RUNS}/")
+        raise ModelError(f"{run} contains no weights; `fada train` creates runs in {RUNS}/")
     return weights

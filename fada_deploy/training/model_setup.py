@@ -48,7 +48,8 @@ class ModelSetup:
         )
         self.start_model: SegmentationModel | None = None
         if config.start is not None:
-            self.start_model = self._load(final_weights(Path(config.start)))
+            self._start_weights = final_weights(Path(config.start))
+            self.start_model = self._load(self._start_weights)
         self._check_start()
         self._check_published()
         for stage in config.stages:
@@ -60,7 +61,7 @@ class ModelSetup:
         """Log what the run starts from, and warn where the preset does not suit it."""
         config = self.config
         if config.start is not None:
-            logger.info("starting from %s", final_weights(Path(config.start)))
+            logger.info("starting from %s", self._start_weights)
         elif self.init is None and config.preset == "paper":
             logger.warning(
                 "%s starts from random weights, the paper starts from ImageNet weights; "

@@ -8,6 +8,7 @@ writes it at the end; `fada report RUN…` writes it again, or compares runs.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.images import resize_frame
-from fada_deploy.common.runs import STAGES, WEIGHTS
+from fada_deploy.common.runs import STAGES, WEIGHTS, unfinished_stages
 from fada_deploy.common.system import installed_version
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
@@ -39,6 +40,8 @@ from fada_deploy.training.predict import Predictor, sample_frames
 from fada_deploy.training.reporting.class_center_distance import ClassMoments, collect_moments
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.weights.checkpoints import load_model
+
+logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 _TEMPLATE = "report.html.j2"
@@ -89,6 +92,14 @@ def write_report(
     domain; 0 omits them. Raise `FadaError` if a folder is not a run.
     """
     summaries = [RunSummary.read(run) for run in runs]
+    for run in runs:
+        if missing := unfinished_stages(run):
+            logger.warning(
+                "the run is not finished; the report has no stage %s; continue it with "
+                "`fada train --resume %s`",
+                " and ".join(missing),
+                run,
+            )
     names = _display_names(summaries)
     stages = [
         _Stage(run, stage, f"{names[run.folder]}{_STAGE_TITLES[stage]}")
