@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from fada_deploy.cli.console import emit_json
+from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import JSON_OPTION, MODEL_OPTION, model_path
-from fada_deploy.common.errors import UsageError
 from fada_deploy.common.tables import format_table
 
 Row = tuple[str, str]
@@ -32,7 +31,7 @@ def command(model: Path | None, model_option: Path | None, as_json: bool) -> int
     """Show the metadata of MODEL and check its hashes.
 
     MODEL is an ONNX file, a TensorRT engine, reference outputs, a weights file, or the folder of a
-    run or a stage. It is only read, never run.
+    run or a stage. [default: the newest export, or else the newest run] It is only read, never run.
 
     \b
     fada inspect model.onnx             # classes, input, precision, verification
@@ -45,10 +44,8 @@ def command(model: Path | None, model_option: Path | None, as_json: bool) -> int
     """
     from fada_deploy.inspection.describe import describe
 
-    path = model_path(model, model_option)
-    if path is None:
-        raise UsageError("no file was named; name a model, weights file or run")
-    document = describe(path)
+    document = describe(model_path(model, model_option) or _newest())
+    _warn_about_outdated_exports(document)
     if as_json:
         emit_json(document)
         return 1 if document["problems"] else 0
@@ -56,6 +53,25 @@ def command(model: Path | None, model_option: Path | None, as_json: bool) -> int
     for line in document["problems"]:
         click.echo(f"{click.style('problem', fg='red')}: {line}")
     return 1 if document["problems"] else 0
+
+
+def _newest() -> Path:
+    from fada_deploy.common.runs import newest_models, newest_run
+
+    models = newest_models()
+    if not models:
+        return newest_run()
+    log(f"using model {models[0]} (the newest)")
+    return models[0]
+
+
+def _warn_about_outdated_exports(document: Mapping[str, Any]) -> None:
+    from fada_deploy.common.runs import warn_if_outdated
+
+    for export in document.get("exports", ()):
+        warn_if_outdated(Path(export["path"]), export)
+    if metadata := document.get("metadata"):
+        warn_if_outdated(Path(document["path"]), metadata["provenance"])
 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[Row]:
@@ -209,7 +225,8 @@ def _run_rows(document: Mapping[str, Any]) -> Iterator[Row]:
     for export in document["exports"]:
         yield (
             "export",
-            f"{export['path']}, {export['precision'] or 'unreadable'}, {_bytes(export['bytes'])}",
+            f"{export['path']}, {export['precision'] or 'unreadable'}, {_bytes(export['bytes'])}"
+            + (f", stage {export['stage']}" if export["stage"] else ""),
         )
     if space is not None:
         yield from _class_rows(space)

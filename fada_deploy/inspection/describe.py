@@ -60,7 +60,7 @@ def _reader(path: Path) -> tuple[str, Callable[[Path, list[str]], Document]]:
     elif path.suffix in _READERS:
         return _READERS[path.suffix]
     raise ModelError(
-        f"{path}: was not written by `fada`; use a file of the type "
+        f"{path} was not written by `fada`; use a file of the type "
         f"{', '.join(sorted(_READERS))} or *{REFERENCE}, or the folder of a run or stage "
         "(convert a checkpoint of other code first: `fada import`)"
     )
@@ -163,7 +163,7 @@ def _weights(path: Path, problems: list[str]) -> Document:
         model, provenance = document["model"], document["provenance"]
     except (KeyError, TypeError, ValueError):
         raise ModelError(
-            f"{path}: does not describe its network, so it was not written by `fada train`; "
+            f"{path} does not describe its network, so it was not written by `fada train`; "
             "convert it with `fada import`"
         ) from None
     return {
@@ -184,10 +184,10 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
             (t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ModelError(f"{path}: is not a safetensors file, or it is incomplete") from None
+        raise ModelError(f"{path} is not a safetensors file, or it is incomplete") from None
     if 8 + length + end != path.stat().st_size:
         raise ModelError(
-            f"{path}: has {path.stat().st_size} bytes where {8 + length + end} are expected; copy "
+            f"{path} has {path.stat().st_size} bytes where {8 + length + end} are expected; copy "
             "it again"
         )
     return header
@@ -216,9 +216,13 @@ def _run(path: Path, problems: list[str]) -> Document:
     for model in sorted((path / "export").glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
             metadata = _collect_error(problems, metadata_of, model)
-            precision = None if metadata is None else metadata.precision
             exports.append(
-                {"path": str(model), "precision": precision, "bytes": model.stat().st_size}
+                {
+                    "path": str(model),
+                    "precision": None if metadata is None else metadata.precision,
+                    "stage": None if metadata is None else metadata.provenance.get("stage"),
+                    "bytes": model.stat().st_size,
+                }
             )
     planned = [str(name) for name in config.get("stages", ())]
     return {
@@ -235,7 +239,7 @@ def _json(path: Path, problems: list[str]) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read ({error})")
+        problems.append(f"{path} cannot be read ({error})")
         return None
 
 
