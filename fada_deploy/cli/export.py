@@ -162,7 +162,7 @@ if TYPE_CHECKING:
     "--compute-capability",
     multiple=True,
     metavar="SMXX",
-    help="TensorRT-RTX: GPU to build for, for example SM89; can be repeated.",
+    help="TensorRT-RTX: GPU to build for, for example SM89; may be repeated.",
 )
 @click.option(
     "--triton",
@@ -203,9 +203,9 @@ def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) 
         result, refused = error.result, error
     if as_json:
         emit_json(result.to_dict())
-    _log_next_commands(result)
     if refused is not None:
         raise refused
+    _log_next_commands(result, source)
     return None
 
 
@@ -274,12 +274,9 @@ def _number(option: str, text: str, keyword: str) -> int | None:
     return int(text)
 
 
-def _log_next_commands(result: ExportResult) -> None:
-    from fada_deploy.common.runs import newest_models
-
-    newest = result.files[-1]
-    # `fada infer` finds models under runs/ by itself.
-    name = "" if newest in newest_models() else f" --model {shlex.quote(str(newest))}"
-    log(f"next: fada infer video.mp4{name}")
+def _log_next_commands(result: ExportResult, source: Path | None) -> None:
+    for path in (*result.files, *(engine.path for engine in result.engines)):
+        if path != source:
+            log(f"next: fada infer video.mp4 --model {shlex.quote(str(path))}")
     if result.triton is not None:
         log(f"next: tritonserver --model-repository {shlex.quote(str(result.triton))}")

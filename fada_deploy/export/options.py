@@ -11,8 +11,7 @@ from fada_deploy.common.metadata import HEADS, PRECISIONS
 from fada_deploy.runtime.backends.engine_file import FLAVORS
 
 CALIBRATION_METHODS = ("percentile", "minmax", "entropy")
-# Values of `ExportOptions.hardware_target` → the int8 files to write. The file for this machine's
-# CPU comes last, because the newest file is the default of the other commands.
+# Values of `ExportOptions.hardware_target` → the int8 files to write.
 INT8_TARGETS = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "both": ("tensorrt", "cpu")}
 
 

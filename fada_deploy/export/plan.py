@@ -19,6 +19,12 @@ from fada_deploy.common.errors import (
 )
 from fada_deploy.common.runs import final_weights, newest_run
 from fada_deploy.common.system import require_package
+from fada_deploy.export.early_checks import (
+    CHECKPOINT_SUFFIXES,
+    check_options,
+    label_space_of_weights,
+    require_weights_file,
+)
 from fada_deploy.export.options import EngineOptions, ExportOptions, Variant
 from fada_deploy.export.result import ExportResult, RefusedFilesError, VerifiedEngine
 from fada_deploy.export.stale import stale_exports
@@ -57,7 +63,7 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
         RefusedFilesError: A converted file or an engine exceeded a tolerance; `error.result` has
             the files that were written.
         ToleranceError: The fp32 file exceeded a tolerance, so nothing was written.
-        UsageError: `source` and `options` do not fit together.
+        UsageError: `source` and `options` do not fit together; nothing was written.
         ModelError: `source` does not exist or cannot be exported.
         DataError: There are no frames to verify or calibrate with.
         MissingExtraError: A package is not installed.
@@ -74,6 +80,8 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
         model = source
         if own_variant := _check_file(source, options, variants):
             variants, conversions = [own_variant], []
+        metadata = read_metadata(model)
+        check_options(options, head=metadata.head, space=metadata.label_space)
     else:
         exported = _export_fp32(source, options, variants)
         model, verification = exported.model, exported.verification
@@ -103,7 +111,7 @@ def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) ->
     """
     if not (options.engine or options.triton or variants != [_FP32]):
         raise UsageError(
-            f"{model}: is already exported; choose what to make of it with --precision, --trt or "
+            f"{model} is already exported; choose what to make of it with --precision, --trt or "
             "--triton"
         )
     defaults = {"head": _DEFAULTS.head, "size_hw": None, "batch": None, "out": None}
@@ -111,7 +119,7 @@ def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) ->
     if changed:
         names = ", ".join(f"--{name.removesuffix('_hw')}" for name in changed)
         raise UsageError(
-            f"{model}: is already exported, so {names} has no effect; leave it out, or export the "
+            f"{model} is already exported, so {names} has no effect; leave it out, or export the "
             "run again"
         )
     metadata = read_metadata(model)
@@ -119,7 +127,7 @@ def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) ->
         return None
     if options.engine and metadata.hardware_target == "cpu":
         raise UsageError(
-            f"{model}: is quantized for CPUs; build the engine from the file quantized for "
+            f"{model} is quantized for CPUs; build the engine from the file quantized for "
             "tensorrt instead"
         )
     return Variant(metadata.precision, metadata.hardware_target)
@@ -130,6 +138,8 @@ def _export_fp32(
 ) -> ExportedModel:
     """Export the network of a run to fp32 ONNX."""
     weights, out = _weights_and_output(source, options)
+    space = None if options.data is None else label_space_of_weights(weights)
+    check_options(options, head=options.head, space=space)
     try:
         from fada_deploy.export.convert import converted_path
         from fada_deploy.export.exporter import export_onnx
@@ -163,13 +173,13 @@ def _export_fp32(
 def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Path, Path]:
     """Return the weights file of a run, and the path of the ONNX file to write."""
     run = source or newest_run()
-    if run.suffix in (".pth", ".pt"):
-        raise UsageError(f"{run}: is a checkpoint. Convert it first: fada import {run}")
+    if run.is_file() or run.suffix in CHECKPOINT_SUFFIXES:
+        require_weights_file(run)
     weights = final_weights(run)
     if options.out is not None:
         return weights, options.out
     if run.is_file():
-        raise UsageError(f"{run}: is a weights file; name the output with --out model.onnx")
+        raise UsageError(f"{run} is a weights file; name the output with --out model.onnx")
     # The two heads have different names, because converted files lie next to the file that they
     # were converted from.
     name = "model.onnx" if options.head == "logits" else "model.labels.onnx"
@@ -295,8 +305,8 @@ def _unless_refused(make: Callable[[S], T], items: Iterable[S], refused: list[st
         try:
             results.append(make(item))
         except ToleranceError as error:
+            # Reported at the end, by `RefusedFilesError`.
             refused.append(str(error))
-            logger.error("refused %s", error)
     return results
 
 

@@ -71,9 +71,11 @@ class ExportResult:
 
 
 class RefusedFilesError(ToleranceError):
-    """Some files exceeded a tolerance; `result` describes the files that were written."""
+    """Some files exceeded a tolerance; `result` describes the files that were written.
+
+    The message contains the reason for each file.
+    """
 
     def __init__(self, result: ExportResult) -> None:
-        names = ", ".join(line.partition(":")[0] for line in result.refused)
-        super().__init__(f"exceeded a tolerance and were not saved: {names}")
+        super().__init__(f"files that exceeded a tolerance: {'; '.join(result.refused)}")
         self.result = result

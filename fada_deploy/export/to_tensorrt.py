@@ -70,6 +70,14 @@ def build_engine(model: Path, out: Path, options: EngineOptions = _DEFAULTS) -> 
         raise error.with_traceback(None) from None
 
 
+def check_can_build(options: EngineOptions) -> None:
+    """Raise the error of `build_engine` if the library of `options` cannot build here."""
+    try:
+        options.check_flavor(open_builder(options.flavor).flavor)
+    except FadaError as error:
+        raise error.with_traceback(None) from None
+
+
 def _build(model: Path, out: Path, options: EngineOptions) -> BuiltEngine:
     metadata = read_model(model)
     builder_context = open_builder(options.flavor)

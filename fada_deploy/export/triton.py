@@ -72,7 +72,7 @@ def write_repository(
     if served.backend == "tensorrt" and gpu is False:
         raise UsageError(f"{model}: an engine needs a GPU; to serve on the CPU, use the ONNX file")
     if folder.exists():
-        raise UsageError(f"{folder}: already exists; choose another folder, or remove it")
+        raise UsageError(f"{folder} already exists; choose another folder, or remove it")
     largest = max_batch if served.max_batch is None else min(max_batch, served.max_batch)
     if invalid := [size for size in preferred if not 1 <= size <= largest]:
         raise UsageError(f"preferred batch must be between 1 and {largest}, got {invalid[0]}")
@@ -105,7 +105,7 @@ def _read_model(model: Path) -> _ServedModel:
         raise UsageError(f"{model}: Triton serves .onnx and .engine files; make one: `fada export`")
     if served.metadata.head != "labels":
         raise ModelError(
-            f"{model}: has head `{served.metadata.head}`, which Triton cannot upsample; export it "
+            f"{model} has head `{served.metadata.head}`, which Triton cannot upsample; export it "
             "with --head labels"
         )
     return served
@@ -115,13 +115,13 @@ def _read_engine(model: Path) -> _ServedModel:
     sidecar = read_engine(model)
     if sidecar.flavor != "tensorrt":
         raise ModelError(
-            f"{model}: was built by {sidecar.flavor}, but Triton runs TensorRT engines only; build "
+            f"{model} was built by {sidecar.flavor}, but Triton runs TensorRT engines only; build "
             "one with `fada export MODEL.onnx --trt --trt-flavor tensorrt`, or serve the ONNX file"
         )
     metadata, profile = sidecar.metadata, sidecar.profile
     if profile and profile[0] > 1:
         raise ModelError(
-            f"{model}: needs at least {profile[0]} frames per batch, but Triton also sends single "
+            f"{model} needs at least {profile[0]} frames per batch, but Triton also sends single "
             f"frames; build it with --trt-batch 1,{profile[1]},{profile[2]}"
         )
     return _ServedModel(
@@ -133,12 +133,12 @@ def _read_onnx(model: Path) -> _ServedModel:
     metadata = read_model(model)
     if read_graph(model).external:
         raise ModelError(
-            f"{model}: has weights in other files; export it again with `fada export`, which "
+            f"{model} has weights in other files; export it again with `fada export`, which "
             "writes a single file"
         )
     if metadata.precision == "bf16":
         raise ModelError(
-            f"{model}: is bf16, which ONNX Runtime cannot run; build an engine with `fada export "
+            f"{model} is bf16, which ONNX Runtime cannot run; build an engine with `fada export "
             f"{model.name} --trt`, or serve the fp32 file"
         )
     return _ServedModel(metadata, "onnxruntime", "model.onnx", metadata.batch, None)

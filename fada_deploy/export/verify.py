@@ -138,11 +138,14 @@ class AccuracyCheck:
 
     def text(self) -> str:
         """Return the result as one line, in percentage points."""
-        return (
+        text = (
             f"mIoU {100 * self.miou:.2f} on {self.frames} labeled frames, "
-            f"{100 * self.change:+.2f} compared with fp32; worst class {self.worst_class} "
-            f"({100 * self.worst_change:+.2f})"
+            f"{100 * self.change:+.2f} compared with fp32"
         )
+        worst_change = f"{100 * self.worst_change:+.2f}"
+        if self.worst_change >= 0 or worst_change == "-0.00":
+            return text
+        return f"{text}; worst class {self.worst_class} ({worst_change})"
 
     def check(self, max_drop: float) -> None:
         """Raise `ToleranceError` if the mIoU fell by more than `max_drop`, a fraction."""
