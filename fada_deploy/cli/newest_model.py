@@ -35,7 +35,7 @@ def open_newest(*, backend: str = "auto", **options: Any) -> tuple[Segmenter, li
     skipped: list[str] = []
     for path in newest_models():
         if backend in BACKENDS and backend not in backends_of(path):
-            skipped.append(f"{path}: cannot run on the backend {backend}")
+            skipped.append(f"{path} cannot run on the backend {backend}")
             continue
         try:
             segmenter = Segmenter(path, backend=backend, **options)
@@ -43,8 +43,9 @@ def open_newest(*, backend: str = "auto", **options: Any) -> tuple[Segmenter, li
             return segmenter, skipped
         except (ModelError, DeviceError, ToleranceError, MissingExtraError) as error:
             errors.append(error)
+            text = str(error)
             # Most messages already begin with the path.
-            skipped.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+            skipped.append(text if text.startswith(str(path)) else f"{path}: {text}")
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -66,5 +67,5 @@ def _refuse_tensorrt_int8_on_cpu(path: Path, segmenter: Segmenter) -> None:
     if segmenter.backend.device == "cpu" and segmenter.metadata.hardware_target == "tensorrt":
         segmenter.close()
         raise ModelError(
-            f"{path}: is quantized for TensorRT and slow on a CPU; use --model to run it here"
+            f"{path} is quantized for TensorRT and slow on a CPU; use --model to run it here"
         )

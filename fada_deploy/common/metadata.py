@@ -196,7 +196,7 @@ class ModelMetadata:
         """Read the text of `to_json`; raise `ModelError` if it is missing or invalid."""
         if not text:
             raise ModelError(
-                f"{where}: has no `{PROPERTY}` metadata, so its classes and input are unknown; "
+                f"{where} has no `{PROPERTY}` metadata, so its classes and input are unknown; "
                 f"{_REMEDY}"
             )
         data = read_json(text, dict[str, Any], where=f"{where} (metadata)", remedy=_REMEDY)

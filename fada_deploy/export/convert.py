@@ -138,7 +138,7 @@ def _read_baseline(model: Path, precision: str) -> tuple[ModelMetadata, Referenc
         raise UsageError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     metadata = read_metadata(model)
     if metadata.precision != "fp32":
-        raise ModelError(f"{model}: is already {metadata.precision}; convert the fp32 file instead")
+        raise ModelError(f"{model} is already {metadata.precision}; convert the fp32 file instead")
     return metadata, ReferenceOutputs.for_model(model, metadata)
 
 

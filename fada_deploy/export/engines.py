@@ -81,6 +81,6 @@ def _read(sidecar: Path) -> str:
         return sidecar.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"{sidecar}: cannot be read ({error}); build the engine again with "
+            f"{sidecar} cannot be read ({error}); build the engine again with "
             "`fada export MODEL.onnx --trt`"
         ) from None

@@ -107,9 +107,7 @@ def quantize(
         )
     metadata = read_metadata(model)
     if metadata.precision != "fp32":
-        raise ModelError(
-            f"{model}: is already {metadata.precision}; quantize the fp32 file instead"
-        )
+        raise ModelError(f"{model} is already {metadata.precision}; quantize the fp32 file instead")
     with TemporaryDirectory() as folder, _silenced():
         quantizer = _Quantizer(model, Path(folder), frames, hardware_target, method, metadata.batch)
         ranking = quantizer.layers_by_sensitivity() if float_layers != 0 else []
@@ -162,7 +160,7 @@ class _Quantizer:
         self.layers = [nodes[i].name for i in indices]
         if not self.layers:
             raise ModelError(
-                f"{model}: has no layer to quantize (one of {', '.join(LAYER_OPERATORS)})"
+                f"{model} has no layer to quantize (one of {', '.join(LAYER_OPERATORS)})"
             )
         # Input normalization, and upsampling and argmax after the last layer, stay in float32.
         self._outside_layers = [

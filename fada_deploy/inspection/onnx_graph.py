@@ -106,10 +106,10 @@ def read_graph(path: Path) -> Graph:
     try:
         return _Reader().read(map_file(path))
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
     except (NotProtobuf, ValueError):
         raise ModelError(
-            f"{path}: is not an ONNX file, or it is incomplete; export it again with `fada export`"
+            f"{path} is not an ONNX file, or it is incomplete; export it again with `fada export`"
         ) from None
 
 

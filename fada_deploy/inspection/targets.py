@@ -110,7 +110,7 @@ def targets_table(targets: Sequence[Target]) -> str:
     ]
     lines = [format_table(("target", "builds here", "runs here", "needs"), rows, align="llll")]
     problems = [
-        f"{target.name}: cannot be {verb} here ({reason})" + (f"; run: {remedy}" if remedy else "")
+        f"{target.name} cannot be {verb} here ({reason})" + (f"; run: {remedy}" if remedy else "")
         for target in targets
         for verb, reason, remedy in (
             ("built", target.build_problem, target.build_remedy),

@@ -32,7 +32,7 @@ def test_opens_the_newest_model_that_runs_here(
     segmenter, skipped = open_newest()
     with segmenter:
         assert segmenter.path == model
-        assert len(skipped) == 1 and skipped[0].startswith(f"{broken}: ")
+        assert len(skipped) == 1 and skipped[0].startswith(f"{broken} is not")
     use_models(monkeypatch, [broken, broken])
     with pytest.raises(ModelError, match="none of the 2 models"):
         open_newest()

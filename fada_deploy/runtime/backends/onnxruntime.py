@@ -60,8 +60,7 @@ class OnnxRuntimeBackend:
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
             listed = ", ".join(f"{i.name} {i.type}" for i in inputs)
             raise ModelError(
-                f"{path} has inputs {listed}, expected one input `frames` of uint8; "
-                "export it again"
+                f"{path} has inputs {listed}, expected one input `frames` of uint8; export it again"
             )
 
     def _open(self, ort: Any, path: Path, index: int, parallel: int, *, use_cuda: bool) -> Any:

@@ -120,7 +120,7 @@ def _check_parameters(weights: dict[str, Tensor], model: SegmentationModel, path
         tuple(t[first].shape) if first in t else "absent" for t in (weights, expected)
     )
     raise ModelError(
-        f"{path}: does not match {model.spec.backbone} with {model.spec.space.num_classes} "
+        f"{path} does not match {model.spec.backbone} with {model.spec.space.num_classes} "
         f"classes: {len(missing)} of {len(expected)} parameters missing, {len(mismatched)} with a "
         f"different shape, {len(unexpected)} unexpected; first: {first}, shape {actual_shape}, "
         f"expected {expected_shape}"
