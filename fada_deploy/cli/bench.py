@@ -28,7 +28,7 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
     "more_models",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Same as MODELS; can be repeated.",
+    help="Same as MODELS; may be repeated.",
 )
 @click.option(
     "--backend",
@@ -52,7 +52,7 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
 @click.option(
     "--frames",
     type=click.IntRange(1),
-    help="Number of frames of the end-to-end measurement. [default: all]",
+    help="Number of frames of the end-to-end measurement; needs --video. [default: all]",
 )
 @click.option(
     "--seconds",
@@ -98,6 +98,8 @@ def command(
 
     if plot is not None:
         _check_plot(plot)
+    if frames is not None and video is None:
+        log("warning: --frames has no effect without --video")
     jobs = _jobs((*models, *more_models), backend)
     source = None if video is None else _open_video(video)
     results = []

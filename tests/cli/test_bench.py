@@ -106,6 +106,14 @@ def test_model_option_and_argument_can_be_combined(fada: Fada, model: Path, tmp_
     assert [result["model"] for result in json.loads(out)] == [str(model), str(other)]
 
 
+def test_frames_without_video_have_no_effect(fada: Fada, model: Path) -> None:
+    arguments = ("bench", model, "--seconds", 0.1, "--backend", "onnxruntime")
+    code, _, err = fada(*arguments, "--frames", 3)
+    (warning,) = (line for line in err.splitlines() if line.startswith("warning: "))
+    assert code == 0 and "--frames" in warning and "--video" in warning
+    assert "warning" not in fada(*arguments)[2]
+
+
 def test_usage_errors_are_one_line(fada: Fada, model: Path, tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.png", scene(0)[0])
     for arguments, facts in (
