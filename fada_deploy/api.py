@@ -33,6 +33,8 @@ def train(
     init: str | None = None,
     start: str | Path | None = None,
     augment: str | None = None,
+    size_hw: tuple[int, int] | str | None = None,
+    batch: int | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -62,8 +64,12 @@ def train(
         init: File with ImageNet weights, "imagenet", or "none".
         start: Run or weights file that replaces the stages that are left out.
         augment: Augmentation in every stage: "none", "light" or "strong" [none].
+        size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
+            resized to it.
+        batch: Images per iteration; per domain in the adversarial stage.
         seed: Seed of the initial weights and of the data order.
         settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
+            Sizes are (height, width) or "WIDTHxHEIGHT".
         out: Folder of the run [`runs/<src>-<tgt>-<backbone>-NNN`].
         resume: Folder of an unfinished run; all other arguments except `device` and `tensorboard`
             must be left out.
@@ -79,7 +85,7 @@ def train(
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train as train_run
         from fada_deploy.training.run_files import load_config
-        from fada_deploy.training.settings import make_config
+        from fada_deploy.training.settings import make_config, shared_options
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
@@ -89,7 +95,7 @@ def train(
     options = {
         "src": first, "tgt": tgt, "src_root": src_root, "tgt_root": tgt_root, "backbone": backbone,
         "method": method, "label_space": label_space, "init": init, "start": start,
-        "augment": augment, "seed": seed,
+        "augment": augment, "seed": seed, **shared_options(batch=batch, size=size_hw),
     }  # fmt: skip
     chosen = {name: _text(value) for name, value in options.items() if value is not None}
     if extra:

@@ -59,7 +59,8 @@ def check(
     space = load_label_space(
         label_space or ("cityscapes-16" if name == "synthia" else "cityscapes-19")
     )
-    dataset = open_dataset(name, data_root, split=split, space=space)
+    usage = "fada data check {name} --data-root {root}"
+    dataset = open_dataset(name, data_root, split=split, space=space, usage=usage)
     start = time.perf_counter()
     statistics = compute_statistics(dataset, frames=True, jobs=jobs)
     seconds = time.perf_counter() - start

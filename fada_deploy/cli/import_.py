@@ -109,16 +109,15 @@ def command(
 
 
 def _check_paths(checkpoint: Path, tgt: str) -> None:
-    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.errors import ModelError
     from fada_deploy.data import DATASETS
+    from fada_deploy.training.data.datasets import missing_target
 
     if not checkpoint.is_file():
         problem = "is a folder" if checkpoint.is_dir() else "no such file"
-        raise UsageError(f"{checkpoint}: {problem}; use a .pth file of the released FADA code")
+        raise ModelError(f"{checkpoint}: {problem}; use a .pth file of the released FADA code")
     if tgt not in DATASETS and not Path(tgt).exists():
-        raise UsageError(
-            f"no target {tgt!r}; a target is a data set, a .toml file, a video or a folder"
-        )
+        raise missing_target(tgt)
 
 
 def _make_config(released: ReleasedCheckpoint, options: dict[str, Any]) -> RunConfig:

@@ -191,7 +191,8 @@ def command(
     fada train --resume runs/gta5-cityscapes-resnet101-001
     torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --preset small
 
-    Ctrl-C saves the state and prints the command that resumes the run.
+    Ctrl-C saves the state and prints the command that resumes the run. Messages go to stderr;
+    --json prints the result on stdout.
     """
     from fada_deploy.common.errors import MissingExtraError
 
@@ -225,18 +226,16 @@ def command(
 def _make_config(
     config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]
 ) -> RunConfig:
-    from fada_deploy.common.runs import STAGES
-    from fada_deploy.training.settings import make_config
+    from fada_deploy.training.settings import CLI_REMEDY, make_config, shared_options
 
     options |= _source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
-    batch, size, accumulate = (options.pop(name) for name in ("batch", "size", "accumulate"))
+    options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
     if options["stages"] is not None:
         options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
-    for stage in STAGES:
-        options |= {f"{stage}.batch": batch, f"{stage}.accumulate": accumulate}
-    options |= dict.fromkeys(("size", "src_size", "distill.size", "distill.crop"), size)
     preset = options.pop("preset")
-    return make_config(preset=preset, file=config_file, settings=settings, options=options)
+    return make_config(
+        preset=preset, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
+    )
 
 
 def _source_options(

@@ -3,7 +3,7 @@
 A document is decoded into a frozen dataclass or a `msgspec.Struct`. Types are not coerced (`"7"`
 is not an integer), unknown keys are refused, and so are NaN, infinities, more than
 `MAX_BYTES` of text and more than `MAX_DEPTH` levels of nesting. Every failure is one line:
-`<where>: <key path>: found X, expected Y; <remedy>`.
+`<where>: <key path>: found X, expected Y; <remedy>`, or the same with an unknown or missing key.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,21 @@ _TOO_DEEP = f"found more than {MAX_DEPTH} nested levels, expected at most {MAX_D
 # How msgspec reports a problem, for example "Expected `int`, got `str` - at `$.classes[0].id`".
 _PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at (?P<key>`key` in )?`(?P<path>[^`]*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected (?P<expected>.*?)(?:, got (?P<found>.*))?", re.DOTALL)
+# The names of types and limits in the messages of msgspec → in ours.
+_TYPE_NAMES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_LIMITS = {
+    ">=": "of at least",
+    "<=": "of at most",
+    ">": "greater than",
+    "<": "less than",
+}
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
 
 
@@ -88,13 +103,22 @@ def read_toml(
 
 
 def convert(
-    data: Any, type_: type[T], *, where: str, remedy: str, error: type[FadaError] = ModelError
+    data: Any,
+    type_: type[T],
+    *,
+    where: str,
+    remedy: str,
+    error: type[FadaError] = ModelError,
+    noun: str = "key",
 ) -> T:
-    """Return parsed JSON or TOML `data` as `type_`; raise `error` as `read_json` does."""
+    """Return parsed JSON or TOML `data` as `type_`; raise `error` as `read_json` does.
+
+    `noun` is what messages call a key that the type does not have.
+    """
     try:
         _check_values(data)
         info = inspect.type_info(type_)
-        _check_keys(data, info, "")
+        _check_keys(data, info, "", noun)
         try:
             return msgspec.convert(data, type_, strict=True, str_keys=True)
         except msgspec.ValidationError as invalid:
@@ -155,22 +179,27 @@ def _children(value: dict[Any, Any] | list[Any], path: str) -> Iterator[tuple[An
         yield from ((child, _join(path, key)) for key, child in value.items())
 
 
-def _check_keys(data: Any, info: inspect.Type, path: str) -> None:
+def _check_keys(data: Any, info: inspect.Type, path: str, noun: str) -> None:
     """Refuse keys that the type does not have, which msgspec accepts for dataclasses."""
     fields = _fields(info)
     if isinstance(data, dict) and fields is not None:
         for key, value in data.items():
             if key not in fields:
-                close = get_close_matches(str(key), fields, 1)
-                allowed = f"{close[0]!r}" if close else f"one of {', '.join(fields)}"
-                raise _Problem(_at(_join(path, key), f"found an unknown key, expected {allowed}"))
-            _check_keys(value, fields[key].type, _join(path, key))
+                raise _Problem(_unknown_key(noun, path, str(key), list(fields)))
+            _check_keys(value, fields[key].type, _join(path, key), noun)
     elif isinstance(data, dict | list):
         keys = range(len(data)) if isinstance(data, list) else data
         for key, (child, child_path) in zip(keys, _children(data, path), strict=True):
             child_info = _child_type(info, key)
             if child_info is not None:
-                _check_keys(child, child_info, child_path)
+                _check_keys(child, child_info, child_path, noun)
+
+
+def _unknown_key(noun: str, path: str, key: str, allowed: Sequence[str]) -> str:
+    name = _one_line(_join(path, key))
+    if close := get_close_matches(key, allowed, 1):
+        return f"unknown {noun} {name}; did you mean {_join(path, close[0])}?"
+    return f"unknown {noun} {name}; allowed are {', '.join(allowed)}"
 
 
 def _fields(info: inspect.Type) -> dict[str, inspect.Field] | None:
@@ -203,8 +232,7 @@ def _explain(message: str, data: Any, info: inspect.Type, type_: Any) -> str:
     problem, path = match["problem"], (match["path"] or "").removeprefix("$").removeprefix(".")
     path = _with_dict_keys(path, message, data, type_)
     if missing := _MISSING.fullmatch(problem):
-        key = _join(path, missing["key"])
-        return _at(key, "found no value, expected one because the key is required")
+        return f"the key {_one_line(_join(path, missing['key']))!r} is missing"
     value, value_info = _resolve(path, data, info)
     expected = _EXPECTED.fullmatch(problem)
     if isinstance(value_info, inspect.LiteralType | inspect.EnumType):
@@ -215,14 +243,35 @@ def _explain(message: str, data: Any, info: inspect.Type, type_: Any) -> str:
         )
         words = f"one of {', '.join(map(repr, options))}"
     elif expected:
-        words = expected["expected"].replace("`", "")
+        words = _in_words(expected["expected"].replace("`", ""), value_info)
     else:
         return _at(path, problem)
     if match["key"]:
         return _at(path, f"found an invalid key, expected each key to be {words}")
     found = ((expected and expected["found"]) or "").replace("`", "")
+    found = _TYPE_NAMES.get(found, found)
     found = f"length {found}" if found.isdigit() else found
     return _at(path, f"found {_shown(value, found)}, expected {words}")
+
+
+def _in_words(expected: str, info: inspect.Type | None) -> str:
+    """Return an expectation of msgspec such as "int >= 1" in words."""
+    if isinstance(info, inspect.TupleType) and _is_size(info):
+        return "[height, width]"
+    name, _, limit = expected.partition(" ")
+    if " | " in expected:
+        parts = [part for part in expected.split(" | ") if part != "null"]
+        return " or ".join(_TYPE_NAMES.get(part, part) for part in parts)
+    for sign, words in _LIMITS.items():
+        limit = limit.replace(f"{sign} ", f"{words} ")
+    return f"{_TYPE_NAMES.get(name, name)} {limit.removesuffix('.0')}".strip()
+
+
+def _is_size(info: inspect.TupleType) -> bool:
+    """Return whether a type is that of sizes: two whole numbers of at least 1."""
+    return len(info.item_types) == 2 and all(
+        isinstance(item, inspect.IntType) and item.ge == 1 for item in info.item_types
+    )
 
 
 def _resolve(path: str, data: Any, info: inspect.Type | None) -> tuple[Any, inspect.Type | None]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.documents import convert, read_toml
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import DataError, UsageError
 
 IGNORE = 255
 _REMEDY = (
@@ -217,12 +217,18 @@ def load_label_space(name_or_path: str) -> LabelSpace:
     """Return a built-in label space by its name, or read one from a TOML file.
 
     The file holds `name` and `classes`. A class is a table of name, trainId, labelId and color, or
-    the name of a Cityscapes class.
+    the name of a Cityscapes class. Raise `DataError` if the file does not exist, `UsageError` for
+    an unknown name or an invalid file.
     """
     if name_or_path in LABEL_SPACES:
         return LABEL_SPACES[name_or_path]
     path = Path(name_or_path)
     if path.suffix == ".toml":
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; a label space is a .toml file, or one of "
+                f"{', '.join(LABEL_SPACES)}"
+            )
         return read_toml(path, LabelSpaceDocument, remedy=_REMEDY).to_label_space()
     raise UsageError(
         f"no label space {name_or_path!r}; choose one of {', '.join(LABEL_SPACES)}, or a .toml file"

@@ -44,7 +44,8 @@ DATASETS = {
     "custom": Reader(custom.open_split, custom.LAYOUT, ""),
 }
 
-
+# How a user names a data set and its folder in most commands.
+USAGE = "--data {name} --data-root {root}"
 # The names that a user can write; a custom data set is named by the path of its TOML file.
 NAMES = tuple(name for name in DATASETS if name != "custom")
 
@@ -57,35 +58,68 @@ def default_root(name: str) -> Path:
     return Path(os.environ.get("FADA_DATASETS") or "datasets") / (DATASETS[name].folder or name)
 
 
-def open_dataset(name: str, root: Path | None, *, split: str, space: LabelSpace) -> FrameDataset:
+def open_dataset(
+    name: str, root: Path | None, *, split: str, space: LabelSpace, usage: str = USAGE
+) -> FrameDataset:
     """Open one split of a data set.
 
     `name` is one of `NAMES`, or the path of the TOML file of a custom data set. `root` defaults to
-    `default_root(name)`. Raise `UsageError` for an unknown name or split, `DataError` if the files
-    are missing.
+    `default_root(name)`. `usage` is how the user names a data set and its folder, for messages.
+    Raise `UsageError` for an unknown name or split, `DataError` if the files are missing.
     """
     if name.endswith(".toml"):
         name, root = "custom", Path(name)
         if not root.exists():
             raise DataError(f"{root}: no such file; a custom data set is {DATASETS[name].layout}")
     if name not in DATASETS:
-        hint = ""
-        if Path(name).exists():
-            hint = "; recordings can only be the target of `fada train`, which checks them"
-        raise UsageError(
-            f"no data set {name!r}; choose one of {', '.join(NAMES)}, or the path of a .toml file"
-            f"{hint}"
-        )
+        raise UsageError(_unknown_dataset(name, usage))
     if name == "custom" and root is None:
         raise UsageError(
             "name a custom data set by the path of its .toml file (docs/how-to/own-data.md)"
         )
-    reader = DATASETS[name]
     root = default_root(name) if root is None else root
     if not root.exists():
+        raise DataError(_missing_folder(name, root, usage))
+    try:
+        return DATASETS[name].open(root, split, space)
+    except DataError as error:
+        below = root / (DATASETS[name].folder or name)
+        if not below.is_dir():
+            raise
+        try:
+            DATASETS[name].open(below, split, space)
+        except (DataError, UsageError):
+            raise error from None
         raise DataError(
-            f"{name}: folder {root} does not exist; expected {reader.layout}; download it from "
-            f"{reader.download}, and set --data-root (fada train: --src-root, --tgt-root) or "
-            "FADA_DATASETS"
+            f"{root} is not the folder of {name}, which is {below}; use "
+            f"{usage.format(name=name, root=below)}"
+        ) from None
+
+
+def _unknown_dataset(name: str, usage: str) -> str:
+    """Return the message about a name that is not one of a data set."""
+    path = Path(name)
+    if path.is_dir():
+        example = usage.format(name=path.name if path.name in NAMES else "NAME", root=name)
+        option = usage.split()[-2]
+        return (
+            f"{name} is a folder; name the data set and give the folder with {option}, "
+            f"for example: {example}"
         )
-    return reader.open(root, split, space)
+    hint = ""
+    if path.exists():
+        hint = "; recordings can only be the target of `fada train`"
+    return (
+        f"no data set {name!r}; choose one of {', '.join(NAMES)}, or the path of a .toml file{hint}"
+    )
+
+
+def _missing_folder(name: str, root: Path, usage: str) -> str:
+    reader = DATASETS[name]
+    trial = ""
+    if name in ("gta5", "cityscapes"):
+        trial = "; for a trial, `fada data render` renders a data set"
+    return (
+        f"{name}: folder {root} does not exist; expected {reader.layout}; download it from "
+        f"{reader.download}, and set {usage.split()[-2]} or FADA_DATASETS{trial}"
+    )

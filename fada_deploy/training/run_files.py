@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fada_deploy.common import documents
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, ModelError, UsageError
 from fada_deploy.common.files import write_text
-from fada_deploy.common.runs import CONFIG
+from fada_deploy.common.runs import CONFIG, not_a_run
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import fingerprint
@@ -25,21 +25,22 @@ def save_config(config: RunConfig, run: Path) -> None:
 def load_config(run: Path) -> RunConfig:
     """Read the settings in a run's `config.json`.
 
-    Raise `UsageError` if the folder is not a run or its settings cannot be used.
+    Raise `ModelError` if the folder is not a run or its settings cannot be read.
     """
     path = run / CONFIG
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"{run} is not a run: {CONFIG} cannot be read ({error.strerror}); "
-            "use a folder created by `fada train`"
-        ) from None
+        problem = f"{path} cannot be read ({error.strerror})" if path.exists() else not_a_run(run)
+        raise ModelError(problem) from None
     remedy = "restore the file, or start a new run"
     document = documents.read_json(
-        text, dict[str, object], where=str(path), remedy=remedy, error=UsageError
+        text, dict[str, object], where=str(path), remedy=remedy, error=ModelError
     )
-    return RunConfig.from_dict(document, where=str(path), remedy=remedy)
+    try:
+        return RunConfig.from_dict(document, where=str(path), remedy=remedy)
+    except UsageError as error:
+        raise ModelError(str(error)) from None
 
 
 def check_fingerprints(run: Path, datasets: Mapping[str, FrameDataset]) -> None:

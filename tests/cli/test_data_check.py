@@ -113,12 +113,22 @@ def test_absent_classes_are_marked_and_columns_aligned(fada: Run, blocks: Path) 
         ("kitti", 2, "no data set 'kitti'; choose one of gta5, synthia"),
         ("gta5", 1, "datasets/gta5 does not exist"),
         ("gta5 --label-space many", 2, "no label space 'many'"),
+        ("d/gta5", 2, "d/gta5 is a folder; name the data set"),
+        ("d/gta5", 2, "for example: fada data check gta5 --data-root d/gta5"),
+        ("d", 2, "fada data check NAME --data-root d"),
+        ("gta5 --data-root d", 1, "use fada data check gta5 --data-root d/gta5"),
+        ("gta5 --data-root e", 1, "e does not exist"),
+        ("gta5 --data-root e", 1, "set --data-root or FADA_DATASETS"),
+        ("gta5 --data-root e", 1, "`fada data render`"),
         ("gone.toml", 1, "gone.toml: no such file"),
     ],
 )
-def test_error_is_one_line(fada: Run, line: str, code: int, message: str) -> None:
+def test_error_is_one_line(fada: Run, streets: Path, line: str, code: int, message: str) -> None:
+    Path("d").mkdir()
+    Path("d/gta5").symlink_to(streets / "gta5")
     exit_code, out, err = fada("data", "check", *line.split())
     assert exit_code == code and not out and message in err.splitlines()[-1]
+    assert "--src-root" not in err and "--tgt-root" not in err
 
 
 def test_interrupt_is_one_line_with_exit_code_130(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.label_space import (
     CITYSCAPES_13,
     CITYSCAPES_16,
@@ -66,8 +66,8 @@ def table(**changes: object) -> str:
         ('name = "x"\nclasses = ["road", "road"]', "got road more than once"),
         ('name = "x"\nclasses = ["road"]', "classes: found length 1"),
         ('name = "x"\nclasses = ["road", 3]', "classes[1]: found 3"),
-        ('classes = ["road", "car"]', "name: found no value"),
-        ('name = "x"\nclasses = ["road", "car"]\ncolour = 1', "colour: found an unknown key"),
+        ('classes = ["road", "car"]', "the key 'name' is missing"),
+        ('name = "x"\nclasses = ["road", "car"]\ncolour = 1', "unknown key colour"),
         (
             f'name = "x"\nclasses = [{table(color="[1, 2, 999]")}, "car"]',
             "classes[0].color[2]: found 999",
@@ -104,5 +104,5 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
         load_label_space("x")
     with pytest.raises(UsageError, match=r"'cat'.*road"):
         CITYSCAPES_13.index_of("cat")
-    with pytest.raises(UsageError, match=r"gone\.toml: cannot be read"):
+    with pytest.raises(DataError, match=r"gone\.toml: no such file"):
         load_label_space(str(tmp_path / "gone.toml"))

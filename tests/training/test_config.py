@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy import api
+from fada_deploy.common.errors import DataError, ModelError, UsageError
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.run_files import load_config
-from fada_deploy.training.settings import make_config
+from fada_deploy.training.settings import make_config, shared_options
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
@@ -105,47 +106,47 @@ def test_from_dict_reads_what_to_dict_writes() -> None:
 @pytest.mark.parametrize(
     ("setting", "key", "allowed"),
     [
-        ("source.speed=3", "source.speed: found an unknown key", "iterations, max_iterations"),
-        ("color=3", "color: found an unknown key", "src, tgt"),
-        ("sources.lr=3", "sources: found an unknown key", "'source'"),
-        ("source=3", "source: found '3'", "object"),
-        ("source.lr.x=3", "source.lr.x: found", "'lr'"),
+        ("source.speed=3", "unknown setting source.speed", "iterations, max_iterations"),
+        ("color=3", "unknown setting color", "src, tgt"),
+        ("sources.lr=3", "unknown setting sources", "did you mean source?"),
+        ("source=3", "source: found '3'", "a table"),
+        ("source.lr.x=3", "unknown setting source.lr.x", "did you mean source.lr?"),
         ("source.lr", "--set needs KEY=VALUE", "got 'source.lr'"),
         (
             "lr=3",
             "lr is a setting of a stage",
             "source.lr or adversarial.lr or selftrain.lr or distill.lr",
         ),
-        ("source.lr=fast", "source.lr: found 'fast'", "float"),
+        ("source.lr=fast", "source.lr: found 'fast'", "a number"),
         ("source.lr=nan", "source.lr: found nan", "finite"),
         ("source.lr=inf", "source.lr: found inf", "finite"),
-        ("source.lr=-1", "source.lr: found -1", ">= 0"),
-        ("source.batch=2.5", "source.batch: found '2.5'", "int"),
+        ("source.lr=-1", "source.lr: found -1", "of at least 0"),
+        ("source.batch=2.5", "source.batch: found '2.5'", "a whole number"),
         ("size=12", "size must be WIDTHxHEIGHT", "1024x512"),
-        ("compile=perhaps", "compile: found 'perhaps'", "bool"),
+        ("compile=perhaps", "compile: found 'perhaps'", "true or false"),
         ("method=softer", "method: found 'softer'", "'fada-hard'"),
-        ("checkpoint_every=-1", "checkpoint_every: found -1", ">= 0"),
-        ("test_scales=0", "test_scales[0]: found 0", "> 0"),
-        ("test_scales=1,5", "test_scales[1]: found 5", "<= 4"),
+        ("checkpoint_every=-1", "checkpoint_every: found -1", "of at least 0"),
+        ("test_scales=0", "test_scales[0]: found 0", "greater than 0"),
+        ("test_scales=1,5", "test_scales[1]: found 5", "of at most 4"),
         ("adversarial.bn_statistics=all", "adversarial.bn_statistics: found 'all'", "'both'"),
         ("source.optimizer=lion", "source.optimizer: found 'lion'", "'sgd'"),
         ("stages=warm", "stages: found 'warm'", "source, adversarial, selftrain, distill"),
         ("stages=", "stages: found", "source, adversarial, selftrain, distill"),
-        ("source.batch=0", "source.batch: found 0", ">= 1"),
+        ("source.batch=0", "source.batch: found 0", "of at least 1"),
         ("source.accumulate=3", "source.batch: found 8", "multiple of source.accumulate (3)"),
         ("source.iterations=40000", "source.iterations: found 40000", "max_iterations (31250)"),
-        ("source.max_norm=-1", "source.max_norm: found -1", ">= 0"),
-        ("source.warmup=-1", "source.warmup: found -1", ">= 0"),
-        ("seed=-1", "seed: found -1", ">= 0"),
-        ("save_every=0", "save_every: found 0", ">= 1"),
+        ("source.max_norm=-1", "source.max_norm: found -1", "of at least 0"),
+        ("source.warmup=-1", "source.warmup: found -1", "of at least 0"),
+        ("seed=-1", "seed: found -1", "of at least 0"),
+        ("save_every=0", "save_every: found 0", "of at least 1"),
         ("amp=fp8", "amp: found 'fp8'", "'bf16'"),
-        ("source.ema=2", "source.ema: found 2", "< 1"),
-        ("source.flip=5", "source.flip: found 5", "<= 1"),
-        ("distill.scale=0,1", "distill.scale[0]: found 0", "> 0"),
+        ("source.ema=2", "source.ema: found 2", "less than 1"),
+        ("source.flip=5", "source.flip: found 5", "of at most 1"),
+        ("distill.scale=0,1", "distill.scale[0]: found 0", "greater than 0"),
         ("distill.scale=2,1", "distill.scale: found 2.0, 1.0", "smaller factor first"),
         ("distill.norm=none", "distill.norm: found 'none'", "'frozen'"),
-        ("adversarial.temperature=0", "adversarial.temperature: found 0", "> 0"),
-        ("adversarial.jitter=0,0,0,0.9", "adversarial.jitter[3]: found 0.9", "<= 0.5"),
+        ("adversarial.temperature=0", "adversarial.temperature: found 0", "greater than 0"),
+        ("adversarial.jitter=0,0,0,0.9", "adversarial.jitter[3]: found 0.9", "of at most 0.5"),
         ("adversarial.jitter=1,2", "adversarial.jitter: found length 2", "length 4"),
         ("preset=small", "preset", "use --preset"),
         ("norm=layer", "norm: found 'layer'", "'frozen'"),
@@ -167,22 +168,22 @@ def test_method_source_excludes_the_adversarial_stage() -> None:
 
 
 def test_missing_domain_unknown_preset_and_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--src and --tgt"):
+    with pytest.raises(UsageError, match="src and tgt missing"):
         make_config(preset="paper", file=None, settings=[], options={})
     with pytest.raises(UsageError, match="preset must be one of paper, small, got 'large'"):
         config(preset="large")
-    with pytest.raises(UsageError, match=r"no\.toml: cannot be read"):
+    with pytest.raises(DataError, match=r"no\.toml: cannot be read"):
         config(file=tmp_path / "no.toml")
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('seed = "5"\n', "seed: found '5', expected int"),
-        ("[source]\nbatch = 2.5\n", "source.batch: found 2.5, expected int"),
+        ('seed = "5"\n', "seed: found '5', expected a whole number"),
+        ("[source]\nbatch = 2.5\n", "source.batch: found 2.5, expected a whole number"),
         ("[source]\nlr = nan\n", "source.lr: found nan"),
-        ("[source]\nspeed = 1\n", "source.speed: found an unknown key"),
-        ("test_flip = 1\n", "test_flip: found 1, expected bool"),
+        ("[source]\nspeed = 1\n", "unknown setting source.speed"),
+        ("test_flip = 1\n", "test_flip: found 1, expected true or false"),
         ('size = "large"\n', "size must be WIDTHxHEIGHT"),
         ("seed = \n", "invalid TOML"),
         (f"x = {'[' * 5000}{']' * 5000}\n", "nested levels"),
@@ -199,26 +200,29 @@ def test_settings_file_is_decoded_strictly(tmp_path: Path, text: str, problem: s
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{}", "src: found no value"),
-        ("[]", "found array, expected object"),
+        ("{}", "the key 'src' is missing"),
+        ("[]", "found a list, expected a table"),
         ("{", "invalid JSON"),
         ('{"src": "gta5", "tgt": "cityscapes", "seed": NaN}', "invalid JSON"),
-        ('{"src": "gta5", "tgt": "cityscapes", "seed": "1"}', "seed: found '1', expected int"),
-        ('{"src": "gta5", "tgt": "cityscapes", "speed": 1}', "speed: found an unknown key"),
+        (
+            '{"src": "gta5", "tgt": "cityscapes", "seed": "1"}',
+            "seed: found '1', expected a whole number",
+        ),
+        ('{"src": "gta5", "tgt": "cityscapes", "speed": 1}', "unknown setting speed"),
         ("[" * 100_000 + "]" * 100_000, "nested levels"),
         ("\xff", "invalid"),
     ],
 )
 def test_config_json_is_decoded_strictly(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ModelError) as caught:
         load_config(tmp_path)
     message = str(caught.value)
     assert "config.json" in message and problem in message and "\n" not in message
 
 
 def test_load_config_rejects_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run"):
+    with pytest.raises(ModelError, match="is not a run"):
         load_config(tmp_path)
 
 
@@ -249,3 +253,60 @@ def test_init_keywords_are_not_treated_as_paths(
     for word in ("none", "imagenet"):
         (tmp_path / word).mkdir()
         assert config(init=word).init == word
+
+
+def test_run_that_does_not_exist_and_folder_of_a_stage_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere: no such folder"):
+        load_config(tmp_path / "nowhere")
+    (tmp_path / "config.json").touch()
+    (tmp_path / "adversarial").mkdir()
+    with pytest.raises(ModelError, match=f"is a stage; use {tmp_path}"):
+        load_config(tmp_path / "adversarial")
+
+
+def test_sizes_from_python_are_tuples_or_text() -> None:
+    for size in ((128, 256), [128, 256], "256x128"):
+        made = config(**{"size": size, "distill.crop": size})
+        assert made.size == made.distill.crop == (128, 256)
+    with pytest.raises(UsageError, match="size must be WIDTHxHEIGHT"):
+        config(size="256")
+    with pytest.raises(UsageError, match=r"size: found .*, expected \[height, width\]") as caught:
+        config(size=256)
+    assert "--set" not in str(caught.value) and "correct the settings" in str(caught.value)
+
+
+def test_shared_options_apply_to_every_stage() -> None:
+    made = config(**shared_options(batch=6, size=(64, 96), accumulate=3))
+    for stage in (made.source, made.adversarial, made.selftrain, made.distill):
+        assert (stage.batch, stage.accumulate) == (6, 3)
+    assert made.size == made.src_size == made.distill.size == made.distill.crop == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({"src": "gta5", "tgt": "gta5"}, True),
+        ({"src": "gta5", "tgt": "gta5", "src_root": "a", "tgt_root": "./a"}, True),
+        ({"src": "gta5", "tgt": "gta5", "src_root": "a", "tgt_root": "b"}, False),
+        ({"src": "gta5", "tgt": "cityscapes"}, False),
+    ],
+)
+def test_same_source_and_target_is_a_warning(
+    options: dict[str, str], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_config(preset=None, file=None, settings=[], options=options)
+    assert ("source and target are the same data set" in caplog.text) == warned
+
+
+def test_train_from_python_takes_size_and_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[RunConfig] = []
+    monkeypatch.setattr(
+        "fada_deploy.training.run.train", lambda config, *_, **__: made.append(config)
+    )
+    data = {"src": "gta5", "tgt": "cityscapes", "out": tmp_path / "run"}
+    api.train(**data, size_hw=(64, 96), batch=2, device="cpu")
+    api.train(**data, settings={"size": "256x128"}, device="cpu")
+    assert made[0].size == made[0].distill.crop == (64, 96) and made[0].selftrain.batch == 2
+    assert made[1].size == (128, 256) and made[1].source.batch == 8

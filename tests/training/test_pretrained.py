@@ -251,7 +251,7 @@ def test_vgg16_normalization_is_determined_by_hash_or_by_init_norm(
     )
     with pytest.raises(UsageError, match=r"published file of caffe weights .*omit --init-norm"):
         input_normalization("vgg16", path, "torchvision")
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(ModelError, match="no such file"):
         input_normalization("vgg16", tmp_path / "none.pth")
 
 

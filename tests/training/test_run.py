@@ -296,6 +296,7 @@ def test_too_high_learning_rate_is_reported(blocks: Path, tmp_path: Path) -> Non
         ([], {"backbone": "vgg99"}, "unknown backbone 'vgg99'; choose from resnet101, "),
         ([], {"src": "kitti"}, "no data set 'kitti'"),
         ([], {"tgt": "drives"}, "no target 'drives'; a target is a data set (gta5, "),
+        ([], {"tgt": "nowhere/"}, "nowhere/: no such file or folder"),
         (["distill.norm=frozen"], {}, "distill: frozen normalization needs pretrained statistics"),
         (
             [],
@@ -325,7 +326,9 @@ def test_invalid_run_is_one_line_and_leaves_no_folder(
     if options.get("init") == "FILE":
         (tmp_path / "init.pth").write_bytes(b"")
         options = options | {"init": str(tmp_path / "init.pth")}
-    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+    # A missing file or folder is no usage error.
+    error = ModelError if "no.pth" in message else DataError if "nowhere" in message else UsageError
+    with pytest.raises(error, match=re.escape(message)) as caught:
         run(config(blocks, *settings, **options), folder)
     assert "\n" not in str(caught.value)
     assert not folder.exists()
@@ -337,7 +340,7 @@ def test_rejects_source_without_labels(blocks: Path, tmp_path: Path) -> None:
     (tmp_path / "unlabeled.toml").write_text(
         '[splits.train]\nimages = "source/train/images/*.png"\n'
     )
-    with pytest.raises(DataError, match="the source must be labeled"):
+    with pytest.raises(DataError, match="source must be labeled"):
         run(config(blocks, src=str(tmp_path / "unlabeled.toml")), tmp_path / "run")
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.data.statistics import compute_statistics, load_statistics, save_statistics
 from fada_deploy.training.config import RunConfig
+
+_TGT_USAGE = "--tgt {name} --tgt-root {root}"
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +32,14 @@ def open_target(
     videos are extracted into the folder `cache`. `on_error` receives one error for each recording
     that cannot be used.
 
-    Raise `UsageError` if the target does not exist or an option does not apply to it.
+    Raise `DataError` if the target does not exist, `UsageError` if its name is unknown or an option
+    does not apply to it.
     """
     if not _is_recording(config):
         return _open_labeled_target(config, space)
     path = Path(config.tgt)
     if not path.exists():
-        raise UsageError(
-            f"no target {config.tgt!r}; a target is a data set ({', '.join(NAMES)}), a .toml file, "
-            "a video or a folder, and must stay in place until the run is finished"
-        )
+        raise missing_target(config.tgt)
     if (path / "leftImg8bit").is_dir():
         raise UsageError(f"{path} is a copy of Cityscapes; use --tgt cityscapes --tgt-root {path}")
     ego_mask = None if config.ego_mask is None else Path(config.ego_mask)
@@ -47,6 +47,19 @@ def open_target(
         path, cache=cache, space=space, ego_mask=ego_mask, on_error=on_error
     )
     return train_set, held_out if len(held_out) else None
+
+
+def missing_target(name: str) -> FadaError:
+    """Return the error for a target that does not exist: a missing path or an unknown name."""
+    if "/" in name or Path(name).suffix:
+        return DataError(
+            f"{name}: no such file or folder; the target must stay in place until the run is "
+            "finished"
+        )
+    return UsageError(
+        f"no target {name!r}; a target is a data set ({', '.join(NAMES)}), a .toml file, a video "
+        "or a folder"
+    )
 
 
 def _is_recording(config: RunConfig) -> bool:
@@ -62,7 +75,7 @@ def _open_labeled_target(
             "--ego-mask applies to recordings only; a custom data set sets ego_mask in its [labels]"
         )
     root = None if config.tgt_root is None else Path(config.tgt_root)
-    train_set = open_dataset(config.tgt, root, split="train", space=space)
+    train_set = open_dataset(config.tgt, root, split="train", space=space, usage=_TGT_USAGE)
     try:
         return train_set, open_dataset(config.tgt, root, split="val", space=space)
     except (DataError, UsageError) as error:

@@ -19,6 +19,9 @@ from fada_deploy.data.base import FrameDataset, LabelReader
 from fada_deploy.synth.dataset import RENDERER_VERSION, write_source
 from fada_deploy.training.config import RENDERED, RunConfig, SizeHW, Source
 
+# How a user names the folder of a source.
+SRC_USAGE = "--src {name} --src-root {root}"
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,7 +63,7 @@ def _open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameD
         rendered = render_source(config.rendered_scenes, config.src_size)
         return open_dataset("gta5", rendered, split="train", space=space)
     root = None if source.root is None else Path(source.root)
-    return open_dataset(source.name, root, split="train", space=space)
+    return open_dataset(source.name, root, split="train", space=space, usage=SRC_USAGE)
 
 
 def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:

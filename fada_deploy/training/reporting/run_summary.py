@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fada_deploy.common.errors import ModelError
-from fada_deploy.common.runs import CONFIG, STAGES
+from fada_deploy.common.runs import CONFIG, STAGES, not_a_run
 
 # Below the first accuracy the discriminator is no better than chance; above the second its loss has
 # almost no gradient.
@@ -39,10 +39,7 @@ class RunSummary:
         """Read a run folder; raise `ModelError` if it is not a run or a file of it is damaged."""
         config_path = folder / CONFIG
         if not config_path.is_file():
-            raise ModelError(
-                f"{folder}: not a run, there is no {CONFIG}; use a folder that `fada train` has "
-                "written, such as one under runs/"
-            )
+            raise ModelError(not_a_run(folder))
         metrics, scores = {}, {}
         for stage in STAGES:
             if (path := folder / stage / "metrics.jsonl").is_file():

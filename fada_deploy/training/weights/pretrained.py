@@ -124,9 +124,9 @@ def input_normalization(
 
 
 def require_pretrained(path: Path) -> None:
-    """Raise `UsageError` if the file of initial weights does not exist."""
+    """Raise `ModelError` if the file of initial weights does not exist."""
     if not path.is_file():
-        raise UsageError(
+        raise ModelError(
             f"--init {path}: no such file; give a file with ImageNet weights of the backbone, or "
             "`none`"
         )
@@ -173,7 +173,7 @@ def load_backbone(model: SegmentationModel, path: Path, *, bgr: bool = False) ->
     unexpected = [n for n in weights if n not in expected and n.partition(".")[0] in modules]
     if missing or mismatched or unexpected:
         raise ModelError(
-            f"{path}: does not match {model.spec.backbone}: {len(missing)} of {len(expected)} "
+            f"{path} does not match {model.spec.backbone}: {len(missing)} of {len(expected)} "
             f"parameters missing, {len(mismatched)} with a different shape, {len(unexpected)} "
             f"unexpected; first: {(missing + mismatched + unexpected)[0]}"
         )
