@@ -15,9 +15,10 @@ from fada_deploy.common.progress import Progress, set_progress_factory
 
 def log(text: str) -> None:
     """Print a message to stderr; stdout is reserved for the result of the command."""
-    # Only loaded if there are bars, which are redrawn below the message.
-    tqdm = sys.modules.get("tqdm")
-    with tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
+    # Only loaded if there are bars, which are redrawn below the message. A signal handler may call
+    # this in the middle of the import.
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    with tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
         click.echo(text, err=True)
 
 

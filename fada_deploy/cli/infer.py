@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.infer_setup import DROP_POLICIES, LEGEND_POSITIONS, Arguments
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Output folder, or an .mp4 file for a single video. [default: runs/infer-NNN]",
+    help="Output folder; or an .mp4 file for a single video, or a .png or .jpg file for a single "
+    "image. [default: runs/infer-NNN]",
 )
 @click.option(
     "--save",
@@ -153,22 +155,31 @@ def command(**options: Any) -> int:
     (-), and a watched folder. Several streams and cameras are read at the same time, each into its
     own video. Ctrl-C stops them and finalizes the output videos.
 
+    Ctrl-C on files completes the outputs of the current file with the frames processed so far, and
+    exits with 130. A second Ctrl-C quits at once and discards unfinished files.
+
     Exit code 1 means that an input could not be read; all readable inputs are still processed.
     """
     from fada_deploy.cli.infer_display import describe, overlay_window, print_summary, to_document
-    from fada_deploy.cli.infer_live import stop_on_signals
+    from fada_deploy.cli.infer_live import StopRequest, interruption, stop_on_signals
     from fada_deploy.cli.infer_setup import (
         expected_frames,
         open_input,
         open_model,
         save_options,
         start_autotuner,
+        warn_about_ignored_options,
     )
+    from fada_deploy.common.errors import InterruptedRunError
     from fada_deploy.runtime.writers.inference import run_inference
+    from fada_deploy.runtime.writers.save import check_outputs
 
-    arguments = Arguments(**options)
+    arguments = Arguments(**options, named=_named_options())
     output = save_options(arguments)
     sources = open_input(arguments)
+    check_outputs(sources, output)
+    warn_about_ignored_options(arguments, output.kinds, sources)
+    stop = StopRequest(sources)
     frames = expected_frames(sources)
     segmenter, skipped = open_model(arguments, frames)
     with segmenter:
@@ -178,17 +189,31 @@ def command(**options: Any) -> int:
         log(f"model {segmenter.path}: {describe(segmenter)}")
         with (
             _output_folder(output, arguments.out) as output,
-            stop_on_signals(sources) as stop,
-            overlay_window(arguments.show, stop, output, segmenter, sources) as show,
+            overlay_window(arguments.show, stop.stop_live, output, segmenter, sources) as show,
+            stop_on_signals(stop),
         ):
-            summary = run_inference(segmenter, sources, output, on_result=show)
-        _require_frames(summary, sources, stopped=stop.requested)
+            summary = run_inference(segmenter, sources, output, on_result=show, stop=stop.files)
+        if not _has_frames(summary, sources, stopped=stop.requested):
+            return 1
         document = to_document(summary, segmenter, skipped, sources, output)
     if arguments.as_json:
         emit_json(document)
     print_summary(document, is_live=any(source.is_live for source in sources))
     _report_autotuning(autotuner)
+    if missing := interruption(summary):
+        log(missing)
+        return InterruptedRunError.exit_code
     return 1 if summary.errors else 0
+
+
+def _named_options() -> frozenset[str]:
+    """Return the names of the options that the user wrote on the command line."""
+    context = click.get_current_context()
+    return frozenset(
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
 
 
 def _report_autotuning(autotuner: Autotuner | None) -> None:
@@ -219,16 +244,20 @@ def _output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOptio
             shutil.rmtree(folder)
 
 
-def _require_frames(summary: InferenceSummary, sources: list[Source], *, stopped: bool) -> None:
-    """Raise `DataError` if there was no frame, unless the user stopped a live source."""
+def _has_frames(summary: InferenceSummary, sources: list[Source], *, stopped: bool) -> bool:
+    """Return whether there was a frame, or the user stopped the sources.
+
+    Raise `DataError` if no file has a frame. Return False if no live source has one; its error was
+    printed when it occurred.
+    """
     from fada_deploy.common.errors import DataError
 
     if summary.frames or (stopped and not summary.errors):
-        return
+        return True
     if not summary.errors:
         raise DataError(f"{', '.join(source.name for source in sources)}: contains no frame")
-    # Errors of live sources were logged when they occurred.
-    if not any(source.is_live for source in sources):
-        for line in summary.errors[1:]:
-            log(f"failed: {line}")
+    if any(source.is_live for source in sources):
+        return False
+    for line in summary.errors[1:]:
+        log(f"failed: {line}")
     raise DataError(summary.errors[0])

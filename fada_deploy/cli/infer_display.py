@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,13 @@ def to_document(
         "fps": round(summary.fps, 2),
         "ms_per_frame": {name: round(ms, 2) for name, ms in summary.ms_per_frame.items()},
     }
+    if summary.interrupted is not None or summary.unread:
+        source, frames = summary.interrupted or (None, 0)
+        document["interrupted"] = {
+            "source": source,
+            "frames": frames,
+            "unread_sources": summary.unread,
+        }
     return document | ({"live": summary.live} if summary.live else {})
 
 
@@ -114,9 +122,16 @@ def print_summary(document: Mapping[str, Any], *, is_live: bool) -> None:
     for name, counters in document.get("live", {}).items():
         log(f"{name}: {', '.join(f'{counter} {n}' for counter, n in counters.items())}")
     if failed:
-        log(f"{len(failed)} failed (listed above); all other frames were processed")
+        others = "" if "interrupted" in document else "; all other frames were processed"
+        log(f"{len(failed)} failed (listed above){others}")
     for source, name in document["names"].items():
         if name not in (Path(source).name, Path(source).stem):
             log(f"{source} was saved as {name}")
     for path in document["saved"].values():
-        log(f"saved {path}")
+        log(f"saved {_only_file(Path(path)) or path}")
+
+
+def _only_file(folder: Path) -> Path | None:
+    """Return the file in a folder if there is exactly one, otherwise None."""
+    files = list(islice((path for path in folder.rglob("*") if path.is_file()), 2))
+    return files[0] if len(files) == 1 else None

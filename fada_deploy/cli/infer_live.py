@@ -1,4 +1,4 @@
-"""Stop live sources on Ctrl-C, so that their output files are completed."""
+"""Stop sources on Ctrl-C or SIGTERM, so that their output files are completed."""
 
 from __future__ import annotations
 
@@ -13,48 +13,68 @@ from fada_deploy.cli.console import log
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.sources.base import Source, StoppableSource
+    from fada_deploy.runtime.writers.inference import InferenceSummary
 
 
 class StopRequest:
-    """Call it to stop the live sources; `requested` says whether that was done."""
+    """Stops the sources of a run; `requested` says whether the live ones were stopped.
 
-    def __init__(self, live: list[StoppableSource]) -> None:
-        self._live = live
+    `files` is set when no further frame of a file should be read.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        from fada_deploy.runtime.sources.base import live_sources
+
+        self.live: list[StoppableSource] = live_sources(sources)
+        self.files = threading.Event()
         self.requested = False
 
-    def __call__(self) -> None:
+    def stop_live(self) -> None:
+        """Stop the live sources; files continue to their end."""
         self.requested = True
-        for source in self._live:
+        for source in self.live:
             source.stop()
+
+    def stop_all(self) -> None:
+        """Stop the live sources, and read no further frame of a file."""
+        self.stop_live()
+        self.files.set()
 
 
 @contextmanager
-def stop_on_signals(sources: Sequence[Source]) -> Iterator[StopRequest]:
-    """Let the first Ctrl-C or SIGTERM stop the live sources; the second one interrupts at once.
-
-    Without live sources, signals keep their usual effect.
-    """
-    from fada_deploy.runtime.sources.base import live_sources
-
-    live = live_sources(sources)
-    stop = StopRequest(live)
-    if not live or threading.current_thread() is not threading.main_thread():
-        yield stop
+def stop_on_signals(stop: StopRequest) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM stop all sources; the second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
         for each in previous:
             signal.signal(each, signal.default_int_handler)
         log("\nstopping; press Ctrl-C again to quit at once and discard unfinished files")
-        stop()
+        stop.stop_all()
 
     previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in previous:
         signal.signal(each, handle)
-    names = ", ".join(source.name for source in live)
-    log(f"reading {names}; press Ctrl-C to stop and save playable files")
+    if stop.live:
+        names = ", ".join(source.name for source in stop.live)
+        log(f"reading {names}; press Ctrl-C to stop and save playable files")
     try:
-        yield stop
+        yield
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def interruption(summary: InferenceSummary) -> str:
+    """Return a line about what is missing after files were stopped, "" if nothing is missing."""
+    unread = f"{summary.unread} source{'s' * (summary.unread != 1)}"
+    if summary.interrupted is None:
+        return f"interrupted: {unread} not read" if summary.unread else ""
+    name, frames = summary.interrupted
+    further = f", and {unread} not read" if summary.unread else ""
+    return (
+        f"interrupted: {frames} frame{'s' * (frames != 1)} of {name} processed, "
+        f"the rest is missing{further}"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +49,13 @@ class Arguments:
     allow_unverified: bool
     rebuild: bool
     as_json: bool
+    # Parameters that were named on the command line.
+    named: frozenset[str] = frozenset()
 
 
 def save_options(arguments: Arguments) -> SaveOptions:
     """Return the output options; without --out the folder is set later."""
     from fada_deploy.common.errors import UsageError
-    from fada_deploy.common.video import VIDEO_SUFFIXES
     from fada_deploy.runtime.overlay.style import OverlayStyle
     from fada_deploy.runtime.writers.save import SaveOptions
 
@@ -75,16 +78,23 @@ def save_options(arguments: Arguments) -> SaveOptions:
     )
     out = arguments.out
     file = None
-    if out is not None and out.suffix.lower() in VIDEO_SUFFIXES and not out.is_dir():
+    if out is not None and _is_file_name(out):
         file, out = out, out.parent
     return SaveOptions(
-        out=out or Path(),
+        out=out or Path("runs/infer-NNN"),
         kinds=kinds,
         ids=arguments.ids,
         style=style,
         x264_preset=arguments.x264_preset,
         hardware=arguments.video_hardware,
         file=file,
+    )
+
+
+def _is_file_name(path: Path) -> bool:
+    """Return whether a path is a file, or has the suffix of a known file type and is no folder."""
+    return path.is_file() or (
+        not path.is_dir() and mimetypes.guess_type(path.name, strict=False)[0] is not None
     )
 
 
@@ -107,8 +117,16 @@ def open_input(arguments: Arguments) -> list[Source]:
     specs = arguments.source
     if arguments.rebuild and arguments.model is None:
         raise UsageError("--rebuild needs the engine to rebuild; use --model FILE.engine")
+    for spec in specs:
+        if spec.strip(",") in (*KINDS, "none") and not Path(spec).exists():
+            raise UsageError(
+                f"{spec}: no such file or folder; for several kinds of output, write no space "
+                f"after the comma: --save overlay,{spec.strip(',')}"
+            )
     if arguments.watch and (len(specs) != 1 or is_live_address(specs[0])):
         raise UsageError("--watch takes exactly one folder")
+    if arguments.watch and Path(specs[0]).is_file():
+        raise UsageError(f"{specs[0]} is a file; --watch needs a folder")
     if arguments.show:
         require_display()
     if arguments.watch:
@@ -126,13 +144,51 @@ def open_input(arguments: Arguments) -> list[Source]:
     return sources
 
 
+# Option → parameter, for options that only some outputs or sources use.
+_OVERLAY_OPTIONS = {
+    "--alpha": "alpha",
+    "--legend": "legend",
+    "--contours": "contours",
+    "--side-by-side": "side_by_side",
+    "--classes": "classes",
+}
+_LIVE_OPTIONS = {
+    "--drop-policy": "drop_policy",
+    "--deadline-ms": "deadline_ms",
+    "--reconnect-timeout": "reconnect_timeout",
+}
+
+
+def warn_about_ignored_options(
+    arguments: Arguments, kinds: Sequence[str], sources: Iterable[Source]
+) -> None:
+    """Print a warning for each named option that has no effect on these outputs and sources."""
+    from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES
+    from fada_deploy.runtime.sources.streams import LiveSource
+
+    unused: dict[str, str] = {}
+    if "overlay" not in kinds and not arguments.show:
+        unused |= dict.fromkeys(_OVERLAY_OPTIONS, "no overlay is drawn")
+    if not {"mask", "mask-video"} & set(kinds):
+        unused["--ids"] = "it needs --save mask or mask-video"
+    if not any(isinstance(source, LiveSource) for source in sources):
+        unused |= dict.fromkeys(_LIVE_OPTIONS, "no source is a stream, a camera or standard input")
+    model = arguments.model
+    if model is not None and model.suffix not in ENGINE_SUFFIXES and not model.is_dir():
+        unused["--rebuild"] = f"{model} is not an engine"
+    parameters = {**_OVERLAY_OPTIONS, **_LIVE_OPTIONS, "--ids": "ids", "--rebuild": "rebuild"}
+    for option, reason in unused.items():
+        if parameters[option] in arguments.named:
+            log(f"warning: {option} has no effect: {reason}")
+
+
 def open_model(arguments: Arguments, frames: int) -> tuple[Segmenter, list[str]]:
     """Open the model; return it, and one line per newer model that cannot run here.
 
     `frames` is the expected number of frames.
     """
     from fada_deploy.cli.newest_model import open_newest
-    from fada_deploy.common.runs import exported_model
+    from fada_deploy.common.runs import exported_model, warn_if_outdated
     from fada_deploy.common.system import throughput_parallelism
     from fada_deploy.runtime.segmenter import Segmenter
 
@@ -145,14 +201,19 @@ def open_model(arguments: Arguments, frames: int) -> tuple[Segmenter, list[str]]
         "parallel": parallel,
         "allow_unverified": arguments.allow_unverified,
     }
+    skipped: list[str] = []
     if arguments.model is None:
-        return open_newest(**options)
+        segmenter, skipped = open_newest(**options)
+        warn_if_outdated(segmenter.path, segmenter.metadata.provenance)
+        return segmenter, skipped
     model = exported_model(arguments.model)
     if arguments.rebuild:
         from fada_deploy.export.engines import rebuild_if_stale
 
         rebuild_if_stale(model, arguments.device)
-    return Segmenter(model, **options), []
+    segmenter = Segmenter(model, **options)
+    warn_if_outdated(segmenter.path, segmenter.metadata.provenance)
+    return segmenter, skipped
 
 
 def expected_frames(sources: list[Source]) -> int:

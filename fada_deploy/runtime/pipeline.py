@@ -69,18 +69,19 @@ class _Batch:
 
 
 def read_frames(
-    sources: Iterable[Source], timings: Timings
+    sources: Iterable[Source], timings: Timings, stop: threading.Event | None = None
 ) -> Generator[Item | SourceEnd, None, None]:
     """Yield the frames of all sources, the errors of frames that failed, and each source's end.
 
     Streams and cameras are read at the same time, in threads of their own. All other sources are
-    read one after the other.
+    read one after the other, until `stop` is set.
     """
     sources = list(sources)
     if live := [source for source in sources if isinstance(source, LiveSource)]:
         yield from read_together(live)
         return
     for source in sources:
+        is_interrupted = False
         with closing(source.frames()) as items:
             while True:
                 # Waiting for the next image of a watched folder is not work.
@@ -88,8 +89,14 @@ def read_frames(
                     item = next(items, None)
                 if item is None:
                     break
+                # After `next`: a file that was read to its end is not interrupted.
+                if stop is not None and stop.is_set() and not source.is_live:
+                    is_interrupted = True
+                    break
                 yield item
-        yield SourceEnd(source)
+        yield SourceEnd(source, is_interrupted)
+        if is_interrupted:
+            return
 
 
 def resize_frames(
@@ -189,6 +196,7 @@ def run_pipeline(
     batch: int = 1,
     confidence: bool = False,
     timings: Timings | None = None,
+    stop: threading.Event | None = None,
     further_stages: Mapping[str, Stage] | None = None,
 ) -> Generator[Any, None, None]:
     """Yield a `Result` per frame, a `DataError` per failed frame, and a `SourceEnd` per source.
@@ -199,13 +207,16 @@ def run_pipeline(
         batch: Number of frames per inference call.
         confidence: Also compute the softmax probability of each pixel's class.
         timings: Collects the work time of each stage.
+        stop: When it is set, no further frame of a file is read. The frames that were read are
+            processed, then the current source ends with an interrupted `SourceEnd`, and later
+            sources are left out. Live sources have a method `stop` instead.
         further_stages: Stages to append, for example drawing and writing; then the items of the
             last of them are yielded.
     """
     clock = timings or Timings()
     size_hw = backend.metadata.input_size_hw
     stages: dict[str, Stage] = {
-        "read": lambda items: read_frames(items, clock),
+        "read": lambda items: read_frames(items, clock, stop),
         "resize": lambda items: resize_frames(items, size_hw, batch, clock),
         "run": lambda items: run_network(items, backend, clock),
         "upsample": lambda items: upsample_predictions(items, backend, confidence, clock),

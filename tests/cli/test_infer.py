@@ -18,7 +18,7 @@ import toy
 
 from fada_deploy.cli import infer_setup, main
 from fada_deploy.cli.infer import command
-from fada_deploy.common.images import read_indices
+from fada_deploy.common.images import read_indices, read_rgb
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.preference import fastest_backend
 from fada_deploy.runtime.overlay.style import LEGEND_POSITIONS
@@ -69,10 +69,10 @@ def test_uses_the_newest_model_that_opens(
     assert infer(video) == 0
     output = capsys.readouterr()
     assert output.out == ""
-    assert f"skipped {broken}: " in output.err
+    assert f"skipped {broken} is not an ONNX file" in output.err
     assert f"model {model}: 13 classes at 128x64, fp32, onnxruntime on cpu" in output.err
     assert "10 frames in" in output.err and "ms per frame: decode" in output.err
-    assert f"saved {Path('runs/infer-002/overlay')}" in output.err
+    assert f"saved {Path('runs/infer-002/overlay/drive.mp4')}\n" in output.err
     assert len(toy.read_video(Path("runs/infer-002/overlay/drive.mp4"))) == 10
 
 
@@ -184,7 +184,8 @@ def test_all_sources_unreadable(
         (["VIDEO", "--batch", "0"], 2, "batch"),
         (["VIDEO", "--model", "MODEL", "--device", "tpu"], 2, "'tpu'"),
         (["VIDEO", "--model", "MODEL", "--backend", "jax"], 2, "'jax'"),
-        (["VIDEO", "--model", "MODEL", "--out", "MODEL"], 1, "cannot be written"),
+        (["VIDEO", "--out", "MODEL"], 2, "must be a folder, an .mp4 file or an image file"),
+        (["VIDEO", "-o", "notes.md"], 2, "must be a folder, an .mp4 file or an image file"),
         (["VIDEO", "--model", "MODEL", "--classes", "lorry"], 2, "no class lorry"),
         (["VIDEO", "--x264-preset", "best"], 2, "'best'"),
         (["VIDEO", "--legend", "middle"], 2, "'bottom-right'"),
@@ -193,18 +194,30 @@ def test_all_sources_unreadable(
         (["VIDEO", "--deadline-ms", "0"], 2, "greater than 0 ms"),
         (["VIDEO", "--save", "none"], 2, "--save none needs --show"),
         (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes exactly one folder"),
-        (["VIDEO", "--watch"], 1, "no such folder"),
+        (["VIDEO", "--watch"], 2, "drive.mp4 is a file; --watch needs a folder"),
+        (["nowhere", "--watch"], 1, "no such folder"),
+        (["VIDEO", "--save", "overlay,", "mask"], 2, "no space after the comma"),
         (["VIDEO", "--rebuild"], 2, "--model FILE.engine"),
         (["VIDEO", "0"], 2, "camera-0 is a live source"),
         (["VIDEO", "camera:0"], 2, "camera-0 is a live source"),
         (["VIDEO", "--show"], 2, "display"),
         (["*.webm", "--model", "MODEL"], 1, "*.webm: matches no file"),
-        (["VIDEO", "--model", "MODEL", "-o", "o.avi"], 2, ".mp4"),
-        (["VIDEO", "VIDEO", "IMAGE", "--model", "MODEL", "-o", "o.mp4"], 2, "one source"),
-        (["VIDEO", "--model", "MODEL", "-o", "o.mp4", "--save", "overlay,json"], 2, "one kind"),
-        (["VIDEO", "--model", "MODEL", "-o", "o.mp4", "--save", "mask"], 2, "not a video file"),
-        (["IMAGE", "--model", "MODEL", "-o", "o.mp4"], 2, "not a video file"),
-        (["VIDEO", "--model", "MODEL", "-o", "VIDEO"], 2, "is the source itself"),
+        (["VIDEO", "--model", "MODEL", "--classes", "Road,cars"], 2, "no class cars; did you mean"),
+        # Options are compared with the sources before the model is opened: none is given here.
+        (["VIDEO", "-o", "o.avi"], 2, ".mp4"),
+        (["VIDEO", "VIDEO", "IMAGE", "-o", "o.mp4"], 2, "got 2 sources and 1 kind;"),
+        (["VIDEO", "-o", "o.mp4", "--save", "overlay,json"], 2, "got 1 source and 2 kinds;"),
+        (["VIDEO", "-o", "o.mp4", "--save", "mask"], 2, "are images, not a video"),
+        (["IMAGE", "-o", "o.mp4"], 2, "are images, not a video"),
+        (["VIDEO", "-o", "VIDEO"], 2, "is the source itself"),
+        (["IMAGE", "-o", "IMAGE"], 2, "is the source itself"),
+        (["IMAGE", "IMAGE2", "-o", "o.png"], 2, "got 2 sources and 1 kind;"),
+        (["FOLDER", "-o", "o.png"], 2, "several images"),
+        (["VIDEO", "-o", "o.png"], 2, "is a video, not an image"),
+        (["VIDEO", "-o", "o.png", "--save", "mask"], 2, "several images"),
+        (["IMAGE", "-o", "o.jpg", "--save", "mask"], 2, "use a name ending in .png"),
+        (["IMAGE", "-o", "o.png", "--save", "npz"], 2, "cannot hold npz"),
+        (["IMAGE", "--save", "mask-video"], 2, "mask-video needs a video"),
     ],
 )
 def test_invalid_arguments(
@@ -217,7 +230,9 @@ def test_invalid_arguments(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     image = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
+    second = toy.write_image(tmp_path / "photos/b.png", toy.scene(1)[0])
     paths = {"VIDEO": video, "MODEL": model, "IMAGE": image}
+    paths |= {"IMAGE2": second, "FOLDER": second.parent}
     assert infer(*(paths.get(a, a) for a in args)) == code
     output = capsys.readouterr()
     assert expected in output.err and "Traceback" not in output.err and output.out == ""
@@ -244,16 +259,22 @@ def test_imports_no_training_package(model: Path, video: Path) -> None:
     assert done.stdout.strip() == "" and "\r" not in done.stderr
 
 
-def test_interrupt_removes_unfinished_files(
+def test_second_interrupt_removes_unfinished_files(
     model: Path, tmp_path: Path, interruptible: Callable[[], None]
 ) -> None:
+    """The slow encoder preset leaves time for the second signal."""
     clip = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
     command = [sys.executable, "-c", "from fada_deploy.cli import main; main()", "infer", str(clip)]
     command += ["--model", str(model), "--out", "here", "--save", "overlay,mask"]
+    command += ["--x264-preset", "veryslow"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible
     )
     toy.wait_until(Path("here/mask/long/000003.png").exists, process)
+    assert process.stderr is not None
+    os.kill(process.pid, signal.SIGINT)
+    while "press Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -309,13 +330,16 @@ def test_unreadable_video_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_during_a_video_leaves_no_output_folder(
+def test_signal_during_a_video_completes_its_files(
     model: Path, tmp_path: Path, interruptible: Callable[[], None], number: signal.Signals
 ) -> None:
     clip = toy.write_video(tmp_path / "long.mp4", [toy.scene(0, (512, 1024))[0]] * 400)
-    command = [sys.executable, "-m", "fada_deploy", "infer", str(clip), "--model", str(model)]
+    other = toy.write_video(tmp_path / "other.mp4", [toy.scene(0)[0]] * 3)
+    command = [sys.executable, "-m", "fada_deploy", "infer", str(clip), str(other)]
+    command += ["--model", str(model), "--save", "overlay,json", "--json"]
     process = subprocess.Popen(
         command,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -324,10 +348,20 @@ def test_signal_during_a_video_leaves_no_output_folder(
     )
     toy.wait_until(lambda: bool(list(tmp_path.glob("runs/*/overlay/.*"))), process)
     process.send_signal(number)
-    _, messages = process.communicate(timeout=60)
+    document, messages = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in messages and "Traceback" not in messages
-    assert not list(tmp_path.glob("runs/*"))
+    summary = json.loads(document)
+    frames = summary["frames"]
+    assert summary["interrupted"] == {"source": str(clip), "frames": frames, "unread_sources": 1}
+    assert "Traceback" not in messages
+    (line,) = [line for line in messages.splitlines() if line.startswith("interrupted")]
+    assert f"{frames} frame" in line and str(clip) in line and "rest is missing" in line
+    assert 0 < frames < 400
+    files = [p for p in tmp_path.glob("runs/*/*/*")]
+    assert sorted(p.name for p in files) == ["long.json", "long.mp4"]
+    assert len(toy.read_video(tmp_path / "runs/infer-001/overlay/long.mp4")) == frames
+    labeled = json.loads((tmp_path / "runs/infer-001/json/long.json").read_text())
+    assert len(labeled["frames"]) == frames
 
 
 def test_watched_folder_ended_before_the_first_image(model: Path, tmp_path: Path) -> None:
@@ -393,6 +427,78 @@ def test_out_names_the_video_file(model: Path, video: Path) -> None:
     assert infer(video, "--model", model, "-o", "new/labeled.mp4") == 0
     assert [str(p) for p in Path().rglob("*") if p.is_file()] == ["new/labeled.mp4"]
     assert len(toy.read_video(Path("new/labeled.mp4"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "overlay"), ("a.jpg", "overlay"), ("a.png", "mask")]
+)
+def test_out_names_the_image_file(model: Path, tmp_path: Path, name: str, kind: str) -> None:
+    image = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
+    assert infer(image, "--model", model, "-o", f"new/{name}", "--save", kind) == 0
+    assert [str(p) for p in Path().rglob("*") if p.is_file()] == [f"new/{name}"]
+    assert read_rgb(Path("new") / name).shape == (64, 128, 3)
+
+
+def test_classes_ignore_case(model: Path, video: Path) -> None:
+    assert infer(video, "--model", model, "--classes", "Road,SKY") == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        (["--deadline-ms", "5", "--drop-policy", "wait"], ["--drop-policy", "--deadline-ms"]),
+        (["--reconnect-timeout", "30"], ["--reconnect-timeout"]),
+        (["--ids", "trainId"], ["--ids"]),
+        (["--ids", "trainId", "--save", "mask"], []),
+        (["--ids", "labelId", "--save", "mask-video"], []),
+        (["--alpha", "0.5", "--legend", "none", "--contours"], []),
+        (
+            [
+                "--save",
+                "mask",
+                "--alpha",
+                "0.5",
+                "--legend",
+                "none",
+                "--contours",
+                "--classes",
+                "road",
+                "--side-by-side",
+            ],
+            ["--alpha", "--legend", "--contours", "--side-by-side", "--classes"],
+        ),
+        (["--rebuild"], ["--rebuild"]),
+        ([], []),
+    ],
+)
+def test_warns_about_options_without_effect(
+    model: Path,
+    video: Path,
+    args: list[str],
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert infer(video, "--model", model, *args) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert [line.split()[:2] for line in lines] == [["warning:", option] for option in options]
+
+
+def test_missing_file_among_others_is_reported(
+    model: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    assert infer("missing.mp4", video, "empty", "--model", model, "--out", "here", "--json") == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["frames"] == 10 and Path("here/overlay/drive.mp4").is_file()
+    assert summary["failed"][0] == "missing.mp4: no such file or folder"
+    assert summary["failed"][1].startswith("empty: ")
+
+
+def test_standard_input_without_data_is_one_message(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fada_deploy", "infer", "-", "--model", str(model)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("standard input: no data, or not a video") == 1
 
 
 def test_out_names_an_existing_folder_with_a_video_suffix(model: Path, video: Path) -> None:

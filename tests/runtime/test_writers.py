@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.writers import video_writer
+from fada_deploy.runtime.writers.inference import run_inference
 from fada_deploy.runtime.writers.save import KINDS, OUTPUTS, SaveOptions, output_names, save_results
 from fada_deploy.runtime.writers.video_writer import VideoWriter
 
@@ -34,6 +36,45 @@ def files(folder: Path) -> list[str]:
 
 def run(segmenter: Segmenter, sources: list[Path], options: SaveOptions) -> list[object]:
     return list(save_results(segmenter, open_sources(sources), options))
+
+
+def test_stop_completes_the_current_file_and_leaves_out_the_next(
+    tmp_path: Path, segmenter: Segmenter
+) -> None:
+    """The audio ends with the last frame, and the summary names the interrupted source."""
+    images = [toy.scene(i)[0] for i in range(60)]
+    long = toy.write_video(tmp_path / "long.mp4", images, audio=True)
+    other = toy.write_video(tmp_path / "other.mp4", images[:3])
+    stop = threading.Event()
+    options = SaveOptions(tmp_path / "out", kinds=("overlay", "json"))
+    summary = run_inference(
+        segmenter,
+        open_sources([other, long, tmp_path / "missing.mp4"]),
+        options,
+        on_result=lambda result: stop.set() if result.source == str(long) else None,
+        stop=stop,
+    )
+    frames = summary.frames - 3
+    assert summary.interrupted == (str(long), frames) and summary.unread == 1
+    assert 0 < frames < 60 and summary.errors == []
+    assert len(json.loads((tmp_path / "out/json/long.json").read_text())["frames"]) == frames
+    written = toy.read_video(tmp_path / "out/overlay/long.mp4")
+    assert len(written) == frames
+    with av.open(str(tmp_path / "out/overlay/long.mp4")) as container:
+        ends = [p.pts * p.time_base for p in container.demux(audio=0) if p.size]
+    assert ends and float(written[-1][0]) - 0.2 < ends[-1] <= written[-1][0]
+    assert len(files(tmp_path / "out")) == 4
+
+
+def test_stop_after_the_last_frame_interrupts_nothing(tmp_path: Path, segmenter: Segmenter) -> None:
+    """The image is read to its end before its result is written."""
+    image = toy.write_image(tmp_path / "a.png", toy.scene(0)[0])
+    stop = threading.Event()
+    options = SaveOptions(tmp_path / "out")
+    summary = run_inference(
+        segmenter, open_sources([image]), options, on_result=lambda _: stop.set(), stop=stop
+    )
+    assert (summary.frames, summary.interrupted, summary.unread) == (1, None, 0)
 
 
 @pytest.mark.parametrize("size", [(64, 128), (61, 97)])

@@ -125,8 +125,8 @@ def cuda_unavailable_error(backend: str, index: int, reason: str) -> DeviceError
     """Return the error for a requested CUDA device that a backend cannot use."""
     missing = "no NVIDIA GPU was found, and " if find_gpu(index) is None else ""
     return DeviceError(
-        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or install CUDA "
-        "support: pip install onnxruntime-gpu (and uninstall onnxruntime)"
+        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or "
+        "install CUDA support: pip install onnxruntime-gpu (and uninstall onnxruntime)"
     )
 
 

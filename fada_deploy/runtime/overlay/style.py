@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ class OverlayStyle:
             keeps it for that source.
         contours: Draw a light line between classes.
         side_by_side: Put the original frame to the left of the overlay; doubles the width.
-        classes: Names of the classes to draw, in the image and in the legend; empty means all.
+        classes: Names of the classes to draw, in the image and in the legend, in upper or lower
+            case; empty means all.
 
     Raises:
         UsageError: `alpha` or `legend` has a value that is not allowed.
@@ -53,12 +55,16 @@ class OverlayStyle:
         """
         if not self.classes:
             return None
-        unknown = [name for name in self.classes if name not in space.names]
+        indices = {name.lower(): index for index, name in enumerate(space.names)}
+        unknown = [name for name in self.classes if name.lower() not in indices]
         if unknown:
+            close = [get_close_matches(name.lower(), indices, n=1) for name in unknown]
+            suggested = ", ".join(space.names[indices[name]] for names in close for name in names)
             raise UsageError(
                 f"the model has no class {', '.join(unknown)}; "
-                f"its classes are {', '.join(space.names)}"
+                + (f"did you mean {suggested}? " if suggested else "")
+                + f"its classes are {', '.join(space.names)}"
             )
         drawn = np.zeros(256, np.bool_)
-        drawn[[space.names.index(name) for name in self.classes]] = True
+        drawn[[indices[name.lower()] for name in self.classes]] = True
         return drawn

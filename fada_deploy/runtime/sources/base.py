@@ -94,6 +94,10 @@ def live_sources(sources: Iterable[Source]) -> list[StoppableSource]:
 
 @dataclass(frozen=True)
 class SourceEnd:
-    """Follows the last frame of a source, so that its output files can be finished."""
+    """Follows the last frame of a source, so that its output files can be finished.
+
+    `is_interrupted` says that the source was stopped before its end.
+    """
 
     source: Source
+    is_interrupted: bool = False

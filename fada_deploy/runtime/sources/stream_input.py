@@ -50,13 +50,13 @@ def read_stream(
         # Over UDP, lost packets become corrupt images.
         options["rtsp_transport"] = "tcp"
     file: Any = _standard_input() if address == PIPE else address
+    first = last = None
     timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S)
     try:
         with av.open(file, options=options, timeout=timeout) as container:
             if not container.streams.video:
                 raise DataError("contains no video stream")
             stream = container.streams.video[0]
-            first = last = None
             # Without timestamps in the format, FFmpeg invents them.
             has_timestamps = not int(container.format.flags) & _NO_TIMESTAMPS
             for packet in container.demux(stream):
@@ -74,6 +74,8 @@ def read_stream(
     except av.error.ExitError:
         raise DataError(f"no packet for {CONNECT_TIMEOUT_S:g} s") from None
     except av.error.FFmpegError as error:
+        if address == PIPE and first is None:
+            raise DataError("no data, or not a video") from None
         raise DataError(error.strerror or str(error)) from None
 
 

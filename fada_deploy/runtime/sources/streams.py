@@ -169,7 +169,8 @@ class _StreamReader:
         """Return why the source failed, or None if it ended by itself or was stopped."""
         source = self.source
         failed = source._failure and not source._stopped.is_set()
-        return DataError(f"{source.name}: {source._failure}") if failed else None
+        name = "standard input" if source._address == PIPE else source.name
+        return DataError(f"{name}: {source._failure}") if failed else None
 
     def close(self) -> None:
         """Tell the thread to end, and add up the dropped frames."""

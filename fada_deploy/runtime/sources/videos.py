@@ -78,8 +78,9 @@ class VideoSource:
             announced_s = _announced_end_s(container, stream)
             if damaged or end_s < announced_s - Fraction(_END_SLACK_S):
                 packets = f", {damaged} damaged packet{'s' * (damaged > 1)}" if damaged else ""
+                frames = f"{count} frame{'s' * (count != 1)}"
                 yield DataError(
-                    f"{self.name}: truncated or damaged; decoded {count} frame{'s' * (count != 1)} up to "
+                    f"{self.name}: truncated or damaged; decoded {frames} up to "
                     f"{float(end_s):.2f} s of {float(max(announced_s, end_s)):.2f} s{packets}"
                 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from fada_deploy.common.progress import progress_bar
 from fada_deploy.runtime.pipeline import STAGES, Timings
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources.base import Source
+from fada_deploy.runtime.sources.base import Source, SourceEnd
 from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
@@ -30,6 +32,9 @@ class InferenceSummary:
         seconds: Wall-clock seconds.
         timings: Time spent in each stage.
         live: Counters of each stream and camera by name; see `LiveSource.counters`.
+        interrupted: Name of the source that was stopped before its end, and the number of its
+            frames that were segmented; None if no source was.
+        unread: Number of sources that were not read, because the run was stopped before.
     """
 
     frames: int = 0
@@ -37,6 +42,8 @@ class InferenceSummary:
     seconds: float = 0.0
     timings: Timings = field(default_factory=Timings)
     live: dict[str, dict[str, int]] = field(default_factory=dict)
+    interrupted: tuple[str, int] | None = None
+    unread: int = 0
 
     @property
     def fps(self) -> float:
@@ -56,20 +63,25 @@ def run_inference(
     options: SaveOptions,
     *,
     on_result: Callable[[Result], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> InferenceSummary:
     """Segment all sources and write output files under a progress bar.
 
     Errors of live sources are also logged at once, because such a run may take days. `on_result` is
-    called with each result after it was written. Raise the errors of `save_results`.
+    called with each result after it was written. When `stop` is set, the run ends after the output
+    files of the current file are completed. Raise the errors of `save_results`.
     """
     summary = InferenceSummary()
     is_live = any(source.is_live for source in sources)
-    results = save_results(segmenter, sources, options, timings=summary.timings)
+    results = save_results(segmenter, sources, options, timings=summary.timings, stop=stop)
+    frames: Counter[str] = Counter()
+    summary.unread = len(sources)
     start = time.perf_counter()
     with closing(results), progress_bar(total_frames(sources), "segmenting") as bar:
         for item in results:
             if isinstance(item, Result):
                 summary.frames += 1
+                frames[item.source] += 1
                 bar.update()
                 if on_result is not None:
                     on_result(item)
@@ -77,6 +89,10 @@ def run_inference(
                 summary.errors.append(str(item))
                 if is_live:
                     logger.warning("%s", item)
+            elif isinstance(item, SourceEnd):
+                summary.unread -= 1
+                if item.is_interrupted:
+                    summary.interrupted = item.source.name, frames[item.source.name]
     summary.seconds = time.perf_counter() - start
     summary.live = {s.name: s.counters() for s in sources if isinstance(s, LiveSource)}
     return summary

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.video import VIDEO_SUFFIXES
 from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.writers.video_writer import X264_PRESETS
 
 KINDS = ("overlay", "mask", "mask-video", "color", "color-video", "npz", "json")
+# Suffixes of a single output image.
+OUTPUT_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Name of an id system → lookup table (256,) uint8 from label indices to its ids.
 IDS: dict[str, Callable[[LabelSpace], NDArray[np.uint8]]] = {
     "trainId": lambda space: space.to_train_ids,
@@ -34,8 +37,8 @@ class SaveOptions:
         x264_preset: Trade-off between speed and size of videos, one of `X264_PRESETS`.
         hardware: Device that encodes overlay and color videos, a key of `HARDWARE_ENCODERS`
             [the CPU].
-        file: Exact name of the output video (.mp4) instead of one in `out`; possible for one video
-            source and one kind of output.
+        file: Exact name of the output file instead of one in `out`: an .mp4 file for one video
+            source, or a .png or .jpg file for one image file, with one kind of output.
     """
 
     out: Path
@@ -56,5 +59,13 @@ class SaveOptions:
             raise UsageError(
                 f"x264 preset must be one of {', '.join(X264_PRESETS)}, got {self.x264_preset!r}"
             )
-        if self.file is not None and self.file.suffix.lower() != ".mp4":
+        if self.file is None:
+            return
+        suffix = self.file.suffix.lower()
+        if suffix in VIDEO_SUFFIXES and suffix != ".mp4":
             raise UsageError(f"{self.file}: videos are written as MP4; use a name ending in .mp4")
+        if suffix not in (".mp4", *OUTPUT_IMAGE_SUFFIXES):
+            raise UsageError(
+                f"{self.file}: --out must be a folder, an .mp4 file or an image file "
+                f"({' '.join(OUTPUT_IMAGE_SUFFIXES)})"
+            )

@@ -33,7 +33,7 @@ class DrawnResult:
     overlay: Image | VideoFrame | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
     """One kind of output of one source.
 
@@ -42,12 +42,15 @@ class Output:
         name: Name of the source in output paths.
         first: Its first result, which sets the size and time base of videos.
         options: What is saved, and where.
+        is_interrupted: Whether the source was stopped before its end; set before the output is
+            completed.
     """
 
     source: Source
     name: str
     first: DrawnResult
     options: SaveOptions
+    is_interrupted: bool = False
 
     @property
     def space(self) -> LabelSpace:
@@ -66,6 +69,8 @@ class Output:
 
     def frame_path(self, kind: str, suffix: str, result: Result) -> Path:
         """Return the file of one result; a single image has no folder of its own."""
+        if self.options.file is not None:
+            return self.options.file
         folder = self.options.out / kind
         if result.item:
             return folder / self.name / f"{result.item}{suffix}"

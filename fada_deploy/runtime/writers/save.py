@@ -8,6 +8,7 @@ complete.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,9 @@ from fada_deploy.runtime.writers.options import IDS, KINDS, SaveOptions
 from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
 from fada_deploy.runtime.writers.videos import color_video, mask_video, overlay_video
 
-__all__ = ["IDS", "KINDS", "OUTPUTS", "SaveOptions", "output_names", "save_results"]
+__all__ = [
+    "IDS", "KINDS", "OUTPUTS", "SaveOptions", "check_outputs", "output_names", "save_results",
+]  # fmt: skip
 
 Item = Result | DataError | SourceEnd
 
@@ -52,6 +55,7 @@ def save_results(
     options: SaveOptions,
     *,
     timings: Timings | None = None,
+    stop: threading.Event | None = None,
 ) -> Generator[Item, None, None]:
     """Segment all sources and write output files; yield each `Result` once it is written.
 
@@ -64,12 +68,14 @@ def save_results(
         sources: What to segment; see `open_sources`.
         options: What to write.
         timings: Collects the time spent in each stage.
+        stop: When it is set, no further frame of a file is read; see `run_pipeline`. The files of
+            the current source are completed with the frames that were read.
 
     Raises:
         UsageError: The options do not fit the sources, or a source would be overwritten.
         DataError: A file cannot be written.
     """
-    _check_outputs(sources, options)
+    check_outputs(sources, options)
     clock = timings or Timings()
     renderer = OverlayRenderer(options.style, segmenter.space)
     return run_pipeline(
@@ -78,6 +84,7 @@ def save_results(
         batch=segmenter.batch,
         confidence="npz" in options.kinds and segmenter.metadata.head == "logits",
         timings=clock,
+        stop=stop,
         further_stages={
             "draw": lambda items: _draw(items, renderer, options, clock),
             "write": lambda items: _write(items, sources, options, clock),
@@ -100,7 +107,7 @@ def output_names(sources: Iterable[Source]) -> Mapping[str, str]:
     return names
 
 
-def _check_outputs(sources: Sequence[Source], options: SaveOptions) -> None:
+def check_outputs(sources: Sequence[Source], options: SaveOptions) -> None:
     """Raise `UsageError` if the options do not fit the sources."""
     if options.file is not None:
         _check_single_file(sources, options, options.file)
@@ -122,15 +129,36 @@ def _check_single_file(sources: Sequence[Source], options: SaveOptions, file: Pa
     if len(sources) != 1 or len(options.kinds) != 1:
         raise UsageError(
             f"{file}: one output file needs one source and one kind of output, got "
-            f"{len(sources)} and {len(options.kinds)}; name a folder with --out"
+            f"{_count(len(sources), 'source')} and {_count(len(options.kinds), 'kind')}; "
+            "name a folder with --out"
         )
     (source,), (kind,) = sources, options.kinds
-    if not source.is_video or kind not in ("overlay", "mask-video", "color-video"):
+    if kind in ("npz", "json"):
+        raise UsageError(f"{file}: cannot hold {kind}; name a folder with --out")
+    is_video = source.is_video and kind in ("overlay", "color-video", "mask-video")
+    plural = {"overlay": "overlays", "mask": "masks", "color": "color maps"}.get(kind, kind)
+    if is_video and file.suffix.lower() != ".mp4":
         raise UsageError(
-            f"{file}: {kind} of {source.name} is not a video file; name a folder with --out"
+            f"{file}: the {kind} of {source.name} is a video, not an image; "
+            "use a name ending in .mp4"
         )
+    if not is_video and file.suffix.lower() == ".mp4":
+        raise UsageError(
+            f"{file}: the {plural} of {source.name} are images, not a video; "
+            "name a folder with --out"
+        )
+    if not is_video and (source.is_video or source.is_live or Path(source.name).is_dir()):
+        raise UsageError(
+            f"{file}: the {plural} of {source.name} are several images; name a folder with --out"
+        )
+    if kind in ("mask", "color") and file.suffix.lower() != ".png":
+        raise UsageError(f"{file}: {kind} images are written as PNG; use a name ending in .png")
     if Path(source.name).resolve() == file.resolve():
         raise UsageError(f"{file}: is the source itself; choose another name with --out")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _draw(
@@ -157,7 +185,7 @@ def _write(
     by_name = {source.name: source for source in sources}
     # If this generator ends early, the stacks are unwound, which removes unfinished files.
     with ExitStack() as all_outputs:
-        opened: dict[str, tuple[ExitStack, list[WriteResult]]] = {}
+        opened: dict[str, tuple[ExitStack, Output, list[WriteResult]]] = {}
         for item in items:
             with timings.measure("write"), _write_errors(options.out):
                 if isinstance(item, DrawnResult):
@@ -166,11 +194,13 @@ def _write(
                         output = Output(by_name[name], names[name], item, options)
                         stack = all_outputs.enter_context(ExitStack())
                         writers = [stack.enter_context(OUTPUTS[k](output)) for k in options.kinds]
-                        opened[name] = stack, writers
-                    for write in opened[name][1]:
+                        opened[name] = stack, output, writers
+                    for write in opened[name][2]:
                         write(item)
                 elif isinstance(item, SourceEnd) and item.source.name in opened:
-                    opened.pop(item.source.name)[0].close()
+                    stack, output, _ = opened.pop(item.source.name)
+                    output.is_interrupted = item.is_interrupted
+                    stack.close()
             yield item.result if isinstance(item, DrawnResult) else item
 
 

@@ -104,6 +104,7 @@ class VideoWriter:
         self._color_matrix = color_matrix
         self._clock = MonotonicClock(self._time_base)
         self._frames = 0
+        self._last_s, self._audio_end_s = 0.0, float("inf")
         self._block: AbstractContextManager[None] | None = None
 
     def write(self, image: Image | VideoFrame, pts: int | None = None) -> None:
@@ -122,7 +123,8 @@ class VideoWriter:
             pts = round(self._frames / (self._fps * self._time_base))
         self._frames += 1
         pts = self._clock.next(pts)
-        self._audio.copy_until(float(pts * self._time_base))
+        self._last_s = float(pts * self._time_base)
+        self._audio.copy_until(self._last_s)
         if not isinstance(image, np.ndarray):
             if (image.height, image.width) == self._size_hw:
                 self._encoder.encode(image, pts)
@@ -134,6 +136,10 @@ class VideoWriter:
             )
         # Some cameras change their resolution during a recording, which a video file cannot.
         self._encoder.encode_image(resize_frame(image, self._size_hw), pts)
+
+    def end_audio(self) -> None:
+        """End the audio with the last frame, instead of copying it to its end."""
+        self._audio_end_s = self._last_s
 
     def __enter__(self) -> Self:
         block = self._open()
@@ -169,4 +175,4 @@ class VideoWriter:
             self._audio = AudioCopier(container, self._audio_path, stack)
             yield
             self._encoder.flush()
-            self._audio.copy_until(float("inf"))
+            self._audio.copy_until(self._audio_end_s)

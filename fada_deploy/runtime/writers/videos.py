@@ -66,6 +66,8 @@ def _video(
         color_matrix=color_matrix,
     ) as writer:
         yield lambda drawn: writer.write(image_of(drawn), _pts(drawn))
+        if output.is_interrupted:
+            writer.end_audio()
 
 
 def _pts(drawn: DrawnResult) -> int:
