@@ -101,9 +101,11 @@ def curves_svg(
     for label, (at, values) in series.items():
         axes.plot(at, values, label=label, linewidth=1.2)
     axes.set(xlabel="iteration", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)
-    axes.legend(fontsize=8)
+    if len(series) > 1:
+        axes.legend(fontsize=8)
     return _svg(figure)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from fada_deploy.cli.options import CommandGroup
+from fada_deploy.cli.typed_paths import remember_arguments, with_typed_paths
 
 # Command → (module, its line in `fada --help`); the help must not import the modules.
 COMMANDS = {
@@ -110,6 +112,7 @@ def main(args: list[str] | None = None) -> Any:
     ):
         # SIGTERM acts as Ctrl-C does: commands save their state and remove temporary files.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    remember_arguments(sys.argv[1:] if args is None else args)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -119,7 +122,7 @@ def main(args: list[str] | None = None) -> Any:
         _show_click_error(error)
         sys.exit(error.exit_code)
     except FadaError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {with_typed_paths(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has exited, as in `fada … | head`.
@@ -133,6 +136,22 @@ def main(args: list[str] | None = None) -> Any:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+# How click reports "--seed -1" and its ranges, such as "x>=0" and "0<x<=1".
+_OUT_OF_RANGE = re.compile(
+    r"Invalid value for (?P<names>'.*'): (?P<value>\S+) is not in the range (?P<range>\S+)"
+)
+_LIMITS = {">=": "at least", ">": "greater than", "<=": "at most", "<": "less than"}
+
+
+def _limits(range_: str) -> list[tuple[str, str]]:
+    """Return (sign, limit) of the limits in a range of click, the lower one first."""
+    match = re.fullmatch(r"(?:([^<x]+)(<=?))?x(?:([<>]=?)(.+))?", range_)
+    assert match is not None
+    low, low_sign, sign, limit = match.groups()
+    limits = [(low_sign.replace("<", ">"), low)] if low else []
+    return [*limits, (sign, limit)] if limit else limits
+
+
 def _show_click_error(error: click.ClickException) -> None:
     """Print an error of click as one line; a command group without arguments prints its help."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -143,6 +162,10 @@ def _show_click_error(error: click.ClickException) -> None:
         message = f"no option {error.option_name!r}"
         if error.possibilities:
             message += f"; did you mean {sorted(error.possibilities)[0]!r}?"
+    if outside := _OUT_OF_RANGE.fullmatch(message):
+        limits = [f"{_LIMITS[sign]} {limit}" for sign, limit in _limits(outside["range"])]
+        name = outside["names"].split("'")[-2]
+        message = f"{name} must be {' and '.join(limits)}, got {outside['value']}"
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.UsageError) and error.ctx is not None and "; " not in message:
         message += f"; see `{error.ctx.command_path} --help`"

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fada_deploy.cli.typed_paths import with_typed_paths
 from fada_deploy.common.progress import Progress, set_progress_factory
 
 
@@ -32,7 +33,7 @@ class _StderrHandler(logging.Handler):
     """Print log records of the library; warnings and errors start with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = with_typed_paths(record.getMessage())
         log(f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text)
 
 

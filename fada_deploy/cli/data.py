@@ -20,15 +20,19 @@ def command() -> None:
 @command.command("check", short_help="Read all files of a data set and report problems.")
 @click.argument("name")
 @DATA_ROOT_OPTION
-@click.option("--split", default="train", show_default=True, help="Split of the data set.")
+@click.option(
+    "--split", metavar="NAME", default="train", show_default=True, help="Split of the data set."
+)
 @click.option(
     "--label-space",
+    metavar="NAME|TOML",
     help="Classes to count: the name of a label space or a .toml file. "
     "[default: cityscapes-16 for synthia, otherwise cityscapes-19]",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
+    metavar="N",
     default=usable_cores,
     show_default="usable cores",
     help="Number of reading threads.",
@@ -90,6 +94,7 @@ def check(
 @click.option(
     "--source-scenes",
     type=click.IntRange(0),
+    metavar="N",
     default=800,
     show_default=True,
     help="Number of labeled source scenes.",
@@ -97,6 +102,7 @@ def check(
 @click.option(
     "--target-scenes",
     type=click.IntRange(0),
+    metavar="N",
     default=800,
     show_default=True,
     help="Number of target scenes for training.",
@@ -104,6 +110,7 @@ def check(
 @click.option(
     "--val-scenes",
     type=click.IntRange(0),
+    metavar="N",
     default=200,
     show_default=True,
     help="Number of target scenes for validation.",
@@ -111,6 +118,7 @@ def check(
 @click.option(
     "--video-seconds",
     type=click.FloatRange(0),
+    metavar="SECONDS",
     default=10.0,
     show_default=True,
     help="Length of the target video; 0 writes no video.",
@@ -119,6 +127,7 @@ def check(
 @click.option(
     "--seed",
     type=click.IntRange(0),
+    metavar="N",
     default=0,
     show_default=True,
     help="Seed of the rendered towns.",
@@ -126,6 +135,7 @@ def check(
 @click.option(
     "--jobs",
     type=click.IntRange(1),
+    metavar="N",
     default=usable_cores,
     show_default="usable cores",
     help="Number of rendering processes.",

@@ -67,7 +67,9 @@ class Subject:
     help="Labeled data set: a name such as cityscapes, or a .toml file.",
 )
 @DATA_ROOT_OPTION
-@click.option("--split", default="val", show_default=True, help="Split of the data set.")
+@click.option(
+    "--split", metavar="NAME", default="val", show_default=True, help="Split of the data set."
+)
 @click.option("--size", type=SIZE, help="Input size; runs only. [default: as trained]")
 @click.option(
     "--mst",
@@ -88,6 +90,7 @@ class Subject:
 @DEVICE_OPTION
 @click.option(
     "--backend",
+    metavar="NAME",
     default="auto",
     show_default=True,
     help="Inference backend; exported models only: auto, onnxruntime, openvino or tensorrt.",

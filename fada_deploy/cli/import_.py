@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--src",
+    metavar="NAME|TOML",
     help="Data set it was trained on. [default: gta5; synthia for a network of 16 classes]",
 )
 @click.option(
     "--tgt",
+    metavar="NAME|TOML|PATH",
     default="cityscapes",
     show_default=True,
     help="Target it was adapted to; exports are verified on its frames.",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--label-space",
+    metavar="NAME|TOML",
     help="cityscapes-19, cityscapes-16, cityscapes-13 or a .toml file. "
     "[default: by number of classes]",
 )
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--init-norm",
+    metavar="NAME",
     help="Input normalization: torchvision or caffe. [default: torchvision for ResNets, "
     "caffe for VGG-16]",
 )

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--alpha",
     type=click.FloatRange(0, 1),
+    metavar="FRACTION",
     default=0.5,
     show_default=True,
     help="Opacity of the class colors in overlays.",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 @DEVICE_OPTION
 @click.option(
     "--backend",
+    metavar="NAME",
     default="auto",
     show_default=True,
     help="Inference backend: auto, onnxruntime, openvino or tensorrt.",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch",
     type=click.IntRange(1),
+    metavar="N",
     help="Frames per inference call. [default: the fixed batch size of the model, or 1]",
 )
 @click.option(
@@ -115,6 +118,7 @@ if TYPE_CHECKING:
 @click.option(
     "--deadline-ms",
     type=float,
+    metavar="MS",
     help="Live sources: drop frames that waited longer than this before inference. "
     "[default: no limit]",
 )

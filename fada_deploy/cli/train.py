@@ -29,6 +29,7 @@ _BACKBONES = (
 @click.command("train")
 @click.option(
     "--src",
+    metavar="NAME|TOML",
     multiple=True,
     help="Labeled source: gta5, synthia, cityscapes, rendered, or the path of a .toml file; may be "
     "repeated. rendered needs no files: its scenes are rendered on first use.",
@@ -36,16 +37,19 @@ _BACKBONES = (
 @click.option(
     "--src-weight",
     type=click.FloatRange(0, min_open=True),
+    metavar="WEIGHT",
     multiple=True,
     help="Part of each --src in a batch, in the same order. [default: equal parts]",
 )
 @click.option(
     "--rendered-scenes",
     type=click.IntRange(1),
+    metavar="N",
     help="Number of scenes of the source rendered. [default: 800]",
 )
 @click.option(
     "--tgt",
+    metavar="NAME|TOML|PATH",
     help="Unlabeled target: cityscapes, crosscity-rio, -rome, -tokyo or -taipei, gta5, synthia, a "
     ".toml file, a video, or a folder of videos or images.",
 )
@@ -70,16 +74,19 @@ _BACKBONES = (
 )
 @click.option(
     "--label-space",
+    metavar="NAME|TOML",
     help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, or a .toml file. "
     "[default: cityscapes-19]",
 )
 @click.option(
     "--backbone",
+    metavar="NAME",
     help=f"Network: {', '.join(_BACKBONES)}. "
     "[default: resnet101; with --preset small: ddrnet23-slim]",
 )
 @click.option(
     "--preset",
+    metavar="NAME",
     help="paper: the published settings, for a GPU and ImageNet weights, which are not included "
     "(--init). small: trains from random weights on two CPU cores. [default: paper]",
 )
@@ -99,11 +106,13 @@ _BACKBONES = (
 )
 @click.option(
     "--method",
+    metavar="NAME",
     help="Alignment method: fada, fada-hard (one-hot encodings), feature (binary domain classifier "
     "on features), adaptsegnet, advent, or source (no adaptation). [default: fada]",
 )
 @click.option(
     "--stages",
+    metavar="STAGE,…",
     help="Stages to train, comma-separated: source, adversarial, selftrain (mean teacher on the "
     "target), distill. [default: source,adversarial,distill; with --method "
     "source: source]",
@@ -111,6 +120,7 @@ _BACKBONES = (
 @click.option(
     "--batch",
     type=click.IntRange(1),
+    metavar="N",
     help="Images per iteration; per domain in the adversarial stage. [default: 8, adversarial 4; "
     "with --preset small: 4]",
 )
@@ -122,22 +132,26 @@ _BACKBONES = (
 )
 @click.option(
     "--augment",
+    metavar="NAME",
     help="Augmentation in every stage: none, light, or strong (zoom, color, blur, noise, JPEG). "
     "[default: none]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
+    metavar="N",
     help="Seed of weights, data order and augmentation. [default: 1]",
 )
 @click.option(
     "--amp",
+    metavar="MODE",
     help="Mixed precision: off, bf16, or auto (bf16 if the device computes it in hardware). "
     "[default: off; with --preset small: auto]",
 )
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
+    metavar="N",
     help="Number of gradient accumulation steps per batch; more steps need less memory. "
     "[default: 1]",
 )
@@ -148,16 +162,19 @@ _BACKBONES = (
 @DEVICE_OPTION
 @click.option(
     "--init",
+    metavar="FILE|NAME",
     help="Initial backbone weights: a file with ImageNet weights, imagenet (from an installed "
     "Python package; efficientnet-lite0 only), or none (random). [default: none]",
 )
 @click.option(
     "--init-norm",
+    metavar="NAME",
     help="Input normalization of the --init weights: torchvision or caffe. "
     "[default: detected from the file]",
 )
 @click.option(
     "--start",
+    metavar="PATH",
     help="Run or weights file to initialize from; earlier stages are skipped. Needs --stages "
     "without source.",
 )
@@ -226,9 +243,14 @@ def command(
 def _make_config(
     config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]
 ) -> RunConfig:
-    from fada_deploy.training.settings import CLI_REMEDY, make_config, shared_options
+    from fada_deploy.training.settings import (
+        CLI_REMEDY,
+        make_config,
+        shared_options,
+        source_options,
+    )
 
-    options |= _source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
+    options |= source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
     options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
     if options["stages"] is not None:
         options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
@@ -236,34 +258,6 @@ def _make_config(
     return make_config(
         preset=preset, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
     )
-
-
-def _source_options(
-    names: tuple[str, ...], roots: tuple[str, ...], weights: tuple[float, ...]
-) -> dict[str, Any]:
-    """Return the settings for repeated `--src`, `--src-root` and `--src-weight`."""
-    from fada_deploy.common.errors import UsageError
-
-    for option, values in (("--src-root", roots), ("--src-weight", weights)):
-        if values and len(values) != len(names):
-            raise UsageError(
-                f"{option} must be given once for each --src, got {len(values)} for {len(names)}"
-            )
-    sources = [
-        {"name": name, "root": root, "weight": weight}
-        for name, root, weight in zip(
-            names, roots or (None,) * len(names), weights or (1.0,) * len(names), strict=True
-        )
-    ]
-    if not sources:
-        return {}
-    first, *extra = sources
-    chosen: dict[str, Any] = {"src": first["name"], "src_root": first["root"]}
-    if weights:
-        chosen["src_weight"] = first["weight"]
-    if extra:
-        chosen["extra_sources"] = extra
-    return chosen
 
 
 def _create_run(config: RunConfig, out: Path | None) -> Path:

@@ -98,6 +98,32 @@ def shared_options(
     return options | dict.fromkeys(("size", "src_size", "distill.size", "distill.crop"), size)
 
 
+def source_options(
+    names: tuple[str, ...], roots: tuple[str, ...], weights: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the settings for repeated `--src`, `--src-root` and `--src-weight`."""
+    for option, values in (("--src-root", roots), ("--src-weight", weights)):
+        if values and len(values) != len(names):
+            raise UsageError(
+                f"{option} must be given once for each --src, got {len(values)} for {len(names)}"
+            )
+    sources = [
+        {"name": name, "root": root, "weight": weight}
+        for name, root, weight in zip(
+            names, roots or (None,) * len(names), weights or (1.0,) * len(names), strict=True
+        )
+    ]
+    if not sources:
+        return {}
+    first, *extra = sources
+    chosen: dict[str, Any] = {"src": first["name"], "src_root": first["root"]}
+    if weights:
+        chosen["src_weight"] = first["weight"]
+    if extra:
+        chosen["extra_sources"] = extra
+    return chosen
+
+
 def _read_file(file: Path) -> Document:
     try:
         file.open("rb").close()

@@ -169,7 +169,7 @@ def test_unusable_models_are_refused_in_one_line(fada: Run, trained: Path) -> No
         code, _, err = fada("infer", "frame.png", "--model", name)
         assert code == 1 and message in error_line(err)
     code, _, err = fada("export", "text.safetensors", "--out", "x.onnx")
-    assert code == 1 and "not weights written by `fada train`" in error_line(err)
+    assert code == 1 and "text.safetensors is not a safetensors file" in error_line(err)
     code, _, err = fada("export", trained, "--out", "good.onnx/below.onnx")
     assert code == 1 and "good.onnx" in error_line(err)
     code, _, err = fada("export", trained, "--size", "100x100")
@@ -391,3 +391,44 @@ def test_render_suggests_the_stages_of_the_quick_start(fada: Run) -> None:
     arguments = ("--source-scenes", 1, "--target-scenes", 1, "--val-scenes", 0, "--size", "96x64")
     code, _, err = fada("data", "render", "--out", "d", *arguments, "--video-seconds", 0)
     assert code == 0 and "--preset small --stages source,adversarial" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --seed -1", "--seed must be at least 0, got -1"),
+        ("train --batch 0", "--batch must be at least 1, got 0"),
+        ("train --src-weight 0", "--src-weight must be greater than 0, got 0"),
+        ("infer x.mp4 --alpha 1.5", "--alpha must be at least 0 and at most 1, got 1.5"),
+        ("data render --video-seconds -2", "--video-seconds must be at least 0, got -2"),
+    ],
+)
+def test_number_out_of_range_is_explained_in_words(fada: Run, line: str, message: str) -> None:
+    code, _, err = fada(*line.split())
+    assert code == 2 and message in error_line(err) and "x>=" not in err
+
+
+@pytest.mark.parametrize("command", ["train", "infer", "eval", "data check", "data render"])
+def test_help_names_values_not_types(fada: Run, command: str) -> None:
+    text = fada(*command.split(), "--help")[1]
+    assert not re.findall(r"\b(RANGE|INTEGER|FLOAT|TEXT)\b", text)
+
+
+def test_messages_show_paths_as_typed(fada: Run, tmp_path: Path) -> None:
+    (tmp_path / "d" / "drives").mkdir(parents=True)
+    (tmp_path / "space.toml").write_text("name = 3")
+    arguments = ("train", "--src", "rendered", "--preset", "small", "--device", "cpu", "--tgt")
+    rendered = ("--rendered-scenes", 1)
+    for target in ("d/drives", "./d/../d/drives/"):
+        code, _, err = fada(*arguments, target, *rendered, "--size", "128x64")
+        typed = target.rstrip("/")
+        assert code == 1 and typed in error_line(err) and str(tmp_path) not in error_line(err)
+    code, _, err = fada(*arguments, "d/drives", "--label-space", "space.toml", *rendered)
+    assert code == 2 and "error: space.toml: " in err and str(tmp_path) not in error_line(err)
+    absolute = tmp_path / "d" / "drives"
+    assert str(absolute) in error_line(fada(*arguments, absolute, *rendered, "--size", "128x64")[2])
+
+
+def test_train_help_says_where_messages_and_results_go(fada: Run) -> None:
+    text = " ".join(fada("train", "--help")[1].split())
+    assert "Messages go to stderr" in text and "--json prints the result on stdout" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from base64 import b64decode
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import ModelError
+from fada_deploy.plots import curves_svg
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -108,6 +110,12 @@ def test_page_shows_distances_speed_and_discriminator_health(
     arguments = ("--out", path, "--frames", 1, "--ccd-frames", 4)
     assert fada("report", two_stages, *arguments)[0] == 0
     page = read_page(path)
+    # SVG text is drawn as paths, with the text in a comment before them.
+    drawn = path.read_text("utf-8")
+    assert "<!-- 4 labeled source frames and 4 labeled target frames -->" in drawn
+    assert "<!-- discriminator source -->" in drawn and "discriminator_source -->" not in drawn
+    # One curve needs no legend.
+    assert "<!-- source: segmentation -->" in drawn and "<!-- segmentation -->" not in drawn
     assert "Means: source only " in page.text and "discriminator accuracy" in page.text
     # Plots: segmentation of two stages, alignment, discriminator accuracy, distances.
     assert page.tags.count("svg") == 5
@@ -135,7 +143,7 @@ def test_names_are_escaped(fada: Fada, two_stages: Path, streets: Path, tmp_path
     assert code == 0, err
     page = read_page(path)
     assert "script" not in page.tags and "alert(1)<" not in path.read_text("utf-8")
-    assert f"{name}: adapted" in page.cells[0]
+    assert "[1] adapted" in page.cells[0] and f"[1] {run}: " in page.text
     assert page.cells[1][0] == "<script>car & van"
     assert '"tgt_root": "a&b<script>"' in page.text
 
@@ -173,7 +181,9 @@ def test_runs_side_by_side_have_one_column_each(fada: Fada, trained: Path, tmp_p
     path = tmp_path / "both.html"
     assert fada("report", trained, other, "--out", path, "--frames", 0)[0] == 0
     page = read_page(path)
-    assert page.cells[0] == ["class", f"{trained.name}: source only", "other: source only"]
+    assert page.cells[0] == ["class", "[1] source only", "[2] source only"]
+    assert f"[1] {trained}: " in page.text and f"[2] {other}: " in page.text
+    assert "Comparison of 2 runs" in page.text
     assert not [link for link in page.links if link.startswith("data:")]
 
 
@@ -186,7 +196,8 @@ def test_runs_of_the_same_folder_name_keep_their_own_columns(
     arguments = ("--out", path, "--frames", 1, "--ccd-frames", 0)
     assert fada("report", trained, other, *arguments)[0] == 0
     page = read_page(path)
-    assert page.cells[0] == ["class", f"{trained}: source only", f"{other}: source only"]
+    assert page.cells[0] == ["class", "[1] source only", "[2] source only"]
+    assert f"[1] {trained}: " in page.text and f"[2] {other}: " in page.text
     # Frame, two predictions, ground truth.
     assert len([link for link in page.links if link.startswith("data:")]) == 4
 
@@ -203,7 +214,7 @@ def test_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"source/scores\.json: not valid JSON"):
         RunSummary.read(run)
     (run / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"run: not a run.*fada train"):
+    with pytest.raises(ModelError, match=r"run is not a run.*fada train"):
         RunSummary.read(run)
 
 
@@ -224,3 +235,33 @@ def test_browser_draws_the_page(fada: Fada, trained: Path, tmp_path: Path) -> No
     # Only the embedded images have strong colors.
     spread = image.max(axis=2).astype(int) - image.min(axis=2)
     assert image.shape[:2] == (1600, 1200) and (spread > 60).mean() > 0.005
+
+
+def test_counts_in_the_distance_plot_are_those_of_the_frames(
+    fada: Fada, two_stages: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    arguments = ("--out", path, "--frames", 0, "--ccd-frames", 500)
+    assert fada("report", two_stages, *arguments)[0] == 0
+    drawn = path.read_text("utf-8")
+    assert "12 labeled source frames and 12 labeled target frames" in drawn and "500" not in drawn
+
+
+def test_unlabeled_run_of_a_comparison_is_named_and_source_only_is_titled(
+    fada: Fada, trained: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    (other / "source/scores.json").unlink()
+    path = tmp_path / "both.html"
+    arguments = ("--out", path, "--frames", 0, "--ccd-frames", 0)
+    assert fada("report", trained, other, *arguments)[0] == 0
+    page = read_page(path)
+    assert "the target has no labels: [2]." in page.text
+    assert "ddrnet23-slim, source only" in page.text and "ddrnet23-slim, fada" not in page.text
+
+
+def test_iteration_ticks_are_integers() -> None:
+    drawn = curves_svg({"a": ([1, 2, 3], [0.5, 0.25, 0.125])}, title="t")
+    ticks = drawn[drawn.index('id="matplotlib.axis_1"') : drawn.index('id="matplotlib.axis_2"')]
+    assert "<!-- 2 -->" in ticks and "." not in "".join(re.findall("<!-- (.*?) -->", ticks))

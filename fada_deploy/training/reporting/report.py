@@ -37,7 +37,11 @@ from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_labeled_domains
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.predict import Predictor, sample_frames
-from fada_deploy.training.reporting.class_center_distance import ClassMoments, collect_moments
+from fada_deploy.training.reporting.class_center_distance import (
+    ClassMoments,
+    collect_moments,
+    evenly_spaced,
+)
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.weights.checkpoints import load_model
 
@@ -112,9 +116,9 @@ def write_report(
         trained = [stage for stage in stages if stage.weights.is_file()]
         networks = {stage.heading: load_model(stage.weights, device)[0] for stage in trained}
     page = _template().render(
-        title=", ".join(run.folder.name for run in summaries),
+        title=_title(summaries),
         runs=[_describe(run, names[run.folder]) for run in summaries],
-        scores=_scores(stages),
+        scores=_scores(stages, names),
         strips=None if dataset is None else _strips(networks, dataset, device, count),
         curves=_curves(summaries, names),
         health=_health(summaries, names),
@@ -133,34 +137,38 @@ def _template() -> jinja2.Template:
 
 
 def _display_names(runs: Sequence[RunSummary]) -> dict[Path, str]:
-    """Return a prefix for the headings of each run: a unique name and ": ", or "" for one run."""
+    """Return a prefix for the headings of each run: "[1] " and so on, or "" for one run."""
     if len(runs) == 1:
         return {runs[0].folder: ""}
-    names = [run.folder.name for run in runs]
-    return {
-        run.folder: f"{name if names.count(name) == 1 else run.folder}: "
-        for run, name in zip(runs, names, strict=True)
-    }
+    return {run.folder: f"[{i}] " for i, run in enumerate(runs, 1)}
+
+
+def _title(runs: Sequence[RunSummary]) -> str:
+    return runs[0].folder.name if len(runs) == 1 else f"Comparison of {len(runs)} runs"
 
 
 def _describe(run: RunSummary, prefix: str) -> dict[str, str]:
     config = run.config
-    parts = [str(config[key]) for key in ("backbone", "method") if key in config]
+    is_source_only = list(config.get("stages", ())) == ["source"]
+    method = "source only" if is_source_only else config.get("method")
+    parts = [str(part) for part in (config.get("backbone"), method) if part]
     domains = f"{config.get('src', '?')} → {config.get('tgt', '?')}"
+    key = f"{prefix}{run.folder}: " if prefix else ""
     return {
-        "folder": str(run.folder),
-        "description": f"{prefix}{', '.join([domains, *parts])}",
+        "folder": f"{prefix}{run.folder}",
+        "description": f"{key}{', '.join([domains, *parts])}",
         "settings": json.dumps(config, indent=2),
     }
 
 
-def _scores(stages: Sequence[_Stage]) -> dict[str, Any] | None:
+def _scores(stages: Sequence[_Stage], names: Mapping[Path, str]) -> dict[str, Any] | None:
     """Return the table of IoU by class and stage, None if no stage was scored."""
     scored = [stage for stage in stages if stage.name in stage.run.scores]
     if not scored:
         return None
     scores = [stage.run.scores[stage.name] for stage in scored]
     classes = list(scores[0]["iou"])
+    folders = {stage.run.folder for stage in scored}
     rows = [_score_row(name, [each["iou"].get(name) for each in scores]) for name in classes]
     rows.append(_score_row("mIoU", [each["miou"] for each in scores], is_mean=True))
     return {
@@ -168,6 +176,7 @@ def _scores(stages: Sequence[_Stage]) -> dict[str, Any] | None:
         "rows": rows,
         "frames": scores[0]["frames"],
         "inputs": ", ".join(dict.fromkeys(each["input"] for each in scores)),
+        "unlabeled": ", ".join(name.strip() for run, name in names.items() if run not in folders),
     }
 
 
@@ -234,7 +243,7 @@ def _curves(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[Marku
     for stage in STAGES:
         for title, metrics in _CURVES.items():
             series = {
-                f"{names[run.folder]}{metric}": (
+                f"{names[run.folder]}{metric.replace('_', ' ')}": (
                     [line["iteration"] for line in lines],
                     [line[metric] for line in lines],
                 )
@@ -278,7 +287,7 @@ def _distances(
 ) -> dict[str, Any]:
     """Return the plot of Class Center Distances, or a note why they cannot be measured."""
     try:
-        moments = _moments(runs[0], networks, device, count)
+        domains, moments, failed = _moments(runs[0], networks, device, count)
     except FadaError as error:
         return {"plot": None, "note": f"Not measured: {error}."}
     space = next(iter(networks.values())).spec.space
@@ -290,25 +299,37 @@ def _distances(
         {heading: v[common] for heading, v in values.items()},
         colors=space.palette[: space.num_classes][common],
         ylabel="CCD (lower is better)",
-        title=f"{count} labeled frames of each domain",
+        title=" and ".join(
+            f"{len(evenly_spaced(len(dataset), count))} labeled {domain} frames"
+            for domain, dataset in zip(("source", "target"), domains, strict=True)
+        ),
     )
-    return {"plot": Markup(plot), "note": f"Means: {means}."}
+    note = f"Means: {means}."
+    if failed:
+        note += f" {len(failed)} of these frames could not be read."
+    return {"plot": Markup(plot), "note": note}
 
 
 def _moments(
     run: RunSummary, networks: Mapping[str, SegmentationModel], device: torch.device, count: int
-) -> dict[str, ClassMoments]:
-    """Measure every network on the labeled frames of one run's domains; raise `FadaError`."""
+) -> tuple[list[FrameDataset], dict[str, ClassMoments], list[str]]:
+    """Measure every network on the labeled frames of one run's domains.
+
+    Return the data sets of source and target, the moments by heading, and an error line for each
+    unreadable frame. Raise `FadaError`.
+    """
     if not networks:
         raise DataError("no stage has been trained")
     space = next(iter(networks.values())).spec.space
     if any(model.spec.space != space for model in networks.values()):
         raise DataError("the runs have different label spaces")
     datasets = open_labeled_domains(RunConfig.from_dict(run.config), space)
-    return {
-        heading: collect_moments(model, datasets, frames=count, device=device)[0]
+    measured = {
+        heading: collect_moments(model, datasets, frames=count, device=device)
         for heading, model in networks.items()
     }
+    failed = dict.fromkeys(line for _, lines in measured.values() for line in lines)
+    return datasets, {heading: moments for heading, (moments, _) in measured.items()}, list(failed)
 
 
 def _environment(device: torch.device) -> str:
