@@ -163,6 +163,7 @@ def warn_about_ignored_options(
     arguments: Arguments, kinds: Sequence[str], sources: Iterable[Source]
 ) -> None:
     """Print a warning for each named option that has no effect on these outputs and sources."""
+    from fada_deploy.common.runs import exported_model
     from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES
     from fada_deploy.runtime.sources.streams import LiveSource
 
@@ -173,9 +174,10 @@ def warn_about_ignored_options(
         unused["--ids"] = "it needs --save mask or mask-video"
     if not any(isinstance(source, LiveSource) for source in sources):
         unused |= dict.fromkeys(_LIVE_OPTIONS, "no source is a stream, a camera or standard input")
-    model = arguments.model
-    if model is not None and model.suffix not in ENGINE_SUFFIXES and not model.is_dir():
-        unused["--rebuild"] = f"{model} is not an engine"
+    if arguments.rebuild and arguments.model is not None:
+        model = exported_model(arguments.model)
+        if model.suffix not in ENGINE_SUFFIXES:
+            unused["--rebuild"] = f"{model} is not an engine"
     parameters = {**_OVERLAY_OPTIONS, **_LIVE_OPTIONS, "--ids": "ids", "--rebuild": "rebuild"}
     for option, reason in unused.items():
         if parameters[option] in arguments.named:

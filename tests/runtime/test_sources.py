@@ -151,6 +151,18 @@ def test_skips_damaged_packets(tmp_path: Path) -> None:
     assert len(good) >= 16 and all(isinstance(f, Frame) for f in good)
 
 
+def test_truncated_video_counts_one_frame_in_the_singular(tmp_path: Path) -> None:
+    video = toy.write_video(tmp_path / "v.mp4", images_of(20), codec="mjpeg", pix_fmt="yuvj420p")
+    data = bytearray(video.read_bytes())
+    with av.open(str(video)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for start, size in packets[1:]:
+        data[start : start + size] = bytes(size)
+    video.write_bytes(data)
+    *good, error = VideoSource(video).frames()
+    assert len(good) == 1 and "decoded 1 frame up to" in str(error)
+
+
 def test_folder_yields_images_in_order_and_videos(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "a.jpg", "c.bmp"):
         toy.write_image(tmp_path / name, toy.scene(ord(name[0]))[0])
