@@ -10,7 +10,6 @@ from fada_deploy.data import open_dataset
 from fada_deploy.export.options import ExportOptions
 from fada_deploy.inspection.describe import describe
 
-
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
 
