@@ -244,7 +244,10 @@ def test_counts_in_the_distance_plot_are_those_of_the_frames(
     arguments = ("--out", path, "--frames", 0, "--ccd-frames", 500)
     assert fada("report", two_stages, *arguments)[0] == 0
     drawn = path.read_text("utf-8")
-    assert "12 labeled source frames and 12 labeled target frames" in drawn and "500" not in drawn
+    assert (
+        "12 labeled source frames and 12 labeled target frames" in drawn
+        and "500 labeled" not in drawn
+    )
 
 
 def test_unlabeled_run_of_a_comparison_is_named_and_source_only_is_titled(
@@ -257,7 +260,7 @@ def test_unlabeled_run_of_a_comparison_is_named_and_source_only_is_titled(
     arguments = ("--out", path, "--frames", 0, "--ccd-frames", 0)
     assert fada("report", trained, other, *arguments)[0] == 0
     page = read_page(path)
-    assert "the target has no labels: [2]." in page.text
+    assert "the target has no labels or no stage is finished: [2]." in page.text
     assert "ddrnet23-slim, source only" in page.text and "ddrnet23-slim, fada" not in page.text
 
 

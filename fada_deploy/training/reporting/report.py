@@ -176,7 +176,7 @@ def _scores(stages: Sequence[_Stage], names: Mapping[Path, str]) -> dict[str, An
         "rows": rows,
         "frames": scores[0]["frames"],
         "inputs": ", ".join(dict.fromkeys(each["input"] for each in scores)),
-        "unlabeled": ", ".join(name.strip() for run, name in names.items() if run not in folders),
+        "unscored": ", ".join(name.strip() for run, name in names.items() if run not in folders),
     }
 
 
