@@ -65,9 +65,9 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.files import numbered_dir
     from fada_deploy.common.runs import RUNS
-    from fada_deploy.training.presets import PRESETS
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.models.segmentation import check_size
+    from fada_deploy.training.presets import PRESETS
 
     # Check the options now, since the training starts minutes later.
     choose_device(device)

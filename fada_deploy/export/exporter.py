@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,24 +84,11 @@ def export_onnx(
     backends = _check_requirements(head, out)
     trained, provenance = load_model(weights)
     model = with_input_size(trained, size_hw)
-    metadata = ModelMetadata(
-        label_space=model.spec.space,
-        input_size_hw=model.spec.size_hw,
-        head=head,
-        align_corners=model.align_corners,
-        batch=batch,
-        hashes={"weights": sha256(weights)},
-        provenance=provenance,
-        versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
-    )
+    metadata = _initial_metadata(model, weights, provenance, head, batch)
     measured_frames = target_frames(
-        provenance,
-        model.spec.space,
-        frames,
-        count=target_statistics.NUM_FRAMES,
-        held_out=True,
-        purpose="reference outputs",
-    )
+        provenance, model.spec.space, frames,
+        count=target_statistics.NUM_FRAMES, held_out=True, purpose="reference outputs",
+    )  # fmt: skip
     images = _evenly_spaced(measured_frames, REFERENCE_FRAMES)
     reference, labels = make_reference_outputs(model, images)
     if head == "labels":
@@ -133,6 +121,26 @@ def export_onnx(
         draft.unlink(missing_ok=True)
         draft_reference.unlink(missing_ok=True)
     return ExportedModel(out, reference_path(out), metadata, results)
+
+
+def _initial_metadata(
+    model: SegmentationModel,
+    weights: Path,
+    provenance: dict[str, Any],
+    head: str,
+    batch: int | None,
+) -> ModelMetadata:
+    """Return the metadata of a file that has not been verified yet."""
+    return ModelMetadata(
+        label_space=model.spec.space,
+        input_size_hw=model.spec.size_hw,
+        head=head,
+        align_corners=model.align_corners,
+        batch=batch,
+        hashes={"weights": sha256(weights)},
+        provenance=provenance,
+        versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
+    )
 
 
 def _check_requirements(head: str, out: Path) -> list[str]:
