@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fada_deploy.training.config import RunConfig, Stage
-from fada_deploy.training.presets import PRESETS
 from fada_deploy.training.models.segmentation import BACKBONES
+from fada_deploy.training.presets import PRESETS
 from fada_deploy.training.run_files import save_config
 
 Run = Callable[..., tuple[int, str, str]]
