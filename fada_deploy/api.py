@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.runs import MODEL_SUFFIXES, final_weights, new_run
@@ -18,29 +18,52 @@ if TYPE_CHECKING:
     from fada_deploy.training.result import TrainingResult
 
 
+class TrainOptions(TypedDict, total=False):
+    """Settings of a run that `train` accepts by name; each has the default of its preset.
+
+    Attributes:
+        src_root: Folder of a single source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
+        tgt_root: Folder of the target [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
+        backbone: Name of the network.
+        method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" or
+            "source".
+        stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
+        label_space: "cityscapes-19", "-16", "-13", or a TOML file.
+        init: File with ImageNet weights, "imagenet", or "none".
+        start: Run or weights file that replaces the stages that are left out.
+        augment: Augmentation in every stage: "none", "light" or "strong".
+        size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
+            resized to it.
+        batch: Images per iteration; per domain in the adversarial stage.
+        seed: Seed of the initial weights and of the data order.
+    """
+
+    src_root: str | Path
+    tgt_root: str | Path
+    backbone: str
+    method: str
+    stages: Sequence[str]
+    label_space: str
+    init: str
+    start: str | Path
+    augment: str
+    size_hw: tuple[int, int] | str
+    batch: int
+    seed: int
+
+
 def train(
     *,
     src: str | Path | Sequence[str | Path] | None = None,
     tgt: str | Path | None = None,
-    src_root: str | Path | None = None,
-    tgt_root: str | Path | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
-    backbone: str | None = None,
-    method: str | None = None,
-    stages: Sequence[str] | None = None,
-    label_space: str | None = None,
-    init: str | None = None,
-    start: str | Path | None = None,
-    augment: str | None = None,
-    size_hw: tuple[int, int] | str | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     device: str = "auto",
     tensorboard: bool = False,
+    **options: Unpack[TrainOptions],
 ) -> TrainingResult:
     """Adapt a network from a labeled source to an unlabeled target, as `fada train` does.
 
@@ -52,22 +75,8 @@ def train(
             or a list of them, which provide equal parts of each batch.
         tgt: Unlabeled target: the name of a data set, a TOML file, a video, or a folder of videos
             or images.
-        src_root: Folder of a single source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
-        tgt_root: Folder of the target; same default.
         preset: "paper" (the published settings) or "small" (for CPUs and small networks) [paper].
         config: TOML file with settings; the other arguments override it.
-        backbone: Name of the network [resnet101].
-        method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" or
-            "source" [fada].
-        stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
-        label_space: "cityscapes-19", "-16", "-13", or a TOML file.
-        init: File with ImageNet weights, "imagenet", or "none".
-        start: Run or weights file that replaces the stages that are left out.
-        augment: Augmentation in every stage: "none", "light" or "strong" [none].
-        size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
-            resized to it.
-        batch: Images per iteration; per domain in the adversarial stage.
-        seed: Seed of the initial weights and of the data order.
         settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
             Sizes are (height, width) or "WIDTHxHEIGHT".
         out: Folder of the run [`runs/<src>-<tgt>-<backbone>-NNN`].
@@ -75,6 +84,7 @@ def train(
             must be left out.
         device: "auto", "cpu" or "cuda[:N]".
         tensorboard: Also write TensorBoard events to `<run>/tensorboard`.
+        options: The fields of `TrainOptions`, for example `backbone="ddrnet23-slim"`.
 
     Raises:
         UsageError: The arguments do not fit together.
@@ -85,42 +95,48 @@ def train(
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train as train_run
         from fada_deploy.training.run_files import load_config
-        from fada_deploy.training.settings import make_config, shared_options
+        from fada_deploy.training.settings import make_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
-    first, *extra = [src] if src is None or isinstance(src, str | Path) else src
-    if extra and src_root is not None:
-        raise UsageError("src_root applies to a single source; use a TOML file for each source")
-    options = {
-        "src": first, "tgt": tgt, "src_root": src_root, "tgt_root": tgt_root, "backbone": backbone,
-        "method": method, "label_space": label_space, "init": init, "start": start,
-        "augment": augment, "seed": seed, **shared_options(batch=batch, size=size_hw),
-    }  # fmt: skip
-    chosen = {name: _text(value) for name, value in options.items() if value is not None}
-    if extra:
-        chosen["extra_sources"] = [{"name": str(source)} for source in extra]
-    if stages is not None:
-        chosen["stages"] = tuple(stages)
-    chosen |= dict(settings or {})
     where = choose_device(device)
+    chosen = _run_settings(src, tgt, options) | dict(settings or {})
     if resume is not None:
-        given = [
-            *chosen,
-            *(n for n, v in (("preset", preset), ("config", config), ("out", out)) if v),
-        ]
+        names = (("preset", preset), ("config", config), ("out", out))
+        given = [*chosen, *(name for name, value in names if value)]
         if given:
             raise UsageError(
                 f"resume continues a run with its own settings; leave out {', '.join(given)}"
             )
-        return train_run(
-            load_config(Path(resume)), Path(resume), device=where, tensorboard=tensorboard
-        )
+        run = Path(resume)
+        return train_run(load_config(run), run, device=where, tensorboard=tensorboard)
     file = None if config is None else Path(config)
     run_config = make_config(preset=preset, file=file, settings=[], options=chosen)
     folder = None if out is None else Path(out)
     run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
     return train_run(run_config, run, device=where, tensorboard=tensorboard)
+
+
+def _run_settings(
+    src: str | Path | Sequence[str | Path] | None, tgt: str | Path | None, options: TrainOptions
+) -> dict[str, Any]:
+    """Return the settings that the arguments of `train` stand for."""
+    from fada_deploy.training.settings import shared_options
+
+    unknown = options.keys() - TrainOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"train() got unexpected keyword arguments: {', '.join(sorted(unknown))}")
+    first, *extra = [src] if src is None or isinstance(src, str | Path) else src
+    if extra and "src_root" in options:
+        raise UsageError("src_root applies to a single source; use a TOML file for each source")
+    values: dict[str, Any] = {"src": first, "tgt": tgt, **options}
+    shared = shared_options(batch=values.pop("batch", None), size=values.pop("size_hw", None))
+    if "stages" in options:
+        values["stages"] = tuple(options["stages"])
+    if extra:
+        values["extra_sources"] = [{"name": str(source)} for source in extra]
+    values |= shared
+    return {name: _text(value) for name, value in values.items() if value is not None}
 
 
 def export(source: str | Path, **options: Any) -> ExportResult:

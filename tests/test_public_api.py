@@ -101,3 +101,8 @@ def test_training_result_has_a_short_representation(tmp_path: Path) -> None:
     result = TrainingResult(tmp_path, scores, ("bad",) * 100, None)  # type: ignore[arg-type]
     shown = f"TrainingResult(run={str(tmp_path)!r}, stages=[source, adversarial 45.7 % mIoU])"
     assert repr(result) == shown
+
+
+def test_train_rejects_unknown_arguments_like_any_function() -> None:
+    with pytest.raises(TypeError, match="no_such"):
+        fada_deploy.train(src="gta5", tgt="cityscapes", no_such=1)

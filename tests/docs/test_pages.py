@@ -28,6 +28,7 @@ from markdown_pages import (
 )
 
 import fada_deploy
+from fada_deploy.api import TrainOptions
 from fada_deploy.cli import COMMANDS, cli
 
 BLOCKS = [block for page in PAGES for block in code_blocks(page)]
@@ -102,7 +103,9 @@ def is_fada(node: object) -> bool:
 def check_keywords(called: object, keywords: list[str]) -> None:
     if called is fada_deploy.export:
         from fada_deploy.export.plan import ExportOptions as called  # type: ignore[assignment]
-    parameters = inspect.signature(called).parameters
+    parameters = {*inspect.signature(called).parameters}
+    if called is fada_deploy.train:
+        parameters |= TrainOptions.__annotations__.keys()
     unknown = [word for word in keywords if word not in parameters]
     assert not unknown, f"{called} has no argument {', '.join(unknown)}"
 
