@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.progress import progress_bar
 from fada_deploy.synth.palette_png import write_palette_png
 from fada_deploy.synth.scene import render
+
+logger = logging.getLogger(__name__)
 
 # Increased by every change that alters the rendered images or labels.
 RENDERER_VERSION = 1
@@ -127,8 +131,19 @@ def _render_all(scenes: list[_Job], processes: int) -> Iterator[None]:
         return
     # Processes and not threads: rasterization holds the interpreter lock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_limit_threads) as pool:
-        yield from pool.map(_render_scene, scenes, chunksize=8)
+    finished = 0
+    try:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_limit_threads) as pool:
+            for _ in pool.map(_render_scene, scenes, chunksize=8):
+                finished += 1
+                yield
+    except BrokenProcessPool:
+        # New processes import the main script, which fails if it is interactive or unguarded.
+        logger.warning(
+            "cannot start rendering processes, so one process renders all scenes; in a script, put "
+            "the call under `if __name__ == '__main__':`"
+        )
+        yield from map(_render_scene, scenes[finished:])
 
 
 def _limit_threads() -> None:

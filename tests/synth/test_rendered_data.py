@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -241,3 +243,19 @@ def test_unwritable_folder_is_one_line_with_exit_code_1(
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "cannot be written" in error
+
+
+def test_scenes_are_rendered_where_processes_cannot_start(tmp_path: Path) -> None:
+    """A script that is read from a pipe cannot be imported by the rendering processes."""
+    code = (
+        "import logging\n"
+        "from pathlib import Path\n"
+        "from fada_deploy.synth.dataset import write_source\n"
+        "logging.basicConfig()\n"
+        f"write_source(Path({str(tmp_path)!r}), 32, size_hw=(32, 48), jobs=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, capture_output=True, text=True, check=True
+    )
+    assert "__name__" in done.stderr and "one process" in done.stderr
+    assert len(list((tmp_path / "labels").iterdir())) == 32
