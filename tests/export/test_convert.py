@@ -260,8 +260,8 @@ def test_stale_exports_are_those_with_replaced_reference_outputs(
     ("arguments", "code", "message"),
     [
         (("runs/a", "--data", "mine.toml"), 2, "--data"),
-        (("runs/a", "--min-equal-labels", 101), 2, "101.0 is not in the range 0<=x<=100"),
-        (("runs/a", "--max-logit-error", -1), 2, "not in the range x>=0"),
+        (("runs/a", "--min-equal-labels", 101), 2, "at most 100, got 101.0"),
+        (("runs/a", "--max-logit-error", -1), 2, "at least 0, got -1.0"),
         (("runs/a", "--calibration-method", "mean"), 2, "'mean' is not one of"),
         (("nosuch.onnx", "--precision", "fp16"), 1, "nosuch.onnx: no such file"),
     ],

@@ -431,7 +431,7 @@ def test_engines_of_another_version_or_hash_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=message):
             open_backend(built.path)
     (tmp_path / "m.engine.json").write_bytes((tmp_path / "other.engine.json").read_bytes())
-    with pytest.raises(ModelError, match=r"m\.engine: (is not the engine that|has \d+ bytes)"):
+    with pytest.raises(ModelError, match=r"m\.engine (is not the engine that|has \d+ bytes)"):
         open_backend(built.path)
     if not os.path.exists("/dev/nvidia0"):
         with pytest.raises(DeviceError, match=r"other\.engine.*NVIDIA GPU.*cuda:0"):

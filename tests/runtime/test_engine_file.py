@@ -89,7 +89,7 @@ def test_sidecar_round_trip(engine: Path) -> None:
     [
         (lambda p: sidecar_path(p).unlink(), ["model.engine.json is missing", "fada export"]),
         (lambda p: sidecar_path(p).write_text("{"), ["model.engine.json", "invalid JSON"]),
-        (lambda p: sidecar_path(p).write_text("[]"), ["model.engine.json", "expected object"]),
+        (lambda p: sidecar_path(p).write_text("[]"), ["model.engine.json", "found a list"]),
         (lambda p: sidecar_path(p).write_text("[" * 9999), ["model.engine.json", "fada export"]),
         (lambda p: sidecar_path(p).write_bytes(b"\xff\xfe"), ["model.engine.json", "utf-8"]),
         (

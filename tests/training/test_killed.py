@@ -25,13 +25,13 @@ from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights import checkpoints
 
-KILLS, ITERATIONS = 30, 36
+KILLS, ITERATIONS = 30, 27
 
 
 def config(blocks: Path) -> RunConfig:
     each = [
         f"iterations={ITERATIONS}",
-        "max_iterations=40",
+        "max_iterations=30",
         "batch=2",
         "ema=0.9",
         "lr=0.001",
@@ -46,10 +46,11 @@ def config(blocks: Path) -> RunConfig:
         "save_every=3",
         "amp=bf16",
     ]
-    paths = {
+    paths: dict[str, Any] = {
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "stages": STAGES,
     }
     return make_config(preset="paper", file=None, settings=settings, options=paths)
 

@@ -56,10 +56,11 @@ def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
         "src_size=96x64",
         "save_every=2",
     ]
-    paths = {
+    paths: dict[str, Any] = {
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "stages": STAGES,
     }
     return make_config(
         preset="paper", file=None, settings=[*small, *settings], options=paths | options
