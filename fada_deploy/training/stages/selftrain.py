@@ -69,11 +69,11 @@ def train_self_training(
             model, optimizer, src, mixed_frames, mixed_labels, stage, amp=amp
         )
         average.update(iteration)
-        for name in monitor.update(src.labels, tgt_labels):
+        if vanished := monitor.update(src.labels, tgt_labels):
             logger.warning(
-                "selftrain: the class %s has vanished from the pseudo-labels, although the source "
-                "shows it; lower selftrain.quantile, or keep the weights of the stage before",
-                name,
+                "selftrain: the pseudo-labels no longer contain %s, although the source shows it; "
+                "lower selftrain.quantile, or keep the weights of the stage before",
+                ", ".join(vanished),
             )
         labeled = (tgt_labels < model.spec.space.num_classes).float().mean()
         losses["labeled_fraction"] = labeled / distributed.world_size()
