@@ -25,13 +25,13 @@ from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights import checkpoints
 
-KILLS, ITERATIONS = 30, 27
+KILLS, ITERATIONS = 30, 20
 
 
 def config(blocks: Path) -> RunConfig:
     each = [
         f"iterations={ITERATIONS}",
-        "max_iterations=30",
+        "max_iterations=22",
         "batch=2",
         "ema=0.9",
         "lr=0.001",
