@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import DATA_ROOT_OPTION, JSON_OPTION, SIZE
+from fada_deploy.cli.options import (
+    DATA_ROOT_OPTION,
+    JSON_OPTION,
+    MAX_LOGIT_ERROR_OPTION,
+    MIN_EQUAL_LABELS_OPTION,
+    SIZE,
+)
 from fada_deploy.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,20 +105,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Largest allowed drop of the mIoU on --data, in percentage points.",
 )
-@click.option(
-    "--min-equal-labels",
-    type=click.FloatRange(0, 100),
-    metavar="PERCENT",
-    help="Minimum percentage of pixels with the same label as the network. [default: 99.99 for "
-    "fp32, 99.7 for fp16, 98 for bf16, 93 for int8]",
-)
-@click.option(
-    "--max-logit-error",
-    type=click.FloatRange(0),
-    metavar="FRACTION",
-    help="Largest allowed logit error, relative to the largest logit. [default: 0.0001 for fp32, "
-    "0.02 for fp16, 0.1 for bf16, 0.5 for int8]",
-)
+@MIN_EQUAL_LABELS_OPTION
+@MAX_LOGIT_ERROR_OPTION
 @click.option("--trt", is_flag=True, help="Also build a TensorRT engine of each file.")
 @click.option(
     "--trt-flavor",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import JSON_OPTION, SIZE
+from fada_deploy.cli.options import JSON_OPTION, SIZE, TGT_ROOT_OPTION
 from fada_deploy.common.runs import PAPER_STAGES
 
 if TYPE_CHECKING:
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Target it was adapted to; exports are verified on its frames.",
 )
-@click.option(
-    "--tgt-root",
-    type=click.Path(),
-    help="Folder of the target data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
-    "variable is not set]",
-)
+@TGT_ROOT_OPTION
 @click.option(
     "--label-space",
     metavar="NAME|TOML",

@@ -49,6 +49,26 @@ DATA_ROOT_OPTION = click.option(
     help="Folder of the data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the variable "
     "is not set]",
 )
+MIN_EQUAL_LABELS_OPTION = click.option(
+    "--min-equal-labels",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Minimum percentage of pixels with the same label as the network. [default: 99.99 for "
+    "fp32, 99.7 for fp16, 98 for bf16, 93 for int8]",
+)
+MAX_LOGIT_ERROR_OPTION = click.option(
+    "--max-logit-error",
+    type=click.FloatRange(0),
+    metavar="FRACTION",
+    help="Largest allowed logit error, relative to the largest logit. [default: 0.0001 for fp32, "
+    "0.02 for fp16, 0.1 for bf16, 0.5 for int8]",
+)
+TGT_ROOT_OPTION = click.option(
+    "--tgt-root",
+    type=click.Path(),
+    help="Folder of the target data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
+    "variable is not set]",
+)
 # For commands with a positional MODEL, so that `--model` works in every command.
 MODEL_OPTION = click.option(
     "--model", "model_option", type=click.Path(path_type=Path), help="Same as MODEL."

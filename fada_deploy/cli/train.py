@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, SIZE
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, SIZE, TGT_ROOT_OPTION
 
 if TYPE_CHECKING:
     import torch
@@ -60,12 +60,7 @@ _BACKBONES = (
     help="Folder of each --src, in the same order. [default: $FADA_DATASETS/NAME, or datasets/NAME "
     "if the variable is not set]",
 )
-@click.option(
-    "--tgt-root",
-    type=click.Path(),
-    help="Folder of the target data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
-    "variable is not set]",
-)
+@TGT_ROOT_OPTION
 @click.option(
     "--ego-mask",
     type=click.Path(),

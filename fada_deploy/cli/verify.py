@@ -12,6 +12,8 @@ from fada_deploy.cli.options import (
     DATA_ROOT_OPTION,
     DEVICE_OPTION,
     JSON_OPTION,
+    MAX_LOGIT_ERROR_OPTION,
+    MIN_EQUAL_LABELS_OPTION,
     MODEL_OPTION,
     model_path,
 )
@@ -32,20 +34,8 @@ if TYPE_CHECKING:
     help="Inference backend: onnxruntime, openvino, tensorrt, or auto for all that are installed.",
 )
 @DEVICE_OPTION
-@click.option(
-    "--min-equal-labels",
-    type=click.FloatRange(0, 100),
-    metavar="PERCENT",
-    help="Minimum percentage of pixels with the same label as the network. [default: 99.99 for "
-    "fp32, 99.7 for fp16, 98 for bf16, 93 for int8]",
-)
-@click.option(
-    "--max-logit-error",
-    type=click.FloatRange(0),
-    metavar="FRACTION",
-    help="Largest allowed logit error, relative to the largest logit. [default: 0.0001 for fp32, "
-    "0.02 for fp16, 0.1 for bf16, 0.5 for int8]",
-)
+@MIN_EQUAL_LABELS_OPTION
+@MAX_LOGIT_ERROR_OPTION
 @click.option(
     "--data",
     metavar="NAME|TOML",

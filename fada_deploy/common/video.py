@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,42 @@ def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
     reformatters = _per_thread.__dict__.setdefault("reformatters", {})
     reformatter = reformatters.setdefault((frame.format.name, pixel_format), VideoReformatter())
     return reformatter.reformat(frame, format=pixel_format, threads=1, **options)
+
+
+def decode_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
+    """Yield the decoded frames of a PyAV video stream, and None for each damaged packet."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            yield None
+            return
+        if packet is None:
+            return
+        yield from decode_packet(packet)
+
+
+def decode_packet(packet: Any) -> Generator[Any, None, None]:
+    """Yield the frames of a PyAV packet, and None if the packet is damaged."""
+    import av
+
+    if packet.is_corrupt:
+        yield None
+    flushing = packet.size == 0
+    while True:
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            yield None
+            # While the decoder is flushed, further frames may follow the damaged one.
+            if flushing:
+                continue
+        return
 
 
 def upright_rgb(frame: Any) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +19,13 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES, open_video, upright_rgb
+from fada_deploy.common.video import (
+    SUPPORTED_FILES,
+    VIDEO_SUFFIXES,
+    decode_frames,
+    open_video,
+    upright_rgb,
+)
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
 logger = logging.getLogger(__name__)
@@ -192,7 +197,7 @@ def _timed_frames(
         due = float("-inf")
         stream.thread_type = "AUTO"
         index = damaged = 0
-        for frame in _decode(container, stream):
+        for frame in decode_frames(container, stream):
             if frame is None:
                 damaged += 1
                 continue
@@ -204,24 +209,3 @@ def _timed_frames(
             index += 1
         if damaged:
             on_error(DataError(f"{video}: truncated or damaged; used the {index} readable frames"))
-
-
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the decoded frames of a video, and None for each damaged packet."""
-    import av
-
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            yield None
-            return
-        if packet is None:
-            return
-        try:
-            yield from packet.decode()
-        except av.error.EOFError:
-            return
-        except av.error.FFmpegError:
-            yield None

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.video import upright_rgb
+from fada_deploy.common.video import decode_packet, upright_rgb
 from fada_deploy.runtime.sources.addresses import PIPE
-from fada_deploy.runtime.sources.videos import decode_packet
 
 # Seconds to wait for a connection or for the next packet.
 CONNECT_TIMEOUT_S = 5.0

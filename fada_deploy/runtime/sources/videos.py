@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.video import is_plain_yuv420p, open_video, upright_rgb
+from fada_deploy.common.video import (
+    decode_frames,
+    is_plain_yuv420p,
+    open_video,
+    upright_rgb,
+)
 from fada_deploy.runtime.sources.base import Frame
 
 # Seconds by which the last frame may end before the announced length without a frame missing.
@@ -66,7 +71,7 @@ class VideoSource:
             stream.thread_type = "AUTO"
             damaged, count, end_s = 0, 0, Fraction(0)
             self._last_pts = None
-            for decoded in _decode(container, stream):
+            for decoded in decode_frames(container, stream):
                 if decoded is None:
                     damaged += 1
                     continue
@@ -109,39 +114,3 @@ def _announced_end_s(container: Any, stream: Any) -> Fraction:
     if len(container.streams) == 1 and container.duration is not None:
         return Fraction(container.duration, 1_000_000)
     return Fraction(0)
-
-
-def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
-    """Yield decoded frames, and None for each damaged packet."""
-    import av
-
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            yield None
-            return
-        if packet is None:
-            return
-        yield from decode_packet(packet)
-
-
-def decode_packet(packet: Any) -> Generator[Any, None, None]:
-    """Yield the frames of a PyAV packet, and None if the packet is damaged."""
-    import av
-
-    if packet.is_corrupt:
-        yield None
-    flushing = packet.size == 0
-    while True:
-        try:
-            yield from packet.decode()
-        except av.error.EOFError:
-            return
-        except av.error.FFmpegError:
-            yield None
-            # While the decoder is flushed, further frames may follow the damaged one.
-            if flushing:
-                continue
-        return
