@@ -28,6 +28,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.tables import format_table
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.stages.adversarial import adversarial_step
@@ -105,15 +106,14 @@ def make(
     src, tgt = batches
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     d_optimizer = torch.optim.Adam(d.parameters(), lr=0.0)
+    aligner = Aligner(method, d, d_optimizer, STAGE)
 
     def step() -> None:
         if variant == "reference":
             reference_step(model, d, optimizer, d_optimizer, src, tgt)
         else:
             amp = variant == "ours bf16"
-            adversarial_step(
-                model, d, optimizer, d_optimizer, src, tgt, STAGE, method=method, amp=amp
-            )
+            adversarial_step(model, optimizer, aligner, src, tgt, amp=amp)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -146,6 +146,12 @@ class SelfTrainingStage(Stage):
         quantile: Within each predicted class, this fraction of the pixels may be below the
             threshold; 1 uses `max_threshold` for every class.
         mixed_weight: Weight of the loss on mixed frames.
+        masked_weight: Weight of the loss on target frames of which random blocks are hidden; 0
+            disables them.
+        mask_block: Side of the hidden blocks in pixels.
+        mask_ratio: Probability that a block is hidden.
+        align: Whether to align the domains in the same iterations, by `RunConfig.method` and with
+            the settings of the adversarial stage. The schedule is that of this stage.
     """
 
     iterations: PositiveInt = 40_000
@@ -160,6 +166,10 @@ class SelfTrainingStage(Stage):
     max_threshold: Probability = 0.9
     quantile: Probability = 0.34
     mixed_weight: NonNegativeFloat = 1.0
+    masked_weight: NonNegativeFloat = 0.0
+    mask_block: PositiveInt = 64
+    mask_ratio: Probability = 0.7
+    align: bool = False
 
 
 @dataclass(frozen=True)
@@ -309,6 +319,8 @@ def _inconsistency(config: RunConfig) -> str:
             "method: found 'source' together with the adversarial stage, expected another method "
             "or stages without adversarial"
         )
+    if config.selftrain.align and config.method == "source" and "selftrain" in config.stages:
+        return "selftrain.align: found true together with method 'source', expected another method"
     for name in STAGES:
         stage: Stage = getattr(config, name)
         if stage.batch % stage.accumulate:

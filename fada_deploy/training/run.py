@@ -38,6 +38,7 @@ from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSample
 from fada_deploy.training.data.sources import open_sources
 from fada_deploy.training.device import check_compiler, compile_in_place, has_fast_bf16
 from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
+from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.model_setup import ModelSetup
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
@@ -183,12 +184,6 @@ class TrainingRun:
         stage = self.config.adversarial
         model = self._compile(self.setup.model_before("adversarial"))
         spec = replace(model.spec, size_hw=self.config.size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed + 1)
-            method = make_method(self.config.method, model, stage)
-            discriminator = method.make_discriminator().to(self.device)
-        if self.config.compile:
-            compile_in_place(discriminator)
         src_samples = SourceSamples(
             self.src_frames, self.config.src_size, stage.jitter, augmentation=self.augmentation
         )
@@ -200,8 +195,8 @@ class TrainingRun:
             closing(self._loader(tgt_samples, tgt_sampler, "target", stage.batch)) as tgt,
         ):
             average = train_adversarial(
-                model, src, tgt, stage,
-                method=method, discriminator=discriminator, amp=self.amp,
+                model, src, tgt,
+                aligner=self._new_aligner(model), amp=self.amp,
                 make_loop=self._make_loop("adversarial", stage.iterations, spec),
             )  # fmt: skip
         self._finish("adversarial", average, spec, src, tgt)
@@ -227,10 +222,23 @@ class TrainingRun:
         ):
             average = train_self_training(
                 model, src, tgt, stage,
-                augmentation=self.augmentation, seed=self._seed("selftrain"), amp=self.amp,
+                augmentation=self.augmentation,
+                aligner=self._new_aligner(model) if stage.align else None,
+                seed=self._seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
         self._finish("selftrain", average, spec, src, tgt)
+
+    def _new_aligner(self, model: SegmentationModel) -> Aligner:
+        """Return a new discriminator of the run's method for a network."""
+        settings = self.config.adversarial
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed + 1)
+            method = make_method(self.config.method, model, settings)
+            discriminator = method.make_discriminator().to(self.device)
+        if self.config.compile:
+            compile_in_place(discriminator)
+        return Aligner.create(method, discriminator, settings)
 
     def _distill(self) -> None:
         """Train a new network on the pseudo-labels of the adapted one."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.segmentation import ModelSpec
 from fada_deploy.training.stages.adversarial import adversarial_step
@@ -222,7 +223,8 @@ def test_step_equals_reference(name: str) -> None:
     src, tgt = batch(1, SRC_HW), batch(2, TGT_HW)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
 
-    got = adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+    aligner = Aligner(method, discriminator, optimizers[1], stage)
+    got = adversarial_step(model, optimizers[0], aligner, src, tgt)  # type: ignore[arg-type]
 
     outputs = []
     for b in (src, tgt):

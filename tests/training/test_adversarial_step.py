@@ -17,6 +17,7 @@ from fada_deploy.data import open_dataset
 from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import source_fraction
+from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmentation import ModelSpec
@@ -83,9 +84,8 @@ def test_ego_mask_removes_pixels_from_domain_losses(
         masked = Batch(base, labels, (0, 1), ego=ego)
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
         method = make_method(name, model, stage)  # type: ignore[arg-type]
-        got = adversarial_step(
-            model, discriminator, *optimizers, masked, masked, stage, method=method
-        )  # type: ignore[arg-type]
+        aligner = Aligner(method, discriminator, optimizers[1], stage)
+        got = adversarial_step(model, optimizers[0], aligner, masked, masked)  # type: ignore[arg-type]
         return [v.item() for v in got.values()]
 
     assert losses(3) == pytest.approx(losses(4), rel=1e-12)
@@ -112,7 +112,8 @@ def test_accumulated_step_equals_full_batch_step(name: str) -> None:
         method = make_method(name, model, stage)  # type: ignore[arg-type]
         discriminator = method.make_discriminator().double()
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
-        losses = adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+        aligner = Aligner(method, discriminator, optimizers[1], stage)
+        losses = adversarial_step(model, optimizers[0], aligner, src, tgt)  # type: ignore[arg-type]
         results.append([*losses.values(), *model.parameters(), *discriminator.parameters()])
     for other in results[1:]:
         for got, want in zip(other, results[0], strict=True):
@@ -144,7 +145,8 @@ def test_bn_statistics_selects_the_pass_that_updates_running_statistics(domain: 
     src, tgt = batch(1), batch(2)
     stage = AdversarialStage(bn_statistics=domain)
     method = make_method("fada", model, stage)  # type: ignore[arg-type]
-    adversarial_step(model, discriminator, *optimizers, src, tgt, stage, method=method)  # type: ignore[arg-type]
+    aligner = Aligner(method, discriminator, optimizers[1], stage)
+    adversarial_step(model, optimizers[0], aligner, src, tgt)  # type: ignore[arg-type]
     mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
     want = {
         "source": 0.1 * mean_s,
@@ -172,7 +174,8 @@ def test_bfloat16_gradients_agree_with_float32_on_a_trained_network(
             images, labels = zip(*(frames.pair(i) for i in range(2)), strict=True)
             stacked = [torch.from_numpy(np.stack(part)) for part in (images, labels)]
             batches.append(Batch(stacked[0], stacked[1].long(), (0, 1)))
-        adversarial_step(model, discriminator, *optimizers, *batches, stage, method=method, amp=amp)
+        aligner = Aligner(method, discriminator, optimizers[1], stage)
+        adversarial_step(model, optimizers[0], aligner, *batches, amp=amp)
         return [
             p.grad.flatten()
             for m in (model, discriminator)

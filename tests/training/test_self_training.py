@@ -18,6 +18,8 @@ from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
+    StudentView,
+    augment_colors,
     class_mix,
     pseudo_labels,
 )
@@ -26,7 +28,6 @@ from fada_deploy.training.optim import make_optimizer
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.stages.selftrain import (
-    augment_colors,
     label_target,
     self_training_step,
 )
@@ -112,13 +113,13 @@ def test_one_step_equals_plain_autograd(model: SegmentationModel) -> None:
     frames, mixed = torch.randint(0, 256, (2, 2, 64, 96, 3), generator=generator).byte()
     labels, mixed_labels = torch.randint(0, 13, (2, 2, 64, 96), generator=generator)
     labels[0, :8], mixed_labels[1, :, :30] = 255, 255
-    stage = replace(STAGE, optimizer="sgd", momentum=0.0, weight_decay=0.0, mixed_weight=0.5)
+    stage = replace(STAGE, optimizer="sgd", momentum=0.0, weight_decay=0.0)
     plain = deepcopy(model).train()
     model.train()
-    losses = self_training_step(
-        model, make_optimizer(model, stage), Batch(frames, labels, (0, 1)), mixed, mixed_labels,
-        stage,
-    )  # fmt: skip
+    src, tgt = Batch(frames, labels, (0, 1)), Batch(mixed, mixed_labels, (0, 1))
+    views = [StudentView("mixed", tgt, 0.5)]
+    optimizer = make_optimizer(model, stage)
+    losses = self_training_step(model, optimizer, None, src, tgt, views, stage)
     loss = torch.zeros(())
     for x, y, weight in ((frames, labels, 1.0), (mixed, mixed_labels, 0.5)):
         wide = F.interpolate(plain(x), (64, 96), mode="bilinear", align_corners=True)

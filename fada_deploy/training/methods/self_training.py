@@ -1,14 +1,16 @@
-"""Self-training on the target: which pixels of a pseudo-label count, and mixing of two domains.
+"""Self-training on the target: which pixels of a pseudo-label count, and what the student sees.
 
 The weights of the mean teacher (Tarvainen and Valpola, NIPS 2017) are the exponential moving
 average of the student's. ClassMix is from Olsson et al. (WACV 2021), its use between two domains
-from DACS (Tranheden et al., WACV 2021). The class-balanced thresholds follow CBST (Zou et al.,
-ECCV 2018), but are computed per batch instead of over the whole target.
+from DACS (Tranheden et al., WACV 2021). Masked consistency is from MIC (Hoyer et al., CVPR 2023).
+The class-balanced thresholds follow CBST (Zou et al., ECCV 2018), but are computed per batch
+instead of over the whole target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fada_deploy.common.label_space import IGNORE
+from fada_deploy.training.config import SelfTrainingStage
+from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
+from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
 
 
@@ -61,6 +66,67 @@ def class_mix(
         frames[slot][pasted] = src_frames[slot][pasted]
         labels[slot][pasted] = src_labels[slot][pasted]
     return frames, labels
+
+
+@dataclass(frozen=True, eq=False)
+class StudentView:
+    """A batch that the student learns from pseudo-labels, with the weight of its loss."""
+
+    name: str
+    batch: Batch
+    weight: float
+
+
+def student_views(
+    src: Batch,
+    tgt: Batch,
+    tgt_labels: Tensor,
+    stage: SelfTrainingStage,
+    mean: tuple[float, float, float],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> list[StudentView]:
+    """Return the views of a target batch whose loss has a weight: mixed frames and masked frames.
+
+    `tgt_labels` (B, H, W) are the pseudo-labels. Masked pixels have the color `mean`, RGB in 0…1,
+    which is zero after the normalization of the input.
+    """
+    views = []
+    if stage.mixed_weight:
+        frames, labels = class_mix(src.frames_bhwc, src.labels, tgt.frames_bhwc, tgt_labels, rng)
+        frames = augment_colors(frames, augmentation, rng)
+        views.append(StudentView("mixed", Batch(frames, labels, tgt.indices), stage.mixed_weight))
+    if stage.masked_weight:
+        frames = augment_colors(tgt.frames_bhwc, augmentation, rng)
+        hidden = block_mask(
+            tgt.size_hw, len(tgt.indices), block=stage.mask_block, ratio=stage.mask_ratio, rng=rng
+        ).to(frames.device)
+        color = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)
+        frames = torch.where(hidden[..., None], color.to(frames.device), frames)
+        batch = Batch(frames, tgt_labels, tgt.indices)
+        views.append(StudentView("masked", batch, stage.masked_weight))
+    return views
+
+
+def block_mask(
+    size_hw: SizeHW, count: int, *, block: int, ratio: float, rng: np.random.Generator
+) -> Tensor:
+    """Return which pixels are hidden, (count, H, W) bool: each block with probability `ratio`.
+
+    Blocks are squares of `block` pixels on a grid that starts in the upper left corner.
+    """
+    rows, columns = (-(-length // block) for length in size_hw)
+    hidden = torch.from_numpy(rng.random((count, rows, columns)) < ratio)
+    full = hidden.repeat_interleave(block, 1).repeat_interleave(block, 2)
+    return full[:, : size_hw[0], : size_hw[1]]
+
+
+def augment_colors(
+    frames_bhwc: Tensor, augmentation: Augmentation, rng: np.random.Generator
+) -> Tensor:
+    """Return frames (B, H, W, 3) uint8 with the photometric part of an augmentation."""
+    frames = [augment_photometry(frame, augmentation, rng) for frame in frames_bhwc.cpu().numpy()]
+    return torch.from_numpy(np.stack(frames)).to(frames_bhwc.device)
 
 
 class CollapseMonitor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fada_deploy.training.models.blocks import FrozenBatchNorm2d, Norm, conv3x3
+from fada_deploy.training.models.depthwise import depthwise_conv2d
 
 # The published architecture, one stage per line: number of blocks, kernel size, stride of the first
 # block, expansion factor, output channels.
@@ -46,6 +47,9 @@ class SameConv2d(nn.Conv2d):
         if self.stride[0] == 2:
             height, width = x.shape[-2:]
             x = F.pad(x, (*self._padding_of(width), *self._padding_of(height)))
+        if self.groups == self.in_channels > 1:
+            padding = self.kernel_size[0] // 2 if self.stride[0] == 1 else 0
+            return depthwise_conv2d(x, self.weight, stride=self.stride[0], padding=padding)
         return super().forward(x)
 
     def _padding_of(self, length: int) -> tuple[int, int]:

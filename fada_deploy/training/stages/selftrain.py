@@ -2,12 +2,14 @@
 
 `fada train --stages source,selftrain`, or after the adversarial stage. The teacher is the averaged
 weights of the student; its confident labels and pasted source classes make the mixed frames
-(`training.methods.self_training`).
+(`training.methods.self_training`). With `selftrain.align` the same iterations also align the
+domains (`training.methods.aligner`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -17,14 +19,21 @@ from torch.optim import Optimizer
 
 from fada_deploy.training import distributed
 from fada_deploy.training.config import SelfTrainingStage
-from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
+from fada_deploy.training.data.augmentation import Augmentation
 from fada_deploy.training.data.loader import Batch, BatchLoader
-from fada_deploy.training.loop import MakeLoop
+from fada_deploy.training.loop import MakeLoop, TrainingState
 from fada_deploy.training.losses import count_labeled, segmentation_loss
-from fada_deploy.training.methods.self_training import CollapseMonitor, class_mix, pseudo_labels
+from fada_deploy.training.methods.aligner import Aligner
+from fada_deploy.training.methods.self_training import (
+    CollapseMonitor,
+    StudentView,
+    pseudo_labels,
+    student_views,
+)
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
+    freeze_running_statistics,
     make_optimizer,
     optimizer_step,
     set_learning_rate,
@@ -40,34 +49,43 @@ def train_self_training(
     stage: SelfTrainingStage,
     *,
     augmentation: Augmentation,
+    aligner: Aligner | None,
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
 ) -> AveragedWeights:
-    """Train on the source and on mixed frames; return the averaged weights, which are the teacher.
+    """Train on the source and on pseudo-labels; return the averaged weights, which are the teacher.
 
-    `augmentation` changes the colors of the mixed frames; `seed` decides what is mixed and how.
+    `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
+    `aligner` also aligns the domains in every iteration; None only self-trains.
     """
     optimizer = make_optimizer(model, stage)
     average = AveragedWeights(model, stage.ema)
-    loop = make_loop({"model": model, "optimizer": optimizer, "average": average})
+    state: TrainingState = {"model": model, "optimizer": optimizer, "average": average}
+    if aligner is not None:
+        state = {
+            **state,
+            "discriminator": aligner.discriminator,
+            "discriminator_optimizer": aligner.optimizer,
+        }
+    loop = make_loop(state)
     teacher = deepcopy(model).eval()
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
     model.train()
+    if aligner is not None and aligner.settings.bn_statistics == "frozen":
+        freeze_running_statistics(model)
     for iteration in loop:
-        lr = set_learning_rate(optimizer, iteration, stage)
+        learning_rates = {"lr": set_learning_rate(optimizer, iteration, stage)}
+        if aligner is not None:
+            lr = set_learning_rate(aligner.optimizer, iteration, stage)
+            learning_rates["discriminator_lr"] = lr
         src, tgt = src_loader[iteration], tgt_loader[iteration]
         teacher.load_state_dict(average.weights())
         rng = np.random.default_rng([seed, iteration, distributed.rank()])
 
         tgt_labels = label_target(teacher, tgt, stage, amp=amp)
-        mixed_frames, mixed_labels = class_mix(
-            src.frames_bhwc, src.labels, tgt.frames_bhwc, tgt_labels, rng
-        )
-        mixed_frames = augment_colors(mixed_frames, augmentation, rng)
-        losses = self_training_step(
-            model, optimizer, src, mixed_frames, mixed_labels, stage, amp=amp
-        )
+        views = student_views(src, tgt, tgt_labels, stage, model.spec.mean, augmentation, rng)
+        losses = self_training_step(model, optimizer, aligner, src, tgt, views, stage, amp=amp)
         average.update(iteration)
         if vanished := monitor.update(src.labels, tgt_labels):
             logger.warning(
@@ -77,7 +95,7 @@ def train_self_training(
             )
         labeled = (tgt_labels < model.spec.space.num_classes).float().mean()
         losses["labeled_fraction"] = labeled / distributed.world_size()
-        loop.log(src.files + tgt.files, {"lr": lr}, losses)
+        loop.log(src.files + tgt.files, learning_rates, losses)
     return average
 
 
@@ -95,36 +113,67 @@ def label_target(
     return labels if ignored is None else labels.masked_fill(ignored, 255)
 
 
-def augment_colors(
-    frames_bhwc: Tensor, augmentation: Augmentation, rng: np.random.Generator
-) -> Tensor:
-    """Return frames (B, H, W, 3) uint8 with the photometric part of an augmentation."""
-    frames = [augment_photometry(frame, augmentation, rng) for frame in frames_bhwc.cpu().numpy()]
-    return torch.from_numpy(np.stack(frames)).to(frames_bhwc.device)
-
-
 def self_training_step(
     model: SegmentationModel,
     optimizer: Optimizer,
+    aligner: Aligner | None,
     src: Batch,
-    mixed_frames: Tensor,
-    mixed_labels: Tensor,
+    tgt: Batch,
+    views: Sequence[StudentView],
     stage: SelfTrainingStage,
     *,
     amp: bool = False,
 ) -> dict[str, Tensor]:
-    """Update the student on a source batch and a mixed batch; return the unweighted losses."""
+    """Update the student on a source batch and its views of the target; return unweighted losses.
+
+    With an aligner the source loss is that of the adversarial update, which also updates D.
+    """
+    num_parts = distributed.world_size() * stage.accumulate
+    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels))
     optimizer.zero_grad(set_to_none=True)
-    losses = {}
-    for name, frames, labels, weight in (
-        ("segmentation", src.frames_bhwc, src.labels, 1.0),
-        ("mixed", mixed_frames, mixed_labels, stage.mixed_weight),
-    ):
-        num_labeled = distributed.all_reduce_sum(count_labeled(labels))
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=amp):
-            logits = model(frames)
-        loss = segmentation_loss(logits, labels, num_labeled=num_labeled)
-        (weight * loss).backward()
-        losses[name] = loss.detach()
+    parts: list[dict[str, Tensor]] = []
+    if aligner is None:
+        parts += [
+            {"segmentation": _accumulate(model, part, num_labeled, amp=amp)}
+            for part in src.split(stage.accumulate)
+        ]
+    else:
+        aligner.zero_grad()
+        parts += [
+            aligner.accumulate_gradients(
+                model, src_part, tgt_part, amp=amp, num_labeled=num_labeled, num_parts=num_parts
+            )
+            for src_part, tgt_part in zip(
+                src.split(stage.accumulate), tgt.split(stage.accumulate), strict=True
+            )
+        ]
+    for view in views:
+        num_labeled = distributed.all_reduce_sum(count_labeled(view.batch.labels))
+        parts += [
+            {view.name: _accumulate(model, part, num_labeled, weight=view.weight, amp=amp)}
+            for part in view.batch.split(stage.accumulate)
+        ]
     optimizer_step(optimizer, stage)
-    return losses
+    if aligner is not None:
+        aligner.step()
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([p[name] for p in parts if name in p]).sum() for name in names}
+
+
+def _accumulate(
+    model: SegmentationModel,
+    batch: Batch,
+    num_labeled: Tensor,
+    *,
+    weight: float = 1.0,
+    amp: bool,
+) -> Tensor:
+    """Add the gradients of `weight` times the cross entropy of a batch; return the cross entropy.
+
+    `num_labeled` counts the labeled pixels of the global batch.
+    """
+    with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
+        logits = model(batch.frames_bhwc)
+    loss = segmentation_loss(logits, batch.labels, num_labeled=num_labeled)
+    (weight * loss).backward()
+    return loss.detach()
