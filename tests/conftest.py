@@ -113,7 +113,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "batch=4",
     ]
     config = make_config(
-        preset="paper",
+        recipe="paper",
         file=None,
         settings=[f"source.{s}" for s in settings] + ["size=192x128", "src_size=192x128"],
         options={

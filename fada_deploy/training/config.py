@@ -1,8 +1,8 @@
 """The settings of a training run: one frozen dataclass per stage.
 
-The defaults are the values of the paper; `training.presets` has other starting points.
+The defaults are the values of the paper; `training.recipes` has other starting points.
 docs/how-to/training.md lists the differences. `training.settings` builds a configuration from a
-preset, a file and options. `RunConfig.from_dict` decodes a document and checks types and ranges.
+recipe, a file and options. `RunConfig.from_dict` decodes a document and checks types and ranges.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class RunConfig:
         label_space: Name of a label space or a TOML file.
         backbone: Name of the backbone.
         method: Alignment method of the adversarial stage; "source" trains without one.
-        preset: Name of the preset that the settings started from.
+        recipe: Name of the recipe that the settings started from.
         stages: Stages to train.
         init: File with ImageNet weights of the backbone, "imagenet" for those of an installed
             package, or "none" for random weights.
@@ -251,7 +251,7 @@ class RunConfig:
     label_space: str = "cityscapes-19"
     backbone: str = "resnet101"
     method: MethodName = "fada"
-    preset: str = "paper"
+    recipe: str = "paper"
     stages: tuple[str, ...] = PAPER_STAGES
     init: str = "none"
     init_norm: str | None = None

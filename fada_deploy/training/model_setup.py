@@ -58,18 +58,18 @@ class ModelSetup:
         self.new_model(self.spec)
 
     def log_initial_weights(self) -> None:
-        """Log what the run starts from, and warn where the preset does not suit it."""
+        """Log what the run starts from, and warn where the recipe does not suit it."""
         config = self.config
         if config.start is not None:
             logger.info("starting from %s", self._start_weights)
-        elif self.init is None and config.preset == "paper":
+        elif self.init is None and config.recipe == "paper":
             logger.warning(
                 "%s starts from random weights, the paper starts from ImageNet weights; "
                 "use --init FILE to reproduce its results",
                 config.backbone,
             )
-        if self.device.type == "cpu" and config.preset == "paper":
-            logger.warning("the preset paper takes days on a CPU; use --preset small or a GPU")
+        if self.device.type == "cpu" and config.recipe == "paper":
+            logger.warning("the recipe paper takes days on a CPU; use --recipe small or a GPU")
 
     def new_model(self, spec: ModelSpec) -> SegmentationModel:
         """Return an untrained network; it depends only on `spec`, the seed and the init file."""

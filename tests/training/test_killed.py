@@ -52,7 +52,7 @@ def config(blocks: Path) -> RunConfig:
         "backbone": "ddrnet23-slim",
         "stages": STAGES,
     }
-    return make_config(preset="paper", file=None, settings=settings, options=paths)
+    return make_config(recipe="paper", file=None, settings=settings, options=paths)
 
 
 def train_until_killed(

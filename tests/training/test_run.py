@@ -63,7 +63,7 @@ def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
         "stages": STAGES,
     }
     return make_config(
-        preset="paper", file=None, settings=[*small, *settings], options=paths | options
+        recipe="paper", file=None, settings=[*small, *settings], options=paths | options
     )
 
 

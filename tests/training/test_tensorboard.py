@@ -31,7 +31,7 @@ def train_run(blocks: Path, run: Path, *settings: str, **options: Any) -> list[d
         "backbone": "ddrnet23-slim",
     }
     config = make_config(
-        preset="paper", file=None, settings=[*SETTINGS, *settings],
+        recipe="paper", file=None, settings=[*SETTINGS, *settings],
         options=paths | {"stages": ("source", "adversarial")},
     )  # fmt: skip
     train(config, run, device=torch.device("cpu"), **options)

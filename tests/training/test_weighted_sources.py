@@ -23,7 +23,7 @@ from fada_deploy.training.settings import make_config
 @pytest.fixture
 def config(streets: Path, blocks: Path) -> RunConfig:
     return make_config(
-        preset="small",
+        recipe="small",
         file=None,
         settings=["src_size=96x64", "rendered_scenes=3"],
         options={
