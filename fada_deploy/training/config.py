@@ -223,6 +223,8 @@ class RunConfig:
         src_size: Size of the source frames (height, width).
         size: Size of the target frames and of the network's input (height, width).
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
+        class_weights: Weights of the classes in the segmentation losses: "none", or "log" for
+            1 / log(1.02 + frequency in the source), which raises rare classes.
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bfloat16 where the device supports it in
             hardware.
@@ -260,6 +262,7 @@ class RunConfig:
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
     augment: AugmentName = "none"
+    class_weights: Literal["none", "log"] = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False

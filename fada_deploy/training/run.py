@@ -9,7 +9,6 @@ import logging
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,9 @@ from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
-from fada_deploy.training.data.datasets import class_contents, open_target
+from fada_deploy.training.data.datasets import class_pixels, open_target
 from fada_deploy.training.data.loader import BatchLoader
-from fada_deploy.training.data.samplers import (
-    ClassBalancedSampler,
-    MixtureSampler,
-    Sampler,
-    ShuffledSampler,
-)
+from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
 from fada_deploy.training.data.sources import open_sources
 from fada_deploy.training.device import check_compiler, compile_in_place, has_fast_bf16
@@ -171,7 +165,7 @@ class TrainingRun:
         samples = SourceSamples(
             self.src_frames, self.config.src_size, stage.jitter, stage.flip, self.augmentation
         )
-        sampler = self._class_balanced_sampler("source")
+        sampler = self._source_sampler("source")
         with closing(self._loader(samples, sampler, "source", stage.batch)) as loader:
             average = train_supervised(
                 model, loader, stage,
@@ -188,7 +182,7 @@ class TrainingRun:
             self.src_frames, self.config.src_size, stage.jitter, augmentation=self.augmentation
         )
         tgt_samples = TargetSamples(self.tgt_frames, self.config.size, self.augmentation)
-        src_sampler = self._class_balanced_sampler("adversarial")
+        src_sampler = self._source_sampler("adversarial")
         tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("target"))
         with (
             closing(self._loader(src_samples, src_sampler, "adversarial", stage.batch)) as src,
@@ -214,7 +208,7 @@ class TrainingRun:
             self.src_frames, self.config.size, stage.jitter, augmentation=self.augmentation
         )  # fmt: skip
         tgt_samples = TargetSamples(self.tgt_frames, self.config.size, self.augmentation)
-        src_sampler = self._class_balanced_sampler("selftrain")
+        src_sampler = self._source_sampler("selftrain")
         tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("selftrain-target"))
         with (
             closing(self._loader(src_samples, src_sampler, "selftrain", stage.batch)) as src,
@@ -268,32 +262,31 @@ class TrainingRun:
         return BatchLoader(
             samples, sampler, batch=batch, seed=self._seed(name), device=self.device,
             file=lambda index: str(frames.pairs[index].image),
-            ego=samples.ego,
+            ego=samples.ego, class_weights=self._class_weights(),
         )  # fmt: skip
 
-    def _class_balanced_sampler(self, loader: str) -> Sampler:
-        """Return a sampler of all sources by their weights, class-balanced within each."""
-        seed = self._seed(loader)
-        contents = self.sources.split(self._class_contents())
-        samplers = [ClassBalancedSampler(part, seed + i) for i, part in enumerate(contents)]
-        if len(samplers) == 1:
-            return samplers[0]
-        offsets = [0, *accumulate(self.sources.counts[:-1])]
-        return MixtureSampler(samplers, offsets, self.sources.weights, seed)
+    def _source_sampler(self, loader: str) -> Sampler:
+        return self.sources.class_balanced_sampler(self._class_pixels(), self._seed(loader))
 
-    def _class_contents(self) -> NDArray[np.bool_]:
-        """Return which source file contains which class, (N, K); stored in the run."""
+    def _class_pixels(self) -> NDArray[np.int64]:
+        """Return the pixels of each class in each source file, (N, K); stored in the run."""
         path = self.folder / "source_classes.npz"
         with distributed.main_process_first():
             if not path.is_file():
-                contents, errors = class_contents(self.src_frames)
+                pixels, errors = class_pixels(self.src_frames)
                 self.bad_files |= errors
-                names = np.array(self.src_frames.space.names)[~contents.any(axis=0)]
+                names = np.array(self.src_frames.space.names)[pixels.sum(axis=0) == 0]
                 if len(names):
                     logger.warning("no source frame shows the classes %s", ", ".join(names))
                 with atomic_path(path) as temporary:
-                    np.savez_compressed(temporary, contents=contents)
-        return np.asarray(np.load(path)["contents"], bool)
+                    np.savez_compressed(temporary, pixels=pixels)
+        return np.asarray(np.load(path)["pixels"], np.int64)
+
+    def _class_weights(self) -> NDArray[np.float32] | None:
+        """Return the weights of the classes in the segmentation losses; None for equal ones."""
+        if self.config.class_weights == "none":
+            return None
+        return self.sources.class_weights(self._class_pixels())
 
     def _make_loop(self, stage: str, iterations: int, spec: ModelSpec) -> MakeLoop:
         def on_checkpoint(iteration: int, state: TrainingState) -> None:

@@ -129,7 +129,7 @@ def self_training_step(
     With an aligner the source loss is that of the adversarial update, which also updates D.
     """
     num_parts = distributed.world_size() * stage.accumulate
-    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels))
+    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, src.pixel_weights))
     optimizer.zero_grad(set_to_none=True)
     parts: list[dict[str, Tensor]] = []
     if aligner is None:
@@ -148,10 +148,11 @@ def self_training_step(
             )
         ]
     for view in views:
-        num_labeled = distributed.all_reduce_sum(count_labeled(view.batch.labels))
+        batch = view.batch
+        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels, batch.pixel_weights))
         parts += [
             {view.name: _accumulate(model, part, num_labeled, weight=view.weight, amp=amp)}
-            for part in view.batch.split(stage.accumulate)
+            for part in batch.split(stage.accumulate)
         ]
     optimizer_step(optimizer, stage)
     if aligner is not None:
@@ -174,6 +175,8 @@ def _accumulate(
     """
     with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
         logits = model(batch.frames_bhwc)
-    loss = segmentation_loss(logits, batch.labels, num_labeled=num_labeled)
+    loss = segmentation_loss(
+        logits, batch.labels, weights=batch.pixel_weights, num_labeled=num_labeled
+    )
     (weight * loss).backward()
     return loss.detach()
