@@ -29,7 +29,8 @@ class TrainOptions(TypedDict, total=False):
             "source".
         stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
         label_space: "cityscapes-19", "-16", "-13", or a TOML file.
-        init: File with ImageNet weights, "imagenet", or "none".
+        init: File with ImageNet weights, "imagenet" (from an installed package or downloaded), or
+            "none".
         start: Run or weights file that replaces the stages that are left out.
         augment: Augmentation in every stage: "none", "light" or "strong".
         size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are

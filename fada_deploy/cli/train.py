@@ -167,8 +167,10 @@ _BACKBONES = (
 @click.option(
     "--init",
     metavar="FILE|NAME",
-    help="Initial backbone weights: a file with ImageNet weights, imagenet (from an installed "
-    "Python package; efficientnet-lite0 only), or none (random). [default: none]",
+    help="Initial backbone weights: a file with ImageNet weights, imagenet (for efficientnet-lite0 "
+    "from an installed Python package; for resnet101, resnet50, resnet18 and vgg16 torchvision's "
+    "file, downloaded on first use), or none (random). [default: imagenet; with --recipe small: "
+    "none]",
 )
 @click.option(
     "--init-norm",
@@ -207,7 +209,7 @@ def command(
     """Adapt a segmentation network from a labeled source to an unlabeled target.
 
     \b
-    fada train --src gta5 --tgt cityscapes --init resnet101-5d3b4d8f.pth
+    fada train --src gta5 --tgt cityscapes
     fada train --recipe deploy --tgt drive.mp4
     fada train --recipe deploy --src mine.toml --tgt drives/
     fada train --resume runs/gta5-cityscapes-resnet101-001

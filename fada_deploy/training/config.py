@@ -216,7 +216,8 @@ class RunConfig:
         recipe: Name of the recipe that the settings started from.
         stages: Stages to train.
         init: File with ImageNet weights of the backbone, "imagenet" for those of an installed
-            package, or "none" for random weights.
+            package or the ones that torchvision publishes (downloaded on first use), or "none" for
+            random weights.
         init_norm: Input normalization of `init`, if the file does not determine it.
         start: Run or weights file that replaces the stages before the first one in `stages`.
         norm: Normalization layers of the network; "auto" freezes what `init` fully provides.
@@ -255,7 +256,7 @@ class RunConfig:
     method: MethodName = "fada"
     recipe: str = "paper"
     stages: tuple[str, ...] = PAPER_STAGES
-    init: str = "none"
+    init: str = "imagenet"
     init_norm: str | None = None
     start: str | None = None
     norm: Literal["auto", "batch", "frozen"] = "auto"

@@ -81,6 +81,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "small": {
         "backbone": "ddrnet23-slim",
+        "init": "none",
         "size": (192, 320),
         "src_size": (192, 320),
         "amp": "auto",

@@ -71,6 +71,8 @@ def test_help_lists_backbones_and_defaults(fada: Run) -> None:
     assert {deploy.size, deploy.src_size, deploy.distill.size} == {(240, 320)}
     assert "1024x512, distill 2048x1024 with crops of 1024x512, source frames 1280x720" in text
     assert "with --recipe deploy: 320x240; with --recipe small: 320x192]" in text
+    assert (paper.init, small.init) == ("imagenet", "none")
+    assert "[default: imagenet; with --recipe small: none]" in text
 
 
 def as_lists(value: Any) -> Any:

@@ -50,6 +50,7 @@ def config(blocks: Path) -> RunConfig:
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "init": "none",
         "stages": STAGES,
     }
     return make_config(recipe="paper", file=None, settings=settings, options=paths)

@@ -60,6 +60,7 @@ def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "init": "none",
         "stages": STAGES,
     }
     return make_config(

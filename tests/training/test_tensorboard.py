@@ -29,6 +29,7 @@ def train_run(blocks: Path, run: Path, *settings: str, **options: Any) -> list[d
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "init": "none",
     }
     config = make_config(
         recipe="paper", file=None, settings=[*SETTINGS, *settings],
