@@ -152,6 +152,9 @@ class SelfTrainingStage(Stage):
         mask_ratio: Probability that a block is hidden.
         align: Whether to align the domains in the same iterations, by `RunConfig.method` and with
             the settings of the adversarial stage. The schedule is that of this stage.
+        source_free: Whether to learn from the target alone. Its own pseudo-labels replace the
+            source, the teacher keeps the weights that the stage starts from, and normalization uses
+            a mixture of their statistics and those of the target.
     """
 
     iterations: PositiveInt = 40_000
@@ -170,6 +173,7 @@ class SelfTrainingStage(Stage):
     mask_block: PositiveInt = 64
     mask_ratio: Probability = 0.7
     align: bool = False
+    source_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,11 @@ class RunConfig:
         return (Source(self.src, self.src_root, self.src_weight), *self.extra_sources)
 
     @property
+    def needs_source(self) -> bool:
+        """Whether any stage reads a labeled source."""
+        return self.stages != ("selftrain",) or not self.selftrain.source_free
+
+    @property
     def source_name(self) -> str:
         """The names of all sources, as part of the name of a run."""
         return "+".join(Path(source.name).stem for source in self.sources)
@@ -325,6 +334,8 @@ def _inconsistency(config: RunConfig) -> str:
         )
     if config.selftrain.align and config.method == "source" and "selftrain" in config.stages:
         return "selftrain.align: found true together with method 'source', expected another method"
+    if config.selftrain.align and config.selftrain.source_free:
+        return "selftrain.align: found true together with source_free, but alignment needs a source"
     for name in STAGES:
         stage: Stage = getattr(config, name)
         if stage.batch % stage.accumulate:
