@@ -41,6 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stages": ("source", "selftrain"),
         "extra_sources": ({"name": "rendered"},),
         "augment": "strong",
+        "class_weights": "log",
         "size": (240, 320),
         "src_size": (240, 320),
         "amp": "auto",
