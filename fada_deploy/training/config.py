@@ -70,6 +70,8 @@ class Stage:
             computes its statistics over a part.
         ema: Decay of the exponential moving average of the weights; 0 disables averaging.
         jitter: Strength of the color jitter: brightness, contrast, saturation, hue.
+        class_weights: Weights of the classes in the segmentation loss on labeled frames: "none", or
+            "log" for 1 / log(1.02 + frequency in the source), which raises rare classes.
     """
 
     iterations: PositiveInt
@@ -86,6 +88,7 @@ class Stage:
     accumulate: PositiveInt = 1
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
+    class_weights: Literal["none", "log"] = "none"
 
 
 @dataclass(frozen=True)
@@ -228,8 +231,6 @@ class RunConfig:
         src_size: Size of the source frames (height, width).
         size: Size of the target frames and of the network's input (height, width).
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
-        class_weights: Weights of the classes in the segmentation losses: "none", or "log" for
-            1 / log(1.02 + frequency in the source), which raises rare classes.
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bfloat16 where the device supports it in
             hardware.
@@ -267,7 +268,6 @@ class RunConfig:
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
     augment: AugmentName = "none"
-    class_weights: Literal["none", "log"] = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False

@@ -41,12 +41,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stages": ("source", "selftrain"),
         "extra_sources": ({"name": "rendered"},),
         "augment": "strong",
-        "class_weights": "log",
         "size": (240, 320),
         "src_size": (240, 320),
         "amp": "auto",
         "source": {
             **_DEPLOY_STAGE,
+            "class_weights": "log",
             "lr": 6e-4,
             "warmup": 60,
             "iterations": 400,

@@ -91,7 +91,7 @@ class RunData:
         return BatchLoader(
             samples, sampler, batch=stage.batch, seed=self.seed(name), device=self._device,
             file=lambda index: str(frames.pairs[index].image),
-            ego=samples.ego, class_weights=self._class_weights(),
+            ego=samples.ego, class_weights=self._class_weights(stage),
         )  # fmt: skip
 
     def _shuffled(self, name: str) -> Sampler:
@@ -116,9 +116,9 @@ class RunData:
                     np.savez_compressed(temporary, pixels=pixels)
         return np.asarray(np.load(path)["pixels"], np.int64)
 
-    def _class_weights(self) -> NDArray[np.float32] | None:
-        """Return the weights of the classes in the segmentation losses; None for equal ones."""
-        if self._config.class_weights == "none" or self.sources is None:
+    def _class_weights(self, stage: Stage) -> NDArray[np.float32] | None:
+        """Return the weights of the classes in the segmentation loss; None for equal ones."""
+        if stage.class_weights == "none" or self.sources is None:
             return None
         return self.sources.class_weights(self._class_pixels())
 

@@ -95,7 +95,7 @@ def student_views(
     if stage.mixed_weight:
         frames, labels = class_mix(src.frames_bhwc, src.labels, tgt.frames_bhwc, tgt_labels, rng)
         frames = augment_colors(frames, augmentation, rng)
-        batch = Batch(frames, labels, tgt.indices, class_weights=src.class_weights)
+        batch = Batch(frames, labels, tgt.indices)
         views.append(StudentView("mixed", batch, stage.mixed_weight))
     if stage.masked_weight:
         frames = augment_colors(tgt.frames_bhwc, augmentation, rng)
@@ -104,7 +104,7 @@ def student_views(
         ).to(frames.device)
         color = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)
         frames = torch.where(hidden[..., None], color.to(frames.device), frames)
-        batch = Batch(frames, tgt_labels, tgt.indices, class_weights=src.class_weights)
+        batch = Batch(frames, tgt_labels, tgt.indices)
         views.append(StudentView("masked", batch, stage.masked_weight))
     return views
 
