@@ -26,6 +26,7 @@ from fada_deploy._version import __version__ as __version__
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
+    from fada_deploy.api import adapt as adapt
     from fada_deploy.api import evaluate as evaluate
     from fada_deploy.api import export as export
     from fada_deploy.api import train as train
@@ -69,6 +70,7 @@ _EXPORTS = {
     "ToleranceError": "common.errors",
     "UsageError": "common.errors",
     "VideoWriter": "runtime.writers.video_writer",
+    "adapt": "api",
     "evaluate": "api",
     "open_sources": "runtime.sources.open",
     "train": "api",

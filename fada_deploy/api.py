@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fada_deploy.evaluation import Evaluation
     from fada_deploy.export.plan import ExportResult
     from fada_deploy.runtime.segmenter import Segmenter
+    from fada_deploy.training.adapt import TargetComparison
     from fada_deploy.training.result import TrainingResult
 
 
@@ -118,6 +119,50 @@ def train(
     folder = None if out is None else Path(out)
     run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
     return train_run(run_config, run, device=where, tensorboard=tensorboard)
+
+
+def adapt(
+    model: str | Path,
+    *,
+    tgt: str | Path,
+    source_free: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> tuple[TrainingResult, list[TargetComparison]]:
+    """Adapt an adapted network to a new target, as `fada adapt` does.
+
+    Return the result of the new run, and the comparisons of the networks before and after on the
+    new and on the old target.
+
+    Args:
+        model: Run, stage of a run, or weights file.
+        tgt: New unlabeled target: the name of a data set, a TOML file, a video, or a folder of
+            videos or images.
+        source_free: Learn from the new target alone.
+        settings: Single settings by their dotted name, for example `{"selftrain.lr": 1e-4}`.
+        out: Folder of the new run [`runs/<src>-<tgt>-<backbone>-NNN`].
+        device: "auto", "cpu" or "cuda[:N]".
+
+    Raises:
+        ModelError: The model cannot be read, or does not contain its settings.
+        UsageError: The arguments do not fit together.
+        DataError: The data cannot be used.
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        from fada_deploy.training.adapt import adaptation_config, compare_targets
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.run import train as train_run
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+
+    where = choose_device(device)
+    config = adaptation_config(Path(model), tgt=str(tgt), source_free=source_free, options=settings)
+    folder = None if out is None else Path(out)
+    run = new_run(config.source_name, config.tgt, config.backbone, folder)
+    result = train_run(config, run, device=where)
+    return result, compare_targets(run, config, where)
 
 
 def _run_settings(

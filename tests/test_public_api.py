@@ -15,7 +15,7 @@ PUBLIC = {
     "DataError", "DeviceError", "DriftMonitor", "FadaError", "InterruptedRunError", "LabelClass",
     "LabelSpace", "LiveOptions", "LiveSource", "MissingExtraError", "ModelError", "OverlayRenderer",
     "OverlayStyle", "Result", "Segmenter", "ToleranceError", "UsageError", "VideoWriter",
-    "__version__", "evaluate", "export", "open_sources", "train",
+    "__version__", "adapt", "evaluate", "export", "open_sources", "train",
 }  # fmt: skip
 HEAVY = "numpy cv2 av torch onnx onnxruntime openvino tensorrt matplotlib tqdm msgspec"
 

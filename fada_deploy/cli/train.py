@@ -237,14 +237,14 @@ def command(
         else:
             options |= {"config": config_file, "set": settings, "out": out}
             config, run = _load_config(resume, options), resume
-        with _resumable(run, torch_device):
+        with resumable(run, torch_device):
             result = train(config, run, device=torch_device, tensorboard=tensorboard)
     finally:
         distributed.shut_down()
     if not is_main_process:
         return 0
-    _write_report(result, torch_device)
-    return _print_result(result, as_json=as_json)
+    write_run_report(result, torch_device)
+    return print_result(result, as_json=as_json)
 
 
 def _make_config(
@@ -294,7 +294,7 @@ def _load_config(run: Path, options: dict[str, Any]) -> RunConfig:
 
 
 @contextmanager
-def _resumable(run: Path, device: torch.device) -> Iterator[None]:
+def resumable(run: Path, device: torch.device) -> Iterator[None]:
     """Raise errors that tell the user how to continue."""
     import torch
 
@@ -316,7 +316,7 @@ def _resumable(run: Path, device: torch.device) -> Iterator[None]:
         ) from None
 
 
-def _write_report(result: TrainingResult, device: torch.device) -> None:
+def write_run_report(result: TrainingResult, device: torch.device) -> None:
     from importlib.util import find_spec
 
     from fada_deploy.common.extras import install_command
@@ -330,7 +330,7 @@ def _write_report(result: TrainingResult, device: torch.device) -> None:
     log(f"report: {path}")
 
 
-def _print_result(result: TrainingResult, *, as_json: bool) -> int:
+def print_result(result: TrainingResult, *, as_json: bool) -> int:
     if as_json:
         emit_json(
             {

@@ -44,7 +44,7 @@ _PAPER_BACKBONES = ("resnet101", "resnet50", "vgg16")
 _SIZE = tuple[int, int]
 # What the command line and what Python can correct.
 CLI_REMEDY = "correct it in the settings file, the options or --set"
-_REMEDY = "correct the settings"
+REMEDY = "correct the settings"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -54,7 +54,7 @@ def make_config(
     file: Path | None,
     settings: Iterable[str],
     options: Mapping[str, Any],
-    remedy: str = _REMEDY,
+    remedy: str = REMEDY,
 ) -> RunConfig:
     """Return the settings of a run; later sources override earlier ones.
 
@@ -90,6 +90,19 @@ def make_config(
     if _target_files(config) in [_source_files(source) for source in config.sources]:
         logger.warning("source and target are the same data set (%s)", config.tgt)
     return config
+
+
+def change_settings(
+    config: RunConfig,
+    *,
+    options: Mapping[str, Any],
+    settings: Iterable[str] = (),
+    remedy: str = REMEDY,
+) -> RunConfig:
+    """Return settings with changes, in the form and with the errors of `make_config`."""
+    changes = _with_parsed_sizes(_nested({k: v for k, v in options.items() if v is not None}))
+    changes = _merged(changes, _parse_settings(settings))
+    return _with_absolute_paths(_decode(_merged(config.to_dict(), changes), remedy))
 
 
 def _default_recipe(given: Mapping[str, Any]) -> str:

@@ -77,8 +77,9 @@ def train_self_training(
             "discriminator": aligner.discriminator,
             "discriminator_optimizer": aligner.optimizer,
         }
-    loop = make_loop(state)
+    # Before the loop restores a saved state, because a frozen teacher keeps the initial weights.
     teacher = deepcopy(model).eval()
+    loop = make_loop(state)
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
     model.train()
     if src_loader is None or (aligner and aligner.settings.bn_statistics == "frozen"):

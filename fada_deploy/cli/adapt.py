@@ -1,0 +1,116 @@
+"""`fada adapt`: continue from an adapted network on a new target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, TGT_ROOT_OPTION
+from fada_deploy.cli.train import print_result, resumable, write_run_report
+
+
+@click.command("adapt")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--tgt",
+    required=True,
+    metavar="NAME|TOML|PATH",
+    help="New unlabeled target: a data set, a .toml file, a video, or a folder of recordings.",
+)
+@TGT_ROOT_OPTION
+@click.option(
+    "--ego-mask",
+    type=click.Path(),
+    help="Image that is not black where the ego vehicle is visible; those pixels are ignored. Only "
+    "for a target of videos or images.",
+)
+@click.option(
+    "--source-free",
+    is_flag=True,
+    help="Learn from the new target alone, for a machine without the source data.",
+)
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of training iterations. [default: that of the stage selftrain of the model]",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", help="Seed. [default: that of the model]"
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, for example selftrain.lr=1e-4; may be repeated.",
+)
+@DEVICE_OPTION
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder of the new run. [default: runs/SRC-TGT-BACKBONE-NNN]",
+)
+@JSON_OPTION
+def command(
+    model: Path,
+    tgt: str,
+    source_free: bool,
+    iterations: int | None,
+    settings: tuple[str, ...],
+    device: str,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Adapt an adapted network to a new target, for example another city or dusk.
+
+    MODEL is a run, a stage of a run, or a weights file. Its network continues with the stage
+    selftrain on the frames of --tgt, with the sources and settings that it was trained with. The
+    result is a new run; MODEL does not change.
+
+    \b
+    fada adapt runs/rendered-drives-efficientnet-lite0-001 --tgt dusk/
+    fada adapt model.safetensors --tgt dusk.mp4 --source-free
+
+    Afterwards both networks are compared on the new target and on the old one, by their mIoU where
+    there are labels, and otherwise by the fraction of equal labels.
+    """
+    from dataclasses import asdict
+
+    from fada_deploy.common.errors import MissingExtraError
+    from fada_deploy.common.runs import new_run
+
+    try:
+        from fada_deploy.training.adapt import (
+            adaptation_config,
+            compare_targets,
+            comparison_table,
+        )
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.run import train
+        from fada_deploy.training.settings import CLI_REMEDY
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+
+    where = choose_device(device)
+    if iterations is not None:
+        options |= {"selftrain.iterations": iterations}
+        options |= {"selftrain.max_iterations": round(1.02 * iterations)}
+    config = adaptation_config(
+        model, tgt=tgt, source_free=source_free, options=options, settings=settings,
+        remedy=CLI_REMEDY,
+    )  # fmt: skip
+    run = new_run(config.source_name, config.tgt, config.backbone, out)
+    with resumable(run, where):
+        result = train(config, run, device=where)
+        comparisons = compare_targets(run, config, where)
+    write_run_report(result, where)
+    log(comparison_table(comparisons))
+    if as_json:
+        emit_json({"run": str(run), "targets": [asdict(c) for c in comparisons]})
+    return print_result(result, as_json=False)
