@@ -1,7 +1,8 @@
-"""Open the newest exported model that this machine can run."""
+"""Open the newest exported model that this machine can run, or the built-in one."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,20 @@ from fada_deploy.common.errors import (
     ModelError,
     ToleranceError,
 )
-from fada_deploy.common.runs import RUNS, newest_models
+from fada_deploy.common.runs import BUILTIN, RUNS, newest_models
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
 
 
 def open_newest(*, backend: str = "auto", **options: Any) -> tuple[Segmenter, list[str]]:
     """Open the newest export under `runs/` that opens; return it and one line per skipped model.
 
-    `backend` and `options` are the arguments of `Segmenter`. Raise `UsageError` if no backend is
-    installed, `ModelError` if there is no model or if none can be opened.
+    Without any export the built-in model is opened. `backend` and `options` are the arguments of
+    `Segmenter`. Raise `UsageError` if no backend is installed, `ModelError` if there are exports
+    but none of them can be opened.
     """
     from fada_deploy.runtime.backend_selection import backends_of, require_any_backend
     from fada_deploy.runtime.backends import BACKENDS
@@ -58,9 +62,13 @@ def open_newest(*, backend: str = "auto", **options: Any) -> tuple[Segmenter, li
             f"no model under {RUNS}/ runs on the backend {backend}; choose another backend with "
             "--backend, or export a model with `fada export`"
         )
-    raise ModelError(
-        f"no exported model under {RUNS}/; export one with `fada export`, or name one with --model"
-    )
+    segmenter = Segmenter(BUILTIN, backend=backend, **options)
+    logger.info(
+        "no exported model under %s/; using the built-in one, which has %d classes and was not "
+        "adapted to your video; adapt one with `fada train --recipe deploy --tgt VIDEO`",
+        RUNS, segmenter.space.num_classes,
+    )  # fmt: skip
+    return segmenter, []
 
 
 def _refuse_tensorrt_int8_on_cpu(path: Path, segmenter: Segmenter) -> None:

@@ -26,6 +26,9 @@ CHECKPOINTS = "checkpoints"
 STAGES = ("source", "adversarial", "selftrain", "distill")
 # The stages of the paper and of its released code.
 PAPER_STAGES = ("source", "adversarial", "distill")
+# The name of the model that is part of the package, and its file.
+BUILTIN = Path("builtin")
+_BUILTIN_FILE = Path(__file__).parents[1] / "models" / "driving-11.onnx"
 MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
 # In the names of converted files, for example model.fp16.onnx and model.int8-cpu.onnx.
 _CONVERTED = re.compile(r"\.(fp16|bf16|int8)[-.]")
@@ -76,9 +79,12 @@ def _exports(folder: Path) -> list[Path]:
 def exported_model(path: Path) -> Path:
     """Return the newest export of a run if `path` is a run's folder, and otherwise `path`.
 
-    ONNX files are preferred to engines, which may have been built on another machine, and fp32
-    files to those of other precisions. Raise `ModelError` if the folder contains no export.
+    The name `builtin` stands for the built-in model, unless there is such a file or folder. ONNX
+    files are preferred to engines, which may have been built on another machine, and fp32 files to
+    those of other precisions. Raise `ModelError` if the folder contains no export.
     """
+    if path == BUILTIN and not path.exists():
+        return _BUILTIN_FILE
     exports = _exports(path / "export")
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:

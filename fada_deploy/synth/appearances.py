@@ -1,13 +1,14 @@
 """The two domains: every parameter of palette, weather, lens and sensor.
 
 The layout of a town does not depend on the appearance, so one seed gives the same label map in
-both.
+both. `random_appearance` draws another appearance for every scene, for training on real footage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 
 from fada_deploy.common.errors import UsageError
 
@@ -246,6 +247,49 @@ _TARGET_APPEARANCE = Appearance(
 APPEARANCES: dict[str, Appearance] = {
     each.name: each for each in (_SOURCE_APPEARANCE, _TARGET_APPEARANCE)
 }
+
+
+def random_appearance(seed: int) -> Appearance:
+    """Return an appearance with random colors, light, texture and camera; the same for a seed.
+
+    Networks for real footage generalize better from many appearances than from one (Tobin et al.,
+    2017, domain randomization).
+    """
+    rng = Random(f"random appearance:{seed}")
+    return Appearance(
+        name="random",
+        palette={slot: _random_colors(slot, rng) for slot in SLOTS},
+        jitter=rng.uniform(0.05, 0.15),
+        sun=(0.0, 1.0),
+        shadow=(0.1, 0.4),
+        shadow_softness=rng.uniform(0.0, 0.8),
+        ambient=rng.uniform(0.6, 0.85),
+        haze=(0.0008, 0.011),
+        clouds=(0.1, 1.0),
+        exposure=(0.6, 1.3),
+        warmth=(-0.08, 0.12),
+        contrast=(0.85, 1.3),
+        saturation=(0.4, 1.05),
+        texture=rng.uniform(0.0, 0.35),
+        blur=(0.0, 0.85),
+        noise=(0.0, 6.0),
+        vignette=(0.0, 0.32),
+        jpeg=(72, 92),
+    )
+
+
+def _random_colors(slot: str, rng: Random) -> tuple[RGB, ...]:
+    """Return the colors of a slot in one of the domains, changed in brightness and saturation."""
+    palette = _SOURCE_PALETTE if rng.random() < 0.4 else _TARGET_PALETTE
+    gain, gray = rng.uniform(0.7, 1.15), rng.uniform(0.0, 0.5)
+    colors = []
+    for color in palette[slot]:
+        mean = sum(color) / 3
+        red, green, blue = (
+            min(255, round(gain * (gray * mean + (1 - gray) * value))) for value in color
+        )
+        colors.append((red, green, blue))
+    return tuple(colors)
 
 
 def get_appearance(appearance: str | Appearance) -> Appearance:

@@ -70,17 +70,25 @@ class Camera:
         yaw: float,
         horizon: float,
         bend: Bend,
+        focal: float = 1.1,
     ) -> Camera:
         """Place a camera at (x, y, z), turned by `yaw` radians from the tangent of the street.
 
         `horizon` is the height of the horizon as a fraction of the image height, from the top.
+        `focal` is the focal length in image heights, so that narrow images crop the sides and keep
+        the scale.
         """
         height, width = size_hw
-        # Depends on the height only, so that narrow images crop the sides and keep the scale.
-        focal = 1.1 * height
         heading = math.atan(bend.slope_at(z)) + yaw
         return cls(
-            size_hw, x, y, z, heading, focal, (width / 2 - 0.5, height * horizon - 0.5), bend
+            size_hw,
+            x,
+            y,
+            z,
+            heading,
+            focal * height,
+            (width / 2 - 0.5, height * horizon - 0.5),
+            bend,
         )
 
     def rotate(self, vectors: FLOATS) -> FLOATS:

@@ -23,7 +23,7 @@ from fada_deploy.synth.scene import render
 logger = logging.getLogger(__name__)
 
 # Increased by every change that alters the rendered images or labels.
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 # Each part of a render has its own range of seeds, so that no town occurs in two parts.
 SEEDS_PER_PART = 1_000_000
 SOURCE, TRAIN, VAL, CLIP = range(4)
@@ -50,16 +50,23 @@ def first_seed(seed: int, part: int) -> int:
 
 
 def write_source(
-    root: Path, count: int, *, size_hw: tuple[int, int], seed: int = 0, jobs: int = 1
+    root: Path,
+    count: int,
+    *,
+    size_hw: tuple[int, int],
+    seed: int = 0,
+    jobs: int = 1,
+    appearance: str = "source",
 ) -> None:
-    """Write `count` source scenes in the layout of GTA5, using `jobs` processes.
+    """Write `count` labeled scenes in the layout of GTA5, using `jobs` processes.
 
-    Images are `images/00001.png` and so on; `labels/00001.png` are palette PNGs of labelIds.
+    `appearance` is "source", or "random" for another appearance of every scene. Images are
+    `images/00001.png` and so on; `labels/00001.png` are palette PNGs of labelIds.
     """
     first = first_seed(seed, SOURCE)
     scenes = [
         _Job(
-            "source",
+            appearance,
             first + i,
             size_hw,
             root / "images" / f"{i + 1:05d}.png",

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.synth.appearances import Appearance, get_appearance
+from fada_deploy.synth.appearances import Appearance, get_appearance, random_appearance
 from fada_deploy.synth.camera import Camera
 from fada_deploy.synth.camera_effects import apply_camera_effects
 from fada_deploy.synth.draw_list import build_draw_list
@@ -25,12 +25,15 @@ def render(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Render one scene: image (H, W, 3) uint8 RGB and labels (H, W) uint8, Cityscapes-19 indices.
 
-    `appearance` is "source", "target" or an `Appearance`. A seed gives the same town and label map
-    in every appearance. The same arguments give bit-identical results.
+    `appearance` is "source", "target", "random" or an `Appearance`. A seed gives the same town in
+    every appearance, and the same label map in all but "random", whose cameras differ more. The
+    same arguments give bit-identical results.
     """
-    appearance = get_appearance(appearance)
-    town = build_town(seed)
-    camera = place_camera(town, size_hw, Random(seed * 2))
+    town, rng = build_town(seed), Random(seed * 2)
+    if appearance == "random":
+        appearance, camera = random_appearance(seed), place_random_camera(town, size_hw, rng)
+    else:
+        appearance, camera = get_appearance(appearance), place_camera(town, size_hw, rng)
     return render_view(town, camera, appearance, Weather.sample(appearance, seed))
 
 
@@ -45,6 +48,20 @@ def place_camera(town: Town, size_hw: tuple[int, int], rng: Random) -> Camera:
         z=rng.uniform(0.0, 8.0),
         yaw=yaw,
         horizon=rng.uniform(0.45, 0.52),
+        bend=town.bend,
+    )
+
+
+def place_random_camera(town: Town, size_hw: tuple[int, int], rng: Random) -> Camera:
+    """Place a camera in the outer lane, with a random height, heading, horizon and focal length."""
+    return Camera.place(
+        size_hw=size_hw,
+        x=town.street.lane(town.street.lanes - 1) + rng.uniform(-0.8, 0.8),
+        y=rng.uniform(1.1, 2.2),
+        z=rng.uniform(0.0, 8.0),
+        yaw=rng.gauss(0.0, 0.08),
+        horizon=rng.uniform(0.38, 0.56),
+        focal=rng.uniform(0.8, 1.5),
         bend=town.bend,
     )
 

@@ -108,7 +108,9 @@ def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:
     complete = root / "complete"
     if not complete.is_file():
         with lock(root):
-            write_source(root, count, size_hw=size_hw, seed=seed, jobs=usable_cores())
+            write_source(
+                root, count, size_hw=size_hw, seed=seed, jobs=usable_cores(), appearance="random"
+            )
             complete.touch()
         logger.info("rendered %d scenes into %s", count, root)
     return root
