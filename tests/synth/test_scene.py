@@ -12,7 +12,7 @@ import pytest
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19
-from fada_deploy.synth.appearances import APPEARANCES
+from fada_deploy.synth.appearances import APPEARANCES, random_appearance
 from fada_deploy.synth.camera import Camera
 from fada_deploy.synth.scene import place_camera, render, render_raster
 from fada_deploy.synth.shade import shade
@@ -180,3 +180,24 @@ def test_renders_any_size(size_hw: tuple[int, int]) -> None:
 def test_unknown_appearance_raises() -> None:
     with pytest.raises(UsageError, match=r"'dusk'.*source, target"):
         render("dusk", 0)
+
+
+def test_random_scenes_depend_on_the_seed_alone_and_differ_in_look_and_view() -> None:
+    first, again = (render("random", 5, (96, 128)) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert random_appearance(5) == random_appearance(5) != random_appearance(6)
+    images, labels = zip(*(render("random", seed, (96, 128)) for seed in range(12)), strict=True)
+    means = np.array([image.mean((0, 1)) for image in images])
+    source = np.array([render("source", seed, (96, 128))[0].mean((0, 1)) for seed in range(12)])
+    # Brightness and color vary more than those of the source domain.
+    assert (means.std(0) > 1.5 * source.std(0)).all()
+    # The camera differs too, so the horizon does: the highest row with road pixels.
+    rows = [int(np.flatnonzero((map_ == 0).any(1))[0]) for map_ in labels]
+    assert np.std(rows) > 4
+    assert all(
+        color in range(256)
+        for values in random_appearance(1).palette.values()
+        for rgb in values
+        for color in rgb
+    )
