@@ -64,9 +64,12 @@ def check_compiler(device: torch.device) -> None:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware (recent GPU, or AMX)."""
+    """Return whether the device multiplies bfloat16 numbers in hardware.
+
+    Recent GPUs do, and CPUs with AMX or AVX-512 BF16.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # The oldest supported torch lacks this function; then assume no support.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
