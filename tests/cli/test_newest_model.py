@@ -36,9 +36,6 @@ def test_opens_the_newest_model_that_runs_here(
     use_models(monkeypatch, [broken, broken])
     with pytest.raises(ModelError, match="none of the 2 models"):
         open_newest()
-    use_models(monkeypatch, [])
-    with pytest.raises(ModelError, match=r"fada export.*--model"):
-        open_newest()
     use_models(monkeypatch, [model])
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError):
