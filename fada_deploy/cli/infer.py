@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Exported model, or the folder of a run. [default: the newest export that this machine "
-    "can run]",
+    help="Exported model, the folder of a run, or builtin. [default: the newest export that this "
+    "machine can run, or else the built-in model]",
 )
 @click.option(
     "-o",
