@@ -23,6 +23,7 @@ from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
+from fada_deploy.common.selection import SELECTION
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
@@ -49,6 +50,7 @@ from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, requir
 from fada_deploy.training.result import TrainingResult
 from fada_deploy.training.run_files import check_fingerprints, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
+from fada_deploy.training.selection import SOURCE_CLASSES, select_stage
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.selftrain import train_self_training
@@ -97,6 +99,10 @@ def train(
                     training.score_stage(stage)
                 # The next stage of the other processes reads the weights of this one.
                 distributed.barrier()
+        if distributed.is_main_process():
+            start = training.setup.start_weights
+            select_stage(run, training.tgt_frames, start=start, seed=config.seed, device=device)
+        distributed.barrier()
     return training.result()
 
 
@@ -143,6 +149,7 @@ class TrainingRun:
         if (self.folder / stage / WEIGHTS).is_file():
             logger.info("%s: already trained", stage)
             return
+        (self.folder / SELECTION).unlink(missing_ok=True)
         stages = {
             "source": self._source,
             "adversarial": self._adversarial,
@@ -283,7 +290,7 @@ class TrainingRun:
 
     def _class_contents(self) -> NDArray[np.bool_]:
         """Return which source file contains which class, (N, K); stored in the run."""
-        path = self.folder / "source_classes.npz"
+        path = self.folder / SOURCE_CLASSES
         with distributed.main_process_first():
             if not path.is_file():
                 contents, errors = class_contents(self.src_frames)
