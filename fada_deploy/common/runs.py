@@ -171,8 +171,9 @@ def newer_stage(model: Path, provenance: Mapping[str, Any]) -> str | None:
     selection, _ = _selection(run)
     if selection is not None:
         chosen = selection.chosen_candidate
-        iteration = provenance.get("iteration", chosen.iteration)
-        return None if (stage, iteration) == (chosen.stage, chosen.iteration) else chosen.name
+        iteration = provenance.get("iteration")
+        is_same = iteration is None or iteration == chosen.iteration
+        return None if is_same and stage == chosen.stage else chosen.name
     finished = _finished(run)
     last = finished[-1].parent.name if finished else stage
     return last if STAGES.index(last) > STAGES.index(stage) else None
