@@ -42,8 +42,10 @@ from fada_deploy.training.weights.checkpoints import load_model
 
 # Name → the criterion as a value of which higher is better.
 CRITERIA: dict[str, Callable[[UnlabeledScores], float]] = {
+    "score": lambda s: s.score,
     "consistency": lambda s: s.mean_consistency,
     **{name: lambda s, name=name: s.consistency[name] for name in CHANGES},
+    "expected IoU": lambda s: s.expected_iou,
     "ensemble": lambda s: s.ensemble_agreement,
     "density": lambda s: s.neighborhood_density,
     "mirror": lambda s: s.mirror_agreement,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -17,6 +17,10 @@ from fada_deploy.common.files import write_text
 SELECTION = "selection.json"
 # The name of the weights that `--start` gave, among the candidates.
 START = "start"
+
+# The parts of the score: the consistency for each change of the frames, and the expected IoU.
+Part = Literal["mirrored", "smaller", "larger", "recolored", "expected_iou"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 _Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]
@@ -48,8 +52,10 @@ class CandidateDocument(msgspec.Struct, frozen=True, kw_only=True):
         iteration: The last iteration; null if unknown.
         weights: The weights file; relative to the run, unless the candidate is `start`.
         sha256: SHA-256 of the weights file.
-        consistency: The mean of `consistency_by_change`; the candidate with the highest is chosen.
+        score: (consistency² · expected_iou)^(1/3); the candidate with the highest is chosen.
+        consistency: The mean of `consistency_by_change`.
         consistency_by_change: Consistency for each change of the frames.
+        expected_iou: Mean IoU that the probabilities predict for their labels.
         ensemble_agreement: Fraction of pixels with the label of the averaged candidates.
         neighborhood_density: Soft neighborhood density in nats.
         mirror_agreement: Fraction of pixels whose label does not change if the frame is mirrored.
@@ -64,8 +70,10 @@ class CandidateDocument(msgspec.Struct, frozen=True, kw_only=True):
     iteration: int | None
     weights: str
     sha256: str
+    score: _Fraction
     consistency: _Fraction
     consistency_by_change: ConsistencyDocument
+    expected_iou: _Fraction
     ensemble_agreement: _Fraction
     neighborhood_density: _AtLeastZero
     mirror_agreement: _Fraction
@@ -80,20 +88,18 @@ class SelectionDocument(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: Version of this format.
-        criterion: The criterion that decides.
         frames: Number of target frames that were used, without their labels.
         chosen: Name of the chosen candidate, which is never `start`.
         best: Name of the best candidate; differs from `chosen` only if that is `start`.
-        agreeing_changes: The changes of the frames for which `best` is also the best alone.
+        agreeing: The parts of the score by which alone `best` is also the best.
         candidates: The candidates in training order.
     """
 
     version: Literal[1] = 1
-    criterion: Literal["consistency"] = "consistency"
     frames: Annotated[int, msgspec.Meta(ge=1)]
     chosen: str
     best: str
-    agreeing_changes: tuple[Literal["mirrored", "smaller", "larger", "recolored"], ...]
+    agreeing: tuple[Part, ...]
     candidates: Annotated[tuple[CandidateDocument, ...], msgspec.Meta(min_length=2)]
 
     def __post_init__(self) -> None:
@@ -112,7 +118,8 @@ class SelectionDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TABLE_HEADER = (
-    "stage", "consistency %", "ensemble %", "density", "mirror %", "entropy", "missing classes",
+    "stage", "score %", "consistency %", "expected IoU %", "ensemble %", "density", "mirror %",
+    "entropy", "missing classes",
 )  # fmt: skip
 
 
@@ -121,7 +128,9 @@ def table_rows(document: SelectionDocument) -> list[list[str]]:
     return [
         [
             each.name,
+            f"{100 * each.score:.1f}",
             f"{100 * each.consistency:.1f}",
+            f"{100 * each.expected_iou:.1f}",
             f"{100 * each.ensemble_agreement:.1f}",
             f"{each.neighborhood_density:.2f}",
             f"{100 * each.mirror_agreement:.1f}",
@@ -135,10 +144,9 @@ def table_rows(document: SelectionDocument) -> list[list[str]]:
 def describe_choice(document: SelectionDocument) -> str:
     """Return one line with the chosen candidate, why, and how sure that is."""
     best = "" if document.best == document.chosen else f"; the best is {document.best}"
-    total = len(ConsistencyDocument.__struct_fields__)
     return (
-        f"chosen without labels: {document.chosen} (highest consistency of this run{best}; "
-        f"{len(document.agreeing_changes)} of {total} changes of the frames agree)"
+        f"chosen without labels: {document.chosen} (highest score of this run{best}; "
+        f"{len(document.agreeing)} of {len(PARTS)} parts of the score agree)"
     )
 
 

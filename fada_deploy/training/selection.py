@@ -1,9 +1,10 @@
 """Choose the stage of a run that is best on the target, without labels of the target.
 
 The candidates are the finished stages, their checkpoints, and the weights of `--start`. The one
-whose labels change least when frames are mirrored, resized or recolored is chosen, measured as the
-mean IoU over classes, so that a network that has lost classes does not win. docs/results has the
-comparison of this criterion with others.
+with the highest score is chosen. The score combines how little the labels change when frames are
+mirrored, resized or recolored with the IoU that the probabilities predict. Both are means over
+classes, so that a network that has lost classes does not win. docs/results compares the score with
+other criteria.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.progress import progress_bar
 from fada_deploy.common.runs import STAGES, WEIGHTS, all_weights
 from fada_deploy.common.selection import (
+    PARTS,
     START,
     TABLE_HEADER,
     CandidateDocument,
@@ -39,7 +41,6 @@ from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.unlabeled_scores import (
-    CHANGES,
     TargetFrames,
     UnlabeledScores,
     missing_classes,
@@ -124,23 +125,20 @@ def choose(
 ) -> SelectionDocument:
     """Return the document of scored candidates, in training order.
 
-    The candidate with the highest mean consistency is the best; of equal ones, the last.
+    The candidate with the highest score is the best; of equal ones, the last.
     """
     order = range(len(candidates))
-    best = max(order, key=lambda i: (scores[i].mean_consistency, i))
+    best = max(order, key=lambda i: (scores[i].score, i))
     own = [i for i in order if candidates[i].name != START]
-    chosen = max(own, key=lambda i: (scores[i].mean_consistency, i))
-    agreeing = [
-        change
-        for change in CHANGES
-        if max(order, key=lambda i: (scores[i].consistency[change], i)) == best
-    ]
+    chosen = max(own, key=lambda i: (scores[i].score, i))
+    parts = [each.consistency | {"expected_iou": each.expected_iou} for each in scores]
+    agreeing = [part for part in PARTS if max(order, key=lambda i: (parts[i][part], i)) == best]
     missing = [missing_classes(source_fractions, each.frame_fractions) for each in scores]
     document: dict[str, Any] = {
         "frames": frames,
         "chosen": candidates[chosen].name,
         "best": candidates[best].name,
-        "agreeing_changes": tuple(agreeing),
+        "agreeing": tuple(agreeing),
     }
     documents = tuple(
         _candidate_document(candidates[i], scores[i], missing[i], missing[0], space, run)
@@ -225,8 +223,10 @@ def _candidate_document(
         iteration=candidate.iteration,
         weights=path.as_posix(),
         sha256=candidate.sha256,
+        score=scores.score,
         consistency=scores.mean_consistency,
         consistency_by_change=ConsistencyDocument(**scores.consistency),
+        expected_iou=scores.expected_iou,
         ensemble_agreement=scores.ensemble_agreement,
         neighborhood_density=scores.neighborhood_density,
         mirror_agreement=scores.mirror_agreement,

@@ -40,6 +40,7 @@ class UnlabeledScores:
     Attributes:
         consistency: For each of `CHANGES`, the mean IoU of the labels of the frames with those of
             the changed frames; higher is better.
+        expected_iou: Mean IoU that the probabilities predict for their labels; higher is better.
         ensemble_agreement: Fraction of pixels with the label of the averaged candidates (Hu et al.,
             2023, EnsV); higher is better.
         neighborhood_density: Soft neighborhood density, in nats; higher is better.
@@ -51,6 +52,7 @@ class UnlabeledScores:
     """
 
     consistency: dict[str, float]
+    expected_iou: float
     ensemble_agreement: float
     neighborhood_density: float
     mirror_agreement: float
@@ -60,8 +62,19 @@ class UnlabeledScores:
 
     @property
     def mean_consistency(self) -> float:
-        """The mean consistency over all changes; it decides which candidate is chosen."""
+        """The mean consistency over all changes."""
         return float(np.mean(list(self.consistency.values())))
+
+    @property
+    def score(self) -> float:
+        """The criterion that decides: (mean consistency² · expected IoU)^(1/3).
+
+        A network that has become too sure of wrong labels has a high expected IoU but is less
+        consistent, and one that was trained with more augmentation is more consistent but not more
+        sure. The consistency has twice the weight because it was the better of the two on real
+        frames (docs/results).
+        """
+        return float(np.cbrt(self.mean_consistency**2 * self.expected_iou))
 
 
 def neighborhood_density(
@@ -92,12 +105,23 @@ def overlap(labels: Tensor, other: Tensor, num_classes: int) -> Tensor:
 
 
 def mean_iou(overlaps: Tensor, classes: NDArray[np.bool_]) -> float:
-    """Return the mean IoU over `classes` (K,) from intersections and unions (2, K).
+    """Return the mean IoU over `classes` (K,) from intersections and unions (2, K) in pixels.
 
     A class that neither label map contains counts as 0, so a network loses by not predicting it.
     """
-    common, union = overlaps.numpy()[:, classes]
-    return float((common / np.maximum(union, 1)).mean())
+    common, union = overlaps.double().numpy()[:, classes]
+    return float(np.divide(common, union, out=np.zeros_like(common), where=union > 0).mean())
+
+
+def expected_overlap(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return the expected intersection and union of labels (n,) with the truth, (2, K) float64.
+
+    The truth of a pixel is assumed to be class k with its probability in `probabilities` (n, K).
+    """
+    p = probabilities.double()
+    is_label = F.one_hot(labels.long(), p.shape[1]).double()
+    common = (p * is_label).sum(0)
+    return torch.stack([common, p.sum(0) + is_label.sum(0) - common])
 
 
 def missing_classes(
@@ -156,6 +180,7 @@ class Predictions:
         labels: Labels of the V valid pixels of each frame, (N, V) uint8; pixels that show the car
             itself are not valid.
         overlaps: For each of `CHANGES`, intersection and union of each class, (2, K) pixels.
+        expected: Expected intersection and union of each class, (2, K) pixels.
         densities: Soft neighborhood density of each frame.
         entropies: Mean entropy of each frame, in nats.
         num_classes: K.
@@ -163,12 +188,13 @@ class Predictions:
 
     labels: Tensor
     overlaps: dict[str, Tensor]
+    expected: Tensor
     densities: list[float]
     entropies: list[float]
     num_classes: int
 
     def scores(self, consensus: Tensor, classes: NDArray[np.bool_]) -> UnlabeledScores:
-        """Return the criteria, with the consistency of `classes` (K,).
+        """Return the criteria, with the mean IoUs over `classes` (K,).
 
         `consensus` (N, V) are the labels of the averaged candidates.
         """
@@ -177,6 +203,7 @@ class Predictions:
         ).double()
         return UnlabeledScores(
             consistency={name: mean_iou(o, classes) for name, o in self.overlaps.items()},
+            expected_iou=mean_iou(self.expected, classes),
             ensemble_agreement=float((self.labels == consensus).double().mean()),
             neighborhood_density=float(np.mean(self.densities)),
             mirror_agreement=float(self.overlaps["mirrored"][0].sum() / self.labels.numel()),
@@ -197,7 +224,7 @@ def score_candidates(
     """Score candidates on the same frames, at the resolution of the first candidate's logits.
 
     One network is loaded at a time; the probabilities of one candidate and their sum over the
-    candidates are in memory. The consistency is a mean over `classes` (K,). `seed` selects pixels
+    candidates are in memory. The mean IoUs are over `classes` (K,). `seed` selects pixels
     and colors. `on_frame` is called after each frame of each candidate.
     """
     predictions, total = [], torch.empty(0)
@@ -233,6 +260,7 @@ def predict(
     """
     num_classes = model.spec.space.num_classes
     overlaps = {name: torch.zeros(2, num_classes, dtype=torch.int64) for name in CHANGES}
+    expected = torch.zeros(2, num_classes, dtype=torch.float64)
     kept, labels, densities, entropies = [], [], [], []
     for number, frame in enumerate(frames.at(model.spec.size_hw)):
         rng = np.random.default_rng([seed, number])
@@ -244,12 +272,15 @@ def predict(
         densities.append(float(neighborhood_density(pixels[chosen])))
         entropies.append(float(entropy(pixels, 1).mean()))
         labels.append(pixels.argmax(1).to(torch.uint8))
+        expected += expected_overlap(pixels, labels[-1])
         for name in CHANGES:
             changed = views[name].argmax(0)[valid].to(torch.uint8)
             overlaps[name] += overlap(labels[-1], changed, num_classes)
         kept.append(views["original"])
         on_frame()
-    predictions = Predictions(torch.stack(labels), overlaps, densities, entropies, num_classes)
+    predictions = Predictions(
+        torch.stack(labels), overlaps, expected, densities, entropies, num_classes
+    )
     return predictions, torch.stack(kept)
 
 

@@ -120,6 +120,8 @@ def write_choice(run: Path, chosen: str, *names: str) -> None:
                 consistency_by_change=ConsistencyDocument(
                     mirrored=0.5, smaller=0.5, larger=0.5, recolored=0.5
                 ),
+                score=0.5,
+                expected_iou=0.5,
                 ensemble_agreement=0.9,
                 neighborhood_density=3.0,
                 mirror_agreement=0.9,
@@ -130,7 +132,7 @@ def write_choice(run: Path, chosen: str, *names: str) -> None:
             )
         )
     document = SelectionDocument(
-        frames=5, chosen=chosen, best=chosen, agreeing_changes=("mirrored", "smaller"),
+        frames=5, chosen=chosen, best=chosen, agreeing=("mirrored", "smaller"),
         candidates=tuple(candidates),
     )  # fmt: skip
     write_selection(run, document)
@@ -145,7 +147,7 @@ def test_the_chosen_stage_replaces_the_last_one(
     write_choice(run, "selftrain", *stages)
     assert final_weights(run) == run / "selftrain" / "weights.safetensors"
     (line,) = caplog.messages
-    assert "chosen without labels: selftrain" in line and "2 of 4 changes" in line
+    assert "chosen without labels: selftrain" in line and "2 of 5 parts" in line
     # Who names a stage or a file wants it.
     assert final_weights(run / "distill") == run / "distill" / "weights.safetensors"
     assert len(caplog.messages) == 1

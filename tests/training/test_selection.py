@@ -42,13 +42,16 @@ Fada = Callable[..., tuple[int, str, str]]
 
 
 def make_scores(
-    consistency: tuple[float, ...], frame_fractions: dict[str, float] | None = None
+    consistency: tuple[float, ...],
+    frame_fractions: dict[str, float] | None = None,
+    expected_iou: float = 0.5,
 ) -> UnlabeledScores:
     fractions = np.full(K, 0.5)
     for name, fraction in (frame_fractions or {}).items():
         fractions[CITYSCAPES_13.names.index(name)] = fraction
     return UnlabeledScores(
         consistency=dict(zip(CHANGES, consistency, strict=True)),
+        expected_iou=expected_iou,
         ensemble_agreement=0.9,
         neighborhood_density=3.0,
         mirror_agreement=0.95,
@@ -78,16 +81,30 @@ def test_the_most_consistent_candidate_is_chosen() -> None:
         {
             "source": make_scores((0.5, 0.6, 0.5, 0.5)),
             "adversarial/000100": make_scores((0.7, 0.5, 0.6, 0.6)),
-            "adversarial": make_scores((0.6, 0.55, 0.5, 0.55), {"car": 0.02, "sky": 0.025}),
+            "adversarial": make_scores((0.6, 0.55, 0.5, 0.55), {"car": 0.02, "sky": 0.025}, 0.55),
         }
     )
     assert document.chosen == document.best == "adversarial/000100"
-    assert document.agreeing_changes == ("mirrored", "larger", "recolored")
+    assert document.agreeing == ("mirrored", "larger", "recolored")
     assert [each.consistency for each in document.candidates] == pytest.approx([0.525, 0.6, 0.55])
     assert document.chosen_candidate.weights == "adversarial/000100/weights.safetensors"
     assert document.candidates[2].missing_classes == ("sky", "car")
     assert document.candidates[2].vanished_classes == ("sky", "car")
     assert document.candidates[0].class_fractions["road"] == pytest.approx(1 / K)
+
+
+def test_a_sure_network_must_also_be_consistent() -> None:
+    document = choose_among(
+        {
+            "source": make_scores((0.6, 0.6, 0.6, 0.6), expected_iou=0.4),
+            "adversarial": make_scores((0.5, 0.5, 0.5, 0.5), expected_iou=0.55),
+            "selftrain": make_scores((0.5, 0.5, 0.5, 0.5), expected_iou=0.7),
+        }
+    )
+    # 0.36 · 0.4 = 0.144, 0.25 · 0.55 = 0.1375 and 0.25 · 0.7 = 0.175
+    want = [0.144 ** (1 / 3), 0.1375 ** (1 / 3), 0.175 ** (1 / 3)]
+    assert [each.score for each in document.candidates] == pytest.approx(want)
+    assert document.chosen == "selftrain" and document.agreeing == ("expected_iou",)
 
 
 def test_the_last_of_equal_candidates_is_chosen() -> None:
@@ -98,12 +115,12 @@ def test_the_last_of_equal_candidates_is_chosen() -> None:
 def test_the_start_can_be_best_but_is_never_chosen() -> None:
     document = choose_among(
         {
-            "start": make_scores((0.7, 0.7, 0.7, 0.7), {"person": 0.0}),
+            "start": make_scores((0.7, 0.7, 0.7, 0.7), {"person": 0.0}, 0.6),
             "selftrain": make_scores((0.6, 0.6, 0.6, 0.6), {"person": 0.0, "bus": 0.0}),
         }
     )
     assert (document.chosen, document.best) == ("selftrain", "start")
-    assert document.agreeing_changes == CHANGES
+    assert document.agreeing == (*CHANGES, "expected_iou")
     # The first candidate does not predict persons either, so they have not vanished.
     assert document.candidates[1].missing_classes == ("person", "bus")
     assert document.candidates[1].vanished_classes == ("bus",)
@@ -150,12 +167,12 @@ def test_a_collapsed_stage_is_flagged_and_not_exported(
     assert code == 0
     document = read_selection(collapsed)
     assert document is not None and document.chosen == "source"
-    assert len(document.agreeing_changes) == 4 and document.frames == 16
+    assert len(document.agreeing) == 5 and document.frames == 16
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert any("than the stage source" in line for line in warnings)
     (vanished,) = (line for line in warnings if "no longer contain" in line)
     assert "adversarial: " in vanished and "road" in vanished and "sky" not in vanished
-    assert "chosen without labels: source" in err and "consistency %" in err
+    assert "chosen without labels: source" in err and "expected IoU %" in err
     assert document.candidates[1].class_fractions["sky"] == pytest.approx(1, abs=0.01)
     names = document.candidates[1].vanished_classes
     assert {"road", "building", "car"} <= set(names)

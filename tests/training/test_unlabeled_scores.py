@@ -21,6 +21,7 @@ from fada_deploy.training.unlabeled_scores import (
     TargetFrames,
     UnlabeledScores,
     entropy,
+    expected_overlap,
     mean_iou,
     missing_classes,
     neighborhood_density,
@@ -125,6 +126,13 @@ def test_mean_iou_counts_a_class_that_nobody_predicts_as_zero() -> None:
     classes = np.arange(K) < 7
     got = mean_iou(overlap(torch.from_numpy(a), torch.from_numpy(b), K), classes)
     assert got == pytest.approx(numpy_iou(a, b, classes))
+    # Half of the probability of each pixel is on its label, so half of its class is expected.
+    p = np.full((30, K), 0.5 / (K - 1))
+    p[np.arange(30), a] = 0.5
+    expected = expected_overlap(torch.from_numpy(p), torch.from_numpy(a))
+    np.testing.assert_allclose(expected[0].numpy(), [(a == k).sum() / 2 for k in range(K)])
+    union = [(a == k).sum() + p[a != k, k].sum() for k in range(K)]
+    np.testing.assert_allclose(expected[1].numpy(), union)
     same = overlap(torch.from_numpy(a), torch.from_numpy(a), K)
     assert mean_iou(same, classes) == pytest.approx(5 / 7)
 
@@ -148,6 +156,13 @@ def test_all_criteria_of_two_candidates_equal_a_numpy_reading(dataset: FrameData
         assert scores.consistency["mirrored"] == pytest.approx(want)
         assert scores.ensemble_agreement == pytest.approx((labels == consensus).mean())
         flat = own[:, valid]
+        shown = np.flatnonzero(classes)
+        sure = [flat[labels == k, k].sum() for k in shown]
+        either = [(labels == k).sum() + flat[labels != k, k].sum() for k in shown]
+        want = np.mean(np.array(sure) / either)
+        assert scores.expected_iou == pytest.approx(want, abs=1e-5)
+        mean = np.mean(list(scores.consistency.values()))
+        assert scores.score == pytest.approx((mean * mean * want) ** (1 / 3), abs=1e-5)
         assert scores.entropy == pytest.approx(-(flat * np.log(flat)).sum(-1).mean(), abs=1e-5)
         # There are 72 valid pixels, so the neighborhood density is of all of them.
         density = np.mean([numpy_density(frame) for frame in flat])
@@ -189,6 +204,7 @@ def test_a_constant_network_is_sure_and_consistent_but_does_not_win(
     assert got[1].mirror_agreement == 1 and got[1].entropy < got[0].entropy
     assert got[1].mean_consistency == pytest.approx(1 / K)
     assert got[1].mean_consistency < got[0].mean_consistency - 0.1
+    assert got[1].expected_iou < got[0].expected_iou and got[1].score < got[0].score
     assert set(got[0].consistency) == set(CHANGES)
 
 
