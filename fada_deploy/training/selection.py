@@ -155,7 +155,9 @@ def source_frame_fractions(run: Path, num_classes: int) -> NDArray[np.float64]:
     path = run / SOURCE_CLASSES
     if not path.is_file():
         return np.zeros(num_classes)
-    return np.asarray(np.load(path)["contents"].mean(0), np.float64)
+    # One array, (N, K): which file contains a class, or how many pixels of it.
+    (contents,) = np.load(path).values()
+    return np.asarray((contents > 0).mean(0), np.float64)
 
 
 def _candidates(run: Path, start: Path | None) -> list[Candidate]:
