@@ -1,7 +1,7 @@
 """Compare the adaptation methods: `python benchmarks/adaptation.py --seeds 1,2,3 --jobs 2`.
 
 By default a town is rendered for each seed. With `--src` and `--tgt` (TOML files) the methods are
-compared on that pair of data sets. Every row is trained with the preset `small`; its last weights
+compared on that pair of data sets. Every row is trained with the recipe `small`; its last weights
 are scored on the validation frames of the target, which never select a checkpoint. Finished rows
 are not trained again. Prints a table and one JSON line.
 """
@@ -21,7 +21,7 @@ from fada_deploy.common.tables import format_table
 from fada_deploy.training.settings import make_config
 
 SMALL = make_config(
-    preset="small", file=None, settings=[], options={"src": "gta5", "tgt": "cityscapes"}
+    recipe="small", file=None, settings=[], options={"src": "gta5", "tgt": "cityscapes"}
 )
 BOTH = SMALL.source.iterations + SMALL.adversarial.iterations
 METHODS = ("feature", "fada-hard", "fada", "adaptsegnet", "advent")
@@ -86,8 +86,8 @@ def run_seed(args: argparse.Namespace, seed: int, threads: int) -> None:
         run = args.out / f"seed{seed}" / name
         if not (run / stage / "scores.json").is_file():
             weights = [] if start is None else ["--start", args.out / f"seed{seed}" / start]
-            preset = ["--preset", "small", *args.train, "--seed", seed, "--stages", stage]
-            fada("train", *common, *preset, *arguments, *weights, "--out", run, threads=threads)
+            recipe = ["--recipe", "small", *args.train, "--seed", seed, "--stages", stage]
+            fada("train", *common, *recipe, *arguments, *weights, "--out", run, threads=threads)
 
 
 def score(args: argparse.Namespace, seed: int, name: str) -> float | None:

@@ -1,6 +1,6 @@
 """CPU cost of a training sample: `python benchmarks/loading.py`.
 
-Renders frames at the size of GTA5, 1914×1052, and loads samples like the preset `paper`: decode
+Renders frames at the size of GTA5, 1914×1052, and loads samples like the recipe `paper`: decode
 frame and labels, resize to 1280×720, color jitter. For comparison the same frames are decoded from
 files already resized to 1280×720, as PNG and as JPEG. Prints the milliseconds of one core per step,
 samples per second with several threads, and one JSON line.

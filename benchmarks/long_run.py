@@ -1,6 +1,6 @@
 """Memory, threads and file descriptors over 1,000 training iterations: `benchmarks/long_run.py`.
 
-Trains the source stage (600 iterations) and the adversarial stage (400) of the preset `small` on a
+Trains the source stage (600 iterations) and the adversarial stage (400) of the recipe `small` on a
 small rendered town in a process of its own, and samples that process every second. The second tenth
 of each stage is compared with its last but one, so that neither the setup of a stage nor its final
 scoring counts as growth. Prints a table and one JSON line.
@@ -47,7 +47,7 @@ def train(folder: Path, frames: int) -> dict[str, list[Sample]]:
     run = folder / "run"
     command = [
         sys.executable, "-m", "fada_deploy", "train",
-        "--preset", "small", "--stages", ",".join(STAGES),
+        "--recipe", "small", "--stages", ",".join(STAGES),
         "--src", "gta5", "--src-root", folder / "gta5",
         "--tgt", "cityscapes", "--tgt-root", folder / "cityscapes", "--out", run,
     ]  # fmt: skip

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TrainOptions(TypedDict, total=False):
-    """Settings of a run that `train` accepts by name; each has the default of its preset.
+    """Settings of a run that `train` accepts by name; each has the default of its recipe.
 
     Attributes:
         src_root: Folder of a single source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
@@ -29,7 +29,8 @@ class TrainOptions(TypedDict, total=False):
             "source".
         stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
         label_space: "cityscapes-19", "-16", "-13", or a TOML file.
-        init: File with ImageNet weights, "imagenet", or "none".
+        init: File with ImageNet weights, "imagenet" (from an installed package or downloaded), or
+            "none".
         start: Run or weights file that replaces the stages that are left out.
         augment: Augmentation in every stage: "none", "light" or "strong".
         size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
@@ -56,7 +57,7 @@ def train(
     *,
     src: str | Path | Sequence[str | Path] | None = None,
     tgt: str | Path | None = None,
-    preset: str | None = None,
+    recipe: str | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -72,10 +73,12 @@ def train(
 
     Args:
         src: Labeled source: a data set ("gta5", "synthia", "cityscapes"), a TOML file, "rendered",
-            or a list of them, which provide equal parts of each batch.
+            or a list of them, which provide equal parts of each batch. The recipe "deploy" adds
+            "rendered" to a single source, and uses it alone if there is none.
         tgt: Unlabeled target: the name of a data set, a TOML file, a video, or a folder of videos
             or images.
-        preset: "paper" (the published settings) or "small" (for CPUs and small networks) [paper].
+        recipe: "paper" (the published settings), "deploy" (for real footage and real-time networks)
+            or "small" (from random weights on CPUs) [deploy for a real-time backbone, else paper].
         config: TOML file with settings; the other arguments override it.
         settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
             Sizes are (height, width) or "WIDTHxHEIGHT".
@@ -102,7 +105,7 @@ def train(
     where = choose_device(device)
     chosen = _run_settings(src, tgt, options) | dict(settings or {})
     if resume is not None:
-        names = (("preset", preset), ("config", config), ("out", out))
+        names = (("recipe", recipe), ("config", config), ("out", out))
         given = [*chosen, *(name for name, value in names if value)]
         if given:
             raise UsageError(
@@ -111,7 +114,7 @@ def train(
         run = Path(resume)
         return train_run(load_config(run), run, device=where, tensorboard=tensorboard)
     file = None if config is None else Path(config)
-    run_config = make_config(preset=preset, file=file, settings=[], options=chosen)
+    run_config = make_config(recipe=recipe, file=file, settings=[], options=chosen)
     folder = None if out is None else Path(out)
     run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
     return train_run(run_config, run, device=where, tensorboard=tensorboard)

@@ -17,10 +17,12 @@ from fada_deploy.common.progress import set_progress_factory
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a temporary folder that replaces the user's cache folder."""
+    """Return a temporary folder that replaces the user's cache folder; nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        patch.setenv("FADA_WEIGHTS_URL", (folder / "mirror").as_uri())
         yield folder
 
 
@@ -113,7 +115,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "batch=4",
     ]
     config = make_config(
-        preset="paper",
+        recipe="paper",
         file=None,
         settings=[f"source.{s}" for s in settings] + ["size=192x128", "src_size=192x128"],
         options={
@@ -122,6 +124,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "src_root": str(streets / "gta5"),
             "tgt_root": str(streets / "cityscapes"),
             "backbone": "ddrnet23-slim",
+            "init": "none",
             "stages": ("source",),
         },
     )

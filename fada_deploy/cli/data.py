@@ -189,5 +189,5 @@ def render(
         f"{out}: wrote {source_scenes} source, {target_scenes} target and {val_scenes} validation "
         f"scenes and {video_seconds:g} s of video\n"
         f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes "
-        "--preset small --stages source,adversarial"
+        "--recipe small --stages source,adversarial"
     )

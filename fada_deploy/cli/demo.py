@@ -67,11 +67,11 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
     from fada_deploy.common.runs import RUNS
     from fada_deploy.training.device import choose_device
     from fada_deploy.training.models.segmentation import check_size
-    from fada_deploy.training.presets import PRESETS
+    from fada_deploy.training.recipes import RECIPES
 
     # Check the options now, since the training starts minutes later.
     choose_device(device)
-    check_size(PRESETS["small"]["backbone"], size)
+    check_size(RECIPES["small"]["backbone"], size)
     if out is None:
         out = numbered_dir(Path(), "demo")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -84,7 +84,7 @@ def command(out: Path | None, size: tuple[int, int], seed: int, device: str) -> 
     _run_command("data", "render", "--out", data, *counts, "--size", size_text, "--seed", seed)
     _run_command(
         "train", "--src", "gta5", "--tgt", "cityscapes", *roots,
-        "--preset", "small", "--size", size_text, "--seed", seed, "--device", device, "--out", run,
+        "--recipe", "small", "--size", size_text, "--seed", seed, "--device", device, "--out", run,
     )  # fmt: skip
     _run_command("export", run)
     _run_command("infer", video, "--model", run / "export" / "model.onnx", "--out", out)

@@ -134,7 +134,7 @@ def _make_config(released: ReleasedCheckpoint, options: dict[str, Any]) -> RunCo
         "method": "source" if released.stage == "source" else "fada",
         "distill.size" if released.stage == "distill" else "size": spec.size_hw,
     }
-    return make_config(preset="paper", file=None, settings=[], options=settings)
+    return make_config(recipe="paper", file=None, settings=[], options=settings)
 
 
 def _write_run(

@@ -267,7 +267,7 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
     parts = [f"{config['src']} → {config['tgt']}"] if "src" in config and "tgt" in config else []
     parts += [
         f"{key} {config[key]}"
-        for key in ("method", "backbone", "preset", "init", "seed")
+        for key in ("method", "backbone", "recipe", "init", "seed")
         if key in config
     ]
     parts += [f"stage {provenance['stage']}"] if "stage" in provenance else []

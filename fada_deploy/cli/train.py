@@ -32,7 +32,8 @@ _BACKBONES = (
     metavar="NAME|TOML",
     multiple=True,
     help="Labeled source: gta5, synthia, cityscapes, rendered, or the path of a .toml file; may be "
-    "repeated. rendered needs no files: its scenes are rendered on first use.",
+    "repeated. rendered needs no files: its scenes are rendered on first use. --recipe deploy adds "
+    "it to a single --src.",
 )
 @click.option(
     "--src-weight",
@@ -40,6 +41,11 @@ _BACKBONES = (
     metavar="WEIGHT",
     multiple=True,
     help="Part of each --src in a batch, in the same order. [default: equal parts]",
+)
+@click.option(
+    "--no-rendered",
+    is_flag=True,
+    help="With --recipe deploy: do not add the source rendered to --src.",
 )
 @click.option(
     "--rendered-scenes",
@@ -77,13 +83,15 @@ _BACKBONES = (
     "--backbone",
     metavar="NAME",
     help=f"Network: {', '.join(_BACKBONES)}. "
-    "[default: resnet101; with --preset small: ddrnet23-slim]",
+    "[default: resnet101; with --recipe deploy: efficientnet-lite0; with --recipe small: "
+    "ddrnet23-slim]",
 )
 @click.option(
-    "--preset",
+    "--recipe",
     metavar="NAME",
-    help="paper: the published settings, for a GPU and ImageNet weights, which are not included "
-    "(--init). small: trains from random weights on two CPU cores. [default: paper]",
+    help="deploy: for real footage, on two CPU cores or a GPU; needs no --src. paper: published "
+    "settings, for a GPU. small: from random weights, to try things out. [default: deploy for a "
+    "real-time --backbone, else paper]",
 )
 @click.option(
     "--config",
@@ -116,20 +124,21 @@ _BACKBONES = (
     "--batch",
     type=click.IntRange(1),
     metavar="N",
-    help="Images per iteration; per domain in the adversarial stage. [default: 8, adversarial 4; "
-    "with --preset small: 4]",
+    help="Images per iteration; per domain in the stages adversarial and selftrain. [default: 8, "
+    "adversarial 4, selftrain 2; with --recipe deploy: 6; with --recipe small: 4]",
 )
 @click.option(
     "--size",
     type=SIZE,
     help="Input size of all stages; source frames are resized to it. [default: 1024x512, distill "
-    "2048x1024 with crops of 1024x512, source frames 1280x720; with --preset small: 320x192]",
+    "2048x1024 with crops of 1024x512, source frames 1280x720; with --recipe deploy: 320x240; "
+    "with --recipe small: 320x192]",
 )
 @click.option(
     "--augment",
     metavar="NAME",
     help="Augmentation in every stage: none, light, or strong (zoom, color, blur, noise, JPEG). "
-    "[default: none]",
+    "[default: none; with --recipe deploy: strong]",
 )
 @click.option(
     "--seed",
@@ -141,7 +150,7 @@ _BACKBONES = (
     "--amp",
     metavar="MODE",
     help="Mixed precision: off, bf16, or auto (bf16 if the device computes it in hardware). "
-    "[default: off; with --preset small: auto]",
+    "[default: off; with --recipe deploy or small: auto]",
 )
 @click.option(
     "--accumulate",
@@ -158,8 +167,10 @@ _BACKBONES = (
 @click.option(
     "--init",
     metavar="FILE|NAME",
-    help="Initial backbone weights: a file with ImageNet weights, imagenet (from an installed "
-    "Python package; efficientnet-lite0 only), or none (random). [default: none]",
+    help="Initial backbone weights: a file with ImageNet weights, imagenet (for efficientnet-lite0 "
+    "from an installed Python package; for resnet101, resnet50, resnet18 and vgg16 torchvision's "
+    "file, downloaded on first use), or none (random). [default: imagenet; with --recipe small: "
+    "none]",
 )
 @click.option(
     "--init-norm",
@@ -198,10 +209,11 @@ def command(
     """Adapt a segmentation network from a labeled source to an unlabeled target.
 
     \b
-    fada train --src gta5 --tgt cityscapes --init resnet101-5d3b4d8f.pth
-    fada train --src gta5 --src rendered --tgt drives/ --preset small --augment strong
+    fada train --src gta5 --tgt cityscapes
+    fada train --recipe deploy --tgt drive.mp4
+    fada train --recipe deploy --src mine.toml --tgt drives/
     fada train --resume runs/gta5-cityscapes-resnet101-001
-    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --preset small
+    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --recipe deploy
 
     Ctrl-C saves the state and prints the command that resumes the run. Messages go to stderr;
     --json prints the result on stdout.
@@ -246,12 +258,14 @@ def _make_config(
     )
 
     options |= source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
+    if options.pop("no_rendered"):
+        options.setdefault("extra_sources", [])
     options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
     if options["stages"] is not None:
         options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
-    preset = options.pop("preset")
+    recipe = options.pop("recipe")
     return make_config(
-        preset=preset, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
+        recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
     )
 
 
@@ -271,7 +285,7 @@ def _load_config(run: Path, options: dict[str, Any]) -> RunConfig:
     from fada_deploy.common.errors import UsageError
     from fada_deploy.training.run_files import load_config
 
-    extra = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, ())]
+    extra = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, (), False)]
     if extra:
         raise UsageError(
             f"--resume continues a run with its own settings; leave out {', '.join(extra)}"

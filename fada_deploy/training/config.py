@@ -1,8 +1,8 @@
 """The settings of a training run: one frozen dataclass per stage.
 
-The defaults are the values of the paper; `training.presets` has other starting points.
+The defaults are the values of the paper; `training.recipes` has other starting points.
 docs/how-to/training.md lists the differences. `training.settings` builds a configuration from a
-preset, a file and options. `RunConfig.from_dict` decodes a document and checks types and ranges.
+recipe, a file and options. `RunConfig.from_dict` decodes a document and checks types and ranges.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Stage:
             computes its statistics over a part.
         ema: Decay of the exponential moving average of the weights; 0 disables averaging.
         jitter: Strength of the color jitter: brightness, contrast, saturation, hue.
+        class_weights: Weights of the classes in the segmentation loss on labeled frames: "none", or
+            "log" for 1 / log(1.02 + frequency in the source), which raises rare classes.
     """
 
     iterations: PositiveInt
@@ -86,6 +88,7 @@ class Stage:
     accumulate: PositiveInt = 1
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
+    class_weights: Literal["none", "log"] = "none"
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ class SelfTrainingStage(Stage):
         mask_ratio: Probability that a block is hidden.
         align: Whether to align the domains in the same iterations, by `RunConfig.method` and with
             the settings of the adversarial stage. The schedule is that of this stage.
+        source_free: Whether to learn from the target alone. Its own pseudo-labels replace the
+            source, the teacher keeps the weights that the stage starts from, and normalization uses
+            a mixture of their statistics and those of the target.
     """
 
     iterations: PositiveInt = 40_000
@@ -170,6 +176,7 @@ class SelfTrainingStage(Stage):
     mask_block: PositiveInt = 64
     mask_ratio: Probability = 0.7
     align: bool = False
+    source_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,10 +220,11 @@ class RunConfig:
         label_space: Name of a label space or a TOML file.
         backbone: Name of the backbone.
         method: Alignment method of the adversarial stage; "source" trains without one.
-        preset: Name of the preset that the settings started from.
+        recipe: Name of the recipe that the settings started from.
         stages: Stages to train.
         init: File with ImageNet weights of the backbone, "imagenet" for those of an installed
-            package, or "none" for random weights.
+            package or the ones that torchvision publishes (downloaded on first use), or "none" for
+            random weights.
         init_norm: Input normalization of `init`, if the file does not determine it.
         start: Run or weights file that replaces the stages before the first one in `stages`.
         norm: Normalization layers of the network; "auto" freezes what `init` fully provides.
@@ -251,9 +259,9 @@ class RunConfig:
     label_space: str = "cityscapes-19"
     backbone: str = "resnet101"
     method: MethodName = "fada"
-    preset: str = "paper"
+    recipe: str = "paper"
     stages: tuple[str, ...] = PAPER_STAGES
-    init: str = "none"
+    init: str = "imagenet"
     init_norm: str | None = None
     start: str | None = None
     norm: Literal["auto", "batch", "frozen"] = "auto"
@@ -277,6 +285,11 @@ class RunConfig:
     def sources(self) -> tuple[Source, ...]:
         """All labeled sources, the first one first."""
         return (Source(self.src, self.src_root, self.src_weight), *self.extra_sources)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether any stage reads a labeled source."""
+        return self.stages != ("selftrain",) or not self.selftrain.source_free
 
     @property
     def source_name(self) -> str:
@@ -321,6 +334,8 @@ def _inconsistency(config: RunConfig) -> str:
         )
     if config.selftrain.align and config.method == "source" and "selftrain" in config.stages:
         return "selftrain.align: found true together with method 'source', expected another method"
+    if config.selftrain.align and config.selftrain.source_free:
+        return "selftrain.align: found true together with source_free, but alignment needs a source"
     for name in STAGES:
         stage: Stage = getattr(config, name)
         if stage.batch % stage.accumulate:

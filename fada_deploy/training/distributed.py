@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import FadaError, UsageError
 from fada_deploy.common.progress import set_progress_factory
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -124,12 +124,21 @@ def barrier() -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Run the block in the main process first, so that the others can read the files it writes."""
+    """Run the block in the main process first, so that the others can read the files it writes.
+
+    If it raises a `FadaError` there, the other processes raise one without running the block.
+    """
     if not is_main_process():
-        barrier()
-    yield
-    if is_main_process():
-        barrier()
+        if not all_gather(None)[0]:
+            raise FadaError("stopped, because the main process failed; see its error")
+        yield
+        return
+    try:
+        yield
+    except FadaError:
+        all_gather(False)
+        raise
+    all_gather(True)
 
 
 def convert_sync_batch_norm(model: Module) -> Module:

@@ -42,16 +42,22 @@ def hard_encodings(logits: Tensor) -> Tensor:
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, num_labeled: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+    num_labeled: Tensor | None = None,
 ) -> Tensor:
     """Return the cross entropy of logits / `temperature`, averaged over labeled pixels (eq. 3).
 
     `logits` (B, K, h, w) float are interpolated to the size of `labels` (B, H, W) int64, in which
-    255 is ignored. `num_labeled`, a scalar tensor, replaces the number of labeled pixels as the
-    divisor when the batch is a part of a larger one. The loss of a batch without labels is 0.
+    255 is ignored. `weights` (B, H, W) float makes the average a weighted one. `num_labeled`, a
+    scalar tensor, replaces the result of `count_labeled` as the divisor when the batch is a part of
+    a larger one. The loss of a batch without labels is 0.
     """
-    num_labeled = count_labeled(labels) if num_labeled is None else num_labeled
-    loss: Tensor = _SegmentationLoss.apply(logits, labels, temperature, num_labeled)  # type: ignore[no-untyped-call]
+    num_labeled = count_labeled(labels, weights) if num_labeled is None else num_labeled
+    loss: Tensor = _SegmentationLoss.apply(logits, labels, temperature, weights, num_labeled)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -60,7 +66,12 @@ class _SegmentationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, temperature: float, num_labeled: Tensor
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        temperature: float,
+        weights: Tensor | None,
+        num_labeled: Tensor,
     ) -> Tensor:
         low = full_precision(logits)
         batch, height, width = labels.shape
@@ -72,22 +83,25 @@ class _SegmentationLoss(torch.autograd.Function):
             row_labels = labels[:, rows]
             labeled = row_labels != IGNORE
             index = row_labels.masked_fill(~labeled, 0)[..., None]
+            pixel_weights = labeled if weights is None else labeled * weights[:, rows]
             scaled = interpolation.forward_rows(wide, rows).div_(temperature)
             log_p = log_softmax(scaled)
-            total -= log_p.gather(-1, index)[..., 0].mul_(labeled).sum()
+            total -= log_p.gather(-1, index)[..., 0].mul_(pixel_weights).sum()
             # The gradient of the cross entropy is softmax - one_hot.
             gradient = log_p.exp_()
             gradient.scatter_add_(-1, index, gradient.new_full((), -1.0).expand(index.shape))
-            interpolation.backward_rows(wide_gradient, gradient.mul_(labeled[..., None]), rows)
-        divisor = num_labeled.clamp(min=1)
+            interpolation.backward_rows(
+                wide_gradient, gradient.mul_(pixel_weights[..., None]), rows
+            )
+        divisor = torch.where(num_labeled > 0, num_labeled, 1)
         wide_gradient.div_(temperature).div_(divisor)
         ctx.save_for_backward(interpolation.backward_columns(wide_gradient).to(logits.dtype))
         return total / divisor
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None, None
+        return gradient * grad_outputs[0], None, None, None, None
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -98,9 +112,10 @@ def log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, -1)
 
 
-def count_labeled(labels: Tensor) -> Tensor:
-    """Return the number of labeled pixels, a scalar int64 tensor."""
-    return (labels != IGNORE).sum()
+def count_labeled(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the number of labeled pixels, or the sum of their weights, as a scalar tensor."""
+    labeled = labels != IGNORE
+    return labeled.sum() if weights is None else (labeled * weights).sum()
 
 
 @dataclass(frozen=True, eq=False)

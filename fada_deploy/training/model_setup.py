@@ -40,9 +40,12 @@ class ModelSetup:
         self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device
     ) -> None:
         self.config, self.folder, self.space, self.device = config, folder, space, device
-        self.init = find_pretrained(config.backbone, config.init)
-        mean, std, self._bgr = input_normalization(config.backbone, self.init, config.init_norm)
-        self.spec = ModelSpec(config.backbone, space, config.size, initial_norm(config), mean, std)
+        # The other stages continue from a network.
+        self._has_new_model = not {"source", "distill"}.isdisjoint(config.stages)
+        # A file that is named is checked in any case.
+        uses_init = self._has_new_model or config.init != "imagenet"
+        self._has_init = uses_init and config.init != "none"
+        self.spec = ModelSpec(config.backbone, space, config.size, initial_norm(config))
         self.student_spec = replace(
             self.spec, size_hw=config.distill.size, norm=config.distill.norm
         )
@@ -55,22 +58,31 @@ class ModelSetup:
         self._check_published()
         for stage in config.stages:
             self._check_stage(stage)
+        # After the checks, because this may download a file.
+        self.init = find_pretrained(config.backbone, config.init) if self._has_init else None
+        mean, std, self._bgr = input_normalization(
+            config.backbone, self.init, config.init_norm if uses_init else None
+        )
+        self.spec = replace(self.spec, mean=mean, std=std)
+        self.student_spec = replace(self.student_spec, mean=mean, std=std)
         # Reports an initial weights file that does not match the backbone.
         self.new_model(self.spec)
 
     def log_initial_weights(self) -> None:
-        """Log what the run starts from, and warn where the preset does not suit it."""
+        """Log what the run starts from, and warn where the recipe does not suit it."""
         config = self.config
         if config.start is not None:
             logger.info("starting from %s", self.start_weights)
-        elif self.init is None and config.preset == "paper":
+        if self.init is not None and self._has_new_model:
+            logger.info("%s: ImageNet weights from %s", config.backbone, self.init)
+        elif config.start is None and config.init == "none" and config.recipe == "paper":
             logger.warning(
                 "%s starts from random weights, the paper starts from ImageNet weights; "
                 "use --init FILE to reproduce its results",
                 config.backbone,
             )
-        if self.device.type == "cpu" and config.preset == "paper":
-            logger.warning("the preset paper takes days on a CPU; use --preset small or a GPU")
+        if self.device.type == "cpu" and config.recipe == "paper":
+            logger.warning("the recipe paper takes days on a CPU; use --recipe small or a GPU")
 
     def new_model(self, spec: ModelSpec) -> SegmentationModel:
         """Return an untrained network; it depends only on `spec`, the seed and the init file."""
@@ -129,8 +141,7 @@ class ModelSetup:
             )
 
     def _check_published(self) -> None:
-        has_new_model = self.start_model is None or "distill" in self.config.stages
-        if self.config.published is not None and self.init is None and has_new_model:
+        if self.config.published is not None and self._has_new_model and not self._has_init:
             raise UsageError(
                 "these settings reproduce a published score, which starts from ImageNet weights of "
                 f"{self.config.backbone}; use --init FILE, or --set published=none"
@@ -167,7 +178,7 @@ class ModelSetup:
             )
         if spec.norm != "frozen" or stage in ("adversarial", "selftrain"):
             return
-        if self.init is None:
+        if not self._has_init:
             remedy = "use --init FILE with ImageNet weights, or norm=batch"
         elif not find_backbone(spec.backbone).fully_pretrained:
             remedy = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -127,6 +128,28 @@ def preserve_running_statistics(model: nn.Module, preserve: bool) -> Iterator[No
     finally:
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
+
+
+@torch.no_grad()
+def mix_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Move the running statistics of batch normalization towards those of target frames.
+
+    Batch k (from 0) has the weight 0.1 · exp(−0.08 k), so the result is a mixture of both domains
+    that later batches hardly change (Klingner et al., 2022, UBNA). `batches` are frames
+    (B, H, W, 3) uint8. The model is left in evaluation mode.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    model.eval()
+    for module in norms:
+        module.train()
+    for k, frames in enumerate(batches):
+        for module in norms:
+            module.momentum = 0.1 * math.exp(-0.08 * k)
+        model(frames)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+    model.eval()
 
 
 def freeze_running_statistics(model: nn.Module) -> None:

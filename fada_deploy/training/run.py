@@ -9,34 +9,23 @@ import logging
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
-from fada_deploy.common.files import LOCK, atomic_path, lock, remove_partial
+from fada_deploy.common.files import LOCK, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
+from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.augmentation import get_augmentation
-from fada_deploy.training.data.datasets import class_contents, open_target
 from fada_deploy.training.data.loader import BatchLoader
-from fada_deploy.training.data.samplers import (
-    ClassBalancedSampler,
-    MixtureSampler,
-    Sampler,
-    ShuffledSampler,
-)
-from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
-from fada_deploy.training.data.sources import open_sources
+from fada_deploy.training.data.run_data import RunData
 from fada_deploy.training.device import check_compiler, compile_in_place, has_fast_bf16
 from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
 from fada_deploy.training.methods.aligner import Aligner
@@ -50,7 +39,7 @@ from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, requir
 from fada_deploy.training.result import TrainingResult
 from fada_deploy.training.run_files import check_fingerprints, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
-from fada_deploy.training.selection import SOURCE_CLASSES, select_stage
+from fada_deploy.training.selection import select_stage
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.selftrain import train_self_training
@@ -58,10 +47,6 @@ from fada_deploy.training.stages.source import train_supervised
 from fada_deploy.training.weights.checkpoints import save_weights
 
 logger = logging.getLogger(__name__)
-
-Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
-# The data loaders, each of which derives its own seed from the seed of the run by its position.
-_LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
 
 
 def train(
@@ -101,7 +86,9 @@ def train(
                 distributed.barrier()
         if distributed.is_main_process():
             start = training.setup.start_weights
-            select_stage(run, training.tgt_frames, start=start, seed=config.seed, device=device)
+            select_stage(
+                run, training.data.tgt_frames, start=start, seed=config.seed, device=device
+            )
         distributed.barrier()
     return training.result()
 
@@ -121,28 +108,24 @@ class TrainingRun:
             require_tensorboard()
         self.config, self.folder, self.device = config, folder, device
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
-        self.augmentation = get_augmentation(config.augment)
         self.scores: dict[str, dict[str, Any]] = {}
-        # A dictionary used as an ordered set.
-        self.bad_files: dict[str, None] = {}
         space = load_label_space(config.label_space)
         # Before the data, because these checks are fast.
         self.setup = ModelSetup(config, folder, space, device)
-        self.sources = open_sources(config, space)
-        self.src_frames = self.sources.frames
-        self.tgt_frames, self.val_frames = open_target(
-            config, folder / "target_frames", space, self._add_bad_file
-        )
-        check_fingerprints(folder, {"source": self.src_frames, "target": self.tgt_frames})
+        self.data = RunData(config, folder, space, device)
+        check_fingerprints(folder, self.data.datasets)
         self.tensorboard: TensorBoardLogger | None = None
         if tensorboard and distributed.is_main_process():
-            frames = self.val_frames or self.tgt_frames
-            self.tensorboard = TensorBoardLogger(folder / "tensorboard", frames, device)
+            self.tensorboard = TensorBoardLogger(folder / "tensorboard", self._shown_frames, device)
 
     def result(self) -> TrainingResult:
         """Return scores and bad files of the stages so far."""
-        frames = self.val_frames or self.tgt_frames
-        return TrainingResult(self.folder, self.scores, tuple(self.bad_files), frames)
+        bad_files = tuple(self.data.bad_files)
+        return TrainingResult(self.folder, self.scores, bad_files, self._shown_frames)
+
+    @property
+    def _shown_frames(self) -> FrameDataset:
+        return self.data.val_frames or self.data.tgt_frames
 
     def train_stage(self, stage: str) -> None:
         """Train a stage, unless its weights exist."""
@@ -160,14 +143,15 @@ class TrainingRun:
 
     def score_stage(self, stage: str) -> None:
         """Score a trained stage on the target's validation frames, if there are any."""
-        if self.val_frames is None:
+        frames = self.data.val_frames
+        if frames is None:
             return
         try:
-            scores = stage_scores(self.folder / stage, self.config, self.val_frames, self.device)
+            scores = stage_scores(self.folder / stage, self.config, frames, self.device)
         except DataError as error:
             logger.warning("%s: not scored: %s", stage, error)
             return
-        self.bad_files |= dict.fromkeys(scores["failed"])
+        self.data.bad_files |= dict.fromkeys(scores["failed"])
         self.scores[stage] = scores
         logger.info("%s", describe_scores(stage, scores, self.config))
 
@@ -175,11 +159,10 @@ class TrainingRun:
         """Train a new network on the labeled source."""
         stage = self.config.source
         model = self._compile(self.setup.new_model(self.setup.spec))
-        samples = SourceSamples(
-            self.src_frames, self.config.src_size, stage.jitter, stage.flip, self.augmentation
+        loader = self.data.source_loader(
+            "source", stage, size_hw=self.config.src_size, mirror=stage.flip
         )
-        sampler = self._class_balanced_sampler("source")
-        with closing(self._loader(samples, sampler, "source", stage.batch)) as loader:
+        with closing(loader):
             average = train_supervised(
                 model, loader, stage,
                 amp=self.amp, make_loop=self._make_loop("source", stage.iterations, model.spec),
@@ -191,16 +174,9 @@ class TrainingRun:
         stage = self.config.adversarial
         model = self._compile(self.setup.model_before("adversarial"))
         spec = replace(model.spec, size_hw=self.config.size)
-        src_samples = SourceSamples(
-            self.src_frames, self.config.src_size, stage.jitter, augmentation=self.augmentation
-        )
-        tgt_samples = TargetSamples(self.tgt_frames, self.config.size, self.augmentation)
-        src_sampler = self._class_balanced_sampler("adversarial")
-        tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("target"))
-        with (
-            closing(self._loader(src_samples, src_sampler, "adversarial", stage.batch)) as src,
-            closing(self._loader(tgt_samples, tgt_sampler, "target", stage.batch)) as tgt,
-        ):
+        src = self.data.source_loader("adversarial", stage, size_hw=self.config.src_size)
+        tgt = self.data.target_loader("target", stage)
+        with closing(src), closing(tgt):
             average = train_adversarial(
                 model, src, tgt,
                 aligner=self._new_aligner(model), amp=self.amp,
@@ -216,25 +192,34 @@ class TrainingRun:
         stage = self.config.selftrain
         model = self._compile(self.setup.model_before("selftrain"))
         spec = replace(model.spec, size_hw=self.config.size)
-        src_samples = SourceSamples(
+        tgt = self.data.target_loader("selftrain-target", stage)
+        src = None
+        if not stage.source_free:
             # The frames are mixed, so source frames have the target's size.
-            self.src_frames, self.config.size, stage.jitter, augmentation=self.augmentation
-        )  # fmt: skip
-        tgt_samples = TargetSamples(self.tgt_frames, self.config.size, self.augmentation)
-        src_sampler = self._class_balanced_sampler("selftrain")
-        tgt_sampler = ShuffledSampler(len(self.tgt_frames), self._seed("selftrain-target"))
-        with (
-            closing(self._loader(src_samples, src_sampler, "selftrain", stage.batch)) as src,
-            closing(self._loader(tgt_samples, tgt_sampler, "selftrain-target", stage.batch)) as tgt,
-        ):
+            src = self.data.source_loader("selftrain", stage, size_hw=self.config.size)
+        with closing(tgt), closing(src) if src else nullcontext():
             average = train_self_training(
                 model, src, tgt, stage,
-                augmentation=self.augmentation,
+                augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
-                seed=self._seed("selftrain"), amp=self.amp,
+                seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
-        self._finish("selftrain", average, spec, src, tgt)
+        self._finish("selftrain", average, spec, *([src, tgt] if src else [tgt]))
+
+    def _distill(self) -> None:
+        """Train a new network on the pseudo-labels of the adapted one."""
+        stage = self.config.distill
+        teacher = self.setup.model_before("distill")
+        pseudo_labels = self.folder / "distill" / "pseudo"
+        write_pseudo_labels(Predictor(teacher, self.device), self.data.tgt_frames, pseudo_labels)
+        student = self._compile(self.setup.new_model(self.setup.student_spec))
+        with closing(self.data.pseudo_label_loader(pseudo_labels, stage)) as loader:
+            average = train_supervised(
+                student, loader, stage,
+                amp=self.amp, make_loop=self._make_loop("distill", stage.iterations, student.spec),
+            )  # fmt: skip
+        self._finish("distill", average, student.spec, loader)
 
     def _new_aligner(self, model: SegmentationModel) -> Aligner:
         """Return a new discriminator of the run's method for a network."""
@@ -246,61 +231,6 @@ class TrainingRun:
         if self.config.compile:
             compile_in_place(discriminator)
         return Aligner.create(method, discriminator, settings)
-
-    def _distill(self) -> None:
-        """Train a new network on the pseudo-labels of the adapted one."""
-        stage = self.config.distill
-        teacher = self.setup.model_before("distill")
-        pseudo_labels = self.folder / "distill" / "pseudo"
-        write_pseudo_labels(Predictor(teacher, self.device), self.tgt_frames, pseudo_labels)
-        student = self._compile(self.setup.new_model(self.setup.student_spec))
-        samples = PseudoLabeledSamples(self.tgt_frames, pseudo_labels, stage, self.augmentation)
-        sampler = ShuffledSampler(len(self.tgt_frames), self._seed("distill"))
-        with closing(self._loader(samples, sampler, "distill", stage.batch)) as loader:
-            average = train_supervised(
-                student, loader, stage,
-                amp=self.amp, make_loop=self._make_loop("distill", stage.iterations, student.spec),
-            )  # fmt: skip
-        self._finish("distill", average, student.spec, loader)
-
-    def _add_bad_file(self, error: DataError) -> None:
-        self.bad_files[str(error)] = None
-
-    def _seed(self, loader: str) -> int:
-        sequence = np.random.SeedSequence([self.config.seed, _LOADERS.index(loader)])
-        return int(sequence.generate_state(1)[0])
-
-    def _loader(self, samples: Samples, sampler: Sampler, name: str, batch: int) -> BatchLoader:
-        frames = samples.frames
-        return BatchLoader(
-            samples, sampler, batch=batch, seed=self._seed(name), device=self.device,
-            file=lambda index: str(frames.pairs[index].image),
-            ego=samples.ego,
-        )  # fmt: skip
-
-    def _class_balanced_sampler(self, loader: str) -> Sampler:
-        """Return a sampler of all sources by their weights, class-balanced within each."""
-        seed = self._seed(loader)
-        contents = self.sources.split(self._class_contents())
-        samplers = [ClassBalancedSampler(part, seed + i) for i, part in enumerate(contents)]
-        if len(samplers) == 1:
-            return samplers[0]
-        offsets = [0, *accumulate(self.sources.counts[:-1])]
-        return MixtureSampler(samplers, offsets, self.sources.weights, seed)
-
-    def _class_contents(self) -> NDArray[np.bool_]:
-        """Return which source file contains which class, (N, K); stored in the run."""
-        path = self.folder / SOURCE_CLASSES
-        with distributed.main_process_first():
-            if not path.is_file():
-                contents, errors = class_contents(self.src_frames)
-                self.bad_files |= errors
-                names = np.array(self.src_frames.space.names)[~contents.any(axis=0)]
-                if len(names):
-                    logger.warning("no source frame shows the classes %s", ", ".join(names))
-                with atomic_path(path) as temporary:
-                    np.savez_compressed(temporary, contents=contents)
-        return np.asarray(np.load(path)["contents"], bool)
 
     def _make_loop(self, stage: str, iterations: int, spec: ModelSpec) -> MakeLoop:
         def on_checkpoint(iteration: int, state: TrainingState) -> None:
@@ -327,7 +257,7 @@ class TrainingRun:
     ) -> None:
         """Write the final weights of a stage and delete its training state."""
         for loader in loaders:
-            self.bad_files |= loader.bad
+            self.data.bad_files |= loader.bad
         iterations = getattr(self.config, stage).iterations
         path = self.folder / stage / WEIGHTS
         self._save_weights(path, stage, average.weights(), spec, iterations)

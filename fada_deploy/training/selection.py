@@ -39,6 +39,7 @@ from fada_deploy.common.selection import (
 )
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.training.data.run_data import SOURCE_CLASSES
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.unlabeled_scores import (
     TargetFrames,
@@ -52,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 # Enough frames for stable criteria, few enough to take a small part of the time of training.
 MAX_FRAMES = 40
-# Which source file contains which class; the run writes it before its first stage.
-SOURCE_CLASSES = "source_classes.npz"
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,9 @@ def source_frame_fractions(run: Path, num_classes: int) -> NDArray[np.float64]:
     path = run / SOURCE_CLASSES
     if not path.is_file():
         return np.zeros(num_classes)
-    # One array, (N, K): which file contains a class, or how many pixels of it.
-    (contents,) = np.load(path).values()
-    return np.asarray((contents > 0).mean(0), np.float64)
+    # One array, (N, K): the pixels of each class in each file, or only whether there are some.
+    (pixels,) = np.load(path).values()
+    return np.asarray((pixels > 0).mean(0), np.float64)
 
 
 def _candidates(run: Path, start: Path | None) -> list[Candidate]:

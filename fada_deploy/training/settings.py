@@ -1,4 +1,4 @@
-"""Build the settings of a run: preset, then TOML file, then options, then `--set KEY=VALUE`.
+"""Build the settings of a run: recipe, then TOML file, then options, then `--set KEY=VALUE`.
 
 `make_config` merges the four into one document and decodes it strictly, so that every mistake is a
 one-line `UsageError` before any work begins.
@@ -27,7 +27,7 @@ from fada_deploy.training.config import (
     Source,
     SourceStage,
 )
-from fada_deploy.training.presets import PRESETS
+from fada_deploy.training.recipes import RECIPES
 
 Document = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ _SECTIONS: dict[str, type] = {
     "selftrain": SelfTrainingStage,
     "distill": DistillStage,
 }
+# The backbones that the published settings were made for. The others run in real time.
+_PAPER_BACKBONES = ("resnet101", "resnet50", "vgg16")
 # The type of the settings that are written as WIDTHxHEIGHT.
 _SIZE = tuple[int, int]
 # What the command line and what Python can correct.
@@ -48,7 +50,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 
 def make_config(
     *,
-    preset: str | None,
+    recipe: str | None,
     file: Path | None,
     settings: Iterable[str],
     options: Mapping[str, Any],
@@ -57,7 +59,8 @@ def make_config(
     """Return the settings of a run; later sources override earlier ones.
 
     Args:
-        preset: Name of a preset; by default the one that the file names, or else "paper".
+        recipe: Name of a recipe; by default the one that the file names, or else that of the
+            backbone: "deploy" for networks that run in real time, "paper" for the others.
         file: TOML file with the keys of `RunConfig` and tables for the stages.
         settings: Texts "key=value" or "stage.key=value", as given to `--set`.
         options: Typed values by key, "stage.key" for those of a stage. None means not given. Sizes
@@ -70,12 +73,13 @@ def make_config(
         DataError: The file cannot be read.
     """
     from_file = {} if file is None else _read_file(file)
-    preset = preset or str(from_file.get("preset", "paper"))
-    if preset not in PRESETS:
-        raise UsageError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     explicit = _with_parsed_sizes(_nested({k: v for k, v in options.items() if v is not None}))
     explicit = _merged(explicit, _parse_settings(settings))
-    base = _merged(_merged(PRESETS[preset], from_file), {"preset": preset})
+    given = _merged(from_file, explicit)
+    recipe = recipe or str(from_file.get("recipe", _default_recipe(given)))
+    if recipe not in RECIPES:
+        raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    base = _merged(_recipe_settings(recipe, given), from_file)
     config = _decode(_merged(base, explicit), remedy)
     if "published" in from_file and "published" not in explicit:
         # The published score in the file belongs to the file's settings only.
@@ -86,6 +90,23 @@ def make_config(
     if _target_files(config) in [_source_files(source) for source in config.sources]:
         logger.warning("source and target are the same data set (%s)", config.tgt)
     return config
+
+
+def _default_recipe(given: Mapping[str, Any]) -> str:
+    """Return the recipe for settings that name none."""
+    return "paper" if given.get("backbone", "resnet101") in _PAPER_BACKBONES else "deploy"
+
+
+def _recipe_settings(recipe: str, given: Mapping[str, Any]) -> Document:
+    """Return the settings of a recipe, without those that do not fit what the user has given."""
+    settings: Document = {**RECIPES[recipe], "recipe": recipe}
+    if recipe == "deploy":
+        settings["src"] = RENDERED
+        if given.get("src", RENDERED) == RENDERED:
+            del settings["extra_sources"]
+    if given.get("method") == "source":
+        settings.pop("stages", None)
+    return settings
 
 
 def shared_options(
@@ -156,8 +177,8 @@ def _parse_settings(settings: Iterable[str]) -> Document:
             raise UsageError(
                 f"--set needs KEY=VALUE, for example source.iterations=500, got {setting!r}"
             )
-        if key == "preset":
-            raise UsageError("preset cannot be changed by --set; use --preset")
+        if key == "recipe":
+            raise UsageError("recipe cannot be changed by --set; use --recipe")
         values[key] = _parse_value(key, text)
     return _nested(values)
 
@@ -230,7 +251,8 @@ def _decode(document: Mapping[str, Any], remedy: str) -> RunConfig:
     if missing:
         raise UsageError(
             f"no training data: {' and '.join(missing)} missing; "
-            "give a data set, a .toml file or, as the target, recordings"
+            "give a data set, a .toml file or, as the target, recordings; the recipe deploy needs "
+            "no source"
         )
     for key in document.keys() - {f.name for f in fields(RunConfig)}:
         sections = [s for s, type_ in _SECTIONS.items() if key in get_type_hints(type_)]

@@ -34,6 +34,8 @@ def small(*stages: str) -> list[str]:
         "96x64",
         "--backbone",
         "ddrnet23-slim",
+        "--init",
+        "none",
         "--stages",
         ",".join(stages),
     ]
@@ -105,11 +107,15 @@ def test_resumed_run_refuses_other_settings(fada: Run, trained: Path) -> None:
         ("train", 2, "--src and --tgt missing"),
         ("train PAIR --backbone vgg", 2, "unknown backbone 'vgg'; choose from resnet101"),
         (
-            "train --src kitti --tgt cityscapes --preset small",
+            "train --src kitti --tgt cityscapes --recipe small",
             2,
             "no data set 'kitti'; choose one of gta5",
         ),
-        ("train PAIR", 1, "folder datasets/gta5 does not exist; expected images/00001.png"),
+        (
+            "train PAIR --init none",
+            1,
+            "folder datasets/gta5 does not exist; expected images/00001.png",
+        ),
         ("train PAIR --size 100", 2, "size must be WIDTHxHEIGHT, for example 1024x512, got '100'"),
         ("train PAIR --device tpu", 2, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ("train PAIR --device cuda:99", 1, "this machine has 0 CUDA devices; use --device cpu"),
@@ -123,6 +129,8 @@ def test_resumed_run_refuses_other_settings(fada: Run, trained: Path) -> None:
         ("report nowhere", 1, "nowhere: no such folder"),
         ("import nowhere.pth", 1, "nowhere.pth: no such file"),
         ("train PAIR --config no.toml", 1, "no.toml: cannot be read (No such file"),
+        ("train PAIR", 1, "use --init FILE with a copy of the file, or --init none"),
+        ("train PAIR --backbone ddrnet23-slim", 2, "or --backbone efficientnet-lite0"),
         ("train PAIR --init no.pth", 1, "no.pth: no such file"),
         ("train PAIR --label-space no.toml", 1, "no.toml: no such file"),
         ("train PAIR --start nowhere --stages adversarial", 1, "nowhere: no such run"),
@@ -193,11 +201,11 @@ def test_unusable_labels_are_reported_and_the_rest_scored(
 @pytest.mark.slow
 def test_demo_runs_the_full_pipeline(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short demo writes a contact sheet and a playable video, and prints the scores."""
-    from fada_deploy.training import presets
+    from fada_deploy.training import recipes
 
-    small_preset = presets.PRESETS["small"]
-    short = {s: small_preset[s] | {"iterations": 4, "batch": 2} for s in STAGES}
-    monkeypatch.setitem(presets.PRESETS, "small", small_preset | short)
+    small_recipe = recipes.RECIPES["small"]
+    short = {s: small_recipe[s] | {"iterations": 4, "batch": 2} for s in STAGES}
+    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe | short)
     counts = {"--source-scenes": 12, "--target-scenes": 8, "--val-scenes": 4}
     monkeypatch.setattr("fada_deploy.cli.demo.RENDER_OPTIONS", counts | {"--video-seconds": 0.4})
     code, _, err = fada("demo", "--size", "128x96")
@@ -390,7 +398,7 @@ def test_interrupted_render_says_how_to_continue(
 def test_render_suggests_the_stages_of_the_quick_start(fada: Run) -> None:
     arguments = ("--source-scenes", 1, "--target-scenes", 1, "--val-scenes", 0, "--size", "96x64")
     code, _, err = fada("data", "render", "--out", "d", *arguments, "--video-seconds", 0)
-    assert code == 0 and "--preset small --stages source,adversarial" in err
+    assert code == 0 and "--recipe small --stages source,adversarial" in err
 
 
 @pytest.mark.parametrize(
@@ -417,7 +425,7 @@ def test_help_names_values_not_types(fada: Run, command: str) -> None:
 def test_messages_show_paths_as_typed(fada: Run, tmp_path: Path) -> None:
     (tmp_path / "d" / "drives").mkdir(parents=True)
     (tmp_path / "space.toml").write_text("name = 3")
-    arguments = ("train", "--src", "rendered", "--preset", "small", "--device", "cpu", "--tgt")
+    arguments = ("train", "--src", "rendered", "--recipe", "small", "--device", "cpu", "--tgt")
     rendered = ("--rendered-scenes", 1)
     for target in ("d/drives", "./d/../d/drives/"):
         code, _, err = fada(*arguments, target, *rendered, "--size", "128x64")

@@ -27,7 +27,7 @@ def run(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in ("iterations=8", "batch=2", "lr=0.002")
     ]
     config = make_config(
-        preset="small",
+        recipe="small",
         file=None,
         settings=[*settings, "checkpoint_every=4", "size=192x128", "src_size=192x128"],
         options={

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from fada_deploy.training.config import RunConfig, Stage
+from fada_deploy.common.runs import STAGES
+from fada_deploy.training.config import RunConfig
 from fada_deploy.training.models.segmentation import BACKBONES
-from fada_deploy.training.presets import PRESETS
+from fada_deploy.training.recipes import RECIPES
 from fada_deploy.training.run_files import save_config
 
 Run = Callable[..., tuple[int, str, str]]
@@ -55,16 +56,23 @@ def test_help_lists_backbones_and_defaults(fada: Run) -> None:
     text = " ".join(fada("train", "--help")[1].split())
     assert set(text.partition("Network: ")[2].partition(".")[0].split(", ")) == set(BACKBONES)
     paper = RunConfig("gta5", "cityscapes")
-    small = RunConfig.from_dict({"src": "gta5", "tgt": "cityscapes", **as_lists(PRESETS["small"])})
-    stages: tuple[Stage, ...] = (paper.source, paper.adversarial, paper.distill)
-    assert [stage.batch for stage in stages] == [8, 4, 8]
-    assert {s.batch for s in (small.source, small.adversarial, small.distill)} == {4}
-    assert "[default: 8, adversarial 4; with --preset small: 4]" in text
+    small, deploy = (
+        RunConfig.from_dict({"src": "gta5", "tgt": "cityscapes", **as_lists(RECIPES[name])})
+        for name in ("small", "deploy")
+    )
+    assert [getattr(paper, stage).batch for stage in STAGES] == [8, 4, 2, 8]
+    assert {getattr(small, stage).batch for stage in STAGES} == {4}
+    assert {getattr(deploy, stage).batch for stage in STAGES} == {6}
+    batches = "8, adversarial 4, selftrain 2; with --recipe deploy: 6; with --recipe small: 4"
+    assert f"[default: {batches}]" in text
     sizes = (paper.size, paper.distill.size, paper.distill.crop, paper.src_size)
     assert sizes == ((512, 1024), (1024, 2048), (512, 1024), (720, 1280))
     assert {small.size, small.src_size, small.distill.size} == {(192, 320)}
+    assert {deploy.size, deploy.src_size, deploy.distill.size} == {(240, 320)}
     assert "1024x512, distill 2048x1024 with crops of 1024x512, source frames 1280x720" in text
-    assert "with --preset small: 320x192]" in text
+    assert "with --recipe deploy: 320x240; with --recipe small: 320x192]" in text
+    assert (paper.init, small.init) == ("imagenet", "none")
+    assert "[default: imagenet; with --recipe small: none]" in text
 
 
 def as_lists(value: Any) -> Any:

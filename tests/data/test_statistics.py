@@ -24,7 +24,7 @@ from fada_deploy.data.statistics import (
     statistics_path,
 )
 from fada_deploy.training.data import datasets
-from fada_deploy.training.data.datasets import class_contents
+from fada_deploy.training.data.datasets import class_pixels
 
 
 def write(
@@ -213,8 +213,8 @@ def test_unwritable_cache_is_one_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/below"))
-    contents, bad = class_contents(gta5)
-    assert contents[2, 10] and len(bad) == 1
+    pixels, bad = class_pixels(gta5)
+    assert pixels[2, 10] > 0 and len(bad) == 1
     (message,) = caplog.messages
     assert "\n" not in message and "XDG_CACHE_HOME" in message
 
@@ -226,13 +226,13 @@ def refuse(*_: object, **__: object) -> DatasetStatistics:
 def test_training_uses_stored_statistics(
     gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents, bad = class_contents(gta5)
-    assert len(bad) == 1 and contents[4, 0] and contents[6, 0]
+    pixels, bad = class_pixels(gta5)
+    assert len(bad) == 1 and pixels[4, 0] and pixels[6, 0]
     save_statistics(gta5, compute_statistics(gta5, frames=True))
     monkeypatch.setattr(datasets, "compute_statistics", refuse)
-    contents, bad = class_contents(gta5)
+    pixels, bad = class_pixels(gta5)
     # The check also read the frames, so two more files are known to be unusable.
-    assert len(bad) == 3 and not contents[4:].any() and contents[2].nonzero()[0].tolist() == [10]
+    assert len(bad) == 3 and not pixels[4:].any() and pixels[2].nonzero()[0].tolist() == [10]
 
 
 def test_interrupt_stops_reading(gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch) -> None:

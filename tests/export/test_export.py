@@ -229,7 +229,7 @@ def test_resnet101_with_frozen_batch_norm_exports(blocks: Path, tmp_path: Path) 
         "stages": ("source", "adversarial"),
     }
     config = make_config(
-        preset="paper",
+        recipe="paper",
         file=None,
         settings=[*settings, "size=96x64", "src_size=104x64"],
         options=options | {"init": str(tmp_path / "resnet101.pth")},

@@ -1,4 +1,4 @@
-"""Settings: values of the presets, order of precedence, strict decoding."""
+"""Settings: values of the recipes, order of precedence, strict decoding."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
 
 def config(
-    *settings: str, file: Path | None = None, preset: str = "paper", **options: Any
+    *settings: str, file: Path | None = None, recipe: str = "paper", **options: Any
 ) -> RunConfig:
-    return make_config(preset=preset, file=file, settings=settings, options={**PAIR, **options})
+    return make_config(recipe=recipe, file=file, settings=settings, options={**PAIR, **options})
 
 
-def test_default_preset_has_the_values_of_the_paper() -> None:
+def test_default_recipe_has_the_values_of_the_paper() -> None:
     c = config()
     assert (c.backbone, c.src_size, c.size, c.distill.size) == (
         "resnet101",
@@ -57,7 +57,7 @@ def test_default_preset_has_the_values_of_the_paper() -> None:
         assert (stage.classifier_lr_factor, stage.ema, stage.warmup) == (10, 0, 0)
 
 
-def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
+def test_options_override_the_file_and_the_file_overrides_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         'backbone = "ddrnet23-slim"\nseed = 5\nsize = [256, 512]\n[source]\nlr = 0.1\nbatch = 2\n'
@@ -72,17 +72,17 @@ def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path: P
     )
 
 
-def test_file_can_name_its_preset(tmp_path: Path) -> None:
+def test_file_can_name_its_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('preset = "small"\n[source]\nbatch = 2\n')
-    c = make_config(preset=None, file=file, settings=[], options=PAIR)
-    assert (c.preset, c.backbone, c.source.batch, c.distill.batch) == (
+    file.write_text('recipe = "small"\n[source]\nbatch = 2\n')
+    c = make_config(recipe=None, file=file, settings=[], options=PAIR)
+    assert (c.recipe, c.backbone, c.source.batch, c.distill.batch) == (
         "small",
         "ddrnet23-slim",
         2,
         4,
     )
-    assert make_config(preset="paper", file=file, settings=[], options=PAIR).backbone == "resnet101"
+    assert make_config(recipe="paper", file=file, settings=[], options=PAIR).backbone == "resnet101"
 
 
 def test_set_parses_text_by_the_type_of_the_setting() -> None:
@@ -99,7 +99,7 @@ def test_set_parses_text_by_the_type_of_the_setting() -> None:
 
 
 def test_from_dict_reads_what_to_dict_writes() -> None:
-    c = config("source.ema=0.99", preset="small")
+    c = config("source.ema=0.99", recipe="small")
     assert RunConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
 
 
@@ -148,7 +148,7 @@ def test_from_dict_reads_what_to_dict_writes() -> None:
         ("adversarial.temperature=0", "adversarial.temperature: found 0", "greater than 0"),
         ("adversarial.jitter=0,0,0,0.9", "adversarial.jitter[3]: found 0.9", "of at most 0.5"),
         ("adversarial.jitter=1,2", "adversarial.jitter: found length 2", "length 4"),
-        ("preset=small", "preset", "use --preset"),
+        ("recipe=small", "recipe", "use --recipe"),
         ("norm=layer", "norm: found 'layer'", "'frozen'"),
     ],
 )
@@ -167,11 +167,43 @@ def test_method_source_excludes_the_adversarial_stage() -> None:
     assert config("method=source").stages == ("source",)
 
 
-def test_missing_domain_unknown_preset_and_unreadable_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "recipe"),
+    [
+        ({}, "paper"),
+        ({"backbone": "vgg16"}, "paper"),
+        ({"backbone": "efficientnet-lite0"}, "deploy"),
+        ({"backbone": "ddrnet23-slim", "src": "rendered"}, "deploy"),
+    ],
+)
+def test_the_backbone_decides_the_default_recipe(given: dict[str, str], recipe: str) -> None:
+    c = make_config(recipe=None, file=None, settings=[], options={**PAIR, **given})
+    assert c.recipe == recipe and c.backbone == given.get("backbone", "resnet101")
+
+
+def test_deploy_renders_a_source_unless_the_user_has_chosen_the_sources() -> None:
+    def names(**options: Any) -> list[str]:
+        options = {"tgt": "cityscapes", **options}
+        c = make_config(recipe="deploy", file=None, settings=[], options=options)
+        return [source.name for source in c.sources]
+
+    assert names() == names(src="rendered") == ["rendered"]
+    assert names(src="gta5") == ["gta5", "rendered"]
+    assert names(src="gta5", extra_sources=[]) == ["gta5"]
+    assert names(src="gta5", extra_sources=[{"name": "synthia"}]) == ["gta5", "synthia"]
+
+
+def test_source_only_training_drops_the_adaptation_of_a_recipe() -> None:
+    assert config(recipe="deploy", method="source").stages == ("source",)
+    with pytest.raises(UsageError, match=r"selftrain\.align"):
+        config(recipe="deploy", method="source", stages=("source", "selftrain"))
+
+
+def test_missing_domain_unknown_recipe_and_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="src and tgt missing"):
-        make_config(preset="paper", file=None, settings=[], options={})
-    with pytest.raises(UsageError, match="preset must be one of paper, small, got 'large'"):
-        config(preset="large")
+        make_config(recipe="paper", file=None, settings=[], options={})
+    with pytest.raises(UsageError, match="recipe must be one of paper, deploy, small, got 'large'"):
+        config(recipe="large")
     with pytest.raises(DataError, match=r"no\.toml: cannot be read"):
         config(file=tmp_path / "no.toml")
 
@@ -234,7 +266,7 @@ def test_published_score_is_dropped_when_settings_differ_from_the_file(tmp_path:
     )
 
     def published(*settings: str, **options: Any) -> float | None:
-        return make_config(preset=None, file=file, settings=settings, options=options).published
+        return make_config(recipe=None, file=file, settings=settings, options=options).published
 
     assert published() == published("seed=3", stages=("adversarial",)) == 46.9
     assert (
@@ -294,7 +326,7 @@ def test_shared_options_apply_to_every_stage() -> None:
 def test_same_source_and_target_is_a_warning(
     options: dict[str, str], warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_config(preset=None, file=None, settings=[], options=options)
+    make_config(recipe=None, file=None, settings=[], options=options)
     assert ("source and target are the same data set" in caplog.text) == warned
 
 

@@ -38,11 +38,11 @@ def test_one_file_per_published_result() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_file_has_the_settings_of_the_paper(file: Path) -> None:
-    config = make_config(preset=None, file=file, settings=[], options={})
+    config = make_config(recipe=None, file=file, settings=[], options={})
     name = file.stem
     kind = max((k for k in KINDS if name.endswith(f"-{k}")), key=len)
     assert config.published == PUBLISHED_BY_FILE[name]
-    assert config.preset == "paper" and (config.adversarial, config.source) == (
+    assert config.recipe == "paper" and (config.adversarial, config.source) == (
         AdversarialStage(),
         SourceStage(),
     )

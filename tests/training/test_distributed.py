@@ -64,6 +64,17 @@ def train(
 
 
 @pytest.mark.slow
+def test_error_of_the_main_process_ends_the_others_without_a_traceback(
+    blocks: Path, tmp_path: Path
+) -> None:
+    finished = train(blocks, tmp_path / "no.pth", tmp_path / "run", processes=2)
+    assert finished.returncode == 1
+    assert finished.stderr.count("no.pth: no such file") == 1
+    assert "error: stopped, because the main process failed" in finished.stderr
+    assert "[rank1]" not in finished.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(blocks: Path, init: Path, tmp_path: Path) -> None:
     """All three stages, with frozen statistics and random crops.
 

@@ -50,9 +50,10 @@ def config(blocks: Path) -> RunConfig:
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "init": "none",
         "stages": STAGES,
     }
-    return make_config(preset="paper", file=None, settings=settings, options=paths)
+    return make_config(recipe="paper", file=None, settings=settings, options=paths)
 
 
 def train_until_killed(

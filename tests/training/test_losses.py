@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fada_deploy.training import interpolation, losses
+from fada_deploy.training.data.loader import Batch
 
 K, H, W = 4, 3, 5
 LOW, HIGH = (5, 7), (19, 26)
@@ -138,15 +139,20 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize(("low", "high"), SIZES)
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize("weighted", [False, True])
 def test_segmentation_loss_equals_autograd_at_full_resolution(
-    low: tuple[int, int], high: tuple[int, int], precision: torch.dtype
+    low: tuple[int, int], high: tuple[int, int], precision: torch.dtype, weighted: bool
 ) -> None:
     logits = torch.tensor(normal(0, K, hw=low), dtype=precision)
+    class_weights = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=precision) if weighted else None
     labels = torch.tensor(np.random.default_rng(1).choice([0, 1, 2, 3, 255], (2, *high)))
+    batch = Batch(torch.empty(0), labels, (0, 1), class_weights=class_weights)
     results = []
     for loss_of in (
-        lambda z: F.cross_entropy(full_resolution(z, high) / 1.8, labels, ignore_index=255),
-        lambda z: losses.segmentation_loss(z, labels, temperature=1.8),
+        lambda z: F.cross_entropy(
+            full_resolution(z, high) / 1.8, labels, class_weights, ignore_index=255
+        ),
+        lambda z: losses.segmentation_loss(z, labels, temperature=1.8, weights=batch.pixel_weights),
     ):
         z = logits.clone().requires_grad_()
         loss = loss_of(z)

@@ -289,8 +289,20 @@ def test_packages_with_weights_are_the_published_ones() -> None:
     }
 
 
-def test_init_without_a_package_is_a_path_or_none() -> None:
-    with pytest.raises(UsageError, match=r"weights of resnet101, only of efficientnet-lite0"):
-        find_pretrained("resnet101", "imagenet")
+@pytest.mark.parametrize("backbone", ["ddrnet23-slim", "pidnet-s", "segformer-b0"])
+def test_backbone_without_a_published_file_names_the_ways_out(backbone: str) -> None:
+    with pytest.raises(UsageError, match=f"no ImageNet weights of {backbone} can be") as caught:
+        find_pretrained(backbone, "imagenet")
+    message = str(caught.value)
+    for remedy in ("--init FILE", "--init none", "--backbone efficientnet-lite0"):
+        assert remedy in message
+    assert "\n" not in message
+
+
+def test_every_backbone_with_weights_exists() -> None:
+    assert {*pretrained.PACKAGES, *pretrained.FILES} <= set(BACKBONES)
+
+
+def test_init_is_a_path_or_none() -> None:
     assert find_pretrained("resnet101", "none") is None
     assert find_pretrained("resnet101", "a.pth") == Path("a.pth")

@@ -60,10 +60,11 @@ def config(blocks: Path, *settings: str, **options: Any) -> RunConfig:
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "init": "none",
         "stages": STAGES,
     }
     return make_config(
-        preset="paper", file=None, settings=[*small, *settings], options=paths | options
+        recipe="paper", file=None, settings=[*small, *settings], options=paths | options
     )
 
 

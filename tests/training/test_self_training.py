@@ -13,20 +13,25 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from fada_deploy.common.label_space import CITYSCAPES_13
-from fada_deploy.training.config import SelfTrainingStage
+from fada_deploy.training.config import AdversarialStage, SelfTrainingStage
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.aligner import Aligner
+from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
     StudentView,
     augment_colors,
+    block_mask,
     class_mix,
     pseudo_labels,
+    student_views,
 )
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import make_optimizer
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.stages.adversarial import adversarial_step
 from fada_deploy.training.stages.selftrain import (
     label_target,
     self_training_step,
@@ -135,6 +140,96 @@ def test_one_step_equals_plain_autograd(model: SegmentationModel) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
+def batches(generator: torch.Generator, count: int = 3, size: int = 2) -> list[Batch]:
+    """Return random labeled batches."""
+    return [
+        Batch(
+            torch.randint(0, 256, (size, 64, 96, 3), generator=generator).byte(),
+            torch.randint(0, 13, (size, 64, 96), generator=generator),
+            tuple(range(size)),
+        )
+        for _ in range(count)
+    ]
+
+
+def test_a_joint_step_adds_the_gradients_of_alignment_and_self_training(
+    model: SegmentationModel,
+) -> None:
+    """The adversarial gradients are compared with NumPy elsewhere; here only the sum is new."""
+    src, tgt, mixed = batches(torch.Generator().manual_seed(1))
+    stage = replace(STAGE, optimizer="sgd", momentum=0.0, weight_decay=0.0)
+    settings = AdversarialStage(adversarial_weight=0.1)
+    method = make_method("fada", model, settings)
+    discriminator = method.make_discriminator()
+
+    def aligner() -> Aligner:
+        return Aligner.create(method, deepcopy(discriminator), settings)
+
+    model.train()
+    alone, joint = deepcopy(model), deepcopy(model)
+    adversarial = aligner()
+    adversarial_step(alone, make_optimizer(alone, replace(stage, lr=0.0)), adversarial, src, tgt)
+    wide = F.interpolate(model(mixed.frames_bhwc), (64, 96), mode="bilinear", align_corners=True)
+    (0.5 * F.cross_entropy(wide, mixed.labels)).backward()
+    views = [StudentView("mixed", mixed, 0.5)]
+    together = aligner()
+    losses = self_training_step(
+        joint, make_optimizer(joint, replace(stage, lr=0.0)), together, src, tgt, views, stage
+    )
+    assert {"segmentation", "mixed", "adversarial", "discriminator_accuracy"} <= losses.keys()
+    for (name, got), first, second in zip(
+        joint.named_parameters(), alone.parameters(), model.parameters(), strict=True
+    ):
+        assert got.grad is not None and first.grad is not None and second.grad is not None, name
+        torch.testing.assert_close(got.grad, first.grad + second.grad, rtol=1e-3, atol=1e-5)
+    for got, want in zip(
+        together.discriminator.parameters(), adversarial.discriminator.parameters(), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_accumulation_does_not_change_the_step() -> None:
+    """Without batch normalization; the parts have different numbers of labeled pixels."""
+    torch.manual_seed(0)
+    model = SegmentationModel(ModelSpec("ddrnet23-slim", CITYSCAPES_13, (64, 96), "frozen"))
+    src, tgt, mixed = batches(torch.Generator().manual_seed(1), size=4)
+    mixed.labels[:2, :40] = 255
+    results = []
+    for parts in (1, 2):
+        stage = replace(STAGE, batch=4, accumulate=parts, optimizer="sgd", momentum=0.0)
+        copy = deepcopy(model).train()
+        settings = AdversarialStage()
+        torch.manual_seed(1)
+        method = make_method("advent", copy, settings)
+        aligner = Aligner.create(method, method.make_discriminator(), settings)
+        views = [StudentView("mixed", mixed, 1.0)]
+        optimizer = make_optimizer(copy, stage)
+        losses = self_training_step(copy, optimizer, aligner, src, tgt, views, stage)
+        results.append([*losses.values(), *copy.parameters()])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_masked_frames_hide_whole_blocks_and_keep_the_labels() -> None:
+    mask = block_mask((50, 70), 40, block=16, ratio=0.7, rng=np.random.default_rng(0)).numpy()
+    assert mask.shape == (40, 50, 70)
+    corners = mask[:, ::16, ::16]
+    assert abs(corners.mean() - 0.7) < 0.05
+    for y, x in np.ndindex(50, 70):
+        assert (mask[:, y, x] == corners[:, y // 16, x // 16]).all()
+
+    src, tgt, _ = batches(torch.Generator().manual_seed(2))
+    stage = replace(STAGE, mixed_weight=0.0, masked_weight=0.5, mask_block=32, mask_ratio=0.5)
+    (view,) = student_views(
+        src, tgt, tgt.labels, stage, (0.5, 0.25, 0.0), get_augmentation("none"),
+        np.random.default_rng(3),
+    )  # fmt: skip
+    assert (view.name, view.weight) == ("masked", 0.5) and view.batch.labels is tgt.labels
+    hidden = (view.batch.frames_bhwc == torch.tensor([128, 64, 0])).all(-1)
+    assert 0.2 < hidden.float().mean() < 0.8
+    assert torch.equal(view.batch.frames_bhwc[~hidden], tgt.frames_bhwc[~hidden])
+
+
 def test_the_teacher_ignores_the_own_car_and_is_not_trained(model: SegmentationModel) -> None:
     frames = torch.randint(0, 256, (2, 64, 96, 3)).byte()
     ego = torch.zeros(64, 96, dtype=torch.bool)
@@ -158,7 +253,8 @@ def test_the_stage_trains_after_the_source_and_resumes_exactly(
     """A run that is stopped after its saved state has the weights of an uninterrupted one."""
     settings = [
         "src_size=96x64", "size=96x64", "save_every=2", "amp=off", "source.iterations=3",
-        "selftrain.iterations=6", "augment=strong",
+        "selftrain.iterations=6", "augment=strong", "selftrain.masked_weight=0.5",
+        "selftrain.align=true", "adversarial.full_resolution=false",
     ]  # fmt: skip
     options = {
         "src": str(blocks / "source.toml"),
@@ -166,7 +262,7 @@ def test_the_stage_trains_after_the_source_and_resumes_exactly(
         "stages": ("source", "selftrain"),
         "label_space": "cityscapes-13",
     }
-    config = make_config(preset="small", file=None, settings=settings, options=options)
+    config = make_config(recipe="small", file=None, settings=settings, options=options)
     whole = tmp_path / "whole"
     train(config, whole, device=CPU)
     stopped = tmp_path / "stopped"

@@ -29,9 +29,10 @@ def train_run(blocks: Path, run: Path, *settings: str, **options: Any) -> list[d
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "backbone": "ddrnet23-slim",
+        "init": "none",
     }
     config = make_config(
-        preset="paper", file=None, settings=[*SETTINGS, *settings],
+        recipe="paper", file=None, settings=[*SETTINGS, *settings],
         options=paths | {"stages": ("source", "adversarial")},
     )  # fmt: skip
     train(config, run, device=torch.device("cpu"), **options)

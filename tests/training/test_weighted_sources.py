@@ -23,7 +23,7 @@ from fada_deploy.training.settings import make_config
 @pytest.fixture
 def config(streets: Path, blocks: Path) -> RunConfig:
     return make_config(
-        preset="small",
+        recipe="small",
         file=None,
         settings=["src_size=96x64", "rendered_scenes=3"],
         options={
@@ -47,8 +47,21 @@ def test_sources_are_opened_as_one(config: RunConfig, streets: Path, blocks: Pat
     }.items():  # fmt: skip
         for got, want in zip(opened.frames.pair(index), dataset.pair(i), strict=True):
             np.testing.assert_array_equal(got, want)
-    parts = opened.split(np.zeros((sum(opened.counts), 19), bool))
-    assert [len(part) for part in parts] == list(opened.counts)
+
+
+def test_class_weights_are_those_of_the_weighted_frequencies(
+    config: RunConfig, streets: Path, blocks: Path
+) -> None:
+    opened = open_sources(config, CITYSCAPES_19)
+    pixels = np.zeros((sum(opened.counts), 19), np.int64)
+    pixels[: opened.counts[0], :2] = 30, 10
+    pixels[opened.counts[0] :, 1] = 7
+    # Source 1 has three quarters of the weight: 0.75 * (3/4, 1/4) + 0.25 * (0, 1).
+    frequency = np.array([0.5625, 0.4375] + [0.0] * 17)
+    expected = 1 / np.log(1.02 + frequency)
+    expected /= (frequency * expected).sum()
+    np.testing.assert_allclose(opened.class_weights(pixels), expected, rtol=1e-6)
+    assert expected[0] < expected[1] < expected[2]
 
 
 def test_one_source_is_its_data_set(config: RunConfig, streets: Path) -> None:

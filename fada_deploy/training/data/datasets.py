@@ -107,8 +107,8 @@ def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameData
     return domains
 
 
-def class_contents(dataset: FrameDataset) -> tuple[NDArray[np.bool_], dict[str, None]]:
-    """Return the classes in each label file, (N, K) bool, and the errors of unusable files.
+def class_pixels(dataset: FrameDataset) -> tuple[NDArray[np.int64], dict[str, None]]:
+    """Return the pixels of each class in each file, (N, K), and the errors of unusable files.
 
     An unusable file contains no class, so that class-balanced sampling never draws it. The counts
     come from the cache if `fada data check` or an earlier run stored them there. Raise `DataError`
@@ -124,7 +124,7 @@ def class_contents(dataset: FrameDataset) -> tuple[NDArray[np.bool_], dict[str, 
             f"none of the {len(dataset)} source labels is usable, "
             f"the first error: {next(iter(errors))}"
         )
-    return statistics.contents, errors
+    return statistics.pixels[:, :-1], errors
 
 
 def fingerprint(dataset: FrameDataset) -> str:

@@ -34,7 +34,8 @@ class Batch:
 
     `frames_bhwc` is (B, H, W, 3) uint8 RGB; `labels` is (B, H, W) int64 class indices, 255 where
     ignored; `indices` and `files` identify the frames. `ego`, (H, W) bool, is true on the car's own
-    body and applies to every frame; None if there is no such mask.
+    body and applies to every frame; None if there is no such mask. `class_weights` (K,) float
+    weights the segmentation loss of each pixel by its class; None weights all pixels equally.
     """
 
     frames_bhwc: Tensor
@@ -42,6 +43,17 @@ class Batch:
     indices: tuple[int, ...]
     files: tuple[str, ...] = ()
     ego: Tensor | None = None
+    class_weights: Tensor | None = None
+
+    @property
+    def pixel_weights(self) -> Tensor | None:
+        """The weight of each pixel in the segmentation loss, (B, H, W) float; None for equal ones.
+
+        The weights of ignored pixels have no meaning.
+        """
+        if self.class_weights is None:
+            return None
+        return self.class_weights[self.labels.clamp(max=len(self.class_weights) - 1)]
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -58,9 +70,12 @@ class Batch:
         files = self.files or ("",) * len(self.indices)
         slots = [slice(i * size, (i + 1) * size) for i in range(count)]
         return tuple(
-            Batch(self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego)
+            Batch(
+                self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego,
+                self.class_weights,
+            )
             for s in slots
-        )
+        )  # fmt: skip
 
     def ignore_mask(self, size_hw: tuple[int, int]) -> Tensor | None:
         """Return the pixels that a domain loss ignores, (B, *size_hw) bool; None for no pixel."""
@@ -85,6 +100,7 @@ class BatchLoader:
         device: Device of the returned tensors.
         file: Maps a frame index to a name for `Batch.files`.
         ego: Mask of the car's own body, (H, W) bool at the size of the samples.
+        class_weights: Weights of the classes in the segmentation loss, (K,) float.
         ahead: Number of batches in preparation, the requested one included.
     """
 
@@ -98,12 +114,16 @@ class BatchLoader:
         device: torch.device,
         file: Callable[[int], str] = str,
         ego: NDArray[np.bool_] | None = None,
+        class_weights: NDArray[np.float32] | None = None,
         ahead: int = 3,
     ) -> None:
         self._load, self._sampler, self._batch, self._seed = load, sampler, batch, seed
         self._slots = local_slots(batch)
         self._device, self._file, self._ahead = device, file, ahead
         self._ego = None if ego is None else torch.from_numpy(ego).to(device)
+        self._class_weights = None
+        if class_weights is not None:
+            self._class_weights = torch.from_numpy(class_weights).to(device)
         self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")
         self._pending: dict[int, list[Future[tuple[int, Sample]]]] = {}
         self.bad: dict[str, None] = {}
@@ -121,8 +141,9 @@ class BatchLoader:
         labels = torch.from_numpy(np.stack([labels for _, labels in samples]))
         files = tuple(map(self._file, indices))
         return Batch(
-            frames.to(self._device), labels.to(self._device).long(), indices, files, self._ego
-        )
+            frames.to(self._device), labels.to(self._device).long(), indices, files, self._ego,
+            self._class_weights,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Cancel the prepared batches and stop the threads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset, LabelReader
 from fada_deploy.synth.dataset import RENDERER_VERSION, write_source
 from fada_deploy.training.config import RENDERED, RunConfig, SizeHW, Source
+from fada_deploy.training.data.samplers import ClassBalancedSampler, MixtureSampler, Sampler
 
 # How a user names the folder of a source.
 SRC_USAGE = "--src {name} --src-root {root}"
@@ -39,9 +41,37 @@ class SourceFrames:
     counts: tuple[int, ...]
     weights: tuple[float, ...]
 
-    def split(self, contents: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    def class_balanced_sampler(self, pixels: NDArray[np.int64], seed: int) -> Sampler:
+        """Return a sampler of all sources by their weights, class-balanced within each.
+
+        `pixels` (N, K) counts the pixels of each class in each frame.
+        """
+        samplers = [
+            ClassBalancedSampler(part > 0, seed + i) for i, part in enumerate(self._split(pixels))
+        ]
+        if len(samplers) == 1:
+            return samplers[0]
+        offsets = [0, *accumulate(self.counts[:-1])]
+        return MixtureSampler(samplers, offsets, self.weights, seed)
+
+    def class_weights(self, pixels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return weights ∝ 1 / log(1.02 + p_k) of the classes, (K,) (Paszke et al., 2016, ENet).
+
+        p_k is the fraction of class k among the labeled pixels, averaged over the sources by their
+        weights. The class weights are scaled such that Σ p_k w_k = 1. `pixels` (N, K) counts the
+        pixels of each class in each frame; some pixel must be labeled.
+        """
+        fractions = np.zeros(pixels.shape[1])
+        for part, weight in zip(self._split(pixels), self.weights, strict=True):
+            counts = part.sum(0)
+            fractions += weight * counts / counts.sum().clip(min=1)
+        weights = 1 / np.log(1.02 + fractions)
+        scaled: NDArray[np.float32] = (weights / (fractions @ weights)).astype(np.float32)
+        return scaled
+
+    def _split(self, pixels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Split per-frame values (N, …) into those of each source."""
-        return np.split(contents, np.cumsum(self.counts)[:-1])
+        return np.split(pixels, np.cumsum(self.counts)[:-1])
 
 
 def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:

@@ -65,7 +65,7 @@ class Aligner:
     ) -> dict[str, Tensor]:
         """Add the gradients of one part of a global batch to those of F, G and D.
 
-        `num_labeled` counts the labeled source pixels of the global batch, which consists of
+        `num_labeled` is the `count_labeled` of the global source batch, which consists of
         `num_parts` equal parts. Return the unweighted losses of the part and
         `discriminator_accuracy`, the fraction of pixels that D assigns to the right domain: 0.5 is
         chance, 1 is saturation. All values are scalars, detached from the graph.
@@ -88,8 +88,9 @@ class Aligner:
         # F and G: segment the labeled source.
         src_outputs = forward(src, preserve_statistics=settings.bn_statistics == "target")
         seg_loss = segmentation_loss(
-            src_outputs.logits, src.labels, temperature=method.temperature, num_labeled=num_labeled
-        )
+            src_outputs.logits, src.labels,
+            temperature=method.temperature, weights=src.pixel_weights, num_labeled=num_labeled,
+        )  # fmt: skip
         seg_loss.backward()
 
         # F and G: make D assign the target to the source. D is updated after F and G, so its output

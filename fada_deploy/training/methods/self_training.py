@@ -95,7 +95,8 @@ def student_views(
     if stage.mixed_weight:
         frames, labels = class_mix(src.frames_bhwc, src.labels, tgt.frames_bhwc, tgt_labels, rng)
         frames = augment_colors(frames, augmentation, rng)
-        views.append(StudentView("mixed", Batch(frames, labels, tgt.indices), stage.mixed_weight))
+        batch = Batch(frames, labels, tgt.indices)
+        views.append(StudentView("mixed", batch, stage.mixed_weight))
     if stage.masked_weight:
         frames = augment_colors(tgt.frames_bhwc, augmentation, rng)
         hidden = block_mask(

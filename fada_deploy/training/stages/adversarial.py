@@ -77,7 +77,7 @@ def adversarial_step(
     Return the losses and metrics of `Aligner.accumulate_gradients` for the whole batch.
     """
     stage = aligner.settings
-    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels))
+    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, src.pixel_weights))
     optimizer.zero_grad(set_to_none=True)
     aligner.zero_grad()
     losses = [

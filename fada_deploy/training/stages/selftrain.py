@@ -35,16 +35,20 @@ from fada_deploy.training.optim import (
     AveragedWeights,
     freeze_running_statistics,
     make_optimizer,
+    mix_running_statistics,
     optimizer_step,
     set_learning_rate,
 )
 
 logger = logging.getLogger(__name__)
 
+# Batches from which the normalization statistics of the target are estimated without a source.
+STATISTICS_BATCHES = 50
+
 
 def train_self_training(
     model: SegmentationModel,
-    src_loader: BatchLoader,
+    src_loader: BatchLoader | None,
     tgt_loader: BatchLoader,
     stage: SelfTrainingStage,
     *,
@@ -57,8 +61,13 @@ def train_self_training(
     """Train on the source and on pseudo-labels; return the averaged weights, which are the teacher.
 
     `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
-    `aligner` also aligns the domains in every iteration; None only self-trains.
+    `aligner` also aligns the domains in every iteration; None only self-trains. Without a source
+    loader, the pseudo-labeled target takes the place of the source, and the teacher is frozen.
     """
+    if src_loader is None:
+        mix_running_statistics(
+            model, (tgt_loader[k].frames_bhwc for k in range(STATISTICS_BATCHES))
+        )
     optimizer = make_optimizer(model, stage)
     average = AveragedWeights(model, stage.ema)
     state: TrainingState = {"model": model, "optimizer": optimizer, "average": average}
@@ -72,18 +81,20 @@ def train_self_training(
     teacher = deepcopy(model).eval()
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
     model.train()
-    if aligner is not None and aligner.settings.bn_statistics == "frozen":
+    if src_loader is None or (aligner and aligner.settings.bn_statistics == "frozen"):
         freeze_running_statistics(model)
     for iteration in loop:
         learning_rates = {"lr": set_learning_rate(optimizer, iteration, stage)}
         if aligner is not None:
             lr = set_learning_rate(aligner.optimizer, iteration, stage)
             learning_rates["discriminator_lr"] = lr
-        src, tgt = src_loader[iteration], tgt_loader[iteration]
-        teacher.load_state_dict(average.weights())
+        tgt = tgt_loader[iteration]
+        if src_loader is not None:
+            teacher.load_state_dict(average.weights())
         rng = np.random.default_rng([seed, iteration, distributed.rank()])
 
         tgt_labels = label_target(teacher, tgt, stage, amp=amp)
+        src = rolled(tgt, tgt_labels) if src_loader is None else src_loader[iteration]
         views = student_views(src, tgt, tgt_labels, stage, model.spec.mean, augmentation, rng)
         losses = self_training_step(model, optimizer, aligner, src, tgt, views, stage, amp=amp)
         average.update(iteration)
@@ -97,6 +108,15 @@ def train_self_training(
         losses["labeled_fraction"] = labeled / distributed.world_size()
         loop.log(src.files + tgt.files, learning_rates, losses)
     return average
+
+
+def rolled(tgt: Batch, labels: Tensor) -> Batch:
+    """Return a pseudo-labeled target batch whose frames are moved by one slot.
+
+    Mixing pastes the classes of a slot into the frame of the same slot, so these have to differ.
+    """
+    indices = (*tgt.indices[-1:], *tgt.indices[:-1])
+    return Batch(tgt.frames_bhwc.roll(1, 0), labels.roll(1, 0), indices, ego=tgt.ego)
 
 
 @torch.no_grad()
@@ -129,7 +149,7 @@ def self_training_step(
     With an aligner the source loss is that of the adversarial update, which also updates D.
     """
     num_parts = distributed.world_size() * stage.accumulate
-    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels))
+    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, src.pixel_weights))
     optimizer.zero_grad(set_to_none=True)
     parts: list[dict[str, Tensor]] = []
     if aligner is None:
@@ -148,10 +168,11 @@ def self_training_step(
             )
         ]
     for view in views:
-        num_labeled = distributed.all_reduce_sum(count_labeled(view.batch.labels))
+        batch = view.batch
+        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels, batch.pixel_weights))
         parts += [
             {view.name: _accumulate(model, part, num_labeled, weight=view.weight, amp=amp)}
-            for part in view.batch.split(stage.accumulate)
+            for part in batch.split(stage.accumulate)
         ]
     optimizer_step(optimizer, stage)
     if aligner is not None:
@@ -174,6 +195,8 @@ def _accumulate(
     """
     with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
         logits = model(batch.frames_bhwc)
-    loss = segmentation_loss(logits, batch.labels, num_labeled=num_labeled)
+    loss = segmentation_loss(
+        logits, batch.labels, weights=batch.pixel_weights, num_labeled=num_labeled
+    )
     (weight * loss).backward()
     return loss.detach()

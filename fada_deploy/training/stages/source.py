@@ -37,14 +37,16 @@ def train_supervised(
     for iteration in loop:
         lr = set_learning_rate(optimizer, iteration, stage)
         batch = loader[iteration]
-        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels))
+        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels, batch.pixel_weights))
 
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in batch.split(stage.accumulate):
             with torch.autocast(part.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
                 logits = model(part.frames_bhwc)
-            loss = segmentation_loss(logits, part.labels, num_labeled=num_labeled)
+            loss = segmentation_loss(
+                logits, part.labels, weights=part.pixel_weights, num_labeled=num_labeled
+            )
             loss.backward()
             losses.append(loss.detach())
         optimizer_step(optimizer, stage)

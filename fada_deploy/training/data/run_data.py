@@ -1,0 +1,129 @@
+"""The data of a run: its sources and target, and the loaders of its stages."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fada_deploy.common.errors import DataError
+from fada_deploy.common.files import atomic_path
+from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.data.base import FrameDataset
+from fada_deploy.training import distributed
+from fada_deploy.training.config import DistillStage, RunConfig, SizeHW, Stage
+from fada_deploy.training.data.augmentation import get_augmentation
+from fada_deploy.training.data.datasets import class_pixels, open_target
+from fada_deploy.training.data.loader import BatchLoader
+from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
+from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
+from fada_deploy.training.data.sources import SourceFrames, open_sources
+
+logger = logging.getLogger(__name__)
+
+# File of a run: the pixels of each class in each source file.
+SOURCE_CLASSES = "source_classes.npz"
+
+Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
+# The data loaders, each of which derives its own seed from the seed of the run by its position.
+_LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
+
+
+class RunData:
+    """The frames of a run, and loaders of batches for its stages.
+
+    Attributes:
+        sources: The labeled sources; None if no stage needs them.
+        tgt_frames: The target's training frames.
+        val_frames: The target's held-out frames; None if it has none.
+        bad_files: One error line for each file that could not be used, as an ordered set.
+
+    Raise `FadaError` if the data cannot be used.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device
+    ) -> None:
+        self._config, self._folder, self._device = config, folder, device
+        self.augmentation = get_augmentation(config.augment)
+        self.bad_files: dict[str, None] = {}
+        self.sources: SourceFrames | None = None
+        if config.needs_source:
+            self.sources = open_sources(config, space)
+        self.tgt_frames, self.val_frames = open_target(
+            config, folder / "target_frames", space, self._add_bad_file
+        )
+
+    @property
+    def datasets(self) -> dict[str, FrameDataset]:
+        """The training frames by the name of their domain."""
+        datasets = {"target": self.tgt_frames}
+        if self.sources is not None:
+            datasets = {"source": self.sources.frames, **datasets}
+        return datasets
+
+    def source_loader(
+        self, name: str, stage: Stage, *, size_hw: SizeHW, mirror: float = 0.0
+    ) -> BatchLoader:
+        """Return a loader of labeled source frames, class-balanced within each source."""
+        sources = self._require_sources()
+        samples = SourceSamples(sources.frames, size_hw, stage.jitter, mirror, self.augmentation)
+        sampler = sources.class_balanced_sampler(self._class_pixels(), self.seed(name))
+        return self._loader(samples, sampler, name, stage)
+
+    def target_loader(self, name: str, stage: Stage) -> BatchLoader:
+        """Return a loader of target frames; their labels are never read."""
+        samples = TargetSamples(self.tgt_frames, self._config.size, self.augmentation)
+        return self._loader(samples, self._shuffled(name), name, stage)
+
+    def pseudo_label_loader(self, folder: Path, stage: DistillStage) -> BatchLoader:
+        """Return a loader of target frames with their pseudo-labels in `folder`."""
+        samples = PseudoLabeledSamples(self.tgt_frames, folder, stage, self.augmentation)
+        return self._loader(samples, self._shuffled("distill"), "distill", stage)
+
+    def seed(self, loader: str) -> int:
+        """Return the seed of a loader."""
+        sequence = np.random.SeedSequence([self._config.seed, _LOADERS.index(loader)])
+        return int(sequence.generate_state(1)[0])
+
+    def _loader(self, samples: Samples, sampler: Sampler, name: str, stage: Stage) -> BatchLoader:
+        frames = samples.frames
+        return BatchLoader(
+            samples, sampler, batch=stage.batch, seed=self.seed(name), device=self._device,
+            file=lambda index: str(frames.pairs[index].image),
+            ego=samples.ego, class_weights=self._class_weights(stage),
+        )  # fmt: skip
+
+    def _shuffled(self, name: str) -> Sampler:
+        return ShuffledSampler(len(self.tgt_frames), self.seed(name))
+
+    def _require_sources(self) -> SourceFrames:
+        assert self.sources is not None, "see RunConfig.needs_source"
+        return self.sources
+
+    def _class_pixels(self) -> NDArray[np.int64]:
+        """Return the pixels of each class in each source file, (N, K); stored in the run."""
+        path = self._folder / SOURCE_CLASSES
+        with distributed.main_process_first():
+            if not path.is_file():
+                frames = self._require_sources().frames
+                pixels, errors = class_pixels(frames)
+                self.bad_files |= errors
+                names = np.array(frames.space.names)[pixels.sum(axis=0) == 0]
+                if len(names):
+                    logger.warning("no source frame shows the classes %s", ", ".join(names))
+                with atomic_path(path) as temporary:
+                    np.savez_compressed(temporary, pixels=pixels)
+        return np.asarray(np.load(path)["pixels"], np.int64)
+
+    def _class_weights(self, stage: Stage) -> NDArray[np.float32] | None:
+        """Return the weights of the classes in the segmentation loss; None for equal ones."""
+        if stage.class_weights == "none" or self.sources is None:
+            return None
+        return self.sources.class_weights(self._class_pixels())
+
+    def _add_bad_file(self, error: DataError) -> None:
+        self.bad_files[str(error)] = None
