@@ -62,7 +62,7 @@ class CandidateDocument(msgspec.Struct, frozen=True, kw_only=True):
         entropy: Mean entropy of the class probabilities in nats.
         class_fractions: Fraction of the target's pixels by class.
         missing_classes: Classes that the source shows and the predictions on the target lack.
-        vanished_classes: The missing classes that the first candidate predicts.
+        vanished_classes: The missing classes that `start` or else the first stage predicts.
     """
 
     name: str

@@ -139,8 +139,10 @@ def choose(
         "best": candidates[best].name,
         "agreeing": tuple(agreeing),
     }
+    # The network before adaptation. A checkpoint may not have learned the classes yet.
+    first = next((i for i in order if "/" not in candidates[i].name), 0)
     documents = tuple(
-        _candidate_document(candidates[i], scores[i], missing[i], missing[0], space, run)
+        _candidate_document(candidates[i], scores[i], missing[i], missing[first], space, run)
         for i in order
     )
     return SelectionDocument(**document, candidates=documents)

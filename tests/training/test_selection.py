@@ -93,6 +93,17 @@ def test_the_most_consistent_candidate_is_chosen() -> None:
     assert document.candidates[0].class_fractions["road"] == pytest.approx(1 / K)
 
 
+def test_vanished_classes_are_compared_with_a_finished_stage() -> None:
+    document = choose_among(
+        {
+            "source/000100": make_scores((0.4,) * 4, {"car": 0.0, "bus": 0.0}),
+            "source": make_scores((0.5,) * 4, {"bus": 0.0}),
+            "selftrain": make_scores((0.6,) * 4, {"car": 0.0, "bus": 0.0}),
+        }
+    )
+    assert [each.vanished_classes for each in document.candidates] == [("car",), (), ("car",)]
+
+
 def test_a_sure_network_must_also_be_consistent() -> None:
     document = choose_among(
         {
@@ -266,7 +277,7 @@ def test_training_a_stage_removes_the_file_and_writes_it_again(
     """The run of the tests of training, with two short stages."""
     caplog.set_level(logging.INFO, "fada_deploy")
     config = make_config(
-        preset="paper",
+        recipe="paper",
         file=None,
         settings=[
             *(f"{s}.{v}" for s in ("source", "adversarial") for v in ("iterations=3", "batch=2")),
