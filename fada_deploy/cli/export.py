@@ -173,7 +173,8 @@ def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) 
     """Export a run to ONNX files and TensorRT engines.
 
     SOURCE is the folder of a run or of a stage, a weights file, or the fp32 ONNX file of an earlier
-    export. [default: the newest run]
+    export. [default: the newest run] Of a run, the stage that training chose without labels is
+    exported (RUN/selection.json), or the last one if there is no choice.
 
     \b
     fada export                                         # model.onnx

@@ -16,6 +16,12 @@ from typing import Any
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import numbered_dir
+from fada_deploy.common.selection import (
+    SELECTION,
+    SelectionDocument,
+    describe_choice,
+    read_selection,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +103,22 @@ def exported_model(path: Path) -> Path:
 
 
 def final_weights(path: Path) -> Path:
-    """Return the weights of the last finished stage of a run; warn if stages are missing.
+    """Return the weights of a run that its `selection.json` names, and log which.
 
-    `path` may also be the folder of a stage or a weights file. Raise `ModelError` if there are no
-    weights.
+    Without that file, or if it does not describe every finished stage, return the weights of the
+    last finished stage, and warn if stages are missing. `path` may also be the folder of a stage or
+    a weights file. Raise `ModelError` if there are no weights.
     """
     if path.is_file():
         return path
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
+    selection, problem = _selection(path)
+    if selection is not None:
+        logger.info("%s: %s", path, describe_choice(selection))
+        return path / selection.chosen_candidate.weights
+    if problem:
+        logger.warning("%s", problem)
     if finished := _finished(path):
         if unfinished_stages(path):
             logger.warning(
@@ -128,22 +141,52 @@ def unfinished_stages(run: Path) -> list[str]:
         return []
 
 
-def newer_stage(model: Path, provenance: Mapping[str, Any]) -> str | None:
-    """Return the last finished stage of the run of an export, if the export is of an earlier one.
+def _selection(run: Path) -> tuple[SelectionDocument | None, str]:
+    """Return the `selection.json` of a run if it can be used, and otherwise why it cannot.
 
-    `provenance` is that of the export's metadata. Return None for an up-to-date export, and for a
-    model outside `<run>/export/`.
+    It must describe every finished stage. The reason is empty if there is no such file.
+    """
+    try:
+        selection = read_selection(run)
+    except ModelError as error:
+        return None, str(error)
+    if selection is None:
+        return None, ""
+    finished = [weights.relative_to(run).as_posix() for weights in _finished(run)]
+    described = {each.weights for each in selection.candidates}
+    weights = run / selection.chosen_candidate.weights
+    if described.issuperset(finished) and weights.is_file():
+        return selection, ""
+    return None, (
+        f"{run / SELECTION} does not describe the finished stages of the run, so the last one is "
+        f"used; `fada train --resume {run}` writes it again"
+    )
+
+
+def newer_stage(model: Path, provenance: Mapping[str, Any]) -> str | None:
+    """Return the stage of the run of an export that replaces the stage of the export.
+
+    This is the chosen stage (or checkpoint) of `selection.json` if it is another one, and without
+    that file the last finished stage if it is a later one. `provenance` is that of the export's
+    metadata. Return None for an up-to-date export, and for a model outside `<run>/export/`.
     """
     stage, model = provenance.get("stage"), model.absolute()
     if model.parent.name != "export" or stage not in STAGES:
         return None
-    finished = _finished(model.parent.parent)
+    run = model.parent.parent
+    selection, _ = _selection(run)
+    if selection is not None:
+        chosen = selection.chosen_candidate
+        iteration = provenance.get("iteration")
+        is_same = iteration is None or iteration == chosen.iteration
+        return None if is_same and stage == chosen.stage else chosen.name
+    finished = _finished(run)
     last = finished[-1].parent.name if finished else stage
     return last if STAGES.index(last) > STAGES.index(stage) else None
 
 
 def warn_if_outdated(model: Path, provenance: Mapping[str, Any]) -> None:
-    """Warn if an export is of an earlier stage than the last finished one of its run."""
+    """Warn if an export is not of the stage that `fada export` now takes from its run."""
     if (last := newer_stage(model, provenance)) is not None:
         logger.warning(
             "%s is an export of the stage %s; the run now has %s; run `fada export %s`",

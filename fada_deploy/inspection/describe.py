@@ -15,7 +15,14 @@ from typing import Any
 from fada_deploy.common.errors import FadaError, ModelError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import PROPERTY, ModelMetadata
-from fada_deploy.common.runs import CHECKPOINTS, CONFIG, MODEL_SUFFIXES, STAGES, WEIGHTS
+from fada_deploy.common.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    MODEL_SUFFIXES,
+    STAGES,
+    WEIGHTS,
+    checkpoint_path,
+)
 from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backend_selection import metadata_of
 from fada_deploy.runtime.backends.engine_file import read_engine
@@ -107,7 +114,11 @@ def _model(path: Path, metadata: ModelMetadata, problems: list[str]) -> Document
         "metadata": json.loads(metadata.to_json()),
         "reference": {"path": str(reference), "state": state},
     }
-    weights = [w for stage in STAGES if (w := path.parent.parent / stage / WEIGHTS).is_file()]
+    run, provenance = path.parent.parent, metadata.provenance
+    weights = [w for stage in STAGES if (w := run / stage / WEIGHTS).is_file()]
+    if provenance.get("stage") in STAGES and isinstance(provenance.get("iteration"), int):
+        checkpoint = checkpoint_path(run / provenance["stage"], provenance["iteration"])
+        weights += [checkpoint] if checkpoint.is_file() else []
     # Only an export inside a run can be compared with its weights.
     if path.parent.name == "export" and weights:
         equal = [w for w in weights if sha256(w) == metadata.hashes.get("weights")]
@@ -216,11 +227,13 @@ def _run(path: Path, problems: list[str]) -> Document:
     for model in sorted((path / "export").glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
             metadata = _collect_error(problems, metadata_of, model)
+            provenance = {} if metadata is None else metadata.provenance
             exports.append(
                 {
                     "path": str(model),
                     "precision": None if metadata is None else metadata.precision,
-                    "stage": None if metadata is None else metadata.provenance.get("stage"),
+                    "stage": provenance.get("stage"),
+                    "iteration": provenance.get("iteration"),
                     "bytes": model.stat().st_size,
                 }
             )

@@ -13,6 +13,7 @@ from fada_deploy.common.documents import json_schema
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import LabelSpaceDocument
 from fada_deploy.common.metadata import MetadataDocument
+from fada_deploy.common.selection import SelectionDocument
 from fada_deploy.data.custom import DatasetDocument
 from fada_deploy.runtime.backends.engine_file import SidecarDocument
 
@@ -22,6 +23,7 @@ DOCUMENTS: dict[str, type[Any]] = {
     "engine-sidecar": SidecarDocument,
     "label-space": LabelSpaceDocument,
     "metadata": MetadataDocument,
+    "selection": SelectionDocument,
 }
 
 

@@ -50,9 +50,10 @@ class ModelSetup:
             self.spec, size_hw=config.distill.size, norm=config.distill.norm
         )
         self.start_model: SegmentationModel | None = None
+        self.start_weights: Path | None = None
         if config.start is not None:
-            self._start_weights = final_weights(Path(config.start))
-            self.start_model = self._load(self._start_weights)
+            self.start_weights = final_weights(Path(config.start))
+            self.start_model = self._load(self.start_weights)
         self._check_start()
         self._check_published()
         for stage in config.stages:
@@ -71,7 +72,7 @@ class ModelSetup:
         """Log what the run starts from, and warn where the recipe does not suit it."""
         config = self.config
         if config.start is not None:
-            logger.info("starting from %s", self._start_weights)
+            logger.info("starting from %s", self.start_weights)
         if self.init is not None and self._has_new_model:
             logger.info("%s: ImageNet weights from %s", config.backbone, self.init)
         elif config.start is None and config.init == "none" and config.recipe == "paper":

@@ -74,7 +74,7 @@ class Predictor:
     ) -> None:
         self.model, self.device = model.eval(), device
         multiple = find_backbone(model.spec.backbone).multiple
-        self._sizes = [_scaled_size(model.spec.size_hw, scale, multiple) for scale in scales]
+        self._sizes = [scaled_size(model.spec.size_hw, scale, multiple) for scale in scales]
         self._flips = (False, True) if flip else (False,)
 
     def logits(self, frames: Sequence[Frame]) -> Tensor:
@@ -112,7 +112,7 @@ def _label_map(views: Sequence[Tensor], size_hw: SizeHW) -> NDArray[np.uint8]:
     return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
-def _scaled_size(size_hw: SizeHW, scale: float, multiple: int) -> SizeHW:
+def scaled_size(size_hw: SizeHW, scale: float, multiple: int) -> SizeHW:
     """Return the scaled size, rounded to a multiple and at least 8 multiples per side."""
     height, width = (max(8 * multiple, round(v * scale / multiple) * multiple) for v in size_hw)
     return height, width

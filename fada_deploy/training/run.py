@@ -20,6 +20,7 @@ from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import LOCK, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
+from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
@@ -38,6 +39,7 @@ from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, requir
 from fada_deploy.training.result import TrainingResult
 from fada_deploy.training.run_files import check_fingerprints, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
+from fada_deploy.training.selection import select_stage
 from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import write_pseudo_labels
 from fada_deploy.training.stages.selftrain import train_self_training
@@ -82,6 +84,12 @@ def train(
                     training.score_stage(stage)
                 # The next stage of the other processes reads the weights of this one.
                 distributed.barrier()
+        if distributed.is_main_process():
+            start = training.setup.start_weights
+            select_stage(
+                run, training.data.tgt_frames, start=start, seed=config.seed, device=device
+            )
+        distributed.barrier()
     return training.result()
 
 
@@ -124,6 +132,7 @@ class TrainingRun:
         if (self.folder / stage / WEIGHTS).is_file():
             logger.info("%s: already trained", stage)
             return
+        (self.folder / SELECTION).unlink(missing_ok=True)
         stages = {
             "source": self._source,
             "adversarial": self._adversarial,
@@ -133,9 +142,9 @@ class TrainingRun:
         stages[stage]()
 
     def score_stage(self, stage: str) -> None:
-        """Score a trained stage on the target's validation frames, if there are any."""
+        """Score a trained stage on the target's labeled validation frames, if there are any."""
         frames = self.data.val_frames
-        if frames is None:
+        if frames is None or not frames.labeled:
             return
         try:
             scores = stage_scores(self.folder / stage, self.config, frames, self.device)

@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 from fada_deploy.common.runs import (
+    checkpoint_path,
     exported_model,
     final_weights,
     newer_stage,
     newest_models,
     unfinished_stages,
+)
+from fada_deploy.common.selection import (
+    CandidateDocument,
+    ConsistencyDocument,
+    SelectionDocument,
+    write_selection,
 )
 
 
@@ -92,3 +99,94 @@ def test_export_of_an_earlier_stage_is_outdated(
     provenance = {} if stage is None else {"stage": stage}
     assert newer_stage(run / "export" / "model.onnx", provenance) == newer
     assert newer_stage(run / "model.onnx", provenance) is None
+
+
+def write_choice(run: Path, chosen: str, *names: str) -> None:
+    """Write a `selection.json` with candidates: stages, or `STAGE/ITERATION` for checkpoints."""
+    candidates = []
+    for name in names:
+        stage, _, iteration = name.partition("/")
+        path = checkpoint_path(run / stage, int(iteration)) if iteration else run / stage
+        path = path if iteration else path / "weights.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        candidates.append(
+            CandidateDocument(
+                name=name,
+                stage=stage,
+                iteration=int(iteration or 90),
+                weights=path.relative_to(run).as_posix(),
+                sha256="0",
+                consistency=0.5,
+                consistency_by_change=ConsistencyDocument(
+                    mirrored=0.5, smaller=0.5, larger=0.5, recolored=0.5
+                ),
+                score=0.5,
+                expected_iou=0.5,
+                ensemble_agreement=0.9,
+                neighborhood_density=3.0,
+                mirror_agreement=0.9,
+                entropy=0.3,
+                class_fractions={},
+                missing_classes=(),
+                vanished_classes=(),
+            )
+        )
+    document = SelectionDocument(
+        frames=5, chosen=chosen, best=chosen, agreeing=("mirrored", "smaller"),
+        candidates=tuple(candidates),
+    )  # fmt: skip
+    write_selection(run, document)
+
+
+def test_the_chosen_stage_replaces_the_last_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fada_deploy")
+    stages = ("source", "selftrain", "distill")
+    run = make_run(tmp_path, stages, stages)
+    write_choice(run, "selftrain", *stages)
+    assert final_weights(run) == run / "selftrain" / "weights.safetensors"
+    (line,) = caplog.messages
+    assert "chosen without labels: selftrain" in line and "2 of 5 parts" in line
+    # Who names a stage or a file wants it.
+    assert final_weights(run / "distill") == run / "distill" / "weights.safetensors"
+    assert len(caplog.messages) == 1
+    model = run / "export" / "model.onnx"
+    assert newer_stage(model, {"stage": "selftrain"}) is None
+    assert newer_stage(model, {"stage": "selftrain", "iteration": 90}) is None
+    # An export of the last stage is not what `fada export` would write now.
+    assert newer_stage(model, {"stage": "distill", "iteration": 90}) == "selftrain"
+    assert newer_stage(model, {"stage": "source"}) == "selftrain"
+    assert newer_stage(run / "model.onnx", {"stage": "source"}) is None
+
+
+def test_a_checkpoint_can_be_chosen(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ("source",), ("source",))
+    checkpoint = checkpoint_path(run / "source", 30)
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    write_choice(run, "source/30", "source/30", "source")
+    assert final_weights(run) == checkpoint
+    model = run / "export" / "model.onnx"
+    assert newer_stage(model, {"stage": "source", "iteration": 30}) is None
+    assert newer_stage(model, {"stage": "source", "iteration": 90}) == "source/30"
+    checkpoint.unlink()
+    assert final_weights(run) == run / "source" / "weights.safetensors"
+
+
+@pytest.mark.parametrize("problem", ["incomplete", "damaged"])
+def test_a_choice_that_does_not_fit_the_run_is_not_used(
+    tmp_path: Path, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = ("source", "adversarial", "distill")
+    run = make_run(tmp_path, stages, stages)
+    write_choice(run, "source", *stages[:2])
+    if problem == "damaged":
+        (run / "selection.json").write_text('{"chosen": "source"')
+    assert final_weights(run) == run / "distill" / "weights.safetensors"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "selection.json" in record.getMessage()
+    assert f"`fada train --resume {run}`" in record.getMessage()
+    assert newer_stage(run / "export" / "model.onnx", {"stage": "source"}) == "distill"
+    assert len(caplog.records) == 1

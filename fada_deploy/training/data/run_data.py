@@ -24,6 +24,9 @@ from fada_deploy.training.data.sources import SourceFrames, open_sources
 
 logger = logging.getLogger(__name__)
 
+# File of a run: the pixels of each class in each source file.
+SOURCE_CLASSES = "source_classes.npz"
+
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
 _LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
@@ -103,7 +106,7 @@ class RunData:
 
     def _class_pixels(self) -> NDArray[np.int64]:
         """Return the pixels of each class in each source file, (N, K); stored in the run."""
-        path = self._folder / "source_classes.npz"
+        path = self._folder / SOURCE_CLASSES
         with distributed.main_process_first():
             if not path.is_file():
                 frames = self._require_sources().frames

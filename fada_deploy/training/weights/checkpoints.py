@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,24 +63,39 @@ def load_model(
     The network is placed on `device` [CPU]. Raise `ModelError` if the file does not exist or is not
     such a file.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            text = (file.metadata() or {})[PROPERTY]
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-        document = read_json(
-            text,
-            WeightsDocument,
-            where=str(path),
-            remedy="use weights written by `fada train` or `fada import`",
-        )
+    with _open(path) as (file, document):
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
         model = SegmentationModel(document.model.to_spec())
         model.load_state_dict(weights)
+    return model.to(device or torch.device("cpu")).eval(), document.provenance
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance in a file written by `save_weights`, without loading the weights.
+
+    Raise `ModelError` if the file does not exist or is not such a file.
+    """
+    with _open(path) as (_, document):
+        return document.provenance
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
+    """Open a file written by `save_weights`; map errors, also of the block, to `ModelError`."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            document = read_json(
+                (file.metadata() or {})[PROPERTY],
+                WeightsDocument,
+                where=str(path),
+                remedy="use weights written by `fada train` or `fada import`",
+            )
+            yield file, document
     except FileNotFoundError:
         raise ModelError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, KeyError, RuntimeError, UsageError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path}: not weights written by `fada train` ({reason})") from None
-    return model.to(device or torch.device("cpu")).eval(), document.provenance
 
 
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
