@@ -82,7 +82,7 @@ class ModelSetup:
                 config.backbone,
             )
         if self.device.type == "cpu" and config.recipe == "paper":
-            logger.warning("the recipe paper takes days on a CPU; use --recipe small or a GPU")
+            logger.warning("the recipe paper takes days on a CPU; use --recipe deploy or a GPU")
 
     def new_model(self, spec: ModelSpec) -> SegmentationModel:
         """Return an untrained network; it depends only on `spec`, the seed and the init file."""
@@ -128,8 +128,11 @@ class ModelSetup:
             raise UsageError(
                 "--start replaces the source stage, but --stages contains source; remove one"
             )
+        if not {"adversarial", "selftrain"} & set(config.stages):
+            # A student may have another architecture than its teacher.
+            return
         backbone, norm = model.spec.backbone, model.spec.norm
-        if {"adversarial", "selftrain"} & set(config.stages) and backbone != config.backbone:
+        if backbone != config.backbone:
             raise UsageError(
                 f"--start {config.start} has the backbone {backbone}, this run uses "
                 f"{config.backbone}; use --backbone {backbone}"

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -481,3 +482,16 @@ def test_run_is_locked_while_it_trains(blocks: Path, tmp_path: Path) -> None:
         run(config(blocks, stages=("source",)), tmp_path / "run")
     run(config(blocks, stages=("source",)), tmp_path / "run")
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_student_may_have_another_backbone_than_its_teacher(
+    blocks: Path, finished: Path, tmp_path: Path
+) -> None:
+    settings = config(
+        blocks, "norm=batch", start=str(finished), stages=("distill",), backbone="pidnet-s"
+    )
+    run(settings, tmp_path / "student")
+    student, provenance = load_model(tmp_path / "student" / "distill" / "weights.safetensors")
+    assert student.spec.backbone == "pidnet-s" and provenance["stage"] == "distill"
+    with pytest.raises(UsageError, match="use --backbone ddrnet23-slim"):
+        run(replace(settings, stages=("selftrain", "distill")), tmp_path / "refused")
