@@ -55,11 +55,8 @@ def test_first_screen_shows_image_commands_scores_and_code() -> None:
 
 # Rows of the first page's table → rows of the results.
 ROWS = {
-    "Source only": "source only, 300 iterations",
-    "No adversary": "300 + 120 iterations, no adversary",
-    "Feature-only": "feature-only (binary domain classifier on features)",
-    "FADA": "FADA, soft encodings",
-    "ADVENT": "ADVENT (adversarial alignment of prediction entropy, single level)",
+    "Source only": "source only, 900 iterations",
+    "Recipe deploy": "recipe deploy, 400 + 500 iterations",
 }
 
 
