@@ -39,7 +39,7 @@ _SECTIONS: dict[str, type] = {
     "distill": DistillStage,
 }
 # The backbones that the published settings were made for. The others run in real time.
-_PAPER_BACKBONES = ("resnet101", "resnet50", "vgg16")
+_PAPER_BACKBONES = ("resnet101", "resnet50", "resnet18", "vgg16")
 # The type of the settings that are written as WIDTHxHEIGHT.
 _SIZE = tuple[int, int]
 # What the command line and what Python can correct.

@@ -30,6 +30,8 @@ def small(*stages: str) -> list[str]:
     settings = [f"--set={s}.{k}" for s in stages for k in ("iterations=3", "batch=2")]
     return [
         *settings,
+        "--recipe",
+        "paper",
         "--size",
         "96x64",
         "--backbone",

@@ -19,8 +19,8 @@ from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.progress import set_progress_factory
 from fada_deploy.common.runs import WEIGHTS
-from fada_deploy.training import run as run_module
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data import run_data
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
@@ -338,7 +338,7 @@ def test_failed_download_stops_a_run_before_the_data(
     def open_sources(*_: Any) -> None:
         raise AssertionError("no data may be read")
 
-    monkeypatch.setattr(run_module, "open_sources", open_sources)
+    monkeypatch.setattr(run_data, "open_sources", open_sources)
     with pytest.raises(ModelError, match="HTTP status 404"):
         train(config(blocks), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()

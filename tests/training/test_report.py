@@ -72,7 +72,16 @@ def two_stages(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     settings += ["--size", "96x64", "--batch", "2", "--set=source.optimizer=adamw"]
     data = ("--src", blocks / "source.toml", "--tgt", blocks / "target.toml")
-    stages = ("--stages", "source,adversarial", "--backbone", "ddrnet23-slim", "--init", "none")
+    stages = (
+        "--stages",
+        "source,adversarial",
+        "--backbone",
+        "ddrnet23-slim",
+        "--init",
+        "none",
+        "--recipe",
+        "paper",
+    )
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in ("train", *data, *stages, *settings, "--out", run)])
     assert not caught.value.code

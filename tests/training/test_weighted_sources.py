@@ -91,7 +91,7 @@ def test_rendered_scenes_are_made_once_and_equal_the_renderer(
     opened = open_sources(rendered, CITYSCAPES_19)
     assert opened.counts == (3,)
     image, labels = opened.frames.pair(1)
-    want_image, want_labels = render("source", 1, (64, 96))
+    want_image, want_labels = render("random", 1, (64, 96))
     np.testing.assert_array_equal(image, want_image)
     np.testing.assert_array_equal(labels, want_labels)
 
@@ -112,7 +112,7 @@ def test_included_classes_count_as_their_class(
     space = LabelSpace("three", (by_name["sky"], ground, by_name["building"]))
     rendered = replace(config, src="rendered", src_root=None, extra_sources=())
     labels = open_sources(rendered, space).frames.labels(0)
-    _, full = render("source", 0, (64, 96))
+    _, full = render("random", 0, (64, 96))
     np.testing.assert_array_equal(labels == 1, np.isin(full, [0, 1]))
     assert (full == 0).any() and (full == 1).any()
     assert LabelSpace.from_dict(space.to_dict()) == space
