@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.common.errors import UsageError
+from fada_deploy.common.runs import resolve_builtin
 from fada_deploy.common.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -76,10 +77,14 @@ MODEL_OPTION = click.option(
 
 
 def model_path(argument: Path | None, option: Path | None) -> Path | None:
-    """Return the model named by the argument MODEL or by `--model`; raise if both name one."""
+    """Return the model named by the argument MODEL or by `--model`; raise if both name one.
+
+    The name `builtin` becomes the path of the built-in model.
+    """
     if argument is not None and option is not None:
         raise UsageError(f"two models were named, {argument} and {option}; name one")
-    return option if argument is None else argument
+    path = option if argument is None else argument
+    return None if path is None else resolve_builtin(path)
 
 
 class CommandGroup(click.Group):

@@ -82,6 +82,14 @@ def _exports(folder: Path) -> list[Path]:
     return sorted(models, key=lambda p: (bool(_CONVERTED.search(p.name)), -p.stat().st_mtime))
 
 
+def resolve_builtin(path: Path) -> Path:
+    """Return the file of the built-in model for the name `builtin`, and otherwise `path`.
+
+    A file or folder of that name has priority.
+    """
+    return _BUILTIN_FILE if path == BUILTIN and not path.exists() else path
+
+
 def exported_model(path: Path) -> Path:
     """Return the newest export of a run if `path` is a run's folder, and otherwise `path`.
 
@@ -89,8 +97,8 @@ def exported_model(path: Path) -> Path:
     files are preferred to engines, which may have been built on another machine, and fp32 files to
     those of other precisions. Raise `ModelError` if the folder contains no export.
     """
-    if path == BUILTIN and not path.exists():
-        return _BUILTIN_FILE
+    if (path := resolve_builtin(path)) == _BUILTIN_FILE:
+        return path
     exports = _exports(path / "export")
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:

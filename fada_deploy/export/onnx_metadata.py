@@ -18,6 +18,7 @@ def save_onnx(document: onnx.ModelProto, metadata: ModelMetadata, path: Path) ->
     """
     import onnx
 
+    _remove_source_lines(document.graph)
     # The exporter's own `onnx.` properties describe Python source lines.
     other_properties = [
         p for p in document.metadata_props if p.key != PROPERTY and not p.key.startswith("onnx.")
@@ -27,6 +28,14 @@ def save_onnx(document: onnx.ModelProto, metadata: ModelMetadata, path: Path) ->
     document.metadata_props.add(key=PROPERTY, value=metadata.to_json())
     onnx.checker.check_model(document, full_check=True)
     onnx.save(document, str(path))
+
+
+def _remove_source_lines(graph: onnx.GraphProto) -> None:
+    """Remove the descriptions of Python source lines, which contain the paths of this machine."""
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for element in (graph, *graph.node, *values):
+        del element.metadata_props[:]
+        element.ClearField("doc_string")
 
 
 def replace_metadata(path: Path, metadata: ModelMetadata) -> None:
