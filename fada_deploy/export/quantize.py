@@ -279,9 +279,13 @@ class _FrameReader:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Suppress the messages that onnxruntime's quantizer prints and logs."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
     with redirect_stdout(StringIO()):
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
             logging.disable(logging.NOTSET)
+            # The quantizer logs by `logging.info`, which installs a handler for all loggers.
+            root.handlers[:] = handlers

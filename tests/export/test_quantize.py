@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.onnx_metadata import replace_metadata, save_onnx
 from fada_deploy.export.precision import check_precision, layer_precisions
-from fada_deploy.export.quantize import QuantizedModel, _Quantizer, quantize
+from fada_deploy.export.quantize import QuantizedModel, _Quantizer, _silenced, quantize
 from fada_deploy.export.verify import verify_file
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import TOLERANCES, ReferenceOutputs
@@ -166,3 +167,13 @@ def test_invalid_quantization_is_refused(exported: dict[str, Path], tmp_path: Pa
     replace_metadata(model, replace(read_metadata(model), precision="fp16"))
     with pytest.raises(ModelError, match="already fp16"):
         quantize(model, noise(4), hardware_target="cpu")
+
+
+def test_quantizer_installs_no_log_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`logging.info` installs one for all loggers if the root logger has none."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    with _silenced():
+        logging.info("quantizing")
+        assert root.handlers
+    assert not root.handlers
