@@ -157,7 +157,8 @@ def source_frame_fractions(run: Path, num_classes: int) -> NDArray[np.float64]:
     if not path.is_file():
         return np.zeros(num_classes)
     # One array, (N, K): the pixels of each class in each file, or only whether there are some.
-    (pixels,) = np.load(path).values()
+    with np.load(path) as arrays:
+        (pixels,) = arrays.values()
     return np.asarray((pixels > 0).mean(0), np.float64)
 
 
