@@ -49,7 +49,7 @@ def test_every_extra_is_listed() -> None:
 def test_first_screen_shows_image_commands_scores_and_code() -> None:
     first = TEXT.partition("\n## ")[0]
     for part in ("docs/images/street.jpg", "make demo", "make test", "fada train", "fada export",
-                 "fada infer", "```python", "| Source only |"):  # fmt: skip
+                 "fada infer", "```python", "| Source only"):  # fmt: skip
         assert part in first, f"{part} is missing"
 
 
