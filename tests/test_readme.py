@@ -55,7 +55,7 @@ def test_first_screen_shows_image_commands_scores_and_code() -> None:
 
 # Rows of the first page's table → rows of the results.
 ROWS = {
-    "Source only": "recipe deploy, its source stage, 400 iterations",
+    "Source only": "source only, 900 iterations",
     "Recipe deploy": "recipe deploy, 400 + 500 iterations",
 }
 
