@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, TGT_ROOT_OPTION
+from fada_deploy.cli.options import (
+    DEVICE_OPTION,
+    EGO_MASK_OPTION,
+    JSON_OPTION,
+    RUN_OPTION,
+    TGT_ROOT_OPTION,
+)
 from fada_deploy.cli.train import print_result, resumable, write_run_report
 
 
@@ -21,12 +27,7 @@ from fada_deploy.cli.train import print_result, resumable, write_run_report
     help="New unlabeled target: a data set, a .toml file, a video, or a folder of recordings.",
 )
 @TGT_ROOT_OPTION
-@click.option(
-    "--ego-mask",
-    type=click.Path(),
-    help="Image that is not black where the ego vehicle is visible; those pixels are ignored. Only "
-    "for a target of videos or images.",
-)
+@EGO_MASK_OPTION
 @click.option(
     "--source-free",
     is_flag=True,
@@ -49,12 +50,7 @@ from fada_deploy.cli.train import print_result, resumable, write_run_report
     help="Change one setting, for example selftrain.lr=1e-4; may be repeated.",
 )
 @DEVICE_OPTION
-@click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Folder of the new run. [default: runs/SRC-TGT-BACKBONE-NNN]",
-)
+@RUN_OPTION
 @JSON_OPTION
 def command(
     model: Path,

@@ -70,6 +70,18 @@ TGT_ROOT_OPTION = click.option(
     help="Folder of the target data set. [default: $FADA_DATASETS/NAME, or datasets/NAME if the "
     "variable is not set]",
 )
+EGO_MASK_OPTION = click.option(
+    "--ego-mask",
+    type=click.Path(),
+    help="Image that is not black where the ego vehicle is visible; those pixels are ignored. Only "
+    "for a target of videos or images.",
+)
+RUN_OPTION = click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder of the run. [default: runs/SRC-TGT-BACKBONE-NNN]",
+)
 # For commands with a positional MODEL, so that `--model` works in every command.
 MODEL_OPTION = click.option(
     "--model", "model_option", type=click.Path(path_type=Path), help="Same as MODEL."

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, SIZE, TGT_ROOT_OPTION
+from fada_deploy.cli.options import (
+    DEVICE_OPTION,
+    EGO_MASK_OPTION,
+    JSON_OPTION,
+    RUN_OPTION,
+    SIZE,
+    TGT_ROOT_OPTION,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -67,12 +74,7 @@ _BACKBONES = (
     "if the variable is not set]",
 )
 @TGT_ROOT_OPTION
-@click.option(
-    "--ego-mask",
-    type=click.Path(),
-    help="Image that is not black where the ego vehicle is visible; those pixels are ignored. Only "
-    "for a target of videos or images.",
-)
+@EGO_MASK_OPTION
 @click.option(
     "--label-space",
     metavar="NAME|TOML",
@@ -184,12 +186,7 @@ _BACKBONES = (
     help="Run or weights file to initialize from; earlier stages are skipped. Needs --stages "
     "without source.",
 )
-@click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Folder of the run. [default: runs/SRC-TGT-BACKBONE-NNN]",
-)
+@RUN_OPTION
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),

@@ -219,12 +219,11 @@ class RunConfig:
         ego_mask: Image that is black except on the car's own body; applies to recordings.
         label_space: Name of a label space or a TOML file.
         backbone: Name of the backbone.
-        method: Alignment method of the adversarial stage; "source" trains without one.
+        method: Alignment method; "source" trains without one.
         recipe: Name of the recipe that the settings started from.
         stages: Stages to train.
         init: File with ImageNet weights of the backbone, "imagenet" for those of an installed
-            package or the ones that torchvision publishes (downloaded on first use), or "none" for
-            random weights.
+            package or of torchvision (downloaded on first use), or "none" for random weights.
         init_norm: Input normalization of `init`, if the file does not determine it.
         start: Run or weights file that replaces the stages before the first one in `stages`.
         norm: Normalization layers of the network; "auto" freezes what `init` fully provides.
@@ -232,16 +231,13 @@ class RunConfig:
         size: Size of the target frames and of the network's input (height, width).
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
         seed: Seed of weights, data order and augmentation.
-        amp: Mixed precision: "off", "bf16", or "auto" for bfloat16 where the device supports it in
-            hardware.
+        amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
         save_every: Iterations between two saved training states, from which a run can resume.
-        checkpoint_every: Iterations between two weights files kept for comparison; 0 keeps only the
-            final weights.
+        checkpoint_every: Iterations between two kept weights files; 0 keeps the final weights only.
         test_scales: Scales of the input that scores average over.
         test_flip: Also average over the mirrored frames.
-        published: mIoU in percent that the paper reports for these settings, shown next to the
-            score of the last stage.
+        published: mIoU in percent that the paper reports, shown next to the last stage's score.
         source: Settings of the source stage.
         adversarial: Settings of the adversarial stage.
         selftrain: Settings of the self-training stage.
@@ -332,7 +328,7 @@ def _inconsistency(config: RunConfig) -> str:
             "method: found 'source' together with the adversarial stage, expected another method "
             "or stages without adversarial"
         )
-    if config.selftrain.align and config.method == "source" and "selftrain" in config.stages:
+    if config.selftrain.align and "selftrain" in config.stages and config.method == "source":
         return "selftrain.align: found true together with method 'source', expected another method"
     if config.selftrain.align and config.selftrain.source_free:
         return "selftrain.align: found true together with source_free, but alignment needs a source"

@@ -183,9 +183,7 @@ class TrainingRun:
                 make_loop=self._make_loop("adversarial", stage.iterations, spec),
             )  # fmt: skip
         self._finish("adversarial", average, spec, src, tgt)
-        metrics = RunSummary.read(self.folder).metrics["adversarial"]
-        if health := discriminator_health(metrics):
-            logger.info("adversarial: %s", health)
+        self._log_discriminator_health("adversarial")
 
     def _selftrain(self) -> None:
         """Train on the source and on the target as labeled by a mean teacher."""
@@ -206,6 +204,12 @@ class TrainingRun:
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
         self._finish("selftrain", average, spec, *([src, tgt] if src else [tgt]))
+        self._log_discriminator_health("selftrain")
+
+    def _log_discriminator_health(self, stage: str) -> None:
+        metrics = RunSummary.read(self.folder).metrics[stage]
+        if health := discriminator_health(metrics):
+            logger.info("%s: %s", stage, health)
 
     def _distill(self) -> None:
         """Train a new network on the pseudo-labels of the adapted one."""

@@ -38,7 +38,7 @@ _SECTIONS: dict[str, type] = {
     "selftrain": SelfTrainingStage,
     "distill": DistillStage,
 }
-# The backbones that the published settings were made for. The others run in real time.
+# The backbones of the published settings, and their smaller variants. The others run in real time.
 _PAPER_BACKBONES = ("resnet101", "resnet50", "resnet18", "vgg16")
 # The type of the settings that are written as WIDTHxHEIGHT.
 _SIZE = tuple[int, int]
