@@ -156,10 +156,8 @@ def source_frame_fractions(run: Path, num_classes: int) -> NDArray[np.float64]:
     path = run / SOURCE_CLASSES
     if not path.is_file():
         return np.zeros(num_classes)
-    # One array, (N, K): the pixels of each class in each file, or only whether there are some.
     with np.load(path) as arrays:
-        (pixels,) = arrays.values()
-    return np.asarray((pixels > 0).mean(0), np.float64)
+        return np.asarray((arrays["pixels"] > 0).mean(0), np.float64)
 
 
 def _candidates(run: Path, start: Path | None) -> list[Candidate]:
