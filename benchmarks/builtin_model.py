@@ -56,7 +56,7 @@ def main() -> None:
     else:
         fada(
             "train", "--config", SETTINGS / "run.toml", "--tgt", arguments.clip,
-            "--label-space", SETTINGS / "driving-11.toml", "--out", run,
+            "--out", run,
         )  # fmt: skip
     fada("export", run, "--precision", "int8", "--hardware-target", "cpu")
     exported = run / "export" / "model.int8-cpu.onnx"

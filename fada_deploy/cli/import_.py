@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--label-space",
     metavar="NAME|TOML",
-    help="cityscapes-19, cityscapes-16, cityscapes-13 or a .toml file. "
+    help="cityscapes-19, cityscapes-16, cityscapes-13, driving-11 or a .toml file. "
     "[default: by number of classes]",
 )
 @click.option(

@@ -78,7 +78,7 @@ _BACKBONES = (
 @click.option(
     "--label-space",
     metavar="NAME|TOML",
-    help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, or a .toml file. "
+    help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, driving-11, or a .toml file. "
     "[default: cityscapes-19]",
 )
 @click.option(

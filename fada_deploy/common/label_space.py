@@ -204,7 +204,32 @@ def _without(dropped: set[int]) -> tuple[LabelClass, ...]:
 CITYSCAPES_19 = LabelSpace("cityscapes-19", _CITYSCAPES)
 CITYSCAPES_16 = LabelSpace("cityscapes-16", _without({9, 14, 16}))
 CITYSCAPES_13 = LabelSpace("cityscapes-13", _without({9, 14, 16, 3, 4, 5}))
-LABEL_SPACES = {space.name: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
+
+
+def _including(name: str, *finer: str) -> LabelClass:
+    return msgspec.structs.replace(_BY_NAME[name], includes=finer)
+
+
+# The classes of the built-in model: those that rendered scenes show well, finer ones merged.
+DRIVING_11 = LabelSpace(
+    "driving-11",
+    (
+        _BY_NAME["road"],
+        _BY_NAME["sidewalk"],
+        _including("building", "wall"),
+        _BY_NAME["fence"],
+        _BY_NAME["pole"],
+        _including("traffic sign", "traffic light"),
+        _including("vegetation", "terrain"),
+        _BY_NAME["sky"],
+        _including("person", "rider"),
+        _including("car", "truck", "bus"),
+        _including("bicycle", "motorcycle"),
+    ),
+)
+LABEL_SPACES = {
+    space.name: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13, DRIVING_11)
+}
 
 
 def _cityscapes_class(name: str) -> LabelClass:

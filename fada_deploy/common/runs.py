@@ -34,7 +34,7 @@ STAGES = ("source", "adversarial", "selftrain", "distill")
 PAPER_STAGES = ("source", "adversarial", "distill")
 # The name of the model that is part of the package, and its file.
 BUILTIN = Path("builtin")
-_BUILTIN_FILE = Path(__file__).parents[1] / "models" / "driving-11.onnx"
+BUILTIN_FILE = Path(__file__).parents[1] / "models" / "driving-11.onnx"
 MODEL_SUFFIXES = frozenset({".onnx", ".engine", ".plan"})
 # In the names of converted files, for example model.fp16.onnx and model.int8-cpu.onnx.
 _CONVERTED = re.compile(r"\.(fp16|bf16|int8)[-.]")
@@ -87,7 +87,7 @@ def resolve_builtin(path: Path) -> Path:
 
     A file or folder of that name has priority.
     """
-    return _BUILTIN_FILE if path == BUILTIN and not path.exists() else path
+    return BUILTIN_FILE if path == BUILTIN and not path.exists() else path
 
 
 def exported_model(path: Path) -> Path:
@@ -97,7 +97,7 @@ def exported_model(path: Path) -> Path:
     files are preferred to engines, which may have been built on another machine, and fp32 files to
     those of other precisions. Raise `ModelError` if the folder contains no export.
     """
-    if (path := resolve_builtin(path)) == _BUILTIN_FILE:
+    if (path := resolve_builtin(path)) == BUILTIN_FILE:
         return path
     exports = _exports(path / "export")
     models = [p for p in exports if p.suffix == ".onnx"] or exports
@@ -114,9 +114,10 @@ def final_weights(path: Path) -> Path:
     """Return the weights of a run that its `selection.json` names, and log which.
 
     Without that file, or if it does not describe every finished stage, return the weights of the
-    last finished stage, and warn if stages are missing. `path` may also be the folder of a stage or
-    a weights file. Raise `ModelError` if there are no weights.
+    last finished stage, and warn if stages are missing. `path` may also be the folder of a stage, a
+    weights file, or the name `builtin`. Raise `ModelError` if there are no weights.
     """
+    path = resolve_builtin(path)
     if path.is_file():
         return path
     if (path / WEIGHTS).is_file():

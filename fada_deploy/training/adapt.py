@@ -19,7 +19,7 @@ import torch
 from fada_deploy.common.errors import DataError, FadaError, ModelError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import final_weights
+from fada_deploy.common.runs import BUILTIN, BUILTIN_FILE, final_weights
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
@@ -83,12 +83,14 @@ def adaptation_config(
         where=str(weights),
         remedy="train the network again with this version of fada_deploy",
     )
+    # The name of the built-in model is the same on every machine.
+    start = str(BUILTIN if weights == BUILTIN_FILE else weights)
     selftrain = replace(previous.selftrain, source_free=source_free)
     if source_free:
         selftrain = replace(selftrain, align=False)
     config = replace(
         previous,
-        tgt=tgt, tgt_root=None, ego_mask=None, start=str(weights), stages=("selftrain",),
+        tgt=tgt, tgt_root=None, ego_mask=None, start=start, stages=("selftrain",),
         backbone=network.spec.backbone, size=network.spec.size_hw, norm="auto", published=None,
         selftrain=selftrain,
     )  # fmt: skip
@@ -103,11 +105,13 @@ def compare_targets(run: Path, config: RunConfig, device: torch.device) -> list[
     is also written to the run's `adaptation.json`.
     """
     assert config.start is not None, "a run of `fada adapt` has a start"
-    before, after = Path(config.start), final_weights(run)
+    before, after = final_weights(Path(config.start)), final_weights(run)
     old = RunConfig.from_dict(load_model(before)[1]["config"])
     comparisons = []
     for name, settings in (("target_frames", config), ("previous_target_frames", old)):
-        if name == "previous_target_frames" and settings.tgt == config.tgt:
+        if name == "previous_target_frames" and (
+            settings.tgt == config.tgt or before == BUILTIN_FILE
+        ):
             continue
         try:
             comparisons.append(_compare(before, after, settings, run / name, device))

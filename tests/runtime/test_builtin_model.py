@@ -12,21 +12,20 @@ import pytest
 
 import fada_deploy
 from fada_deploy.cli.newest_model import open_newest
-from fada_deploy.common.label_space import load_label_space
+from fada_deploy.common.label_space import CITYSCAPES_19, DRIVING_11
 from fada_deploy.common.metrics import Scores, confusion_matrix
 from fada_deploy.common.runs import BUILTIN, exported_model
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.synth.scene import render
 
 Run = Callable[..., tuple[int, str, str]]
-SPACE = Path(__file__).parents[2] / "configs" / "builtin" / "driving-11.toml"
 MODEL = exported_model(BUILTIN)
 
 
 def test_the_file_is_small_and_says_how_it_was_trained() -> None:
     assert MODEL.stat().st_size <= 4e6
     metadata = read_metadata(MODEL)
-    assert metadata.label_space == load_label_space(str(SPACE))
+    assert metadata.label_space == DRIVING_11
     assert metadata.precision == "int8" and metadata.hardware_target == "cpu"
     config = metadata.provenance["config"]
     assert (config["src"], config["extra_sources"], config["recipe"]) == ("rendered", [], "deploy")
@@ -36,15 +35,15 @@ def test_the_file_is_small_and_says_how_it_was_trained() -> None:
 
 def test_it_labels_rendered_scenes() -> None:
     """The scenes have other seeds than those it was trained on."""
-    space = load_label_space(str(SPACE))
-    to_space = space.from_ids(dict(enumerate(load_label_space("cityscapes-19").names)))
-    matrix = np.zeros((space.num_classes, space.num_classes), np.int64)
+    to_space = DRIVING_11.from_ids(dict(enumerate(CITYSCAPES_19.names)))
+    num_classes = DRIVING_11.num_classes
+    matrix = np.zeros((num_classes, num_classes), np.int64)
     with fada_deploy.Segmenter("builtin", backend="onnxruntime") as segmenter:
         for seed in range(900_000, 900_008):
             frame, labels = render("random", seed, (288, 480))
             predicted = segmenter.labels([frame], color="rgb")[0]
-            matrix += confusion_matrix(to_space[labels], predicted, space.num_classes)
-    scores = Scores(space, matrix)
+            matrix += confusion_matrix(to_space[labels], predicted, num_classes)
+    scores = Scores(DRIVING_11, matrix)
     assert scores.miou > 0.5 and scores.pixel_accuracy > 0.85
 
 

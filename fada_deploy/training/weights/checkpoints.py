@@ -22,7 +22,10 @@ from torch import Tensor
 from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import atomic_path
+from fada_deploy.common.runs import BUILTIN_FILE
+from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.training.models.segmentation import ModelSpec, ModelSpecDocument, SegmentationModel
+from fada_deploy.training.weights.builtin import load_builtin
 
 # Metadata key of a weights file, with a `WeightsDocument` in JSON.
 PROPERTY = "fada"
@@ -60,9 +63,12 @@ def load_model(
 ) -> tuple[SegmentationModel, dict[str, Any]]:
     """Load a file written by `save_weights`: the network in evaluation mode, and the provenance.
 
-    The network is placed on `device` [CPU]. Raise `ModelError` if the file does not exist or is not
-    such a file.
+    `path` may also be the file of the built-in model. The network is placed on `device` [CPU].
+    Raise `ModelError` if the file does not exist or is not such a file.
     """
+    if path == BUILTIN_FILE:
+        model, provenance = load_builtin()
+        return model.to(device or torch.device("cpu")), provenance
     with _open(path) as (file, document):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
         model = SegmentationModel(document.model.to_spec())
@@ -71,10 +77,12 @@ def load_model(
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Return the provenance in a file written by `save_weights`, without loading the weights.
+    """Return the provenance in a file that `load_model` reads, without loading the weights.
 
     Raise `ModelError` if the file does not exist or is not such a file.
     """
+    if path == BUILTIN_FILE:
+        return dict(read_metadata(path).provenance)
     with _open(path) as (_, document):
         return document.provenance
 

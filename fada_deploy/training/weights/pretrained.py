@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,42 +18,13 @@ from torch import Tensor, nn
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.files import sha256
-from fada_deploy.training.models.segmentation import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SegmentationModel,
-    find_backbone,
-)
+from fada_deploy.training.models.segmentation import SegmentationModel, find_backbone
 from fada_deploy.training.weights.checkpoints import read_checkpoint
+from fada_deploy.training.weights.input_normalizations import (
+    INPUT_NORMALIZATIONS,
+    InputNormalization,
+)
 from fada_deploy.training.weights.published_files import FILES, published_file
-
-Triple = tuple[float, float, float]
-
-
-class InputNormalization(NamedTuple):
-    """The input that pretrained weights expect: (x − mean) / std.
-
-    `mean` and `std` are in RGB order, for values in 0…1. `bgr` is true if the first convolution of
-    the weights file reads BGR.
-    """
-
-    mean: Triple
-    std: Triple
-    bgr: bool
-
-
-INPUT_NORMALIZATIONS = {
-    "torchvision": InputNormalization(IMAGENET_MEAN, IMAGENET_STD, bgr=False),
-    # BGR in 0…255 minus (103.939, 116.779, 123.68), not divided. Given here in RGB order, because
-    # the networks of this package read RGB.
-    "caffe": InputNormalization(
-        (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True
-    ),
-    # RGB in 0…255, (x − 127) / 128.
-    "efficientnet-lite": InputNormalization(
-        (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255), bgr=False
-    ),
-}
 
 # Prefixes that frameworks put before the backbone's parameter names, possibly nested.
 _WRAPPERS = re.compile(r"^(?:(?:module|model|backbone|features)\.)+")

@@ -19,7 +19,8 @@ from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_16, CITYSCA
 from fada_deploy.common.runs import PAPER_STAGES
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.checkpoints import read_checkpoint
-from fada_deploy.training.weights.pretrained import INPUT_NORMALIZATIONS, swap_input_channels
+from fada_deploy.training.weights.input_normalizations import INPUT_NORMALIZATIONS
+from fada_deploy.training.weights.pretrained import swap_input_channels
 
 _SPACES = {space.num_classes: space for space in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)}
 # Input size (height, width) at which the authors evaluate each stage.
