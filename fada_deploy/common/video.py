@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Generator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,14 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, DeviceError
 from fada_deploy.common.images import IMAGE_SUFFIXES
 
+logger = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = frozenset(
     {
-        ".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv",
-        ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv",
+        ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".dv", ".f4v", ".flv", ".gif",
+        ".h264", ".h265", ".hevc", ".ivf", ".m2t", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv",
+        ".mod", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogv",
+        ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".y4m",
     }
 )  # fmt: skip
 # For messages: the file types that can be read.
@@ -37,35 +45,99 @@ LUMA_WEIGHTS = {
 }
 # Value of FFmpeg's AVColorRange for 0…255 (limited range is 16…235).
 _FULL_RANGE = 2
-_QUARTER_TURNS = {
-    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    180: cv2.ROTATE_180,
-    270: cv2.ROTATE_90_CLOCKWISE,
-}
+# Demuxers that open further files or connections, which the opened file names.
+_PLAYLISTS = frozenset({"applehttp", "concat", "dash", "hls", "imf", "rtsp", "sdp"})
+# Frames per second of a file that does not state its rate, as in FFmpeg.
+_DEFAULT_RATE = Fraction(25)
+# Errors in a row after which a demuxer is given up.
+_MAX_READ_ERRORS = 10
+# Errors in a row after which a decoder that is being flushed is given up.
+_MAX_FLUSH_ERRORS = 100
 # Reformatters are not thread-safe, so each thread has its own.
 _per_thread = threading.local()
 
 
 def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
-    """Open a video file; return its PyAV container and its first video stream.
+    """Open a video file; return its PyAV container and its best video stream.
 
     `hardware` is a key of `HARDWARE_ENCODERS`; frames are then decoded on that device. Raise
-    `DataError` if the file is not a readable video, `DeviceError` if the device cannot decode it.
+    `DataError` if the file is not a readable video, or a playlist, which could name any other file
+    or address. Raise `DeviceError` if the device cannot decode it.
     """
     import av
 
     if hardware is not None:
         return _open_on_device(path, hardware)
     try:
-        container = av.open(str(path))
+        container = open_media(path)
     except (av.error.FFmpegError, OSError) as error:
+        if _is_playlist(path):
+            raise DataError(
+                f"{path} is a playlist, which names other files; name these files instead"
+            ) from None
         raise DataError(
             f"{path}: not a readable video ({error.strerror}); supported is {SUPPORTED_FILES}"
         ) from None
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: contains no video stream; supported is {SUPPORTED_FILES}")
-    return container, container.streams.video[0]
+    return container, best_stream(container)
+
+
+def open_media(path: Path) -> Any:
+    """Open a local video or audio file with PyAV; the file may come from anywhere.
+
+    It cannot make FFmpeg open another file or address. Raise PyAV's errors.
+    """
+    import av
+
+    return av.open(_file_url(path), **_open_options())
+
+
+def best_stream(container: Any) -> Any:
+    """Return the largest video stream of a PyAV container; cover pictures come last."""
+    from av.stream import Disposition
+
+    def rank(stream: Any) -> tuple[bool, bool, int]:
+        is_cover = bool(stream.disposition & Disposition.attached_pic)
+        size = stream.codec_context
+        area = 0 if size is None else size.width * size.height
+        return not is_cover, stream.frames != 1, area
+
+    return max(container.streams.video, key=rank)
+
+
+def _file_url(path: Path) -> str:
+    """Return the address of a local file for FFmpeg, to which `a:b.mp4` would be a protocol."""
+    return f"file:{path}"
+
+
+@cache
+def _allowed_formats() -> str:
+    """Return FFmpeg's demuxers except for those that open further files."""
+    import av
+
+    names = {name for each in av.formats_available for name in each.split(",")}
+    return ",".join(sorted(names - _PLAYLISTS))
+
+
+def _open_options() -> dict[str, Any]:
+    """Return arguments of `av.open` for a local file that may come from anywhere."""
+    return {
+        "options": {"protocol_whitelist": "file", "format_whitelist": _allowed_formats()},
+        # Tags may be in any encoding.
+        "metadata_errors": "replace",
+    }
+
+
+def _is_playlist(path: Path) -> bool:
+    """Return whether a file that FFmpeg does not open looks like a playlist."""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(1024).lstrip()
+    except OSError:
+        return False
+    return start.startswith((b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD"))
 
 
 def _open_on_device(path: Path, hardware: str) -> tuple[Any, Any]:
@@ -76,10 +148,10 @@ def _open_on_device(path: Path, hardware: str) -> tuple[Any, Any]:
 
         # No silent fallback to the CPU: the caller asked for this device.
         acceleration = HWAccel(device_type=hardware, allow_software_fallback=False)
-        container = av.open(str(path), hwaccel=acceleration)
+        container = av.open(_file_url(path), hwaccel=acceleration, **_open_options())
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise video_hardware_error(hardware, "decode", error) from None
-    return container, container.streams.video[0]
+    return container, best_stream(container)
 
 
 def video_hardware_error(hardware: str, operation: str, reason: object) -> DeviceError:
@@ -103,19 +175,91 @@ def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
     return reformatter.reformat(frame, format=pixel_format, threads=1, **options)
 
 
+@dataclass(frozen=True, eq=False)
+class TimedFrame:
+    """A decoded PyAV frame, and when it is shown: `pts` in units of `time_base` seconds."""
+
+    decoded: Any
+    pts: int
+    time_base: Fraction
+
+    @property
+    def time_s(self) -> Fraction:
+        """The time at which it is shown, in seconds."""
+        return self.pts * self.time_base
+
+    @property
+    def end_s(self) -> Fraction:
+        """The time at which it is no longer shown, in seconds, if the file states its duration."""
+        return (self.pts + (self.decoded.duration or 0)) * self.time_base
+
+
+def timed_frames(container: Any, stream: Any) -> Generator[TimedFrame | None, None, None]:
+    """Yield the frames of a PyAV video stream in the order of display, and None for each damage.
+
+    Training and inference read all videos with this function. Damage ends no video: the frames
+    behind it follow.
+    """
+    if len(container.streams.video) > 1:
+        logger.info(
+            "%s: using video stream %d (%dx%d) of %d",
+            container.name.removeprefix("file:"), stream.index, stream.width, stream.height,
+            len(container.streams.video),
+        )  # fmt: skip
+    clock = _FrameClock(container, stream)
+    for decoded in decode_frames(container, stream):
+        yield None if decoded is None else clock.timed(decoded)
+
+
+class _FrameClock:
+    """Gives each frame its timestamp, also where the file has none or wrong ones."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._rate = Fraction(stream.average_rate or _DEFAULT_RATE)
+        # AVI stores only the order of decoding, in which frames that refer to later ones come late.
+        self._has_decode_times = container.format.name == "avi"
+        self._first_dts: int | None = None
+        self._last_pts: int | None = None
+        self._index = 0
+
+    def timed(self, decoded: Any) -> TimedFrame:
+        pts, time_base = decoded.pts, decoded.time_base
+        if self._has_decode_times and time_base is not None:
+            pts = decoded.dts
+            if self._first_dts is None:
+                self._first_dts = pts
+            if pts is not None and self._first_dts is not None:
+                pts -= self._first_dts
+        if time_base is None:
+            # Raw H.264 and HEVC streams have no timestamps.
+            pts, time_base = self._index, 1 / self._rate
+        elif pts is None:
+            # Some files have a timestamp for every other frame only.
+            step = max(1, round(1 / (self._rate * time_base)))
+            pts = 0 if self._last_pts is None else self._last_pts + step
+        self._last_pts = pts
+        self._index += 1
+        return TimedFrame(decoded, pts, Fraction(time_base))
+
+
 def decode_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
     """Yield the decoded frames of a PyAV video stream, and None for each damaged packet."""
     import av
 
     packets = container.demux(stream)
-    while True:
+    errors = 0
+    while errors < _MAX_READ_ERRORS:
         try:
             packet = next(packets, None)
         except av.error.FFmpegError:
             yield None
-            return
+            # A demuxer may find the next packet behind the damage.
+            errors += 1
+            packets = container.demux(stream)
+            continue
         if packet is None:
             return
+        errors = 0
         yield from decode_packet(packet)
 
 
@@ -125,36 +269,72 @@ def decode_packet(packet: Any) -> Generator[Any, None, None]:
 
     if packet.is_corrupt:
         yield None
-    flushing = packet.size == 0
-    while True:
+    # While the decoder is flushed, further frames may follow a damaged one.
+    attempts = _MAX_FLUSH_ERRORS if packet.size == 0 else 1
+    while attempts:
         try:
             yield from packet.decode()
         except av.error.EOFError:
             return
         except av.error.FFmpegError:
             yield None
-            # While the decoder is flushed, further frames may follow the damaged one.
-            if flushing:
-                continue
-        return
+            attempts -= 1
+        else:
+            return
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a decoded image becomes upright: first exchange its axes, then mirror them."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image (H, W, C) upright."""
+        if self.transpose:
+            image = np.asarray(cv2.transpose(image), np.uint8)
+        if self.flip_x or self.flip_y:
+            axis = -1 if self.flip_x and self.flip_y else int(self.flip_x)
+            image = np.asarray(cv2.flip(image, axis), np.uint8)
+        return image
+
+
+UPRIGHT = Orientation()
+
+
+def orientation(frame: Any) -> Orientation:
+    """Return the orientation in the display matrix of a decoded PyAV frame.
+
+    The matrix maps (x, y) to (a x + c y, b x + d y). Cameras write quarter turns and mirror images;
+    another angle is rounded to the next quarter turn.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return UPRIGHT
+    a, b, _, c, d = (float(v) for v in np.frombuffer(bytes(data), np.int32)[:5])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
 
 
 def upright_rgb(frame: Any) -> NDArray[np.uint8]:
-    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, rotated by its rotation flag."""
+    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, turned and mirrored as players do."""
     rgb = np.asarray(convert_frame(frame, "rgb24").to_ndarray(), np.uint8)
-    turn = _QUARTER_TURNS.get(frame.rotation % 360)
-    return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
+    return orientation(frame).apply(rgb)
 
 
 def is_plain_yuv420p(frame: Any) -> bool:
     """Return whether overlays can be drawn directly in the planes of a PyAV frame.
 
-    That needs yuv420p of limited range with a known color matrix, an even size and no rotation.
+    That needs yuv420p of limited range with a known color matrix, an even size, and no rotation or
+    mirroring.
     """
     return (
         frame.format.name == "yuv420p"
         and frame.width % 2 == frame.height % 2 == 0
         and int(frame.colorspace) in LUMA_WEIGHTS
         and int(frame.color_range) != _FULL_RANGE
-        and frame.rotation % 360 == 0
+        and orientation(frame) == UPRIGHT
     )

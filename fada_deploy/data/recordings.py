@@ -22,8 +22,8 @@ from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.video import (
     SUPPORTED_FILES,
     VIDEO_SUFFIXES,
-    decode_frames,
     open_video,
+    timed_frames,
     upright_rgb,
 )
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 HELD_OUT_FRACTION = 0.1
 _LABEL_FOLDERS = frozenset({"annotations", "gtfine", "labels", "masks"})
 _THUMBNAIL_WH = (32, 18)
-_DEFAULT_FPS = 25
 
 OnError = Callable[[DataError], None]
 
@@ -194,18 +193,17 @@ def _timed_frames(
     """Yield (frame number, RGB) of frames at least `every` seconds apart by their timestamps."""
     container, stream = open_video(video)
     with container:
-        due = float("-inf")
+        due: float | None = None
         stream.thread_type = "AUTO"
         index = damaged = 0
-        for frame in decode_frames(container, stream):
-            if frame is None:
+        for timed in timed_frames(container, stream):
+            if timed is None:
                 damaged += 1
                 continue
-            seconds = index / _DEFAULT_FPS if frame.time is None else frame.time
-            if seconds >= due:
+            if due is None or timed.time_s >= due:
                 # A tolerance, since timestamps are rounded to the time base of the file.
-                due = seconds + every - 1e-6
-                yield index, upright_rgb(frame)
+                due = float(timed.time_s) + every - 1e-6
+                yield index, upright_rgb(timed.decoded)
             index += 1
         if damaged:
             on_error(DataError(f"{video}: truncated or damaged; used the {index} readable frames"))

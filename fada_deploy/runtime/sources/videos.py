@@ -11,21 +11,21 @@ from typing import Any
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.video import (
-    decode_frames,
+    TimedFrame,
     is_plain_yuv420p,
     open_video,
+    orientation,
+    timed_frames,
     upright_rgb,
 )
 from fada_deploy.runtime.sources.base import Frame
 
 # Seconds by which the last frame may end before the announced length without a frame missing.
 _END_SLACK_S = 0.5
-# Frames per second of a file that does not state its rate, as in FFmpeg.
-_DEFAULT_RATE = Fraction(25)
 
 
 class VideoSource:
-    """A video file: each frame with its own timestamp, rotated according to its rotation flag.
+    """A video file: each frame with its own timestamp, upright by its display matrix.
 
     `hardware` is the device that decodes it, a key of `HARDWARE_ENCODERS` [the CPU].
     """
@@ -41,7 +41,6 @@ class VideoSource:
         self._path = path
         self._hardware = hardware
         self._count: int | None = None
-        self._last_pts: int | None = None
 
     def probe(self) -> None:
         """Read the header; raise `DataError` if the file is not a readable video."""
@@ -69,18 +68,19 @@ class VideoSource:
             return
         with container:
             stream.thread_type = "AUTO"
-            damaged, count, end_s = 0, 0, Fraction(0)
-            self._last_pts = None
-            for decoded in decode_frames(container, stream):
-                if decoded is None:
+            damaged, count, start_s, end_s = 0, 0, Fraction(0), Fraction(0)
+            for timed in timed_frames(container, stream):
+                if timed is None:
                     damaged += 1
                     continue
-                frame = self._to_frame(decoded, count)
+                if count == 0:
+                    start_s = timed.time_s
+                    if self.pixel_aspect is not None and orientation(timed.decoded).transpose:
+                        self.pixel_aspect = 1 / self.pixel_aspect
+                end_s = max(end_s, timed.end_s)
+                yield self._to_frame(timed, count)
                 count += 1
-                assert frame.pts is not None and frame.time_base is not None
-                end_s = max(end_s, (frame.pts + (decoded.duration or 0)) * frame.time_base)
-                yield frame
-            announced_s = _announced_end_s(container, stream)
+            announced_s = _announced_end_s(container, stream, start_s)
             if damaged or end_s < announced_s - Fraction(_END_SLACK_S):
                 packets = f", {damaged} damaged packet{'s' * (damaged > 1)}" if damaged else ""
                 frames = f"{count} frame{'s' * (count != 1)}"
@@ -89,27 +89,23 @@ class VideoSource:
                     f"{float(end_s):.2f} s of {float(max(announced_s, end_s)):.2f} s{packets}"
                 )
 
-    def _to_frame(self, decoded: Any, index: int) -> Frame:
-        pts, time_base = decoded.pts, decoded.time_base
-        if time_base is None:
-            # Raw H.264 and HEVC streams have no timestamps.
-            pts, time_base = index, 1 / (self.rate or _DEFAULT_RATE)
-        elif pts is None:
-            # Some files have a timestamp for every other frame only.
-            step = 1 / ((self.rate or _DEFAULT_RATE) * time_base)
-            pts = 0 if self._last_pts is None else self._last_pts + max(1, round(step))
-        self._last_pts = pts
-        if index == 0 and self.pixel_aspect is not None and decoded.rotation % 180:
-            self.pixel_aspect = 1 / self.pixel_aspect
-        planes = decoded if is_plain_yuv420p(decoded) else None
-        rgb, item = upright_rgb(decoded), f"{index:06d}"
-        return Frame(rgb, self.name, index, item, time.monotonic(), pts, time_base, planes)
+    def _to_frame(self, timed: TimedFrame, index: int) -> Frame:
+        planes = timed.decoded if is_plain_yuv420p(timed.decoded) else None
+        return Frame(
+            upright_rgb(timed.decoded), self.name, index, f"{index:06d}", time.monotonic(),
+            timed.pts, timed.time_base, planes,
+        )  # fmt: skip
 
 
-def _announced_end_s(container: Any, stream: Any) -> Fraction:
-    """Return the end of the video from the header in seconds, 0 if the header does not state it."""
+def _announced_end_s(container: Any, stream: Any, start_s: Fraction = Fraction(0)) -> Fraction:
+    """Return the end of the video from the header in seconds, 0 if the header does not state it.
+
+    `start_s` is the time of the first frame. Some demuxers guess the start from the first packets,
+    so a later one is not believed.
+    """
     if stream.duration is not None and stream.time_base is not None:
-        return Fraction((stream.start_time or 0) + stream.duration) * Fraction(stream.time_base)
+        guessed_s = Fraction(stream.start_time or 0) * stream.time_base
+        return min(guessed_s, start_s) + Fraction(stream.duration * stream.time_base)
     # Matroska states only the length of the file, which may be that of the audio.
     if len(container.streams) == 1 and container.duration is not None:
         return Fraction(container.duration, 1_000_000)

@@ -33,7 +33,7 @@ class Architecture:
         not_pretrained: Prefixes of the parameters that the ImageNet weights do not contain.
         renames: Prefixes of parameter names in ImageNet weights → prefixes in this package.
         init_norm: Input normalization of the ImageNet weights, a key of
-            `weights.input_normalizations.INPUT_NORMALIZATIONS`; None if files of several kinds exist.
+            `input_normalizations.INPUT_NORMALIZATIONS`; None if files of several kinds exist.
         has_norms: Whether the backbone has normalization layers.
     """
 

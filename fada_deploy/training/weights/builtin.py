@@ -53,7 +53,9 @@ def _load_once() -> tuple[SegmentationModel, dict[str, Any]]:
     try:
         _load_folded(model, _read_tensors(), torch.from_numpy(np.stack(frames)))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{BUILTIN_FILE} is damaged ({error}); install the package again") from None
+        raise ModelError(
+            f"{BUILTIN_FILE} is damaged ({error}); install the package again"
+        ) from None
     return model, dict(metadata.provenance)
 
 
@@ -107,8 +109,9 @@ def _load_folded(model: SegmentationModel, tensors: dict[str, Tensor], frames: T
         elif parameter in ("running_mean", "running_var"):
             state[name] = torch.full_like(current, float(parameter == "running_var"))
         else:
-            eps = model.get_submodule(layer).eps
-            scale = torch.full_like(current, (1 + eps) ** 0.5)  # type: ignore[operator]
+            norm = model.get_submodule(layer)
+            assert isinstance(norm, nn.BatchNorm2d)
+            scale = torch.full_like(current, (1 + norm.eps) ** 0.5)
             state[name] = scale if parameter == "weight" else folded[layer]
     model.load_state_dict(state)
     _set_statistics({name: model.get_submodule(name) for name in folded}, model, frames)
