@@ -22,7 +22,7 @@ from fada_deploy.cli.typed_paths import remember_arguments, with_typed_paths
 
 # Command → (module, its line in `fada --help`); the help must not import the modules.
 COMMANDS = {
-    "demo": ("demo", "Run the full pipeline on rendered street scenes: train, export, infer."),
+    "demo": ("demo", "Adapt the built-in model to a sample video: adapt, export, infer."),
     "data": ("data", "Check a data set, or render one."),
     "train": ("train", "Adapt a network from labeled source data to unlabeled target data."),
     "adapt": ("adapt", "Adapt an adapted network again, to a new target."),

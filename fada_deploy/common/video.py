@@ -113,7 +113,7 @@ def _file_url(path: Path) -> str:
 
 
 @cache
-def _allowed_formats() -> str:
+def allowed_formats() -> str:
     """Return FFmpeg's demuxers except for those that open further files."""
     import av
 
@@ -124,7 +124,7 @@ def _allowed_formats() -> str:
 def _open_options() -> dict[str, Any]:
     """Return arguments of `av.open` for a local file that may come from anywhere."""
     return {
-        "options": {"protocol_whitelist": "file", "format_whitelist": _allowed_formats()},
+        "options": {"protocol_whitelist": "file", "format_whitelist": allowed_formats()},
         # Tags may be in any encoding.
         "metadata_errors": "replace",
     }

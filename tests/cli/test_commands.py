@@ -20,7 +20,6 @@ from markdown_pages import all_commands
 
 from fada_deploy._version import __version__
 from fada_deploy.cli import COMMANDS, cli
-from fada_deploy.common.runs import STAGES
 from fada_deploy.runtime.parity import TOLERANCES
 
 Run = Callable[..., tuple[int, str, str]]
@@ -201,28 +200,19 @@ def test_unusable_labels_are_reported_and_the_rest_scored(
 
 
 @pytest.mark.slow
-def test_demo_runs_the_full_pipeline(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short demo writes a contact sheet and a playable video, and prints the scores."""
-    from fada_deploy.training import recipes
-
-    small_recipe = recipes.RECIPES["small"]
-    short = {s: small_recipe[s] | {"iterations": 4, "batch": 2} for s in STAGES}
-    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe | short)
-    counts = {"--source-scenes": 12, "--target-scenes": 8, "--val-scenes": 4}
-    monkeypatch.setattr("fada_deploy.cli.demo.RENDER_OPTIONS", counts | {"--video-seconds": 0.4})
-    code, _, err = fada("demo", "--size", "128x96")
+def test_demo_adapts_the_built_in_model(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short demo writes a contact sheet and two playable videos, and the next commands."""
+    monkeypatch.setattr("fada_deploy.cli.demo.ITERATIONS", 2)
+    monkeypatch.setattr("fada_deploy.cli.demo.RENDERED_SCENES", 8)
+    code, _, err = fada("demo")
     assert code == 0, err
-    for words in (
-        "source only (stage 1)",
-        "self-distillation (stage 3)",
-        "$ fada train",
-        "fada export && fada infer",
-    ):
+    for words in ("$ fada infer", "$ fada adapt builtin", "$ fada export", "--tgt drive.mp4"):
         assert words in err
     sheet = cv2.imread("demo-001/contact-sheet.png")
-    assert sheet is not None and sheet.shape == (28 + 4 * 96, 4 * 128, 3)
-    with av.open("demo-001/overlay/clip.mp4") as video:
-        assert len(list(video.decode(video=0))) == 10
+    assert sheet is not None and sheet.shape == (28 + 3 * 270, 3 * 480, 3)
+    for name in ("before", "after"):
+        with av.open(f"demo-001/{name}/overlay/street.mp4") as video:
+            assert len(list(video.decode(video=0))) == 221
     code, _, err = fada("demo", "--out", "demo-001")
     assert code == 2 and "demo-001 is not empty" in error_line(err)
 

@@ -160,11 +160,7 @@ def test_gives_up_when_the_server_dies(units: list[AccessUnit]) -> None:
 def test_gives_up_when_the_server_refuses(status: str) -> None:
     with RtspServer([Play(status=status)]) as server:
         frames, (error,) = take(LiveSource(server.address, LiveOptions(reconnect_timeout_s=0.3)))
-    assert (
-        not frames
-        and error.startswith(f"{server.address}: no frame for 0.3 s (")
-        and "\n" not in error
-    )
+    assert not frames and error.startswith(f"{server.address}: ") and "\n" not in error
     if status[0] == "4":
         assert status in error
 

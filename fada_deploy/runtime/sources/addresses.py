@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -30,9 +31,23 @@ def camera_number(address: str) -> int | None:
 
 
 def display_name(address: str) -> str:
-    """Return the name of a live source for logs and file names; it contains no password."""
+    """Return the name of a live source for logs, documents and file names; it contains no secret.
+
+    User names, passwords and the query, which often holds a token, are left out. Four hexadecimal
+    digits tell addresses apart that differ in their query only.
+    """
     if address == PIPE:
         return "pipe"
     if (number := camera_number(address)) is not None:
         return f"camera-{number}"
-    return re.sub(r"//[^/@]*@", "//", address)
+    # A password may contain "/" or "@", so the host begins behind the last "@" that can end it.
+    scheme, _, rest = address.partition("://")
+    rest, question, query = rest.partition("?")
+    if "@" in rest.partition("/")[0]:
+        netloc, slash, path = rest.partition("/")
+        rest = netloc.rpartition("@")[2] + slash + path
+    elif re.match(r"[^/]*:(?!\d*/)[^@]*@", rest):
+        rest = rest.rpartition("@")[2]
+    if question:
+        rest += f"?{hashlib.sha256(query.encode()).hexdigest()[:4]}"
+    return f"{scheme}://{rest}"

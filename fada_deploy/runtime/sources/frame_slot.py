@@ -20,7 +20,7 @@ class FrameSlot:
     """
 
     def __init__(self, drop_policy: str, changed: threading.Condition) -> None:
-        self._drop_policy = drop_policy
+        self.drop_policy = drop_policy
         self._frames: deque[Frame] = deque()
         self._changed = changed
         self.closed = False
@@ -29,11 +29,11 @@ class FrameSlot:
     def put(self, frame: Frame) -> bool:
         """Offer a frame; return False if the slot is closed."""
         with self._changed:
-            if self._drop_policy == "wait":
+            if self.drop_policy == "wait":
                 self._changed.wait_for(lambda: self.closed or not self._frames)
             elif self._frames:
                 self.dropped += 1
-                if self._drop_policy == "drop-newest":
+                if self.drop_policy == "drop-newest":
                     return not self.closed
                 self._frames.clear()
             self._frames.append(frame)

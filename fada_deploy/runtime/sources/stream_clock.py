@@ -14,7 +14,7 @@ class StreamClock:
     """
 
     def __init__(self, *, use_timestamps: bool) -> None:
-        self._use_timestamps = use_timestamps
+        self.use_timestamps = use_timestamps
         self._first_arrival: float | None = None
         # Added to the stream's timestamps; None until the first timestamp of a connection.
         self._offset: float | None = None
@@ -33,7 +33,7 @@ class StreamClock:
         if self._first_arrival is None:
             self._first_arrival = arrived
         by_arrival = max(arrived - self._first_arrival, self._last)
-        if not self._use_timestamps or (timestamp is None and self._offset is None):
+        if not self.use_timestamps or (timestamp is None and self._offset is None):
             self._last = by_arrival
         elif timestamp is not None:
             if self._offset is None:

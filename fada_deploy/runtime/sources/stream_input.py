@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.video import decode_packet, upright_rgb
+from fada_deploy.common.video import allowed_formats, best_stream, decode_packet, upright_rgb
 from fada_deploy.runtime.sources.addresses import PIPE
 
 # Seconds to wait for a connection or for the next packet.
@@ -19,6 +21,14 @@ CONNECT_TIMEOUT_S = 5.0
 # FFmpeg's flag for formats without timestamps (AVFMT_NOTIMESTAMPS), such as raw frames.
 _NO_TIMESTAMPS = 0x80
 _PLAYLISTS = frozenset({"hls", "dash"})
+# Scheme of an address → the protocols that FFmpeg may use for it.
+_PROTOCOLS = {
+    "http": "http,tcp,crypto,data",
+    "https": "https,http,tls,tcp,crypto,data",
+    "rtsp": "rtsp,rtp,rtcp,udp,tcp",
+    "rtsps": "rtsps,rtsp,srtp,rtp,rtcp,udp,tls,tcp",
+    "rtmp": "rtmp,tcp",
+}
 # Seconds by which a stream of known length may end early.
 _END_SLACK_S = 1.0
 
@@ -32,30 +42,36 @@ class EndOfStream(Exception):
 
 
 def read_stream(
-    address: str, stopped: Callable[[], bool], *, every_frame: bool
+    address: str,
+    stopped: Callable[[], bool],
+    *,
+    every_frame: bool,
+    on_file: Callable[[], None] = lambda: None,
 ) -> Iterator[TimedImage | None]:
     """Yield the images of a stream until `stopped()`, and None for each damaged packet.
 
-    With `every_frame` the decoder may delay frames; otherwise it is set to low delay. Raise
+    With `every_frame` the decoder may delay frames; otherwise it is set to low delay. `on_file` is
+    called first if the address is a file of known length, of which every frame is read. Raise
     `DataError` when the connection breaks, `EndOfStream` when a stream of known length is complete.
     """
     import av
+    from av.codec.context import Flags
 
-    # FFmpeg would read 20 frames or more to guess a frame rate that nothing here uses; a slow
-    # camera needs ten seconds for that. Packets read while probing are not discarded
-    # ("nobuffer"), because later frames depend on their key frame.
-    options = {"fpsprobesize": "0"} if every_frame else {"fpsprobesize": "0", "flags": "low_delay"}
-    if address.startswith("rtsp"):
-        # Over UDP, lost packets become corrupt images.
-        options["rtsp_transport"] = "tcp"
     file: Any = _standard_input() if address == PIPE else address
     first = last = None
     timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S)
     try:
-        with av.open(file, options=options, timeout=timeout) as container:
+        with av.open(
+            file, options=_options(address), timeout=timeout, metadata_errors="replace"
+        ) as container:
             if not container.streams.video:
                 raise DataError("contains no video stream")
-            stream = container.streams.video[0]
+            if _is_file(address, container):
+                every_frame = True
+                on_file()
+            stream = best_stream(container)
+            if not every_frame:
+                stream.codec_context.flags |= Flags.low_delay
             # Without timestamps in the format, FFmpeg invents them.
             has_timestamps = not int(container.format.flags) & _NO_TIMESTAMPS
             for packet in container.demux(stream):
@@ -75,7 +91,47 @@ def read_stream(
     except av.error.FFmpegError as error:
         if address == PIPE and first is None:
             raise DataError("no data, or not a video") from None
-        raise DataError(error.strerror or str(error)) from None
+        raise DataError(_unknown_host(address) or error.strerror or str(error)) from None
+
+
+def _options(address: str) -> dict[str, str]:
+    """Return the options with which FFmpeg opens a stream."""
+    scheme = address.partition("://")[0]
+    options = {
+        # FFmpeg would read 20 frames or more to guess a frame rate that nothing here uses; a slow
+        # camera needs ten seconds for that. Packets read while probing are not discarded
+        # ("nobuffer"), because later frames depend on their key frame.
+        "fpsprobesize": "0",
+        # A playlist must not name local files or other services.
+        "protocol_whitelist": _PROTOCOLS.get(scheme, scheme),
+    }
+    if address == PIPE:
+        return {**options, "protocol_whitelist": "pipe", "format_whitelist": allowed_formats()}
+    if scheme.startswith("rtsp"):
+        # Over UDP, lost packets become corrupt images.
+        options["rtsp_transport"] = "tcp"
+    return options
+
+
+def _unknown_host(address: str) -> str:
+    """Return a message if the host of an address has no entry in DNS, "" otherwise."""
+    host = urlsplit(address).hostname if "://" in address else None
+    if host is None:
+        return ""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return f"the host name {host} is unknown"
+    return ""
+
+
+def _is_file(address: str, container: Any) -> bool:
+    """Return whether an address is a file whose server states its number of bytes."""
+    return bool(
+        address != PIPE
+        and container.size > 0
+        and container.format.name.split(",")[0] not in _PLAYLISTS
+    )
 
 
 def _standard_input() -> Any:
@@ -93,11 +149,7 @@ def _is_complete(address: str, container: Any, stream: Any, seconds: float) -> b
     """
     if container.duration:
         return bool(seconds >= _announced_seconds(container, stream) - _END_SLACK_S)
-    return bool(
-        address != PIPE
-        and container.size > 0
-        and container.format.name.split(",")[0] not in _PLAYLISTS
-    )
+    return _is_file(address, container)
 
 
 def _announced_seconds(container: Any, stream: Any) -> float:

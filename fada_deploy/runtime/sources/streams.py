@@ -1,8 +1,8 @@
 """Live sources: cameras, network streams and the standard input.
 
 Each source is read and decoded in a thread of its own, so that no source waits for another. Frames
-that the network is too slow for are dropped by a named policy and counted. A broken connection is
-opened again, with growing delays.
+that the network is too slow for are dropped by a named policy and counted. A connection that breaks
+after its first frame is opened again, with growing delays.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class LiveOptions:
     Attributes:
         drop_policy: What happens to frames that arrive faster than they are processed.
             "drop-oldest" keeps the newest frame, "drop-newest" keeps the waiting one, and "wait"
-            blocks the reader and loses nothing ["wait" for the standard input, otherwise
-            "drop-oldest"].
+            blocks the reader and loses nothing ["wait" for the standard input and for files of
+            known length on a server, otherwise "drop-oldest"].
         deadline_s: Drop frames older than this many seconds before they are processed [never].
-        reconnect_timeout_s: Give up on a source after this many seconds without a frame.
+        reconnect_timeout_s: Give up on a source that has delivered frames after this many seconds
+            without one. A source whose first connection fails is given up at once.
     """
 
     drop_policy: str | None = None
@@ -133,10 +134,12 @@ class LiveSource:
         """Whether no frame may be dropped, however late it is."""
         return self._drop_policy == "wait" or self._address == PIPE
 
-    def _images(self, stopped: Callable[[], bool]) -> Iterator[TimedImage | None]:
+    def _images(
+        self, stopped: Callable[[], bool], on_file: Callable[[], None]
+    ) -> Iterator[TimedImage | None]:
         if self._camera is not None:
             return read_camera(self._camera, stopped)
-        return read_stream(self._address, stopped, every_frame=self._every_frame)
+        return read_stream(self._address, stopped, every_frame=self._every_frame, on_file=on_file)
 
 
 class _StreamReader:
@@ -213,6 +216,9 @@ class _StreamReader:
             if source._address == PIPE:
                 # The standard input cannot be opened again.
                 return reason if broken or not self._index else ""
+            if not self._index:
+                # A wrong address or a missing camera does not appear by waiting.
+                return reason if broken else "it ended without a frame"
             if time.monotonic() - self._last_frame > timeout_s:
                 return f"no frame for {timeout_s:g} s ({reason})"
             if self._delay == _FIRST_DELAY_S:
@@ -225,7 +231,7 @@ class _StreamReader:
     def _read_connection(self) -> None:
         """Read frames until the connection ends or the reader is stopped."""
         source, opened = self.source, time.monotonic()
-        for timed_image in source._images(self._ended):
+        for timed_image in source._images(self._ended, self._wait_for_every_frame):
             if timed_image is None:
                 source.damaged += 1
                 self._refuse_undecodable(opened)
@@ -241,6 +247,12 @@ class _StreamReader:
                 return
             # After `put`, which blocks under the policy "wait".
             self._last_frame = time.monotonic()
+
+    def _wait_for_every_frame(self) -> None:
+        """Drop no frame of a file that is read over the network, unless a policy was named."""
+        if self.source._options.drop_policy is None:
+            self.slot.drop_policy = "wait"
+            self._clock.use_timestamps = True
 
     def _refuse_undecodable(self, opened: float) -> None:
         """Raise `DataError` if no packet could be decoded for the length of the timeout."""
