@@ -104,7 +104,7 @@ def _announced_end_s(container: Any, stream: Any, start_s: Fraction = Fraction(0
     so a later one is not believed.
     """
     if stream.duration is not None and stream.time_base is not None:
-        guessed_s = Fraction(stream.start_time or 0) * stream.time_base
+        guessed_s = Fraction((stream.start_time or 0) * stream.time_base)
         return min(guessed_s, start_s) + Fraction(stream.duration * stream.time_base)
     # Matroska states only the length of the file, which may be that of the audio.
     if len(container.streams) == 1 and container.duration is not None:
