@@ -1,7 +1,7 @@
 """The `fada` command line: one module per command, imported only when that command runs.
 
 Exit codes of every command: 0 done, 1 failed or partly failed, 2 usage, 3 a tolerance was exceeded,
-130 interrupted. An error is printed as one line on stderr.
+70 unexpected error, 130 interrupted. An error is printed as one line on stderr.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -97,7 +97,8 @@ def cli() -> None:
     fada infer video.mp4
 
     Each command uses the newest output of the previous one and prints its path. Exit codes: 0 done,
-    1 failed or partly failed, 2 usage, 3 a tolerance was exceeded, 130 interrupted.
+    1 failed or partly failed, 2 usage, 3 a tolerance was exceeded, 70 unexpected error,
+    130 interrupted.
     """
 
 
@@ -116,7 +117,10 @@ def main(args: list[str] | None = None) -> Any:
     remember_arguments(sys.argv[1:] if args is None else args)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        # click raises Abort for both.
+        if isinstance(error.__cause__, EOFError):
+            _exit_unexpected(error.__cause__)
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
@@ -134,7 +138,18 @@ def main(args: list[str] | None = None) -> Any:
         name = f"{error.filename}: " if error.filename is not None else ""
         click.echo(f"error: {name}{error.strerror or error}", err=True)
         sys.exit(1)
+    except Exception as error:
+        _exit_unexpected(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _exit_unexpected(error: BaseException) -> NoReturn:
+    """Print one line about an exception that no command expects, and exit."""
+    from fada_deploy.cli.unexpected import report
+
+    line, code = report(error)
+    click.echo(f"error: {line}", err=True)
+    sys.exit(code)
 
 
 # How click reports "--seed -1" and its ranges, such as "x>=0" and "0<x<=1".

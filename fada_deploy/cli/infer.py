@@ -141,6 +141,11 @@ if TYPE_CHECKING:
     help="Rebuild an engine that was built for another GPU or TensorRT version, from its ONNX "
     "file; needs --model.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted run in the folder --out: leave out the sources that it finished.",
+)
 @JSON_OPTION
 def command(**options: Any) -> int:
     """Segment videos, images, folders, globs and live sources.
@@ -160,7 +165,8 @@ def command(**options: Any) -> int:
     own video. Ctrl-C stops them and finalizes the output videos.
 
     Ctrl-C on files completes the outputs of the current file with the frames processed so far, and
-    exits with 130. A second Ctrl-C quits at once and discards unfinished files.
+    exits with 130. A second Ctrl-C quits at once and discards unfinished files. With --out FOLDER,
+    the same command with --resume continues with the files that are left.
 
     Exit code 1 means that an input could not be read; all readable inputs are still processed.
     """
@@ -175,6 +181,7 @@ def command(**options: Any) -> int:
         warn_about_ignored_options,
     )
     from fada_deploy.common.errors import InterruptedRunError
+    from fada_deploy.runtime.writers.finished import FinishedSources
     from fada_deploy.runtime.writers.inference import run_inference
     from fada_deploy.runtime.writers.save import check_outputs
 
@@ -196,7 +203,14 @@ def command(**options: Any) -> int:
             overlay_window(arguments.show, stop.stop_live, output, segmenter, sources) as show,
             stop_on_signals(stop),
         ):
-            summary = run_inference(segmenter, sources, output, on_result=show, stop=stop.files)
+            finished = None
+            if output.file is None and output.kinds and not stop.live:
+                finished = FinishedSources(segmenter, output, resume=arguments.resume)
+            summary = run_inference(
+                segmenter, sources, output, on_result=show, stop=stop.files, finished=finished
+            )
+        if summary.finished_before:
+            log(f"{summary.finished_before} of {len(sources)} sources were finished before")
         if not _has_frames(summary, sources, stopped=stop.requested):
             return 1
         document = to_document(summary, segmenter, skipped, sources, output)
@@ -234,11 +248,23 @@ def _report_autotuning(autotuner: Autotuner | None) -> None:
 
 @contextmanager
 def _output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOptions]:
-    """Yield the options with a new folder runs/infer-NNN if `out` is None; remove it if empty."""
-    from fada_deploy.common.files import numbered_dir
+    """Yield the options with a new folder runs/infer-NNN if `out` is None; remove it if empty.
 
+    A folder or file that is named is locked, and temporary files that killed processes left there
+    are removed. Raise `UsageError` if another process writes to it.
+    """
+    from fada_deploy.common.files import lock, numbered_dir, remove_partial
+
+    if options.file is not None:
+        with lock(options.file.parent, f".{options.file.name}.lock"):
+            remove_partial(options.file.parent, options.file)
+            yield options
+        return
     if out is not None:
-        yield options
+        with lock(out):
+            for kind in options.kinds:
+                remove_partial(out / kind)
+            yield options
         return
     folder = numbered_dir(Path("runs"), "infer")
     try:
@@ -256,7 +282,7 @@ def _has_frames(summary: InferenceSummary, sources: list[Source], *, stopped: bo
     """
     from fada_deploy.common.errors import DataError
 
-    if summary.frames or (stopped and not summary.errors):
+    if summary.frames or summary.finished_before or (stopped and not summary.errors):
         return True
     if not summary.errors:
         raise DataError(f"{', '.join(source.name for source in sources)}: contains no frame")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fada_deploy.cli.console import log
+from fada_deploy.common.errors import InterruptedRunError
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.sources.base import Source, StoppableSource
     from fada_deploy.runtime.writers.inference import InferenceSummary
+
+
+# Seconds from the second Ctrl-C until the process ends in any case.
+_GRACE_S = 5.0
 
 
 class StopRequest:
@@ -43,14 +49,23 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM stop all sources; the second one interrupts at once."""
+    """Let the first Ctrl-C or SIGTERM stop all sources; the second one interrupts at once.
+
+    If a library does not return within `_GRACE_S` seconds after the second one, the process ends.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        deadline = threading.Timer(_GRACE_S, os._exit, (InterruptedRunError.exit_code,))
+        deadline.daemon = True
+        deadline.start()
+        raise KeyboardInterrupt
+
     def handle(number: int, frame: FrameType | None) -> None:
         for each in previous:
-            signal.signal(each, signal.default_int_handler)
+            signal.signal(each, interrupt)
         log("\nstopping; press Ctrl-C again to quit at once and discard unfinished files")
         stop.stop_all()
 

@@ -48,6 +48,7 @@ class Arguments:
     reconnect_timeout: float
     allow_unverified: bool
     rebuild: bool
+    resume: bool
     as_json: bool
     # Parameters that were named on the command line.
     named: frozenset[str] = frozenset()
@@ -127,6 +128,8 @@ def open_input(arguments: Arguments) -> list[Source]:
         raise UsageError("--watch takes exactly one folder")
     if arguments.watch and Path(specs[0]).is_file():
         raise UsageError(f"{specs[0]} is a file; --watch needs a folder")
+    if arguments.resume and (arguments.out is None or _is_file_name(arguments.out)):
+        raise UsageError("--resume needs the folder of the interrupted run; use --out FOLDER")
     if arguments.show:
         require_display()
     if arguments.watch:

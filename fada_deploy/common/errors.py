@@ -4,7 +4,7 @@ A message is one line: what was found, what is allowed, what to do. The command 
 exits with `exit_code`; library callers catch `FadaError`.
 
 Exit codes of every command: 0 done, 1 failed (or partly failed after finishing the good part),
-2 usage, 3 a tolerance was exceeded, 130 interrupted.
+2 usage, 3 a tolerance was exceeded, 70 an unexpected error, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -52,9 +53,16 @@ def _temporary_name(final: Path) -> str:
     return f".{stem}-{digest}{ending}"
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove the temporary files that killed processes left anywhere under `folder`."""
-    for path in folder.rglob(".*.partial*"):
+def remove_partial(folder: Path, file: Path | None = None) -> None:
+    """Remove the temporary files that killed processes left anywhere under `folder`.
+
+    With `file`, remove only those of that file, in `folder` itself.
+    """
+    if file is None:
+        paths = folder.rglob(".*.partial*")
+    else:
+        paths = folder.glob(f".{glob.escape(file.stem)}.*.partial{glob.escape(file.suffix)}")
+    for path in list(paths):
         path.unlink(missing_ok=True)
 
 
@@ -73,22 +81,26 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Lock a folder for this process; raise `UsageError` if another process has locked it.
 
-    The operating system releases the lock however the process ends.
+    Locks of other names in the same folder are independent. The operating system releases the lock
+    however the process ends.
     """
     from filelock import FileLock, Timeout  # slow to import
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    path = folder / name
     file_lock = FileLock(path)
     try:
         file_lock.acquire(timeout=0)
     except Timeout:
+        where = f"{folder}: another process is working in this folder"
+        if name != LOCK:
+            where = f"{folder / name.removeprefix('.').removesuffix('.lock')}: another process is "
+            where += "writing this file"
         raise UsageError(
-            f"{folder}: another process is working in this folder; wait until it ends, or stop it "
-            "with Ctrl-C or `kill`"
+            f"{where}; wait until it ends, stop it with Ctrl-C or `kill`, or name another output"
         ) from None
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -69,25 +69,32 @@ class _Batch:
 
 
 def read_frames(
-    sources: Iterable[Source], timings: Timings, stop: threading.Event | None = None
+    sources: Iterable[Source],
+    timings: Timings,
+    stop: threading.Event | None = None,
+    skipped: Collection[str] = (),
 ) -> Generator[Item | SourceEnd, None, None]:
     """Yield the frames of all sources, the errors of frames that failed, and each source's end.
 
     Streams and cameras are read at the same time, in threads of their own. All other sources are
-    read one after the other, until `stop` is set.
+    read one after the other, until `stop` is set. A file whose name is in `skipped` is not
+    read, or read no further.
     """
     sources = list(sources)
     if live := [source for source in sources if isinstance(source, LiveSource)]:
         yield from read_together(live)
         return
     for source in sources:
+        if source.name in skipped:
+            yield SourceEnd(source)
+            continue
         is_interrupted = False
         with closing(source.frames()) as items:
             while True:
                 # Waiting for the next image of a watched folder is not work.
                 with nullcontext() if source.is_live else timings.measure("decode"):
                     item = next(items, None)
-                if item is None:
+                if item is None or source.name in skipped:
                     break
                 # After `next`: a file that was read to its end is not interrupted.
                 if stop is not None and stop.is_set() and not source.is_live:
@@ -197,6 +204,7 @@ def run_pipeline(
     confidence: bool = False,
     timings: Timings | None = None,
     stop: threading.Event | None = None,
+    skipped: Collection[str] = (),
     further_stages: Mapping[str, Stage] | None = None,
 ) -> Generator[Any, None, None]:
     """Yield a `Result` per frame, a `DataError` per failed frame, and a `SourceEnd` per source.
@@ -210,13 +218,14 @@ def run_pipeline(
         stop: When it is set, no further frame of a file is read. The frames that were read are
             processed, then the current source ends with an interrupted `SourceEnd`, and later
             sources are left out. Live sources have a method `stop` instead.
+        skipped: Names of files to read no further; it may grow while the pipeline runs.
         further_stages: Stages to append, for example drawing and writing; then the items of the
             last of them are yielded.
     """
     clock = timings or Timings()
     size_hw = backend.metadata.input_size_hw
     stages: dict[str, Stage] = {
-        "read": lambda items: read_frames(items, clock, stop),
+        "read": lambda items: read_frames(items, clock, stop, skipped),
         "resize": lambda items: resize_frames(items, size_hw, batch, clock),
         "run": lambda items: run_network(items, backend, clock),
         "upsample": lambda items: upsample_predictions(items, backend, confidence, clock),

@@ -129,22 +129,6 @@ def test_truncated_video_with_audio(tmp_path: Path, segmenter: Segmenter) -> Non
     assert 5 < len(toy.read_video(tmp_path / "out/overlay/v.mp4")) < 15
 
 
-def test_audio_that_mp4_cannot_hold_is_left_out(tmp_path: Path) -> None:
-    source = tmp_path / "v.mkv"
-    with av.open(str(source), "w") as out:
-        tone = out.add_stream("pcm_s16le", rate=16_000)
-        samples = av.AudioFrame.from_ndarray(
-            np.zeros((1, 1600), np.int16), format="s16", layout="mono"
-        )
-        samples.sample_rate = 16_000
-        out.mux(tone.encode(samples))
-    path = tmp_path / "o.mp4"
-    with VideoWriter(path, (64, 64), fps=10, audio=source) as writer:
-        writer.write(np.zeros((64, 64, 3), np.uint8))
-    with av.open(str(path)) as container:
-        assert [s.type for s in container.streams] == ["video"]
-
-
 def test_repeated_timestamps_and_changing_sizes(tmp_path: Path) -> None:
     path = tmp_path / "o.mp4"
     with VideoWriter(path, (64, 64), fps=10) as writer:

@@ -17,6 +17,7 @@ from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import Source, SourceEnd
 from fada_deploy.runtime.sources.streams import LiveSource
+from fada_deploy.runtime.writers.finished import FinishedSources
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class InferenceSummary:
         interrupted: Name of the source that was stopped before its end, and the number of its
             frames that were segmented; None if no source was.
         unread: Number of sources that were not read, because the run was stopped before.
+        finished_before: Number of sources that an earlier run has finished.
     """
 
     frames: int = 0
@@ -44,6 +46,7 @@ class InferenceSummary:
     live: dict[str, dict[str, int]] = field(default_factory=dict)
     interrupted: tuple[str, int] | None = None
     unread: int = 0
+    finished_before: int = 0
 
     @property
     def fps(self) -> float:
@@ -64,20 +67,26 @@ def run_inference(
     *,
     on_result: Callable[[Result], None] | None = None,
     stop: threading.Event | None = None,
+    finished: FinishedSources | None = None,
 ) -> InferenceSummary:
     """Segment all sources and write output files under a progress bar.
 
     Errors of live sources are also logged at once, because such a run may take days. `on_result` is
     called with each result after it was written. When `stop` is set, the run ends after the output
-    files of the current file are completed. Raise the errors of `save_results`.
+    files of the current file are completed. Sources in `finished` are not read, and completed ones
+    are added to it. Raise the errors of `save_results`.
     """
     summary = InferenceSummary()
     is_live = any(source.is_live for source in sources)
-    results = save_results(segmenter, sources, options, timings=summary.timings, stop=stop)
+    skipped = finished.names(sources) if finished else set()
+    left = [source for source in sources if source.name not in skipped]
+    results = save_results(
+        segmenter, sources, options, timings=summary.timings, stop=stop, skipped=skipped
+    )
     frames: Counter[str] = Counter()
-    summary.unread = len(sources)
+    summary.unread, summary.finished_before = len(sources), len(skipped)
     start = time.perf_counter()
-    with closing(results), progress_bar(total_frames(sources), "segmenting") as bar:
+    with closing(results), progress_bar(total_frames(left), "segmenting") as bar:
         for item in results:
             if isinstance(item, Result):
                 summary.frames += 1
@@ -93,6 +102,8 @@ def run_inference(
                 summary.unread -= 1
                 if item.is_interrupted:
                     summary.interrupted = item.source.name, frames[item.source.name]
+                elif finished and frames[item.source.name] and item.source.name not in skipped:
+                    finished.add(item.source)
     summary.seconds = time.perf_counter() - start
     summary.live = {s.name: s.counters() for s in sources if isinstance(s, LiveSource)}
     return summary

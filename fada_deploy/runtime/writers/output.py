@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.base import Source
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 Image = NDArray[np.uint8]
+
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+# Longest name in bytes; Linux and Windows allow 255 with the suffix.
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +72,34 @@ class Output:
 
     def source_path(self, kind: str, suffix: str) -> Path:
         """Return the file that holds all results of the source."""
-        return self.options.file or self.options.out / kind / f"{self.name}{suffix}"
+        return self.options.file or self._below(kind, f"{self.name}{suffix}")
 
     def frame_path(self, kind: str, suffix: str, result: Result) -> Path:
         """Return the file of one result; a single image has no folder of its own."""
         if self.options.file is not None:
             return self.options.file
-        folder = self.options.out / kind
         if result.item:
-            return folder / self.name / f"{result.item}{suffix}"
-        return folder / f"{self.name}{suffix}"
+            return self._below(kind, self.name, f"{result.item}{suffix}")
+        return self._below(kind, f"{self.name}{suffix}")
+
+    def _below(self, kind: str, *parts: str) -> Path:
+        """Return a path in the folder of a kind of output; it cannot lead out of that folder."""
+        folder = self.options.out / kind
+        path = folder.joinpath(*parts)
+        if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+            raise DataError(f"{self.source.name}: its output {path} would be outside {folder}")
+        return path
 
 
 WriteResult = Callable[[DrawnResult], None]
+
+
+def safe_name(text: str) -> str:
+    """Return a name that every file system stores, and that is no path and no hidden file.
+
+    Characters that separate folders or that a file system refuses become `_`.
+    """
+    name = _UNSAFE.sub("_", text).strip(" .")
+    while len(os.fsencode(name)) > _MAX_NAME:
+        name = name[:-1]
+    return name or "source"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, UsageError
@@ -23,7 +23,7 @@ from fada_deploy.runtime.writers.arrays import npz_arrays
 from fada_deploy.runtime.writers.images import color_images, mask_images, overlay_images
 from fada_deploy.runtime.writers.json_document import json_document
 from fada_deploy.runtime.writers.options import IDS, KINDS, SaveOptions
-from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
+from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult, safe_name
 from fada_deploy.runtime.writers.videos import color_video, mask_video, overlay_video
 
 __all__ = [
@@ -56,6 +56,7 @@ def save_results(
     *,
     timings: Timings | None = None,
     stop: threading.Event | None = None,
+    skipped: set[str] | None = None,
 ) -> Generator[Item, None, None]:
     """Segment all sources and write output files; yield each `Result` once it is written.
 
@@ -70,13 +71,17 @@ def save_results(
         timings: Collects the time spent in each stage.
         stop: When it is set, no further frame of a file is read; see `run_pipeline`. The files of
             the current source are completed with the frames that were read.
+        skipped: Names of sources that are not read; they keep their names in output paths. Names of
+            sources whose files cannot be written are added.
 
     Raises:
         UsageError: The options do not fit the sources, or a source would be overwritten.
-        DataError: A file cannot be written.
+        DataError: A file of the only source cannot be written. With several sources, the error is
+            yielded, the source is left, and the others go on.
     """
     check_outputs(sources, options)
     clock = timings or Timings()
+    skipped = set() if skipped is None else skipped
     renderer = OverlayRenderer(options.style, segmenter.space)
     return run_pipeline(
         sources,
@@ -85,20 +90,21 @@ def save_results(
         confidence="npz" in options.kinds and segmenter.metadata.head == "logits",
         timings=clock,
         stop=stop,
+        skipped=skipped,
         further_stages={
             "draw": lambda items: _draw(items, renderer, options, clock),
-            "write": lambda items: _write(items, sources, options, clock),
+            "write": lambda items: _write(items, sources, options, clock, skipped),
         },
     )
 
 
 def output_names(sources: Iterable[Source]) -> Mapping[str, str]:
-    """Return the name of each source in output paths: its stem, numbered if it is taken."""
+    """Return the safe name of each source in output paths: its stem, numbered if it is taken."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for source in sources:
         path = Path(source.name)
-        stem = (path.resolve().name if path.is_dir() else path.stem) or "source"
+        stem = safe_name(path.resolve().name if path.is_dir() else path.stem)
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}-{number}", number + 1
@@ -180,28 +186,75 @@ def _write(
     sources: Sequence[Source],
     options: SaveOptions,
     timings: Timings,
+    skipped: set[str],
 ) -> Generator[Item, None, None]:
+    """Write the results of each source.
+
+    A source that cannot be written yields one error, its name is added to `skipped`, and the others
+    go on. The error of a single source is raised.
+    """
     names = output_names(sources)
     by_name = {source.name: source for source in sources}
     # If this generator ends early, the stacks are unwound, which removes unfinished files.
     with ExitStack() as all_outputs:
-        opened: dict[str, tuple[ExitStack, Output, list[WriteResult]]] = {}
+        opened: dict[str, _SourceFiles] = {}
         for item in items:
-            with timings.measure("write"), _write_errors(options.out):
-                if isinstance(item, DrawnResult):
-                    name = item.result.source
-                    if name not in opened:
-                        output = Output(by_name[name], names[name], item, options)
-                        stack = all_outputs.enter_context(ExitStack())
-                        writers = [stack.enter_context(OUTPUTS[k](output)) for k in options.kinds]
-                        opened[name] = stack, output, writers
-                    for write in opened[name][2]:
-                        write(item)
-                elif isinstance(item, SourceEnd) and item.source.name in opened:
-                    stack, output, _ = opened.pop(item.source.name)
-                    output.is_interrupted = item.is_interrupted
-                    stack.close()
+            name = _source_name(item)
+            if isinstance(item, DataError) or (name in skipped and isinstance(item, DrawnResult)):
+                if isinstance(item, DataError):
+                    yield item
+                continue
+            try:
+                with timings.measure("write"), _write_errors(options.out):
+                    if isinstance(item, DrawnResult):
+                        if name not in opened:
+                            output = Output(by_name[name], names[name], item, options)
+                            opened[name] = all_outputs.enter_context(_SourceFiles(output))
+                        opened[name].write(item)
+                    elif name in opened:
+                        opened.pop(name).complete(is_interrupted=item.is_interrupted)
+            except DataError as error:
+                if len(sources) == 1:
+                    raise
+                skipped.add(name)
+                if name in opened:
+                    opened.pop(name).discard(error)
+                yield error
             yield item.result if isinstance(item, DrawnResult) else item
+
+
+def _source_name(item: DrawnResult | DataError | SourceEnd) -> str:
+    if isinstance(item, DrawnResult):
+        return item.result.source
+    return item.source.name if isinstance(item, SourceEnd) else ""
+
+
+class _SourceFiles(ExitStack):
+    """The open output files of one source; they are opened by the first result."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+        self._writers: list[WriteResult] | None = None
+
+    def write(self, drawn: DrawnResult) -> None:
+        """Write a result to all files."""
+        if self._writers is None:
+            kinds = self._output.options.kinds
+            self._writers = [self.enter_context(OUTPUTS[kind](self._output)) for kind in kinds]
+        for write in self._writers:
+            write(drawn)
+
+    def complete(self, *, is_interrupted: bool) -> None:
+        """Finish the files and give them their names."""
+        self._output.is_interrupted = is_interrupted
+        self.close()
+
+    def discard(self, error: Exception) -> None:
+        """Remove the unfinished files after an error."""
+        # Closing an encoder on a full disk fails again; the first error is the one to report.
+        with suppress(Exception):
+            self.__exit__(type(error), error, error.__traceback__)
 
 
 @contextmanager
@@ -210,6 +263,5 @@ def _write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or out}: cannot be written ({error.strerror or error})"
-        ) from None
+        file = error.filename2 or error.filename or out
+        raise DataError(f"{file}: cannot be written ({error.strerror or error})") from None
