@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.runs import CONFIG
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
@@ -69,3 +71,17 @@ def target_frames(
             "another video with --calibration"
         )
     return frames
+
+
+def local_provenance(model: Path, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the provenance with the settings of the run that the file is in, if there is one.
+
+    Unlike those in the file, they say where the data is.
+    """
+    if model.absolute().parent.name != "export":
+        return provenance
+    try:
+        config = json.loads((model.absolute().parent.parent / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return provenance
+    return {**provenance, "config": config}

@@ -18,6 +18,7 @@ from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
+from fada_deploy.common.portable import shared_provenance
 from fada_deploy.common.system import require_package
 from fada_deploy.export import target_statistics
 from fada_deploy.export.calibration_frames import target_frames
@@ -138,7 +139,7 @@ def _initial_metadata(
         align_corners=model.align_corners,
         batch=batch,
         hashes={"weights": sha256(weights)},
-        provenance=provenance,
+        provenance=shared_provenance(provenance, weights.parent.parent),
         versions={"fada_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     )
 

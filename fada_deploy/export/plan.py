@@ -219,13 +219,13 @@ def _convert(
 
 
 def _calibration(model: Path, options: ExportOptions) -> Calibration:
-    from fada_deploy.export.calibration_frames import target_frames
+    from fada_deploy.export.calibration_frames import local_provenance, target_frames
     from fada_deploy.export.convert import Calibration
 
     metadata = read_metadata(model)
     return Calibration(
         lambda: target_frames(
-            metadata.provenance,
+            local_provenance(model, metadata.provenance),
             metadata.label_space,
             options.calibration,
             count=options.calibration_frames,

@@ -143,7 +143,7 @@ def test_names_are_escaped(fada: Fada, two_stages: Path, streets: Path, tmp_path
         shutil.copytree(two_stages, tmp_path / folder)
     run = tmp_path / name
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"tgt_root": "a&b<script>"}))
+    (run / "config.json").write_text(json.dumps(config | {"tgt": "a&b<script>"}))
     scores = json.loads((run / "source/scores.json").read_text())
     scores["iou"] = {"<script>car & van": 0.5, **scores["iou"]}
     (run / "source/scores.json").write_text(json.dumps(scores))
@@ -154,7 +154,7 @@ def test_names_are_escaped(fada: Fada, two_stages: Path, streets: Path, tmp_path
     assert "script" not in page.tags and "alert(1)<" not in path.read_text("utf-8")
     assert "[1] adapted" in page.cells[0] and f"[1] {run}: " in page.text
     assert page.cells[1][0] == "<script>car & van"
-    assert '"tgt_root": "a&b<script>"' in page.text
+    assert '"tgt": "a&b<script>"' in page.text
 
 
 def test_recordings_have_no_distances_and_the_page_says_why(

@@ -29,6 +29,7 @@ from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.images import resize_frame
+from fada_deploy.common.portable import without_paths
 from fada_deploy.common.runs import STAGES, WEIGHTS, unfinished_stages
 from fada_deploy.common.system import installed_version
 from fada_deploy.data.base import FrameDataset
@@ -151,7 +152,7 @@ def _title(runs: Sequence[RunSummary]) -> str:
 
 
 def _describe(run: RunSummary, prefix: str) -> dict[str, str]:
-    config = run.config
+    config = without_paths(run.config)
     is_source_only = list(config.get("stages", ())) == ["source"]
     method = "source only" if is_source_only else config.get("method")
     parts = [str(part) for part in (config.get("backbone"), method) if part]
