@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +22,12 @@ def log(text: str) -> None:
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     with tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
         click.echo(text, err=True)
+
+
+def shown_files(lines: Sequence[str], count: int = 3) -> list[str]:
+    """Return the first lines about bad files, and a line with the number of the others."""
+    others = len(lines) - count
+    return [*lines[:count], f"{others} more files"] if others > 1 else list(lines)
 
 
 def emit_json(document: Any) -> None:

@@ -37,6 +37,14 @@ def command() -> None:
     show_default="usable cores",
     help="Number of reading threads.",
 )
+@click.option(
+    "--allow-ignored",
+    type=click.FloatRange(0, 1),
+    metavar="FRACTION",
+    default=0.5,
+    show_default=True,
+    help="Largest fraction of ignored label pixels that is no problem.",
+)
 @JSON_OPTION
 def check(
     *,
@@ -45,12 +53,14 @@ def check(
     split: str,
     label_space: str | None,
     jobs: int,
+    allow_ignored: float,
     as_json: bool,
 ) -> int:
-    """Read all files of a data set and report sizes, classes and unusable files.
+    """Read all files of a data set and report sizes, classes and problems.
 
     NAME is a data set (gta5, synthia, cityscapes, …) or the path of a .toml file. The class
-    statistics are cached for `fada train`. The exit code is 1 if a file cannot be used.
+    statistics are cached for `fada train`. The exit code is 1 if a file cannot be used, or if
+    the labels as a whole are useless, for example because their encoding is another one.
     """
     import time
 
@@ -69,7 +79,7 @@ def check(
     statistics = compute_statistics(dataset, frames=True, jobs=jobs)
     seconds = time.perf_counter() - start
     path = save_statistics(dataset, statistics)
-    report = describe(dataset, statistics)
+    report = describe(dataset, statistics, allowed_ignored=allow_ignored)
     if as_json:
         timing = {"seconds": round(seconds, 3), "jobs": jobs}
         emit_json(report | timing | {"statistics_file": None if path is None else str(path)})
@@ -79,7 +89,8 @@ def check(
         f"read {len(dataset)} frames in {seconds:.1f} s ({len(dataset) / seconds:.1f} frames/s) "
         f"with {jobs} threads"
     )
-    return 1 if report["unusable_files"] else 0
+    serious = any(problem["serious"] for problem in report["problems"])
+    return 1 if report["unusable_files"] or serious else 0
 
 
 @command.command("render", short_help="Render street scenes with exact labels as a data set.")

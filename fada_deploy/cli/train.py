@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.console import emit_json, log, shown_files
 from fada_deploy.cli.options import (
     DEVICE_OPTION,
     EGO_MASK_OPTION,
@@ -80,6 +80,13 @@ _BACKBONES = (
     metavar="NAME|TOML",
     help="Classes: cityscapes-19, cityscapes-16, cityscapes-13, driving-11, or a .toml file. "
     "[default: cityscapes-19]",
+)
+@click.option(
+    "--allow-ignored",
+    type=click.FloatRange(0, 1),
+    metavar="FRACTION",
+    help="Largest fraction of ignored pixels in the labels of a source; more is usually a wrong "
+    "encoding. [default: 0.5]",
 )
 @click.option(
     "--backbone",
@@ -336,7 +343,7 @@ def print_result(result: TrainingResult, *, as_json: bool) -> int:
                 "bad_files": list(result.bad_files),
             }
         )
-    for line in result.bad_files:
+    for line in shown_files(result.bad_files):
         log(f"not used: {line}")
     log(f"done: {result.run}")
     log(f"next: fada export {shlex.quote(str(result.run))}")

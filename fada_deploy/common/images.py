@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,9 +52,12 @@ def read_raw(path: Path) -> NDArray[np.generic]:
 def read_indices(path: Path) -> NDArray[np.integer[Any]]:
     """Return the ids of a label image, (H, W): gray values, or the **indices** of a palette PNG.
 
-    Colors of a palette are never used, because two ids may have the same color. Raise `DataError`
-    for other color images.
+    Colors of a palette are never used, because two ids may have the same color. An alpha channel is
+    left out. A color image is gray if its channels are equal. A .npy file holds an array (H, W) of
+    integers. Raise `DataError` for other files.
     """
+    if path.suffix.lower() == ".npy":
+        return _array_indices(path)
     try:
         with path.open("rb") as handle:
             header = handle.read(26)
@@ -65,12 +69,71 @@ def read_indices(path: Path) -> NDArray[np.integer[Any]]:
     if image.ndim == 2 and header[:8] == PNG and header[25:26] == b"\x00" and 0 < header[24] < 8:
         # PNG optimizers store few ids with 1, 2 or 4 bits; OpenCV scales these values to 0…255.
         return np.asarray(image, np.uint8) // np.uint8(255 // (2 ** header[24] - 1))
+    if image.ndim == 3 and image.shape[2] in (3, 4) and np.issubdtype(image.dtype, np.integer):
+        blue, green, red = (image[..., c] for c in range(3))
+        if np.array_equal(blue, green) and np.array_equal(green, red):
+            return cast("NDArray[np.integer[Any]]", np.ascontiguousarray(blue))
+        if not blue.any() and not green.any():
+            raise DataError(
+                f"{path}: the ids are in the red channel of a color image; "
+                'set channel = "red" in [labels] of a custom data set'
+            )
     if image.ndim != 2 or not np.issubdtype(image.dtype, np.integer):
         raise DataError(
             f"{path}: labels must be a gray or palette image of ids, got shape {image.shape} "
             f"{image.dtype}; for color labels, name the colors in `palette` of a custom data set"
         )
     return cast("NDArray[np.integer[Any]]", image)
+
+
+def read_red_channel(path: Path) -> NDArray[np.integer[Any]]:
+    """Return the red channel of a color image as ids, (H, W); raise `DataError` for others."""
+    image = read_raw(path)
+    if image.ndim != 3 or image.shape[2] < 3 or not np.issubdtype(image.dtype, np.integer):
+        raise DataError(
+            f"{path}: expected ids in the red channel of a color image, got shape {image.shape} "
+            f"{image.dtype}"
+        )
+    return cast("NDArray[np.integer[Any]]", np.ascontiguousarray(image[..., 2]))
+
+
+def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError):
+        raise DataError(f"{path}: not a readable .npy file") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iu":
+        found = getattr(array, "shape", "several arrays")
+        raise DataError(f"{path}: labels must be an array (H, W) of integers, got {found}")
+    if array.size == 0:
+        raise DataError(f"{path}: the array is empty")
+    # Negative ids are unknown, as those above 255 are.
+    return np.where(array < 0, 65535, array).astype(np.uint16) if array.dtype.kind == "i" else array
+
+
+def exif_orientation(path: Path) -> int:
+    """Return the EXIF orientation of a JPEG or TIFF image, 1 to 8; 1 if it has none."""
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(1 << 17)
+    except OSError:
+        return 1
+    start = data.find(b"Exif\0\0") + 6 if data[:2] == b"\xff\xd8" else 0
+    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
+    if order is None or (start < 6 and data[:2] == b"\xff\xd8"):
+        return 1
+    try:
+        (offset,) = struct.unpack_from(order + "I", data, start + 4)
+        (count,) = struct.unpack_from(order + "H", data, start + offset)
+        for i in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", data, start + offset + 2 + 12 * i)
+            if tag == 0x0112 and 1 <= value <= 8:
+                return int(value)
+    except struct.error:
+        return 1
+    return 1
 
 
 def _palette_indices(path: Path) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.images import read_rgb, resize_labels
+from fada_deploy.common.images import exif_orientation, read_rgb, resize_labels
 from fada_deploy.common.label_space import IGNORE, LabelSpace
 
 LabelReader = Callable[[Path], NDArray[np.uint8]]
@@ -75,11 +75,18 @@ class FrameDataset:
 
     def check_sizes(self, i: int, frame_hw: tuple[int, ...], labels_hw: tuple[int, ...]) -> None:
         """Raise `DataError` if the sizes of frame and labels `i` differ."""
-        if frame_hw[:2] != labels_hw[:2]:
-            raise DataError(
-                f"{self.pairs[i].image}: the frame is {frame_hw[1]}x{frame_hw[0]} but its labels "
-                f"are {labels_hw[1]}x{labels_hw[0]}; both must have the same size"
+        if frame_hw[:2] == labels_hw[:2]:
+            return
+        image, remedy = self.pairs[i].image, "both must have the same size"
+        if frame_hw[:2] == labels_hw[1::-1] and exif_orientation(image) > 4:
+            remedy = (
+                "the EXIF orientation turns the frame, but not its labels; remove the orientation "
+                "with `mogrify -orient undefined`, or turn the labels"
             )
+        raise DataError(
+            f"{image}: the frame is {frame_hw[1]}x{frame_hw[0]} but its labels are "
+            f"{labels_hw[1]}x{labels_hw[0]}; {remedy}"
+        )
 
     def ego_mask_at(self, size_hw: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return the ego mask resized to `size_hw`, (H, W) bool; all false if there is none."""

@@ -51,14 +51,21 @@ class TableReader:
         """
         ids = self.read_ids(path)
         if self.strict:
-            present = np.flatnonzero(count_ids(ids)).tolist()
-            unknown = [f"{i}" if i < 256 else "above 255" for i in present if i not in self.known]
-            if unknown:
-                raise DataError(
-                    f"{path}: found unknown class id {', '.join(unknown[:5])}, expected "
-                    f"{_ranges(self.known)} or {IGNORE} (ignore); check `encoding`"
-                )
+            self.check(path, count_ids(ids))
         return ids
+
+    def check(self, path: Path, counts: NDArray[np.int64]) -> None:
+        """Raise `DataError` if the reader is strict and a file contains unknown ids.
+
+        `counts` are those of `count_ids`.
+        """
+        present = np.flatnonzero(counts).tolist() if self.strict else []
+        unknown = [f"{i}" if i < 256 else "above 255" for i in present if i not in self.known]
+        if unknown:
+            raise DataError(
+                f"{path}: found unknown class id {', '.join(unknown[:5])}, expected "
+                f"{_ranges(self.known)} or {IGNORE} (ignore); check `encoding`"
+            )
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
         ids, table = self.ids(path), np.frombuffer(self.table, np.uint8)
@@ -79,11 +86,16 @@ class ColorReader:
     indices: bytes
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
+        return self.decode(path)[0]
+
+    def decode(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the class indices (H, W), and the 24-bit colors (N,) of the pixels of no class."""
         codes, indices = np.array(self.codes), np.frombuffer(self.indices, np.uint8)
         rgb = read_rgb(path).astype(np.int64)
         code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
         nearest = np.searchsorted(codes, code).clip(max=len(codes) - 1)
-        return np.where(codes[nearest] == code, indices[nearest], np.uint8(IGNORE))
+        known = codes[nearest] == code
+        return np.where(known, indices[nearest], np.uint8(IGNORE)), code[~known]
 
 
 def table_reader(

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.problems import ALLOWED_IGNORED, find_problems
 from fada_deploy.data.statistics import DatasetStatistics
 
+# Unusable files that the text names; the JSON document names all.
+_SHOWN_FILES = 3
 
-def describe(dataset: FrameDataset, statistics: DatasetStatistics) -> dict[str, Any]:
+
+def describe(
+    dataset: FrameDataset,
+    statistics: DatasetStatistics,
+    *,
+    allowed_ignored: float = ALLOWED_IGNORED,
+) -> dict[str, Any]:
     """Return a JSON-ready report.
 
-    Files are named by the path of their frame; class fractions refer to the counted pixels.
+    Files are named by the path of their frame; class fractions refer to the counted pixels. More
+    than `allowed_ignored` (0…1) ignored pixels are a problem.
     """
+    problems = find_problems(dataset, statistics, allowed_ignored=allowed_ignored)
+    if not any(pair.labels for pair in dataset.pairs):
+        problems = []
     names = [str(pair.image) for pair in dataset.pairs]
     pixels = statistics.pixels.sum(0).tolist()
     total, files = max(1, sum(pixels)), statistics.contents.sum(0).tolist()
@@ -49,6 +63,7 @@ def describe(dataset: FrameDataset, statistics: DatasetStatistics) -> dict[str, 
             {"file": names[i], "class": dataset.space.names[k]}
             for i, k in statistics.single_class.items()
         ],
+        "problems": [asdict(problem) for problem in problems],
         "unusable_files": [{"file": names[i], "reason": errors[i]} for i in sorted(errors)],
     }
 
@@ -84,7 +99,10 @@ def as_text(report: dict[str, Any]) -> str:
             f"{Path(entry['file']).name} {entry['class']}" for entry in report["single_class"]
         ]
         lines.append(f"only one class: {_count(single)} ({_first(single)})")
-    lines += ["", *(f"unusable: {entry['reason']}" for entry in unusable)]
+    lines += ["", *(f"problem: {problem['text']}" for problem in report["problems"])]
+    lines += [f"unusable: {entry['reason']}" for entry in unusable[:_SHOWN_FILES]]
+    if len(unusable) > _SHOWN_FILES:
+        lines.append(f"unusable: {len(unusable) - _SHOWN_FILES} more, all in --json")
     lines.append(
         f"{len(unusable)} of {frames} files cannot be used" if unusable else "all files can be used"
     )

@@ -12,8 +12,9 @@ import logging
 import os
 import zipfile
 import zlib
+from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,13 @@ from fada_deploy.common.progress import progress_bar
 from fada_deploy.common.read_ahead import read_ahead
 from fada_deploy.common.system import usable_cores
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.label_files import TableReader, count_ids
+from fada_deploy.data.label_files import ColorReader, TableReader, count_ids
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
+# Colors of no class that are kept, the commonest first.
+_MAX_COLORS = 20
 _IDENTITY = np.arange(256).astype(np.uint8)
 
 
@@ -42,12 +45,19 @@ class DatasetStatistics:
     (N, 2) int64 is height and width, 0 if unknown. `unknown_ids` counts the pixels of ids that the
     format does not define; 256 stands for all ids above 255. `errors` maps the number of each
     unusable frame to the reason.
+
+    `ids` (257,) int64 counts the pixels of each id in all label files, also in unusable ones; it is
+    0 for color labels. `unknown_colors` counts the pixels of the commonest 24-bit RGB colors that
+    no class has, and `color_counts` (N,) int64 is the number of such colors in each file.
     """
 
     pixels: NDArray[np.int64]
     sizes: NDArray[np.int64]
     unknown_ids: dict[int, int]
     errors: dict[int, str]
+    ids: NDArray[np.int64]
+    unknown_colors: dict[int, int]
+    color_counts: NDArray[np.int64]
 
     @property
     def contents(self) -> NDArray[np.bool_]:
@@ -76,6 +86,9 @@ def compute_statistics(
     pixels = np.zeros((len(dataset), dataset.space.num_classes + 1), np.int64)
     sizes = np.zeros((len(dataset), 2), np.int64)
     unknown = np.zeros(257, np.int64)
+    ids = np.zeros(257, np.int64)
+    colors: Counter[int] = Counter()
+    color_counts = np.zeros(len(dataset), np.int64)
     errors: dict[int, str] = {}
 
     def count(i: int) -> _FileCounts:
@@ -89,12 +102,20 @@ def compute_statistics(
         for i, result in enumerate(results):
             if isinstance(result, DataError):
                 errors[i] = str(result)
+                bar.update()
+                continue
+            ids += result.ids
+            if result.error:
+                errors[i] = result.error
             else:
                 pixels[i], sizes[i] = result.pixels, result.size_hw
                 unknown += result.unknown
+                colors.update(result.colors)
+                color_counts[i] = len(result.colors)
             bar.update()
     unknown_ids = {i: int(unknown[i]) for i in np.flatnonzero(unknown).tolist()}
-    return DatasetStatistics(pixels, sizes, unknown_ids, errors)
+    common_colors = dict(colors.most_common(_MAX_COLORS))
+    return DatasetStatistics(pixels, sizes, unknown_ids, errors, ids, common_colors, color_counts)
 
 
 def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
@@ -107,6 +128,9 @@ def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
                 arrays["sizes"],
                 {int(i): count for i, count in about["unknown_ids"].items()},
                 {int(i): error for i, error in about["errors"].items()},
+                arrays["ids"],
+                {int(i): count for i, count in about["unknown_colors"].items()},
+                arrays["color_counts"],
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         # Missing or damaged: the caller computes them again.
@@ -118,7 +142,11 @@ def save_statistics(dataset: FrameDataset, statistics: DatasetStatistics) -> Pat
 
     If the cache cannot be written, log a warning and return None.
     """
-    about = {"unknown_ids": statistics.unknown_ids, "errors": statistics.errors}
+    about = {
+        "unknown_ids": statistics.unknown_ids,
+        "errors": statistics.errors,
+        "unknown_colors": statistics.unknown_colors,
+    }
     try:
         path = statistics_path(dataset)
         with atomic_path(path) as temporary:
@@ -126,6 +154,8 @@ def save_statistics(dataset: FrameDataset, statistics: DatasetStatistics) -> Pat
                 temporary,
                 pixels=statistics.pixels,
                 sizes=statistics.sizes,
+                ids=statistics.ids,
+                color_counts=statistics.color_counts,
                 about=np.array(json.dumps(about)),
             )
     except OSError as error:
@@ -165,38 +195,55 @@ def _file_state(path: Path | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _FileCounts:
-    """Counts of one label file: pixels (K + 1,), unknown ids (257,) and the size."""
+    """Counts of one label file: pixels (K + 1,), ids and unknown ids (257,), and the size.
+
+    `colors` counts the pixels of colors that no class has. `error` says why the file is unusable.
+    """
 
     pixels: NDArray[np.int64]
     unknown: NDArray[np.int64]
     size_hw: tuple[int, ...]
+    ids: NDArray[np.int64]
+    colors: dict[int, int] = field(default_factory=dict)
+    error: str = ""
 
 
 def _count_file(dataset: FrameDataset, i: int, frames: bool) -> _FileCounts:
-    pair = dataset.pairs[i]
+    pair, none = dataset.pairs[i], np.zeros(257, np.int64)
     if pair.labels is None:
-        counts = _FileCounts(
-            np.zeros(dataset.space.num_classes + 1, np.int64), np.zeros(257, np.int64), (0, 0)
-        )
+        pixels = np.zeros(dataset.space.num_classes + 1, np.int64)
+        counts = _FileCounts(pixels, none, (0, 0), none)
     else:
         counts = _count_labels(dataset, pair.labels)
-    if not frames:
+    if not frames or counts.error:
         return counts
-    frame_hw = dataset.image(i).shape[:2]
-    if pair.labels is not None:
-        dataset.check_sizes(i, frame_hw, counts.size_hw)
-    return _FileCounts(counts.pixels, counts.unknown, frame_hw)
+    try:
+        frame_hw = dataset.image(i).shape[:2]
+        if pair.labels is not None:
+            dataset.check_sizes(i, frame_hw, counts.size_hw)
+    except DataError as error:
+        return replace(counts, error=str(error))
+    return replace(counts, size_hw=frame_hw)
 
 
 def _count_labels(dataset: FrameDataset, path: Path) -> _FileCounts:
-    """Count the classes and unknown ids of a label file.
+    """Count the classes and ids of a label file.
 
     Both come from one histogram of the ids, several times faster than looking up every pixel.
     """
     reader, table, known = dataset.read_labels, _IDENTITY, np.arange(257)
+    error, colors, is_ids = "", {}, isinstance(reader, TableReader)
     if isinstance(reader, TableReader):
-        ids = reader.ids(path)
+        ids = reader.read_ids(path)
         table, known = np.frombuffer(reader.table, np.uint8), np.array(reader.known)
+        try:
+            reader.check(path, count_ids(ids))
+        except DataError as problem:
+            error = str(problem)
+    elif isinstance(reader, ColorReader):
+        ids, strange = reader.decode(path)
+        values, counts = np.unique(strange, return_counts=True)
+        colors = dict(zip(values.tolist(), counts.tolist(), strict=True))
     else:
         ids = reader(path)
     mask = None if dataset.ego_mask is None else ~dataset.ego_mask_at(ids.shape)
@@ -206,5 +253,7 @@ def _count_labels(dataset: FrameDataset, path: Path) -> _FileCounts:
     np.add.at(pixels, np.minimum(table, num_classes), counts[:256])
     # Pixels of the ego mask and ids above 255 are ignored too.
     pixels[-1] = ids.size - pixels[:-1].sum()
-    counts[known] = 0
-    return _FileCounts(pixels, counts, ids.shape)
+    unknown = counts.copy()
+    unknown[known] = 0
+    all_ids = counts if is_ids else np.zeros_like(counts)
+    return _FileCounts(pixels, unknown, ids.shape, all_ids, colors, error)

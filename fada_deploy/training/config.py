@@ -222,13 +222,13 @@ class RunConfig:
         method: Alignment method; "source" trains without one.
         recipe: Name of the recipe that the settings started from.
         stages: Stages to train.
-        init: File with ImageNet weights of the backbone, "imagenet" for those of an installed
-            package or of torchvision (downloaded on first use), or "none" for random weights.
+        init: File with ImageNet weights of the backbone, "imagenet" for published ones, or "none".
         init_norm: Input normalization of `init`, if the file does not determine it.
         start: Run or weights file that replaces the stages before the first one in `stages`.
         norm: Normalization layers of the network; "auto" freezes what `init` fully provides.
         src_size: Size of the source frames (height, width).
         size: Size of the target frames and of the network's input (height, width).
+        allow_ignored: Largest fraction of ignored label pixels of a source; more is an error.
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
@@ -263,6 +263,7 @@ class RunConfig:
     norm: Literal["auto", "batch", "frozen"] = "auto"
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
+    allow_ignored: Probability = 0.5
     augment: AugmentName = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
@@ -306,8 +307,7 @@ class RunConfig:
     ) -> RunConfig:
         """Decode and check a document of settings; missing keys get their defaults.
 
-        Raise `UsageError`, starting with `where` and ending with `remedy`, for wrong types, values
-        out of range and unknown keys.
+        Raise `UsageError` about `where`, ending with `remedy`, for what is wrong or unknown.
         """
         config = documents.convert(
             data, cls, where=where, remedy=remedy, error=UsageError, noun="setting"

@@ -64,11 +64,11 @@ def test_unusable_files_are_reported_with_reasons(fada: Run, damaged: Path) -> N
         (f"labels/{names[1]}", "not a readable image"),
         (f"images/{names[2]}", "not a readable image"),
         (f"images/{names[3]}", "the frame is 192x128 but its labels are 20x10"),
-        (f"labels/{names[4]}", "every pixel is ignored"),
     ):
         assert f"unusable: {damaged / name}: {reason}" in out
     assert f"only one class: 1 file ({names[5]} sky)" in out
     assert "unknown ids, which are ignored: 77 (192 pixels)" in out
+    assert "unusable: 1 more, all in --json" in out
     assert out.endswith("4 of 63 files cannot be used\n")
 
 
@@ -76,6 +76,7 @@ def test_json_document_is_consistent(fada: Run, damaged: Path) -> None:
     code, out, _ = fada("data", "check", "gta5", "--data-root", damaged, "--json", "--jobs", 1)
     report = json.loads(out)
     assert code == 1 and report["jobs"] == 1 and len(report["unusable_files"]) == 4
+    assert "every pixel is ignored" in report["unusable_files"][-1]["reason"]
     assert report["frames"] == report["labeled"] == 63 and report["unknown_ids"] == {"77": 192}
     assert report["sizes"] == {"192x128": 60}
     pixels = sum(entry["pixels"] for entry in report["classes"]) + report["ignored"]["pixels"]

@@ -88,7 +88,7 @@ def test_gta5_reads_16_bit_labels_and_labels_of_one_id(tmp_path: Path) -> None:
 
 def test_gta5_rgb_labels_are_refused(tmp_path: Path) -> None:
     frame(tmp_path / "images/00001.png")
-    png(tmp_path / "labels/00001.png", IDS[..., None].repeat(3, axis=2))
+    png(tmp_path / "labels/00001.png", np.dstack([IDS, IDS // 2, IDS]))
     dataset = open_dataset("gta5", tmp_path, split="train", space=CITYSCAPES_19)
     with pytest.raises(
         DataError, match=r"00001\.png: labels must be a gray or palette image.*`palette`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from contextlib import nullcontext
@@ -23,8 +24,8 @@ from fada_deploy.data.statistics import (
     save_statistics,
     statistics_path,
 )
-from fada_deploy.training.data import datasets
-from fada_deploy.training.data.datasets import class_pixels
+from fada_deploy.training.data import source_check
+from fada_deploy.training.data.source_check import check_sources
 
 
 def write(
@@ -213,9 +214,10 @@ def test_unwritable_cache_is_one_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/below"))
-    pixels, bad = class_pixels(gta5)
+    with caplog.at_level(logging.WARNING):
+        pixels, bad, _ = check_sources([gta5], allowed_ignored=1.0)
     assert pixels[2, 10] > 0 and len(bad) == 1
-    (message,) = caplog.messages
+    message = caplog.messages[0]
     assert "\n" not in message and "XDG_CACHE_HOME" in message
 
 
@@ -226,11 +228,11 @@ def refuse(*_: object, **__: object) -> DatasetStatistics:
 def test_training_uses_stored_statistics(
     gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels, bad = class_pixels(gta5)
+    pixels, bad, _ = check_sources([gta5], allowed_ignored=1.0)
     assert len(bad) == 1 and pixels[4, 0] and pixels[6, 0]
     save_statistics(gta5, compute_statistics(gta5, frames=True))
-    monkeypatch.setattr(datasets, "compute_statistics", refuse)
-    pixels, bad = class_pixels(gta5)
+    monkeypatch.setattr(source_check, "compute_statistics", refuse)
+    pixels, bad, _ = check_sources([gta5], allowed_ignored=1.0)
     # The check also read the frames, so two more files are known to be unusable.
     assert len(bad) == 3 and not pixels[4:].any() and pixels[2].nonzero()[0].tolist() == [10]
 

@@ -1,4 +1,4 @@
-"""The data sets of a run: opening them, the classes in each source file, and a fingerprint."""
+"""The target of a run, its labeled domains, and the fingerprint of a data set."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
-from fada_deploy.data.statistics import compute_statistics, load_statistics, save_statistics
 from fada_deploy.training.config import RunConfig
 
 _TGT_USAGE = "--tgt {name} --tgt-root {root}"
@@ -105,26 +101,6 @@ def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameData
                 "class centers need labels of both domains"
             )
     return domains
-
-
-def class_pixels(dataset: FrameDataset) -> tuple[NDArray[np.int64], dict[str, None]]:
-    """Return the pixels of each class in each file, (N, K), and the errors of unusable files.
-
-    An unusable file contains no class, so that class-balanced sampling never draws it. The counts
-    come from the cache if `fada data check` or an earlier run stored them there. Raise `DataError`
-    if no file is usable.
-    """
-    statistics = load_statistics(dataset)
-    if statistics is None:
-        statistics = compute_statistics(dataset, frames=False)
-        save_statistics(dataset, statistics)
-    errors = dict.fromkeys(statistics.errors.values())
-    if len(statistics.errors) == len(dataset):
-        raise DataError(
-            f"none of the {len(dataset)} source labels is usable, "
-            f"the first error: {next(iter(errors))}"
-        )
-    return statistics.pixels[:, :-1], errors
 
 
 def fingerprint(dataset: FrameDataset) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.files import atomic_path
+from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training import distributed
 from fada_deploy.training.config import DistillStage, RunConfig, SizeHW, Stage
 from fada_deploy.training.data.augmentation import get_augmentation
-from fada_deploy.training.data.datasets import class_pixels, open_target
+from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
+from fada_deploy.training.data.source_check import check_sources, check_validation
 from fada_deploy.training.data.sources import SourceFrames, open_sources
 
-logger = logging.getLogger(__name__)
-
-# File of a run: the pixels of each class in each source file.
-SOURCE_CLASSES = "source_classes.npz"
+# Files of a run: the pixels of each class in each source file, and a table of the sources.
+SOURCE_CLASSES, SOURCES = "source_classes.npz", "sources.json"
 
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
@@ -56,6 +55,10 @@ class RunData:
         self.tgt_frames, self.val_frames = open_target(
             config, folder / "target_frames", space, self._add_bad_file
         )
+        if self.sources is not None:
+            self._check_sources(self.sources)
+        if self.val_frames is not None and self.val_frames.labeled:
+            check_validation(self.val_frames)
 
     @property
     def datasets(self) -> dict[str, FrameDataset]:
@@ -105,19 +108,25 @@ class RunData:
         return self.sources
 
     def _class_pixels(self) -> NDArray[np.int64]:
-        """Return the pixels of each class in each source file, (N, K); stored in the run."""
+        """Return the pixels of each class in each source file, (N, K)."""
+        return np.asarray(np.load(self._folder / SOURCE_CLASSES)["pixels"], np.int64)
+
+    def _check_sources(self, sources: SourceFrames) -> None:
+        """Check the labels of the sources, and store the pixels of each class in the run."""
         path = self._folder / SOURCE_CLASSES
-        with distributed.main_process_first():
-            if not path.is_file():
-                frames = self._require_sources().frames
-                pixels, errors = class_pixels(frames)
-                self.bad_files |= errors
-                names = np.array(frames.space.names)[pixels.sum(axis=0) == 0]
-                if len(names):
-                    logger.warning("no source frame shows the classes %s", ", ".join(names))
-                with atomic_path(path) as temporary:
-                    np.savez_compressed(temporary, pixels=pixels)
-        return np.asarray(np.load(path)["pixels"], np.int64)
+        if path.is_file():
+            return
+        pixels, errors, rows = check_sources(
+            sources.datasets, allowed_ignored=self._config.allow_ignored
+        )
+        self.bad_files |= errors
+        document = {
+            "num_classes": sources.frames.space.num_classes,
+            "sources": [asdict(row) for row in rows],
+        }
+        write_text(self._folder / SOURCES, json.dumps(document, indent=2))
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, pixels=pixels)
 
     def _class_weights(self, stage: Stage) -> NDArray[np.float32] | None:
         """Return the weights of the classes in the segmentation loss; None for equal ones."""

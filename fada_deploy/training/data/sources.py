@@ -33,13 +33,18 @@ class SourceFrames:
 
     Attributes:
         frames: The frames of all sources, one source after the other.
-        counts: Number of frames of each source.
+        datasets: The sources.
         weights: Fraction of each batch that each source provides; sums to 1.
     """
 
     frames: FrameDataset
-    counts: tuple[int, ...]
+    datasets: tuple[FrameDataset, ...]
     weights: tuple[float, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of frames of each source."""
+        return tuple(map(len, self.datasets))
 
     def class_balanced_sampler(self, pixels: NDArray[np.int64], seed: int) -> Sampler:
         """Return a sampler of all sources by their weights, class-balanced within each.
@@ -85,7 +90,7 @@ def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
             raise DataError(f"{source.name}: frames without labels; a source must be labeled")
     total = sum(source.weight for source in config.sources)
     weights = tuple(source.weight / total for source in config.sources)
-    return SourceFrames(_joined(datasets), tuple(map(len, datasets)), weights)
+    return SourceFrames(_joined(datasets), tuple(datasets), weights)
 
 
 def _open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDataset:

@@ -1,9 +1,9 @@
 """`report.html`: the results of a run in one file that opens offline.
 
-It contains the IoU of every class after each stage, the choice of a stage without labels, the
-predictions of each stage on the same target frames, loss curves, speed, Class Center Distances,
-settings and environment. `fada train` writes it at the end; `fada report RUN…` writes it again, or
-compares runs.
+It contains the IoU of every class after each stage, the labels of the sources, the choice of a
+stage without labels, the predictions of each stage on the same target frames, loss curves, speed,
+Class Center Distances, settings and environment. `fada train` writes it at the end; `fada report
+RUN…` writes it again, or compares runs.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from fada_deploy.training.reporting.class_center_distance import (
 )
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.reporting.selection_table import selection_tables
+from fada_deploy.training.reporting.source_tables import source_tables
 from fada_deploy.training.weights.checkpoints import load_model
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def write_report(
         title=_title(summaries),
         runs=[_describe(run, names[run.folder]) for run in summaries],
         scores=_scores(stages, names),
+        sources=source_tables(summaries, names),
         selections=selection_tables(summaries, names),
         strips=None if dataset is None else _strips(networks, dataset, device, count),
         curves=_curves(summaries, names),
