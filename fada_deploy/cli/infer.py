@@ -142,6 +142,11 @@ if TYPE_CHECKING:
     "file; needs --model.",
 )
 @click.option(
+    "--recursive",
+    is_flag=True,
+    help="Also search the subfolders of folders; outputs get the same subfolders.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Continue an interrupted run in the folder --out: leave out the sources that it finished.",
@@ -155,6 +160,7 @@ def command(**options: Any) -> int:
     fada infer drive.mp4 -o overlay.mp4
     fada infer 'frames/*.png' --save overlay,mask --ids labelId
     fada infer a.mp4 b.mp4 photos/ --out results --model model.onnx
+    fada infer drives/ --recursive --out results
     fada infer rtsp://camera/stream --deadline-ms 100
     fada infer camera:0 camera:1 --show --save none
     fada infer incoming/ --watch --save mask

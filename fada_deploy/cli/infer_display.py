@@ -91,7 +91,7 @@ def to_document(
             for kind in options.kinds
             if summary.frames
         },
-        "names": dict(output_names(sources)),
+        "names": dict(output_names(sources, options.tree)),
         "frames": summary.frames,
         "failed": summary.errors,
         "seconds": round(summary.seconds, 3),

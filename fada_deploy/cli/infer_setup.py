@@ -48,6 +48,7 @@ class Arguments:
     reconnect_timeout: float
     allow_unverified: bool
     rebuild: bool
+    recursive: bool
     resume: bool
     as_json: bool
     # Parameters that were named on the command line.
@@ -89,6 +90,7 @@ def save_options(arguments: Arguments) -> SaveOptions:
         x264_preset=arguments.x264_preset,
         hardware=arguments.video_hardware,
         file=file,
+        tree=Path(arguments.source[0]) if arguments.recursive else None,
     )
 
 
@@ -124,6 +126,8 @@ def open_input(arguments: Arguments) -> list[Source]:
                 f"{spec}: no such file or folder; for several kinds of output, write no space "
                 f"after the comma: --save overlay,{spec.strip(',')}"
             )
+    if arguments.recursive and (len(specs) != 1 or not Path(specs[0]).is_dir()):
+        raise UsageError("--recursive takes exactly one folder")
     if arguments.watch and (len(specs) != 1 or is_live_address(specs[0])):
         raise UsageError("--watch takes exactly one folder")
     if arguments.watch and Path(specs[0]).is_file():
@@ -137,13 +141,18 @@ def open_input(arguments: Arguments) -> list[Source]:
     sources = open_sources(
         [LiveSource(spec, live) if is_live_address(spec) else spec for spec in specs],
         hardware=arguments.video_hardware,
+        recursive=arguments.recursive,
     )
     for folder in map(Path, specs):
-        if folder.is_dir() and (count := subfolders(folder)):
+        if folder.is_dir() and not arguments.recursive and (count := subfolders(folder)):
             log(
                 f"{folder}: {count} subfolder{'s' * (count > 1)} not searched; "
-                f"to include them use '{folder}/**/*'"
+                "to include them use --recursive"
             )
+    if arguments.recursive:
+        # Outputs of earlier runs are below the folder if it is the working folder.
+        outputs = (arguments.out or Path("runs")).resolve()
+        sources = [s for s in sources if not Path(s.name).resolve().is_relative_to(outputs)]
     return sources
 
 

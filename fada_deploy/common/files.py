@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,6 +64,25 @@ def remove_partial(folder: Path, file: Path | None = None) -> None:
         paths = folder.glob(f".{glob.escape(file.stem)}.*.partial{glob.escape(file.suffix)}")
     for path in list(paths):
         path.unlink(missing_ok=True)
+
+
+def walk_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the visible files anywhere below a folder that have one of the suffixes, sorted.
+
+    Linked folders are followed, but none is entered twice, so a link to a parent folder ends.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        stat = os.stat(root)
+        if (key := (stat.st_dev, stat.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(key)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith("."))
+        found += [Path(root, n) for n in names if Path(n).suffix.lower() in suffixes]
+    return sorted(found)
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
+from fada_deploy.common.files import walk_files
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.video import (
@@ -127,13 +128,13 @@ def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]
 def _videos(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    return walk_files(path, VIDEO_SUFFIXES)
 
 
 def _image_folders(path: Path) -> dict[str, list[Path]]:
     folders: dict[str, list[Path]] = {}
     if path.is_dir():
-        for image in sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        for image in walk_files(path, IMAGE_SUFFIXES):
             folders.setdefault(str(image.parent), []).append(image)
     return folders
 

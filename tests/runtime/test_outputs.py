@@ -238,3 +238,26 @@ def test_frames_of_a_mask_are_inside_their_folder(model: Path, tmp_path: Path) -
         options = SaveOptions(tmp_path / "out", kinds=("mask",))
         list(save_results(segmenter, open_sources([folder]), options))
     assert len(files(tmp_path / "out" / "mask" / "in")) == 1
+
+
+def test_recursive_mirrors_the_tree_and_follows_links_once(
+    fada: Run, model: Path, tmp_path: Path
+) -> None:
+    drives = tmp_path / "drives"
+    for name in ("a/x.mp4", "b/x.mp4", "top.mp4"):
+        (drives / name).parent.mkdir(parents=True, exist_ok=True)
+        clip(drives / name, 2)
+    (tmp_path / "elsewhere" / "c").mkdir(parents=True)
+    clip(tmp_path / "elsewhere" / "c" / "y.mp4", 2)
+    (drives / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (drives / "a" / "loop").symlink_to(drives, target_is_directory=True)
+    expected = ["a/x.mp4", "b/x.mp4", "linked/c/y.mp4", "top.mp4"]
+    infer = ("infer", drives, "--recursive", "--model", model, "--out", drives / "results")
+    for _ in range(2):  # the outputs of the first run are no inputs of the second
+        code, _, err = fada(*infer)
+        assert code == 0, err
+        assert files(drives / "results") == [f"overlay/{name}" for name in expected]
+    code, _, err = fada("infer", drives, "--model", model)
+    assert "--recursive" in err
+    code, _, err = fada("infer", drives / "top.mp4", "--recursive", "--model", model)
+    assert code == 2 and "one folder" in err

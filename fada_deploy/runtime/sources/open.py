@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.files import walk_files
 from fada_deploy.common.images import IMAGE_SUFFIXES
 from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES
 from fada_deploy.runtime.sources.addresses import SCHEMES, is_live_address
@@ -22,20 +23,25 @@ SourceSpec = str | Path | int | Source
 
 
 def open_sources(
-    sources: Sequence[SourceSpec | Sequence[SourceSpec]], *, hardware: str | None = None
+    sources: Sequence[SourceSpec | Sequence[SourceSpec]],
+    *,
+    hardware: str | None = None,
+    recursive: bool = False,
 ) -> list[Source]:
     """Open files, folders, globs, cameras and stream addresses as sources.
 
-    A folder becomes one source for its images and one for each of its videos; subfolders are not
-    searched. A number is a camera (a string of digits only if no such path exists). Lists are
-    flattened, `Source` objects are returned unchanged, and a path that is named twice is opened
-    once. Among several sources, a path that does not exist, a folder without supported files and a
-    glob that matches nothing each become a source that yields one error.
+    A folder becomes one source for its images and one for each of its videos. Subfolders are
+    searched only if `recursive`, and are sources of their own. A number is a camera (a string of
+    digits only if no such path exists). Lists are flattened, `Source` objects are returned
+    unchanged, and a path that is named twice is opened once. Among several sources, a path that
+    does not exist, a folder without supported files and a glob that matches nothing each become a
+    source that yields one error.
 
     Args:
         sources: What to open. Live sources are read at the same time, files one after the other;
             the two kinds cannot be mixed.
         hardware: Device that decodes video files, a key of `HARDWARE_ENCODERS` [the CPU].
+        recursive: Also search the subfolders of folders. Linked folders are followed once.
 
     Raises:
         DataError: The only source does not exist, is empty or unreadable.
@@ -48,7 +54,7 @@ def open_sources(
     opened: dict[str, Source] = {}
     for spec in specs:
         try:
-            items = _open(spec, hardware, single=single)
+            items = _open(spec, hardware, single=single, recursive=recursive)
         except DataError as error:
             if single:
                 raise
@@ -82,14 +88,14 @@ def _flatten(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Iterator[S
             yield cast("SourceSpec", spec)
 
 
-def _open(spec: SourceSpec, hardware: str | None, *, single: bool) -> list[Source]:
+def _open(spec: SourceSpec, hardware: str | None, *, single: bool, recursive: bool) -> list[Source]:
     if isinstance(spec, int) or (isinstance(spec, str) and is_live_address(spec)):
         return [LiveSource(str(spec))]
     if not isinstance(spec, str | Path):
         return [spec]
     path, text = Path(spec), str(spec)
     if path.is_dir():
-        return _open_folder(path, hardware)
+        return _open_tree(path, hardware) if recursive else _open_folder(path, hardware)
     if path.is_file():
         return [_open_file(path, hardware, single=single)]
     if glob.has_magic(text):
@@ -117,15 +123,25 @@ def _open_file(path: Path, hardware: str | None, *, single: bool) -> Source:
     return video
 
 
+def _open_tree(folder: Path, hardware: str | None) -> list[Source]:
+    """Open the files of a folder and of all folders below it."""
+    files: dict[Path, list[Path]] = {}
+    for path in walk_files(folder, VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+        files.setdefault(path.parent, []).append(path)
+    if not files:
+        raise DataError(f"{folder}: no folder below it contains a file that is {SUPPORTED_FILES}")
+    return [s for below, paths in files.items() for s in _open_files(below, paths, hardware)]
+
+
 def _open_folder(folder: Path, hardware: str | None) -> list[Source]:
     files = sorted(path for path in folder.iterdir() if _is_supported(path))
     if not files:
-        hint = (
-            f"; subfolders are not searched, use the glob '{folder}/**/*.mp4'"
-            if subfolders(folder)
-            else ""
-        )
+        hint = "; subfolders are not searched, use --recursive" if subfolders(folder) else ""
         raise DataError(f"{folder}: the folder contains no file that is {SUPPORTED_FILES}{hint}")
+    return _open_files(folder, files, hardware)
+
+
+def _open_files(folder: Path, files: Sequence[Path], hardware: str | None) -> list[Source]:
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     videos: list[Source] = [
         VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES

@@ -39,6 +39,8 @@ class SaveOptions:
             [the CPU].
         file: Exact name of the output file instead of one in `out`: an .mp4 file for one video
             source, or a .png or .jpg file for one image file, with one kind of output.
+        tree: Folder whose tree the outputs mirror: a source below it is written to the same
+            subfolder of the output.
     """
 
     out: Path
@@ -48,6 +50,7 @@ class SaveOptions:
     x264_preset: str = X264_PRESETS[0]
     hardware: str | None = None
     file: Path | None = None
+    tree: Path | None = None
 
     def __post_init__(self) -> None:
         for kind in self.kinds:

@@ -98,13 +98,19 @@ def save_results(
     )
 
 
-def output_names(sources: Iterable[Source]) -> Mapping[str, str]:
-    """Return the safe name of each source in output paths: its stem, numbered if it is taken."""
+def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping[str, str]:
+    """Return the safe name of each source in output paths: its stem, numbered if it is taken.
+
+    Names of sources below the folder `tree` begin with their subfolder.
+    """
     names: dict[str, str] = {}
     taken: set[str] = set()
     for source in sources:
         path = Path(source.name)
         stem = safe_name(path.resolve().name if path.is_dir() else path.stem)
+        if tree is not None and path.is_relative_to(tree) and path != tree:
+            folders = (safe_name(part) for part in path.relative_to(tree).parent.parts)
+            stem = "/".join([*folders, stem])
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}-{number}", number + 1
@@ -193,7 +199,7 @@ def _write(
     A source that cannot be written yields one error, its name is added to `skipped`, and the others
     go on. The error of a single source is raised.
     """
-    names = output_names(sources)
+    names = output_names(sources, options.tree)
     by_name = {source.name: source for source in sources}
     # If this generator ends early, the stacks are unwound, which removes unfinished files.
     with ExitStack() as all_outputs:
