@@ -56,7 +56,10 @@ class Prediction:
         return self._output.astype(np.float32, copy=False)
 
     def labels(self, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return class indices (B, H, W) uint8 at the given size."""
+        """Return class indices (B, H, W) uint8 at the given size.
+
+        Raise `ModelError` if a logit is NaN or infinite.
+        """
         if self._metadata.head == "labels":
             return np.stack(
                 [resize_labels(m.astype(np.uint8, copy=False), size_hw) for m in self._output]
@@ -64,6 +67,12 @@ class Prediction:
         align_corners = self._metadata.align_corners
         labels = np.empty((len(self), *size_hw), np.uint8)
         for logits, target in zip(self.logits(), labels, strict=True):
+            # One sum finds every value that is not finite, without an array of flags.
+            if not np.isfinite(logits.sum()):
+                raise ModelError(
+                    "the output of the model contains NaN or infinite values; its weights are "
+                    "damaged, or its precision is too low for it"
+                )
             labels_from_logits(logits, size_hw, align_corners=align_corners, out=target)
         return labels
 

@@ -64,7 +64,7 @@ def load_model(
     """Load a file written by `save_weights`: the network in evaluation mode, and the provenance.
 
     `path` may also be the file of the built-in model. The network is placed on `device` [CPU].
-    Raise `ModelError` if the file does not exist or is not such a file.
+    Raise `ModelError` if the file does not exist, is not such a file, or holds NaN.
     """
     if path == BUILTIN_FILE:
         model, provenance = load_builtin()
@@ -73,7 +73,18 @@ def load_model(
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
         model = SegmentationModel(document.model.to_spec())
         model.load_state_dict(weights)
+    _require_finite(path, weights)
     return model.to(device or torch.device("cpu")).eval(), document.provenance
+
+
+def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise `ModelError` if a weight is NaN or infinite."""
+    damaged = [name for name, t in weights.items() if not torch.isfinite(t).all()]
+    if damaged:
+        raise ModelError(
+            f"{path}: {len(damaged)} of {len(weights)} weights contain NaN or infinite values, the "
+            f"first is {damaged[0]}; use an earlier checkpoint, or train again with a lower rate"
+        )
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
