@@ -99,10 +99,12 @@ def read_red_channel(path: Path) -> NDArray[np.integer[Any]]:
 
 def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError):
+        # A map, so that a header with a large shape allocates nothing.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception:
+        # A damaged header raises errors of Python's parser, which share no base class.
         raise DataError(f"{path}: not a readable .npy file") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iu":
         found = getattr(array, "shape", "several arrays")
@@ -110,7 +112,7 @@ def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
     if array.size == 0:
         raise DataError(f"{path}: the array is empty")
     # Negative ids are unknown, as those above 255 are.
-    return np.where(array < 0, 65535, array).astype(np.uint16) if array.dtype.kind == "i" else array
+    return np.asarray(np.clip(array, -1, 65535).astype(np.int64) % 65536, np.uint16)
 
 
 def exif_orientation(path: Path) -> int:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fada_deploy.common.documents import read_json
-from fada_deploy.common.errors import ModelError, UsageError
+from fada_deploy.common.errors import ModelError, UsageError, one_line
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.runs import BUILTIN_FILE
 from fada_deploy.runtime.backends.onnx_file import read_metadata
@@ -137,10 +137,11 @@ def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) 
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         return int(state["iteration"])
-    except (OSError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # Damaged files raise errors of many types, as in `read_checkpoint`.
         raise ModelError(
-            f"{path}: not a training state of this run ({reason}); delete it to restart the stage"
+            f"{path}: not a training state of this run ({one_line(error)}); delete it to restart "
+            "the stage"
         ) from None
 
 
