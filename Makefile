@@ -1,5 +1,6 @@
 # make demo   adapt, export and infer on rendered streets: from nothing to an overlay video
 # make test   the test suite          make check   style, types, layers, documentation
+# make torture   mutated files, kills and limits, a hundred times as many as in the test suite
 # make docs   the documentation site, in site/
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,13 +10,17 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Two cores shared by two test processes: more threads than cores only make them wait.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test check fast docs clean
+.PHONY: demo test torture check fast docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/fada demo
 
 test: $(VENV)/.dev
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --cov --cov-report=term:skip-covered --durations=8
+
+torture: $(VENV)/.dev
+	FADA_TORTURE=100 FADA_SOAK_S=600 $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 tests/torture \
+	  tests/training/test_killed.py
 
 fast: $(VENV)/.dev
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 -m "not slow"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fada_deploy.common.documents import read_json
-from fada_deploy.common.errors import ModelError, UsageError, one_line
+from fada_deploy.common.errors import DataError, ModelError, UsageError, one_line
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.runs import BUILTIN_FILE
 from fada_deploy.runtime.backends.onnx_file import read_metadata
@@ -54,8 +54,21 @@ def save_weights(
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     document = json.dumps({"model": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)
-    with atomic_path(path) as temporary:
+    with _write_errors(path), atomic_path(path) as temporary:
         save_file(tensors, temporary, {PROPERTY: document})
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, which PyTorch and safetensors report, into `DataError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # PyTorch reports the positions of its internal buffers.
+        reason = "not all bytes were written" if type(error) is RuntimeError else one_line(error)
+        raise DataError(
+            f"{path} cannot be written ({reason}); check the space and the permissions of the folder"
+        ) from None
 
 
 def load_model(
@@ -120,7 +133,7 @@ def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
     """Write the state from which a stage resumes after `iteration` finished iterations."""
     state = {name: part.state_dict() for name, part in parts.items()}
-    with atomic_path(path) as temporary:
+    with _write_errors(path), atomic_path(path) as temporary:
         torch.save({"iteration": iteration, "parts": state}, temporary)
 
 
@@ -145,6 +158,14 @@ def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) 
         ) from None
 
 
+def _is_zip(path: Path) -> bool:
+    # The standard library raises for some damaged archives instead of returning False.
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the dictionary in a torch file, without executing code from the file.
 
@@ -155,7 +176,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         # torch.load raises many exception types for foreign files, and none of their messages helps
         # a user.
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             reason = "it is text, truncated, or contains Python objects"
         elif isinstance(error, pickle.UnpicklingError):
             reason = "it contains Python objects, which could execute code when loaded"

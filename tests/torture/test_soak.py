@@ -1,0 +1,84 @@
+"""A live run keeps its memory, threads and descriptors; `FADA_SOAK_S` sets its length."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import toy
+
+SECONDS = float(os.environ.get("FADA_SOAK_S", "12"))
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[str]:
+    """Serve an endless stream whose connection breaks again and again."""
+    clip = toy.write_video(tmp_path / "clip.ts", [toy.scene(i)[0] for i in range(20)]).read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            try:
+                for _ in range(40):
+                    self.wfile.write(clip)
+                    time.sleep(0.05)
+            except OSError:
+                return
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/clip.ts"
+    server.shutdown()
+    server.server_close()
+
+
+def usage(pid: int) -> tuple[int, int, int]:
+    """Return resident memory in KiB, the number of threads, and of open files."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return int(status["VmRSS"].split()[0]), int(status["Threads"]), files
+
+
+@pytest.mark.slow
+def test_live_run_is_flat(stream: str, tmp_path: Path) -> None:
+    model = toy.color_model(tmp_path / "toy.onnx")
+    command = [
+        sys.executable, "-m", "fada_deploy", "infer", stream, "--model", model, "--out", "out",
+        "--backend", "onnxruntime",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(min(6.0, SECONDS / 2))
+        assert process.poll() is None
+        before = usage(process.pid)
+        samples = []
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            time.sleep(1)
+            samples.append(usage(process.pid))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    memory, threads, files = (max(values) for values in zip(*samples, strict=True))
+    # The encoder and the caches of FFmpeg still grow a little in the first seconds.
+    assert memory < before[0] + 40_000 and threads <= before[1] + 3 and files <= before[2] + 3, (
+        before, samples[:: max(1, len(samples) // 20)],
+    )  # fmt: skip
+    assert len(toy.read_video(tmp_path / "out/overlay/clip.mp4")) > 20
