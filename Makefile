@@ -7,10 +7,11 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+REACHABLE := import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=5)
 # Two cores shared by two test processes: more threads than cores only make them wait.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test torture check fast docs clean
+.PHONY: demo test torture check fast docs audit clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/fada demo
@@ -32,7 +33,13 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy examples/perception_app/*.py
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest -q tests/test_readme.py tests/docs/test_pages.py
-	$(MAKE) --no-print-directory docs
+	$(MAKE) --no-print-directory docs audit
+
+# Known vulnerabilities of the installed packages, where their database can be reached.
+audit: $(VENV)/.dev
+	@if $(VENV)/bin/python -c "$(REACHABLE)" 2>/dev/null; \
+	then $(VENV)/bin/pip-audit --progress-spinner off --skip-editable; \
+	else echo "audit skipped: pypi.org cannot be reached"; fi
 
 # Offline, with warnings as errors; the variable silences a notice of the theme about its successor.
 docs: $(VENV)/.dev

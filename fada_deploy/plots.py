@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,29 @@ from fada_deploy.common.files import atomic_path
 from fada_deploy.common.metrics import Scores
 from fada_deploy.runtime.benchmark import BenchmarkResult
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _plain_text(plot: Callable[P, T]) -> Callable[P, T]:
+    """Draw the text of a plot as it is; matplotlib would take `$` for the start of a formula."""
+
+    @wraps(plot)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            from matplotlib import rc_context
+        except ImportError:
+            raise MissingExtraError("matplotlib", "plot") from None
+        with rc_context({"text.parse_math": False}):
+            return plot(*args, **kwargs)
+
+    return draw
+
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """Return a figure of a size in inches and its axes; raise `MissingExtraError`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot") from None
+    from matplotlib.figure import Figure
+
     # Unlike pyplot, a Figure needs no display and has no global state.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
@@ -32,6 +49,7 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, dpi=150)
 
 
+@_plain_text
 def plot_confusion(scores: Scores, title: str, path: Path) -> None:
     """Draw a confusion matrix in percent of each true class (rows); absent classes are left out."""
     present = np.flatnonzero(scores.present | (scores.matrix.sum(0) > 0))
@@ -52,6 +70,7 @@ def plot_confusion(scores: Scores, title: str, path: Path) -> None:
     _save(figure, path)
 
 
+@_plain_text
 def plot_bars(
     names: Sequence[str],
     series: Mapping[str, NDArray[np.float64]],
@@ -85,6 +104,7 @@ def plot_bars(
     return ""
 
 
+@_plain_text
 def curves_svg(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -109,6 +129,7 @@ def curves_svg(
     return _svg(figure)
 
 
+@_plain_text
 def plot_speed(results: Sequence[BenchmarkResult], path: Path) -> None:
     """Draw the frames per second of each model, model-only and, if measured, end-to-end."""
     names = [f"{Path(r.model).name}\n{r.backend}, {r.precision}" for r in results]

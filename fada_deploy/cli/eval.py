@@ -327,9 +327,14 @@ def _save_confusion(subject: Subject, result: Evaluation, data: str, path: Path)
         setting = f"{_setting(subject, result, data)}, mIoU {_percent(scores.miou)}"
         plot_confusion(scores, f"{subject.name}\n{setting}", path)
         return
+    import csv
+    import io
+
     from fada_deploy.common.files import write_text
 
-    rows = [["truth \\ predicted", *scores.space.names]]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["truth \\ predicted", *scores.space.names])
     for name, counts in zip(scores.space.names, scores.matrix.tolist(), strict=True):
-        rows.append([name, *map(str, counts)])
-    write_text(path, "".join(",".join(row) + "\n" for row in rows))
+        writer.writerow([name, *counts])
+    write_text(path, table.getvalue())

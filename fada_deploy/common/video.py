@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,12 +45,6 @@ LUMA_WEIGHTS = {
 _FULL_RANGE = 2
 # Demuxers that open further files or connections, which the opened file names.
 _PLAYLISTS = frozenset({"applehttp", "concat", "dash", "hls", "imf", "rtsp", "sdp"})
-# Frames per second of a file that does not state its rate, as in FFmpeg.
-_DEFAULT_RATE = Fraction(25)
-# Errors in a row after which a demuxer is given up.
-_MAX_READ_ERRORS = 10
-# Errors in a row after which a decoder that is being flushed is given up.
-_MAX_FLUSH_ERRORS = 100
 # Reformatters are not thread-safe, so each thread has its own.
 _per_thread = threading.local()
 
@@ -173,114 +165,6 @@ def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
     reformatters = _per_thread.__dict__.setdefault("reformatters", {})
     reformatter = reformatters.setdefault((frame.format.name, pixel_format), VideoReformatter())
     return reformatter.reformat(frame, format=pixel_format, threads=1, **options)
-
-
-@dataclass(frozen=True, eq=False)
-class TimedFrame:
-    """A decoded PyAV frame, and when it is shown: `pts` in units of `time_base` seconds."""
-
-    decoded: Any
-    pts: int
-    time_base: Fraction
-
-    @property
-    def time_s(self) -> Fraction:
-        """The time at which it is shown, in seconds."""
-        return self.pts * self.time_base
-
-    @property
-    def end_s(self) -> Fraction:
-        """The time at which it is no longer shown, in seconds, if the file states its duration."""
-        return (self.pts + (self.decoded.duration or 0)) * self.time_base
-
-
-def timed_frames(container: Any, stream: Any) -> Generator[TimedFrame | None, None, None]:
-    """Yield the frames of a PyAV video stream in the order of display, and None for each damage.
-
-    Training and inference read all videos with this function. Damage ends no video: the frames
-    behind it follow.
-    """
-    if len(container.streams.video) > 1:
-        logger.info(
-            "%s: using video stream %d (%dx%d) of %d",
-            container.name.removeprefix("file:"), stream.index, stream.width, stream.height,
-            len(container.streams.video),
-        )  # fmt: skip
-    clock = _FrameClock(container, stream)
-    for decoded in decode_frames(container, stream):
-        yield None if decoded is None else clock.timed(decoded)
-
-
-class _FrameClock:
-    """Gives each frame its timestamp, also where the file has none or wrong ones."""
-
-    def __init__(self, container: Any, stream: Any) -> None:
-        self._rate = Fraction(stream.average_rate or _DEFAULT_RATE)
-        # AVI stores only the order of decoding, in which frames that refer to later ones come late.
-        self._has_decode_times = container.format.name == "avi"
-        self._first_dts: int | None = None
-        self._last_pts: int | None = None
-        self._index = 0
-
-    def timed(self, decoded: Any) -> TimedFrame:
-        pts, time_base = decoded.pts, decoded.time_base
-        if self._has_decode_times and time_base is not None:
-            pts = decoded.dts
-            if self._first_dts is None:
-                self._first_dts = pts
-            if pts is not None and self._first_dts is not None:
-                pts -= self._first_dts
-        if time_base is None:
-            # Raw H.264 and HEVC streams have no timestamps.
-            pts, time_base = self._index, 1 / self._rate
-        elif pts is None:
-            # Some files have a timestamp for every other frame only.
-            step = max(1, round(1 / (self._rate * time_base)))
-            pts = 0 if self._last_pts is None else self._last_pts + step
-        self._last_pts = pts
-        self._index += 1
-        return TimedFrame(decoded, pts, Fraction(time_base))
-
-
-def decode_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
-    """Yield the decoded frames of a PyAV video stream, and None for each damaged packet."""
-    import av
-
-    packets = container.demux(stream)
-    errors = 0
-    while errors < _MAX_READ_ERRORS:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            yield None
-            # A demuxer may find the next packet behind the damage.
-            errors += 1
-            packets = container.demux(stream)
-            continue
-        if packet is None:
-            return
-        errors = 0
-        yield from decode_packet(packet)
-
-
-def decode_packet(packet: Any) -> Generator[Any, None, None]:
-    """Yield the frames of a PyAV packet, and None if the packet is damaged."""
-    import av
-
-    if packet.is_corrupt:
-        yield None
-    # While the decoder is flushed, further frames may follow a damaged one.
-    attempts = _MAX_FLUSH_ERRORS if packet.size == 0 else 1
-    while attempts:
-        try:
-            yield from packet.decode()
-        except av.error.EOFError:
-            return
-        except av.error.FFmpegError:
-            yield None
-            attempts -= 1
-        else:
-            return
 
 
 @dataclass(frozen=True)

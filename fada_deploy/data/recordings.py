@@ -16,17 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.common.decoding import timed_frames
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import walk_files
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.video import (
-    SUPPORTED_FILES,
-    VIDEO_SUFFIXES,
-    open_video,
-    timed_frames,
-    upright_rgb,
-)
+from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
 logger = logging.getLogger(__name__)

@@ -112,7 +112,7 @@ class Viewer:
         require_display()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
         # A new session, because Ctrl-C is meant for this process, which finishes its files.
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 -- a list of arguments, without a shell
             _window_command(self._title),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import toy
 
+from fada_deploy.common.decoding import decode_packet
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import CITYSCAPES_19
-from fada_deploy.common.video import decode_packet, open_video
+from fada_deploy.common.video import open_video
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.open import open_sources
@@ -231,3 +232,14 @@ def test_animated_pictures_and_camera_formats_are_videos(tmp_path: Path) -> None
 def test_rational_matrix_bytes_are_those_of_the_file() -> None:
     """Guards the helper of these tests: nine big-endian numbers of 16.16 and 2.30 bits."""
     assert struct.pack(">i", -FIXED).hex() == "ffff0000"
+
+
+@pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
+def test_hdr_video_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, transfer: str, name: str
+) -> None:
+    video = write(tmp_path / "v.mp4", shades(4), **{"x264-params": f"transfer={transfer}"})
+    frames, errors = items_of(video)
+    assert len(frames) == 4 and not errors
+    (message,) = caplog.messages
+    assert name in message and "tone mapping" in message

@@ -30,7 +30,7 @@ class TorchCheck:
         if not is_installed("torch"):
             return
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 -- no input from outside
                 [sys.executable, "-c", _CODE],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

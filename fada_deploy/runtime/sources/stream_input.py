@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.common.decoding import decode_packet
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.video import allowed_formats, best_stream, decode_packet, upright_rgb
+from fada_deploy.common.video import allowed_formats, best_stream, upright_rgb
 from fada_deploy.runtime.sources.addresses import PIPE
 
 # Seconds to wait for a connection or for the next packet.

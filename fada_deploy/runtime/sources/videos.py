@@ -9,15 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from fada_deploy.common.decoding import TimedFrame, timed_frames
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.video import (
-    TimedFrame,
-    is_plain_yuv420p,
-    open_video,
-    orientation,
-    timed_frames,
-    upright_rgb,
-)
+from fada_deploy.common.video import is_plain_yuv420p, open_video, orientation, upright_rgb
 from fada_deploy.runtime.sources.base import Frame
 
 # Seconds by which the last frame may end before the announced length without a frame missing.

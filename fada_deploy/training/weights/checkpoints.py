@@ -67,7 +67,7 @@ def _write_errors(path: Path) -> Iterator[None]:
         # PyTorch reports the positions of its internal buffers.
         reason = "not all bytes were written" if type(error) is RuntimeError else one_line(error)
         raise DataError(
-            f"{path} cannot be written ({reason}); check the space and the permissions of the folder"
+            f"{path} cannot be written ({reason}); check the space and permissions of the folder"
         ) from None
 
 

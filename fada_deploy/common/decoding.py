@@ -1,0 +1,138 @@
+"""Decode the frames of a video with their times, for training and inference alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# Values of FFmpeg's AVColorTransferCharacteristic for HDR video.
+_HDR = {16: "PQ", 18: "HLG"}
+# Frames per second of a file that does not state its rate, as in FFmpeg.
+_DEFAULT_RATE = Fraction(25)
+# Errors in a row after which a demuxer is given up.
+_MAX_READ_ERRORS = 10
+# Errors in a row after which a decoder that is being flushed is given up.
+_MAX_FLUSH_ERRORS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class TimedFrame:
+    """A decoded PyAV frame, and when it is shown: `pts` in units of `time_base` seconds."""
+
+    decoded: Any
+    pts: int
+    time_base: Fraction
+
+    @property
+    def time_s(self) -> Fraction:
+        """The time at which it is shown, in seconds."""
+        return self.pts * self.time_base
+
+    @property
+    def end_s(self) -> Fraction:
+        """The time at which it is no longer shown, in seconds, if the file states its duration."""
+        return (self.pts + (self.decoded.duration or 0)) * self.time_base
+
+
+def timed_frames(container: Any, stream: Any) -> Generator[TimedFrame | None, None, None]:
+    """Yield the frames of a PyAV video stream in the order of display, and None for each damage.
+
+    Training and inference read all videos with this function. Damage ends no video: the frames
+    behind it follow.
+    """
+    if len(container.streams.video) > 1:
+        logger.info(
+            "%s: using video stream %d (%dx%d) of %d",
+            container.name.removeprefix("file:"), stream.index, stream.width, stream.height,
+            len(container.streams.video),
+        )  # fmt: skip
+    clock = _FrameClock(container, stream)
+    is_first = True
+    for decoded in decode_frames(container, stream):
+        if is_first and decoded is not None:
+            is_first = False
+            if (transfer := _HDR.get(int(decoded.color_trc))) is not None:
+                logger.warning(
+                    "%s: HDR video (%s); its colors are used without tone mapping, and look dull "
+                    "to the network; convert it first with FFmpeg's filters zscale and tonemap",
+                    container.name.removeprefix("file:"),
+                    transfer,
+                )
+        yield None if decoded is None else clock.timed(decoded)
+
+
+class _FrameClock:
+    """Gives each frame its timestamp, also where the file has none or wrong ones."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._rate = Fraction(stream.average_rate or _DEFAULT_RATE)
+        # AVI stores only the order of decoding, in which frames that refer to later ones come late.
+        self._has_decode_times = container.format.name == "avi"
+        self._first_dts: int | None = None
+        self._last_pts: int | None = None
+        self._index = 0
+
+    def timed(self, decoded: Any) -> TimedFrame:
+        pts, time_base = decoded.pts, decoded.time_base
+        if self._has_decode_times and time_base is not None:
+            pts = decoded.dts
+            if self._first_dts is None:
+                self._first_dts = pts
+            if pts is not None and self._first_dts is not None:
+                pts -= self._first_dts
+        if time_base is None:
+            # Raw H.264 and HEVC streams have no timestamps.
+            pts, time_base = self._index, 1 / self._rate
+        elif pts is None:
+            # Some files have a timestamp for every other frame only.
+            step = max(1, round(1 / (self._rate * time_base)))
+            pts = 0 if self._last_pts is None else self._last_pts + step
+        self._last_pts = pts
+        self._index += 1
+        return TimedFrame(decoded, pts, Fraction(time_base))
+
+
+def decode_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
+    """Yield the decoded frames of a PyAV video stream, and None for each damaged packet."""
+    import av
+
+    packets = container.demux(stream)
+    errors = 0
+    while errors < _MAX_READ_ERRORS:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            yield None
+            # A demuxer may find the next packet behind the damage.
+            errors += 1
+            packets = container.demux(stream)
+            continue
+        if packet is None:
+            return
+        errors = 0
+        yield from decode_packet(packet)
+
+
+def decode_packet(packet: Any) -> Generator[Any, None, None]:
+    """Yield the frames of a PyAV packet, and None if the packet is damaged."""
+    import av
+
+    if packet.is_corrupt:
+        yield None
+    # While the decoder is flushed, further frames may follow a damaged one.
+    attempts = _MAX_FLUSH_ERRORS if packet.size == 0 else 1
+    while attempts:
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            yield None
+            attempts -= 1
+        else:
+            return
