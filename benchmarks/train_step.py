@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.tables import format_table
-from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
+from fada_deploy.training.stage_config import AdversarialStage
 from fada_deploy.training.stages.adversarial import adversarial_step
 
 STAGE = AdversarialStage()

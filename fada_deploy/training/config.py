@@ -1,4 +1,4 @@
-"""The settings of a training run: one frozen dataclass per stage.
+"""The settings of a training run, with those of its stages from `stage_config`.
 
 The defaults are the values of the paper; `training.recipes` has other starting points.
 docs/how-to/training.md lists the differences. `training.settings` builds a configuration from a
@@ -17,17 +17,21 @@ from msgspec import Meta
 from fada_deploy.common import documents
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.runs import PAPER_STAGES, STAGES
+from fada_deploy.training.stage_config import (
+    AdversarialStage,
+    DistillStage,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    SelfTrainingStage,
+    SizeHW,
+    SourceStage,
+    Stage,
+)
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeInt = Annotated[int, Meta(ge=0)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
-Probability = Annotated[float, Meta(ge=0, le=1)]
-HueFraction = Annotated[float, Meta(ge=0, le=0.5)]
 TestScale = Annotated[float, Meta(gt=0, le=4)]
 
-SizeHW = tuple[PositiveInt, PositiveInt]
-Jitter = tuple[Probability, Probability, Probability, HueFraction]
 # The name of the source that is rendered on first use.
 RENDERED = "rendered"
 AugmentName = Literal["none", "light", "strong"]
@@ -47,161 +51,6 @@ class Source:
     name: str
     root: str | None = None
     weight: PositiveFloat = 1.0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The settings that every stage has.
-
-    Attributes:
-        iterations: Number of training iterations.
-        max_iterations: Length of the poly schedule; training may stop before its end.
-        batch: Images per iteration, over all processes.
-        lr: Initial learning rate of the feature extractor.
-        optimizer: Optimizer of the segmentation network.
-        classifier_lr_factor: Learning rate of the classifier, as a multiple of `lr`.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of the optimizer.
-        power: Exponent of the poly schedule.
-        warmup: Number of iterations over which the learning rate rises linearly.
-        max_norm: Limit of the gradient norm of the segmentation network; 0 disables clipping.
-        accumulate: Equal parts of a process's batch whose gradients are summed one after another.
-            Saves memory and does not change the step, except that trainable batch normalization
-            computes its statistics over a part.
-        ema: Decay of the exponential moving average of the weights; 0 disables averaging.
-        jitter: Strength of the color jitter: brightness, contrast, saturation, hue.
-        class_weights: Weights of the classes in the segmentation loss on labeled frames: "none", or
-            "log" for 1 / log(1.02 + frequency in the source), which raises rare classes.
-    """
-
-    iterations: PositiveInt
-    max_iterations: PositiveInt
-    batch: PositiveInt
-    lr: NonNegativeFloat
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    classifier_lr_factor: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    power: float = 0.9
-    warmup: NonNegativeInt = 0
-    max_norm: NonNegativeFloat = 0.0
-    accumulate: PositiveInt = 1
-    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
-    class_weights: Literal["none", "log"] = "none"
-
-
-@dataclass(frozen=True)
-class SourceStage(Stage):
-    """Supervised training on the labeled source.
-
-    Attributes:
-        flip: Probability of a horizontal flip.
-    """
-
-    iterations: PositiveInt = 20_000
-    max_iterations: PositiveInt = 31_250
-    batch: PositiveInt = 8
-    lr: NonNegativeFloat = 5e-4
-    flip: Probability = 0.0
-
-
-@dataclass(frozen=True)
-class AdversarialStage(Stage):
-    """Adversarial alignment of source and target by `RunConfig.method`.
-
-    Attributes:
-        batch: Images per iteration from each domain.
-        temperature: Divides the logits of the segmentation loss and of the soft encodings.
-        clip: Upper limit of the soft encodings.
-        adversarial_weight: Weight of the adversarial loss of the segmentation network.
-        discriminator_lr: Initial learning rate of the discriminator.
-        discriminator_betas: Coefficients of the discriminator's Adam optimizer.
-        bn_statistics: The forward pass that updates the running statistics of trainable batch
-            normalization: target, source or both in turn. "frozen" normalizes both domains with
-            the statistics of the previous stage.
-        full_resolution: Compute the domain losses at the size of the input, as published, instead
-            of the size of the features.
-    """
-
-    iterations: PositiveInt = 40_000
-    max_iterations: PositiveInt = 62_500
-    batch: PositiveInt = 4
-    lr: NonNegativeFloat = 2.5e-4
-    jitter: Jitter = (0.5, 0.5, 0.5, 0.2)
-    temperature: PositiveFloat = 1.8
-    clip: float = 0.9
-    adversarial_weight: float = 0.001
-    discriminator_lr: float = 1e-4
-    discriminator_betas: tuple[float, float] = (0.9, 0.99)
-    bn_statistics: Literal["target", "source", "both", "frozen"] = "target"
-    full_resolution: bool = True
-
-
-@dataclass(frozen=True)
-class SelfTrainingStage(Stage):
-    """Self-training with a mean teacher and ClassMix.
-
-    Attributes:
-        batch: Images per iteration from the source; as many target frames are mixed with them.
-        ema: Decay of the teacher's weights.
-        max_threshold: Confidence above which a pixel of any class is labeled.
-        quantile: Within each predicted class, this fraction of the pixels may be below the
-            threshold; 1 uses `max_threshold` for every class.
-        mixed_weight: Weight of the loss on mixed frames.
-        masked_weight: Weight of the loss on target frames of which random blocks are hidden; 0
-            disables them.
-        mask_block: Side of the hidden blocks in pixels.
-        mask_ratio: Probability that a block is hidden.
-        align: Whether to align the domains in the same iterations, by `RunConfig.method` and with
-            the settings of the adversarial stage. The schedule is that of this stage.
-        source_free: Whether to learn from the target alone. Its own pseudo-labels replace the
-            source, the teacher keeps the weights that the stage starts from, and normalization uses
-            a mixture of their statistics and those of the target.
-    """
-
-    iterations: PositiveInt = 40_000
-    max_iterations: PositiveInt = 40_000
-    batch: PositiveInt = 2
-    lr: NonNegativeFloat = 6e-5
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    weight_decay: float = 0.01
-    power: float = 1.0
-    warmup: NonNegativeInt = 1500
-    ema: Annotated[float, Meta(gt=0, lt=1)] = 0.999
-    max_threshold: Probability = 0.9
-    quantile: Probability = 0.34
-    mixed_weight: NonNegativeFloat = 1.0
-    masked_weight: NonNegativeFloat = 0.0
-    mask_block: PositiveInt = 64
-    mask_ratio: Probability = 0.7
-    align: bool = False
-    source_free: bool = False
-
-
-@dataclass(frozen=True)
-class DistillStage(Stage):
-    """Training of a new network, the student, on pseudo-labels of the target's training frames.
-
-    Attributes:
-        flip: Probability of a horizontal flip.
-        scale: Smallest and largest random scale, relative to `size`.
-        size: Input size of the student (height, width).
-        crop: Size of the random crop (height, width).
-        norm: Normalization of the student: trainable batch normalization, or frozen. The published
-            runs with ResNet-101 use "batch" for GTA5 and "frozen" for SYNTHIA.
-    """
-
-    iterations: PositiveInt = 20_000
-    max_iterations: PositiveInt = 31_250
-    batch: PositiveInt = 8
-    lr: NonNegativeFloat = 5e-4
-    jitter: Jitter = (0.5, 0.5, 0.5, 0.2)
-    flip: Probability = 0.5
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.5)
-    size: SizeHW = (1024, 2048)
-    crop: SizeHW = (512, 1024)
-    norm: Literal["batch", "frozen"] = "batch"
 
 
 @dataclass(frozen=True)

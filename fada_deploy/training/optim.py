@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fada_deploy.training.config import AdversarialStage, Stage
 from fada_deploy.training.distributed import all_reduce_gradients
 from fada_deploy.training.models.segmentation import SegmentationModel
+from fada_deploy.training.stage_config import AdversarialStage, Stage
 
 
 def make_optimizer(model: SegmentationModel, stage: Stage) -> Optimizer:

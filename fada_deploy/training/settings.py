@@ -18,16 +18,14 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.runs import STAGES
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.data import DATASETS, default_root
-from fada_deploy.training.config import (
-    RENDERED,
+from fada_deploy.training.config import RENDERED, RunConfig, Source
+from fada_deploy.training.recipes import RECIPES
+from fada_deploy.training.stage_config import (
     AdversarialStage,
     DistillStage,
-    RunConfig,
     SelfTrainingStage,
-    Source,
     SourceStage,
 )
-from fada_deploy.training.recipes import RECIPES
 
 Document = dict[str, Any]
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
-from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.segmentation import ModelSpec
+from fada_deploy.training.stage_config import AdversarialStage
 from fada_deploy.training.stages.adversarial import adversarial_step
 
 K, C, B, T, CLIP, WEIGHT = 3, 4, 2, 1.8, 0.9, 0.001

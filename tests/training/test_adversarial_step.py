@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.data import open_dataset
-from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import source_fraction
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmentation import ModelSpec
+from fada_deploy.training.stage_config import AdversarialStage
 from fada_deploy.training.stages.adversarial import adversarial_step
 from fada_deploy.training.weights.checkpoints import load_model
 

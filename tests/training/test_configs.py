@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fada_deploy.training.config import AdversarialStage, SourceStage
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.stage_config import AdversarialStage, SourceStage
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.toml"))

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from fada_deploy.common.label_space import CITYSCAPES_13
-from fada_deploy.training.config import SourceStage
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
@@ -18,6 +17,7 @@ from fada_deploy.training.optim import (
     preserve_running_statistics,
     set_learning_rate,
 )
+from fada_deploy.training.stage_config import SourceStage
 
 
 def test_poly_schedule_with_warmup() -> None:

@@ -12,25 +12,29 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import CITYSCAPES_13
-from fada_deploy.training.config import AdversarialStage, SelfTrainingStage
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.data.samplers import RareClassSampler
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
+    PseudoLabels,
     StudentView,
     augment_colors,
     block_mask,
     class_mix,
     pseudo_labels,
     student_views,
+    weighted_labels,
 )
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import make_optimizer
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.stage_config import AdversarialStage, SelfTrainingStage
 from fada_deploy.training.stages.adversarial import adversarial_step
 from fada_deploy.training.stages.selftrain import (
     label_target,
@@ -75,6 +79,89 @@ def test_full_size_labels_come_from_interpolated_probabilities() -> None:
     assert got.shape == (2, 24, 32) and torch.equal(got, wide.argmax(1))
 
 
+def test_weighted_labels_follow_dacs() -> None:
+    """All pixels are labeled; their weight is the share of confident pixels, in NumPy."""
+    z = random_logits()
+    got = weighted_labels(z, (24, 32), max_threshold=0.4)
+    wide = F.interpolate(F.softmax(z, 1), (24, 32), mode="bilinear", align_corners=True).numpy()
+    np.testing.assert_array_equal(got.labels, wide.argmax(1))
+    assert got.weight is not None
+    np.testing.assert_allclose(float(got.weight), (wide.max(1) >= 0.4).mean(), rtol=1e-6)
+
+
+def test_weighted_views_average_over_pixels_and_paste_with_weight_one(
+    model: SegmentationModel,
+) -> None:
+    """The loss of a mixed frame is mean(w · CE) with w = 1 where source classes were pasted."""
+    src, tgt, _ = batches(torch.Generator().manual_seed(2))
+    stage = replace(STAGE, mixed_weight=1.0, optimizer="sgd", lr=0.0)
+    pseudo = PseudoLabels(torch.full_like(tgt.labels, 4), torch.tensor(0.25))
+    (view,) = student_views(
+        src, tgt, pseudo, stage, (0.5, 0.5, 0.5), get_augmentation("none"),
+        np.random.default_rng(3),
+    )  # fmt: skip
+    weights = view.batch.weights
+    assert weights is not None and set(weights.unique().tolist()) == {0.25, 1.0}
+    assert (view.batch.labels[weights == 0.25] == 4).all()
+    copy = deepcopy(model).train()
+    with torch.no_grad():
+        logits = deepcopy(model).train()(view.batch.frames_bhwc)
+    losses = self_training_step(copy, make_optimizer(copy, stage), None, src, tgt, [view], stage)
+    wide = F.interpolate(logits, weights.shape[1:], mode="bilinear", align_corners=True)
+    each = F.cross_entropy(wide, view.batch.labels, ignore_index=255, reduction="none")
+    expected = (each * weights).sum() / (view.batch.labels != 255).sum()
+    torch.testing.assert_close(losses["mixed"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rare_classes_are_drawn_by_the_published_formula() -> None:
+    """P(c) = exp((1 − f_c) / T) / Σ exp((1 − f) / T), then a file that contains the class."""
+    pixels = np.array([[900, 90, 0, 0], [950, 0, 10, 0], [800, 50, 0, 0]])
+    sampler = RareClassSampler(pixels, 0.1, seed=3)
+    f = pixels.sum(0)[:3] / pixels.sum()
+    expected = np.exp((1 - f) / 0.1)
+    expected /= expected.sum()
+    np.testing.assert_allclose(sampler.probabilities, expected)
+    drawn = np.bincount([sampler[i] for i in range(4000)], minlength=3) / 4000
+    # Class 0 is in all files, class 1 in the first and last, class 2 in the second.
+    by_file = expected[0] / 3 + np.array([expected[1] / 2, expected[2], expected[1] / 2])
+    np.testing.assert_allclose(drawn, by_file, atol=0.03)
+    assert [sampler[i] for i in range(50)] == [
+        RareClassSampler(pixels, 0.1, seed=3)[i] for i in range(50)
+    ]
+    assert np.isfinite(RareClassSampler(pixels, 1e-4, seed=3).probabilities).all()
+    with pytest.raises(DataError, match="encoding"):
+        RareClassSampler(np.zeros((2, 3), np.int64), 0.1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["daformer", "mic", "cbst"])
+def test_published_settings_train(name: str, blocks: Path, tmp_path: Path) -> None:
+    """The settings files run at a small size; their published numbers are not changed."""
+    file = Path(__file__).parents[2] / "configs" / "selftrain" / f"{name}.toml"
+    published = make_config(
+        recipe=None, file=file, settings=[], options={"src": "gta5", "tgt": "x"}
+    )
+    stage = published.selftrain
+    expected = {
+        "daformer": (0.999, 0.968, "confident_share", 0.01, 1.0, 0.0),
+        "mic": (0.999, 0.968, "confident_share", 0.01, 1.0, 1.0),
+        "cbst": (0.99, 0.9, "none", 0.0, 0.0, 1.0),
+    }[name]
+    assert expected == (
+        stage.ema, stage.max_threshold, stage.weighting, stage.rare_class_temperature,
+        stage.mixed_weight, stage.masked_weight,
+    )  # fmt: skip
+    if name == "mic":
+        assert (stage.mask_block, stage.mask_ratio) == (64, 0.7)
+    small = [
+        "src_size=96x64", "size=96x64", "source.iterations=2", "selftrain.iterations=2",
+        "backbone=ddrnet23-slim", "init=none", "amp=off", "label_space=cityscapes-13",
+    ]  # fmt: skip
+    options = {"src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml")}
+    config = make_config(recipe=None, file=file, settings=small, options=options)
+    result = train(config, tmp_path / "run", device=torch.device("cpu"))
+    assert set(result.scores) == {"source", "selftrain"}
+
+
 def test_half_of_the_source_classes_are_pasted() -> None:
     rng = np.random.default_rng(0)
     src_labels = torch.from_numpy(rng.integers(0, 5, (2, 12, 16)))
@@ -82,11 +169,12 @@ def test_half_of_the_source_classes_are_pasted() -> None:
     src_frames = torch.full((2, 12, 16, 3), 200, dtype=torch.uint8)
     tgt_frames = torch.zeros(2, 12, 16, 3, dtype=torch.uint8)
     tgt_labels = torch.full((2, 12, 16), 7)
-    frames, labels = class_mix(
+    frames, labels, all_pasted = class_mix(
         src_frames, src_labels, tgt_frames, tgt_labels, np.random.default_rng(1)
     )
     for slot, count in ((0, 3), (1, 2)):
         pasted = frames[slot, ..., 0] == 200
+        assert torch.equal(pasted, all_pasted[slot])
         assert torch.equal(labels[slot][pasted], src_labels[slot][pasted])
         assert (labels[slot][~pasted] == 7).all()
         classes = src_labels[slot][pasted].unique()
@@ -221,7 +309,7 @@ def test_masked_frames_hide_whole_blocks_and_keep_the_labels() -> None:
     src, tgt, _ = batches(torch.Generator().manual_seed(2))
     stage = replace(STAGE, mixed_weight=0.0, masked_weight=0.5, mask_block=32, mask_ratio=0.5)
     (view,) = student_views(
-        src, tgt, tgt.labels, stage, (0.5, 0.25, 0.0), get_augmentation("none"),
+        src, tgt, PseudoLabels(tgt.labels), stage, (0.5, 0.25, 0.0), get_augmentation("none"),
         np.random.default_rng(3),
     )  # fmt: skip
     assert (view.name, view.weight) == ("masked", 0.5) and view.batch.labels is tgt.labels
@@ -235,7 +323,8 @@ def test_the_teacher_ignores_the_own_car_and_is_not_trained(model: SegmentationM
     ego = torch.zeros(64, 96, dtype=torch.bool)
     ego[50:] = True
     batch = Batch(frames, torch.full((2, 64, 96), 255), (0, 1), ego=ego)
-    labels = label_target(model.eval(), batch, replace(STAGE, max_threshold=0.0), amp=False)
+    stage = replace(STAGE, max_threshold=0.0)
+    labels = label_target(model.eval(), batch, stage, amp=False).labels
     assert (labels[:, 50:] == 255).all() and (labels[:, :50] < 13).all()
     assert not labels.requires_grad and all(p.grad is None for p in model.parameters())
 

@@ -36,6 +36,7 @@ class Batch:
     ignored; `indices` and `files` identify the frames. `ego`, (H, W) bool, is true on the car's own
     body and applies to every frame; None if there is no such mask. `class_weights` (K,) float
     weights the segmentation loss of each pixel by its class; None weights all pixels equally.
+    `weights` (B, H, W) float weights pixels of pseudo-labels.
     """
 
     frames_bhwc: Tensor
@@ -44,6 +45,7 @@ class Batch:
     files: tuple[str, ...] = ()
     ego: Tensor | None = None
     class_weights: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def pixel_weights(self) -> Tensor | None:
@@ -52,7 +54,7 @@ class Batch:
         The weights of ignored pixels have no meaning.
         """
         if self.class_weights is None:
-            return None
+            return self.weights
         return self.class_weights[self.labels.clamp(max=len(self.class_weights) - 1)]
 
     @property
@@ -72,7 +74,7 @@ class Batch:
         return tuple(
             Batch(
                 self.frames_bhwc[s], self.labels[s], self.indices[s], files[s], self.ego,
-                self.class_weights,
+                self.class_weights, None if self.weights is None else self.weights[s],
             )
             for s in slots
         )  # fmt: skip

@@ -14,7 +14,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.config import DistillStage, RunConfig, SizeHW, Stage
+from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.loader import BatchLoader
@@ -22,6 +22,7 @@ from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
 from fada_deploy.training.data.source_check import check_sources, check_validation
 from fada_deploy.training.data.sources import SourceFrames, open_sources
+from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, SizeHW, Stage
 
 # Files of a run: the pixels of each class in each source file, and a table of the sources.
 SOURCE_CLASSES, SOURCES = "source_classes.npz", "sources.json"
@@ -74,7 +75,8 @@ class RunData:
         """Return a loader of labeled source frames, class-balanced within each source."""
         sources = self._require_sources()
         samples = SourceSamples(sources.frames, size_hw, stage.jitter, mirror, self.augmentation)
-        sampler = sources.class_balanced_sampler(self._class_pixels(), self.seed(name))
+        temperature = stage.rare_class_temperature if isinstance(stage, SelfTrainingStage) else 0.0
+        sampler = sources.sampler(self._class_pixels(), self.seed(name), temperature=temperature)
         return self._loader(samples, sampler, name, stage)
 
     def target_loader(self, name: str, stage: Stage) -> BatchLoader:

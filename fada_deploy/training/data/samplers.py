@@ -20,6 +20,9 @@ BLOCK = 3000
 MIXTURE_BLOCK = 100
 
 
+_NO_CLASS = "no source label contains a class of the label space; check the label encoding"
+
+
 class Sampler(Protocol):
     """An endless sequence of frame indices."""
 
@@ -57,9 +60,7 @@ class ClassBalancedSampler:
         self._files_by_class = [np.flatnonzero(column) for column in contains.T]
         self._present_classes = np.flatnonzero(contains.any(axis=0))
         if not self._present_classes.size:
-            raise DataError(
-                "no source label contains a class of the label space; check the label encoding"
-            )
+            raise DataError(_NO_CLASS)
         self._block = lru_cache(maxsize=2)(
             lambda block: self._draw_block(np.random.default_rng([seed, block]))
         )
@@ -82,6 +83,32 @@ class ClassBalancedSampler:
             counts += self._contains[file]
             drawn.append(file)
         return drawn
+
+
+class RareClassSampler:
+    """Draw files of rare classes more often (Hoyer et al., CVPR 2022, DAFormer, eq. 9).
+
+    `pixels` (N, C) counts the pixels of C classes in N files. A class is drawn with probability
+    ∝ exp((1 − f_c) / `temperature`), where f_c is its fraction of all pixels, and then one of the
+    files that contain it. Raise `DataError` if no file contains any class.
+    """
+
+    def __init__(self, pixels: NDArray[np.int64], temperature: float, seed: int) -> None:
+        present = np.flatnonzero(pixels.any(axis=0))
+        if not present.size:
+            raise DataError(_NO_CLASS)
+        fractions = pixels.sum(0)[present] / pixels.sum()
+        # The largest exponent is 0, so that a small temperature does not overflow.
+        weights = np.exp((fractions.min() - fractions) / temperature)
+        self.probabilities = weights / weights.sum()
+        self._files = [np.flatnonzero(pixels[:, k]) for k in present.tolist()]
+        self._seed = seed
+
+    def __getitem__(self, position: int) -> int:
+        """Return the frame index at a position of the endless sequence."""
+        rng = np.random.default_rng([self._seed, position])
+        files = self._files[int(rng.choice(len(self._files), p=self.probabilities))]
+        return int(files[rng.integers(len(files))])
 
 
 class MixtureSampler:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fada_deploy.common.images import read_indices
 from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.config import DistillStage, Jitter, SizeHW
 from fada_deploy.training.data.augmentation import (
     NO_AUGMENTATION,
     Augmentation,
@@ -25,6 +24,7 @@ from fada_deploy.training.data.augmentation import (
 )
 from fada_deploy.training.data.loader import Sample
 from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
+from fada_deploy.training.stage_config import DistillStage, Jitter, SizeHW
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,14 @@ from fada_deploy.common.system import usable_cores
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset, LabelReader
 from fada_deploy.synth.dataset import RENDERER_VERSION, write_source
-from fada_deploy.training.config import RENDERED, RunConfig, SizeHW, Source
-from fada_deploy.training.data.samplers import ClassBalancedSampler, MixtureSampler, Sampler
+from fada_deploy.training.config import RENDERED, RunConfig, Source
+from fada_deploy.training.data.samplers import (
+    ClassBalancedSampler,
+    MixtureSampler,
+    RareClassSampler,
+    Sampler,
+)
+from fada_deploy.training.stage_config import SizeHW
 
 # How a user names the folder of a source.
 SRC_USAGE = "--src {name} --src-root {root}"
@@ -46,13 +52,17 @@ class SourceFrames:
         """Number of frames of each source."""
         return tuple(map(len, self.datasets))
 
-    def class_balanced_sampler(self, pixels: NDArray[np.int64], seed: int) -> Sampler:
+    def sampler(self, pixels: NDArray[np.int64], seed: int, *, temperature: float = 0.0) -> Sampler:
         """Return a sampler of all sources by their weights, class-balanced within each.
 
-        `pixels` (N, K) counts the pixels of each class in each frame.
+        `pixels` (N, K) counts the pixels of each class in each frame. With a `temperature`, rare
+        classes are drawn by `RareClassSampler`.
         """
-        samplers = [
-            ClassBalancedSampler(part > 0, seed + i) for i, part in enumerate(self._split(pixels))
+        samplers: list[Sampler] = [
+            RareClassSampler(part, temperature, seed + i)
+            if temperature
+            else ClassBalancedSampler(part > 0, seed + i)
+            for i, part in enumerate(self._split(pixels))
         ]
         if len(samplers) == 1:
             return samplers[0]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fada_deploy.training import distributed
-from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import (
     DomainLoss,
@@ -25,6 +24,7 @@ from fada_deploy.training.losses import (
 from fada_deploy.training.methods.alignment import ForwardOutputs, Method
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import make_discriminator_optimizer, preserve_running_statistics
+from fada_deploy.training.stage_config import AdversarialStage
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.training.config import AdversarialStage
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, upsample
 from fada_deploy.training.losses import Encode, hard_encodings, soft_encodings
 from fada_deploy.training.models.discriminator import OutputDiscriminator, PixelDiscriminator
 from fada_deploy.training.models.segmentation import SegmentationModel
+from fada_deploy.training.stage_config import AdversarialStage
 
 
 @dataclass(frozen=True, eq=False)

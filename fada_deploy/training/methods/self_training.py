@@ -18,10 +18,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fada_deploy.common.label_space import IGNORE
-from fada_deploy.training.config import SelfTrainingStage
 from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
+from fada_deploy.training.stage_config import SelfTrainingStage
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoLabels:
+    """The teacher's labels of a target batch, (B, H, W) int64, 255 where ignored.
+
+    `weight` is the weight of every pixel in the loss, a scalar tensor; None for 1.
+    """
+
+    labels: Tensor
+    weight: Tensor | None = None
+
+
+def weighted_labels(logits: Tensor, size_hw: SizeHW, *, max_threshold: float) -> PseudoLabels:
+    """Return labels of all pixels, weighted by the fraction of confident ones (DACS).
+
+    `logits` (B, K, h, w) are the teacher's. A pixel is confident if its softmax probability is at
+    least `max_threshold`.
+    """
+    confidence, classes = upsample(F.softmax(full_precision(logits), dim=1), size_hw).max(1)
+    return PseudoLabels(classes, (confidence >= max_threshold).float().mean())
 
 
 def pseudo_labels(
@@ -51,13 +72,15 @@ def class_mix(
     tgt_frames: Tensor,
     tgt_labels: Tensor,
     rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Paste half of the classes of each source frame into the target frame of the same slot.
 
     Frames are (B, H, W, 3) uint8, labels (B, H, W) int64 with 255 ignored. Of the n classes of a
-    source frame, (n + 1) // 2 random ones are pasted. Return the mixed frames and labels.
+    source frame, (n + 1) // 2 random ones are pasted. Return the mixed frames and labels, and
+    which pixels were pasted, (B, H, W) bool.
     """
     frames, labels = tgt_frames.clone(), tgt_labels.clone()
+    all_pasted = torch.zeros_like(labels, dtype=torch.bool)
     for slot in range(len(src_labels)):
         present = src_labels[slot].unique()
         present = present[present != IGNORE]
@@ -65,7 +88,8 @@ def class_mix(
         pasted = torch.isin(src_labels[slot], present[order[: (len(present) + 1) // 2]])
         frames[slot][pasted] = src_frames[slot][pasted]
         labels[slot][pasted] = src_labels[slot][pasted]
-    return frames, labels
+        all_pasted[slot] = pasted
+    return frames, labels, all_pasted
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +104,7 @@ class StudentView:
 def student_views(
     src: Batch,
     tgt: Batch,
-    tgt_labels: Tensor,
+    pseudo: PseudoLabels,
     stage: SelfTrainingStage,
     mean: tuple[float, float, float],
     augmentation: Augmentation,
@@ -88,14 +112,20 @@ def student_views(
 ) -> list[StudentView]:
     """Return the views of a target batch whose loss has a weight: mixed frames and masked frames.
 
-    `tgt_labels` (B, H, W) are the pseudo-labels. Masked pixels have the color `mean`, RGB in 0…1,
+    `pseudo` are the labels of the target batch. Masked pixels have the color `mean`, RGB in 0…1,
     which is zero after the normalization of the input.
     """
     views = []
+    weights = None
+    if pseudo.weight is not None:
+        weights = pseudo.weight.expand(pseudo.labels.shape).clone()
     if stage.mixed_weight:
-        frames, labels = class_mix(src.frames_bhwc, src.labels, tgt.frames_bhwc, tgt_labels, rng)
+        frames, labels, pasted = class_mix(
+            src.frames_bhwc, src.labels, tgt.frames_bhwc, pseudo.labels, rng
+        )
         frames = augment_colors(frames, augmentation, rng)
-        batch = Batch(frames, labels, tgt.indices)
+        mixed_weights = None if weights is None else weights.masked_fill(pasted, 1.0)
+        batch = Batch(frames, labels, tgt.indices, weights=mixed_weights)
         views.append(StudentView("mixed", batch, stage.mixed_weight))
     if stage.masked_weight:
         frames = augment_colors(tgt.frames_bhwc, augmentation, rng)
@@ -104,7 +134,7 @@ def student_views(
         ).to(frames.device)
         color = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)
         frames = torch.where(hidden[..., None], color.to(frames.device), frames)
-        batch = Batch(frames, tgt_labels, tgt.indices)
+        batch = Batch(frames, pseudo.labels, tgt.indices, weights=weights)
         views.append(StudentView("masked", batch, stage.masked_weight))
     return views
 

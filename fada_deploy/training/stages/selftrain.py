@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fada_deploy.training import distributed
-from fada_deploy.training.config import SelfTrainingStage
 from fada_deploy.training.data.augmentation import Augmentation
 from fada_deploy.training.data.loader import Batch, BatchLoader
 from fada_deploy.training.loop import MakeLoop, TrainingState
@@ -26,9 +26,11 @@ from fada_deploy.training.losses import count_labeled, segmentation_loss
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
+    PseudoLabels,
     StudentView,
     pseudo_labels,
     student_views,
+    weighted_labels,
 )
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
@@ -39,6 +41,7 @@ from fada_deploy.training.optim import (
     optimizer_step,
     set_learning_rate,
 )
+from fada_deploy.training.stage_config import SelfTrainingStage
 
 logger = logging.getLogger(__name__)
 
@@ -94,18 +97,18 @@ def train_self_training(
             teacher.load_state_dict(average.weights())
         rng = np.random.default_rng([seed, iteration, distributed.rank()])
 
-        tgt_labels = label_target(teacher, tgt, stage, amp=amp)
-        src = rolled(tgt, tgt_labels) if src_loader is None else src_loader[iteration]
-        views = student_views(src, tgt, tgt_labels, stage, model.spec.mean, augmentation, rng)
+        pseudo = label_target(teacher, tgt, stage, amp=amp)
+        src = rolled(tgt, pseudo.labels) if src_loader is None else src_loader[iteration]
+        views = student_views(src, tgt, pseudo, stage, model.spec.mean, augmentation, rng)
         losses = self_training_step(model, optimizer, aligner, src, tgt, views, stage, amp=amp)
         average.update(iteration)
-        if vanished := monitor.update(src.labels, tgt_labels):
+        if vanished := monitor.update(src.labels, pseudo.labels):
             logger.warning(
                 "selftrain: the pseudo-labels no longer contain %s, although the source shows it; "
                 "lower selftrain.quantile, or keep the weights of the stage before",
                 ", ".join(vanished),
             )
-        labeled = (tgt_labels < model.spec.space.num_classes).float().mean()
+        labeled = (pseudo.labels < model.spec.space.num_classes).float().mean()
         losses["labeled_fraction"] = labeled / distributed.world_size()
         loop.log(src.files + tgt.files, learning_rates, losses)
     return average
@@ -123,15 +126,22 @@ def rolled(tgt: Batch, labels: Tensor) -> Batch:
 @torch.no_grad()
 def label_target(
     teacher: SegmentationModel, tgt: Batch, stage: SelfTrainingStage, *, amp: bool
-) -> Tensor:
-    """Return the teacher's confident labels of a target batch, (B, H, W) int64; 255 elsewhere."""
+) -> PseudoLabels:
+    """Return the teacher's labels of a target batch; the car's own body is ignored."""
     with torch.autocast(tgt.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
         logits = teacher(tgt.frames_bhwc)
-    labels = pseudo_labels(
-        logits, tgt.size_hw, max_threshold=stage.max_threshold, quantile=stage.quantile
-    )
+    if stage.weighting == "confident_share":
+        pseudo = weighted_labels(logits, tgt.size_hw, max_threshold=stage.max_threshold)
+    else:
+        pseudo = PseudoLabels(
+            pseudo_labels(
+                logits, tgt.size_hw, max_threshold=stage.max_threshold, quantile=stage.quantile
+            )
+        )
     ignored = tgt.ignore_mask(tgt.size_hw)
-    return labels if ignored is None else labels.masked_fill(ignored, 255)
+    if ignored is None:
+        return pseudo
+    return replace(pseudo, labels=pseudo.labels.masked_fill(ignored, 255))
 
 
 def self_training_step(
@@ -170,7 +180,8 @@ def self_training_step(
         ]
     for view in views:
         batch = view.batch
-        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels, batch.pixel_weights))
+        # Not the sum of the weights: weights of pseudo-labels make their loss smaller.
+        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels))
         parts += [
             {view.name: _accumulate(model, part, num_labeled, weight=view.weight, amp=amp)}
             for part in batch.split(stage.accumulate)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 
 from fada_deploy.training import distributed
-from fada_deploy.training.config import DistillStage, SourceStage
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.loop import MakeLoop
 from fada_deploy.training.losses import count_labeled, segmentation_loss
@@ -19,6 +18,7 @@ from fada_deploy.training.optim import (
     optimizer_step,
     set_learning_rate,
 )
+from fada_deploy.training.stage_config import DistillStage, SourceStage
 
 
 def train_supervised(
