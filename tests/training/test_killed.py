@@ -27,7 +27,7 @@ from fada_deploy.training.weights import checkpoints
 
 # `make torture` kills a longer run a hundred times.
 TORTURE = int(os.environ.get("FADA_TORTURE", "1")) > 1
-KILLS, ITERATIONS = (120, 130) if TORTURE else (30, 20)
+KILLS, ITERATIONS = (250, 125) if TORTURE else (30, 20)
 
 
 def config(blocks: Path) -> RunConfig:
