@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,10 @@ def _run_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         space = stage["model"]["label_space"]
         yield name, f"finished, {_score(stage['scores']) if stage['scores'] else 'not scored'}"
     for name in document["unfinished"]:
-        yield name, f"not finished; continue with `fada train --resume {document['path']}`"
+        yield (
+            name,
+            f"not finished; continue with `fada train --resume {shlex.quote(document['path'])}`",
+        )
     for export in document["exports"]:
         yield (
             "export",

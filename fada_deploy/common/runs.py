@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def newest_run(root: Path = RUNS) -> Path:
                 logger.info("skipped %s", line)
             logger.info("using run %s (the newest)", run)
             return run
-        skipped.append(f"{run}: no stage is finished; continue it with `fada train --resume {run}`")
+        skipped.append(
+            f"{run}: no stage is finished; continue it with "
+            f"`fada train --resume {shlex.quote(str(run))}`"
+        )
     problem = "; ".join(skipped) or f"no run in {root}/"
     raise ModelError(f"{problem}; train one with `fada train`, or name another run")
 
@@ -106,7 +110,7 @@ def exported_model(path: Path) -> Path:
             raise ModelError(
                 f"{path}: neither a run nor an exported model; runs are folders in {RUNS}/"
             )
-        raise ModelError(f"{path} contains no export; run: fada export {path}")
+        raise ModelError(f"{path} contains no export; run: fada export {shlex.quote(str(path))}")
     return models[0] if models else path
 
 
@@ -134,7 +138,7 @@ def final_weights(path: Path) -> Path:
                 "the run is not finished; using its stage %s; continue it with "
                 "`fada train --resume %s`",
                 finished[-1].parent.name,
-                path,
+                shlex.quote(str(path)),
             )
         return finished[-1]
     problem = "contains no finished stage" if path.is_dir() else "no such run"
@@ -168,7 +172,7 @@ def _selection(run: Path) -> tuple[SelectionDocument | None, str]:
         return selection, ""
     return None, (
         f"{run / SELECTION} does not describe the finished stages of the run, so the last one is "
-        f"used; `fada train --resume {run}` writes it again"
+        f"used; `fada train --resume {shlex.quote(str(run))}` writes it again"
     )
 
 
@@ -202,7 +206,7 @@ def warn_if_outdated(model: Path, provenance: Mapping[str, Any]) -> None:
             model,
             provenance["stage"],
             last,
-            model.parent.parent if model.parent.name else model.absolute().parent.parent,
+            shlex.quote(str((model if model.parent.name else model.absolute()).parent.parent)),
         )
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -162,7 +163,8 @@ def read_selection(run: Path) -> SelectionDocument | None:
         path.read_bytes(),
         SelectionDocument,
         where=str(path),
-        remedy=f"delete it and run `fada train --resume {run}`, which writes it again",
+        remedy=f"delete it and run `fada train --resume {shlex.quote(str(run))}`, which writes it "
+        "again",
     )
 
 

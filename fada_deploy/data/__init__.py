@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def open_dataset(
             raise error from None
         raise DataError(
             f"{root} is not the folder of {name}, which is {below}; use "
-            f"{usage.format(name=name, root=below)}"
+            f"{usage.format(name=name, root=shlex.quote(str(below)))}"
         ) from None
 
 
@@ -100,7 +101,9 @@ def _unknown_dataset(name: str, usage: str) -> str:
     """Return the message about a name that is not one of a data set."""
     path = Path(name)
     if path.is_dir():
-        example = usage.format(name=path.name if path.name in NAMES else "NAME", root=name)
+        example = usage.format(
+            name=path.name if path.name in NAMES else "NAME", root=shlex.quote(name)
+        )
         option = usage.split()[-2]
         return (
             f"{name} is a folder; name the data set and give the folder with {option}, "

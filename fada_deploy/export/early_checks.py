@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from fada_deploy.common.errors import ModelError, UsageError
@@ -16,7 +17,9 @@ CHECKPOINT_SUFFIXES = (".pth", ".pt")
 def require_weights_file(path: Path) -> None:
     """Raise an error if a file is not a weights file of ours."""
     if path.suffix in CHECKPOINT_SUFFIXES:
-        raise UsageError(f"{path} is a checkpoint. Convert it first: fada import {path}")
+        raise UsageError(
+            f"{path} is a checkpoint. Convert it first: fada import {shlex.quote(str(path))}"
+        )
     if path.suffix != ".safetensors":
         raise ModelError(f"{path} is not a run, a weights file or an ONNX model")
     describe(path)

@@ -10,6 +10,7 @@ other criteria.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -250,7 +251,7 @@ def _log(document: SelectionDocument, start: Path | None) -> None:
         logger.warning(
             "the weights of the start look better on the target than any stage of this run; to "
             "keep them, run `fada export %s --out model.onnx`",
-            start,
+            shlex.quote(str(start)),
         )
     elif document.chosen.split("/")[0] == STAGES[0]:
         logger.warning(

@@ -46,6 +46,7 @@ def converted(
     arguments = [
         "export", folder / "model.onnx", "--precision", "int8,fp16", "--calibration-frames", 8,
         "--data", "cityscapes", "--data-root", streets / "cityscapes", "--json",
+        "--calibration", streets / "cityscapes/leftImg8bit/train",
     ]  # fmt: skip
     done = run_without(["torch"], *arguments)
     assert done.returncode == 0, done.stderr
@@ -155,11 +156,12 @@ def test_reference_outputs_of_another_export_are_refused(
 
 
 def test_one_refused_precision_does_not_stop_the_others(
-    model: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
+    model: Path, streets: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = fada(
         "export", model, "--precision", "fp16,int8", "--hardware-target", "cpu",
         "--min-equal-labels", 99.8, "--float-layers", 0, "--calibration-frames", 6, "--json",
+        "--calibration", streets / "cityscapes/leftImg8bit/train",
     )  # fmt: skip
     out, err = capsys.readouterr()
     assert code == 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +137,7 @@ class EngineSidecar:
     @property
     def rebuild_command(self) -> str:
         """Return the command that rebuilds this engine."""
-        return f"`fada export {self.onnx_name} --trt`"
+        return f"`fada export {shlex.quote(self.onnx_name)} --trt`"
 
     def to_json(self) -> str:
         """Return the document as JSON text; `from_json` reads it back."""

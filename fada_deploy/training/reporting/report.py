@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def write_report(
                 "the run is not finished; the report has no stage %s; continue it with "
                 "`fada train --resume %s`",
                 " and ".join(missing),
-                run,
+                shlex.quote(str(run)),
             )
     names = _display_names(summaries)
     stages = [
