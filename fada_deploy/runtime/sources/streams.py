@@ -7,6 +7,7 @@ after its first frame is opened again, with growing delays.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -213,6 +214,9 @@ class _StreamReader:
                 return ""
             except (OSError, DataError) as error:
                 reason, broken = one_line(error), True
+            # The streams of a closed container form reference cycles, whose decoders hold hundreds
+            # of kilobytes that Python's collector does not know of.
+            gc.collect()
             if source._address == PIPE:
                 # The standard input cannot be opened again.
                 return reason if broken or not self._index else ""
