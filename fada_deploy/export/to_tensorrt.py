@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fada_deploy._version import __version__
-from fada_deploy.common.errors import FadaError, ModelError, UsageError
+from fada_deploy.common.errors import DeviceError, FadaError, ModelError, UsageError
 from fada_deploy.common.files import atomic_path, cache_folder, sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.options import EngineOptions
@@ -87,6 +87,7 @@ def _build(model: Path, out: Path, options: EngineOptions) -> BuiltEngine:
     for line in options.warnings(builder_context.flavor):
         logger.warning(line)
     gpu = find_gpu()
+    _require_supported_gpu(builder_context.trt, builder_context.flavor, options, gpu)
     # The network points to weights that the parser owns, so the parser has to live as long.
     network, _parser = _parse(builder_context, model)
     config = builder_context.builder.create_builder_config()
@@ -175,6 +176,28 @@ def _configure(
         config.create_timing_cache(data) or config.create_timing_cache(b""), False
     )
     return path
+
+
+def _require_supported_gpu(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None) -> None:
+    """Raise `DeviceError` if an engine for this machine's GPU would be built and then not load.
+
+    TensorRT-RTX supports the GPUs of its enumeration, and later ones.
+    """
+    if flavor != "tensorrt_rtx" or gpu is None:
+        return
+    if options.compute_capabilities not in ((), ("CURRENT",)):
+        return
+    supported = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    numbers = {name: int(name.removeprefix("SM")) for name in supported}
+    own = int(gpu.architecture.removeprefix("SM"))
+    if own in numbers.values() or own > max(numbers.values()):
+        return
+    raise DeviceError(
+        f"tensorrt_rtx does not support {gpu.name} ({gpu.architecture}), only "
+        f"{', '.join(supported)} and later ones; use `fada infer --device cuda` with ONNX Runtime "
+        "(pip install onnxruntime-gpu) or --trt-flavor tensorrt on this machine, or name the GPU "
+        "that the engine is for with --compute-capability"
+    )
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:

@@ -35,12 +35,14 @@ from fada_deploy.common.errors import (
 from fada_deploy.common.files import sha256
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.progress import set_progress_factory
+from fada_deploy.export import to_tensorrt
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.options import EngineOptions
 from fada_deploy.export.to_tensorrt import build_engine
 from fada_deploy.export.trt_layers import check_precision, layers_from_log, layers_from_network
 from fada_deploy.runtime.backend_selection import open_backend
 from fada_deploy.runtime.backends.engine_file import EngineTensor, check_can_run, read_engine
+from fada_deploy.runtime.backends.gpu import Gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 
 trt = pytest.importorskip(
@@ -335,6 +337,28 @@ def test_engine_options_are_validated(options: dict[str, Any], words: tuple[str,
         EngineOptions(**options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_an_unsupported_gpu_is_refused_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An H200 (9.0) would get an engine that does not load; a later GPU than any known may run."""
+    model = toy.color_model(tmp_path / "in" / "m.onnx")
+    monkeypatch.setattr(to_tensorrt, "find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    monkeypatch.setattr(to_tensorrt, "build_serialized", None)  # must not be reached
+    text = build_error(DeviceError, model, tmp_path / "m.engine")
+    assert "NVIDIA H200 (SM90)" in text and "SM89" in text and "onnxruntime-gpu" in text
+    assert "--compute-capability" in text and not (tmp_path / "m.engine").exists()
+
+
+@pytest.mark.parametrize(("gpu", "capabilities"), [("8.9", ()), ("13.0", ()), ("9.0", ("SM89",))])
+def test_supported_gpus_and_other_targets_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: str, capabilities: tuple[str, ...]
+) -> None:
+    model = toy.color_model(tmp_path / "in" / "m.onnx")
+    monkeypatch.setattr(to_tensorrt, "find_gpu", lambda: Gpu("a GPU", gpu))
+    options = EngineOptions(compute_capabilities=capabilities)
+    assert build_engine(model, tmp_path / "m.engine", options).path.is_file()
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU to build for")
