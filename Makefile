@@ -1,4 +1,4 @@
-# make demo   adapt, export and infer on rendered streets: from nothing to an overlay video
+# make demo   adapt the built-in model to a video: from nothing to an overlay video
 # make test   the test suite          make check   style, types, layers, documentation
 # make torture   mutated files, kills and limits, a hundred times as many as in the test suite
 # make docs   the documentation site, in site/

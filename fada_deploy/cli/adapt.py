@@ -65,11 +65,12 @@ def command(
 ) -> int:
     """Adapt an adapted network to a new target, for example another city or dusk.
 
-    MODEL is a run, a stage of a run, or a weights file. Its network continues with the stage
-    selftrain on the frames of --tgt, with the sources and settings that it was trained with. The
-    result is a new run; MODEL does not change.
+    MODEL is builtin, a run, a stage of a run, or a weights file. Its network continues with the
+    stage selftrain on the frames of --tgt, with the sources and settings that it was trained with.
+    The result is a new run; MODEL does not change.
 
     \b
+    fada adapt builtin --tgt drive.mp4
     fada adapt runs/rendered-drives-efficientnet-lite0-001 --tgt dusk/
     fada adapt model.safetensors --tgt dusk.mp4 --source-free
 

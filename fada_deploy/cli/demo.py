@@ -78,11 +78,13 @@ def command(out: Path | None, seed: int, device: str) -> None:
 def _run_command(*arguments: object) -> None:
     """Run a `fada` command in this process, after printing it as a user would type it."""
     from fada_deploy.cli import cli
-    from fada_deploy.common.errors import FadaError
+    from fada_deploy.common.errors import FadaError, InterruptedRunError
 
     words = [str(a) for a in arguments]
     log(f"\n$ {shlex.join(['fada', *words])}")
     status = cli.main(words, prog_name="fada", standalone_mode=False)
+    if status == InterruptedRunError.exit_code:
+        raise InterruptedRunError(f"interrupted in `fada {words[0]}`")
     if status:
         raise FadaError(f"the demo stopped, because `fada {words[0]}` exited with code {status}")
 

@@ -113,7 +113,7 @@ if TYPE_CHECKING:
     "--drop-policy",
     type=click.Choice(DROP_POLICIES),
     help="Live sources: which frames to drop when inference is too slow. "
-    "[default: wait for standard input, drop-oldest otherwise]",
+    "[default: wait for standard input and for files on a web server, drop-oldest otherwise]",
 )
 @click.option(
     "--deadline-ms",
@@ -128,7 +128,8 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     default=30.0,
     show_default=True,
-    help="Live sources: seconds without a frame after which a source is given up.",
+    help="Live sources: seconds without a frame after which a source that has delivered frames is "
+    "given up; one whose first connection fails is given up at once.",
 )
 @click.option(
     "--allow-unverified",
@@ -211,7 +212,7 @@ def command(**options: Any) -> int:
         ):
             finished = None
             if output.file is None and output.kinds and not stop.live:
-                finished = FinishedSources(segmenter, output, resume=arguments.resume)
+                finished = FinishedSources(segmenter, output, sources, resume=arguments.resume)
             summary = run_inference(
                 segmenter, sources, output, on_result=show, stop=stop.files, finished=finished
             )

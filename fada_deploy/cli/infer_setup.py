@@ -150,10 +150,18 @@ def open_input(arguments: Arguments) -> list[Source]:
                 "to include them use --recursive"
             )
     if arguments.recursive:
-        # Outputs of earlier runs are below the folder if it is the working folder.
-        outputs = (arguments.out or Path("runs")).resolve()
-        sources = [s for s in sources if not Path(s.name).resolve().is_relative_to(outputs)]
+        sources = [s for s in sources if not _is_output(Path(s.name).resolve(), arguments.out)]
+        if not sources:
+            raise UsageError(f"{specs[0]}: all of its files are outputs of `fada infer`")
     return sources
+
+
+def _is_output(path: Path, out: Path | None) -> bool:
+    """Return whether a file or folder is an output of this or an earlier run."""
+    if out is not None:
+        return any(path.is_relative_to((out / kind).resolve()) for kind in KINDS)
+    runs = Path("runs").resolve()
+    return path.is_relative_to(runs) and path.relative_to(runs).parts[0].startswith("infer-")
 
 
 # Option → parameter, for options that only some outputs or sources use.
@@ -186,11 +194,21 @@ def warn_about_ignored_options(
         unused["--ids"] = "it needs --save mask or mask-video"
     if not any(isinstance(source, LiveSource) for source in sources):
         unused |= dict.fromkeys(_LIVE_OPTIONS, "no source is a stream, a camera or standard input")
+    if any(source.is_live for source in sources):
+        unused["--resume"] = "live sources have no end"
+    elif not kinds:
+        unused["--resume"] = "nothing is saved"
     if arguments.rebuild and arguments.model is not None:
         model = exported_model(arguments.model)
         if model.suffix not in ENGINE_SUFFIXES:
             unused["--rebuild"] = f"{model} is not an engine"
-    parameters = {**_OVERLAY_OPTIONS, **_LIVE_OPTIONS, "--ids": "ids", "--rebuild": "rebuild"}
+    parameters = {
+        **_OVERLAY_OPTIONS,
+        **_LIVE_OPTIONS,
+        "--ids": "ids",
+        "--rebuild": "rebuild",
+        "--resume": "resume",
+    }
     for option, reason in unused.items():
         if parameters[option] in arguments.named:
             log(f"warning: {option} has no effect: {reason}")

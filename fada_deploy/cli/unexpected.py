@@ -16,6 +16,8 @@ from fada_deploy.common.files import cache_folder
 
 # As EX_SOFTWARE in sysexits.h.
 EXIT_CODE = 70
+# Parts of the messages of PyTorch, on GPUs and CPUs, and of ONNX Runtime.
+_MEMORY_FAILURES = ("OutOfMemoryError", "can't allocate memory", "Failed to allocate memory")
 # Parts of messages of PyTorch, safetensors and NumPy when a file cannot be written.
 _WRITE_FAILURES = (
     "PytorchStreamWriter failed",
@@ -33,7 +35,7 @@ def report(error: BaseException) -> tuple[str, int]:
     text = one_line(error, with_type=True)
     if any(part in str(error) for part in _WRITE_FAILURES) or _errno(error) == errno.ENOSPC:
         return f"a file cannot be written ({one_line(error)}); check the space on the disk", 1
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(part in text for part in _MEMORY_FAILURES):
         return f"there is not enough memory ({text}); use a smaller batch or input size", 1
     if "can't start new thread" in str(error) or _errno(error) == errno.EAGAIN:
         return f"no further thread or process can be started ({text}); raise `ulimit -u`", 1

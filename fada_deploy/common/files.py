@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,7 +61,9 @@ def remove_partial(folder: Path, file: Path | None = None) -> None:
     if file is None:
         paths = folder.rglob(".*.partial*")
     else:
-        paths = folder.glob(f".{glob.escape(file.stem)}.*.partial{glob.escape(file.suffix)}")
+        # The name of this process's temporary file, with the number of any process.
+        own = re.escape(_temporary_name(file)).replace(rf"\.{os.getpid()}\.", r"\.\d+\.")
+        paths = (path for path in folder.iterdir() if re.fullmatch(own, path.name))
     for path in list(paths):
         path.unlink(missing_ok=True)
 

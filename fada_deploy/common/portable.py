@@ -38,7 +38,7 @@ def shared_provenance(provenance: Mapping[str, Any], run: Path) -> dict[str, Any
     """Return the provenance of weights for an exported file.
 
     Its settings contain no path. If the folder `run` is a run, `data` has the fingerprints of its
-    data sets.
+    data sets, which are SHA-256 hashes.
     """
     shared = dict(provenance)
     if isinstance(shared.get("config"), Mapping):
@@ -47,4 +47,7 @@ def shared_provenance(provenance: Mapping[str, Any], run: Path) -> dict[str, Any
         fingerprints = json.loads((run / "data.json").read_text("utf-8"))
     except (OSError, ValueError):
         return shared
-    return {**shared, "data": fingerprints} if isinstance(fingerprints, dict) else shared
+    if not (run / "config.json").is_file() or not isinstance(fingerprints, dict):
+        return shared
+    hashes = {k: v for k, v in fingerprints.items() if re.fullmatch("[0-9a-f]{64}", str(v))}
+    return {**shared, "data": hashes}

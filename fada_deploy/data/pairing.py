@@ -120,7 +120,7 @@ def _read_list(path: Path) -> list[_Listed]:
             continue
         name = _normalized(line)
         columns = name.replace(",", " ").split()
-        # A name may contain spaces, so a second column has to look like a file.
+        # A second column looks like a file.
         if len(columns) == 2 and Path(columns[1]).suffix:
             lines.append(_Listed(line, columns[0], columns[1]))
         else:
@@ -145,21 +145,25 @@ def _select(
         # The path as it is written: below the folder of the description, or absolute.
         shown = image.relative_to(folder) if image.is_relative_to(folder) else image
         parts = shown.as_posix().lstrip("/").split("/")
-        for start in range(len(parts)):
-            end = "/".join(parts[start:])
+        ends = {"/".join(parts[start:]) for start in range(len(parts))}
+        ends.add(image.absolute().as_posix().lstrip("/"))
+        for end in ends:
             for key in {end, end.removesuffix(image.suffix)}:
                 by_end.setdefault(key, []).append(image)
     chosen: dict[Path, str | None] = {}
     skipped: dict[Path, str] = {}
     for line in listed:
-        matches = by_end.get(line.name) or by_end.get(_normalized(line.text), [])
+        # A name may contain spaces, so the line is a name first, and two columns otherwise.
+        matches, labels = by_end.get(_normalized(line.text), []), None
+        if not matches:
+            matches, labels = by_end.get(line.name, []), line.labels
         if len(matches) > 1:
             raise DataError(
                 f"{where}: the line {line.text!r} of {name} names {len(matches)} frames, "
                 f"{matches[0]} and {matches[1]}; write the folder before the name"
             )
         if matches:
-            chosen[matches[0]] = line.labels
+            chosen[matches[0]] = labels
         else:
             skipped[Path(line.text)] = f"named in {name}, not found"
     if not chosen:

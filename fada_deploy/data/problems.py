@@ -72,7 +72,9 @@ def _one_class(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator
     names = ", ".join(np.array(dataset.space.names)[present]) or "no class"
     ids = np.flatnonzero(statistics.ids).tolist()
     hint = fitting_encoding(dataset, statistics)
-    if set(ids) in ({0, 1}, {0, 255}, {0}, {255}, {1}):
+    if ids == [IGNORE]:
+        hint = f"every pixel is {IGNORE}, which means ignored"
+    elif set(ids) in ({0, 1}, {0, 255}, {0}, {1}):
         found = " and ".join(str(i) for i in ids)
         hint = (
             f"the label files contain only the ids {found}, as masks of one class do; use the "
@@ -152,7 +154,7 @@ def fitting_encoding(dataset: FrameDataset, statistics: DatasetStatistics) -> st
         for name, (table, known) in _encodings(space).items()
     }
     name = min(fits, key=lambda name: fits[name])  # of several equal ones, the commonest encoding
-    if (best := fits[name]) > 0.6 * current:
+    if not current or (best := fits[name]) > 0.6 * current:
         return ""
     use = f'encoding = "{name}"'
     if dataset.name in ("gta5", "synthia", "cityscapes") or dataset.name.startswith("crosscity"):

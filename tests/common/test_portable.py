@@ -37,8 +37,11 @@ def test_provenance_names_data_by_fingerprint(tmp_path: Path) -> None:
         "stage": "source",
         "config": {"tgt": "y", "tgt_root": None},
     }
-    (tmp_path / "data.json").write_text(json.dumps({"target": "abc"}))
-    assert shared_provenance(provenance, tmp_path)["data"] == {"target": "abc"}
+    document = {"target": "a" * 64, "secret": "a word", "list": [1]}
+    (tmp_path / "data.json").write_text(json.dumps(document))
+    assert "data" not in shared_provenance(provenance, tmp_path)  # not the folder of a run
+    (tmp_path / "config.json").write_text("{}")
+    assert shared_provenance(provenance, tmp_path)["data"] == {"target": "a" * 64}
     (tmp_path / "data.json").write_text("{")
     assert "data" not in shared_provenance(provenance, tmp_path)
     assert provenance["config"] == {"tgt": "/x/y", "tgt_root": "/z"}

@@ -105,6 +105,16 @@ def test_brackets_and_spaces_in_names(tmp_path: Path) -> None:
     assert len(opened(folder, 'images = "images/*.png"')) == 1
 
 
+def test_names_with_a_space_and_absolute_paths(tmp_path: Path) -> None:
+    png(tmp_path / "images" / "my photo.png")
+    png(tmp_path / "images" / "b.png")
+    png(tmp_path / "labels" / "my photo.png", 2)
+    png(tmp_path / "labels" / "b.png", 8)
+    (tmp_path / "train.txt").write_text(f"my photo.png\n{tmp_path}/images/b.png\n")
+    split = 'images = "images/*.png"\nlabels = "labels/{stem}.png"\nlist = "train.txt"'
+    assert values(opened(tmp_path, split)) == [8, 2]
+
+
 def test_labels_only_in_the_list(mirrored: Path) -> None:
     (mirrored / "train.txt").write_text("a/x/1.png labels/b/x/1.png\n")
     dataset = opened(mirrored, 'images = "images/**/*.png"\nlist = "train.txt"')

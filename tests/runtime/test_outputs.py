@@ -98,13 +98,14 @@ def test_resume_leaves_out_finished_sources(model: Path, tmp_path: Path) -> None
     sources.append(clip(tmp_path / "other" / "a.mp4", 6))
     options = SaveOptions(tmp_path / "out")
     with Segmenter(model) as segmenter:
-        finished = FinishedSources(segmenter, options, resume=False)
+        finished = FinishedSources(segmenter, options, open_sources(sources[:2]), resume=False)
         summary = run_inference(segmenter, open_sources(sources[:2]), options, finished=finished)
         assert (summary.frames, summary.finished_before) == (8, 0)
         times = {p: p.stat().st_mtime_ns for p in (options.out / "overlay").iterdir()}
         clip(sources[1], 5)  # this one has changed since
-        finished = FinishedSources(segmenter, options, resume=True)
-        summary = run_inference(segmenter, open_sources(sources), options, finished=finished)
+        opened = open_sources(sources)
+        finished = FinishedSources(segmenter, options, opened, resume=True)
+        summary = run_inference(segmenter, opened, options, finished=finished)
     # The name a-2 shows that the finished source kept its name.
     assert (summary.frames, summary.finished_before) == (5 + 6, 1)
     assert files(options.out) == ["overlay/a-2.mp4", "overlay/a.mp4", "overlay/b.mp4"]
@@ -124,7 +125,7 @@ def test_resume_refuses_other_settings_and_damaged_documents(
     code, _, err = fada(*infer, "--resume")
     assert code == 0 and "1 of 1 sources were finished before" in err
     code, _, err = fada(*infer, "--resume", "--ids", "labelId")
-    assert code == 2 and "another ids" in err
+    assert code == 2 and "another --ids" in err
     code, _, err = fada("infer", video, "--model", model, "--resume")
     assert code == 2 and "--out FOLDER" in err
     Path("out", FINISHED).write_text("{")
@@ -160,6 +161,7 @@ def test_temporary_files_of_killed_processes_are_removed(
     video = clip(tmp_path / "a.mp4")
     leftovers = [Path("out/overlay/.a.123.partial.mp4"), Path(".b.123.partial.mp4")]
     kept = [Path(".other.123.partial.mp4"), Path("out/.mine.partial.txt")]
+    kept.append(Path(".b.left.123.partial.mp4"))  # of another process that writes b.left.mp4
     for path in (*leftovers, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -209,22 +211,39 @@ with infer_live.stop_on_signals(stop):
         assert b"Ctrl-C again" in err
 
 
-def test_resume_needs_unchanged_model(tmp_path: Path) -> None:
+def test_resume_needs_the_model_and_keeps_finished_outputs(tmp_path: Path) -> None:
     options = SaveOptions(tmp_path / "out")
-    first = toy.color_model(tmp_path / "a.onnx")
-    with Segmenter(first) as segmenter:
-        finished = FinishedSources(segmenter, options, resume=False)
-        finished.add(open_sources([clip(tmp_path / "v.mp4")])[0])
-    content = first.read_bytes()
-    other = tmp_path / "b.onnx"
-    other.write_bytes(content)
-    with Segmenter(other) as segmenter:
-        FinishedSources(segmenter, options, resume=True)
-    document = json.loads((options.out / FINISHED).read_text())
-    document["settings"]["model"] = "0" * 64
-    (options.out / FINISHED).write_text(json.dumps(document))
-    with Segmenter(other) as segmenter, pytest.raises(UsageError, match="another model"):
-        FinishedSources(segmenter, options, resume=True)
+    model = toy.color_model(tmp_path / "a.onnx")
+    (source,) = open_sources([clip(tmp_path / "v.mp4")])
+    (tmp_path / "n").mkdir()
+    (other,) = open_sources([clip(tmp_path / "n" / "v.mp4")])
+    with Segmenter(model) as segmenter:
+        FinishedSources(segmenter, options, [source], resume=False).add(source)
+        FinishedSources(segmenter, options, [source, other], resume=True)
+        # The new source would get the name of the finished one.
+        with pytest.raises(UsageError, match=r"would overwrite the outputs of .*v\.mp4"):
+            FinishedSources(segmenter, options, [other, source], resume=True)
+        document = json.loads((options.out / FINISHED).read_text())
+        document["settings"]["model"] = "0" * 64
+        (options.out / FINISHED).write_text(json.dumps(document))
+        with pytest.raises(UsageError, match="another model"):
+            FinishedSources(segmenter, options, [source], resume=True)
+
+
+def test_a_damaged_source_and_one_that_changes_meanwhile_are_not_finished(
+    model: Path, tmp_path: Path
+) -> None:
+    damaged, growing = clip(tmp_path / "a.ts", 20), clip(tmp_path / "b.mp4")
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    options = SaveOptions(tmp_path / "out")
+    with Segmenter(model) as segmenter:
+        sources = open_sources([damaged, growing])
+        finished = FinishedSources(segmenter, options, sources, resume=False)
+        clip(growing, 6)
+        summary = run_inference(segmenter, sources, options, finished=finished)
+        assert summary.frames > 6
+        again = FinishedSources(segmenter, options, open_sources([damaged, growing]), resume=True)
+        assert not again.names(sources) or summary.errors == []
 
 
 def test_frames_of_a_mask_are_inside_their_folder(model: Path, tmp_path: Path) -> None:

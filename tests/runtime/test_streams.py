@@ -183,12 +183,15 @@ def test_a_source_that_never_worked_is_given_up_at_once(
         ("rtsp://user:secret@host/live", "rtsp://host/live"),
         ("rtsp://user:se/c@ret@host:554/live", "rtsp://host:554/live"),
         ("rtsp://user@host/live", "rtsp://host/live"),
-        ("rtsp://host:554/a@b", "rtsp://host:554/a@b"),
+        ("RTSP://user:secret@host/live", "rtsp://host/live"),
+        ("rtsp://user:123/secret@host/live", "rtsp://host/live"),
+        ("rtsp://user:pa?secret@host/live", "rtsp://"),
+        ("https://host/a?key=secret@x", "https://"),
         ("https://host/a.m3u8?token=secret", "https://host/a.m3u8?"),
     ],
 )
 def test_names_of_sources_contain_no_secret(address: str, name: str) -> None:
-    source = LiveSource(address)
+    (source,) = open_sources([address])
     assert source.name.startswith(name) and "secret" not in source.name
     if "?" in address:
         assert source.name != LiveSource(address + "2").name
@@ -394,6 +397,33 @@ def test_file_with_known_length_is_read_once(clip: Path, tmp_path: Path) -> None
     assert [frame.index for frame in frames] == [*range(20)] and source.dropped == 0
     np.testing.assert_allclose(np.diff([float(f.pts * f.time_base) for f in frames]), 0.1)  # type: ignore[operator]
     assert not [item for item in items if isinstance(item, DataError)]
+
+
+def test_a_file_whose_connection_breaks_is_not_read_again(clip: Path) -> None:
+    """From the beginning it would give frames twice."""
+    data, requests = clip.read_bytes(), 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal requests
+            requests += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: int(0.6 * len(data))])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        *frames, error = take(LiveSource(f"http://127.0.0.1:{server.server_port}/c.ts"), 100)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert 5 < len(frames) < 20 and requests == 1
+    assert isinstance(error, DataError) and "not read to its end" in str(error)
 
 
 def test_delay_between_connections_grows(

@@ -19,6 +19,7 @@ from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.training.adapt import adaptation_config
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.methods.self_training import PseudoLabels
 from fada_deploy.training.optim import mix_running_statistics
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.run import train
@@ -78,7 +79,8 @@ def test_running_statistics_become_a_mixture() -> None:
 def test_rolled_frames_keep_their_labels() -> None:
     frames = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 2, 2, 3)
     labels = 10 * torch.arange(3)[:, None, None].expand(3, 2, 2)
-    got = rolled(Batch(frames, torch.full((3, 2, 2), 255), (4, 5, 6)), labels)
+    target = Batch(frames, torch.full((3, 2, 2), 255), (4, 5, 6))
+    got = rolled(target, PseudoLabels(labels))
     assert got.indices == (6, 4, 5)
     assert got.frames_bhwc[:, 0, 0, 0].tolist() == [2, 0, 1]
     assert got.labels[:, 0, 0].tolist() == [20, 0, 10]

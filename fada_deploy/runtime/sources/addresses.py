@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 # The standard input, as in most command-line tools.
@@ -17,7 +16,7 @@ def is_live_address(address: str) -> bool:
 
     A camera is `camera:N`, or just the number N if no file or folder has that name.
     """
-    if address == PIPE or address.startswith(SCHEMES):
+    if address == PIPE or address.lower().startswith(SCHEMES):
         return True
     if address.startswith(_CAMERA):
         return camera_number(address) is not None
@@ -33,21 +32,19 @@ def camera_number(address: str) -> int | None:
 def display_name(address: str) -> str:
     """Return the name of a live source for logs, documents and file names; it contains no secret.
 
-    User names, passwords and the query, which often holds a token, are left out. Four hexadecimal
-    digits tell addresses apart that differ in their query only.
+    User names, passwords and the query, which often holds a token, are left out. A password may
+    contain any character, so everything before the last `@` is left out, also if it belongs to a
+    path. Four hexadecimal digits tell addresses apart whose names would be equal.
     """
     if address == PIPE:
         return "pipe"
     if (number := camera_number(address)) is not None:
         return f"camera-{number}"
-    # A password may contain "/" or "@", so the host begins behind the last "@" that can end it.
     scheme, _, rest = address.partition("://")
-    rest, question, query = rest.partition("?")
-    if "@" in rest.partition("/")[0]:
-        netloc, slash, path = rest.partition("/")
-        rest = netloc.rpartition("@")[2] + slash + path
-    elif re.match(r"[^/]*:(?!\d*/)[^@]*@", rest):
-        rest = rest.rpartition("@")[2]
-    if question:
-        rest += f"?{hashlib.sha256(query.encode()).hexdigest()[:4]}"
-    return f"{scheme}://{rest}"
+    digits = hashlib.sha256(rest.encode()).hexdigest()[:4]
+    shown, question, query = rest.partition("?")
+    if "@" in query:
+        # Either the query or the password contains `?`, so nothing of it is safe to show.
+        return f"{scheme.lower()}://{digits}"
+    hidden, _, shown = shown.rpartition("@")
+    return f"{scheme.lower()}://{shown}{f'?{digits}' if question or '/' in hidden else ''}"

@@ -12,7 +12,7 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import walk_files
 from fada_deploy.common.images import IMAGE_SUFFIXES
 from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES
-from fada_deploy.runtime.sources.addresses import SCHEMES, is_live_address
+from fada_deploy.runtime.sources.addresses import SCHEMES, display_name, is_live_address
 from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.sources.images import ImageSource, UnreadableSource
 from fada_deploy.runtime.sources.streams import LiveSource
@@ -98,10 +98,11 @@ def _open(spec: SourceSpec, hardware: str | None, *, single: bool, recursive: bo
         return _open_tree(path, hardware) if recursive else _open_folder(path, hardware)
     if path.is_file():
         return [_open_file(path, hardware, single=single)]
+    if "://" in text:
+        name = display_name(text)
+        raise UsageError(f"{name}: unknown kind of stream; supported is {' '.join(SCHEMES)}")
     if glob.has_magic(text):
         return _open_glob(text, hardware, single=single)
-    if "://" in text:
-        raise UsageError(f"{text}: unknown kind of stream; supported is {' '.join(SCHEMES)}")
     raise DataError(f"{text}: no such file or folder")
 
 

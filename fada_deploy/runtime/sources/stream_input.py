@@ -24,8 +24,8 @@ _NO_TIMESTAMPS = 0x80
 _PLAYLISTS = frozenset({"hls", "dash"})
 # Scheme of an address → the protocols that FFmpeg may use for it.
 _PROTOCOLS = {
-    "http": "http,tcp,crypto,data",
-    "https": "https,http,tls,tcp,crypto,data",
+    "http": "http,https,httpproxy,tls,tcp,crypto,data",
+    "https": "https,http,httpproxy,tls,tcp,crypto,data",
     "rtsp": "rtsp,rtp,rtcp,udp,tcp",
     "rtsps": "rtsps,rtsp,srtp,rtp,rtcp,udp,tls,tcp",
     "rtmp": "rtmp,tcp",
@@ -97,7 +97,7 @@ def read_stream(
 
 def _options(address: str) -> dict[str, str]:
     """Return the options with which FFmpeg opens a stream."""
-    scheme = address.partition("://")[0]
+    scheme = address.partition("://")[0].lower()
     options = {
         # FFmpeg would read 20 frames or more to guess a frame rate that nothing here uses; a slow
         # camera needs ten seconds for that. Packets read while probing are not discarded

@@ -151,6 +151,8 @@ class _StreamReader:
         self.slot = FrameSlot(source._drop_policy, changed)
         self._clock = StreamClock(use_timestamps=source._every_frame)
         self._index = 0
+        # A file that is read over the network would begin again after a reconnection.
+        self._is_file = False
         self._delay = _FIRST_DELAY_S
         self._last_frame = 0.0
         self._thread = threading.Thread(target=self._run, name="fada-live", daemon=True)
@@ -220,6 +222,8 @@ class _StreamReader:
             if source._address == PIPE:
                 # The standard input cannot be opened again.
                 return reason if broken or not self._index else ""
+            if self._is_file:
+                return f"{reason}; it is a file, and was not read to its end"
             if not self._index:
                 # A wrong address or a missing camera does not appear by waiting.
                 return reason if broken else "it ended without a frame"
@@ -254,6 +258,7 @@ class _StreamReader:
 
     def _wait_for_every_frame(self) -> None:
         """Drop no frame of a file that is read over the network, unless a policy was named."""
+        self._is_file = True
         if self.source._options.drop_policy is None:
             self.slot.drop_policy = "wait"
             self._clock.use_timestamps = True

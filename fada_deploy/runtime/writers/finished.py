@@ -7,7 +7,7 @@ and the settings of the run. Its schema is `FinishedDocument`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -17,23 +17,37 @@ import msgspec
 from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import sha256, write_text
+from fada_deploy.common.images import IMAGE_SUFFIXES
+from fada_deploy.common.video import VIDEO_SUFFIXES
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.writers.options import SaveOptions
+from fada_deploy.runtime.writers.output import output_names
 
 FINISHED = "finished.json"
+# Setting → the option of `fada infer` that decides it.
+_OPTIONS = {
+    "model": "model",
+    "kinds": "--save",
+    "ids": "--ids",
+    "style": "style of the overlay",
+    "x264_preset": "--x264-preset",
+    "tree": "setting of --recursive",
+}
+_MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
 class FinishedDocument(msgspec.Struct, frozen=True, kw_only=True):
     """The file `finished.json`.
 
-    `settings` are those that decide the outputs; `sources` maps the absolute path of each finished
-    file or folder to its state.
+    `settings` are those that decide the outputs. `sources` maps the absolute path of each finished
+    file or folder to its state when it was opened, and `names` maps it to its name in output paths.
     """
 
     schema: Literal[1] = 1
     settings: dict[str, Any]
     sources: dict[str, str]
+    names: dict[str, str]
 
 
 class FinishedSources:
@@ -42,16 +56,28 @@ class FinishedSources:
     Args:
         segmenter: The model.
         options: What is written, and where.
+        sources: All sources of the run; their state is taken now, before they are read.
         resume: Keep the sources that are finished in the folder. Otherwise all are forgotten.
 
     Raise `UsageError` if `resume` is set and the outputs in the folder were made with another model
-    or other settings, `DataError` if `finished.json` is damaged.
+    or other settings, or if a source would overwrite the outputs of a finished one. Raise
+    `DataError` if `finished.json` is damaged.
     """
 
-    def __init__(self, segmenter: Segmenter, options: SaveOptions, *, resume: bool) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        options: SaveOptions,
+        sources: Sequence[Source],
+        *,
+        resume: bool,
+    ) -> None:
         self._path = options.out / FINISHED
         self._settings = _settings(segmenter, options)
+        self._states = {source.name: _state(source) for source in sources}
+        self._output_names = output_names(sources, options.tree)
         self._sources: dict[str, str] = {}
+        self._names: dict[str, str] = {}
         if not resume:
             self._path.unlink(missing_ok=True)
         elif self._path.is_file():
@@ -64,25 +90,40 @@ class FinishedSources:
             if different:
                 raise UsageError(
                     f"--resume: the outputs in {options.out} were made with another "
-                    f"{different[0]}; use the same model and options, or another --out"
+                    f"{_OPTIONS[different[0]]}; use the same one, or another --out"
                 )
-            self._sources = document.sources
+            self._sources, self._names = document.sources, document.names
+            self._check_names(sources)
 
     def names(self, sources: Iterable[Source]) -> set[str]:
         """Return the names of the sources that are finished and have not changed since."""
         return {
             source.name
             for source in sources
-            if (state := _state(source)) and self._sources.get(_key(source)) == state
+            if (state := self._states.get(source.name)) and self._sources.get(_key(source)) == state
         }
 
     def add(self, source: Source) -> None:
         """Remember a source as finished, unless it is not a file or folder."""
-        if not (state := _state(source)):
+        if not (state := self._states.get(source.name)):
             return
         self._sources[_key(source)] = state
-        document = FinishedDocument(settings=self._settings, sources=self._sources)
+        self._names[_key(source)] = self._output_names[source.name]
+        document = FinishedDocument(
+            settings=self._settings, sources=self._sources, names=self._names
+        )
         write_text(self._path, json.dumps(msgspec.to_builtins(document), indent=2))
+
+    def _check_names(self, sources: Sequence[Source]) -> None:
+        """Raise `UsageError` if a source has the output name of another one that is finished."""
+        owners = {name: key for key, name in self._names.items()}
+        for source in sources:
+            name = self._output_names[source.name]
+            if (owner := owners.get(name, _key(source))) != _key(source):
+                raise UsageError(
+                    f"--resume: {source.name} would overwrite the outputs of {owner}, which are "
+                    f"named {name}; name the same sources in the same order, or another --out"
+                )
 
 
 def _settings(segmenter: Segmenter, options: SaveOptions) -> dict[str, Any]:
@@ -92,6 +133,7 @@ def _settings(segmenter: Segmenter, options: SaveOptions) -> dict[str, Any]:
         "ids": options.ids,
         "style": asdict(options.style),
         "x264_preset": options.x264_preset,
+        "tree": options.tree is not None,
     }
     # As they are read back, with lists instead of tuples.
     normalized: dict[str, Any] = json.loads(json.dumps(settings))
@@ -109,7 +151,9 @@ def _state(source: Source) -> str:
         if path.is_file():
             stats = [path.stat()]
         elif path.is_dir() and not source.is_live:
-            stats = [each.stat() for each in path.iterdir() if each.is_file()]
+            # The folder may also hold outputs, such as `finished.json`.
+            media = (each for each in path.iterdir() if each.suffix.lower() in _MEDIA)
+            stats = [each.stat() for each in media if each.is_file()]
         else:
             return ""
     except OSError:

@@ -85,6 +85,7 @@ def run_inference(
     )
     frames: Counter[str] = Counter()
     summary.unread, summary.finished_before = len(sources), len(skipped)
+    errors_before = 0
     start = time.perf_counter()
     with closing(results), progress_bar(total_frames(left), "segmenting") as bar:
         for item in results:
@@ -102,8 +103,14 @@ def run_inference(
                 summary.unread -= 1
                 if item.is_interrupted:
                     summary.interrupted = item.source.name, frames[item.source.name]
-                elif finished and frames[item.source.name] and item.source.name not in skipped:
+                elif (
+                    finished
+                    and frames[item.source.name]
+                    and item.source.name not in skipped
+                    and len(summary.errors) == errors_before
+                ):
                     finished.add(item.source)
+                errors_before = len(summary.errors)
     summary.seconds = time.perf_counter() - start
     summary.live = {s.name: s.counters() for s in sources if isinstance(s, LiveSource)}
     return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -103,3 +103,24 @@ def safe_name(text: str) -> str:
     while len(os.fsencode(name)) > _MAX_NAME:
         name = name[:-1]
     return name or "source"
+
+
+def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping[str, str]:
+    """Return the safe name of each source in output paths: its stem, numbered if it is taken.
+
+    Names of sources below the folder `tree` begin with their subfolder.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for source in sources:
+        path = Path(source.name)
+        stem = safe_name(path.resolve().name if path.is_dir() else path.stem)
+        if tree is not None and path.is_relative_to(tree) and path != tree:
+            folders = (safe_name(part) for part in path.relative_to(tree).parent.parts)
+            stem = "/".join([*folders, stem])
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}-{number}", number + 1
+        names[source.name] = name
+        taken.add(name)
+    return names

@@ -9,7 +9,7 @@ complete.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from fada_deploy.runtime.writers.arrays import npz_arrays
 from fada_deploy.runtime.writers.images import color_images, mask_images, overlay_images
 from fada_deploy.runtime.writers.json_document import json_document
 from fada_deploy.runtime.writers.options import IDS, KINDS, SaveOptions
-from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult, safe_name
+from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult, output_names
 from fada_deploy.runtime.writers.videos import color_video, mask_video, overlay_video
 
 __all__ = [
@@ -96,27 +96,6 @@ def save_results(
             "write": lambda items: _write(items, sources, options, clock, skipped),
         },
     )
-
-
-def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping[str, str]:
-    """Return the safe name of each source in output paths: its stem, numbered if it is taken.
-
-    Names of sources below the folder `tree` begin with their subfolder.
-    """
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for source in sources:
-        path = Path(source.name)
-        stem = safe_name(path.resolve().name if path.is_dir() else path.stem)
-        if tree is not None and path.is_relative_to(tree) and path != tree:
-            folders = (safe_name(part) for part in path.relative_to(tree).parent.parts)
-            stem = "/".join([*folders, stem])
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}-{number}", number + 1
-        names[source.name] = name
-        taken.add(name)
-    return names
 
 
 def check_outputs(sources: Sequence[Source], options: SaveOptions) -> None:

@@ -53,11 +53,11 @@ class RunData:
         self.sources: SourceFrames | None = None
         if config.needs_source:
             self.sources = open_sources(config, space)
+            # Before the frames of the target are extracted.
+            self._check_sources(self.sources)
         self.tgt_frames, self.val_frames = open_target(
             config, folder / "target_frames", space, self._add_bad_file
         )
-        if self.sources is not None:
-            self._check_sources(self.sources)
         if self.val_frames is not None and self.val_frames.labeled:
             check_validation(self.val_frames)
 

@@ -124,7 +124,9 @@ def student_views(
             src.frames_bhwc, src.labels, tgt.frames_bhwc, pseudo.labels, rng
         )
         frames = augment_colors(frames, augmentation, rng)
-        mixed_weights = None if weights is None else weights.masked_fill(pasted, 1.0)
+        mixed_weights = weights
+        if weights is not None and src.weights is None:
+            mixed_weights = weights.masked_fill(pasted, 1.0)  # labels of the source are certain
         batch = Batch(frames, labels, tgt.indices, weights=mixed_weights)
         views.append(StudentView("mixed", batch, stage.mixed_weight))
     if stage.masked_weight:

@@ -98,7 +98,7 @@ def train_self_training(
         rng = np.random.default_rng([seed, iteration, distributed.rank()])
 
         pseudo = label_target(teacher, tgt, stage, amp=amp)
-        src = rolled(tgt, pseudo.labels) if src_loader is None else src_loader[iteration]
+        src = rolled(tgt, pseudo) if src_loader is None else src_loader[iteration]
         views = student_views(src, tgt, pseudo, stage, model.spec.mean, augmentation, rng)
         losses = self_training_step(model, optimizer, aligner, src, tgt, views, stage, amp=amp)
         average.update(iteration)
@@ -114,13 +114,15 @@ def train_self_training(
     return average
 
 
-def rolled(tgt: Batch, labels: Tensor) -> Batch:
+def rolled(tgt: Batch, pseudo: PseudoLabels) -> Batch:
     """Return a pseudo-labeled target batch whose frames are moved by one slot.
 
     Mixing pastes the classes of a slot into the frame of the same slot, so these have to differ.
     """
     indices = (*tgt.indices[-1:], *tgt.indices[:-1])
-    return Batch(tgt.frames_bhwc.roll(1, 0), labels.roll(1, 0), indices, ego=tgt.ego)
+    labels = pseudo.labels.roll(1, 0)
+    weights = None if pseudo.weight is None else pseudo.weight.expand(labels.shape).clone()
+    return Batch(tgt.frames_bhwc.roll(1, 0), labels, indices, ego=tgt.ego, weights=weights)
 
 
 @torch.no_grad()
@@ -160,7 +162,9 @@ def self_training_step(
     With an aligner the source loss is that of the adversarial update, which also updates D.
     """
     num_parts = distributed.world_size() * stage.accumulate
-    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, src.pixel_weights))
+    # Weights of pseudo-labels, unlike those of classes, make the loss smaller.
+    divisor = src.pixel_weights if src.weights is None else None
+    num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, divisor))
     optimizer.zero_grad(set_to_none=True)
     parts: list[dict[str, Tensor]] = []
     if aligner is None:
