@@ -16,8 +16,9 @@ from fada_deploy.common.tables import format_table
 
 # A real video without labels, and a training that takes minutes on two CPU cores.
 VIDEO = Path(__file__).parents[1] / "samples" / "street.mp4"
-ITERATIONS = 80
-RENDERED_SCENES = 400
+ITERATIONS = 50
+BATCH = 3
+RENDERED_SCENES = 300
 _SHEET_FRAMES = 3
 
 
@@ -64,7 +65,7 @@ def command(out: Path | None, seed: int, device: str) -> None:
     _run_command("infer", video, "--model", BUILTIN, "--out", out / "before")
     _run_command(
         "adapt", BUILTIN, "--tgt", video, "--iterations", ITERATIONS,
-        "--set", f"rendered_scenes={RENDERED_SCENES}",
+        "--set", f"rendered_scenes={RENDERED_SCENES}", "--set", f"selftrain.batch={BATCH}",
         "--seed", seed, "--device", device, "--out", run,
     )  # fmt: skip
     _run_command("export", run)
