@@ -25,7 +25,7 @@ from fada_deploy.common.errors import DataError, ModelError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.progress import progress_bar
-from fada_deploy.common.runs import STAGES, WEIGHTS, all_weights
+from fada_deploy.common.runs import BUILTIN_FILE, STAGES, WEIGHTS, all_weights
 from fada_deploy.common.selection import (
     PARTS,
     START,
@@ -250,8 +250,10 @@ def _log(document: SelectionDocument, start: Path | None) -> None:
     if document.best == START:
         logger.warning(
             "the weights of the start look better on the target than any stage of this run; to "
-            "keep them, run `fada export %s --out model.onnx`",
-            shlex.quote(str(start)),
+            "keep them, use %s",
+            "--model builtin"
+            if start == BUILTIN_FILE
+            else f"`fada export {shlex.quote(str(start))} --out model.onnx`",
         )
     elif document.chosen.split("/")[0] == STAGES[0]:
         logger.warning(

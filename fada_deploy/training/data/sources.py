@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -106,7 +106,8 @@ def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
 def _open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDataset:
     if source.name == RENDERED:
         rendered = render_source(config.rendered_scenes, config.src_size)
-        return open_dataset("gta5", rendered, split="train", space=space)
+        dataset = open_dataset("gta5", rendered, split="train", space=space)
+        return replace(dataset, name=RENDERED)
     root = None if source.root is None else Path(source.root)
     return open_dataset(source.name, root, split="train", space=space, usage=SRC_USAGE)
 
