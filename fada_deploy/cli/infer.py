@@ -181,6 +181,7 @@ def command(**options: Any) -> int:
     from fada_deploy.cli.infer_live import StopRequest, interruption, stop_on_signals
     from fada_deploy.cli.infer_setup import (
         expected_frames,
+        open_finished,
         open_input,
         open_model,
         save_options,
@@ -188,7 +189,6 @@ def command(**options: Any) -> int:
         warn_about_ignored_options,
     )
     from fada_deploy.common.errors import InterruptedRunError
-    from fada_deploy.runtime.writers.finished import FinishedSources
     from fada_deploy.runtime.writers.inference import run_inference
     from fada_deploy.runtime.writers.save import check_outputs
 
@@ -210,14 +210,10 @@ def command(**options: Any) -> int:
             overlay_window(arguments.show, stop.stop_live, output, segmenter, sources) as show,
             stop_on_signals(stop),
         ):
-            finished = None
-            if output.file is None and output.kinds and not stop.live:
-                finished = FinishedSources(segmenter, output, sources, resume=arguments.resume)
+            finished = open_finished(arguments, segmenter, output, sources)
             summary = run_inference(
                 segmenter, sources, output, on_result=show, stop=stop.files, finished=finished
             )
-        if summary.finished_before:
-            log(f"{summary.finished_before} of {len(sources)} sources were finished before")
         if not _has_frames(summary, sources, stopped=stop.requested):
             return 1
         document = to_document(summary, segmenter, skipped, sources, output)

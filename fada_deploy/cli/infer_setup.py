@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sources.base import Source
+    from fada_deploy.runtime.writers.finished import FinishedSources
     from fada_deploy.runtime.writers.save import SaveOptions
 
 # Repeated here so that `--help` imports no library; a test compares them with the library.
@@ -212,6 +213,20 @@ def warn_about_ignored_options(
     for option, reason in unused.items():
         if parameters[option] in arguments.named:
             log(f"warning: {option} has no effect: {reason}")
+
+
+def open_finished(
+    arguments: Arguments, segmenter: Segmenter, output: SaveOptions, sources: Sequence[Source]
+) -> FinishedSources | None:
+    """Return the sources that `--resume` leaves out; None if the run cannot be resumed."""
+    from fada_deploy.runtime.writers.finished import FinishedSources
+
+    if output.file is not None or not output.kinds or any(s.is_live for s in sources):
+        return None
+    finished = FinishedSources(segmenter, output, sources, resume=arguments.resume)
+    if names := finished.names(sources):
+        log(f"{len(names)} of {len(sources)} sources were finished before")
+    return finished
 
 
 def open_model(arguments: Arguments, frames: int) -> tuple[Segmenter, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
@@ -29,25 +28,20 @@ _WRITE_FAILURES = (
 def report(error: BaseException) -> tuple[str, int]:
     """Return one line about an unexpected exception, and the exit code.
 
-    A full disk and limits of memory and threads have lines of their own. For anything else, the
-    traceback is written to a log file, which the line names.
+    `main` prints an `OSError` itself. Of other types, a full disk and limits of memory and threads
+    have lines of their own. For anything else, the traceback is written to a log file, which the
+    line names.
     """
     text = one_line(error, with_type=True)
-    if any(part in str(error) for part in _WRITE_FAILURES) or _errno(error) == errno.ENOSPC:
+    if any(part in str(error) for part in _WRITE_FAILURES):
         return f"a file cannot be written ({one_line(error)}); check the space on the disk", 1
     if isinstance(error, MemoryError) or any(part in text for part in _MEMORY_FAILURES):
         return f"there is not enough memory ({text}); use a smaller batch or input size", 1
-    if "can't start new thread" in str(error) or _errno(error) == errno.EAGAIN:
-        return f"no further thread or process can be started ({text}); raise `ulimit -u`", 1
-    if _errno(error) == errno.EMFILE:
-        return f"too many files are open ({text}); raise `ulimit -n`", 1
+    if "can't start new thread" in str(error):
+        return f"no further thread can be started ({text}); raise `ulimit -u`", 1
     path = _write_log(error)
     where = f"the details are in {path}" if path else "no log file could be written"
     return f"unexpected error: {text}; {where}; please report it", EXIT_CODE
-
-
-def _errno(error: BaseException) -> int | None:
-    return error.errno if isinstance(error, OSError) else None
 
 
 def _write_log(error: BaseException) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,27 +114,10 @@ def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
     return np.asarray(np.clip(array, -1, 65535).astype(np.int64) % 65536, np.uint16)
 
 
-def exif_orientation(path: Path) -> int:
-    """Return the EXIF orientation of a JPEG or TIFF image, 1 to 8; 1 if it has none."""
-    try:
-        with path.open("rb") as handle:
-            data = handle.read(1 << 17)
-    except OSError:
-        return 1
-    start = data.find(b"Exif\0\0") + 6 if data[:2] == b"\xff\xd8" else 0
-    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
-    if order is None or (start < 6 and data[:2] == b"\xff\xd8"):
-        return 1
-    try:
-        (offset,) = struct.unpack_from(order + "I", data, start + 4)
-        (count,) = struct.unpack_from(order + "H", data, start + offset)
-        for i in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", data, start + offset + 2 + 12 * i)
-            if tag == 0x0112 and 1 <= value <= 8:
-                return int(value)
-    except struct.error:
-        return 1
-    return 1
+def size_without_orientation(path: Path) -> tuple[int, int]:
+    """Return height and width of an image as it is stored, without its EXIF orientation."""
+    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return image.shape[0], image.shape[1]
 
 
 def _palette_indices(path: Path) -> NDArray[np.uint8]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fada_deploy.common.runs import CONFIG
+
 # Settings that name files or folders, and settings that only say where they are.
 _NAMES = frozenset({"src", "tgt", "name", "label_space", "start", "ego_mask", "init"})
 _PLACES = frozenset({"src_root", "tgt_root", "root"})
@@ -47,7 +49,7 @@ def shared_provenance(provenance: Mapping[str, Any], run: Path) -> dict[str, Any
         fingerprints = json.loads((run / "data.json").read_text("utf-8"))
     except (OSError, ValueError):
         return shared
-    if not (run / "config.json").is_file() or not isinstance(fingerprints, dict):
+    if not (run / CONFIG).is_file() or not isinstance(fingerprints, dict):
         return shared
     hashes = {k: v for k, v in fingerprints.items() if re.fullmatch("[0-9a-f]{64}", str(v))}
     return {**shared, "data": hashes}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.images import exif_orientation, read_rgb, resize_labels
+from fada_deploy.common.images import read_rgb, resize_labels, size_without_orientation
 from fada_deploy.common.label_space import IGNORE, LabelSpace
 
 LabelReader = Callable[[Path], NDArray[np.uint8]]
@@ -78,7 +78,7 @@ class FrameDataset:
         if frame_hw[:2] == labels_hw[:2]:
             return
         image, remedy = self.pairs[i].image, "both must have the same size"
-        if frame_hw[:2] == labels_hw[1::-1] and exif_orientation(image) > 4:
+        if size_without_orientation(image) == labels_hw[:2]:
             remedy = (
                 "the EXIF orientation turns the frame, but not its labels; remove the orientation "
                 "with `mogrify -orient undefined`, or turn the labels"

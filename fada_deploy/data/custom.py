@@ -26,7 +26,7 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import read_indices, read_red_channel
 from fada_deploy.common.label_space import CITYSCAPES_19, IGNORE, LabelSpace
 from fada_deploy.data.base import FrameDataset, LabelReader, read_mask
-from fada_deploy.data.label_files import ALL_LABEL_IDS, ColorReader, table_reader
+from fada_deploy.data.label_files import ColorReader, id_encodings, table_reader
 from fada_deploy.data.pairing import find_pairs
 
 LAYOUT = "a .toml file with [labels] encoding and [splits.NAME] images, labels"
@@ -83,17 +83,9 @@ def _label_reader(labels: LabelsTable, space: LabelSpace, where: str) -> LabelRe
     if labels.channel is not None and labels.encoding == "palette":
         raise DataError(f"{where}: labels.channel needs ids; the encoding palette reads colors")
     read_ids = read_indices if labels.channel is None else read_red_channel
-    classes = CITYSCAPES_19.classes + space.classes
-    if labels.encoding == "trainId":
-        ids = {c.train_id: c.name for c in classes}
-        return table_reader(ids, space, known={IGNORE}, strict=True, read_ids=read_ids)
-    if labels.encoding == "labelId":
-        # All Cityscapes labelIds are valid; those without a class in the space are ignored.
-        ids = {c.label_id: c.name for c in classes}
-        return table_reader(ids, space, known=ALL_LABEL_IDS, strict=True, read_ids=read_ids)
-    if labels.encoding == "index":
-        ids = dict(enumerate(space.names))
-        return table_reader(ids, space, known={IGNORE}, strict=True, read_ids=read_ids)
+    if (encoding := id_encodings(space).get(labels.encoding)) is not None:
+        ids, known = encoding
+        return table_reader(ids, space, known=known, strict=True, read_ids=read_ids)
     if labels.encoding == "mapping":
         _check_names(labels.values.values(), space, f"{where}: labels.values")
         return table_reader(labels.values, space, known={IGNORE}, read_ids=read_ids)

@@ -112,6 +112,17 @@ def table_reader(
     )
 
 
+def id_encodings(space: LabelSpace) -> dict[str, tuple[dict[int, str], Collection[int]]]:
+    """Return what the encodings of ids mean: name → ({id: class name}, further ids it defines)."""
+    classes = CITYSCAPES_19.classes + space.classes
+    return {
+        "trainId": ({c.train_id: c.name for c in classes}, {IGNORE}),
+        # All Cityscapes labelIds are valid; those without a class in the space are ignored.
+        "labelId": ({c.label_id: c.name for c in classes}, ALL_LABEL_IDS),
+        "index": (dict(enumerate(space.names)), {IGNORE}),
+    }
+
+
 def count_ids(ids: Ids, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
     """Return the number of pixels of each id, (257,) int64; the last entry counts all ids > 255.
 

@@ -6,15 +6,15 @@ classes, and a network that is trained on it is useless. Such data sets are refu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.label_space import CITYSCAPES_19, IGNORE, LabelSpace
+from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.label_files import ALL_LABEL_IDS, ColorReader, TableReader
+from fada_deploy.data.label_files import ColorReader, TableReader, id_encodings, table_reader
 from fada_deploy.data.statistics import DatasetStatistics
 
 # Largest fraction of ignored pixels that is accepted without asking.
@@ -122,12 +122,6 @@ def _unusable(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator[
 def _colors(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator[Problem]:
     if not isinstance(dataset.read_labels, ColorReader) or not statistics.unknown_colors:
         return
-    total = max(1, int(statistics.pixels.sum()))
-    shown = list(statistics.unknown_colors.items())[:_SHOWN_COLORS]
-    colors = ", ".join(
-        f"[{code >> 16}, {code >> 8 & 255}, {code & 255}] ({100 * count / total:.1f} %)"
-        for code, count in shown
-    )
     many = statistics.color_counts > _MANY_COLORS
     if many.mean() > _MANY_FILES:
         yield Problem(
@@ -137,6 +131,12 @@ def _colors(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator[Pr
             serious=True,
         )
         return
+    total = max(1, int(statistics.pixels.sum()))
+    shown = list(statistics.unknown_colors.items())[:_SHOWN_COLORS]
+    colors = ", ".join(
+        f"[{code >> 16}, {code >> 8 & 255}, {code & 255}] ({100 * count / total:.1f} %)"
+        for code, count in shown
+    )
     yield Problem(
         f"colors that no class has are ignored, the commonest are {colors}", serious=False
     )
@@ -147,11 +147,10 @@ def fitting_encoding(dataset: FrameDataset, statistics: DatasetStatistics) -> st
     reader = dataset.read_labels
     if not isinstance(reader, TableReader) or not statistics.ids.any():
         return ""
-    space = dataset.space
-    current = _ignored_by(statistics.ids, reader.table, reader.known)
+    current = _ignored_by(statistics.ids, reader)
     fits = {
-        name: _ignored_by(statistics.ids, table, known)
-        for name, (table, known) in _encodings(space).items()
+        name: _ignored_by(statistics.ids, table_reader(ids, dataset.space, known=known))
+        for name, (ids, known) in id_encodings(dataset.space).items()
     }
     name = min(fits, key=lambda name: fits[name])  # of several equal ones, the commonest encoding
     if not current or (best := fits[name]) > 0.6 * current:
@@ -162,23 +161,10 @@ def fitting_encoding(dataset: FrameDataset, statistics: DatasetStatistics) -> st
     return f"the ids are those of {name}, which ignores {100 * best:.0f} %: use {use}"
 
 
-def _encodings(space: LabelSpace) -> Mapping[str, tuple[bytes, tuple[int, ...]]]:
-    """Return the tables of the encodings of a custom data set, and the ids that they define."""
-    train_ids = {c.train_id: c.name for c in CITYSCAPES_19.classes + space.classes}
-    label_ids = {c.label_id: c.name for c in CITYSCAPES_19.classes + space.classes}
-    indices = dict(enumerate(space.names))
-    return {
-        "trainId": (space.from_ids(train_ids).tobytes(), (*train_ids, IGNORE)),
-        "labelId": (space.from_ids(label_ids).tobytes(), (*label_ids, *ALL_LABEL_IDS)),
-        "index": (space.from_ids(indices).tobytes(), (*indices, IGNORE)),
-    }
-
-
-def _ignored_by(ids: NDArray[np.int64], table: bytes, known: tuple[int, ...]) -> float:
-    """Return the fraction of pixels that an encoding ignores; 1 if it does not define their ids."""
+def _ignored_by(ids: NDArray[np.int64], reader: TableReader) -> float:
+    """Return the fraction of pixels that a reader ignores; 1 if it does not define their ids."""
     total = max(1, int(ids.sum()))
-    undefined = int(ids.sum() - ids[list(set(known))].sum())
-    if undefined / total > _FITS:
+    if ids.sum() - ids[list(reader.known)].sum() > _FITS * total:
         return 1.0
-    ignored = np.frombuffer(table, np.uint8) == IGNORE
+    ignored = np.frombuffer(reader.table, np.uint8) == IGNORE
     return float((ids[:256][ignored].sum() + ids[256]) / total)

@@ -17,6 +17,7 @@ from msgspec import Meta
 from fada_deploy.common import documents
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.runs import PAPER_STAGES, STAGES
+from fada_deploy.data.problems import ALLOWED_IGNORED
 from fada_deploy.training.stage_config import (
     AdversarialStage,
     DistillStage,
@@ -112,7 +113,7 @@ class RunConfig:
     norm: Literal["auto", "batch", "frozen"] = "auto"
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
-    allow_ignored: Probability = 0.5
+    allow_ignored: Probability = ALLOWED_IGNORED
     augment: AugmentName = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"

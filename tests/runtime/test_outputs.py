@@ -233,17 +233,20 @@ def test_resume_needs_the_model_and_keeps_finished_outputs(tmp_path: Path) -> No
 def test_a_damaged_source_and_one_that_changes_meanwhile_are_not_finished(
     model: Path, tmp_path: Path
 ) -> None:
-    damaged, growing = clip(tmp_path / "a.ts", 20), clip(tmp_path / "b.mp4")
-    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    damaged, growing = tmp_path / "photos", clip(tmp_path / "b.mp4")
+    damaged.mkdir()
+    toy.write_image(damaged / "good.png", toy.scene(0)[0])
+    (damaged / "bad.png").write_bytes(b"not an image")
     options = SaveOptions(tmp_path / "out")
     with Segmenter(model) as segmenter:
         sources = open_sources([damaged, growing])
         finished = FinishedSources(segmenter, options, sources, resume=False)
         clip(growing, 6)
         summary = run_inference(segmenter, sources, options, finished=finished)
-        assert summary.frames > 6
+        assert summary.frames == 1 + 6
+        assert len(summary.errors) == 1 and "bad.png" in summary.errors[0]
         again = FinishedSources(segmenter, options, open_sources([damaged, growing]), resume=True)
-        assert not again.names(sources) or summary.errors == []
+        assert again.names(sources) == set()
 
 
 def test_frames_of_a_mask_are_inside_their_folder(model: Path, tmp_path: Path) -> None:

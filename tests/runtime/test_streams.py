@@ -11,14 +11,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from toy import color_model, read_video, scene, wait_until, write_video
+from toy import color_model, http_server, read_video, scene, wait_until, write_video
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.result import Result
@@ -48,7 +49,6 @@ def serve() -> Iterator[Serve]:
 
     The last body is repeated; an empty body is a 404 response.
     """
-    servers: list[ThreadingHTTPServer] = []
 
     def start(bodies: list[bytes], *, endless: bool = False) -> str:
         remaining = list(bodies)
@@ -76,19 +76,10 @@ def serve() -> Iterator[Serve]:
                 except OSError:
                     return
 
-            def log_message(self, *arguments: object) -> None:
-                pass
+        return f"{servers.enter_context(http_server(Handler))}/clip.ts"
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/clip.ts"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield start
 
 
 @pytest.fixture(autouse=True)
@@ -378,21 +369,12 @@ def test_file_with_known_length_is_read_once(clip: Path, tmp_path: Path) -> None
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, directory=str(tmp_path))
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}/{clip.name}"
-        source, items = LiveSource(address), []
+    with http_server(Handler) as address:
+        source, items = LiveSource(f"{address}/{clip.name}"), []
         for item in source.frames():
             items.append(item)
             # Slower than the server, which would lose frames of a live stream.
             time.sleep(0.01)
-    finally:
-        server.shutdown()
-        server.server_close()
     frames = [item for item in items if isinstance(item, Frame)]
     assert [frame.index for frame in frames] == [*range(20)] and source.dropped == 0
     np.testing.assert_allclose(np.diff([float(f.pts * f.time_base) for f in frames]), 0.1)  # type: ignore[operator]
@@ -412,16 +394,8 @@ def test_a_file_whose_connection_breaks_is_not_read_again(clip: Path) -> None:
             self.end_headers()
             self.wfile.write(data[: int(0.6 * len(data))])
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        *frames, error = take(LiveSource(f"http://127.0.0.1:{server.server_port}/c.ts"), 100)
-    finally:
-        server.shutdown()
-        server.server_close()
+    with http_server(Handler) as address:
+        *frames, error = take(LiveSource(f"{address}/c.ts"), 100)
     assert 5 < len(frames) < 20 and requests == 1
     assert isinstance(error, DataError) and "not read to its end" in str(error)
 

@@ -28,9 +28,9 @@ LIMIT_S = 20
 
 
 def _label_image(path: Path) -> None:
-    from fada_deploy.common.images import exif_orientation, read_indices
+    from fada_deploy.common.images import read_indices, size_without_orientation
 
-    exif_orientation(path)
+    size_without_orientation(path)
     read_indices(path)
 
 

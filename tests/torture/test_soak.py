@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,8 @@ def stream(tmp_path: Path) -> Iterator[str]:
             except OSError:
                 return
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/clip.ts"
-    server.shutdown()
-    server.server_close()
+    with toy.http_server(Handler) as address:
+        yield f"{address}/clip.ts"
 
 
 def usage(pid: int) -> tuple[int, int, int]:

@@ -184,10 +184,12 @@ def _write(
     with ExitStack() as all_outputs:
         opened: dict[str, _SourceFiles] = {}
         for item in items:
-            name = _source_name(item)
-            if isinstance(item, DataError) or (name in skipped and isinstance(item, DrawnResult)):
-                if isinstance(item, DataError):
-                    yield item
+            if isinstance(item, DataError):
+                yield item
+                continue
+            is_result = isinstance(item, DrawnResult)
+            name = item.result.source if isinstance(item, DrawnResult) else item.source.name
+            if is_result and name in skipped:
                 continue
             try:
                 with timings.measure("write"), _write_errors(options.out):
@@ -205,13 +207,9 @@ def _write(
                 if name in opened:
                     opened.pop(name).discard(error)
                 yield error
+                if is_result:
+                    continue
             yield item.result if isinstance(item, DrawnResult) else item
-
-
-def _source_name(item: DrawnResult | DataError | SourceEnd) -> str:
-    if isinstance(item, DrawnResult):
-        return item.result.source
-    return item.source.name if isinstance(item, SourceEnd) else ""
 
 
 class _SourceFiles(ExitStack):

@@ -20,12 +20,12 @@ from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
-from fada_deploy.training.data.source_check import check_sources, check_validation
+from fada_deploy.training.data.source_check import SOURCES, check_sources, check_validation
 from fada_deploy.training.data.sources import SourceFrames, open_sources
 from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, SizeHW, Stage
 
-# Files of a run: the pixels of each class in each source file, and a table of the sources.
-SOURCE_CLASSES, SOURCES = "source_classes.npz", "sources.json"
+# File of a run: the pixels of each class in each source file.
+SOURCE_CLASSES = "source_classes.npz"
 
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.

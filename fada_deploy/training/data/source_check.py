@@ -22,6 +22,8 @@ from fada_deploy.data.statistics import (
 
 logger = logging.getLogger(__name__)
 
+# File of a run with the rows of its table.
+SOURCES = "sources.json"
 TABLE_HEAD = ("source", "frames", "unusable", "skipped", "ignored %", "classes", "absent classes")
 
 

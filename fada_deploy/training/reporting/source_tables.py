@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.training.data.source_check import TABLE_HEAD, SourceRow, table_lines
+from fada_deploy.training.data.source_check import SOURCES, TABLE_HEAD, SourceRow, table_lines
 from fada_deploy.training.reporting.run_summary import RunSummary
-
-# File of a run with the rows of its table.
-SOURCES = "sources.json"
 
 
 def source_tables(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[dict[str, Any]]:
