@@ -20,7 +20,12 @@ from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
-from fada_deploy.training.data.source_check import SOURCES, check_sources, check_validation
+from fada_deploy.training.data.source_check import (
+    SOURCES,
+    SourceRow,
+    check_sources,
+    check_validation,
+)
 from fada_deploy.training.data.sources import SourceFrames, open_sources
 from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, SizeHW, Stage
 
@@ -51,15 +56,19 @@ class RunData:
         self.augmentation = get_augmentation(config.augment)
         self.bad_files: dict[str, None] = {}
         self.sources: SourceFrames | None = None
+        checked: tuple[NDArray[np.int64], list[SourceRow]] | None = None
         if config.needs_source:
             self.sources = open_sources(config, space)
             # Before the frames of the target are extracted.
-            self._check_sources(self.sources)
+            checked = self._check_sources(self.sources)
         self.tgt_frames, self.val_frames = open_target(
             config, folder / "target_frames", space, self._add_bad_file
         )
         if self.val_frames is not None and self.val_frames.labeled:
             check_validation(self.val_frames)
+        # Last: a run that cannot be trained leaves no files.
+        if checked is not None:
+            self._write_source_files(*checked)
 
     @property
     def datasets(self) -> dict[str, FrameDataset]:
@@ -113,21 +122,23 @@ class RunData:
         """Return the pixels of each class in each source file, (N, K)."""
         return np.asarray(np.load(self._folder / SOURCE_CLASSES)["pixels"], np.int64)
 
-    def _check_sources(self, sources: SourceFrames) -> None:
-        """Check the labels of the sources, and store the pixels of each class in the run."""
-        path = self._folder / SOURCE_CLASSES
-        if path.is_file():
-            return
+    def _check_sources(
+        self, sources: SourceFrames
+    ) -> tuple[NDArray[np.int64], list[SourceRow]] | None:
+        """Check the sources' labels, unless the run has their table; return pixels and table."""
+        if (self._folder / SOURCE_CLASSES).is_file():
+            return None
         pixels, errors, rows = check_sources(
             sources.datasets, allowed_ignored=self._config.allow_ignored
         )
         self.bad_files |= errors
-        document = {
-            "num_classes": sources.frames.space.num_classes,
-            "sources": [asdict(row) for row in rows],
-        }
+        return pixels, rows
+
+    def _write_source_files(self, pixels: NDArray[np.int64], rows: list[SourceRow]) -> None:
+        """Store the table of the sources, and the pixels of each class in each of their files."""
+        document = {"num_classes": pixels.shape[1], "sources": [asdict(row) for row in rows]}
         write_text(self._folder / SOURCES, json.dumps(document, indent=2))
-        with atomic_path(path) as temporary:
+        with atomic_path(self._folder / SOURCE_CLASSES) as temporary:
             np.savez_compressed(temporary, pixels=pixels)
 
     def _class_weights(self, stage: Stage) -> NDArray[np.float32] | None:
