@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,6 +229,7 @@ def command(
         from fada_deploy.training import distributed
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train
+        from fada_deploy.training.run_files import load_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
@@ -235,12 +237,15 @@ def command(
     distributed.initialize(torch_device)
     is_main_process = distributed.is_main_process()
     try:
-        if resume is None:
+        if out is not None and _restarted_by_torchrun(out):
+            config, run = load_config(out), out
+        elif resume is None:
             config = _make_config(config_file, settings, options)
             run = _create_run(config, out)
         else:
             options |= {"config": config_file, "set": settings, "out": out}
-            config, run = _load_config(resume, options), resume
+            _refuse_settings(options)
+            config, run = load_config(resume), resume
         with resumable(run, torch_device):
             result = train(config, run, device=torch_device, tensorboard=tensorboard)
     finally:
@@ -285,16 +290,26 @@ def _create_run(config: RunConfig, out: Path | None) -> Path:
     return created
 
 
-def _load_config(run: Path, options: dict[str, Any]) -> RunConfig:
+def _restarted_by_torchrun(out: Path) -> bool:
+    """Return whether torchrun started this process again, after another one had failed.
+
+    It repeats the whole command, which continues the run in `out` then.
+    """
+    from fada_deploy.common.runs import CONFIG
+
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return restarts not in ("", "0") and (out / CONFIG).is_file()
+
+
+def _refuse_settings(options: dict[str, Any]) -> None:
+    """Raise `UsageError` if there are options beside --resume that set something."""
     from fada_deploy.common.errors import UsageError
-    from fada_deploy.training.run_files import load_config
 
     extra = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, (), False)]
     if extra:
         raise UsageError(
             f"--resume continues a run with its own settings; leave out {', '.join(extra)}"
         )
-    return load_config(run)
 
 
 @contextmanager

@@ -16,7 +16,16 @@ from fada_deploy.common.files import cache_folder
 # As EX_SOFTWARE in sysexits.h.
 EXIT_CODE = 70
 # Parts of the messages of PyTorch, on GPUs and CPUs, and of ONNX Runtime.
-_MEMORY_FAILURES = ("OutOfMemoryError", "can't allocate memory", "Failed to allocate memory")
+_MEMORY_FAILURES = (
+    "OutOfMemoryError",
+    "can't allocate memory",
+    "Failed to allocate memory",
+    "failed to map segment",
+    "bad allocation",
+    "std::bad_alloc",
+)
+# Parts of the messages of Gloo and NCCL when another process of the training ends.
+_CONNECTION_FAILURES = ("closed by peer", "connectFullMesh", "DistBackendError", "DistNetworkError")
 # Parts of messages of PyTorch, safetensors and NumPy when a file cannot be written.
 _WRITE_FAILURES = (
     "PytorchStreamWriter failed",
@@ -39,6 +48,9 @@ def report(error: BaseException) -> tuple[str, int]:
         return f"there is not enough memory ({text}); use a smaller batch or input size", 1
     if "can't start new thread" in str(error):
         return f"no further thread can be started ({text}); raise `ulimit -u`", 1
+    if any(part in text for part in _CONNECTION_FAILURES):
+        reason = f"the connection to another process of the training broke ({text})"
+        return f"{reason}; see what that process reported", 1
     path = _write_log(error)
     where = f"the details are in {path}" if path else "no log file could be written"
     return f"unexpected error: {text}; {where}; please report it", EXIT_CODE

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from fada_deploy.common.hdr import HDR_TRANSFERS
+
 logger = logging.getLogger(__name__)
 
-# Values of FFmpeg's AVColorTransferCharacteristic for HDR video.
-_HDR = {16: "PQ", 18: "HLG"}
 # Frames per second of a file that does not state its rate, as in FFmpeg.
 _DEFAULT_RATE = Fraction(25)
 # Errors in a row after which a demuxer is given up.
@@ -56,13 +56,11 @@ def timed_frames(container: Any, stream: Any) -> Generator[TimedFrame | None, No
     for decoded in decode_frames(container, stream):
         if is_first and decoded is not None:
             is_first = False
-            if (transfer := _HDR.get(int(decoded.color_trc))) is not None:
-                logger.warning(
-                    "%s: HDR video (%s); its colors are used without tone mapping, and look dull "
-                    "to the network; convert it first with FFmpeg's filters zscale and tonemap",
-                    container.name.removeprefix("file:"),
-                    transfer,
-                )
+            if (transfer := HDR_TRANSFERS.get(int(decoded.color_trc))) is not None:
+                logger.info(
+                    "%s: HDR video (%s), converted to SDR colors",
+                    container.name.removeprefix("file:"), transfer,
+                )  # fmt: skip
         yield None if decoded is None else clock.timed(decoded)
 
 

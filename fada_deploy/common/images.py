@@ -24,6 +24,11 @@ def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if _is_animated_webp(data):
+        raise DataError(
+            f"{path}: an animated WebP file, which FFmpeg cannot decode; convert it to GIF or MP4, "
+            "for example with ImageMagick: magick FILE.webp FILE.gif"
+        )
     try:
         image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error:
@@ -33,6 +38,11 @@ def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
             f"{path}: not a readable image (empty, truncated or of an unsupported format)"
         )
     return np.asarray(image)
+
+
+def _is_animated_webp(data: NDArray[np.uint8]) -> bool:
+    header = data[:21].tobytes()
+    return header[8:16] == b"WEBPVP8X" and len(header) == 21 and bool(header[20] & 0x02)
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:

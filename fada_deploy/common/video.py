@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, DeviceError
+from fada_deploy.common.hdr import is_hdr, tone_mapped_rgb
 from fada_deploy.common.images import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -204,21 +205,28 @@ def orientation(frame: Any) -> Orientation:
 
 
 def upright_rgb(frame: Any) -> NDArray[np.uint8]:
-    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, turned and mirrored as players do."""
-    rgb = np.asarray(convert_frame(frame, "rgb24").to_ndarray(), np.uint8)
+    """Return a decoded PyAV frame as (H, W, 3) uint8 RGB, turned and mirrored as players do.
+
+    HDR frames are converted to SDR colors.
+    """
+    if is_hdr(frame):
+        rgb = tone_mapped_rgb(frame)
+    else:
+        rgb = np.asarray(convert_frame(frame, "rgb24").to_ndarray(), np.uint8)
     return orientation(frame).apply(rgb)
 
 
 def is_plain_yuv420p(frame: Any) -> bool:
     """Return whether overlays can be drawn directly in the planes of a PyAV frame.
 
-    That needs yuv420p of limited range with a known color matrix, an even size, and no rotation or
-    mirroring.
+    That needs yuv420p of limited range with a known color matrix, SDR colors, an even size, and no
+    rotation or mirroring.
     """
     return (
         frame.format.name == "yuv420p"
         and frame.width % 2 == frame.height % 2 == 0
         and int(frame.colorspace) in LUMA_WEIGHTS
         and int(frame.color_range) != _FULL_RANGE
+        and not is_hdr(frame)
         and orientation(frame) == UPRIGHT
     )

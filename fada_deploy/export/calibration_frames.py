@@ -73,15 +73,13 @@ def target_frames(
     return frames
 
 
-def local_provenance(model: Path, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance with the settings of the run that the file is in, if there is one.
+def local_provenance(file: Path, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the provenance with the settings of the run that a file is in, if there is one.
 
-    Unlike those in the file, they say where the data is.
+    Unlike those in an exported file, they say where the data is.
     """
-    if model.absolute().parent.name != "export":
-        return provenance
     try:
-        config = json.loads((model.absolute().parent.parent / CONFIG).read_text("utf-8"))
+        config = json.loads((file.absolute().parent.parent / CONFIG).read_text("utf-8"))
     except (OSError, ValueError):
         return provenance
     return {**provenance, "config": config}

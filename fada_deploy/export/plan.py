@@ -76,17 +76,19 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
         require_package("onnx", "onnx")
     conversions = [variant for variant in variants if variant != _FP32]
     verification: Mapping[str, ParityResult] = {}
+    # A file of the run, whose settings say where the target's frames are.
     if is_onnx and source is not None:
-        model = source
+        model = run_file = source
         if own_variant := _check_file(source, options, variants):
             variants, conversions = [own_variant], []
         metadata = read_metadata(model)
         check_options(options, head=metadata.head, space=metadata.label_space)
     else:
-        exported = _export_fp32(source, options, variants)
+        run_file, out = _weights_and_output(source, options)
+        exported = _export_fp32(run_file, out, options, variants)
         model, verification = exported.model, exported.verification
     refused: list[str] = []
-    converted = _convert(model, options, conversions, refused)
+    converted = _convert(model, run_file, options, conversions, refused)
     files = [model, *(c.model for c in converted)]
     engines = _build_engines(files, options, variants, refused)
     triton = _write_triton(files, engines, options)
@@ -134,10 +136,9 @@ def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) ->
 
 
 def _export_fp32(
-    source: Path | None, options: ExportOptions, variants: list[Variant]
+    weights: Path, out: Path, options: ExportOptions, variants: list[Variant]
 ) -> ExportedModel:
     """Export the network of a run to fp32 ONNX."""
-    weights, out = _weights_and_output(source, options)
     space = None if options.data is None else label_space_of_weights(weights)
     check_options(options, head=options.head, space=space)
     try:
@@ -188,14 +189,18 @@ def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Pa
 
 
 def _convert(
-    model: Path, options: ExportOptions, variants: list[Variant], refused: list[str]
+    model: Path,
+    run_file: Path,
+    options: ExportOptions,
+    variants: list[Variant],
+    refused: list[str],
 ) -> list[ConvertedModel]:
-    """Convert the fp32 file to each variant."""
+    """Convert the fp32 file to each variant; `run_file` is a file of its run."""
     if not variants:
         return []
     from fada_deploy.export.convert import convert_precision
 
-    calibration = _calibration(model, options)
+    calibration = _calibration(model, run_file, options)
     limits = _limits(options, _labeled_data(model, options))
 
     def convert(variant: Variant) -> ConvertedModel:
@@ -218,14 +223,14 @@ def _convert(
     return _unless_refused(convert, variants, refused)
 
 
-def _calibration(model: Path, options: ExportOptions) -> Calibration:
+def _calibration(model: Path, run_file: Path, options: ExportOptions) -> Calibration:
     from fada_deploy.export.calibration_frames import local_provenance, target_frames
     from fada_deploy.export.convert import Calibration
 
     metadata = read_metadata(model)
     return Calibration(
         lambda: target_frames(
-            local_provenance(model, metadata.provenance),
+            local_provenance(run_file, metadata.provenance),
             metadata.label_space,
             options.calibration,
             count=options.calibration_frames,

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from fada_deploy.common.errors import FadaError, UsageError
 from fada_deploy.common.progress import set_progress_factory
@@ -27,13 +29,36 @@ Module = TypeVar("Module", bound=nn.Module)
 def initialize(device: torch.device) -> None:
     """Join the process group of `torchrun`, if there is one.
 
-    Every process but the main one then logs only errors and shows no progress.
+    Every process but the main one then logs only errors and shows no progress. Raise `UsageError`
+    if torchrun could not restart the processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **_rendezvous())
         if not is_main_process():
             logging.getLogger("fada_deploy").setLevel(logging.ERROR)
             set_progress_factory(None)
+
+
+def _rendezvous() -> dict[str, Any]:
+    """Return the arguments of `init_process_group` with which processes find each other.
+
+    torchrun keeps its store when it restarts the processes, with the addresses of those that ended.
+    On one machine, each restart therefore gets names of its own. The agents of several machines
+    count restarts differently, so there torchrun must start a store for each restart.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    if int(environment.get("GROUP_WORLD_SIZE", "1")) > 1:
+        if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            raise UsageError(
+                "torchrun cannot restart the processes of several machines with a shared store; "
+                "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on each machine"
+            )
+        return {}
+    store, rank, size = next(iter(rendezvous("env://")))
+    prefix = f"restart-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return {"store": PrefixStore(prefix, store), "rank": rank, "world_size": size}
 
 
 def shut_down() -> None:

@@ -50,6 +50,7 @@ def test_the_traceback_is_in_a_log_file(
         (RuntimeError("can't start new thread"), "thread"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "space on the disk"),
         (Exception("I/O error: No space left on device (os error 28)"), "space on the disk"),
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:30124."), "process"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "temporarily"),
     ],
 )

@@ -213,26 +213,27 @@ def test_labels_are_resized_to_frames_with_nearest_neighbor() -> None:
     assert labels.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
 
 
-def test_resnet101_with_frozen_batch_norm_exports(blocks: Path, tmp_path: Path) -> None:
-    """The paper's network from ImageNet weights to ONNX; the few steps do not train it well."""
+def test_deeplab_with_frozen_batch_norm_exports(blocks: Path, tmp_path: Path) -> None:
+    """The paper's kind of network from ImageNet weights to ONNX; the few steps do not train it well."""
     from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
     from fada_deploy.training.run import train
     from fada_deploy.training.settings import make_config
 
     torch.manual_seed(0)
-    fresh = SegmentationModel(ModelSpec("resnet101", CITYSCAPES_19, (64, 96), "batch"))
-    torch.save(fresh.feature_extractor["backbone"].state_dict(), tmp_path / "resnet101.pth")
+    fresh = SegmentationModel(ModelSpec("resnet18", CITYSCAPES_19, (64, 96), "batch"))
+    torch.save(fresh.feature_extractor["backbone"].state_dict(), tmp_path / "resnet18.pth")
     settings = [f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=2", "batch=1")]
     options = {
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
         "stages": ("source", "adversarial"),
+        "backbone": "resnet18",
     }
     config = make_config(
         recipe="paper",
         file=None,
         settings=[*settings, "size=96x64", "src_size=104x64"],
-        options=options | {"init": str(tmp_path / "resnet101.pth")},
+        options=options | {"init": str(tmp_path / "resnet18.pth")},
     )
     train(config, tmp_path / "run", device=torch.device("cpu"))
     weights = tmp_path / "run" / "adversarial" / "weights.safetensors"

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import toy
 
 from fada_deploy.common.decoding import decode_packet
 from fada_deploy.common.errors import DataError
+from fada_deploy.common.images import read_rgb
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.runtime.sources.base import Frame
@@ -223,12 +225,28 @@ def test_animated_pictures_and_camera_formats_are_videos(tmp_path: Path) -> None
         assert len(items_of(tmp_path / name)[0]) == 6
 
 
+def test_animated_webp_is_one_line(tmp_path: Path) -> None:
+    animation = cv2.Animation()
+    animation.frames = shades(4)
+    animation.durations = [100] * 4
+    assert cv2.imwriteanimation(str(tmp_path / "moving.webp"), animation)
+    assert cv2.imwrite(str(tmp_path / "still.webp"), shades(2)[1])
+    assert read_rgb(tmp_path / "still.webp").shape == (64, 96, 3)
+    with pytest.raises(DataError, match="animated WebP") as caught:
+        read_rgb(tmp_path / "moving.webp")
+    assert "GIF" in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
-def test_hdr_video_is_one_warning(
+def test_hdr_video_is_converted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, transfer: str, name: str
 ) -> None:
+    caplog.set_level("INFO", logger="fada_deploy")
     video = write(tmp_path / "v.mp4", shades(4), **{"x264-params": f"transfer={transfer}"})
     frames, errors = items_of(video)
     assert len(frames) == 4 and not errors
     (message,) = caplog.messages
-    assert name in message and "tone mapping" in message
+    assert name in message and "SDR" in message
+    # Gray 30 of 255 read as a signal is far darker in SDR under PQ, and brighter under HLG.
+    last = frames[-1].rgb.mean()
+    assert last < 25 if name == "PQ" else last > 30

@@ -1,4 +1,4 @@
-"""A live run keeps its memory, threads and descriptors; `FADA_SOAK_S` sets its length."""
+"""Long runs keep their memory, threads and descriptors; `FADA_SOAK_S` sets their length."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -46,6 +47,52 @@ def usage(pid: int) -> tuple[int, int, int]:
     return int(status["VmRSS"].split()[0]), int(status["Threads"]), files
 
 
+def sample(process: subprocess.Popen[str], seconds: float) -> list[tuple[int, int, int]]:
+    """Return the usage of a running process in each of the next seconds."""
+    samples = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(1)
+        assert process.poll() is None, process.communicate()[1]
+        samples.append(usage(process.pid))
+    return samples
+
+
+def temporary_files() -> set[str]:
+    return set(os.listdir(tempfile.gettempdir()))
+
+
+@pytest.mark.slow
+def test_training_is_flat(blocks: Path, tmp_path: Path) -> None:
+    """Self-training with a state that is saved every second or so, interrupted and resumed."""
+    command = [
+        sys.executable, "-m", "fada_deploy", "train", "--src", blocks / "source.toml", "--tgt",
+        blocks / "target.toml", "--recipe", "small", "--size", "96x64", "--out", "run",
+        "--stages", "source,selftrain", "--set", "source.iterations=2", "--set",
+        "selftrain.iterations=10000000", "--set",
+        "selftrain.max_iterations=10000000", "--set", "save_every=20", "--set",
+        "selftrain.batch=2", "--set", "selftrain.align=true",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    metrics = tmp_path / "run/selftrain/metrics.jsonl"
+    before_files = temporary_files()
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        toy.wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 5000, process)
+        before = usage(process.pid)
+        samples = sample(process, SECONDS)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in err, err
+    memory, threads, files = (max(values) for values in zip(*samples, strict=True))
+    assert memory < before[0] + 60_000 and threads <= before[1] + 2 and files <= before[2] + 3, (
+        before, samples[:: max(1, len(samples) // 20)],
+    )  # fmt: skip
+    assert not [p for p in (tmp_path / "run").rglob("*") if ".partial" in p.name]
+    assert not [name for name in temporary_files() - before_files if "fada" in name]
+
+
 @pytest.mark.slow
 def test_live_run_is_flat(stream: str, tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "toy.onnx")
@@ -60,11 +107,7 @@ def test_live_run_is_flat(stream: str, tmp_path: Path) -> None:
         time.sleep(min(6.0, SECONDS / 2))
         assert process.poll() is None
         before = usage(process.pid)
-        samples = []
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            time.sleep(1)
-            samples.append(usage(process.pid))
+        samples = sample(process, SECONDS)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

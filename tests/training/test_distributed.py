@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training import distributed
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
-ITERATIONS = 20
+ITERATIONS = 8
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(
+def train_command(
     blocks: Path,
     init: Path,
     out: Path,
@@ -42,25 +49,29 @@ def train(
     processes: int,
     batch: int = 4,
     more: tuple[object, ...] = (),
-) -> subprocess.CompletedProcess[str]:
-    """Run `fada train` in one or more processes."""
+    launcher: tuple[str, ...] = ("--standalone",),
+) -> list[str]:
+    """Return the command of `fada train` in one or more processes."""
     launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        ["-m", "torch.distributed.run", *launcher, f"--nproc-per-node={processes}"]
         if processes > 1
         else []
     )
     settings = [f"--set={s}.iterations={ITERATIONS}" for s in ("source", "adversarial", "distill")]
-    settings += ["--set=distill.norm=frozen", "--set=save_every=7", *more]
+    settings += ["--set=distill.norm=frozen", "--set=save_every=3", *more]
     command = [
         sys.executable, *launch, "-m", "fada_deploy", "train",
         "--src", blocks / "source.toml", "--tgt", blocks / "target.toml",
         "--backbone", "resnet18", "--init", init, "--size", "96x64",
         "--batch", batch, *settings, "--out", out,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600
-    )
+    return list(map(str, command))
+
+
+def train(blocks: Path, init: Path, out: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `fada train` in one or more processes."""
+    command = train_command(blocks, init, out, **options)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
@@ -120,6 +131,48 @@ def test_two_processes_give_the_weights_of_one(blocks: Path, init: Path, tmp_pat
     assert not list(tmp_path.rglob("*.partial*"))
 
 
+def process_of_rank(rank: int) -> int:
+    """Return the process id of a rank of the only `fada train` that torchrun started here."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"RANK=%d" % rank in environment and b"elastic-run" in command:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+def test_killed_process_is_restarted_with_the_same_result(
+    blocks: Path, init: Path, tmp_path: Path
+) -> None:
+    """Two processes with a rendezvous; one is killed, and torchrun starts both again."""
+    launcher = ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--max-restarts=1")
+    weights = []
+    for name in ("uninterrupted", "elastic-run"):
+        out = tmp_path / name
+        command = train_command(
+            blocks, init, out, processes=2, launcher=launcher, more=("--stages", "source")
+        )
+        metrics = out / "source/metrics.jsonl"
+        with subprocess.Popen(
+            command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as process:
+            if name == "elastic-run":
+                while not metrics.is_file() or metrics.read_text().count("\n") < 4:
+                    assert process.poll() is None, process.communicate()[1]
+                    time.sleep(0.02)
+                os.kill(process_of_rank(1), signal.SIGKILL)
+            _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-2000:]
+        assert err.count(f"run {out}: training on cpu") == (2 if name == "elastic-run" else 1)
+        assert metrics.read_text().count("\n") == ITERATIONS
+        weights.append(load_file(out / "source/weights.safetensors"))
+    assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
+
+
 @pytest.mark.slow
 def test_rejects_batch_and_normalization_that_cannot_be_distributed(
     blocks: Path, init: Path, tmp_path: Path
@@ -128,6 +181,18 @@ def test_rejects_batch_and_normalization_that_cannot_be_distributed(
     assert "batch must be a multiple of 2 (number of processes), got 3; use --batch 4" in error
     error = train(blocks, init, tmp_path / "norm", processes=2, more=("--set=norm=batch",)).stderr
     assert "several processes cannot train batch normalization on a CPU" in error
+
+
+def test_restarts_on_several_machines_need_a_store_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        distributed.initialize(torch.device("cpu"))
 
 
 def test_single_process_functions_are_identities() -> None:
