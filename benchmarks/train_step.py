@@ -28,7 +28,8 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.tables import format_table
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.aligner import Aligner
-from fada_deploy.training.methods.alignment import make_method
+from fada_deploy.training.methods.base import MethodContext
+from fada_deploy.training.methods.fada import fada
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.stage_config import AdversarialStage
 from fada_deploy.training.stages.adversarial import adversarial_step
@@ -85,6 +86,11 @@ def reference_step(
     d_optimizer.step()
 
 
+def no_source() -> Any:
+    """FADA needs nothing of the source when it is built."""
+    raise NotImplementedError
+
+
 def make(
     backbone: str, device: torch.device, *, variant: str
 ) -> tuple[SegmentationModel, nn.Module, Callable[[], None]]:
@@ -92,8 +98,8 @@ def make(
     norm, src_hw, tgt_hw, images = CASES[backbone]
     torch.manual_seed(0)
     model = SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, tgt_hw, norm)).to(device).train()
-    method = make_method("fada", model, STAGE)
-    d = method.make_discriminator().to(device)
+    method = fada(MethodContext(model, STAGE, no_source, no_source))
+    d = method.discriminator.to(device)
     batches = []
     for height, width in (src_hw, tgt_hw):
         # Uniform patches instead of noise, so that confidences resemble street scenes.
@@ -106,7 +112,7 @@ def make(
     src, tgt = batches
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     d_optimizer = torch.optim.Adam(d.parameters(), lr=0.0)
-    aligner = Aligner(method, d, d_optimizer, STAGE)
+    aligner = Aligner(method, d_optimizer, STAGE)
 
     def step() -> None:
         if variant == "reference":

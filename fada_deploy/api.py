@@ -26,8 +26,8 @@ class TrainOptions(TypedDict, total=False):
         src_root: Folder of a single source [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
         tgt_root: Folder of the target [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
         backbone: Name of the network.
-        method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" or
-            "source".
+        method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" (both
+            also with "-multi"), "minent", "clan", "fcn-wild", "siban", "adaptpatch" or "source".
         stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
         label_space: "cityscapes-19", "-16", "-13", or a TOML file.
         init: File with ImageNet weights, "imagenet" (from an installed package or downloaded), or

@@ -121,7 +121,8 @@ _BACKBONES = (
     "--method",
     metavar="NAME",
     help="Alignment method: fada, fada-hard (one-hot encodings), feature (binary domain classifier "
-    "on features), adaptsegnet, advent, or source (no adaptation). [default: fada]",
+    "on features), adaptsegnet, advent (both also with -multi, for two levels), minent, clan, "
+    "fcn-wild, siban, adaptpatch, or source (no adaptation). [default: fada]",
 )
 @click.option(
     "--stages",

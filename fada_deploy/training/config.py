@@ -36,7 +36,10 @@ TestScale = Annotated[float, Meta(gt=0, le=4)]
 # The name of the source that is rendered on first use.
 RENDERED = "rendered"
 AugmentName = Literal["none", "light", "strong"]
-MethodName = Literal["source", "feature", "fada-hard", "fada", "adaptsegnet", "advent"]
+MethodName = Literal[
+    "source", "feature", "fada-hard", "fada", "adaptsegnet", "adaptsegnet-multi", "advent",
+    "advent-multi", "minent", "clan", "fcn-wild", "siban", "adaptpatch",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,13 @@ from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.stage_config import AdversarialStage, Stage
 
 
-def make_optimizer(model: SegmentationModel, stage: Stage) -> Optimizer:
-    """Return the optimizer of F (learning rate `lr`) and G (`lr` × `classifier_lr_factor`)."""
+def make_optimizer(
+    model: SegmentationModel, stage: Stage, heads: nn.Module | None = None
+) -> Optimizer:
+    """Return the optimizer of F (learning rate `lr`) and G (`lr` × `classifier_lr_factor`).
+
+    `heads` are further networks that are trained as G is.
+    """
     groups = [
         {"params": list(model.feature_extractor.parameters()), "lr": stage.lr},
         {
@@ -25,6 +30,8 @@ def make_optimizer(model: SegmentationModel, stage: Stage) -> Optimizer:
             "lr": stage.lr * stage.classifier_lr_factor,
         },
     ]
+    if heads is not None and (parameters := list(heads.parameters())):
+        groups.append({**groups[1], "params": parameters})
     # The fused update takes a third of the time of the per-tensor loop on two CPU cores.
     if stage.optimizer == "adamw":
         optimizer: Optimizer = AdamW(groups, weight_decay=stage.weight_decay, fused=True)

@@ -30,6 +30,7 @@ from fada_deploy.training.device import check_compiler, compile_in_place, has_fa
 from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
+from fada_deploy.training.methods.base import MethodContext
 from fada_deploy.training.model_setup import ModelSetup
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
@@ -228,13 +229,17 @@ class TrainingRun:
     def _new_aligner(self, model: SegmentationModel) -> Aligner:
         """Return a new discriminator of the run's method for a network."""
         settings = self.config.adversarial
+        context = MethodContext(
+            model, settings, self.data.class_pixels, self.data.first_source_labels
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
-            method = make_method(self.config.method, model, settings)
-            discriminator = method.make_discriminator().to(self.device)
-        if self.config.compile:
-            compile_in_place(discriminator)
-        return Aligner.create(method, discriminator, settings)
+            method = make_method(self.config.method, context)
+            networks = (method.discriminator.to(self.device), method.heads.to(self.device))
+        for network in networks:
+            if self.config.compile and list(network.parameters()):
+                compile_in_place(network)
+        return Aligner.create(method, settings)
 
     def _make_loop(self, stage: str, iterations: int, spec: ModelSpec) -> MakeLoop:
         def on_checkpoint(iteration: int, state: TrainingState) -> None:

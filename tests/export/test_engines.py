@@ -39,11 +39,11 @@ HEADS = ("logits", "labels")
 
 
 @pytest.fixture(scope="module")
-def resnet50(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return fp32 files of a ResNet-101 by head; untrained, as builds do not depend on weights."""
     torch.manual_seed(0)
-    model = SegmentationModel(ModelSpec("resnet50", CITYSCAPES_19, (64, 96), "batch")).eval()
-    folder = tmp_path_factory.mktemp("resnet50")
+    model = SegmentationModel(ModelSpec("resnet18", CITYSCAPES_19, (64, 96), "batch")).eval()
+    folder = tmp_path_factory.mktemp("resnet18")
     paths = {}
     for head in HEADS:
         paths[head] = folder / f"{head}.onnx"
@@ -52,11 +52,11 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("backbone", ["resnet50", "ddrnet23-slim"])
+@pytest.mark.parametrize("backbone", ["resnet18", "ddrnet23-slim"])
 def test_engine_has_the_precision_of_its_file(
-    exported: dict[str, Path], resnet50: dict[str, Path], tmp_path: Path, backbone: str, head: str
+    exported: dict[str, Path], resnet18: dict[str, Path], tmp_path: Path, backbone: str, head: str
 ) -> None:
-    model = (resnet50 if backbone == "resnet50" else exported)[head]
+    model = (resnet18 if backbone == "resnet18" else exported)[head]
     metadata = read_metadata(model)
     height, width = metadata.input_size_hw
     frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)

@@ -214,7 +214,7 @@ def test_labels_are_resized_to_frames_with_nearest_neighbor() -> None:
 
 
 def test_deeplab_with_frozen_batch_norm_exports(blocks: Path, tmp_path: Path) -> None:
-    """The paper's kind of network from ImageNet weights to ONNX; the few steps do not train it well."""
+    """From ImageNet weights to ONNX; the few steps do not train the network well."""
     from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
     from fada_deploy.training.run import train
     from fada_deploy.training.settings import make_config

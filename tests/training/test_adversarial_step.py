@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import source_fraction
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
+from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 from fada_deploy.training.models.segmentation import ModelSpec
 from fada_deploy.training.stage_config import AdversarialStage
@@ -39,6 +41,10 @@ class PixelwiseNetwork(nn.Module):
 
     def features(self, frames: Tensor) -> Tensor:
         return self.feature_extractor(frames.double().permute(0, 3, 1, 2) / 255)
+
+
+def new_method(name: str, model: nn.Module, stage: AdversarialStage) -> AlignmentMethod:
+    return make_method(name, MethodContext(model, stage, None, None))  # type: ignore[arg-type]
 
 
 def batch(seed: int) -> Batch:
@@ -83,8 +89,8 @@ def test_ego_mask_removes_pixels_from_domain_losses(
         labels[:, 4:] = 255
         masked = Batch(base, labels, (0, 1), ego=ego)
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
-        method = make_method(name, model, stage)  # type: ignore[arg-type]
-        aligner = Aligner(method, discriminator, optimizers[1], stage)
+        method = replace(new_method(name, model, stage), discriminator=discriminator)  # type: ignore[type-var]
+        aligner = Aligner(method, optimizers[1], stage)
         got = adversarial_step(model, optimizers[0], aligner, masked, masked)  # type: ignore[arg-type]
         return [v.item() for v in got.values()]
 
@@ -109,10 +115,10 @@ def test_accumulated_step_equals_full_batch_step(name: str) -> None:
         stage = AdversarialStage(accumulate=parts)
         torch.manual_seed(1)
         model = PixelwiseNetwork().double()
-        method = make_method(name, model, stage)  # type: ignore[arg-type]
-        discriminator = method.make_discriminator().double()
+        method = new_method(name, model, stage)
+        discriminator = method.discriminator.double()
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, discriminator)]
-        aligner = Aligner(method, discriminator, optimizers[1], stage)
+        aligner = Aligner(method, optimizers[1], stage)
         losses = adversarial_step(model, optimizers[0], aligner, src, tgt)  # type: ignore[arg-type]
         results.append([*losses.values(), *model.parameters(), *discriminator.parameters()])
     for other in results[1:]:
@@ -144,8 +150,8 @@ def test_bn_statistics_selects_the_pass_that_updates_running_statistics(domain: 
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
     src, tgt = batch(1), batch(2)
     stage = AdversarialStage(bn_statistics=domain)
-    method = make_method("fada", model, stage)  # type: ignore[arg-type]
-    aligner = Aligner(method, discriminator, optimizers[1], stage)
+    method = replace(new_method("fada", model, stage), discriminator=discriminator)  # type: ignore[type-var]
+    aligner = Aligner(method, optimizers[1], stage)
     adversarial_step(model, optimizers[0], aligner, src, tgt)  # type: ignore[arg-type]
     mean_s, mean_t = (b.frames_bhwc.double().mean((0, 1, 2)) for b in (src, tgt))
     want = {
@@ -165,8 +171,8 @@ def test_bfloat16_gradients_agree_with_float32_on_a_trained_network(
         model = load_model(trained / "source" / "weights.safetensors")[0].train()
         torch.manual_seed(0)
         stage = AdversarialStage()
-        method = make_method("fada", model, stage)
-        discriminator = method.make_discriminator()
+        method = new_method("fada", model, stage)
+        discriminator = method.discriminator
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in (model, discriminator)]
         batches = []
         for name, folder, split in (("gta5", "gta5", "train"), ("cityscapes", "cityscapes", "val")):
@@ -174,7 +180,7 @@ def test_bfloat16_gradients_agree_with_float32_on_a_trained_network(
             images, labels = zip(*(frames.pair(i) for i in range(2)), strict=True)
             stacked = [torch.from_numpy(np.stack(part)) for part in (images, labels)]
             batches.append(Batch(stacked[0], stacked[1].long(), (0, 1)))
-        aligner = Aligner(method, discriminator, optimizers[1], stage)
+        aligner = Aligner(method, optimizers[1], stage)
         adversarial_step(model, optimizers[0], aligner, *batches, amp=amp)
         return [
             p.grad.flatten()

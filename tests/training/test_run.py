@@ -135,6 +135,70 @@ def test_discriminator_starts_at_chance_with_every_method(
     assert first["discriminator_source"] == pytest.approx(chance / 2, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("method", "metrics"),
+    [
+        ("adaptsegnet-multi", {"segmentation_auxiliary", "adversarial_auxiliary"}),
+        ("minent", {"entropy"}),
+        ("clan", {"weight_similarity", "adversarial"}),
+        ("fcn-wild", {"class_size", "adversarial"}),
+        ("siban", {"divergence", "adversarial"}),
+        ("adaptpatch", {"patch", "adversarial_patch"}),
+    ],
+)
+def test_every_method_trains(
+    blocks: Path, finished: Path, tmp_path: Path, method: str, metrics: set[str]
+) -> None:
+    start: dict[str, Any] = {
+        "start": str(finished / "source"),
+        "stages": ("adversarial",),
+        "method": method,
+    }
+    run(config(blocks, "adversarial.iterations=2", **start), tmp_path)
+    for line in (tmp_path / "adversarial/metrics.jsonl").read_text().splitlines():
+        values = {k: v for k, v in json.loads(line).items() if isinstance(v, float)}
+        assert metrics <= values.keys() and np.isfinite(list(values.values())).all()
+
+
+@pytest.mark.parametrize("stage", ["adversarial", "selftrain"])
+def test_heads_and_noise_of_a_method_are_resumed_exactly(
+    blocks: Path, finished: Path, tmp_path: Path, stage: str
+) -> None:
+    """SIBAN has a head, a buffer and noise; it also trains jointly with self-training."""
+    start: dict[str, Any] = {
+        "start": str(finished / "source"), "stages": (stage,), "method": "siban",
+    }  # fmt: skip
+    settings = config(
+        blocks, "selftrain.align=true", f"{stage}.iterations=3", f"{stage}.lr=1e-3", **start
+    )
+    run(settings, tmp_path / "whole")
+    log, interrupted = TrainingLoop.log, False
+
+    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
+        nonlocal interrupted
+        log(self, *values)
+        if not interrupted:
+            interrupted = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLoop, "log", interrupting_log)
+        with pytest.raises(InterruptedRunError):
+            run(settings, tmp_path / "resumed")
+    run(load_config(tmp_path / "resumed"), tmp_path / "resumed")
+    want, got = (
+        load_file(tmp_path / name / stage / "weights.safetensors") for name in ("whole", "resumed")
+    )
+    assert all(torch.equal(want[k], got[k]) for k in want)
+
+
+def test_two_levels_need_an_auxiliary_layer(blocks: Path, tmp_path: Path) -> None:
+    options = {"method": "advent-multi", "backbone": "vgg16", "stages": ("source", "adversarial")}
+    with pytest.raises(UsageError, match="vgg16 has no auxiliary output") as caught:
+        run(config(blocks, **options), tmp_path)
+    assert "resnet101" in str(caught.value)
+
+
 def test_published_score_is_logged_with_the_last_stage(
     blocks: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,6 +19,7 @@ from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.data.samplers import RareClassSampler
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
+from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
     PseudoLabels,
@@ -240,6 +241,10 @@ def batches(generator: torch.Generator, count: int = 3, size: int = 2) -> list[B
     ]
 
 
+def new_method(name: str, model: SegmentationModel, settings: AdversarialStage) -> AlignmentMethod:
+    return make_method(name, MethodContext(model, settings, None, None))  # type: ignore[arg-type]
+
+
 def test_a_joint_step_adds_the_gradients_of_alignment_and_self_training(
     model: SegmentationModel,
 ) -> None:
@@ -247,11 +252,10 @@ def test_a_joint_step_adds_the_gradients_of_alignment_and_self_training(
     src, tgt, mixed = batches(torch.Generator().manual_seed(1))
     stage = replace(STAGE, optimizer="sgd", momentum=0.0, weight_decay=0.0)
     settings = AdversarialStage(adversarial_weight=0.1)
-    method = make_method("fada", model, settings)
-    discriminator = method.make_discriminator()
+    method = new_method("fada", model, settings)
 
     def aligner() -> Aligner:
-        return Aligner.create(method, deepcopy(discriminator), settings)
+        return Aligner.create(deepcopy(method), settings)
 
     model.train()
     alone, joint = deepcopy(model), deepcopy(model)
@@ -271,7 +275,9 @@ def test_a_joint_step_adds_the_gradients_of_alignment_and_self_training(
         assert got.grad is not None and first.grad is not None and second.grad is not None, name
         torch.testing.assert_close(got.grad, first.grad + second.grad, rtol=1e-3, atol=1e-5)
     for got, want in zip(
-        together.discriminator.parameters(), adversarial.discriminator.parameters(), strict=True
+        together.method.discriminator.parameters(),
+        adversarial.method.discriminator.parameters(),
+        strict=True,
     ):
         torch.testing.assert_close(got, want)
 
@@ -288,8 +294,7 @@ def test_accumulation_does_not_change_the_step() -> None:
         copy = deepcopy(model).train()
         settings = AdversarialStage()
         torch.manual_seed(1)
-        method = make_method("advent", copy, settings)
-        aligner = Aligner.create(method, method.make_discriminator(), settings)
+        aligner = Aligner.create(new_method("advent", copy, settings), settings)
         views = [StudentView("mixed", mixed, 1.0)]
         optimizer = make_optimizer(copy, stage)
         losses = self_training_step(copy, optimizer, aligner, src, tgt, views, stage)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, write_text
@@ -85,7 +88,7 @@ class RunData:
         sources = self._require_sources()
         samples = SourceSamples(sources.frames, size_hw, stage.jitter, mirror, self.augmentation)
         temperature = stage.rare_class_temperature if isinstance(stage, SelfTrainingStage) else 0.0
-        sampler = sources.sampler(self._class_pixels(), self.seed(name), temperature=temperature)
+        sampler = sources.sampler(self.class_pixels(), self.seed(name), temperature=temperature)
         return self._loader(samples, sampler, name, stage)
 
     def target_loader(self, name: str, stage: Stage) -> BatchLoader:
@@ -97,6 +100,15 @@ class RunData:
         """Return a loader of target frames with their pseudo-labels in `folder`."""
         samples = PseudoLabeledSamples(self.tgt_frames, folder, stage, self.augmentation)
         return self._loader(samples, self._shuffled("distill"), "distill", stage)
+
+    def first_source_labels(self, count: int = 16) -> Iterator[Tensor]:
+        """Yield the labels of the adversarial stage's first source batches, (B, H, W) int64."""
+        stage = self._config.adversarial
+        with closing(
+            self.source_loader("adversarial", stage, size_hw=self._config.src_size)
+        ) as loader:
+            for iteration in range(count):
+                yield loader[iteration].labels
 
     def seed(self, loader: str) -> int:
         """Return the seed of a loader."""
@@ -118,7 +130,7 @@ class RunData:
         assert self.sources is not None, "see RunConfig.needs_source"
         return self.sources
 
-    def _class_pixels(self) -> NDArray[np.int64]:
+    def class_pixels(self) -> NDArray[np.int64]:
         """Return the pixels of each class in each source file, (N, K)."""
         return np.asarray(np.load(self._folder / SOURCE_CLASSES)["pixels"], np.int64)
 
@@ -145,7 +157,7 @@ class RunData:
         """Return the weights of the classes in the segmentation loss; None for equal ones."""
         if stage.class_weights == "none" or self.sources is None:
             return None
-        return self.sources.class_weights(self._class_pixels())
+        return self.sources.class_weights(self.class_pixels())
 
     def _add_bad_file(self, error: DataError) -> None:
         self.bad_files[str(error)] = None

@@ -35,6 +35,8 @@ class Architecture:
         init_norm: Input normalization of the ImageNet weights, a key of
             `input_normalizations.INPUT_NORMALIZATIONS`; None if files of several kinds exist.
         has_norms: Whether the backbone has normalization layers.
+        auxiliary: Name of the layer of the backbone whose output an auxiliary classifier reads, in
+            methods with two levels; "" if there is none.
     """
 
     backbone: Callable[[Norm], Any]
@@ -44,6 +46,7 @@ class Architecture:
     renames: Mapping[str, str] = field(default_factory=dict)
     init_norm: str | None = "torchvision"
     has_norms: bool = True
+    auxiliary: str = ""
 
     @property
     def fully_pretrained(self) -> bool:
@@ -52,19 +55,22 @@ class Architecture:
 
 
 BACKBONES = {
-    "resnet101": Architecture(resnet101, ASPPClassifier),
-    "resnet50": Architecture(resnet50, ASPPClassifier),
-    "resnet18": Architecture(resnet18, ASPPClassifier),
+    "resnet101": Architecture(resnet101, ASPPClassifier, auxiliary="layer3"),
+    "resnet50": Architecture(resnet50, ASPPClassifier, auxiliary="layer3"),
+    "resnet18": Architecture(resnet18, ASPPClassifier, auxiliary="layer3"),
     "vgg16": Architecture(
         vgg.vgg16, ASPPClassifier,
         not_pretrained=vgg.NOT_PRETRAINED, renames=vgg.RENAMES, init_norm=None, has_norms=False,
     ),
-    "ddrnet23-slim": Architecture(ddrnet23_slim, SegmentHead, not_pretrained=("spp.",)),
+    "ddrnet23-slim": Architecture(
+        ddrnet23_slim, SegmentHead, not_pretrained=("spp.",), auxiliary="layer3_"
+    ),
     "pidnet-s": Architecture(
         pidnet.pidnet_s, partial(SegmentHead, hidden=128), not_pretrained=pidnet.NOT_PRETRAINED
     ),
     "efficientnet-lite0": Architecture(
-        efficientnet_lite0, SegmentHead, not_pretrained=("pyramid.",), init_norm="efficientnet-lite"
+        efficientnet_lite0, SegmentHead, not_pretrained=("pyramid.",),
+        init_norm="efficientnet-lite", auxiliary="_blocks.10",
     ),
     "segformer-b0": Architecture(segformer_b0, PointClassifier, not_pretrained=("decode_head.",)),
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Adversarial training: source labels train the classifier, a discriminator aligns the domains.
 
-`fada train --stages adversarial --method fada`. Wang et al., ECCV 2020, eq. 3-9. The updates have
-the order of the released code: F and G on the source, F and G against D on the target, then D on
-both (`training.methods.aligner`).
+`fada train --stages adversarial --method fada`. The updates have the order of the released code of
+FADA: F and G on the source, F and G against D on the target, then D on both
+(`training.methods.fada`). Other methods have modules of their own.
 """
 
 from __future__ import annotations
@@ -37,16 +37,10 @@ def train_adversarial(
 ) -> AveragedWeights:
     """Align the target with the source; return the averaged weights."""
     stage = aligner.settings
-    optimizer = make_optimizer(model, stage)
+    optimizer = make_optimizer(model, stage, aligner.method.heads)
     average = AveragedWeights(model, stage.ema)
     loop = make_loop(
-        {
-            "model": model,
-            "optimizer": optimizer,
-            "average": average,
-            "discriminator": aligner.discriminator,
-            "discriminator_optimizer": aligner.optimizer,
-        }
+        {"model": model, "optimizer": optimizer, "average": average, **aligner.state()}
     )
     model.train()
     if stage.bn_statistics == "frozen":
@@ -54,7 +48,7 @@ def train_adversarial(
     for iteration in loop:
         learning_rates = {
             "lr": set_learning_rate(optimizer, iteration, stage),
-            "discriminator_lr": set_learning_rate(aligner.optimizer, iteration, stage),
+            **aligner.start_iteration(iteration, stage),
         }
         src, tgt = src_loader[iteration], tgt_loader[iteration]
         losses = adversarial_step(model, optimizer, aligner, src, tgt, amp=amp)
@@ -74,7 +68,8 @@ def adversarial_step(
 ) -> dict[str, Tensor]:
     """Update F and G, then D, on one source and one target batch.
 
-    Return the losses and metrics of `Aligner.accumulate_gradients` for the whole batch.
+    `optimizer` also updates the heads of the method. Return the losses and metrics of
+    `Aligner.accumulate_gradients` for the whole batch.
     """
     stage = aligner.settings
     num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, src.pixel_weights))

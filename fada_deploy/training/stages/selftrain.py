@@ -71,15 +71,11 @@ def train_self_training(
         mix_running_statistics(
             model, (tgt_loader[k].frames_bhwc for k in range(STATISTICS_BATCHES))
         )
-    optimizer = make_optimizer(model, stage)
+    optimizer = make_optimizer(model, stage, aligner.method.heads if aligner else None)
     average = AveragedWeights(model, stage.ema)
     state: TrainingState = {"model": model, "optimizer": optimizer, "average": average}
     if aligner is not None:
-        state = {
-            **state,
-            "discriminator": aligner.discriminator,
-            "discriminator_optimizer": aligner.optimizer,
-        }
+        state = {**state, **aligner.state()}
     # Before the loop restores a saved state, because a frozen teacher keeps the initial weights.
     teacher = deepcopy(model).eval()
     loop = make_loop(state)
@@ -90,8 +86,7 @@ def train_self_training(
     for iteration in loop:
         learning_rates = {"lr": set_learning_rate(optimizer, iteration, stage)}
         if aligner is not None:
-            lr = set_learning_rate(aligner.optimizer, iteration, stage)
-            learning_rates["discriminator_lr"] = lr
+            learning_rates |= aligner.start_iteration(iteration, stage)
         tgt = tgt_loader[iteration]
         if src_loader is not None:
             teacher.load_state_dict(average.weights())

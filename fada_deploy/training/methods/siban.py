@@ -1,0 +1,140 @@
+"""SIBAN: a significance-aware information bottleneck before the adversary (Luo et al., ICCV 2019).
+
+There is no code of the authors; this is our reading of the paper's abstract and equations. The
+features f become z ~ N(f, σ²) with a learned σ for each channel and place. The classifier and the
+binary discriminator read z. The divergence of N(f, σ²) from N(0, 1) is kept below a bound by dual
+ascent on its weight β. Channels that matter little to the classifier count more in it, so that the
+bottleneck removes them first. The exported network uses the mean, which is f itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fada_deploy.training.interpolation import full_precision
+from fada_deploy.training.methods.base import Losses, MethodContext, Step, binary_loss, fixed
+from fada_deploy.training.models.discriminator import PixelDiscriminator
+
+# Our settings: the bound in nats per channel and place, and the step of the dual ascent.
+BOUND, DUAL_STEP = 1.0, 1e-4
+
+
+def siban(context: MethodContext) -> BottleneckAlignment:
+    """Return SIBAN."""
+    return BottleneckAlignment(
+        discriminator=PixelDiscriminator(context.model.channels, 1),
+        heads=Bottleneck(context.model.channels),
+    )
+
+
+class Bottleneck(nn.Module):
+    """The logarithm of σ² of each feature, and β as a buffer, so that a resumed run continues it.
+
+    σ starts near 0.05, so that the classifier of the source stage still works.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_variance = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(cast("Tensor", self.log_variance.bias), -6.0)
+        self.beta: Tensor
+        self.register_buffer("beta", torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return log σ² of features (B, C, h, w)."""
+        log_variance: Tensor = self.log_variance(features)
+        return log_variance.clamp(-12.0, 6.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BottleneckAlignment:
+    """Alignment of purified features by a binary discriminator."""
+
+    discriminator: nn.Module
+    heads: Bottleneck
+
+    def accumulate_gradients(self, step: Step) -> Losses:
+        """Add the gradients of F, G and the bottleneck, then those of D; update β."""
+        parts = step.num_parts
+        significance = channel_significance(step.model.classifier)
+        generator = step.generator()
+        src = step.forward(step.src)
+        src_z, src_divergence = self._sample(src.features, significance, generator, step)
+        with step.autocast():
+            logits = step.model.classifier(src_z)
+        seg_loss = step.segmentation_loss(logits)
+        (seg_loss + 0.5 * self.heads.beta * (src_divergence - BOUND) / parts).backward()
+
+        tgt = step.forward(step.tgt)
+        tgt_z, tgt_divergence = self._sample(tgt.features, significance, generator, step)
+        with fixed(self.discriminator), step.autocast():
+            tgt_d = self.discriminator(tgt_z)
+        adversarial = self._loss(tgt_d, step, target=False)
+        weighted = step.settings.adversarial_weight * adversarial
+        (weighted + 0.5 * self.heads.beta * (tgt_divergence - BOUND) / parts).backward()
+
+        divergence = 0.5 * (src_divergence + tgt_divergence).detach()
+        self.heads.beta += DUAL_STEP * (divergence - BOUND) / parts
+        self.heads.beta.clamp_(min=0)
+        with step.autocast():
+            src_d, tgt_d = self.discriminator(src_z.detach()), self.discriminator(tgt_z.detach())
+        src_loss = 0.5 * self._loss(src_d, step, target=False, source=True)
+        tgt_loss = 0.5 * self._loss(tgt_d, step, target=True)
+        (src_loss + tgt_loss).backward()
+        return {
+            "segmentation": seg_loss.detach(),
+            "adversarial": adversarial.detach(),
+            "divergence": divergence / parts,
+            "discriminator_source": src_loss.detach(),
+            "discriminator_target": tgt_loss.detach(),
+            "discriminator_accuracy": step.domain_accuracy(src_d, tgt_d),
+        }
+
+    def _sample(
+        self, features: Tensor, significance: Tensor, generator: torch.Generator, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """Return z (B, C, h, w) and the weighted divergence, a scalar."""
+        with step.autocast():
+            log_variance = full_precision(self.heads(features))
+        mean = full_precision(features)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        z = mean + torch.exp(0.5 * log_variance) * noise
+        return z, weighted_divergence(mean, log_variance, significance)
+
+    def _loss(self, d_logits: Tensor, step: Step, *, target: bool, source: bool = False) -> Tensor:
+        batch = step.src if source else step.tgt
+        mask = batch.ignore_mask((d_logits.shape[-2], d_logits.shape[-1]))
+        return binary_loss(d_logits, target=target, num_parts=step.num_parts, ignore_mask=mask)
+
+
+@torch.no_grad()
+def channel_significance(classifier: nn.Module) -> Tensor:
+    """Return the significance of each feature channel for a classifier, (C,) in 0…1.
+
+    It is the sum of the absolute weights that read the channel, relative to the largest one.
+    """
+    first = next(m for m in classifier.modules() if isinstance(m, nn.Conv2d))
+    # The classifier of DeepLab sums several convolutions of the same features.
+    readers = [
+        m
+        for m in classifier.modules()
+        if isinstance(m, nn.Conv2d) and m.weight.shape == first.weight.shape
+    ]
+    sums = torch.stack([m.weight.abs().sum((0, 2, 3)) for m in readers]).sum(0)
+    return sums / sums.max().clamp(min=1e-12)
+
+
+def weighted_divergence(mean: Tensor, log_variance: Tensor, significance: Tensor) -> Tensor:
+    """Return the mean KL divergence of N(mean, σ²) from N(0, 1), weighted by 1 − significance.
+
+    `mean` and `log_variance` are (B, C, h, w), `significance` (C,). The result is a scalar in nats
+    per channel and place.
+    """
+    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
+    weights = (1 - significance).to(mean.dtype)[:, None, None]
+    return (divergence * weights).mean()
