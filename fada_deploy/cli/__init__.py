@@ -26,6 +26,7 @@ COMMANDS = {
     "data": ("data", "Check a data set, or render one."),
     "train": ("train", "Adapt a network from labeled source data to unlabeled target data."),
     "adapt": ("adapt", "Adapt an adapted network again, to a new target."),
+    "compare": ("compare", "Train several methods with the same budget and compare them."),
     "eval": ("eval", "Compute the IoU of a model or a run on labeled frames."),
     "ccd": ("ccd", "Measure how close features are to the centers of their classes."),
     "import": ("import_", "Convert a checkpoint of the released FADA code into a run."),

@@ -241,7 +241,7 @@ def command(
         if out is not None and _restarted_by_torchrun(out):
             config, run = load_config(out), out
         elif resume is None:
-            config = _make_config(config_file, settings, options)
+            config = make_run_config(config_file, settings, options)
             run = _create_run(config, out)
         else:
             options |= {"config": config_file, "set": settings, "out": out}
@@ -257,9 +257,10 @@ def command(
     return print_result(result, as_json=as_json)
 
 
-def _make_config(
+def make_run_config(
     config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]
 ) -> RunConfig:
+    """Return the settings of a run from the values of the options of `fada train`."""
     from fada_deploy.training.settings import (
         CLI_REMEDY,
         make_config,

@@ -36,10 +36,6 @@ TestScale = Annotated[float, Meta(gt=0, le=4)]
 # The name of the source that is rendered on first use.
 RENDERED = "rendered"
 AugmentName = Literal["none", "light", "strong"]
-MethodName = Literal[
-    "source", "feature", "fada-hard", "fada", "adaptsegnet", "adaptsegnet-multi", "advent",
-    "advent-multi", "minent", "clan", "fcn-wild", "siban", "adaptpatch",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class RunConfig:
         ego_mask: Image that is black except on the car's own body; applies to recordings.
         label_space: Name of a label space or a TOML file.
         backbone: Name of the backbone.
-        method: Alignment method; "source" trains without one.
+        method: Alignment method, a key of `methods.alignment.METHODS`; "source" trains without one.
         recipe: Name of the recipe that the settings started from.
         stages: Stages to train.
         init: File with ImageNet weights of the backbone, "imagenet" for published ones, or "none".
@@ -107,7 +103,7 @@ class RunConfig:
     ego_mask: str | None = None
     label_space: str = "cityscapes-19"
     backbone: str = "resnet101"
-    method: MethodName = "fada"
+    method: str = "fada"
     recipe: str = "paper"
     stages: tuple[str, ...] = PAPER_STAGES
     init: str = "imagenet"

@@ -124,7 +124,6 @@ def test_from_dict_reads_what_to_dict_writes() -> None:
         ("source.batch=2.5", "source.batch: found '2.5'", "a whole number"),
         ("size=12", "size must be WIDTHxHEIGHT", "1024x512"),
         ("compile=perhaps", "compile: found 'perhaps'", "true or false"),
-        ("method=softer", "method: found 'softer'", "'fada-hard'"),
         ("checkpoint_every=-1", "checkpoint_every: found -1", "of at least 0"),
         ("test_scales=0", "test_scales[0]: found 0", "greater than 0"),
         ("test_scales=1,5", "test_scales[1]: found 5", "of at most 4"),

@@ -361,6 +361,7 @@ def test_too_high_learning_rate_is_reported(blocks: Path, tmp_path: Path) -> Non
         (["norm=frozen"], {}, "source: frozen normalization needs pretrained statistics"),
         ([], {"init": "no.pth"}, "--init no.pth: no such file"),
         ([], {"backbone": "vgg99"}, "unknown backbone 'vgg99'; choose from resnet101, "),
+        ([], {"method": "softer"}, "method: found 'softer', expected source or one of fada, "),
         ([], {"src": "kitti"}, "no data set 'kitti'"),
         ([], {"tgt": "drives"}, "no target 'drives'; a target is a data set (gta5, "),
         ([], {"tgt": "nowhere/"}, "nowhere/: no such file or folder"),

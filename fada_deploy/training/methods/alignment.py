@@ -12,6 +12,7 @@ from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
 from fada_deploy.training.methods.clan import clan
 from fada_deploy.training.methods.fada import fada, fada_hard, feature_only
 from fada_deploy.training.methods.fcn_wild import fcn_wild
+from fada_deploy.training.methods.multi_level import require_auxiliary
 from fada_deploy.training.methods.siban import siban
 
 METHODS: dict[str, Callable[[MethodContext], AlignmentMethod]] = {
@@ -30,8 +31,19 @@ METHODS: dict[str, Callable[[MethodContext], AlignmentMethod]] = {
 }
 
 
-def make_method(name: str, context: MethodContext) -> AlignmentMethod:
-    """Return a new method with its networks; raise `UsageError` for an unknown name."""
+# Methods with an auxiliary classifier, which not every backbone supports.
+_TWO_LEVELS = frozenset({"adaptsegnet-multi", "advent-multi"})
+
+
+def check_backbone(name: str, backbone: str) -> None:
+    """Raise `UsageError` if a method is unknown or does not support a backbone."""
     if name not in METHODS:
-        raise UsageError(f"alignment method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise UsageError(f"method: found {name!r}, expected source or one of {', '.join(METHODS)}")
+    if name in _TWO_LEVELS:
+        require_auxiliary(backbone)
+
+
+def make_method(name: str, context: MethodContext) -> AlignmentMethod:
+    """Return a new method with its networks; raise `UsageError` if it cannot be used."""
+    check_backbone(name, context.model.spec.backbone)
     return METHODS[name](context)

@@ -51,6 +51,7 @@ class MultiLevelAlignment:
         cls, context: MethodContext, maps: Callable[[Tensor, Batch], Tensor]
     ) -> MultiLevelAlignment:
         """Return the method; raise `UsageError` if the backbone has no intermediate features."""
+        require_auxiliary(context.model.spec.backbone)
         channels = auxiliary_channels(context.model)
         return cls(
             maps=maps,
@@ -118,17 +119,20 @@ def captured_features(model: SegmentationModel) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-@torch.no_grad()
-def auxiliary_channels(model: SegmentationModel) -> int:
-    """Return the number of channels of the intermediate features; raise `UsageError` if none."""
-    architecture = find_backbone(model.spec.backbone)
-    if not architecture.auxiliary:
+def require_auxiliary(backbone: str) -> None:
+    """Raise `UsageError` if a backbone has no intermediate features for a second classifier."""
+    if not find_backbone(backbone).auxiliary:
         able = ", ".join(name for name, each in BACKBONES.items() if each.auxiliary)
         raise UsageError(
-            f"{model.spec.backbone} has no auxiliary output for methods with two levels; use the "
-            f"method with a single level, or one of {able}"
+            f"{backbone} has no auxiliary output for methods with two levels; use the method with "
+            f"a single level, or one of {able}"
         )
-    was_training, side = model.training, 8 * architecture.multiple
+
+
+@torch.no_grad()
+def auxiliary_channels(model: SegmentationModel) -> int:
+    """Return the number of channels of the intermediate features."""
+    was_training, side = model.training, 8 * find_backbone(model.spec.backbone).multiple
     device = next(model.parameters()).device
     with captured_features(model.eval()) as captured:
         model.features(torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device))

@@ -12,39 +12,33 @@ import json
 import logging
 import platform
 import shlex
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
-import jinja2
 import numpy as np
 import torch
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import write_text
-from fada_deploy.common.images import resize_frame
 from fada_deploy.common.portable import without_paths
 from fada_deploy.common.runs import STAGES, WEIGHTS, unfinished_stages
 from fada_deploy.common.system import installed_version
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.plots import curves_svg, plot_bars
-from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_labeled_domains
 from fada_deploy.training.models.segmentation import SegmentationModel
-from fada_deploy.training.predict import Predictor, sample_frames
 from fada_deploy.training.reporting.class_center_distance import (
     ClassMoments,
     collect_moments,
     evenly_spaced,
 )
+from fada_deploy.training.reporting.pages import load_template
+from fada_deploy.training.reporting.pictures import picture_rows
 from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
 from fada_deploy.training.reporting.selection_table import selection_tables
 from fada_deploy.training.reporting.source_tables import source_tables
@@ -54,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 _TEMPLATE = "report.html.j2"
-_FIGURE_WIDTH = 320
 _STAGE_TITLES = {
     "source": "source only",
     "adversarial": "adapted",
@@ -68,8 +61,6 @@ _CURVES = {
     "discriminator accuracy": ("discriminator_accuracy",),
 }
 _CHANCE = 0.5
-
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -120,13 +111,13 @@ def write_report(
     if dataset is not None or ccd_frames:
         trained = [stage for stage in stages if stage.weights.is_file()]
         networks = {stage.heading: load_model(stage.weights, device)[0] for stage in trained}
-    page = _template().render(
+    page = load_template(_TEMPLATE).render(
         title=_title(summaries),
         runs=[_describe(run, names[run.folder]) for run in summaries],
         scores=_scores(stages, names),
         sources=source_tables(summaries, names),
         selections=selection_tables(summaries, names),
-        strips=None if dataset is None else _strips(networks, dataset, device, count),
+        strips=None if dataset is None else picture_rows(networks, dataset, device, count),
         curves=_curves(summaries, names),
         health=_health(summaries, names),
         speed=_speed(summaries, names),
@@ -134,13 +125,6 @@ def write_report(
         environment=_environment(device),
     )
     write_text(out, page)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text("utf-8"))
 
 
 def _display_names(runs: Sequence[RunSummary]) -> dict[Path, str]:
@@ -200,48 +184,6 @@ def _score_row(
             shade = f"{0.30 * (value - low) / (high - low):.2f}"
         cells.append({"text": "" if value is None else f"{100 * value:.1f}", "shade": shade})
     return {"name": name, "cells": cells, "is_mean": is_mean}
-
-
-def _strips(
-    networks: Mapping[str, SegmentationModel],
-    dataset: FrameDataset,
-    device: torch.device,
-    count: int,
-) -> dict[str, Any]:
-    """Return one row of figures per frame: the frame, each prediction and the ground truth."""
-    indices, frames = sample_frames(dataset, count)
-    columns = [("target frame", frames)]
-    for heading, model in networks.items():
-        labels = Predictor(model, device).labels(frames)
-        columns.append((heading, _overlays(frames, labels, model.spec.space.palette)))
-    palette = dataset.space.palette
-    if dataset.labeled:
-        truth = [dataset.labels(i) for i in indices]
-        columns.append(("ground truth", _overlays(frames, truth, palette)))
-    return {
-        "rows": [
-            [_figure(caption, images[row]) for caption, images in columns]
-            for row in range(len(frames))
-        ],
-        "legend": [
-            {"name": name, "color": f"rgb({r}, {g}, {b})"}
-            for name, (r, g, b) in zip(dataset.space.names, palette.tolist(), strict=False)
-        ],
-    }
-
-
-def _overlays(
-    frames: Sequence[Image], labels: Sequence[Image], palette: NDArray[np.uint8]
-) -> list[Image]:
-    return [overlay(frame, each, palette, 0.6) for frame, each in zip(frames, labels, strict=True)]
-
-
-def _figure(caption: str, image: Image) -> dict[str, Any]:
-    height = round(image.shape[0] * _FIGURE_WIDTH / image.shape[1])
-    small = cv2.cvtColor(resize_frame(image, (height, _FIGURE_WIDTH)), cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 88])
-    source = f"data:image/jpeg;base64,{b64encode(data.tobytes()).decode()}"
-    return {"caption": caption, "source": source, "width": _FIGURE_WIDTH, "height": height}
 
 
 def _curves(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[Markup]:

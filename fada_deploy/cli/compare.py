@@ -1,0 +1,164 @@
+"""`fada compare`: train several methods with the same budget and compare them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fada_deploy.cli import train
+from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
+from fada_deploy.common.files import numbered_dir
+from fada_deploy.common.runs import RUNS
+from fada_deploy.common.system import require_package
+
+if TYPE_CHECKING:
+    from fada_deploy.data.base import FrameDataset
+    from fada_deploy.training.config import RunConfig
+    from fada_deploy.training.reporting.comparison_document import ComparisonDocument
+
+# Options of `fada train` that differ between the runs of a comparison, or belong to one run.
+_OF_ONE_RUN = {
+    "method", "stages", "seed", "start", "out", "resume", "device", "as_json", "tensorboard",
+}  # fmt: skip
+
+
+def _add_training_options(command: click.Command) -> click.Command:
+    """Add the options of `fada train` that all runs of a comparison share."""
+    command.params[:0] = [p for p in train.command.params if p.name not in _OF_ONE_RUN]
+    return command
+
+
+def _parse_seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(dict.fromkeys(int(part) for part in value.split(",")))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0:
+        raise click.BadParameter(f"expected numbers such as 1,2,3, got {value!r}", ctx, param)
+    return seeds
+
+
+@_add_training_options
+@click.command("compare")
+@click.option(
+    "--methods",
+    default="source,none,fada,advent,selftrain,fada+selftrain",
+    show_default=True,
+    metavar="NAME,…",
+    help="Methods to compare, or all: the names of `fada train --method`; source (the source "
+    "alone, for as many iterations), none (no adversary), selftrain, and a method with +selftrain.",
+)
+@click.option(
+    "--seeds", default="1,2,3", show_default=True, callback=_parse_seeds, metavar="N,…",
+    help="Seeds with which every method is trained.",
+)  # fmt: skip
+@click.option(
+    "--budget",
+    type=click.IntRange(2),
+    metavar="STEPS",
+    help="Iterations of each run: half on the source, half with the method. [default: those of the "
+    "recipe]",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="Runs that are trained at the same time. They divide the cores, or take one GPU after "
+    "another.",
+)  # fmt: skip
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the runs, the page and the JSON document; an interrupted comparison in it goes "
+    "on. [default: runs/compare-NNN]",
+)
+@DEVICE_OPTION
+@JSON_OPTION
+def command(
+    methods: str,
+    seeds: tuple[int, ...],
+    budget: int | None,
+    jobs: int,
+    out: Path | None,
+    device: str,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Train several methods on the same data with the same number of iterations; compare them.
+
+    Each seed has one source stage, from which all methods start. The result is a page with the IoU
+    of every class, and a JSON document.
+
+    \b
+    fada compare --src gta5 --tgt cityscapes --methods fada,advent,clan --seeds 1,2,3
+    fada compare --recipe deploy --tgt drives.toml --methods all --budget 600 -o comparison
+    """
+    from fada_deploy.common.errors import MissingExtraError
+
+    require_package("matplotlib", "plot")
+    try:
+        from fada_deploy.training.comparison import compare, parse_methods
+        from fada_deploy.training.device import choose_device
+        from fada_deploy.training.reporting.comparison_page import write_page
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+
+    torch_device = choose_device(device)
+    # The stages and the method of each run are set later.
+    options |= {"method": None, "stages": "source", "seed": None, "start": None}
+    config = train.make_run_config(config_file, settings, options)
+    names = parse_methods(methods, config.backbone)
+    out = out or numbered_dir(RUNS, "compare")
+    out.mkdir(parents=True, exist_ok=True)
+    log(f"comparing {', '.join(names)} in {out}")
+    document = compare(
+        config, out, methods=names, seeds=seeds, budget=budget, jobs=jobs, device=device
+    )
+    page = write_page(document, out, frames=_target_frames(config, out), device=torch_device)
+    _print_result(document, page, as_json=as_json)
+    return int(any(method.errors for method in document.methods))
+
+
+def _target_frames(config: RunConfig, out: Path) -> FrameDataset | None:
+    """Open the held-out target frames, or else its training frames; None on an error."""
+    from fada_deploy.common.errors import FadaError
+    from fada_deploy.common.label_space import load_label_space
+    from fada_deploy.training.data.datasets import open_target
+
+    space = load_label_space(config.label_space)
+    try:
+        train_set, held_out = open_target(
+            config, out / "target_frames", space, lambda error: log(f"warning: {error}")
+        )
+    except FadaError as error:
+        log(f"warning: the page will show no target frames: {error}")
+        return None
+    return held_out or train_set
+
+
+def _print_result(document: ComparisonDocument, page: Path, *, as_json: bool) -> None:
+    import msgspec
+
+    from fada_deploy.common.tables import format_table
+    from fada_deploy.training.reporting.comparison_page import describe_miou
+
+    rows = [
+        (
+            each.method, describe_miou(each),
+            *("" if r.miou is None else f"{100 * r.miou:.1f}" for r in each.runs),
+        )
+        for each in document.methods
+        if len(each.runs) == len(document.seeds)
+    ]  # fmt: skip
+    if rows:
+        log(format_table(("method", "mIoU %", *(f"seed {s}" for s in document.seeds)), rows))
+    for each in document.methods:
+        for line in each.errors:
+            log(f"error: {each.method}, {line}")
+    log(f"wrote {page}")
+    if as_json:
+        emit_json({**msgspec.to_builtins(document), "page": str(page)})

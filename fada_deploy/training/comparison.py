@@ -1,0 +1,251 @@
+"""Train several methods on the same data, network and number of iterations, and compare them.
+
+Every seed has one source stage, from which all methods start. `source`, the baseline, trains on the
+source alone for as many iterations as source stage and method have together. Finished runs are not
+trained again, so an interrupted comparison goes on where it stopped. `fada compare` calls this.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fada_deploy.common.errors import FadaError, InterruptedRunError, UsageError
+from fada_deploy.common.files import write_text
+from fada_deploy.common.runs import CONFIG
+from fada_deploy.common.selection import read_selection
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.methods.alignment import METHODS, check_backbone
+from fada_deploy.training.reporting.comparison_document import (
+    ComparisonDocument,
+    MethodResult,
+    RunResult,
+)
+from fada_deploy.training.reporting.run_summary import RunSummary
+from fada_deploy.training.run_files import load_config
+from fada_deploy.training.run_queue import Job, train_jobs
+
+logger = logging.getLogger(__name__)
+
+COMPARISON = "comparison.json"
+# Runs beside the alignment methods.
+SOURCE, NO_ADVERSARY, SELF_TRAINING = "source", "none", "selftrain"
+# Appended to the name of a method: alignment and self-training in the same iterations.
+COMBINED = "+selftrain"
+# The run of each seed that the methods start from.
+_START = "source-stage"
+
+ALL = (
+    SOURCE, NO_ADVERSARY, *METHODS, SELF_TRAINING, f"fada{COMBINED}", f"clan{COMBINED}",
+)  # fmt: skip
+
+
+def parse_methods(text: str, backbone: str) -> tuple[str, ...]:
+    """Return the methods of a comma-separated list, or all that a backbone supports for "all".
+
+    Raise `UsageError` for a method that is unknown or not supported.
+    """
+    if text.strip() == "all":
+        return tuple(name for name in ALL if _supported(name, backbone))
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        method = name.removesuffix(COMBINED)
+        if method not in METHODS and name not in (SOURCE, NO_ADVERSARY, SELF_TRAINING):
+            raise UsageError(
+                f"--methods: unknown method {name!r}; choose from all, {', '.join(ALL)}, or "
+                f"another method with {COMBINED}"
+            )
+        if method in METHODS:
+            check_backbone(method, backbone)
+    if not names:
+        raise UsageError("--methods: no method is named")
+    return names
+
+
+def _supported(name: str, backbone: str) -> bool:
+    method = name.removesuffix(COMBINED)
+    try:
+        if method in METHODS:
+            check_backbone(method, backbone)
+    except UsageError:
+        logger.warning("%s is left out, because %s does not support it", name, backbone)
+        return False
+    return True
+
+
+def compare(
+    config: RunConfig,
+    out: Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    budget: int | None = None,
+    jobs: int = 1,
+    device: str = "auto",
+) -> ComparisonDocument:
+    """Train every method with every seed in the folder `out`; return and write the comparison.
+
+    `config` has the settings of all runs, except for method, stages and seed. `budget` is the
+    number of iterations of source stage and method together, None for those of the settings. `jobs`
+    runs are trained at the same time; they divide the cores, or take one GPU after another.
+
+    Raise `InterruptedRunError` after Ctrl-C. A run that cannot be trained is reported in the
+    document and does not end the others.
+    """
+    config = _with_budget(config, budget)
+    starts = {seed: _start_job(config, out, seed) for seed in seeds}
+    wanted = {
+        (method, seed): _method_job(config, out, method, starts[seed])
+        for method in methods
+        for seed in seeds
+    }
+    needed = {job.start for job in wanted.values()}
+    first = [job for job in starts.values() if job.folder in needed]
+    _check_settings([*first, *wanted.values()], out)
+    try:
+        errors = train_jobs([*first, *wanted.values()], parallel=jobs, device=device)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"interrupted; the same command continues the comparison in {out}"
+        ) from None
+    document = _summarize(config, out, methods, seeds, wanted, errors)
+    write_text(out / COMPARISON, json.dumps(msgspec.to_builtins(document), indent=2))
+    return document
+
+
+def _with_budget(config: RunConfig, budget: int | None) -> RunConfig:
+    """Return settings whose stages divide a number of iterations equally."""
+    if budget is None:
+        return config
+    if budget < 2:
+        raise UsageError(f"--budget must be at least 2 iterations, got {budget}")
+    lengths = {"source": budget - budget // 2, "adversarial": budget // 2}
+    lengths["selftrain"] = lengths["adversarial"]
+    changes = {}
+    for stage, iterations in lengths.items():
+        changes[stage] = _with_length(getattr(config, stage), iterations)
+    return replace(config, **changes)
+
+
+def _with_length(stage: Any, iterations: int) -> Any:
+    """Return the settings of a stage with another length, and a schedule in proportion."""
+    ratio = iterations / stage.iterations
+    return replace(
+        stage, iterations=iterations, max_iterations=math.ceil(ratio * stage.max_iterations),
+        warmup=min(round(ratio * stage.warmup), iterations),
+    )  # fmt: skip
+
+
+def _start_job(config: RunConfig, out: Path, seed: int) -> Job:
+    settings = replace(config, seed=seed, stages=("source",), method="source", start=None)
+    return Job(out / f"seed{seed}" / _START, settings)
+
+
+def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
+    seed = start.config.seed
+    folder = out / f"seed{seed}" / method
+    if method == SOURCE:
+        total = config.source.iterations + config.adversarial.iterations
+        source = _with_length(config.source, total)
+        return Job(folder, replace(start.config, source=source))
+    after = replace(config, seed=seed, start=str(start.folder))
+    if method == NO_ADVERSARY:
+        adversarial = replace(config.adversarial, adversarial_weight=0.0)
+        after = replace(after, method="feature", adversarial=adversarial)
+    elif method != SELF_TRAINING:
+        after = replace(after, method=method.removesuffix(COMBINED))
+    if method == SELF_TRAINING or method.endswith(COMBINED):
+        selftrain = replace(config.selftrain, align=method != SELF_TRAINING)
+        return Job(folder, replace(after, stages=("selftrain",), selftrain=selftrain), start.folder)
+    return Job(folder, replace(after, stages=("adversarial",)), start.folder)
+
+
+def _check_settings(jobs: Sequence[Job], out: Path) -> None:
+    """Raise `UsageError` if the folder contains runs with other settings."""
+    for job in jobs:
+        if (job.folder / CONFIG).is_file() and load_config(job.folder) != job.config:
+            raise UsageError(
+                f"{job.folder} was trained with other settings; use another --out, or the settings "
+                f"with which {out} was made"
+            )
+
+
+def _summarize(
+    config: RunConfig,
+    out: Path,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    jobs: Mapping[tuple[str, int], Job],
+    errors: Mapping[Path, str],
+) -> ComparisonDocument:
+    height, width = config.size
+    return ComparisonDocument(
+        source=config.source_name,
+        target=Path(config.tgt).stem,
+        backbone=config.backbone,
+        size=f"{width}x{height}",
+        source_iterations=config.source.iterations,
+        method_iterations=config.adversarial.iterations,
+        seeds=tuple(seeds),
+        methods=tuple(
+            _method_result(method, [jobs[method, seed] for seed in seeds], out, errors)
+            for method in methods
+        ),
+    )
+
+
+def _method_result(
+    method: str, jobs: Sequence[Job], out: Path, errors: Mapping[Path, str]
+) -> MethodResult:
+    results = [_run_result(job, out) for job in jobs if job.finished]
+    scores = [result.miou for result in results if result.miou is not None]
+    classes = list(results[0].iou) if results else []
+    return MethodResult(
+        method=method,
+        runs=tuple(results),
+        miou_mean=statistics.fmean(scores) if scores else None,
+        miou_std=statistics.stdev(scores) if len(scores) > 1 else None,
+        iou_mean={name: _mean([result.iou[name] for result in results]) for name in classes},
+        errors=tuple(
+            f"seed {job.config.seed}: {errors[job.folder]}" for job in jobs if job.folder in errors
+        ),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _run_result(job: Job, out: Path) -> RunResult:
+    summary = RunSummary.read(job.folder)
+    scores = summary.scores.get(job.stage, {})
+    lines = summary.metrics.get(job.stage, ())
+    return RunResult(
+        seed=job.config.seed,
+        run=job.folder.relative_to(out).as_posix(),
+        miou=scores.get("miou"),
+        iou=dict(scores.get("iou", {})),
+        unlabeled_score=_unlabeled_score(job),
+        seconds=float(lines[-1]["seconds"]) if lines else 0.0,
+        memory_mib=max((float(line["memory_mib"]) for line in lines), default=0.0),
+    )
+
+
+def _unlabeled_score(job: Job) -> float | None:
+    """Return the label-free score of the run's last stage, None if it was not computed."""
+    try:
+        selection = read_selection(job.folder)
+    except FadaError as error:
+        logger.warning("%s", error)
+        return None
+    candidates = selection.candidates if selection is not None else ()
+    return next((each.score for each in candidates if each.name == job.stage), None)

@@ -1,0 +1,163 @@
+"""Train several runs, some at the same time, each in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from fada_deploy.common.progress import progress_bar
+from fada_deploy.common.runs import CONFIG, WEIGHTS
+from fada_deploy.common.system import usable_cores
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.run_files import save_config
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+# How long interrupted runs may take to save their state.
+_SAVE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to train: its folder, its settings and the run that it starts from."""
+
+    folder: Path
+    config: RunConfig
+    start: Path | None = None
+
+    @property
+    def stage(self) -> str:
+        return self.config.stages[-1]
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / self.stage / WEIGHTS).is_file()
+
+    @property
+    def iterations(self) -> int:
+        return int(getattr(self.config, self.stage).iterations)
+
+    def done(self) -> int:
+        """Return the iterations that are logged."""
+        path = self.folder / self.stage / "metrics.jsonl"
+        try:
+            return path.read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+
+def train_jobs(jobs: Sequence[Job], *, parallel: int, device: str) -> dict[Path, str]:
+    """Train the unfinished runs, each after the one that it starts from.
+
+    Return one error line for each run that could not be trained. After Ctrl-C the runs save their
+    state, and `KeyboardInterrupt` is raised.
+    """
+    everything = [job for job in jobs if not job.finished]
+    waiting = list(everything)
+    errors: dict[Path, str] = {}
+    running: dict[Future[str], tuple[Job, int]] = {}
+    slots = list(range(parallel))
+    shown = sum(job.done() for job in everything)
+    total = sum(job.iterations for job in everything)
+    with (
+        ThreadPoolExecutor(parallel) as pool,
+        _Processes(parallel, device) as processes,
+        progress_bar(total, "compare", unit="iteration", initial=shown) as bar,
+    ):
+        while waiting or running:
+            for job in [each for each in waiting if _ready(each)][: len(slots)]:
+                waiting.remove(job)
+                slot = slots.pop(0)
+                running[pool.submit(processes.run, job, slot)] = job, slot
+            if not running:
+                errors |= {job.folder: f"{job.start} could not be trained" for job in waiting}
+                break
+            finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job, slot = running.pop(future)
+                slots.append(slot)
+                if error := future.result():
+                    errors[job.folder] = error
+                    logger.error("%s: %s", job.folder, error)
+            done = sum(min(job.done(), job.iterations) for job in everything)
+            bar.update(done - shown)
+            bar.set_postfix({"runs left": str(len(waiting) + len(running))})
+            shown = done
+    return errors
+
+
+def _ready(job: Job) -> bool:
+    return job.start is None or (job.start / "source" / WEIGHTS).is_file()
+
+
+class _Processes:
+    """Processes of `fada train`, which are interrupted together."""
+
+    def __init__(self, parallel: int, device: str) -> None:
+        self._parallel, self._device = parallel, device
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + _SAVE_S
+        while self._running:
+            time.sleep(_POLL_S)
+            if time.monotonic() > deadline:
+                with self._lock:
+                    for process in self._running:
+                        process.kill()
+
+    def run(self, job: Job, slot: int) -> str:
+        """Train a run; return "" or one line about why it failed."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not (job.folder / CONFIG).is_file():
+            save_config(job.config, job.folder)
+        threads = max(1, usable_cores() // self._parallel)
+        command = [
+            sys.executable, "-m", "fada_deploy", "train", "--resume", str(job.folder), "--device",
+            self._device_of(slot), "--json",
+        ]  # fmt: skip
+        with self._lock:
+            if self._stopped:
+                return "interrupted"
+            # A session of its own: Ctrl-C reaches it through `__exit__` only, and only once.
+            process = subprocess.Popen(  # noqa: S603 -- our own command
+                command, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            self._running.add(process)
+        _, err = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        if job.finished:
+            return ""
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        return lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
+
+    def _device_of(self, slot: int) -> str:
+        """Return the device of a run: one GPU after another for several runs."""
+        import torch
+
+        if self._parallel == 1 or self._device not in ("auto", "cuda"):
+            return self._device
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return f"cuda:{slot % count}" if count else self._device

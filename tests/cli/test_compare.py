@@ -1,0 +1,150 @@
+"""`fada compare`: equal budgets, one source stage a seed, resuming, failures and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fada_deploy.common.errors import UsageError
+from fada_deploy.training.comparison import parse_methods
+from fada_deploy.training.run_files import load_config
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def arguments(blocks: Path, out: Path, *more: object) -> list[object]:
+    return [
+        "compare", "--src", blocks / "source.toml", "--tgt", blocks / "target.toml", "--recipe",
+        "small", "--size", "96x64", "--batch", 2, "--seeds", "1,2", "--out", out, *more,
+    ]  # fmt: skip
+
+
+def iterations(run: Path) -> list[int]:
+    """Return the logged iterations of the last stage of a run."""
+    (path,) = run.glob("*/metrics.jsonl")
+    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compared(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the document of a comparison."""
+    out = tmp_path_factory.mktemp("compare") / "it"
+    options = ["--methods", "source,minent,fada+selftrain", "--budget", 5, "--json", "--jobs", 2]
+    command = [sys.executable, "-m", "fada_deploy", *arguments(blocks, out, *options)]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_every_method_has_the_same_budget(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, document = compared
+    assert (document["source_iterations"], document["method_iterations"]) == (3, 2)
+    for seed in (1, 2):
+        folder = out / f"seed{seed}"
+        assert iterations(folder / "source-stage") == [1, 2, 3]
+        assert iterations(folder / "source") == [1, 2, 3, 4, 5]
+        assert iterations(folder / "minent") == iterations(folder / "fada+selftrain") == [1, 2]
+        for method in ("minent", "fada+selftrain"):
+            config = load_config(folder / method)
+            assert config.seed == seed and config.start == str(folder / "source-stage")
+        assert load_config(folder / "fada+selftrain").selftrain.align
+    scores = {
+        (method["method"], run["seed"]): run["miou"]
+        for method in document["methods"]
+        for run in method["runs"]
+    }
+    assert len(scores) == 6
+    for (method, seed), miou in scores.items():
+        (path,) = (out / f"seed{seed}" / method).glob("*/scores.json")
+        assert miou == json.loads(path.read_text())["miou"]
+    (minent,) = [m for m in document["methods"] if m["method"] == "minent"]
+    one, two = scores["minent", 1], scores["minent", 2]
+    assert minent["miou_mean"] == pytest.approx((one + two) / 2)
+    assert minent["miou_std"] == pytest.approx(abs(one - two) / 2**0.5)
+    assert minent["runs"][0]["unlabeled_score"] is not None
+    stored = json.loads((out / "comparison.json").read_text())
+    assert stored == {k: v for k, v in document.items() if k != "page"}
+
+
+@pytest.mark.slow
+def test_the_page_shows_scores_and_pictures(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, document = compared
+    page = (out / "comparison.html").read_text()
+    for method in document["methods"]:
+        assert f"{100 * method['miou_mean']:.1f} ± {100 * method['miou_std']:.1f}" in page
+    # Three frames with the predictions of three methods and the truth.
+    assert page.count("<figure>") == 3 * 5
+    assert not re.search(r"(src|href)=.https?:", page), "the page opens offline"
+
+
+@pytest.mark.slow
+def test_a_finished_comparison_trains_only_what_is_new(
+    compared: tuple[Path, dict[str, Any]], blocks: Path, fada: Run
+) -> None:
+    out, _ = compared
+    weights = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+    options = ["--methods", "minent,clan", "--budget", 5]
+    code, _, err = fada(*arguments(blocks, out, *options, "--seeds", "1"))
+    assert code == 0, err
+    assert (
+        weights.items()
+        <= {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}.items()
+    )
+    assert (out / "seed1/clan/adversarial/weights.safetensors").is_file()
+    code, _, err = fada(*arguments(blocks, out, "--methods", "minent", "--budget", 9))
+    assert code == 2 and "other settings" in err and "another --out" in err
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_end_the_others(blocks: Path, tmp_path: Path, fada: Run) -> None:
+    out = tmp_path / "out"
+    options = ["--methods", "source,fada", "--budget", 2, "--seeds", "1", "--json"]
+    # A folder in the place of a file: the source stage of the methods cannot be saved.
+    (out / "seed1/source-stage/source/weights.safetensors").mkdir(parents=True)
+    code, stdout, err = fada(*arguments(blocks, out, *options))
+    assert code == 1, err
+    source, method = json.loads(stdout)["methods"]
+    assert len(source["runs"]) == 1 and not source["errors"]
+    assert not method["runs"] and "source-stage could not be trained" in method["errors"][0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on(blocks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--methods", "source", "--budget", 200, "--seeds", "1", "--set", "save_every=1000"]
+    command = [sys.executable, "-m", "fada_deploy", *map(str, arguments(blocks, out, *options))]
+    metrics = out / "seed1/source/source/metrics.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not metrics.is_file() or metrics.read_text().count("\n") < 3:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command continues" in err, err
+    assert (out / "seed1/source/source/state.pt").is_file()
+
+
+def test_names_of_methods() -> None:
+    assert parse_methods("fada, clan+selftrain,fada", "resnet101") == ("fada", "clan+selftrain")
+    names = parse_methods("all", "pidnet-s")
+    assert {"source", "none", "siban", "fada+selftrain"} <= set(names)
+    assert "advent-multi" not in names and "advent-multi" in parse_methods("all", "resnet18")
+    for text, words in (("fadda", "unknown method 'fadda'"), (",", "no method")):
+        with pytest.raises(UsageError, match=words):
+            parse_methods(text, "resnet101")
+    with pytest.raises(UsageError, match="auxiliary"):
+        parse_methods("advent-multi+selftrain", "vgg16")
