@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fada_deploy.training.methods.alignment import METHODS
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import AdversarialStage, SourceStage
 
@@ -71,5 +72,15 @@ def test_file_has_the_settings_of_the_paper(file: Path) -> None:
 
 def test_documentation_lists_the_score_of_each_file() -> None:
     page = (ROOT / "docs" / "results" / "paper-tables.md").read_text("utf-8")
+    pattern = r"^\| `((?:methods/)?[a-z0-9-]+)` \|.*\| ([0-9.]+)[^|]*\|$"
+    rows = dict(re.findall(pattern, page, re.MULTILINE))
+    methods = {n: float(score) for n, score in rows.items() if n.startswith("methods/")}
+    files = {f"methods/{f.stem}": f for f in (ROOT / "configs" / "methods").glob("*.toml")}
+    assert methods.keys() == files.keys()
+    for name, file in files.items():
+        config = make_config(recipe=None, file=file, settings=[], options={})
+        assert config.published == methods[name]
+        assert name == f"methods/gta5-resnet101-{config.method}" and config.method in METHODS
+        assert config.adversarial == AdversarialStage()
     rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \|.*\| ([0-9.]+)[^|]*\|$", page, re.MULTILINE))
     assert {name: float(score) for name, score in rows.items()} == PUBLISHED_BY_FILE
