@@ -34,6 +34,7 @@ class TrainOptions(TypedDict, total=False):
             "none".
         start: Run or weights file that replaces the stages that are left out.
         augment: Augmentation in every stage: "none", "light" or "strong".
+        style: What source frames take from target frames: "none", "statistics" or "fourier".
         size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
             resized to it.
         batch: Images per iteration; per domain in the adversarial stage.
@@ -49,6 +50,7 @@ class TrainOptions(TypedDict, total=False):
     init: str
     start: str | Path
     augment: str
+    style: str
     size_hw: tuple[int, int] | str
     batch: int
     seed: int

@@ -152,6 +152,12 @@ _BACKBONES = (
     "[default: none; with --recipe deploy: strong]",
 )
 @click.option(
+    "--style",
+    metavar="NAME",
+    help="Give half of the source frames the style of target frames: none, statistics (mean and "
+    "deviation of the colors) or fourier (amplitude of low frequencies). [default: none]",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0),
     metavar="N",

@@ -79,6 +79,8 @@ class RunConfig:
         size: Size of the target frames and of the network's input (height, width).
         allow_ignored: Largest fraction of ignored label pixels of a source; more is an error.
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
+        style: What half of the source frames take from random target frames, in every stage: color
+            "statistics", or the amplitude of low frequencies ("fourier").
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
@@ -114,6 +116,7 @@ class RunConfig:
     size: SizeHW = (512, 1024)
     allow_ignored: Probability = ALLOWED_IGNORED
     augment: AugmentName = "none"
+    style: Literal["none", "statistics", "fourier"] = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False

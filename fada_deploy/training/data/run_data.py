@@ -30,6 +30,7 @@ from fada_deploy.training.data.source_check import (
     check_validation,
 )
 from fada_deploy.training.data.sources import SourceFrames, open_sources
+from fada_deploy.training.data.style import StyleTransfer
 from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, SizeHW, Stage
 
 # File of a run: the pixels of each class in each source file.
@@ -74,6 +75,11 @@ class RunData:
             self._write_source_files(*checked)
 
     @property
+    def _style(self) -> StyleTransfer | None:
+        name = self._config.style
+        return None if name == "none" else StyleTransfer(name, self.tgt_frames)
+
+    @property
     def datasets(self) -> dict[str, FrameDataset]:
         """The training frames by the name of their domain."""
         datasets = {"target": self.tgt_frames}
@@ -86,7 +92,9 @@ class RunData:
     ) -> BatchLoader:
         """Return a loader of labeled source frames, class-balanced within each source."""
         sources = self._require_sources()
-        samples = SourceSamples(sources.frames, size_hw, stage.jitter, mirror, self.augmentation)
+        samples = SourceSamples(
+            sources.frames, size_hw, stage.jitter, mirror, self.augmentation, self._style
+        )
         temperature = stage.rare_class_temperature if isinstance(stage, SelfTrainingStage) else 0.0
         sampler = sources.sampler(self.class_pixels(), self.seed(name), temperature=temperature)
         return self._loader(samples, sampler, name, stage)

@@ -23,6 +23,7 @@ from fada_deploy.training.data.augmentation import (
     augment_photometry,
 )
 from fada_deploy.training.data.loader import Sample
+from fada_deploy.training.data.style import StyleTransfer
 from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
 from fada_deploy.training.stage_config import DistillStage, Jitter, SizeHW
 
@@ -31,7 +32,8 @@ from fada_deploy.training.stage_config import DistillStage, Jitter, SizeHW
 class SourceSamples:
     """Labeled source frames: augmented, resized to `size_hw`, color-jittered, mirrored at random.
 
-    `mirror` is the probability of a horizontal flip besides that of the augmentation.
+    `mirror` is the probability of a horizontal flip besides that of the augmentation. `style` gives
+    some frames the style of the target.
     """
 
     frames: FrameDataset
@@ -39,6 +41,7 @@ class SourceSamples:
     jitter: Jitter
     mirror: float = 0.0
     augmentation: Augmentation = NO_AUGMENTATION
+    style: StyleTransfer | None = None
 
     @property
     def ego(self) -> NDArray[np.bool_] | None:
@@ -51,6 +54,8 @@ class SourceSamples:
         """Return the frame and its labels."""
         frame, labels = self.frames.pair(index)
         frame, labels = augment_geometry(frame, labels, self.size_hw, self.augmentation, rng)
+        if self.style is not None:
+            frame = self.style(frame, rng)
         frame = augment_photometry(frame, self.augmentation, rng)
         return flip(color_jitter(frame, self.jitter, rng), labels, self.mirror, rng)
 
