@@ -38,13 +38,26 @@ logger = logging.getLogger(__name__)
 COMPARISON = "comparison.json"
 # Runs beside the alignment methods.
 SOURCE, NO_ADVERSARY, SELF_TRAINING = "source", "none", "selftrain"
+# Self-training in rounds on whole target frames, as published: name → settings of the stage.
+_ROUNDS = {
+    "rounds": 4,
+    "portion": 0.2,
+    "mixed_weight": 0.0,
+    "masked_weight": 1.0,
+    "mask_ratio": 0.0,
+}
+ROUNDS: dict[str, dict[str, Any]] = {
+    "st": {**_ROUNDS, "threshold_per_class": False},
+    "cbst": _ROUNDS,
+    "crst": {**_ROUNDS, "regularizer": 0.1},
+}
 # Appended to the name of a method: alignment and self-training in the same iterations.
 COMBINED = "+selftrain"
 # The run of each seed that the methods start from.
 _START = "source-stage"
 
 ALL = (
-    SOURCE, NO_ADVERSARY, *METHODS, SELF_TRAINING, f"fada{COMBINED}", f"clan{COMBINED}",
+    SOURCE, NO_ADVERSARY, *METHODS, SELF_TRAINING, *ROUNDS, f"fada{COMBINED}", f"clan{COMBINED}",
 )  # fmt: skip
 
 
@@ -58,7 +71,7 @@ def parse_methods(text: str, backbone: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:
         method = name.removesuffix(COMBINED)
-        if method not in METHODS and name not in (SOURCE, NO_ADVERSARY, SELF_TRAINING):
+        if method not in METHODS and name not in (SOURCE, NO_ADVERSARY, SELF_TRAINING, *ROUNDS):
             raise UsageError(
                 f"--methods: unknown method {name!r}; choose from all, {', '.join(ALL)}, or "
                 f"another method with {COMBINED}"
@@ -160,10 +173,11 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
     if method == NO_ADVERSARY:
         adversarial = replace(config.adversarial, adversarial_weight=0.0)
         after = replace(after, method="feature", adversarial=adversarial)
-    elif method != SELF_TRAINING:
+    elif method.removesuffix(COMBINED) in METHODS:
         after = replace(after, method=method.removesuffix(COMBINED))
-    if method == SELF_TRAINING or method.endswith(COMBINED):
-        selftrain = replace(config.selftrain, align=method != SELF_TRAINING)
+    if method in (SELF_TRAINING, *ROUNDS) or method.endswith(COMBINED):
+        changes = {"align": method.endswith(COMBINED), **ROUNDS.get(method, {})}
+        selftrain = replace(config.selftrain, **changes)
         return Job(folder, replace(after, stages=("selftrain",), selftrain=selftrain), start.folder)
     return Job(folder, replace(after, stages=("adversarial",)), start.folder)
 

@@ -201,6 +201,7 @@ class TrainingRun:
                 model, src, tgt, stage,
                 augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
+                num_target=len(self.data.tgt_frames),
                 seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip

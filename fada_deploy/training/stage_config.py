@@ -117,6 +117,15 @@ class SelfTrainingStage(Stage):
         max_threshold: Confidence above which a pixel of any class is labeled.
         quantile: Within each predicted class, this fraction of the pixels may be below the
             threshold; 1 uses `max_threshold` for every class.
+        rounds: Number of rounds of equal length. The network at the start of a round labels the
+            target, with thresholds over the whole target (CBST). 0 labels it anew in every
+            iteration, with thresholds from the batch.
+        portion: Part of the pixels that the first of several rounds labels; it grows by 0.05 in
+            each round, up to 0.5.
+        threshold_per_class: Whether rounds have a threshold for each class (CBST) or one for all
+            (ST).
+        regularizer: Weight of the divergence of predictions from the uniform distribution in the
+            loss of pseudo-labels (CRST).
         weighting: Weights of pseudo-labels: "none" labels only confident pixels; "confident_share"
             labels all pixels, and weights them by the fraction of the batch whose probability is at
             least `max_threshold` (DACS).
@@ -145,6 +154,10 @@ class SelfTrainingStage(Stage):
     ema: Annotated[float, Meta(gt=0, lt=1)] = 0.999
     max_threshold: Probability = 0.9
     quantile: Probability = 0.34
+    rounds: NonNegativeInt = 0
+    portion: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    threshold_per_class: bool = True
+    regularizer: NonNegativeFloat = 0.0
     weighting: Literal["none", "confident_share"] = "none"
     rare_class_temperature: NonNegativeFloat = 0.0
     mixed_weight: NonNegativeFloat = 1.0

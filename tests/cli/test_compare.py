@@ -140,7 +140,7 @@ def test_an_interrupted_comparison_goes_on(blocks: Path, tmp_path: Path) -> None
 def test_names_of_methods() -> None:
     assert parse_methods("fada, clan+selftrain,fada", "resnet101") == ("fada", "clan+selftrain")
     names = parse_methods("all", "pidnet-s")
-    assert {"source", "none", "siban", "fada+selftrain"} <= set(names)
+    assert {"source", "none", "siban", "cbst", "fada+selftrain"} <= set(names)
     assert "advent-multi" not in names and "advent-multi" in parse_methods("all", "resnet18")
     for text, words in (("fadda", "unknown method 'fadda'"), (",", "no method")):
         with pytest.raises(UsageError, match=words):

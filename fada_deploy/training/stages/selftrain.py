@@ -24,6 +24,14 @@ from fada_deploy.training.data.loader import Batch, BatchLoader
 from fada_deploy.training.loop import MakeLoop, TrainingState
 from fada_deploy.training.losses import count_labeled, segmentation_loss
 from fada_deploy.training.methods.aligner import Aligner
+from fada_deploy.training.methods.cbst import (
+    Thresholds,
+    measure_thresholds,
+    round_labels,
+    round_of,
+    round_portion,
+    uniform_divergence,
+)
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
     PseudoLabels,
@@ -57,6 +65,7 @@ def train_self_training(
     *,
     augmentation: Augmentation,
     aligner: Aligner | None,
+    num_target: int,
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
@@ -64,8 +73,9 @@ def train_self_training(
     """Train on the source and on pseudo-labels; return the averaged weights, which are the teacher.
 
     `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
-    `aligner` also aligns the domains in every iteration; None only self-trains. Without a source
-    loader, the pseudo-labeled target takes the place of the source, and the teacher is frozen.
+    `aligner` also aligns the domains in every iteration; None only self-trains. `num_target` is the
+    number of target frames. Without a source loader, the pseudo-labeled target takes the place of
+    the source, and the teacher is frozen.
     """
     if src_loader is None:
         mix_running_statistics(
@@ -78,6 +88,10 @@ def train_self_training(
         state = {**state, **aligner.state()}
     # Before the loop restores a saved state, because a frozen teacher keeps the initial weights.
     teacher = deepcopy(model).eval()
+    thresholds = Thresholds(model.spec.space.num_classes).to(next(model.parameters()).device)
+    if stage.rounds:
+        # The network that labels a round is needed until its end.
+        state = {**state, "teacher": teacher, "thresholds": thresholds}
     loop = make_loop(state)
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
     model.train()
@@ -87,12 +101,21 @@ def train_self_training(
         learning_rates = {"lr": set_learning_rate(optimizer, iteration, stage)}
         if aligner is not None:
             learning_rates |= aligner.start_iteration(iteration, stage)
+        if stage.rounds:
+            number, begins = round_of(iteration, stage)
+            if begins:
+                teacher.load_state_dict(average.weights())
+                batches = range(iteration, iteration - (-num_target // stage.batch))
+                thresholds.values = measure_thresholds(
+                    teacher, (tgt_loader[k] for k in batches), amp=amp,
+                    portion=round_portion(number, stage), per_class=stage.threshold_per_class,
+                )  # fmt: skip
         tgt = tgt_loader[iteration]
-        if src_loader is not None:
+        if src_loader is not None and not stage.rounds:
             teacher.load_state_dict(average.weights())
         rng = np.random.default_rng([seed, iteration, distributed.rank()])
 
-        pseudo = label_target(teacher, tgt, stage, amp=amp)
+        pseudo = label_target(teacher, tgt, stage, thresholds.values, amp=amp)
         src = rolled(tgt, pseudo) if src_loader is None else src_loader[iteration]
         views = student_views(src, tgt, pseudo, stage, model.spec.mean, augmentation, rng)
         losses = self_training_step(model, optimizer, aligner, src, tgt, views, stage, amp=amp)
@@ -122,12 +145,22 @@ def rolled(tgt: Batch, pseudo: PseudoLabels) -> Batch:
 
 @torch.no_grad()
 def label_target(
-    teacher: SegmentationModel, tgt: Batch, stage: SelfTrainingStage, *, amp: bool
+    teacher: SegmentationModel,
+    tgt: Batch,
+    stage: SelfTrainingStage,
+    thresholds: Tensor,
+    *,
+    amp: bool,
 ) -> PseudoLabels:
-    """Return the teacher's labels of a target batch; the car's own body is ignored."""
+    """Return the teacher's labels of a target batch; the car's own body is ignored.
+
+    `thresholds` (K,) are those of the round, if there are rounds.
+    """
     with torch.autocast(tgt.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
         logits = teacher(tgt.frames_bhwc)
-    if stage.weighting == "confident_share":
+    if stage.rounds:
+        pseudo = PseudoLabels(round_labels(logits, tgt.size_hw, thresholds))
+    elif stage.weighting == "confident_share":
         pseudo = weighted_labels(logits, tgt.size_hw, max_threshold=stage.max_threshold)
     else:
         pseudo = PseudoLabels(
@@ -182,7 +215,16 @@ def self_training_step(
         # Not the sum of the weights: weights of pseudo-labels make their loss smaller.
         num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels))
         parts += [
-            {view.name: _accumulate(model, part, num_labeled, weight=view.weight, amp=amp)}
+            {
+                view.name: _accumulate(
+                    model,
+                    part,
+                    num_labeled,
+                    weight=view.weight,
+                    amp=amp,
+                    regularizer=stage.regularizer,
+                )
+            }
             for part in batch.split(stage.accumulate)
         ]
     optimizer_step(optimizer, stage)
@@ -198,16 +240,21 @@ def _accumulate(
     num_labeled: Tensor,
     *,
     weight: float = 1.0,
+    regularizer: float = 0.0,
     amp: bool,
 ) -> Tensor:
-    """Add the gradients of `weight` times the cross entropy of a batch; return the cross entropy.
+    """Add the gradients of `weight` times the loss of a batch; return its cross entropy.
 
-    `num_labeled` counts the labeled pixels of the global batch.
+    The loss is the cross entropy and `regularizer` times the divergence of the predictions from the
+    uniform distribution. `num_labeled` counts the labeled pixels of the global batch.
     """
     with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
         logits = model(batch.frames_bhwc)
     loss = segmentation_loss(
         logits, batch.labels, weights=batch.pixel_weights, num_labeled=num_labeled
     )
-    (weight * loss).backward()
+    total = loss
+    if regularizer:
+        total = loss + regularizer * uniform_divergence(logits, batch.labels, num_labeled)
+    (weight * total).backward()
     return loss.detach()

@@ -1,0 +1,106 @@
+"""Self-training in rounds: thresholds over the whole target, for each class or for all.
+
+CBST and ST are from Zou et al. (ECCV 2018): at the start of a round the network predicts the whole
+target. The threshold k_c of a class is the probability that a portion of its predicted pixels
+exceed, and a pixel gets the label argmax_c p_c / k_c if that ratio is at least 1 (eq. 5-7). ST has
+one threshold for all classes. CRST (Zou et al., ICCV 2019) adds a regularizer to the loss of the
+pseudo-labels, here MRKLD: the divergence of the prediction from the uniform distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fada_deploy.common.label_space import IGNORE
+from fada_deploy.training import distributed
+from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
+from fada_deploy.training.models.segmentation import SegmentationModel
+from fada_deploy.training.stage_config import SelfTrainingStage
+
+# Probabilities are counted in this many bins; the thresholds are that exact.
+_BINS = 4096
+# What the portion grows by in each round, and its largest value (published settings).
+PORTION_STEP, LARGEST_PORTION = 0.05, 0.5
+
+
+class Thresholds(nn.Module):
+    """The thresholds k of a round, (K,), as a buffer, so that a resumed stage has them."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.values: Tensor
+        self.register_buffer("values", torch.ones(num_classes))
+
+
+def round_of(iteration: int, stage: SelfTrainingStage) -> tuple[int, bool]:
+    """Return the round of an iteration from 0, and whether the round begins with it."""
+    length = -(-stage.iterations // stage.rounds)
+    return iteration // length, iteration % length == 0
+
+
+def round_portion(number: int, stage: SelfTrainingStage) -> float:
+    """Return the portion of the pixels that a round labels, 0…1."""
+    return min(stage.portion + PORTION_STEP * number, max(LARGEST_PORTION, stage.portion))
+
+
+@torch.no_grad()
+def measure_thresholds(
+    model: SegmentationModel,
+    batches: Iterable[Batch],
+    *,
+    portion: float,
+    per_class: bool,
+    amp: bool = False,
+) -> Tensor:
+    """Return the thresholds k, (K,) in 0…1, of a network on target batches.
+
+    A portion of the pixels that are predicted as class c have a probability of at least k_c; with
+    `per_class` false, a portion of all pixels have one of at least k. A class that is not predicted
+    has the threshold 1.
+    """
+    num_classes = model.spec.space.num_classes
+    counts: Tensor | None = None
+    for batch in batches:
+        with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
+            logits = model(batch.frames_bhwc)
+        confidence, classes = F.softmax(full_precision(logits), dim=1).max(1)
+        bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+        part = torch.bincount((classes * _BINS + bins).flatten(), minlength=num_classes * _BINS)
+        counts = part if counts is None else counts + part
+    assert counts is not None, "there is at least one batch"
+    histograms = distributed.all_reduce_sum(counts).view(num_classes, _BINS)
+    if not per_class:
+        histograms = histograms.sum(0, keepdim=True).expand(num_classes, -1)
+    # The number of pixels with a probability of at least the lower edge of each bin.
+    above = histograms.flip(1).cumsum(1).flip(1)
+    enough = above >= portion * histograms.sum(1, keepdim=True)
+    highest = torch.where(enough, torch.arange(_BINS, device=counts.device), -1).max(1).values
+    thresholds = highest.float() / _BINS
+    return torch.where(histograms.sum(1) > 0, thresholds, 1.0)
+
+
+def round_labels(logits: Tensor, size_hw: SizeHW, thresholds: Tensor) -> Tensor:
+    """Return the labels of confident pixels, (B, H, W) int64; 255 elsewhere.
+
+    `logits` (B, K, h, w) are those of the network at the start of the round, `thresholds` are (K,).
+    """
+    probabilities = upsample(F.softmax(full_precision(logits), dim=1), size_hw)
+    ratio, classes = (probabilities / thresholds.clamp(min=1e-6)[:, None, None]).max(1)
+    return torch.where(ratio >= 1, classes, IGNORE)
+
+
+def uniform_divergence(logits: Tensor, labels: Tensor, num_labeled: Tensor) -> Tensor:
+    """Return the mean over labeled pixels of −(1/K) Σ_k log p_k, a scalar (CRST, MRKLD).
+
+    `logits` (B, K, h, w) are interpolated to the size of `labels` (B, H, W) int64, in which 255 is
+    ignored. `num_labeled` is the number of labeled pixels of the global batch.
+    """
+    size_hw = (labels.shape[1], labels.shape[2])
+    log_p = F.log_softmax(upsample(full_precision(logits), size_hw), dim=1)
+    total: Tensor = -(log_p.mean(1) * (labels != IGNORE)).sum()
+    return total / num_labeled.clamp(min=1)
