@@ -116,7 +116,9 @@ class _Processes:
         with self._lock:
             self._stopped = True
             for process in self._running:
-                process.send_signal(signal.SIGINT)
+                # Like Ctrl-C; SIGINT may be ignored by processes that a shell started in the
+                # background, and by theirs.
+                process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + _SAVE_S
         while self._running:
             time.sleep(_POLL_S)

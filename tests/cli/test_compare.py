@@ -122,12 +122,16 @@ def test_a_run_that_fails_does_not_end_the_others(blocks: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_goes_on(blocks: Path, tmp_path: Path) -> None:
+def test_an_interrupted_comparison_goes_on(
+    blocks: Path, tmp_path: Path, interruptible: Callable[[], None]
+) -> None:
     out = tmp_path / "out"
     options = ["--methods", "source", "--budget", 200, "--seeds", "1", "--set", "save_every=1000"]
     command = [sys.executable, "-m", "fada_deploy", *map(str, arguments(blocks, out, *options))]
     metrics = out / "seed1/source/source/metrics.jsonl"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    ) as process:
         while not metrics.is_file() or metrics.read_text().count("\n") < 3:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)

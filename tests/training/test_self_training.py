@@ -330,7 +330,7 @@ def test_the_teacher_ignores_the_own_car_and_is_not_trained(model: SegmentationM
     ego[50:] = True
     batch = Batch(frames, torch.full((2, 64, 96), 255), (0, 1), ego=ego)
     stage = replace(STAGE, max_threshold=0.0)
-    labels = label_target(model.eval(), batch, stage, amp=False).labels
+    labels = label_target(model.eval(), batch, stage, torch.ones(13), amp=False).labels
     assert (labels[:, 50:] == 255).all() and (labels[:, :50] < 13).all()
     assert not labels.requires_grad and all(p.grad is None for p in model.parameters())
 
