@@ -15,7 +15,7 @@ from fada_deploy.cli.options import (
     RUN_OPTION,
     TGT_ROOT_OPTION,
 )
-from fada_deploy.cli.train import print_result, resumable, write_run_report
+from fada_deploy.cli.training_output import print_result, resumable, write_run_report
 
 
 @click.command("adapt")

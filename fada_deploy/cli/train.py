@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import emit_json, log, shown_files
 from fada_deploy.cli.options import (
     DEVICE_OPTION,
     EGO_MASK_OPTION,
@@ -20,12 +16,10 @@ from fada_deploy.cli.options import (
     SIZE,
     TGT_ROOT_OPTION,
 )
+from fada_deploy.cli.training_output import print_result, resumable, write_run_report
 
 if TYPE_CHECKING:
-    import torch
-
     from fada_deploy.training.config import RunConfig
-    from fada_deploy.training.result import TrainingResult
 
 # Repeated here so that `--help` does not import torch; a test compares them with the library.
 _BACKBONES = (
@@ -318,56 +312,3 @@ def _refuse_settings(options: dict[str, Any]) -> None:
         raise UsageError(
             f"--resume continues a run with its own settings; leave out {', '.join(extra)}"
         )
-
-
-@contextmanager
-def resumable(run: Path, device: torch.device) -> Iterator[None]:
-    """Raise errors that tell the user how to continue."""
-    import torch
-
-    from fada_deploy.common.errors import DeviceError, InterruptedRunError
-    from fada_deploy.common.runs import CONFIG
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise DeviceError(
-            f"{device} has too little memory for this run; start again with --accumulate 2, "
-            "or with a smaller --batch or --size"
-        ) from None
-    except KeyboardInterrupt:
-        if not (run / CONFIG).is_file():
-            raise
-        raise InterruptedRunError(
-            f"interrupted; resume with: fada train --resume {shlex.quote(str(run))}"
-        ) from None
-
-
-def write_run_report(result: TrainingResult, device: torch.device) -> None:
-    from importlib.util import find_spec
-
-    from fada_deploy.common.extras import install_command
-    from fada_deploy.training.reporting.report import REPORT, write_report
-
-    if find_spec("matplotlib") is None:
-        log(f"no report, because matplotlib is not installed; run: {install_command('plot')}")
-        return
-    path = result.run / REPORT
-    write_report([result.run], path, frames=result.frames, device=device)
-    log(f"report: {path}")
-
-
-def print_result(result: TrainingResult, *, as_json: bool) -> int:
-    if as_json:
-        emit_json(
-            {
-                "run": str(result.run),
-                "scores": result.scores,
-                "bad_files": list(result.bad_files),
-            }
-        )
-    for line in shown_files(result.bad_files):
-        log(f"not used: {line}")
-    log(f"done: {result.run}")
-    log(f"next: fada export {shlex.quote(str(result.run))}")
-    return 1 if result.bad_files else 0
