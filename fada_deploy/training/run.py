@@ -201,7 +201,7 @@ class TrainingRun:
                 model, src, tgt, stage,
                 augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
-                num_target=len(self.data.tgt_frames),
+                whole_target=self.data.whole_target,
                 seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
@@ -236,7 +236,8 @@ class TrainingRun:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)
             method = make_method(self.config.method, context)
-            networks = (method.discriminator.to(self.device), method.heads.to(self.device))
+            heads = distributed.convert_sync_batch_norm(method.heads)
+            networks = (method.discriminator.to(self.device), heads.to(self.device))
         for network in networks:
             if self.config.compile and list(network.parameters()):
                 compile_in_place(network)

@@ -20,8 +20,8 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.datasets import open_target
-from fada_deploy.training.data.loader import BatchLoader
-from fada_deploy.training.data.samplers import Sampler, ShuffledSampler
+from fada_deploy.training.data.loader import Batch, BatchLoader
+from fada_deploy.training.data.samplers import EvenSampler, Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
 from fada_deploy.training.data.source_check import (
     SOURCES,
@@ -31,6 +31,7 @@ from fada_deploy.training.data.source_check import (
 )
 from fada_deploy.training.data.sources import SourceFrames, open_sources
 from fada_deploy.training.data.style import StyleTransfer
+from fada_deploy.training.distributed import world_size
 from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, SizeHW, Stage
 
 # File of a run: the pixels of each class in each source file.
@@ -103,6 +104,18 @@ class RunData:
         """Return a loader of target frames; their labels are never read."""
         samples = TargetSamples(self.tgt_frames, self._config.size, self.augmentation)
         return self._loader(samples, self._shuffled(name), name, stage)
+
+    def whole_target(self, batch: int = 4) -> Iterator[Batch]:
+        """Yield every target frame about once, unaugmented; processes divide them."""
+        samples = TargetSamples(self.tgt_frames, self._config.size)
+        batch = max(batch, world_size()) // world_size() * world_size()
+        count = len(self.tgt_frames)
+        loader = BatchLoader(
+            samples, EvenSampler(count), batch=batch, seed=0, device=self._device, ego=samples.ego
+        )
+        with closing(loader):
+            for iteration in range(-(-count // batch)):
+                yield loader[iteration]
 
     def pseudo_label_loader(self, folder: Path, stage: DistillStage) -> BatchLoader:
         """Return a loader of target frames with their pseudo-labels in `folder`."""

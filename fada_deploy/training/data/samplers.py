@@ -31,6 +31,17 @@ class Sampler(Protocol):
         ...
 
 
+class EvenSampler:
+    """Draw every frame once per epoch, in the order of the data set."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __getitem__(self, position: int) -> int:
+        """Return the frame index at a position."""
+        return position % self._length
+
+
 class ShuffledSampler:
     """Draw every frame once per epoch, in a new random order each epoch."""
 

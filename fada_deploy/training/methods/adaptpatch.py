@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fada_deploy.common.label_space import IGNORE
+from fada_deploy.training.distributed import all_gather
 from fada_deploy.training.interpolation import full_precision
 from fada_deploy.training.methods.adaptsegnet import class_probabilities
-from fada_deploy.training.methods.base import Losses, MethodContext, Step, binary_loss, fixed
+from fada_deploy.training.methods.base import Losses, MethodContext, Step, fixed
 from fada_deploy.training.models.discriminator import OutputDiscriminator
 
 # Published settings: clusters, patches in each direction, weights of the head's cross entropy.
@@ -30,8 +31,11 @@ GLOBAL_ADVERSARY, PATCH_ADVERSARY = 0.5, 0.5
 
 
 def adaptpatch(context: MethodContext) -> PatchAlignment:
-    """Return AdaptPatch; the clusters are those of the first source batches."""
-    centers = cluster_centers(context.source_labels(), context.num_classes)
+    """Return AdaptPatch; the clusters are those of the first source batches.
+
+    All processes use the clusters of the main process.
+    """
+    centers = all_gather(cluster_centers(context.source_labels(), context.num_classes))[0]
     return PatchAlignment(
         heads=PatchHead(context.num_classes, centers),
         discriminator=nn.ModuleList(
@@ -107,8 +111,8 @@ class PatchAlignment:
         with fixed(self.discriminator), step.autocast():
             output_d = global_d(class_probabilities(tgt.logits, step.tgt))
             cluster_d = patch_d(tgt_clusters.softmax(1))
-        global_loss = binary_loss(output_d, target=False, num_parts=parts)
-        cluster_loss = binary_loss(cluster_d, target=False, num_parts=parts)
+        global_loss = step.domain_loss(output_d, step.tgt, target=False)
+        cluster_loss = step.domain_loss(cluster_d, step.tgt, target=False)
         weight = step.settings.adversarial_weight
         (weight * (GLOBAL_ADVERSARY * global_loss + PATCH_ADVERSARY * cluster_loss)).backward()
 
@@ -127,8 +131,8 @@ class PatchAlignment:
         ):  # fmt: skip
             with step.autocast():
                 src_d, tgt_d = d(maps[0]), d(maps[1])
-            src_loss = 0.5 * binary_loss(src_d, target=False, num_parts=parts)
-            tgt_loss = 0.5 * binary_loss(tgt_d, target=True, num_parts=parts)
+            src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
+            tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
             (src_loss + tgt_loss).backward()
             losses |= {f"{name}_source": src_loss.detach(), f"{name}_target": tgt_loss.detach()}
             losses[f"{name}_accuracy"] = step.domain_accuracy(src_d, tgt_d)

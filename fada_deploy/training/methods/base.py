@@ -8,7 +8,7 @@ D. The stages run all methods in the same way (`training.methods.aligner`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,13 +84,23 @@ class Step:
 
         The pass that `bn_statistics` does not name leaves the running statistics unchanged.
         """
+        features = self.features(batch)
+        return ForwardOutputs(batch, features, self.classify(features, batch))
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return the features of `src` or `tgt`, (B, C, h, w), as `forward` does."""
+        with self.autocast(), self._statistics(batch):
+            return self.model.features(batch.frames_bhwc)
+
+    def classify(self, features: Tensor, batch: Batch) -> Tensor:
+        """Return the logits (B, K, h, w) of features of `src` or `tgt`, as `forward` does."""
+        with self.autocast(), self._statistics(batch):
+            logits: Tensor = self.model.classifier(features)
+        return logits
+
+    def _statistics(self, batch: Batch) -> AbstractContextManager[None]:
         other = "target" if batch is self.src else "source"
-        with (
-            self.autocast(),
-            preserve_running_statistics(self.model, self.settings.bn_statistics == other),
-        ):
-            features = self.model.features(batch.frames_bhwc)
-            return ForwardOutputs(batch, features, self.model.classifier(features))
+        return preserve_running_statistics(self.model, self.settings.bn_statistics == other)
 
     def segmentation_loss(self, logits: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Return the cross entropy of source logits (B, K, h, w) and labels, a scalar."""
@@ -98,6 +108,18 @@ class Step:
             logits, self.src.labels,
             temperature=temperature, weights=self.src.pixel_weights, num_labeled=self.num_labeled,
         )  # fmt: skip
+
+    def domain_loss(
+        self, d_logits: Tensor, batch: Batch, *, target: bool, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the `binary_loss` of D logits (B, 2, h, w) of a batch; its ego mask is left out.
+
+        `target` is the domain label, which F and G exchange to confuse D.
+        """
+        mask = batch.ignore_mask((d_logits.shape[-2], d_logits.shape[-1]))
+        return binary_loss(
+            d_logits, target=target, num_parts=self.num_parts, weights=weights, ignore_mask=mask
+        )
 
     def domain_accuracy(self, src_d_logits: Tensor, tgt_d_logits: Tensor) -> Tensor:
         """Return the fraction of pixels that D assigns to the right domain, a scalar in 0…1.

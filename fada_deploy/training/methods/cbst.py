@@ -69,8 +69,10 @@ def measure_thresholds(
         with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
             logits = model(batch.frames_bhwc)
         confidence, classes = F.softmax(full_precision(logits), dim=1).max(1)
-        bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-        part = torch.bincount((classes * _BINS + bins).flatten(), minlength=num_classes * _BINS)
+        bins = classes * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
+        ignored = batch.ignore_mask((logits.shape[-2], logits.shape[-1]))
+        bins = bins.flatten() if ignored is None else bins[~ignored]
+        part = torch.bincount(bins, minlength=num_classes * _BINS)
         counts = part if counts is None else counts + part
     assert counts is not None, "there is at least one batch"
     histograms = distributed.all_reduce_sum(counts).view(num_classes, _BINS)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fada_deploy.training.interpolation import full_precision, upsample
 from fada_deploy.training.methods.adaptsegnet import class_probabilities
-from fada_deploy.training.methods.base import Losses, MethodContext, Step, binary_loss, fixed
+from fada_deploy.training.methods.base import Losses, MethodContext, Step, fixed
 from fada_deploy.training.models.discriminator import OutputDiscriminator
 
 # Published settings: the loss of a pixel is (EPSILON + LOCAL_WEIGHT · disagreement) times the
@@ -64,10 +64,8 @@ class CategoryLevelAlignment:
             tgt_d = self.discriminator(
                 class_probabilities((tgt.logits + tgt_second).detach(), step.tgt)
             )
-        src_loss = 0.5 * binary_loss(
-            upsample(full_precision(src_d), step.src.size_hw), target=False,
-            num_parts=step.num_parts,
-        )  # fmt: skip
+        src_wide = upsample(full_precision(src_d), step.src.size_hw)
+        src_loss = 0.5 * step.domain_loss(src_wide, step.src, target=False)
         tgt_loss = 0.5 * self._domain_loss(tgt_d, weights.detach(), step, target=True)
         (src_loss + tgt_loss).backward()
         return {
@@ -84,7 +82,7 @@ class CategoryLevelAlignment:
     ) -> Tensor:
         """Return the weighted domain loss of the target at its size."""
         wide = upsample(full_precision(d_logits), step.tgt.size_hw)
-        return binary_loss(wide, target=target, num_parts=step.num_parts, weights=weights)
+        return step.domain_loss(wide, step.tgt, target=target, weights=weights)
 
     def _pixel_weights(self, first: Tensor, second: Tensor, step: Step) -> Tensor:
         """Return the weight of each target pixel, (B, H, W)."""

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import full_precision
-from fada_deploy.training.methods.base import Losses, MethodContext, Step, binary_loss, fixed
+from fada_deploy.training.methods.base import Losses, MethodContext, Step, fixed
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 
 # A class counts as present if its predicted fraction is above PRESENCE times its lower size.
@@ -59,21 +60,22 @@ class FeatureAndSizeAlignment:
         seg_loss = step.segmentation_loss(src.logits)
         with fixed(self.discriminator), step.autocast():
             src_d = self.discriminator(src.features)
-        src_confusion = self._both_labels(src_d, step, source=True)
+        src_confusion = self._both_labels(src_d, step.src, step)
         (seg_loss + weight * src_confusion).backward()
 
         tgt = step.forward(step.tgt)
         with fixed(self.discriminator), step.autocast():
             tgt_d = self.discriminator(tgt.features)
-        tgt_confusion = self._both_labels(tgt_d, step, source=False)
-        size_loss = class_size_loss(tgt.logits, self.heads.sizes) / step.num_parts
+        tgt_confusion = self._both_labels(tgt_d, step.tgt, step)
+        ego_mask = step.tgt.ignore_mask((tgt.logits.shape[-2], tgt.logits.shape[-1]))
+        size_loss = class_size_loss(tgt.logits, self.heads.sizes, ego_mask) / step.num_parts
         (weight * tgt_confusion + CLASS_SIZE_WEIGHT * size_loss).backward()
 
         with step.autocast():
             src_d = self.discriminator(src.features.detach())
             tgt_d = self.discriminator(tgt.features.detach())
-        src_loss = 0.5 * self._loss(src_d, step, source=True, target=False)
-        tgt_loss = 0.5 * self._loss(tgt_d, step, source=False, target=True)
+        src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
+        tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
         (src_loss + tgt_loss).backward()
         return {
             "segmentation": seg_loss.detach(),
@@ -84,17 +86,10 @@ class FeatureAndSizeAlignment:
             "discriminator_accuracy": step.domain_accuracy(src_d, tgt_d),
         }
 
-    def _loss(self, d_logits: Tensor, step: Step, *, source: bool, target: bool) -> Tensor:
-        batch = step.src if source else step.tgt
-        mask = batch.ignore_mask((d_logits.shape[-2], d_logits.shape[-1]))
-        return binary_loss(d_logits, target=target, num_parts=step.num_parts, ignore_mask=mask)
-
-    def _both_labels(self, d_logits: Tensor, step: Step, *, source: bool) -> Tensor:
+    def _both_labels(self, d_logits: Tensor, batch: Batch, step: Step) -> Tensor:
         """Return ½(L_D + L_Dinv) of one domain."""
-        losses = [
-            self._loss(d_logits, step, source=source, target=target) for target in (False, True)
-        ]
-        return 0.5 * (losses[0] + losses[1])
+        as_source = step.domain_loss(d_logits, batch, target=False)
+        return 0.5 * (as_source + step.domain_loss(d_logits, batch, target=True))
 
 
 def class_sizes(class_pixels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -113,19 +108,23 @@ def class_sizes(class_pixels: NDArray[np.int64]) -> NDArray[np.float64]:
     return sizes
 
 
-def class_size_loss(logits: Tensor, sizes: Tensor) -> Tensor:
+def class_size_loss(logits: Tensor, sizes: Tensor, ignore_mask: Tensor | None = None) -> Tensor:
     """Return the penalty of unusual class sizes, a scalar: a squared hinge, summed over classes.
 
-    `logits` (B, K, h, w) are the target's, `sizes` (3, K) those of `class_sizes`. A class that is
-    predicted on more than PRESENCE times its lowest size should have a mean probability between the
-    mean and the highest size.
+    `logits` (B, K, h, w) are the target's, `sizes` (3, K) those of `class_sizes`. Pixels where
+    `ignore_mask` (B, h, w) bool is true do not count. A class that is predicted on more than
+    PRESENCE times its lowest size should have a mean probability between the mean and the
+    highest size.
     """
     probabilities = F.softmax(full_precision(logits), dim=1)
-    predicted = probabilities.argmax(1)
     low, mean, high = sizes.to(probabilities.dtype)
-    fractions = F.one_hot(predicted, logits.shape[1]).to(probabilities.dtype).mean((1, 2))
-    present = fractions > PRESENCE * low
-    size = probabilities.mean((2, 3))
+    counted = torch.ones_like(probabilities[:, :1])
+    if ignore_mask is not None:
+        counted = counted * ~ignore_mask[:, None]
+    num_pixels = counted.sum((2, 3)).clamp(min=1)
+    predicted = F.one_hot(probabilities.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
+    present = (predicted * counted).sum((2, 3)) / num_pixels > PRESENCE * low
+    size = (probabilities * counted).sum((2, 3)) / num_pixels
     penalty = F.relu(mean - size) ** 2 + F.relu(size - high) ** 2
     total: Tensor = (penalty * present).sum(1).mean()
     return total

@@ -20,7 +20,6 @@ from fada_deploy.training.methods.base import (
     Losses,
     MethodContext,
     Step,
-    binary_loss,
     fixed,
 )
 from fada_deploy.training.models.discriminator import OutputDiscriminator
@@ -72,8 +71,8 @@ class MultiLevelAlignment:
         with fixed(self.discriminator), step.autocast():
             main = main_d(self.maps(tgt.logits, step.tgt))
             auxiliary = auxiliary_d(self.maps(tgt_auxiliary, step.tgt))
-        main_adversarial = binary_loss(main, target=False, num_parts=step.num_parts)
-        auxiliary_adversarial = binary_loss(auxiliary, target=False, num_parts=step.num_parts)
+        main_adversarial = step.domain_loss(main, step.tgt, target=False)
+        auxiliary_adversarial = step.domain_loss(auxiliary, step.tgt, target=False)
         (weight * (main_adversarial + ADVERSARIAL_WEIGHT * auxiliary_adversarial)).backward()
 
         losses: Losses = {
@@ -90,8 +89,8 @@ class MultiLevelAlignment:
             with step.autocast():
                 src_d = d(self.maps(src_logits.detach(), step.src))
                 tgt_d = d(self.maps(tgt_logits.detach(), step.tgt))
-            src_loss = 0.5 * binary_loss(src_d, target=False, num_parts=step.num_parts)
-            tgt_loss = 0.5 * binary_loss(tgt_d, target=True, num_parts=step.num_parts)
+            src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
+            tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
             (src_loss + tgt_loss).backward()
             losses |= {f"{name}_source": src_loss.detach(), f"{name}_target": tgt_loss.detach()}
             losses[f"{name}_accuracy"] = step.domain_accuracy(src_d, tgt_d)

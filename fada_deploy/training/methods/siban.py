@@ -15,8 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fada_deploy.training.distributed import all_reduce_sum
 from fada_deploy.training.interpolation import full_precision
-from fada_deploy.training.methods.base import Losses, MethodContext, Step, binary_loss, fixed
+from fada_deploy.training.methods.base import Losses, MethodContext, Step, fixed
 from fada_deploy.training.models.discriminator import PixelDiscriminator
 
 # Our settings: the bound in nats per channel and place, and the step of the dual ascent.
@@ -32,9 +33,11 @@ def siban(context: MethodContext) -> BottleneckAlignment:
 
 
 class Bottleneck(nn.Module):
-    """The logarithm of σ² of each feature, and β as a buffer, so that a resumed run continues it.
+    """The logarithm of σ² of each feature, and the state of the dual ascent as buffers.
 
-    σ starts near 0.05, so that the classifier of the source stage still works.
+    `beta` belongs to the iteration `iteration`; `excess` is the sum of divergence − bound over the
+    parts of that iteration, which change β at the start of the next one. σ starts near 0.05, so
+    that the classifier of the source stage still works.
     """
 
     def __init__(self, channels: int) -> None:
@@ -43,7 +46,19 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.log_variance.weight)
         nn.init.constant_(cast("Tensor", self.log_variance.bias), -6.0)
         self.beta: Tensor
+        self.excess: Tensor
+        self.iteration: Tensor
         self.register_buffer("beta", torch.zeros(()))
+        self.register_buffer("excess", torch.zeros(()))
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+
+    def start_iteration(self, iteration: int) -> None:
+        """Update β once for each iteration, equally in all processes and for all parts."""
+        if int(self.iteration) != iteration:
+            self.beta += DUAL_STEP * all_reduce_sum(self.excess)
+            self.beta.clamp_(min=0)
+            self.excess.zero_()
+            self.iteration.fill_(iteration)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return log σ² of features (B, C, h, w)."""
@@ -59,32 +74,30 @@ class BottleneckAlignment:
     heads: Bottleneck
 
     def accumulate_gradients(self, step: Step) -> Losses:
-        """Add the gradients of F, G and the bottleneck, then those of D; update β."""
+        """Add the gradients of F, G and the bottleneck, then those of D."""
         parts = step.num_parts
         significance = channel_significance(step.model.classifier)
         generator = step.generator()
-        src = step.forward(step.src)
-        src_z, src_divergence = self._sample(src.features, significance, generator, step)
-        with step.autocast():
-            logits = step.model.classifier(src_z)
-        seg_loss = step.segmentation_loss(logits)
+        self.heads.start_iteration(step.iteration)
+        src_features = step.features(step.src)
+        src_z, src_divergence = self._sample(src_features, significance, generator, step)
+        seg_loss = step.segmentation_loss(step.classify(src_z, step.src))
         (seg_loss + 0.5 * self.heads.beta * (src_divergence - BOUND) / parts).backward()
 
-        tgt = step.forward(step.tgt)
-        tgt_z, tgt_divergence = self._sample(tgt.features, significance, generator, step)
+        tgt_features = step.features(step.tgt)
+        tgt_z, tgt_divergence = self._sample(tgt_features, significance, generator, step)
         with fixed(self.discriminator), step.autocast():
             tgt_d = self.discriminator(tgt_z)
-        adversarial = self._loss(tgt_d, step, target=False)
+        adversarial = step.domain_loss(tgt_d, step.tgt, target=False)
         weighted = step.settings.adversarial_weight * adversarial
         (weighted + 0.5 * self.heads.beta * (tgt_divergence - BOUND) / parts).backward()
 
         divergence = 0.5 * (src_divergence + tgt_divergence).detach()
-        self.heads.beta += DUAL_STEP * (divergence - BOUND) / parts
-        self.heads.beta.clamp_(min=0)
+        self.heads.excess += (divergence - BOUND) / parts
         with step.autocast():
             src_d, tgt_d = self.discriminator(src_z.detach()), self.discriminator(tgt_z.detach())
-        src_loss = 0.5 * self._loss(src_d, step, target=False, source=True)
-        tgt_loss = 0.5 * self._loss(tgt_d, step, target=True)
+        src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
+        tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
         (src_loss + tgt_loss).backward()
         return {
             "segmentation": seg_loss.detach(),
@@ -105,11 +118,6 @@ class BottleneckAlignment:
         noise = torch.empty_like(mean).normal_(generator=generator)
         z = mean + torch.exp(0.5 * log_variance) * noise
         return z, weighted_divergence(mean, log_variance, significance)
-
-    def _loss(self, d_logits: Tensor, step: Step, *, target: bool, source: bool = False) -> Tensor:
-        batch = step.src if source else step.tgt
-        mask = batch.ignore_mask((d_logits.shape[-2], d_logits.shape[-1]))
-        return binary_loss(d_logits, target=target, num_parts=step.num_parts, ignore_mask=mask)
 
 
 @torch.no_grad()

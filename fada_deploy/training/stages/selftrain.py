@@ -9,7 +9,7 @@ domains (`training.methods.aligner`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def train_self_training(
     *,
     augmentation: Augmentation,
     aligner: Aligner | None,
-    num_target: int,
+    whole_target: Callable[[], Iterator[Batch]],
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
@@ -73,9 +73,9 @@ def train_self_training(
     """Train on the source and on pseudo-labels; return the averaged weights, which are the teacher.
 
     `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
-    `aligner` also aligns the domains in every iteration; None only self-trains. `num_target` is the
-    number of target frames. Without a source loader, the pseudo-labeled target takes the place of
-    the source, and the teacher is frozen.
+    `aligner` also aligns the domains in every iteration; None only self-trains. `whole_target`
+    yields every target frame once, for rounds. Without a source loader, the pseudo-labeled target
+    takes the place of the source, and the teacher is frozen.
     """
     if src_loader is None:
         mix_running_statistics(
@@ -105,9 +105,8 @@ def train_self_training(
             number, begins = round_of(iteration, stage)
             if begins:
                 teacher.load_state_dict(average.weights())
-                batches = range(iteration, iteration - (-num_target // stage.batch))
                 thresholds.values = measure_thresholds(
-                    teacher, (tgt_loader[k] for k in batches), amp=amp,
+                    teacher, whole_target(), amp=amp,
                     portion=round_portion(number, stage), per_class=stage.threshold_per_class,
                 )  # fmt: skip
         tgt = tgt_loader[iteration]
