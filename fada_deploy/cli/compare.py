@@ -65,15 +65,15 @@ def _parse_seeds(ctx: click.Context, param: click.Parameter, value: str) -> tupl
 )
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-    help="Runs that are trained at the same time. They divide the cores, or take one GPU after "
-    "another.",
+    help="Runs that are trained at the same time. They divide the CPU cores, or are assigned to "
+    "the GPUs in turn.",
 )  # fmt: skip
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the runs, the page and the JSON document; an interrupted comparison in it goes "
-    "on. [default: runs/compare-NNN]",
+    help="Folder of the runs, the page and the JSON document; an interrupted comparison in it is "
+    "continued. [default: a new folder runs/compare-NNN]",
 )
 @DEVICE_OPTION
 @JSON_OPTION
@@ -145,18 +145,22 @@ def _print_result(document: ComparisonDocument, page: Path, *, as_json: bool) ->
     import msgspec
 
     from fada_deploy.common.tables import format_table
-    from fada_deploy.training.reporting.comparison_page import describe_miou
+    from fada_deploy.training.reporting.comparison_page import describe_miou, describe_unlabeled
 
     rows = [
         (
-            each.method, describe_miou(each),
+            each.method, describe_miou(each), describe_unlabeled(each),
             *("" if r.miou is None else f"{100 * r.miou:.1f}" for r in each.runs),
         )
         for each in document.methods
         if len(each.runs) == len(document.seeds)
     ]  # fmt: skip
     if rows:
-        log(format_table(("method", "mIoU %", *(f"seed {s}" for s in document.seeds)), rows))
+        log(
+            format_table(
+                ("method", "mIoU %", "label-free %", *(f"seed {s}" for s in document.seeds)), rows
+            )
+        )
     for each in document.methods:
         for line in each.errors:
             log(f"error: {each.method}, {line}")

@@ -238,11 +238,10 @@ def command(
     distributed.initialize(torch_device)
     is_main_process = distributed.is_main_process()
     try:
-        if out is not None and _restarted_by_torchrun(out):
-            config, run = load_config(out), out
-        elif resume is None:
+        if resume is None:
             config = make_run_config(config_file, settings, options)
-            run = _create_run(config, out)
+            continued = out if out is not None and _is_continued(out, config) else None
+            run = continued or _create_run(config, out)
         else:
             options |= {"config": config_file, "set": settings, "out": out}
             _refuse_settings(options)
@@ -292,15 +291,18 @@ def _create_run(config: RunConfig, out: Path | None) -> Path:
     return created
 
 
-def _restarted_by_torchrun(out: Path) -> bool:
-    """Return whether torchrun started this process again, after another one had failed.
+def _is_continued(out: Path, config: RunConfig) -> bool:
+    """Return whether torchrun started this process again, to continue the run in `out`.
 
-    It repeats the whole command, which continues the run in `out` then.
+    torchrun repeats the whole command after a process has failed. The folder may also be that of
+    another run, which the first attempt has refused.
     """
     from fada_deploy.common.runs import CONFIG
+    from fada_deploy.training.run_files import load_config
 
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return restarts not in ("", "0") and (out / CONFIG).is_file()
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
+        return False
+    return (out / CONFIG).is_file() and load_config(out) == config
 
 
 def _refuse_settings(options: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ _MEMORY_FAILURES = (
     "std::bad_alloc",
 )
 # Parts of the messages of Gloo and NCCL when another process of the training ends.
-_CONNECTION_FAILURES = ("closed by peer", "connectFullMesh", "DistBackendError", "DistNetworkError")
+_CONNECTION_FAILURES = ("closed by peer", "connectFullMesh", "Connection reset", "remote process")
 # Parts of messages of PyTorch, safetensors and NumPy when a file cannot be written.
 _WRITE_FAILURES = (
     "PytorchStreamWriter failed",
@@ -48,10 +48,11 @@ def report(error: BaseException) -> tuple[str, int]:
         return f"there is not enough memory ({text}); use a smaller batch or input size", 1
     if "can't start new thread" in str(error):
         return f"no further thread can be started ({text}); raise `ulimit -u`", 1
-    if any(part in text for part in _CONNECTION_FAILURES):
-        reason = f"the connection to another process of the training broke ({text})"
-        return f"{reason}; see what that process reported", 1
     path = _write_log(error)
+    is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if is_one_of_several and any(part in text for part in _CONNECTION_FAILURES):
+        reason = f"the connection to another process of the training broke ({text})"
+        return f"{reason}; see what that process reported; the details are in {path}", 1
     where = f"the details are in {path}" if path else "no log file could be written"
     return f"unexpected error: {text}; {where}; please report it", EXIT_CODE
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.runs import CONFIG
+from fada_deploy.common.runs import CONFIG, STAGES
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
@@ -78,8 +78,12 @@ def local_provenance(file: Path, provenance: Mapping[str, Any]) -> Mapping[str, 
 
     Unlike those in an exported file, they say where the data is.
     """
+    folder = file.absolute().parent
+    if folder.name not in ("export", *STAGES):
+        return provenance
     try:
-        config = json.loads((file.absolute().parent.parent / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
+        config = json.loads((folder.parent / CONFIG).read_text("utf-8"))
+        RunConfig.from_dict(config)
+    except (OSError, ValueError, FadaError):
         return provenance
     return {**provenance, "config": config}

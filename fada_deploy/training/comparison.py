@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +22,12 @@ import msgspec
 
 from fada_deploy.common.errors import FadaError, InterruptedRunError, UsageError
 from fada_deploy.common.files import write_text
+from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import CONFIG
 from fada_deploy.common.selection import read_selection
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.datasets import open_target
+from fada_deploy.training.data.sources import open_sources
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.reporting.comparison_document import (
     ComparisonDocument,
@@ -36,6 +41,8 @@ from fada_deploy.training.run_queue import Job, train_jobs
 logger = logging.getLogger(__name__)
 
 COMPARISON = "comparison.json"
+# Folder of the frames that are extracted from videos, in a run as in a comparison.
+TARGET_FRAMES = "target_frames"
 # Runs beside the alignment methods.
 SOURCE, NO_ADVERSARY, SELF_TRAINING = "source", "none", "selftrain"
 # Self-training in rounds on whole target frames, as published: name → settings of the stage.
@@ -107,7 +114,8 @@ def compare(
     """Train every method with every seed in the folder `out`; return and write the comparison.
 
     `config` has the settings of all runs, except for method, stages and seed. `budget` is the
-    number of iterations of source stage and method together, None for those of the settings. `jobs`
+    number of iterations of source stage and method together, None for those of the settings: the
+    iterations of the stages source and adversarial, also for self-training. `jobs`
     runs are trained at the same time; they divide the cores, or take one GPU after another.
 
     Raise `InterruptedRunError` after Ctrl-C. A run that cannot be trained is reported in the
@@ -122,12 +130,14 @@ def compare(
     }
     needed = {job.start for job in wanted.values()}
     first = [job for job in starts.values() if job.folder in needed]
-    _check_settings([*first, *wanted.values()], out)
+    jobs_in_order = [*first, *wanted.values()]
+    _check_settings(jobs_in_order, out)
+    _prepare_data(config, out, jobs_in_order)
     try:
-        errors = train_jobs([*first, *wanted.values()], parallel=jobs, device=device)
+        errors = train_jobs(jobs_in_order, parallel=jobs, device=device)
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"interrupted; the same command continues the comparison in {out}"
+            f"interrupted; repeat the command with --out {shlex.quote(str(out))} to continue"
         ) from None
     document = _summarize(config, out, methods, seeds, wanted, errors)
     write_text(out / COMPARISON, json.dumps(msgspec.to_builtins(document), indent=2))
@@ -135,9 +145,13 @@ def compare(
 
 
 def _with_budget(config: RunConfig, budget: int | None) -> RunConfig:
-    """Return settings whose stages divide a number of iterations equally."""
+    """Return settings whose stages divide a number of iterations equally.
+
+    Without a budget, self-training gets the iterations of the adversarial stage.
+    """
     if budget is None:
-        return config
+        selftrain = _with_length(config.selftrain, config.adversarial.iterations)
+        return replace(config, selftrain=selftrain)
     if budget < 2:
         raise UsageError(f"--budget must be at least 2 iterations, got {budget}")
     lengths = {"source": budget - budget // 2, "adversarial": budget // 2}
@@ -185,11 +199,44 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
 def _check_settings(jobs: Sequence[Job], out: Path) -> None:
     """Raise `UsageError` if the folder contains runs with other settings."""
     for job in jobs:
-        if (job.folder / CONFIG).is_file() and load_config(job.folder) != job.config:
+        if not (job.folder / CONFIG).is_file():
+            continue
+        # The folder may be named in another way, or may have been moved.
+        stored = replace(load_config(job.folder), start=job.config.start)
+        if stored != job.config:
+            name = _first_difference(stored.to_dict(), job.config.to_dict())
             raise UsageError(
-                f"{job.folder} was trained with other settings; use another --out, or the settings "
-                f"with which {out} was made"
+                f"{job.folder} was trained with other settings ({name}); use another --out, or the "
+                f"settings with which {out} was made"
             )
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
+    """Return the name of the first setting that differs, such as "source.lr"."""
+    for name, value in one.items():
+        if value != other[name]:
+            if isinstance(value, Mapping):
+                return _first_difference(value, other[name], f"{prefix}{name}.")
+            return f"{prefix}{name}"
+    return ""
+
+
+def _prepare_data(config: RunConfig, out: Path, jobs: Sequence[Job]) -> None:
+    """Render sources and extract the frames of videos once, for all runs.
+
+    Raise `FadaError` if the data cannot be used, before anything is trained.
+    """
+    space = load_label_space(config.label_space)
+    open_sources(config, space)
+    frames = out / TARGET_FRAMES
+    open_target(config, frames, space, lambda error: logger.warning("%s", error))
+    if not frames.is_dir():
+        return
+    for job in jobs:
+        link = job.folder / TARGET_FRAMES
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(Path(os.path.relpath(frames, link.parent)), target_is_directory=True)
 
 
 def _summarize(
@@ -221,13 +268,13 @@ def _method_result(
 ) -> MethodResult:
     results = [_run_result(job, out) for job in jobs if job.finished]
     scores = [result.miou for result in results if result.miou is not None]
-    classes = list(results[0].iou) if results else []
+    classes = dict.fromkeys(name for result in results for name in result.iou)
     return MethodResult(
         method=method,
         runs=tuple(results),
         miou_mean=statistics.fmean(scores) if scores else None,
         miou_std=statistics.stdev(scores) if len(scores) > 1 else None,
-        iou_mean={name: _mean([result.iou[name] for result in results]) for name in classes},
+        iou_mean={name: _mean([result.iou.get(name) for result in results]) for name in classes},
         errors=tuple(
             f"seed {job.config.seed}: {errors[job.folder]}" for job in jobs if job.folder in errors
         ),
@@ -249,9 +296,19 @@ def _run_result(job: Job, out: Path) -> RunResult:
         miou=scores.get("miou"),
         iou=dict(scores.get("iou", {})),
         unlabeled_score=_unlabeled_score(job),
-        seconds=float(lines[-1]["seconds"]) if lines else 0.0,
+        seconds=_seconds(lines),
         memory_mib=max((float(line["memory_mib"]) for line in lines), default=0.0),
     )
+
+
+def _seconds(lines: Sequence[Mapping[str, float]]) -> float:
+    """Return the duration of a stage from its metrics, in which each resumption starts at 0."""
+    total = last = 0.0
+    for line in lines:
+        if line["seconds"] < last:
+            total += last
+        last = line["seconds"]
+    return total + last
 
 
 def _unlabeled_score(job: Job) -> float | None:

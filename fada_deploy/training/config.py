@@ -182,6 +182,11 @@ def _inconsistency(config: RunConfig) -> str:
         )
     if config.selftrain.align and "selftrain" in config.stages and config.method == "source":
         return "selftrain.align: found true together with method 'source', expected another method"
+    if config.selftrain.rounds and config.selftrain.weighting != "none":
+        return (
+            f"selftrain.weighting: found {config.selftrain.weighting!r} together with rounds, which"
+            " have thresholds, expected 'none'"
+        )
     if config.selftrain.align and config.selftrain.source_free:
         return "selftrain.align: found true together with source_free, but alignment needs a source"
     for name in STAGES:

@@ -13,7 +13,7 @@ from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import STAGES, WEIGHTS, final_weights
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.methods.alignment import check_backbone
+from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.models.segmentation import (
     ModelSpec,
     SegmentationModel,
@@ -57,7 +57,9 @@ class ModelSetup:
             self.start_model = self._load(self.start_weights)
         self._check_start()
         self._check_published()
-        if config.method != "source":
+        if config.method != "source" and (
+            "adversarial" in config.stages or config.selftrain.align or config.method not in METHODS
+        ):
             check_backbone(config.method, config.backbone)
         for stage in config.stages:
             self._check_stage(stage)

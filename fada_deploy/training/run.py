@@ -19,7 +19,7 @@ from fada_deploy._version import __version__
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.files import LOCK, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import STAGES, WEIGHTS, checkpoint_path
+from fada_deploy.common.runs import CONFIG, STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
@@ -62,6 +62,11 @@ def train(
     Raise `FadaError` for settings or data that cannot be used, before the first iteration.
     """
     with lock(run) if distributed.is_main_process() else nullcontext():
+        is_new = not (run / CONFIG).is_file()
+        if distributed.is_main_process():
+            remove_partial(run)
+            # Before the data is prepared, which can take long and is continued after a restart.
+            save_config(config, run)
         try:
             with distributed.main_process_first():
                 training = TrainingRun(config, run, device=device, tensorboard=tensorboard)
@@ -69,11 +74,10 @@ def train(
             # Do not leave an empty run behind.
             with suppress(OSError):
                 (run / LOCK).unlink()
+                if is_new:
+                    (run / CONFIG).unlink()
                 run.rmdir()
             raise
-        if distributed.is_main_process():
-            remove_partial(run)
-            save_config(config, run)
         processes = distributed.world_size()
         suffix = f" in {processes} processes" if processes > 1 else ""
         logger.info("run %s: training on %s%s", run, device, suffix)

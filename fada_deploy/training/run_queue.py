@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -14,17 +15,20 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from fada_deploy.common.files import write_text
 from fada_deploy.common.progress import progress_bar
-from fada_deploy.common.runs import CONFIG, WEIGHTS
 from fada_deploy.common.system import usable_cores
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.run_files import save_config
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
+# The JSON document that `fada train` printed at the end of a run, and its messages.
+RESULT, LOG = "result.json", "train.log"
 _POLL_S = 0.5
 # How long interrupted runs may take to save their state.
-_SAVE_S = 120.0
+_SAVE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,19 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / self.stage / WEIGHTS).is_file()
+        """Whether the run was trained and scored to its end."""
+        return (self.folder / RESULT).is_file()
 
     @property
     def iterations(self) -> int:
         return int(getattr(self.config, self.stage).iterations)
 
     def done(self) -> int:
-        """Return the iterations that are logged."""
-        path = self.folder / self.stage / "metrics.jsonl"
+        """Return the last iteration that is logged, 0 if there is none."""
         try:
-            return path.read_bytes().count(b"\n")
-        except OSError:
+            lines = (self.folder / self.stage / METRICS).read_bytes().splitlines()
+            return int(json.loads(lines[-1])["iteration"])
+        except (OSError, ValueError, IndexError):
             return 0
 
 
@@ -97,7 +102,7 @@ def train_jobs(jobs: Sequence[Job], *, parallel: int, device: str) -> dict[Path,
 
 
 def _ready(job: Job) -> bool:
-    return job.start is None or (job.start / "source" / WEIGHTS).is_file()
+    return job.start is None or (job.start / RESULT).is_file()
 
 
 class _Processes:
@@ -125,34 +130,38 @@ class _Processes:
             if time.monotonic() > deadline:
                 with self._lock:
                     for process in self._running:
-                        process.kill()
+                        # With its own processes, such as those of the renderer.
+                        os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, job: Job, slot: int) -> str:
         """Train a run; return "" or one line about why it failed."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        if not (job.folder / CONFIG).is_file():
-            save_config(job.config, job.folder)
+        # Also for a run that exists: the comparison may have been moved.
+        save_config(job.config, job.folder)
         threads = max(1, usable_cores() // self._parallel)
         command = [
             sys.executable, "-m", "fada_deploy", "train", "--resume", str(job.folder), "--device",
             self._device_of(slot), "--json",
         ]  # fmt: skip
-        with self._lock:
-            if self._stopped:
-                return "interrupted"
-            # A session of its own: Ctrl-C reaches it through `__exit__` only, and only once.
-            process = subprocess.Popen(  # noqa: S603 -- our own command
-                command, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                start_new_session=True,
-            )  # fmt: skip
-            self._running.add(process)
-        _, err = process.communicate()
+        log = job.folder / LOG
+        with log.open("w") as err:
+            with self._lock:
+                if self._stopped:
+                    return "interrupted"
+                # A session of its own: Ctrl-C reaches it through `__exit__` only, and only once.
+                process = subprocess.Popen(  # noqa: S603 -- our own command
+                    command, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True,
+                )  # fmt: skip
+                self._running.add(process)
+            out, _ = process.communicate()
         with self._lock:
             self._running.discard(process)
-        if job.finished:
+        # The document is printed when all stages are trained and scored, also if files were bad.
+        if out.strip():
+            write_text(job.folder / RESULT, out)
             return ""
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         return lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
 
     def _device_of(self, slot: int) -> str:

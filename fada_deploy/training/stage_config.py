@@ -118,14 +118,14 @@ class SelfTrainingStage(Stage):
         quantile: Within each predicted class, this fraction of the pixels may be below the
             threshold; 1 uses `max_threshold` for every class.
         rounds: Number of rounds of equal length. The network at the start of a round labels the
-            target, with thresholds over the whole target (CBST). 0 labels it anew in every
-            iteration, with thresholds from the batch.
+            target, with thresholds over the whole target instead of `max_threshold` and
+            `quantile` (CBST). 0 labels it anew in every iteration, with thresholds from the batch.
         portion: Part of the pixels that the first of several rounds labels; it grows by 0.05 in
             each round, up to 0.5.
         threshold_per_class: Whether rounds have a threshold for each class (CBST) or one for all
             (ST).
         regularizer: Weight of the divergence of predictions from the uniform distribution in the
-            loss of pseudo-labels (CRST).
+            loss of mixed and masked frames (CRST).
         weighting: Weights of pseudo-labels: "none" labels only confident pixels; "confident_share"
             labels all pixels, and weights them by the fraction of the batch whose probability is at
             least `max_threshold` (DACS).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_a_finished_comparison_trains_only_what_is_new(
     combined = out / "seed1/clan+selftrain"
     assert iterations(combined) == [1, 2] and load_config(combined).selftrain.align
     code, _, err = fada(*arguments(blocks, out, "--methods", "minent", "--budget", 9))
-    assert code == 2 and "other settings" in err and "another --out" in err
+    assert code == 2 and "other settings (source.iterations)" in err and "another --out" in err
 
 
 @pytest.mark.slow
@@ -126,7 +127,7 @@ def test_an_interrupted_comparison_goes_on(
     blocks: Path, tmp_path: Path, interruptible: Callable[[], None]
 ) -> None:
     out = tmp_path / "out"
-    options = ["--methods", "source", "--budget", 200, "--seeds", "1", "--set", "save_every=1000"]
+    options = ["--methods", "source", "--budget", 40, "--seeds", "1", "--set", "save_every=1000"]
     command = [sys.executable, "-m", "fada_deploy", *map(str, arguments(blocks, out, *options))]
     metrics = out / "seed1/source/source/metrics.jsonl"
     with subprocess.Popen(
@@ -137,8 +138,29 @@ def test_an_interrupted_comparison_goes_on(
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command continues" in err, err
+    assert process.returncode == 130 and f"--out {out} to continue" in err, err
     assert (out / "seed1/source/source/state.pt").is_file()
+    stopped = iterations(out / "seed1/source")[-1]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    logged = iterations(out / "seed1/source")
+    assert logged[-1] == 40 > stopped and logged == sorted(set(logged))
+
+
+def test_a_run_without_scores_is_completed(
+    compared: tuple[Path, dict[str, Any]], blocks: Path, tmp_path: Path, fada: Run
+) -> None:
+    """As after Ctrl-C while a trained run was scored; the folder has another name, too."""
+    out = tmp_path / "moved"
+    shutil.copytree(compared[0], out, symlinks=True)
+    (scores,) = (out / "seed2/minent").glob("*/scores.json")
+    scores.unlink()
+    (out / "seed2/minent/result.json").unlink()
+    options = ["--methods", "source,minent", "--budget", 5, "--json"]
+    code, stdout, err = fada(*arguments(blocks, out, *options))
+    assert code == 0, err
+    before = [m["miou_mean"] for m in compared[1]["methods"]]
+    assert [m["miou_mean"] for m in json.loads(stdout)["methods"]] == before
 
 
 def test_names_of_methods() -> None:

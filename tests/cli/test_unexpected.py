@@ -50,7 +50,6 @@ def test_the_traceback_is_in_a_log_file(
         (RuntimeError("can't start new thread"), "thread"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "space on the disk"),
         (Exception("I/O error: No space left on device (os error 28)"), "space on the disk"),
-        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:30124."), "process"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "temporarily"),
     ],
 )
@@ -59,6 +58,17 @@ def test_limits_of_the_machine_are_named(
 ) -> None:
     code, line = failing(error)
     assert code == 1 and words in line
+
+
+def test_a_lost_connection_is_one_only_among_several_processes(
+    failing: Callable[[BaseException], tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:30124.")
+    code, line = failing(error)
+    assert code == 70 and "unexpected" in line
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, line = failing(error)
+    assert code == 1 and "another process of the training" in line
 
 
 def test_an_end_of_file_is_no_interruption(

@@ -13,6 +13,9 @@ import toy
 from processes import FACTOR, killed_runs, leftovers, run
 
 
+ONLY_LONG = pytest.mark.skipif(FACTOR == 1, reason="takes minutes; run `make torture`")
+
+
 def frames_of(path: Path) -> np.ndarray:
     return np.stack([rgb for _, rgb in toy.read_video(path)])
 
@@ -62,8 +65,11 @@ def test_killed_inference(noise_video: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--precision", "int8", "--calibration-frames", 8],
-        pytest.param(["--trt", "--trt-flavor", "tensorrt_rtx"], id="engine"),
+        pytest.param([], id="fp32"),
+        pytest.param(
+            ["--precision", "int8", "--calibration-frames", 8], id="int8", marks=ONLY_LONG
+        ),
+        pytest.param(["--trt", "--trt-flavor", "tensorrt_rtx"], id="engine", marks=ONLY_LONG),
     ],
 )
 def test_killed_export(options: list[object], trained: Path, tmp_path: Path) -> None:

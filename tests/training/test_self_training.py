@@ -134,7 +134,7 @@ def test_rare_classes_are_drawn_by_the_published_formula() -> None:
         RareClassSampler(np.zeros((2, 3), np.int64), 0.1, seed=0)
 
 
-@pytest.mark.parametrize("name", ["daformer", "mic", "cbst", "crst"])
+@pytest.mark.parametrize("name", ["daformer", "mic", "cbst", "crst", "st"])
 def test_published_settings_train(name: str, blocks: Path, tmp_path: Path) -> None:
     """The settings files run at a small size; their published numbers are not changed."""
     file = Path(__file__).parents[2] / "configs" / "selftrain" / f"{name}.toml"
@@ -147,6 +147,7 @@ def test_published_settings_train(name: str, blocks: Path, tmp_path: Path) -> No
         "mic": (0.999, 0.968, "confident_share", 0.01, 1.0, 1.0),
         "cbst": (0.99, 0.9, "none", 0.0, 0.0, 1.0),
         "crst": (0.99, 0.9, "none", 0.0, 0.0, 1.0),
+        "st": (0.99, 0.9, "none", 0.0, 0.0, 1.0),
     }[name]
     assert expected == (
         stage.ema, stage.max_threshold, stage.weighting, stage.rare_class_temperature,

@@ -103,15 +103,20 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def describe_unlabeled(method: MethodResult) -> str:
+    """Return the mean label-free score in percent, "" if it is unknown."""
+    scores = [run.unlabeled_score for run in method.runs if run.unlabeled_score is not None]
+    return f"{100 * float(np.mean(scores)):.1f}" if scores else ""
+
+
 def _cost(method: MethodResult) -> dict[str, str]:
     if not method.runs:
         return {"method": method.method, "minutes": "", "memory": "", "score": ""}
-    scores = [run.unlabeled_score for run in method.runs if run.unlabeled_score is not None]
     return {
         "method": method.method,
         "minutes": f"{float(np.mean([run.seconds for run in method.runs])) / 60:.1f}",
         "memory": f"{max(run.memory_mib for run in method.runs) / 1024:.1f}",
-        "score": f"{100 * float(np.mean(scores)):.1f}" if scores else "",
+        "score": describe_unlabeled(method),
     }
 
 
