@@ -12,7 +12,6 @@ import pytest
 import toy
 from processes import FACTOR, killed_runs, leftovers, run
 
-
 ONLY_LONG = pytest.mark.skipif(FACTOR == 1, reason="takes minutes; run `make torture`")
 
 
