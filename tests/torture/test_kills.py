@@ -12,8 +12,6 @@ import pytest
 import toy
 from processes import FACTOR, killed_runs, leftovers, run
 
-ONLY_LONG = pytest.mark.skipif(FACTOR == 1, reason="takes minutes; run `make torture`")
-
 
 def frames_of(path: Path) -> np.ndarray:
     return np.stack([rgb for _, rgb in toy.read_video(path)])
@@ -61,14 +59,12 @@ def test_killed_inference(noise_video: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(FACTOR == 1, reason="takes minutes; run `make torture`")
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param([], id="fp32"),
-        pytest.param(
-            ["--precision", "int8", "--calibration-frames", 8], id="int8", marks=ONLY_LONG
-        ),
-        pytest.param(["--trt", "--trt-flavor", "tensorrt_rtx"], id="engine", marks=ONLY_LONG),
+        pytest.param(["--precision", "int8", "--calibration-frames", 8], id="int8"),
+        pytest.param(["--trt", "--trt-flavor", "tensorrt_rtx"], id="engine"),
     ],
 )
 def test_killed_export(options: list[object], trained: Path, tmp_path: Path) -> None:
