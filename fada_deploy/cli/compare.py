@@ -10,13 +10,12 @@ import click
 from fada_deploy.cli import train
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
+from fada_deploy.cli.report import target_frames
 from fada_deploy.common.files import numbered_dir
 from fada_deploy.common.runs import RUNS
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
-    from fada_deploy.data.base import FrameDataset
-    from fada_deploy.training.config import RunConfig
     from fada_deploy.training.reporting.comparison_document import ComparisonDocument
 
 # Options of `fada train` that differ between the runs of a comparison, or belong to one run.
@@ -102,7 +101,7 @@ def command(
 
     require_package("matplotlib", "plot")
     try:
-        from fada_deploy.training.comparison import compare, parse_methods
+        from fada_deploy.training.comparison import TARGET_FRAMES, compare, parse_methods
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.reporting.comparison_page import write_page
     except ImportError as error:
@@ -119,26 +118,10 @@ def command(
     document = compare(
         config, out, methods=names, seeds=seeds, budget=budget, jobs=jobs, device=device
     )
-    page = write_page(document, out, frames=_target_frames(config, out), device=torch_device)
+    frames = target_frames(config, out / TARGET_FRAMES)
+    page = write_page(document, out, frames=frames, device=torch_device)
     _print_result(document, page, as_json=as_json)
     return int(any(method.errors for method in document.methods))
-
-
-def _target_frames(config: RunConfig, out: Path) -> FrameDataset | None:
-    """Open the held-out target frames, or else its training frames; None on an error."""
-    from fada_deploy.common.errors import FadaError
-    from fada_deploy.common.label_space import load_label_space
-    from fada_deploy.training.data.datasets import open_target
-
-    space = load_label_space(config.label_space)
-    try:
-        train_set, held_out = open_target(
-            config, out / "target_frames", space, lambda error: log(f"warning: {error}")
-        )
-    except FadaError as error:
-        log(f"warning: the page will show no target frames: {error}")
-        return None
-    return held_out or train_set
 
 
 def _print_result(document: ComparisonDocument, page: Path, *, as_json: bool) -> None:

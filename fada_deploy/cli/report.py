@@ -14,6 +14,7 @@ from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
     from fada_deploy.data.base import FrameDataset
+    from fada_deploy.training.config import RunConfig
 
 
 @click.command("report")
@@ -62,34 +63,38 @@ def command(
     try:
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.reporting.report import REPORT, write_report
+        from fada_deploy.training.run_files import load_config
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
     torch_device = choose_device(device)
     paths = runs or (newest_run(),)
     out = out or (paths[0] / REPORT if len(paths) == 1 else Path(REPORT))
-    dataset = _target_frames(paths[0]) if frames else None
+    dataset = None
+    if frames:
+        # Training has already extracted the frames of recordings to this folder.
+        dataset = target_frames(load_config(paths[0]), paths[0] / "target_frames")
     write_report(
         paths, out, frames=dataset, device=torch_device, count=frames, ccd_frames=ccd_frames
     )
     log(f"wrote {out}")
 
 
-def _target_frames(run: Path) -> FrameDataset | None:
-    """Open the held-out target frames of a run, or else its training frames; None on an error."""
+def target_frames(config: RunConfig, folder: Path) -> FrameDataset | None:
+    """Open the held-out target frames, or else the training frames; None on an error.
+
+    `folder` has the extracted frames of recordings.
+    """
     from fada_deploy.common.errors import FadaError
     from fada_deploy.common.label_space import load_label_space
     from fada_deploy.training.data.datasets import open_target
-    from fada_deploy.training.run_files import load_config
 
-    config = load_config(run)
     try:
         space = load_label_space(config.label_space)
-        # Training has already extracted the frames of recordings to this folder.
         train_set, held_out = open_target(
-            config, run / "target_frames", space, lambda error: log(f"warning: {error}")
+            config, folder, space, lambda error: log(f"warning: {error}")
         )
     except FadaError as error:
-        log(f"warning: the report will show no target frames: {error}")
+        log(f"warning: the page will show no target frames: {error}")
         return None
     return held_out or train_set

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fada_deploy.training.comparison import ROUNDS
 from fada_deploy.training.methods.alignment import METHODS
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import AdversarialStage, SourceStage
@@ -68,6 +70,15 @@ def test_file_has_the_settings_of_the_paper(file: Path) -> None:
         frozen = name.startswith("synthia-resnet101")
         assert config.distill.norm == ("frozen" if frozen else "batch")
         assert any(config.distill.jitter) == ("resnet101" in name)
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_compare_has_the_rounds_of_the_settings_file(name: str) -> None:
+    file = ROOT / "configs" / "selftrain" / f"{name}.toml"
+    stage = make_config(
+        recipe=None, file=file, settings=[], options={"src": "gta5", "tgt": "x"}
+    ).selftrain
+    assert replace(stage, **ROUNDS[name]) == stage
 
 
 def test_documentation_lists_the_score_of_each_file() -> None:

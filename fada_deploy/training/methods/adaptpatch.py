@@ -116,27 +116,18 @@ class PatchAlignment:
         weight = step.settings.adversarial_weight
         (weight * (GLOBAL_ADVERSARY * global_loss + PATCH_ADVERSARY * cluster_loss)).backward()
 
-        losses: Losses = {
+        src_maps = class_probabilities(src.logits.detach(), step.src)
+        tgt_maps = class_probabilities(tgt.logits.detach(), step.tgt)
+        return {
             "segmentation": seg_loss.detach(),
             "patch": patch_loss.detach(),
             "adversarial": global_loss.detach(),
             "adversarial_patch": cluster_loss.detach(),
+            **step.train_discriminator(global_d, src_maps, tgt_maps),
+            **step.train_discriminator(
+                patch_d, src_clusters.softmax(1), tgt_clusters.softmax(1), "discriminator_patch"
+            ),
         }
-        src_maps = class_probabilities(src.logits.detach(), step.src)
-        tgt_maps = class_probabilities(tgt.logits.detach(), step.tgt)
-        for name, d, maps in (
-            ("discriminator", global_d, (src_maps, tgt_maps)),
-            ("discriminator_patch", patch_d,
-             (src_clusters.detach().softmax(1), tgt_clusters.detach().softmax(1))),
-        ):  # fmt: skip
-            with step.autocast():
-                src_d, tgt_d = d(maps[0]), d(maps[1])
-            src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
-            tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
-            (src_loss + tgt_loss).backward()
-            losses |= {f"{name}_source": src_loss.detach(), f"{name}_target": tgt_loss.detach()}
-            losses[f"{name}_accuracy"] = step.domain_accuracy(src_d, tgt_d)
-        return losses
 
 
 def patch_histograms(labels: Tensor, num_classes: int) -> Tensor:

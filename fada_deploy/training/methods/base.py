@@ -121,6 +121,28 @@ class Step:
             d_logits, target=target, num_parts=self.num_parts, weights=weights, ignore_mask=mask
         )
 
+    def train_discriminator(
+        self,
+        discriminator: nn.Module,
+        src_input: Tensor,
+        tgt_input: Tensor,
+        name: str = "discriminator",
+    ) -> Losses:
+        """Add the gradients of a binary discriminator on what it reads of both domains.
+
+        The inputs are detached. Return half of the loss of each domain and the accuracy, by `name`.
+        """
+        with self.autocast():
+            src_d, tgt_d = discriminator(src_input.detach()), discriminator(tgt_input.detach())
+        src_loss = 0.5 * self.domain_loss(src_d, self.src, target=False)
+        tgt_loss = 0.5 * self.domain_loss(tgt_d, self.tgt, target=True)
+        (src_loss + tgt_loss).backward()
+        return {
+            f"{name}_source": src_loss.detach(),
+            f"{name}_target": tgt_loss.detach(),
+            f"{name}_accuracy": self.domain_accuracy(src_d, tgt_d),
+        }
+
     def domain_accuracy(self, src_d_logits: Tensor, tgt_d_logits: Tensor) -> Tensor:
         """Return the fraction of pixels that D assigns to the right domain, a scalar in 0…1.
 

@@ -38,7 +38,9 @@ class Thresholds(nn.Module):
 
 
 def round_of(iteration: int, stage: SelfTrainingStage) -> tuple[int, bool]:
-    """Return the round of an iteration from 0, and whether the round begins with it."""
+    """Return the round of an iteration from 0, and whether it begins there; no round, no begin."""
+    if not stage.rounds:
+        return 0, False
     length = -(-stage.iterations // stage.rounds)
     return iteration // length, iteration % length == 0
 

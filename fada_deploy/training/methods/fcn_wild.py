@@ -71,19 +71,11 @@ class FeatureAndSizeAlignment:
         size_loss = class_size_loss(tgt.logits, self.heads.sizes, ego_mask) / step.num_parts
         (weight * tgt_confusion + CLASS_SIZE_WEIGHT * size_loss).backward()
 
-        with step.autocast():
-            src_d = self.discriminator(src.features.detach())
-            tgt_d = self.discriminator(tgt.features.detach())
-        src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
-        tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
-        (src_loss + tgt_loss).backward()
         return {
             "segmentation": seg_loss.detach(),
             "adversarial": 0.5 * (src_confusion + tgt_confusion).detach(),
             "class_size": size_loss.detach(),
-            "discriminator_source": src_loss.detach(),
-            "discriminator_target": tgt_loss.detach(),
-            "discriminator_accuracy": step.domain_accuracy(src_d, tgt_d),
+            **step.train_discriminator(self.discriminator, src.features, tgt.features),
         }
 
     def _both_labels(self, d_logits: Tensor, batch: Batch, step: Step) -> Tensor:

@@ -49,8 +49,7 @@ class MultiLevelAlignment:
     def create(
         cls, context: MethodContext, maps: Callable[[Tensor, Batch], Tensor]
     ) -> MultiLevelAlignment:
-        """Return the method; raise `UsageError` if the backbone has no intermediate features."""
-        require_auxiliary(context.model.spec.backbone)
+        """Return the method for a backbone that `require_auxiliary` accepts."""
         channels = auxiliary_channels(context.model)
         return cls(
             maps=maps,
@@ -81,19 +80,13 @@ class MultiLevelAlignment:
             "adversarial": main_adversarial.detach(),
             "adversarial_auxiliary": auxiliary_adversarial.detach(),
         }
-        levels = {
-            "discriminator": (main_d, src.logits, tgt.logits),
-            "discriminator_auxiliary": (auxiliary_d, src_auxiliary, tgt_auxiliary),
-        }
-        for name, (d, src_logits, tgt_logits) in levels.items():
-            with step.autocast():
-                src_d = d(self.maps(src_logits.detach(), step.src))
-                tgt_d = d(self.maps(tgt_logits.detach(), step.tgt))
-            src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
-            tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
-            (src_loss + tgt_loss).backward()
-            losses |= {f"{name}_source": src_loss.detach(), f"{name}_target": tgt_loss.detach()}
-            losses[f"{name}_accuracy"] = step.domain_accuracy(src_d, tgt_d)
+        for name, d, src_logits, tgt_logits in (
+            ("discriminator", main_d, src.logits, tgt.logits),
+            ("discriminator_auxiliary", auxiliary_d, src_auxiliary, tgt_auxiliary),
+        ):
+            src_maps = self.maps(src_logits.detach(), step.src)
+            tgt_maps = self.maps(tgt_logits.detach(), step.tgt)
+            losses |= step.train_discriminator(d, src_maps, tgt_maps, name)
         return losses
 
     def _forward(self, step: Step, batch: Batch) -> tuple[ForwardOutputs, Tensor]:

@@ -94,18 +94,11 @@ class BottleneckAlignment:
 
         divergence = 0.5 * (src_divergence + tgt_divergence).detach()
         self.heads.excess += (divergence - BOUND) / parts
-        with step.autocast():
-            src_d, tgt_d = self.discriminator(src_z.detach()), self.discriminator(tgt_z.detach())
-        src_loss = 0.5 * step.domain_loss(src_d, step.src, target=False)
-        tgt_loss = 0.5 * step.domain_loss(tgt_d, step.tgt, target=True)
-        (src_loss + tgt_loss).backward()
         return {
             "segmentation": seg_loss.detach(),
             "adversarial": adversarial.detach(),
             "divergence": divergence / parts,
-            "discriminator_source": src_loss.detach(),
-            "discriminator_target": tgt_loss.detach(),
-            "discriminator_accuracy": step.domain_accuracy(src_d, tgt_d),
+            **step.train_discriminator(self.discriminator, src_z, tgt_z),
         }
 
     def _sample(

@@ -101,14 +101,13 @@ def train_self_training(
         learning_rates = {"lr": set_learning_rate(optimizer, iteration, stage)}
         if aligner is not None:
             learning_rates |= aligner.start_iteration(iteration, stage)
-        if stage.rounds:
-            number, begins = round_of(iteration, stage)
-            if begins:
-                teacher.load_state_dict(average.weights())
-                thresholds.values = measure_thresholds(
-                    teacher, whole_target(), amp=amp,
-                    portion=round_portion(number, stage), per_class=stage.threshold_per_class,
-                )  # fmt: skip
+        number, begins = round_of(iteration, stage)
+        if begins:
+            teacher.load_state_dict(average.weights())
+            thresholds.values = measure_thresholds(
+                teacher, whole_target(), amp=amp,
+                portion=round_portion(number, stage), per_class=stage.threshold_per_class,
+            )  # fmt: skip
         tgt = tgt_loader[iteration]
         if src_loader is not None and not stage.rounds:
             teacher.load_state_dict(average.weights())
