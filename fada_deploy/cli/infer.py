@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +10,10 @@ from click.core import ParameterSource
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.infer_setup import DROP_POLICIES, LEGEND_POSITIONS, Arguments
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, ray_options
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner
-    from fada_deploy.runtime.sources.base import Source
-    from fada_deploy.runtime.writers.inference import InferenceSummary
-    from fada_deploy.runtime.writers.save import SaveOptions
 
 
 @click.command("infer")
@@ -34,9 +27,9 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    metavar="PATH",
     help="Output folder; or an .mp4 file for a single video, or a .png or .jpg file for a single "
-    "image. [default: runs/infer-NNN]",
+    "image; with --ray also an address such as s3://bucket/folder. [default: runs/infer-NNN]",
 )
 @click.option(
     "--save",
@@ -152,6 +145,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Continue an interrupted run in the folder --out: leave out the sources that it finished.",
 )
+@ray_options
+@click.option(
+    "--chunk-frames",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --ray: smallest number of frames in a chunk of a video. [default: 600]",
+)
 @JSON_OPTION
 def command(**options: Any) -> int:
     """Segment videos, images, folders, globs and live sources.
@@ -165,6 +165,7 @@ def command(**options: Any) -> int:
     fada infer rtsp://camera/stream --deadline-ms 100
     fada infer camera:0 camera:1 --show --save none
     fada infer incoming/ --watch --save mask
+    fada infer drives/ --recursive --out s3://bucket/labels --ray
     ffmpeg … -f mpegts - | fada infer -
 
     Live sources are streams (rtsp://, http://, …), cameras (camera:N, or just N), standard input
@@ -177,8 +178,10 @@ def command(**options: Any) -> int:
 
     Exit code 1 means that an input could not be read; all readable inputs are still processed.
     """
+    from fada_deploy.cli.infer_cluster import infer_on_cluster
     from fada_deploy.cli.infer_display import describe, overlay_window, print_summary, to_document
     from fada_deploy.cli.infer_live import StopRequest, interruption, stop_on_signals
+    from fada_deploy.cli.infer_output import has_frames, output_folder
     from fada_deploy.cli.infer_setup import (
         expected_frames,
         open_finished,
@@ -193,6 +196,8 @@ def command(**options: Any) -> int:
     from fada_deploy.runtime.writers.save import check_outputs
 
     arguments = Arguments(**options, named=_named_options())
+    if arguments.ray is not None:
+        return infer_on_cluster(arguments)
     output = save_options(arguments)
     sources = open_input(arguments)
     check_outputs(sources, output)
@@ -206,7 +211,7 @@ def command(**options: Any) -> int:
             log(f"skipped {line}")
         log(f"model {segmenter.path}: {describe(segmenter)}")
         with (
-            _output_folder(output, arguments.out) as output,
+            output_folder(output, arguments.out_path) as output,
             overlay_window(arguments.show, stop.stop_live, output, segmenter, sources) as show,
             stop_on_signals(stop),
         ):
@@ -214,7 +219,7 @@ def command(**options: Any) -> int:
             summary = run_inference(
                 segmenter, sources, output, on_result=show, stop=stop.files, finished=finished
             )
-        if not _has_frames(summary, sources, stopped=stop.requested):
+        if not has_frames(summary, sources, stopped=stop.requested):
             return 1
         document = to_document(summary, segmenter, skipped, sources, output)
     if arguments.as_json:
@@ -247,50 +252,3 @@ def _report_autotuning(autotuner: Autotuner | None) -> None:
         else "the result cannot be saved because the cache folder is not writable"
     )
     log(f"measured backends, ms per batch: {times}; {outcome}")
-
-
-@contextmanager
-def _output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOptions]:
-    """Yield the options with a new folder runs/infer-NNN if `out` is None; remove it if empty.
-
-    A folder or file that is named is locked, and temporary files that killed processes left there
-    are removed. Raise `UsageError` if another process writes to it.
-    """
-    from fada_deploy.common.files import lock, numbered_dir, remove_partial
-
-    if options.file is not None:
-        with lock(options.file.parent, f".{options.file.name}.lock"):
-            remove_partial(options.file.parent, options.file)
-            yield options
-        return
-    if out is not None:
-        with lock(out):
-            for kind in options.kinds:
-                remove_partial(out / kind)
-            yield options
-        return
-    folder = numbered_dir(Path("runs"), "infer")
-    try:
-        yield replace(options, out=folder)
-    finally:
-        if not any(path.is_file() for path in folder.rglob("*")):
-            shutil.rmtree(folder)
-
-
-def _has_frames(summary: InferenceSummary, sources: list[Source], *, stopped: bool) -> bool:
-    """Return whether there was a frame, or the user stopped the sources.
-
-    Raise `DataError` if no file has a frame. Return False if no live source has one; its error was
-    printed when it occurred.
-    """
-    from fada_deploy.common.errors import DataError
-
-    if summary.frames or summary.finished_before or (stopped and not summary.errors):
-        return True
-    if not summary.errors:
-        raise DataError(f"{', '.join(source.name for source in sources)}: contains no frame")
-    if any(source.is_live for source in sources):
-        return False
-    for line in summary.errors[1:]:
-        log(f"failed: {line}")
-    raise DataError(summary.errors[0])

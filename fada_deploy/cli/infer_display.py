@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fada_deploy.cli.console import log
 
 if TYPE_CHECKING:
+    from fada_deploy.common.metadata import ModelMetadata
     from fada_deploy.runtime.result import Result
     from fada_deploy.runtime.segmenter import Segmenter
     from fada_deploy.runtime.sources.base import Source
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fada_deploy.runtime.writers.save import SaveOptions
 
 
-def describe(segmenter: Segmenter) -> str:
+def describe(segmenter: OpenedModel) -> str:
     """Return one line about an opened model: classes, input size, precision, backend, device."""
     metadata, backend = segmenter.metadata, segmenter.backend
     height, width = metadata.input_size_hw
@@ -68,9 +69,29 @@ def overlay_window(
         log(f"warning: {viewer.failure}")
 
 
+class OpenedModel(Protocol):
+    """The attributes of a `Segmenter` that are shown; on a cluster there is none here."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def metadata(self) -> ModelMetadata: ...
+    @property
+    def backend(self) -> NamedBackend: ...
+
+
+class NamedBackend(Protocol):
+    """Which backend runs a model, and on what."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+
+
 def to_document(
     summary: InferenceSummary,
-    segmenter: Segmenter,
+    segmenter: OpenedModel,
     skipped: Sequence[str],
     sources: Sequence[Source],
     options: SaveOptions,

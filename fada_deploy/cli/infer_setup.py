@@ -29,7 +29,7 @@ class Arguments:
 
     source: tuple[str, ...]
     model: Path | None
-    out: Path | None
+    out: str | None
     save: str
     ids: str
     alpha: float
@@ -51,9 +51,24 @@ class Arguments:
     rebuild: bool
     recursive: bool
     resume: bool
+    ray: str | None
+    ray_workers: int | None
+    ray_cpus: int
+    ray_gpus: float
+    chunk_frames: int | None
     as_json: bool
     # Parameters that were named on the command line.
     named: frozenset[str] = frozenset()
+
+    @property
+    def out_path(self) -> Path | None:
+        """The path of --out; None if there is none, or if it is an address."""
+        return None if self.out is None or self.is_address else Path(self.out)
+
+    @property
+    def is_address(self) -> bool:
+        """Whether --out is an address such as s3://bucket/folder."""
+        return self.out is not None and "://" in self.out
 
 
 def save_options(arguments: Arguments) -> SaveOptions:
@@ -79,7 +94,9 @@ def save_options(arguments: Arguments) -> SaveOptions:
         side_by_side=arguments.side_by_side,
         classes=_names(arguments.classes or ""),
     )
-    out = arguments.out
+    if arguments.is_address and arguments.ray is None:
+        raise UsageError(f"--out {arguments.out}: an address needs --ray; or name a folder")
+    out = arguments.out_path
     file = None
     if out is not None and _is_file_name(out):
         file, out = out, out.parent
@@ -133,7 +150,8 @@ def open_input(arguments: Arguments) -> list[Source]:
         raise UsageError("--watch takes exactly one folder")
     if arguments.watch and Path(specs[0]).is_file():
         raise UsageError(f"{specs[0]} is a file; --watch needs a folder")
-    if arguments.resume and (arguments.out is None or _is_file_name(arguments.out)):
+    path = arguments.out_path
+    if arguments.resume and not arguments.is_address and (path is None or _is_file_name(path)):
         raise UsageError("--resume needs the folder of the interrupted run; use --out FOLDER")
     if arguments.show:
         require_display()
@@ -151,7 +169,7 @@ def open_input(arguments: Arguments) -> list[Source]:
                 "to include them use --recursive"
             )
     if arguments.recursive:
-        sources = [s for s in sources if not _is_output(Path(s.name).resolve(), arguments.out)]
+        sources = [s for s in sources if not _is_output(Path(s.name).resolve(), arguments.out_path)]
         if not sources:
             raise UsageError(f"{specs[0]}: all of its files are outputs of `fada infer`")
     return sources
@@ -178,6 +196,12 @@ _LIVE_OPTIONS = {
     "--deadline-ms": "deadline_ms",
     "--reconnect-timeout": "reconnect_timeout",
 }
+_RAY_OPTIONS = {
+    "--ray-workers": "ray_workers",
+    "--ray-cpus": "ray_cpus",
+    "--ray-gpus": "ray_gpus",
+    "--chunk-frames": "chunk_frames",
+}
 
 
 def warn_about_ignored_options(
@@ -199,6 +223,8 @@ def warn_about_ignored_options(
         unused["--resume"] = "live sources have no end"
     elif not kinds:
         unused["--resume"] = "nothing is saved"
+    if arguments.ray is None:
+        unused |= dict.fromkeys(_RAY_OPTIONS, "it needs --ray")
     if arguments.rebuild and arguments.model is not None:
         model = exported_model(arguments.model)
         if model.suffix not in ENGINE_SUFFIXES:
@@ -206,6 +232,7 @@ def warn_about_ignored_options(
     parameters = {
         **_OVERLAY_OPTIONS,
         **_LIVE_OPTIONS,
+        **_RAY_OPTIONS,
         "--ids": "ids",
         "--rebuild": "rebuild",
         "--resume": "resume",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,66 @@ JSON_OPTION = click.option(
 DEVICE_OPTION = click.option(
     "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
+
+
+_RAY_ADDRESS = re.compile(r"(ray://)?[\w.\[\]-]+:\d+")
+
+
+def _ray_address(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Return the address of --ray; refuse what follows the option by mistake, such as a source."""
+    if value is None or value in ("local", "auto") or _RAY_ADDRESS.fullmatch(value):
+        return value
+    raise UsageError(
+        f"--ray {value}: not the address of a Ray cluster, which is HOST:PORT, ray://HOST:PORT or "
+        "auto; to start a cluster on this machine, put --ray at the end of the command"
+    )
+
+
+_RAY_OPTIONS = (
+    click.option(
+        "--ray",
+        metavar="[ADDRESS]",
+        is_flag=False,
+        flag_value="local",
+        is_eager=True,
+        callback=_ray_address,
+        help="Run on a Ray cluster: HOST:PORT, ray://HOST:PORT, auto (the cluster of this "
+        "machine), or without an address a new one on this machine.",
+    ),
+    click.option(
+        "--ray-workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="With --ray: number of workers. [default: as many as the cluster has room for]",
+    ),
+    click.option(
+        "--ray-cpus",
+        type=click.IntRange(1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="With --ray: CPU cores of each worker.",
+    ),
+    click.option(
+        "--ray-gpus",
+        type=click.FloatRange(0),
+        metavar="N",
+        default=0.0,
+        show_default=True,
+        help="With --ray: GPUs of each worker; 0.5 lets two workers share one.",
+    ),
+)
+
+
+def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that let a command run on a Ray cluster."""
+    for option in reversed(_RAY_OPTIONS):
+        command = option(command)
+    return command
+
+
 DATA_ROOT_OPTION = click.option(
     "--data-root",
     type=click.Path(path_type=Path),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from fada_deploy.common.hdr import HDR_TRANSFERS
 
@@ -18,6 +19,13 @@ _DEFAULT_RATE = Fraction(25)
 _MAX_READ_ERRORS = 10
 # Errors in a row after which a decoder that is being flushed is given up.
 _MAX_FLUSH_ERRORS = 100
+
+
+class PacketId(NamedTuple):
+    """The timestamps of a packet, which identify it in its stream."""
+
+    pts: int
+    dts: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +47,13 @@ class TimedFrame:
         return (self.pts + (self.decoded.duration or 0)) * self.time_base
 
 
-def timed_frames(container: Any, stream: Any) -> Generator[TimedFrame | None, None, None]:
+def timed_frames(
+    container: Any, stream: Any, start: PacketId | None = None
+) -> Generator[TimedFrame | None, None, None]:
     """Yield the frames of a PyAV video stream in the order of display, and None for each damage.
 
     Training and inference read all videos with this function. Damage ends no video: the frames
-    behind it follow.
+    behind it follow. Decoding begins with the packet `start` [the first one].
     """
     if len(container.streams.video) > 1:
         logger.info(
@@ -53,7 +63,7 @@ def timed_frames(container: Any, stream: Any) -> Generator[TimedFrame | None, No
         )  # fmt: skip
     clock = _FrameClock(container, stream)
     is_first = True
-    for decoded in decode_frames(container, stream):
+    for decoded in decode_frames(container, stream, start):
         if is_first and decoded is not None:
             is_first = False
             if (transfer := HDR_TRANSFERS.get(int(decoded.color_trc))) is not None:
@@ -95,11 +105,16 @@ class _FrameClock:
         return TimedFrame(decoded, pts, Fraction(time_base))
 
 
-def decode_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
-    """Yield the decoded frames of a PyAV video stream, and None for each damaged packet."""
+def decode_frames(
+    container: Any, stream: Any, start: PacketId | None = None
+) -> Generator[Any, None, None]:
+    """Yield the decoded frames of a PyAV video stream, and None for each damaged packet.
+
+    Decoding begins with the packet `start` [the first one].
+    """
     import av
 
-    packets = container.demux(stream)
+    packets = container.demux(stream) if start is None else _packets_from(container, stream, start)
     errors = 0
     while errors < _MAX_READ_ERRORS:
         try:
@@ -114,6 +129,33 @@ def decode_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
             return
         errors = 0
         yield from decode_packet(packet)
+
+
+def _packets_from(container: Any, stream: Any, start: PacketId) -> Iterator[Any]:
+    """Return the packets of a stream from one on; none if the stream does not contain it.
+
+    A demuxer that seeks inexactly may pass the packet, so the file is then read from its start.
+    """
+    for position in (start.pts, min(stream.start_time or 0, start.pts)):
+        if (packets := _seek(container, stream, position, start)) is not None:
+            return packets
+    return iter(())
+
+
+def _seek(container: Any, stream: Any, position: int, start: PacketId) -> Iterator[Any] | None:
+    import av
+
+    try:
+        container.seek(position, stream=stream)
+        packets = container.demux(stream)
+        for packet in packets:
+            if (packet.pts, packet.dts) == start:
+                return chain((packet,), packets)
+            if packet.dts is not None and start.dts is not None and packet.dts > start.dts:
+                return None
+    except av.error.FFmpegError:
+        return None
+    return None
 
 
 def decode_packet(packet: Any) -> Generator[Any, None, None]:

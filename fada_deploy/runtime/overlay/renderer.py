@@ -51,13 +51,15 @@ class OverlayRenderer:
     Args:
         style: How the labels are drawn.
         space: The label space of the model.
+        corner: Corner of legends whose position is "auto" ["auto": the first frame decides].
 
     Raises:
         UsageError: The label space lacks a class that the style selects.
     """
 
-    def __init__(self, style: OverlayStyle, space: LabelSpace) -> None:
+    def __init__(self, style: OverlayStyle, space: LabelSpace, corner: str = "auto") -> None:
         self._style = style
+        self._position = corner if style.legend == "auto" else style.legend
         self._space = space
         self._drawn = style.drawn_classes(space)
         self._legends: dict[str, Legend] = {}
@@ -87,6 +89,15 @@ class OverlayRenderer:
             if panel is not None:
                 legend.draw_panel(image, (panel.left, panel.top), fractions)
         return np.hstack([result.frame, image]) if style.side_by_side else image
+
+    def legend_corner(self, result: LabeledFrame) -> str:
+        """Return the corner of the legend of a video that begins with this frame.
+
+        It is "auto" if the frame gets no legend, so that a later frame decides.
+        """
+        legend = self._legend(result, self._space.palette)
+        self._update(legend, result, self._fractions(result))
+        return legend.position
 
     def draw_for_video(self, result: LabeledFrame) -> Any:
         """Return the overlay for a video encoder: a PyAV frame drawn in YUV, or `draw`'s RGB image.
@@ -146,7 +157,7 @@ class OverlayRenderer:
         # Images are unrelated to each other, so each has a legend of its own.
         is_image = result.time_s is None
         if legend is None or legend.size_hw != size_hw or is_image:
-            position = self._style.legend
+            position = self._position
             if legend is not None and not is_image:
                 # A video that changes its size keeps the corner.
                 position = legend.position

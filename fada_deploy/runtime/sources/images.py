@@ -13,7 +13,10 @@ from fada_deploy.runtime.sources.base import Frame
 
 
 class ImageSource:
-    """One image file or a folder of them; `items` maps each image's name to its file."""
+    """One image file or a folder of them; `items` maps each image's name to its file.
+
+    `first_index` is the number of the first image, if these are a part of a folder.
+    """
 
     is_video = False
     is_live = False
@@ -21,17 +24,18 @@ class ImageSource:
     pixel_aspect: Fraction | None = None
     audio: Path | None = None
 
-    def __init__(self, name: str, items: Mapping[str, Path]) -> None:
+    def __init__(self, name: str, items: Mapping[str, Path], first_index: int = 0) -> None:
         self.name = name
-        self._items = items
+        self.items = dict(items)
+        self._first_index = first_index
 
     def count(self) -> int:
         """Return the number of image files, including unreadable ones."""
-        return len(self._items)
+        return len(self.items)
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
         """Yield each image, rotated by its EXIF orientation, or the error that names its file."""
-        for index, (item, path) in enumerate(self._items.items()):
+        for index, (item, path) in enumerate(self.items.items(), self._first_index):
             try:
                 yield Frame(read_rgb(path), self.name, index, item, time.monotonic())
             except DataError as error:

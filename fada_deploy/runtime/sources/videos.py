@@ -43,7 +43,7 @@ class VideoSource:
             self.rate = stream.average_rate
             self.pixel_aspect = stream.sample_aspect_ratio or None
             self.audio = self._path if container.streams.audio else None
-            by_length = round(_announced_end_s(container, stream) * (self.rate or 0))
+            by_length = round(announced_end_s(container, stream) * (self.rate or 0))
             self._count = stream.frames or by_length or None
 
     def count(self) -> int | None:
@@ -69,29 +69,56 @@ class VideoSource:
                     continue
                 if count == 0:
                     start_s = timed.time_s
-                    if self.pixel_aspect is not None and orientation(timed.decoded).transpose:
-                        self.pixel_aspect = 1 / self.pixel_aspect
+                    self.turn_pixel_aspect(timed)
                 end_s = max(end_s, timed.end_s)
-                yield self._to_frame(timed, count)
+                yield to_frame(timed, self.name, count)
                 count += 1
-            announced_s = _announced_end_s(container, stream, start_s)
-            if damaged or end_s < announced_s - Fraction(_END_SLACK_S):
-                packets = f", {damaged} damaged packet{'s' * (damaged > 1)}" if damaged else ""
-                frames = f"{count} frame{'s' * (count != 1)}"
-                yield DataError(
-                    f"{self.name}: truncated or damaged; decoded {frames} up to "
-                    f"{float(end_s):.2f} s of {float(max(announced_s, end_s)):.2f} s{packets}"
-                )
+            announced_s = announced_end_s(container, stream, start_s)
+            if damage := damage_error(self.name, count, damaged, end_s, announced_s):
+                yield damage
 
-    def _to_frame(self, timed: TimedFrame, index: int) -> Frame:
-        planes = timed.decoded if is_plain_yuv420p(timed.decoded) else None
-        return Frame(
-            upright_rgb(timed.decoded), self.name, index, f"{index:06d}", time.monotonic(),
-            timed.pts, timed.time_base, planes,
-        )  # fmt: skip
+    def turn_pixel_aspect(self, first: TimedFrame) -> None:
+        """Adapt the pixel aspect ratio to a video that is shown turned by a quarter."""
+        if self.pixel_aspect is not None and orientation(first.decoded).transpose:
+            self.pixel_aspect = 1 / self.pixel_aspect
 
 
-def _announced_end_s(container: Any, stream: Any, start_s: Fraction = Fraction(0)) -> Fraction:
+def to_frame(timed: TimedFrame, source: str, index: int) -> Frame:
+    """Return a decoded frame as an upright frame of a source."""
+    planes = timed.decoded if is_plain_yuv420p(timed.decoded) else None
+    return Frame(
+        upright_rgb(timed.decoded), source, index, frame_name(index), time.monotonic(),
+        timed.pts, timed.time_base, planes,
+    )  # fmt: skip
+
+
+def frame_name(index: int) -> str:
+    """Return the name of a frame of a video in output paths."""
+    return f"{index:06d}"
+
+
+def damage_error(
+    name: str, frames: int, damaged: int, end_s: Fraction, announced_s: Fraction
+) -> DataError | None:
+    """Return the error of a video with damaged packets or an early end, None if it is complete.
+
+    Args:
+        name: The video.
+        frames: Number of frames that were decoded.
+        damaged: Number of damaged packets.
+        end_s: End of the last decoded frame in seconds.
+        announced_s: End of the video in seconds, as its header states it.
+    """
+    if not damaged and end_s >= announced_s - Fraction(_END_SLACK_S):
+        return None
+    packets = f", {damaged} damaged packet{'s' * (damaged > 1)}" if damaged else ""
+    return DataError(
+        f"{name}: truncated or damaged; decoded {frames} frame{'s' * (frames != 1)} up to "
+        f"{float(end_s):.2f} s of {float(max(announced_s, end_s)):.2f} s{packets}"
+    )
+
+
+def announced_end_s(container: Any, stream: Any, start_s: Fraction = Fraction(0)) -> Fraction:
     """Return the end of the video from the header in seconds, 0 if the header does not state it.
 
     `start_s` is the time of the first frame. Some demuxers guess the start from the first packets,

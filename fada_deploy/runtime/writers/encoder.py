@@ -27,9 +27,15 @@ _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _DEFAULT_RATE = 25
 
 
+# Parts of a video that are joined later; NUT stores timestamps in any time base.
+PART_SUFFIX = ".nut"
+
+
 @contextmanager
-def open_mp4(path: Path) -> Iterator[tuple[Any, ExitStack]]:
-    """Open an MP4 file for writing; yield its container, and a stack that is closed before it.
+def open_output(path: Path) -> Iterator[tuple[Any, ExitStack]]:
+    """Open a video file for writing; yield its container, and a stack that is closed before it.
+
+    The format is MP4, or NUT if the name ends in `PART_SUFFIX`.
 
     The file is written under a temporary name and renamed when the block succeeds. Raise
     `DataError` if it cannot be written.
@@ -39,9 +45,8 @@ def open_mp4(path: Path) -> Iterator[tuple[Any, ExitStack]]:
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(atomic_path(path))
-            container = stack.enter_context(
-                av.open(str(temporary), "w", options={"movflags": "+faststart"})
-            )
+            options = {} if path.suffix == PART_SUFFIX else {"movflags": "+faststart"}
+            container = stack.enter_context(av.open(str(temporary), "w", options=options))
             yield container, stack
         except av.error.FFmpegError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

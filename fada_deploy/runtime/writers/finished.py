@@ -26,7 +26,7 @@ from fada_deploy.runtime.writers.output import output_names
 
 FINISHED = "finished.json"
 # Setting → the option of `fada infer` that decides it.
-_OPTIONS = {
+SETTING_NAMES = {
     "model": "model",
     "kinds": "--save",
     "ids": "--ids",
@@ -73,8 +73,8 @@ class FinishedSources:
         resume: bool,
     ) -> None:
         self._path = options.out / FINISHED
-        self._settings = _settings(segmenter, options)
-        self._states = {source.name: _state(source) for source in sources}
+        self._settings = output_settings(segmenter.path, options)
+        self._states = {source.name: source_state(source) for source in sources}
         self._output_names = output_names(sources, options.tree)
         self._sources: dict[str, str] = {}
         self._names: dict[str, str] = {}
@@ -90,7 +90,7 @@ class FinishedSources:
             if different:
                 raise UsageError(
                     f"--resume: the outputs in {options.out} were made with another "
-                    f"{_OPTIONS[different[0]]}; use the same one, or another --out"
+                    f"{SETTING_NAMES[different[0]]}; use the same one, or another --out"
                 )
             self._sources, self._names = document.sources, document.names
             self._check_names(sources)
@@ -126,16 +126,16 @@ class FinishedSources:
                 )
 
 
-def _settings(segmenter: Segmenter, options: SaveOptions) -> dict[str, Any]:
+def output_settings(model: Path, options: SaveOptions) -> dict[str, Any]:
+    """Return the settings that decide the outputs, as they are read back from JSON."""
     settings = {
-        "model": sha256(segmenter.path),
+        "model": sha256(model),
         "kinds": list(options.kinds),
         "ids": options.ids,
         "style": asdict(options.style),
         "x264_preset": options.x264_preset,
         "tree": options.tree is not None,
     }
-    # As they are read back, with lists instead of tuples.
     normalized: dict[str, Any] = json.loads(json.dumps(settings))
     return normalized
 
@@ -144,7 +144,7 @@ def _key(source: Source) -> str:
     return str(Path(source.name).resolve())
 
 
-def _state(source: Source) -> str:
+def source_state(source: Source) -> str:
     """Return the size and time of a file or of the files in a folder, "" for anything else."""
     path = Path(source.name)
     try:

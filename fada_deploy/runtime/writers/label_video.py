@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.images import resize_labels
-from fada_deploy.runtime.writers.encoder import MonotonicClock, VideoEncoder, open_mp4
+from fada_deploy.runtime.writers.encoder import MonotonicClock, VideoEncoder, open_output
 
 _LOSSLESS = ("libx264", {"preset": "ultrafast", "qp": "0"})
 
@@ -25,13 +25,13 @@ def label_video(
     fps: Fraction | None = None,
     pixel_aspect: Fraction | None = None,
 ) -> Iterator[Callable[[NDArray[np.uint8], int], None]]:
-    """Open an MP4 file of label maps and yield `write(labels, pts)`.
+    """Open an MP4 (or NUT) file of label maps and yield `write(labels, pts)`.
 
     `labels` are (H, W) uint8 ids, `pts` a timestamp in units of `time_base`. The video is lossless,
     gray and of full range: a decoder set to the pixel format "gray" returns exactly the ids. As
     with `VideoWriter`, the file appears under its final name only when the block succeeds.
     """
-    with open_mp4(path) as (container, _):
+    with open_output(path) as (container, _):
         encoder = VideoEncoder(
             container, size_hw, time_base, fps, _LOSSLESS, gray=True, pixel_aspect=pixel_aspect
         )

@@ -41,6 +41,8 @@ class SaveOptions:
             source, or a .png or .jpg file for one image file, with one kind of output.
         tree: Folder whose tree the outputs mirror: a source below it is written to the same
             subfolder of the output.
+        as_part: Write videos as NUT files without audio, which are joined later.
+        corner: Corner of the legend of a part of a video, if the position of the legend is "auto".
     """
 
     out: Path
@@ -51,6 +53,8 @@ class SaveOptions:
     hardware: str | None = None
     file: Path | None = None
     tree: Path | None = None
+    as_part: bool = False
+    corner: str = "auto"
 
     def __post_init__(self) -> None:
         for kind in self.kinds:

@@ -17,6 +17,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.base import Source
+from fada_deploy.runtime.writers.encoder import PART_SUFFIX
 from fada_deploy.runtime.writers.options import SaveOptions
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class Output:
         """Seconds per unit of the timestamps of a video."""
         assert self.first.result.time_base is not None
         return self.first.result.time_base
+
+    def video_path(self, kind: str) -> Path:
+        """Return the video file of the source."""
+        return self.source_path(kind, PART_SUFFIX if self.options.as_part else ".mp4")
 
     def source_path(self, kind: str, suffix: str) -> Path:
         """Return the file that holds all results of the source."""

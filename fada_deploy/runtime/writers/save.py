@@ -82,7 +82,7 @@ def save_results(
     check_outputs(sources, options)
     clock = timings or Timings()
     skipped = set() if skipped is None else skipped
-    renderer = OverlayRenderer(options.style, segmenter.space)
+    renderer = OverlayRenderer(options.style, segmenter.space, options.corner)
     return run_pipeline(
         sources,
         segmenter.backend,

@@ -23,7 +23,12 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.video import BT709, HARDWARE_ENCODERS, upright_rgb
 from fada_deploy.runtime.writers.audio import AudioCopier
-from fada_deploy.runtime.writers.encoder import MonotonicClock, VideoEncoder, open_mp4
+from fada_deploy.runtime.writers.encoder import (
+    PART_SUFFIX,
+    MonotonicClock,
+    VideoEncoder,
+    open_output,
+)
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -79,7 +84,7 @@ class VideoWriter:
         color_matrix: int = BT709,
     ) -> None:
         self._path = Path(path)
-        if self._path.suffix.lower() != ".mp4":
+        if self._path.suffix.lower() not in (".mp4", PART_SUFFIX):
             raise UsageError(f"{path}: the name of a video must end in .mp4")
         if min(size_hw) < 1:
             raise UsageError(f"size_hw must be at least (1, 1), got {size_hw}")
@@ -159,7 +164,7 @@ class VideoWriter:
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        with open_mp4(self._path) as (container, stack):
+        with open_output(self._path) as (container, stack):
             x264 = ("libx264", {"preset": self._x264_preset, "crf": X264_CRF})
             self._encoder = VideoEncoder(
                 container,

@@ -36,7 +36,7 @@ def mask_video(output: Output) -> Iterator[WriteResult]:
     height, width = output.first.result.labels.shape
     to_ids = mask_of(output)
     with label_video(
-        output.source_path("mask-video", ".mp4"),
+        output.video_path("mask-video"),
         (height, width),
         time_base=output.time_base,
         fps=output.source.rate or None,
@@ -55,7 +55,7 @@ def _video(
     else:
         size_hw, color_matrix = (first.height, first.width), int(first.colorspace)
     with VideoWriter(
-        output.source_path(kind, ".mp4"),
+        output.video_path(kind),
         size_hw,
         fps=output.source.rate or None,
         time_base=output.time_base,

@@ -1,0 +1,347 @@
+"""A pool of Ray actors that run tasks, with retries after the loss of a worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from fada_deploy._version import __version__
+from fada_deploy.cluster.cores import ReservedCores
+from fada_deploy.common.errors import DeviceError, FadaError, UsageError, one_line
+from fada_deploy.common.system import require_package, usable_cores
+
+logger = logging.getLogger(__name__)
+
+# Starts a cluster on this machine.
+LOCAL = "local"
+# Times that a task is started before it is given up because its worker was lost.
+MAX_ATTEMPTS = 3
+# Seconds without a ready worker after which the reason is logged.
+_PATIENCE_S = 30.0
+# Seconds to wait for a connection to a cluster.
+_CONNECT_S = 10.0
+# The smallest object store of Ray. Tasks and results are small, frames do not pass through it.
+_OBJECT_STORE_BYTES = 100 << 20
+
+# A worker runs one task after another. A factory is called in the process of the worker.
+Worker = Callable[[Any], Any]
+WorkerFactory = Callable[[], Worker]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where tasks run.
+
+    Attributes:
+        address: Address of a running Ray cluster, "auto" for the one of this machine, or `LOCAL`.
+        workers: Number of workers [as many as fit into the cluster when the job starts]. Workers
+            for which there is no room wait until Ray's autoscaler adds machines.
+        cpus: CPU cores of each worker.
+        gpus: GPUs of each worker; a fraction lets several workers share a GPU.
+    """
+
+    address: str = LOCAL
+    workers: int | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says about itself when it is ready; `details` come from its `describe`."""
+
+    node: str
+    version: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LostTask:
+    """The result of a task whose worker was lost `MAX_ATTEMPTS` times; `reason` is one line."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A task, and how often it was started, this time included."""
+
+    task: Any
+    number: int
+
+
+_RETRY = object()
+
+
+def _first_attempt(task: Any) -> _Attempt | None:
+    return None if task is None else _Attempt(task, 1)
+
+
+class WorkerPool:
+    """Runs tasks on Ray actors. Use it as a context manager.
+
+    Each worker runs one task at a time, and gets the next one when its result has arrived, so no
+    task waits in a queue of Ray. A worker that is lost is started again, and its task is given to
+    another one.
+
+    Args:
+        factory: Makes a worker, in the worker's own process. It is sent with Ray's pickle.
+        options: Where the workers run.
+
+    Attributes:
+        workers: What each ready worker says about itself.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        DeviceError: There is no cluster at the address, or it has too few CPUs or GPUs for a worker
+            and no autoscaler.
+    """
+
+    def __init__(self, factory: WorkerFactory, options: ClusterOptions) -> None:
+        require_package("ray", "ray")
+        self._factory, self._options = factory, options
+        self._idle: list[Any] = []
+        # References of calls that are being executed → the actor, and its task.
+        self._starting: dict[Any, Any] = {}
+        self._running: dict[Any, tuple[Any, _Attempt]] = {}
+        self._failed_starts = 0
+        self.workers: list[WorkerInfo] = []
+
+    def __enter__(self) -> Self:
+        self._connect()
+        try:
+            for _ in range(self._worker_count()):
+                self._start_worker()
+        except BaseException:
+            self._disconnect()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._disconnect()
+
+    def run(self, take: Callable[[], Any]) -> Generator[tuple[Any, Any], None, None]:
+        """Yield each task with its result, as they are completed.
+
+        Args:
+            take: Returns the next task, or None if there is none now. More may exist after further
+                results were yielded; the iterator ends when there is none and none is running.
+
+        Yields:
+            A task and what the worker returned for it, or a `LostTask`.
+
+        Raises:
+            FadaError: A worker cannot start, or raised an error.
+        """
+        import ray
+
+        retries: list[_Attempt] = []
+        held: _Attempt | None = None
+        waiting_since = time.monotonic()
+        while True:
+            if held is None:
+                held = retries.pop() if retries else _first_attempt(take())
+            if held is not None and self._idle:
+                actor = self._idle.pop()
+                self._running[actor.run.remote(held.task)] = actor, held
+                held = None
+                continue
+            if held is None and not self._running:
+                return
+            ready, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=0.5)
+            for reference in ready:
+                if reference in self._starting:
+                    self._finish_start(reference)
+                    continue
+                actor, attempt = self._running.pop(reference)
+                result = self._result(reference, actor, attempt)
+                if result is _RETRY:
+                    retries.append(_Attempt(attempt.task, attempt.number + 1))
+                else:
+                    yield attempt.task, result
+            if self._idle or self._running:
+                waiting_since = time.monotonic()
+            elif time.monotonic() - waiting_since > _PATIENCE_S:
+                waiting_since = float("inf")
+                logger.warning("waiting for a worker; %s", self._resources())
+
+    def _result(self, reference: Any, actor: Any, attempt: _Attempt) -> Any:
+        """Return the result of a call, a `LostTask`, or `_RETRY` to run the task again."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            result = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, FadaError):
+                raise error.cause from None
+            raise
+        except RayError as error:
+            # The worker, its machine or the connection to it is gone.
+            with suppress(Exception):
+                ray.kill(actor)
+            self._start_worker()
+            if attempt.number < MAX_ATTEMPTS:
+                logger.warning("a worker was lost (%s); its task is run again", _reason(error))
+                return _RETRY
+            return LostTask(f"its worker was lost {MAX_ATTEMPTS} times ({_reason(error)})")
+        self._idle.append(actor)
+        return result
+
+    def _finish_start(self, reference: Any) -> None:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        actor = self._starting.pop(reference)
+        try:
+            info: WorkerInfo = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, FadaError):
+                raise error.cause from None
+            raise DeviceError(f"a worker cannot start: {_reason(error)}") from None
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_ATTEMPTS:
+                raise DeviceError(
+                    f"workers cannot start ({_reason(error)}); "
+                    "install the same version of this package on all machines of the cluster"
+                ) from None
+            self._start_worker()
+            return
+        if info.version != __version__:
+            raise DeviceError(
+                f"{info.node} has version {info.version} of this package, this machine "
+                f"{__version__}; install the same version on all machines of the cluster"
+            )
+        self.workers.append(info)
+        self._idle.append(actor)
+
+    def _start_worker(self) -> None:
+        import ray
+
+        options = self._options
+        make = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)(_Actor)
+        actor: Any = make.remote(self._factory, options.cpus)
+        self._starting[actor.start.remote()] = actor
+
+    def _worker_count(self) -> int:
+        options, (resources, _) = self._options, _cluster_resources()
+        if options.workers is not None:
+            return options.workers
+        fitting = int(resources.get("CPU", 0) // options.cpus)
+        if options.gpus:
+            fitting = min(fitting, int(resources.get("GPU", 0) / options.gpus))
+        if fitting < 1:
+            raise DeviceError(
+                f"no worker of {options.cpus} CPUs and {options.gpus:g} GPUs fits into the "
+                f"cluster; {self._resources()}. To let the cluster grow, name --ray-workers"
+            )
+        return fitting
+
+    def _resources(self) -> str:
+        """Return a clause about what the cluster has, and what the workers need."""
+        total, free = _cluster_resources()
+        return (
+            f"the cluster has {total.get('CPU', 0):g} CPUs ({free.get('CPU', 0):g} free) and "
+            f"{total.get('GPU', 0):g} GPUs ({free.get('GPU', 0):g} free), a worker needs "
+            f"{self._options.cpus} CPUs and {self._options.gpus:g} GPUs"
+        )
+
+    def _connect(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            raise UsageError("this process is already connected to a Ray cluster; disconnect first")
+        options = self._options
+        # Its notices are not about this command; errors are raised.
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        settings: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "configure_logging": False,
+        }
+        if options.address == LOCAL:
+            # A cluster that nobody else uses sends no usage statistics and has no dashboard.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            settings |= {
+                "num_cpus": max(usable_cores(), (options.workers or 0) * options.cpus),
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+            }
+        try:
+            _check_address(options.address)
+            ray.init(address=options.address, **settings)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DeviceError(
+                f"no Ray cluster at {options.address} ({one_line(error)}); start one with "
+                "`ray start --head`, or use --ray without an address"
+            ) from None
+
+    def _disconnect(self) -> None:
+        import ray
+
+        busy = [actor for actor, _ in self._running.values()]
+        for actor in (*self._idle, *self._starting.values(), *busy):
+            with suppress(Exception):
+                ray.kill(actor)
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise `OSError` if nothing listens at HOST:PORT, for which Ray would wait for minutes."""
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+def _cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
+    """Return all resources of the cluster, and those that are free."""
+    # Ray's functions for it have no types.
+    import ray as ray_module
+
+    ray: Any = ray_module
+    return ray.cluster_resources(), ray.available_resources()
+
+
+class _Actor:
+    """A worker in a process of its own."""
+
+    def __init__(self, factory: WorkerFactory, cpus: int) -> None:
+        self._cores = ReservedCores(cpus)
+        self._factory = factory
+
+    def start(self) -> WorkerInfo:
+        """Make the worker; errors are raised to the pool, unlike those of `__init__`."""
+        import platform
+
+        self._worker = self._factory()
+        describe = getattr(self._worker, "describe", dict)
+        return WorkerInfo(platform.node(), __version__, describe())
+
+    def run(self, task: Any) -> Any:
+        """Run a task."""
+        return self._worker(task)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the reason of Ray in one line.
+
+    That is the first line of its message, unless it quotes the traceback of a worker, which ends
+    with the reason.
+    """
+    text = str(error)
+    if "Traceback" in text or "creation task" in text:
+        return one_line(error)
+    return next((line.strip()[:200].rstrip(".") for line in text.splitlines() if line.strip()), "")
