@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import click
@@ -34,6 +35,16 @@ def emit_json(document: Any) -> None:
     """Print a JSON document to stdout, for `--json`."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+@contextmanager
+def library_output_hidden() -> Iterator[None]:
+    """Discard what libraries print to stdout, which is reserved for the result of the command.
+
+    Ray prints there when a worker is lost, from a thread of its own. This package logs it as well.
+    """
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 class _StderrHandler(logging.Handler):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.console import emit_json, library_output_hidden, log
 from fada_deploy.cli.infer_setup import Arguments
 
 if TYPE_CHECKING:
@@ -59,28 +59,29 @@ def infer_on_cluster(arguments: Arguments) -> int:
     warn_about_ignored_options(arguments, options.kinds, sources)
     model = _find_model(arguments)
     stop = StopRequest(sources)
-    with _output(arguments, options) as output, stop_on_signals(stop):
-        summary = run_job(
-            ModelOptions(
-                path=model.path,
-                device=arguments.device,
-                backend=arguments.backend,
-                batch=arguments.batch,
-                allow_unverified=arguments.allow_unverified,
-            ),
-            sources,
-            options,
-            output,
-            ClusterOptions(
-                address=arguments.ray or "",
-                workers=arguments.ray_workers,
-                cpus=arguments.ray_cpus,
-                gpus=arguments.ray_gpus,
-            ),
-            chunk_frames=arguments.chunk_frames or CHUNK_FRAMES,
-            resume=arguments.resume,
-            stop=stop.files,
-        )
+    with _output(arguments, options) as output:
+        with stop_on_signals(stop), library_output_hidden():
+            summary = run_job(
+                ModelOptions(
+                    path=model.path,
+                    device=arguments.device,
+                    backend=arguments.backend,
+                    batch=arguments.batch,
+                    allow_unverified=arguments.allow_unverified,
+                ),
+                sources,
+                options,
+                output,
+                ClusterOptions(
+                    address=arguments.ray or "",
+                    workers=arguments.ray_workers,
+                    cpus=arguments.ray_cpus,
+                    gpus=arguments.ray_gpus,
+                ),
+                chunk_frames=arguments.chunk_frames or CHUNK_FRAMES,
+                resume=arguments.resume,
+                stop=stop.files,
+            )
         if not has_frames(summary, sources, stopped=stop.files.is_set()):
             return 1
         opened = _Model(model.path, model.metadata, _backend_of(summary))
