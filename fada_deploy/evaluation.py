@@ -10,13 +10,17 @@ The same function scores the network in training, an ONNX file and a TensorRT en
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.cluster.mapping import map_on_cluster
+from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.metrics import Scores, confusion_matrix
 from fada_deploy.common.progress import progress_bar
@@ -57,13 +61,11 @@ def evaluate(
     Frames that cannot be read are skipped and listed in `Evaluation.failed`. Raise `DataError` if
     the data set has no labels or none of its frames can be read.
     """
-    if not dataset.labeled:
-        raise DataError(f"{dataset.name} {dataset.split}: has no labels to score against")
+    _require_labels(dataset)
     num_classes = dataset.space.num_classes
     matrix = np.zeros((num_classes, num_classes), np.int64)
     failed: list[str] = []
     pending: list[tuple[Frame, NDArray[np.uint8]]] = []
-    scored = 0
 
     def score_pending() -> None:
         if not pending:
@@ -80,11 +82,72 @@ def evaluate(
                 failed.append(str(pair))
             else:
                 pending.append(pair)
-                scored += 1
             if len(pending) == batch:
                 score_pending()
             bar.update()
         score_pending()
+    return _evaluation(dataset, matrix, failed)
+
+
+def evaluate_on_cluster(
+    open_predictor: Callable[[], Predict],
+    dataset: FrameDataset,
+    cluster: ClusterOptions,
+    *,
+    description: str = "scoring",
+) -> Evaluation:
+    """Score a predictor on a Ray cluster; the result is that of `evaluate` with a batch of 1.
+
+    `open_predictor` is called once in each worker. The workers find the files of the data set under
+    the same paths.
+    """
+    _require_labels(dataset)
+    num_classes = dataset.space.num_classes
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    failed: list[str] = []
+    results = map_on_cluster(
+        partial(_frame_scorer, open_predictor, dataset),
+        len(dataset),
+        cluster,
+        name=lambda i: str(dataset.pairs[i].image),
+    )
+    with closing(results), progress_bar(len(dataset), description, unit="frame") as bar:
+        for result in results:
+            if isinstance(result, DataError):
+                failed.append(str(result))
+            else:
+                matrix += result
+            bar.update()
+    return _evaluation(dataset, matrix, failed)
+
+
+def _frame_scorer(
+    open_predictor: Callable[[], Predict], dataset: FrameDataset
+) -> Callable[[int], NDArray[np.int64]]:
+    """Return the function from the number of a frame to its confusion matrix."""
+    predict = open_predictor()
+    # The network has the cores of the worker; frames are decoded while it runs.
+    network = threading.Lock()
+
+    def score(i: int) -> NDArray[np.int64]:
+        frame, truth = dataset.pair(i)
+        with network:
+            (labels,) = predict([frame])
+        return confusion_matrix(truth, labels, dataset.space.num_classes)
+
+    return score
+
+
+def _require_labels(dataset: FrameDataset) -> None:
+    if not dataset.labeled:
+        raise DataError(f"{dataset.name} {dataset.split}: has no labels to score against")
+
+
+def _evaluation(
+    dataset: FrameDataset, matrix: NDArray[np.int64], failed: Sequence[str]
+) -> Evaluation:
+    """Return the result; raise `DataError` if no frame could be read."""
+    scored = len(dataset) - len(failed)
     if not scored:
         raise DataError(
             f"{dataset.name} {dataset.split}: none of the {len(dataset)} frames could be read, "

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import DATA_ROOT_OPTION, JSON_OPTION, SIZE, CommandGroup
+from fada_deploy.cli.console import emit_json, library_output_hidden, log
+from fada_deploy.cli.options import (
+    DATA_ROOT_OPTION,
+    JSON_OPTION,
+    SIZE,
+    CommandGroup,
+    cluster_options,
+    ray_options,
+)
 from fada_deploy.common.system import usable_cores
 
 
@@ -45,6 +54,7 @@ def command() -> None:
     show_default=True,
     help="Largest fraction of ignored label pixels that is no problem.",
 )
+@ray_options
 @JSON_OPTION
 def check(
     *,
@@ -55,6 +65,7 @@ def check(
     jobs: int,
     allow_ignored: float,
     as_json: bool,
+    **ray: Any,
 ) -> int:
     """Read all files of a data set and report sizes, classes and problems.
 
@@ -76,18 +87,20 @@ def check(
     usage = "fada data check {name} --data-root {root}"
     dataset = open_dataset(name, data_root, split=split, space=space, usage=usage)
     start = time.perf_counter()
-    statistics = compute_statistics(dataset, frames=True, jobs=jobs)
+    cluster = cluster_options(ray)
+    with library_output_hidden() if cluster else nullcontext():
+        statistics = compute_statistics(dataset, frames=True, jobs=jobs, cluster=cluster)
     seconds = time.perf_counter() - start
     path = save_statistics(dataset, statistics)
     report = describe(dataset, statistics, allowed_ignored=allow_ignored)
     if as_json:
-        timing = {"seconds": round(seconds, 3), "jobs": jobs}
+        timing = {"seconds": round(seconds, 3), "jobs": None if cluster else jobs}
         emit_json(report | timing | {"statistics_file": None if path is None else str(path)})
     else:
         click.echo(as_text(report))
     log(
         f"read {len(dataset)} frames in {seconds:.1f} s ({len(dataset) / seconds:.1f} frames/s) "
-        f"with {jobs} threads"
+        + ("on the cluster" if cluster else f"with {jobs} threads")
     )
     serious = any(problem["serious"] for problem in report["problems"])
     return 1 if report["unusable_files"] or serious else 0

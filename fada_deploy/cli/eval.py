@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.console import emit_json, library_output_hidden, log
 from fada_deploy.cli.options import (
     DATA_ROOT_OPTION,
     DEVICE_OPTION,
     JSON_OPTION,
     MODEL_OPTION,
     SIZE,
+    cluster_options,
     model_path,
+    ray_options,
 )
 from fada_deploy.common.runs import MODEL_SUFFIXES, newest_run
 from fada_deploy.common.system import require_package
 from fada_deploy.common.tables import format_table
 
 if TYPE_CHECKING:
+    from fada_deploy.cluster.pool import ClusterOptions
     from fada_deploy.common.label_space import LabelSpace
     from fada_deploy.evaluation import Evaluation, Predict
 
@@ -42,11 +45,13 @@ class Subject:
         iteration: Iteration of weights; None if unknown.
         is_last: Whether the weights are the final ones of their stage.
         views: Description of the averaged views, "" for a single one.
+        opener: Opens the network in another process; returns its prediction function.
     """
 
     name: str
     space: LabelSpace
     size_hw: tuple[int, int]
+    opener: Callable[[], Predict]
     stage: str = ""
     iteration: int | None = None
     is_last: bool = True
@@ -95,6 +100,7 @@ class Subject:
     show_default=True,
     help="Inference backend; exported models only: auto, onnxruntime, openvino or tensorrt.",
 )
+@ray_options
 @JSON_OPTION
 def command(
     model: Path | None,
@@ -123,8 +129,9 @@ def command(
         _check_confusion(confusion, all_weights)
     model = model_path(model, model_option) or newest_run()
     # A generator, so that only one network is in memory at a time.
+    cluster = cluster_options(options)
     results = [
-        (subject, _score(subject, predict, data, data_root, split))
+        (subject, _score(subject, predict, data, data_root, split, cluster))
         for subject, predict in _subjects(model, options)
     ]
     failed = dict.fromkeys(line for _, result in results for line in result.failed)
@@ -157,14 +164,22 @@ def _check_confusion(path: Path, all_weights: bool) -> None:
 
 
 def _score(
-    subject: Subject, predict: Predict, data: str, data_root: Path | None, split: str
+    subject: Subject,
+    predict: Predict,
+    data: str,
+    data_root: Path | None,
+    split: str,
+    cluster: ClusterOptions | None,
 ) -> Evaluation:
     from fada_deploy.data import open_dataset
-    from fada_deploy.evaluation import evaluate
+    from fada_deploy.evaluation import evaluate, evaluate_on_cluster
 
     dataset = open_dataset(data, data_root, split=split, space=subject.space)
     description = f"{subject.stage} {subject.iteration}" if subject.iteration else "scoring"
-    return evaluate(predict, dataset, description=description)
+    if cluster is None:
+        return evaluate(predict, dataset, description=description)
+    with library_output_hidden():
+        return evaluate_on_cluster(subject.opener, dataset, cluster, description=description)
 
 
 def _subjects(model: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Predict]]:
@@ -192,9 +207,20 @@ def _exported(model: Path, device: str, backend: str) -> Iterator[tuple[Subject,
     with Segmenter(model, device=device, backend=backend) as segmenter:
         metadata = segmenter.metadata
         yield (
-            Subject(str(model), metadata.label_space, metadata.input_size_hw),
+            Subject(
+                str(model),
+                metadata.label_space,
+                metadata.input_size_hw,
+                partial(_open_exported, model, device, backend),
+            ),
             partial(segmenter.labels, color="rgb"),
         )
+
+
+def _open_exported(model: Path, device: str, backend: str) -> Predict:
+    from fada_deploy.runtime.segmenter import Segmenter
+
+    return partial(Segmenter(model, device=device, backend=backend).labels, color="rgb")
 
 
 def _trained(run: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Predict]]:
@@ -218,12 +244,18 @@ def _trained(run: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Pred
             str(path),
             network.spec.space,
             network.spec.size_hw,
+            partial(_open_trained, path.absolute(), dict(options)),
             stage=str(provenance["stage"]),
             iteration=provenance.get("iteration"),
             is_last=path.name == WEIGHTS,
             views=describe_views(scales, mst),
         )
         yield subject, predictor.labels
+
+
+def _open_trained(weights: Path, options: dict[str, Any]) -> Predict:
+    _, predict = next(_trained(weights, {**options, "all_weights": False}))
+    return predict
 
 
 def _document(subject: Subject, result: Evaluation) -> dict[str, Any]:

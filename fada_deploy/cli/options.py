@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from fada_deploy.common.runs import resolve_builtin
 from fada_deploy.common.sizes import parse_size
 
 if TYPE_CHECKING:
+    from fada_deploy.cluster.pool import ClusterOptions
+
     _SizeBase = click.ParamType[tuple[int, int]]
 else:
     _SizeBase = click.ParamType
@@ -103,6 +105,20 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_RAY_OPTIONS):
         command = option(command)
     return command
+
+
+def cluster_options(values: Mapping[str, Any]) -> ClusterOptions | None:
+    """Return the cluster that the options of `ray_options` name, None without --ray."""
+    from fada_deploy.cluster.pool import ClusterOptions
+
+    if (address := values["ray"]) is None:
+        return None
+    return ClusterOptions(
+        address=address,
+        workers=values["ray_workers"],
+        cpus=values["ray_cpus"],
+        gpus=values["ray_gpus"],
+    )
 
 
 DATA_ROOT_OPTION = click.option(

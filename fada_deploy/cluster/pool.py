@@ -233,7 +233,7 @@ class WorkerPool:
 
         options = self._options
         make = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)(_Actor)
-        actor: Any = make.remote(self._factory, options.cpus)
+        actor: Any = make.remote(self._factory, options.cpus, os.getcwd())
         self._starting[actor.start.remote()] = actor
 
     def _worker_count(self) -> int:
@@ -318,7 +318,10 @@ def _cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, factory: WorkerFactory, cpus: int) -> None:
+    def __init__(self, factory: WorkerFactory, cpus: int, folder: str) -> None:
+        # Relative paths mean the same as in the driver, if the machines share a file system.
+        with suppress(OSError):
+            os.chdir(folder)
         self._cores = ReservedCores(cpus)
         self._factory = factory
 

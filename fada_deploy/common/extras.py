@@ -30,6 +30,7 @@ EXTRA_PACKAGES: dict[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "tensorboard": ("tensorboard",),
     "supervision": ("supervision",),
+    "ray": ("ray", "s3fs"),
     "demo": (*_EXPORT, "openvino", "matplotlib"),
 }
 # Packages whose module has another name.

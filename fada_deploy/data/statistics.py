@@ -13,13 +13,17 @@ import os
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.cluster.mapping import map_on_cluster
+from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, cache_folder
 from fada_deploy.common.progress import progress_bar
@@ -77,11 +81,16 @@ class DatasetStatistics:
 
 
 def compute_statistics(
-    dataset: FrameDataset, *, frames: bool, jobs: int | None = None
+    dataset: FrameDataset,
+    *,
+    frames: bool,
+    jobs: int | None = None,
+    cluster: ClusterOptions | None = None,
 ) -> DatasetStatistics:
-    """Read all label files of a data set, and all frames if `frames`, with `jobs` threads.
+    """Read all label files of a data set, and all frames if `frames`.
 
-    Files that cannot be used are reported in `errors` and do not raise.
+    `jobs` threads of this process read them, or the workers of a Ray `cluster`, which find them
+    under the same paths. Files that cannot be used are reported in `errors` and do not raise.
     """
     pixels = np.zeros((len(dataset), dataset.space.num_classes + 1), np.int64)
     sizes = np.zeros((len(dataset), 2), np.int64)
@@ -91,12 +100,16 @@ def compute_statistics(
     color_counts = np.zeros(len(dataset), np.int64)
     errors: dict[int, str] = {}
 
-    def count(i: int) -> _FileCounts:
-        return _count_file(dataset, i, frames)
-
     threads = jobs or usable_cores()
+    make = partial(_file_counter, dataset, frames)
+    if cluster is None:
+        counts = read_ahead(make(), len(dataset), threads=threads, depth=4 * threads)
+    else:
+        counts = map_on_cluster(
+            make, len(dataset), cluster, name=lambda i: str(dataset.pairs[i].image)
+        )
     with (
-        closing(read_ahead(count, len(dataset), threads=threads, depth=4 * threads)) as results,
+        closing(counts) as results,
         progress_bar(len(dataset), "reading files", unit="file") as bar,
     ):
         for i, result in enumerate(results):
@@ -206,6 +219,10 @@ class _FileCounts:
     ids: NDArray[np.int64]
     colors: dict[int, int] = field(default_factory=dict)
     error: str = ""
+
+
+def _file_counter(dataset: FrameDataset, frames: bool) -> Callable[[int], _FileCounts]:
+    return lambda i: _count_file(dataset, i, frames)
 
 
 def _count_file(dataset: FrameDataset, i: int, frames: bool) -> _FileCounts:

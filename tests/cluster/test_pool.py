@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from squares import Squares
 
 from fada_deploy.cluster import pool as pool_module
 from fada_deploy.cluster.cores import ReservedCores
 from fada_deploy.cluster.pool import MAX_ATTEMPTS, ClusterOptions, LostTask, WorkerPool
 from fada_deploy.common.errors import DataError, DeviceError, MissingExtraError, UsageError
-
-ray = pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Start a cluster of two cores by hand, as a user does."""
-    # The workers import the module of their factory.
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--num-cpus=2"]
-    options = ["--port=0", "--include-dashboard=false", "--object-store-memory=100000000"]
-    subprocess.run([*command, *options], check=True, capture_output=True, env=environment)
-    yield "auto"
-    subprocess.run([command[0], "stop", "--force"], check=True, capture_output=True)
 
 
 def tasks(*entries: tuple[str, int]) -> Callable[[], tuple[str, int] | None]:
