@@ -16,11 +16,14 @@ from fada_deploy.common.metadata import MetadataDocument
 from fada_deploy.common.selection import SelectionDocument
 from fada_deploy.data.custom import DatasetDocument
 from fada_deploy.runtime.backends.engine_file import SidecarDocument
+from fada_deploy.runtime.distributed.manifest import Line
 
 # Name of the schema → the type that the document is decoded into.
-DOCUMENTS: dict[str, type[Any]] = {
+DOCUMENTS: dict[str, Any] = {
     "dataset": DatasetDocument,
     "engine-sidecar": SidecarDocument,
+    # Each line of a manifest is one document.
+    "job-manifest": Line,
     "label-space": LabelSpaceDocument,
     "metadata": MetadataDocument,
     "selection": SelectionDocument,
