@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fada_deploy.cli.console import library_output_hidden
 from fada_deploy.cli.options import (
     DEVICE_OPTION,
     EGO_MASK_OPTION,
@@ -15,6 +17,8 @@ from fada_deploy.cli.options import (
     RUN_OPTION,
     SIZE,
     TGT_ROOT_OPTION,
+    cluster_options,
+    ray_options,
 )
 from fada_deploy.cli.training_output import print_result, resumable, write_run_report
 
@@ -201,6 +205,7 @@ _BACKBONES = (
     type=click.Path(path_type=Path),
     help="Continue an interrupted run exactly where it stopped.",
 )
+@ray_options
 @JSON_OPTION
 def command(
     config_file: Path | None,
@@ -221,6 +226,9 @@ def command(
     fada train --resume runs/gta5-cityscapes-resnet101-001
     torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --recipe deploy
 
+    With --ray, a cluster predicts the whole target for the pseudo-labels of the stage distill and
+    of self-training in rounds; everything else runs in this process.
+
     Ctrl-C saves the state and prints the command that resumes the run. Messages go to stderr;
     --json prints the result on stdout.
     """
@@ -234,6 +242,8 @@ def command(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
+    cluster = cluster_options(options)
+    options = {name: value for name, value in options.items() if not name.startswith("ray")}
     torch_device = choose_device(distributed.local_device(device))
     distributed.initialize(torch_device)
     is_main_process = distributed.is_main_process()
@@ -246,8 +256,11 @@ def command(
             options |= {"config": config_file, "set": settings, "out": out}
             _refuse_settings(options)
             config, run = load_config(resume), resume
-        with resumable(run, torch_device):
-            result = train(config, run, device=torch_device, tensorboard=tensorboard)
+        hidden = library_output_hidden() if cluster else nullcontext()
+        with resumable(run, torch_device), hidden:
+            result = train(
+                config, run, device=torch_device, tensorboard=tensorboard, cluster=cluster
+            )
     finally:
         distributed.shut_down()
     if not is_main_process:

@@ -107,6 +107,7 @@ class WorkerPool:
     def __init__(self, factory: WorkerFactory, options: ClusterOptions) -> None:
         require_package("ray", "ray")
         self._factory, self._options = factory, options
+        self._factory_reference: Any = None
         self._idle: list[Any] = []
         # References of calls that are being executed → the actor, and its task.
         self._starting: dict[Any, Any] = {}
@@ -233,7 +234,10 @@ class WorkerPool:
 
         options = self._options
         make = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)(_Actor)
-        actor: Any = make.remote(self._factory, options.cpus, os.getcwd())
+        if self._factory_reference is None:
+            # Sent once, however many workers there are: it may contain a model.
+            self._factory_reference = ray.put(self._factory)
+        actor: Any = make.remote(self._factory_reference, options.cpus, os.getcwd())
         self._starting[actor.start.remote()] = actor
 
     def _worker_count(self) -> int:

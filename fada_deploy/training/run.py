@@ -16,13 +16,18 @@ import torch
 from torch import Tensor
 
 from fada_deploy._version import __version__
-from fada_deploy.common.errors import DataError, FadaError
+from fada_deploy.cluster.pool import ClusterOptions
+from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import LOCK, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import CONFIG, STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
+from fada_deploy.training.cluster_passes import (
+    count_target_on_cluster,
+    write_pseudo_labels_on_cluster,
+)
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.run_data import RunData
@@ -31,6 +36,7 @@ from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingSta
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.methods.base import MethodContext
+from fada_deploy.training.methods.cbst import count_all_confidences
 from fada_deploy.training.model_setup import ModelSetup
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
@@ -51,16 +57,25 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig, run: Path, *, device: torch.device, tensorboard: bool = False
+    config: RunConfig,
+    run: Path,
+    *,
+    device: torch.device,
+    tensorboard: bool = False,
+    cluster: ClusterOptions | None = None,
 ) -> TrainingResult:
     """Train the stages in `config.stages` that the folder `run` does not contain yet.
 
     An interrupted run resumes from its last saved state. `tensorboard` also writes scalars and
-    example images to `run/tensorboard`. Messages go to the logger `fada_deploy`, progress to
-    `common.progress`. SIGINT or SIGTERM saves the state and raises `InterruptedRunError`.
+    example images to `run/tensorboard`. A Ray `cluster` predicts the whole target where a stage
+    needs that; everything else stays in this process. Messages go to the logger `fada_deploy`,
+    progress to `common.progress`. SIGINT or SIGTERM saves the state and raises
+    `InterruptedRunError`.
 
     Raise `FadaError` for settings or data that cannot be used, before the first iteration.
     """
+    if cluster is not None and distributed.world_size() > 1:
+        raise UsageError("--ray cannot be combined with torchrun; use one of them")
     with lock(run) if distributed.is_main_process() else nullcontext():
         is_new = not (run / CONFIG).is_file()
         if distributed.is_main_process():
@@ -69,7 +84,9 @@ def train(
             save_config(config, run)
         try:
             with distributed.main_process_first():
-                training = TrainingRun(config, run, device=device, tensorboard=tensorboard)
+                training = TrainingRun(
+                    config, run, device=device, tensorboard=tensorboard, cluster=cluster
+                )
         except FadaError:
             # Do not leave an empty run behind.
             with suppress(OSError):
@@ -105,13 +122,19 @@ class TrainingRun:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, *, device: torch.device, tensorboard: bool
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        device: torch.device,
+        tensorboard: bool,
+        cluster: ClusterOptions | None = None,
     ) -> None:
         if config.compile:
             check_compiler(device)
         if tensorboard:
             require_tensorboard()
-        self.config, self.folder, self.device = config, folder, device
+        self.config, self.folder, self.device, self.cluster = config, folder, device, cluster
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
         self.scores: dict[str, dict[str, Any]] = {}
         space = load_label_space(config.label_space)
@@ -205,12 +228,19 @@ class TrainingRun:
                 model, src, tgt, stage,
                 augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
-                whole_target=self.data.whole_target,
+                count_target=self._count_target,
                 seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
         self._finish("selftrain", average, spec, *([src, tgt] if src else [tgt]))
         self._log_discriminator_health("selftrain")
+
+    def _count_target(self, model: SegmentationModel) -> Tensor:
+        """Return with which probabilities a network predicts the whole target."""
+        if self.cluster is None:
+            return count_all_confidences(model, self.data.whole_target(), amp=self.amp)
+        frames, size_hw = self.data.tgt_frames, self.config.size
+        return count_target_on_cluster(model, frames, size_hw, self.cluster, amp=self.amp)
 
     def _log_discriminator_health(self, stage: str) -> None:
         metrics = RunSummary.read(self.folder).metrics[stage]
@@ -222,7 +252,11 @@ class TrainingRun:
         stage = self.config.distill
         teacher = self.setup.model_before("distill")
         pseudo_labels = self.folder / "distill" / "pseudo"
-        write_pseudo_labels(Predictor(teacher, self.device), self.data.tgt_frames, pseudo_labels)
+        frames = self.data.tgt_frames
+        if self.cluster is None:
+            write_pseudo_labels(Predictor(teacher, self.device), frames, pseudo_labels)
+        else:
+            write_pseudo_labels_on_cluster(teacher, frames, pseudo_labels, self.cluster)
         student = self._compile(self.setup.new_model(self.setup.student_spec))
         with closing(self.data.pseudo_label_loader(pseudo_labels, stage)) as loader:
             average = train_supervised(

@@ -18,10 +18,11 @@ from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.methods.cbst import (
-    measure_thresholds,
+    count_all_confidences,
     round_labels,
     round_of,
     round_portion,
+    thresholds_of,
     uniform_divergence,
 )
 from fada_deploy.training.models.segmentation import ModelSpec
@@ -70,12 +71,8 @@ def test_thresholds_are_the_values_at_the_portion(
     logits: Tensor, portion: float, per_class: bool
 ) -> None:
     model = FixedNetwork(logits)
-    got = measure_thresholds(
-        model,
-        batches(),
-        portion=portion,
-        per_class=per_class,  # type: ignore[arg-type]
-    ).numpy()
+    counts = count_all_confidences(model, batches())  # type: ignore[arg-type]
+    got = thresholds_of(counts, portion=portion, per_class=per_class).numpy()
     p = softmax(logits.numpy().astype(float), 2)
     best, winners = p.max(2).ravel(), p.argmax(2).ravel()
     for k in range(K):

@@ -37,9 +37,25 @@ from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, S
 # File of a run: the pixels of each class in each source file.
 SOURCE_CLASSES = "source_classes.npz"
 
+# Frames in a batch where the whole target is predicted.
+_WHOLE_TARGET_BATCH = 4
+
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
 _LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
+
+
+def whole_target_loader(
+    frames: FrameDataset, size_hw: SizeHW, device: torch.device, *, ahead: int = 3
+) -> tuple[BatchLoader, int]:
+    """Return a loader of unaugmented target frames, and after how many batches all were loaded."""
+    samples = TargetSamples(frames, size_hw)
+    batch = max(_WHOLE_TARGET_BATCH, world_size()) // world_size() * world_size()
+    loader = BatchLoader(
+        samples, EvenSampler(len(frames)), batch=batch, seed=0, device=device, ego=samples.ego,
+        ahead=ahead,
+    )  # fmt: skip
+    return loader, -(-len(frames) // batch)
 
 
 class RunData:
@@ -105,16 +121,11 @@ class RunData:
         samples = TargetSamples(self.tgt_frames, self._config.size, self.augmentation)
         return self._loader(samples, self._shuffled(name), name, stage)
 
-    def whole_target(self, batch: int = 4) -> Iterator[Batch]:
+    def whole_target(self) -> Iterator[Batch]:
         """Yield every target frame about once, unaugmented; processes divide them."""
-        samples = TargetSamples(self.tgt_frames, self._config.size)
-        batch = max(batch, world_size()) // world_size() * world_size()
-        count = len(self.tgt_frames)
-        loader = BatchLoader(
-            samples, EvenSampler(count), batch=batch, seed=0, device=self._device, ego=samples.ego
-        )
+        loader, batches = whole_target_loader(self.tgt_frames, self._config.size, self._device)
         with closing(loader):
-            for iteration in range(-(-count // batch)):
+            for iteration in range(batches):
                 yield loader[iteration]
 
     def pseudo_label_loader(self, folder: Path, stage: DistillStage) -> BatchLoader:

@@ -51,35 +51,43 @@ def round_portion(number: int, stage: SelfTrainingStage) -> float:
 
 
 @torch.no_grad()
-def measure_thresholds(
-    model: SegmentationModel,
-    batches: Iterable[Batch],
-    *,
-    portion: float,
-    per_class: bool,
-    amp: bool = False,
+def count_confidences(model: SegmentationModel, batch: Batch, *, amp: bool = False) -> Tensor:
+    """Return how many pixels of a batch a network predicts with which probability.
+
+    That is (K, bins) int64, with one row for each predicted class and equal bins in 0…1.
+    """
+    num_classes = model.spec.space.num_classes
+    with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
+        logits = model(batch.frames_bhwc)
+    confidence, classes = F.softmax(full_precision(logits), dim=1).max(1)
+    bins = classes * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
+    ignored = batch.ignore_mask((logits.shape[-2], logits.shape[-1]))
+    bins = bins.flatten() if ignored is None else bins[~ignored]
+    return torch.bincount(bins, minlength=num_classes * _BINS).view(num_classes, _BINS)
+
+
+def count_all_confidences(
+    model: SegmentationModel, batches: Iterable[Batch], *, amp: bool = False
 ) -> Tensor:
-    """Return the thresholds k, (K,) in 0…1, of a network on target batches.
+    """Return the sum of `count_confidences` over the batches of all processes."""
+    counts: Tensor | None = None
+    for batch in batches:
+        part = count_confidences(model, batch, amp=amp)
+        counts = part if counts is None else counts + part
+    assert counts is not None, "there is at least one batch"
+    return distributed.all_reduce_sum(counts)
+
+
+def thresholds_of(counts: Tensor, *, portion: float, per_class: bool) -> Tensor:
+    """Return the thresholds k, (K,) in 0…1, from the counts of `count_confidences` on the target.
 
     A portion of the pixels that are predicted as class c have a probability of at least k_c; with
     `per_class` false, a portion of all pixels have one of at least k. A class that is not predicted
     has the threshold 1.
     """
-    num_classes = model.spec.space.num_classes
-    counts: Tensor | None = None
-    for batch in batches:
-        with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
-            logits = model(batch.frames_bhwc)
-        confidence, classes = F.softmax(full_precision(logits), dim=1).max(1)
-        bins = classes * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
-        ignored = batch.ignore_mask((logits.shape[-2], logits.shape[-1]))
-        bins = bins.flatten() if ignored is None else bins[~ignored]
-        part = torch.bincount(bins, minlength=num_classes * _BINS)
-        counts = part if counts is None else counts + part
-    assert counts is not None, "there is at least one batch"
-    histograms = distributed.all_reduce_sum(counts).view(num_classes, _BINS)
+    histograms = counts
     if not per_class:
-        histograms = histograms.sum(0, keepdim=True).expand(num_classes, -1)
+        histograms = histograms.sum(0, keepdim=True).expand(len(counts), -1)
     # The number of pixels with a probability of at least the lower edge of each bin.
     above = histograms.flip(1).cumsum(1).flip(1)
     enough = above >= portion * histograms.sum(1, keepdim=True)

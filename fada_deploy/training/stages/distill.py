@@ -6,6 +6,7 @@ the size of each frame.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,13 @@ def write_pseudo_labels(predictor: Predictor, frames: FrameDataset, folder: Path
     with progress_bar(len(missing), "pseudo-labels", unit="frame") as bar:
         for i in missing:
             bar.update()
-            try:
-                frame = frames.image(i)
-            except DataError:
-                continue
-            labels = predictor.labels([frame])[0]
-            labels = np.where(frames.ego_mask_at(labels.shape), np.uint8(IGNORE), labels)
-            write_png(pseudo_label_path(folder, i), labels)
+            with suppress(DataError):
+                write_pseudo_label(predictor, frames, folder, i)
     distributed.barrier()
+
+
+def write_pseudo_label(predictor: Predictor, frames: FrameDataset, folder: Path, i: int) -> None:
+    """Write the predicted class indices of a frame; raise `DataError` if it cannot be read."""
+    labels = predictor.labels([frames.image(i)])[0]
+    labels = np.where(frames.ego_mask_at(labels.shape), np.uint8(IGNORE), labels)
+    write_png(pseudo_label_path(folder, i), labels)

@@ -9,7 +9,7 @@ domains (`training.methods.aligner`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -26,10 +26,10 @@ from fada_deploy.training.losses import count_labeled, segmentation_loss
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.cbst import (
     Thresholds,
-    measure_thresholds,
     round_labels,
     round_of,
     round_portion,
+    thresholds_of,
     uniform_divergence,
 )
 from fada_deploy.training.methods.self_training import (
@@ -65,7 +65,7 @@ def train_self_training(
     *,
     augmentation: Augmentation,
     aligner: Aligner | None,
-    whole_target: Callable[[], Iterator[Batch]],
+    count_target: Callable[[SegmentationModel], Tensor],
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
@@ -73,9 +73,9 @@ def train_self_training(
     """Train on the source and on pseudo-labels; return the averaged weights, which are the teacher.
 
     `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
-    `aligner` also aligns the domains in every iteration; None only self-trains. `whole_target`
-    yields every target frame once, for rounds. Without a source loader, the pseudo-labeled target
-    takes the place of the source, and the teacher is frozen.
+    `aligner` also aligns the domains in every iteration; None only self-trains. `count_target`
+    returns the counts of `count_confidences` over the whole target, for rounds. Without a source
+    loader, the pseudo-labeled target takes the place of the source, and the teacher is frozen.
     """
     if src_loader is None:
         mix_running_statistics(
@@ -104,10 +104,11 @@ def train_self_training(
         number, begins = round_of(iteration, stage)
         if begins:
             teacher.load_state_dict(average.weights())
-            thresholds.values = measure_thresholds(
-                teacher, whole_target(), amp=amp,
-                portion=round_portion(number, stage), per_class=stage.threshold_per_class,
-            )  # fmt: skip
+            thresholds.values = thresholds_of(
+                count_target(teacher),
+                portion=round_portion(number, stage),
+                per_class=stage.threshold_per_class,
+            )
         tgt = tgt_loader[iteration]
         if src_loader is not None and not stage.rounds:
             teacher.load_state_dict(average.weights())
