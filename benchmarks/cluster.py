@@ -3,8 +3,8 @@
     python benchmarks/cluster.py                       # two workers, the sample video
     python benchmarks/cluster.py --workers 4 --video drive.mp4 --copies 16 --json result.json
 
-All jobs run on one local cluster, one after the other, in alternating order. The time of a job is
-that from its first result to its last one; the start of Ray is left out.
+The jobs run one after the other, in alternating order, each on a local cluster. The time of a job
+is that from its first result to its last one; the start of Ray is left out.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 from squares import Squares
 
 from fada_deploy.cluster import pool as pool_module
@@ -101,6 +102,31 @@ def test_waiting_for_room(
         monkeypatch.setattr(pool_module.logger, "warning", _raise(LoggedError))
         with pytest.raises(LoggedError, match="2 CPUs"):
             list(pool.run(raise_when_logged))
+
+
+def test_machines_that_are_added_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job begins with the workers for which there is room; the others join it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    resources = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**resources, "include_dashboard": False}
+    )
+    numbers = iter(range(100_000))
+    try:
+        wanted = options(cluster.address, workers=2)
+        with WorkerPool(partial(Squares, tmp_path), wanted) as pool:
+
+            def take() -> tuple[str, int] | None:
+                return None if len(pool.workers) == 2 else ("square", next(numbers))
+
+            for (_, value), result in pool.run(take):
+                assert result == value * value
+                if value == 2:
+                    assert len(pool.workers) == 1
+                    cluster.add_node(**resources)
+            assert len(pool.workers) == 2
+    finally:
+        cluster.shutdown()
 
 
 def _raise(kind: type[Exception]) -> Callable[..., None]:
