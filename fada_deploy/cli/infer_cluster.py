@@ -156,12 +156,7 @@ def _output(arguments: Arguments, options: SaveOptions) -> Iterator[OutputFolder
     from fada_deploy.cluster.output_folder import OutputFolder
 
     if arguments.out is not None and arguments.is_address:
-        output = OutputFolder(arguments.out)
-        if output.path is None:
-            yield output
-            return
-        with output_folder(options, output.path):
-            yield output
+        yield OutputFolder(arguments.out)
         return
     with output_folder(options, arguments.out_path) as local:
         yield OutputFolder(local.out)

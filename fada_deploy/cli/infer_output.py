@@ -25,6 +25,7 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     are removed. Raise `UsageError` if another process writes to it.
     """
     from fada_deploy.common.files import lock, numbered_dir, remove_partial
+    from fada_deploy.runtime.distributed.manifest import MANIFEST
 
     if options.file is not None:
         with lock(options.file.parent, f".{options.file.name}.lock"):
@@ -41,7 +42,7 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     try:
         yield replace(options, out=folder)
     finally:
-        if not any(path.is_file() for path in folder.rglob("*")):
+        if not any(path.is_file() and path.name != MANIFEST for path in folder.rglob("*")):
             shutil.rmtree(folder)
 
 

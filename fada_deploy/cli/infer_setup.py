@@ -63,12 +63,16 @@ class Arguments:
     @property
     def out_path(self) -> Path | None:
         """The path of --out; None if there is none, or if it is an address."""
-        return None if self.out is None or self.is_address else Path(self.out)
+        return None if self.out is None or self.is_address else Path(self._local_out)
 
     @property
     def is_address(self) -> bool:
         """Whether --out is an address such as s3://bucket/folder."""
-        return self.out is not None and "://" in self.out
+        return "://" in self._local_out
+
+    @property
+    def _local_out(self) -> str:
+        return (self.out or "").removeprefix("file://")
 
 
 def save_options(arguments: Arguments) -> SaveOptions:

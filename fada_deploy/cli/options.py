@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fada_deploy.cli.console import log
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.runs import resolve_builtin
 from fada_deploy.common.sizes import parse_size
@@ -112,6 +113,9 @@ def cluster_options(values: Mapping[str, Any]) -> ClusterOptions | None:
     from fada_deploy.cluster.pool import ClusterOptions
 
     if (address := values["ray"]) is None:
+        for name, default in (("ray_workers", None), ("ray_cpus", 1), ("ray_gpus", 0.0)):
+            if values[name] != default:
+                log(f"warning: --{name.replace('_', '-')} has no effect: it needs --ray")
         return None
     return ClusterOptions(
         address=address,

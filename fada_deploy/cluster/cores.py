@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+# Processor time of the control group in each period: version 2, version 1.
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
 class ReservedCores:
@@ -16,8 +21,9 @@ class ReservedCores:
     each core that they see. Without reserved cores, N workers on N cores would run N² threads.
 
     Args:
-        count: Number of cores. If fewer are free, or the operating system cannot pin a process, the
-            process keeps all cores.
+        count: Number of cores. If fewer are free, the operating system cannot pin a process, or a
+            quota limits the processor time (as in a pod of Kubernetes, which sees the cores of its
+            machine, but not who else uses them), the process keeps all cores.
 
     Attributes:
         cores: The reserved cores; empty if the process keeps all cores.
@@ -26,7 +32,7 @@ class ReservedCores:
     def __init__(self, count: int) -> None:
         self.cores: frozenset[int] = frozenset()
         self._locks: list[FileLock] = []
-        if not hasattr(os, "sched_setaffinity"):
+        if not hasattr(os, "sched_setaffinity") or _is_limited():
             return
         cores: list[int] = []
         folder = Path(tempfile.gettempdir())
@@ -51,3 +57,12 @@ class ReservedCores:
         for lock in self._locks:
             lock.release()
         self._locks.clear()
+
+
+def _is_limited() -> bool:
+    """Return whether a control group limits the processor time of this process."""
+    for path in (_QUOTA, _QUOTA_V1):
+        with suppress(OSError):
+            quota = path.read_text().split()[0]
+            return quota not in ("max", "-1")
+    return False

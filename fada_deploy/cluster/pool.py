@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from fada_deploy._version import __version__
 from fada_deploy.cluster.cores import ReservedCores
-from fada_deploy.common.errors import DeviceError, FadaError, UsageError, one_line
+from fada_deploy.common.errors import DataError, DeviceError, FadaError, UsageError, one_line
 from fada_deploy.common.system import require_package, usable_cores
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,14 @@ class ClusterOptions:
     workers: int | None = None
     cpus: int = 1
     gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Ray counts GPUs in ten-thousandths.
+        is_fraction = 0.0001 <= self.gpus < 1
+        if self.gpus and not is_fraction and self.gpus != int(self.gpus):
+            raise UsageError(
+                f"the GPUs of a worker must be a whole number or a fraction of 1, got {self.gpus:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,12 +143,15 @@ class WorkerPool:
     ) -> None:
         self._disconnect()
 
-    def run(self, take: Callable[[], Any]) -> Generator[tuple[Any, Any], None, None]:
+    def run(
+        self, take: Callable[[], Any], stop: threading.Event | None = None
+    ) -> Generator[tuple[Any, Any], None, None]:
         """Yield each task with its result, as they are completed.
 
         Args:
             take: Returns the next task, or None if there is none now. More may exist after further
                 results were yielded; the iterator ends when there is none and none is running.
+            stop: When it is set, no further task is begun.
 
         Yields:
             A task and what the worker returned for it, or a `LostTask`.
@@ -152,7 +165,10 @@ class WorkerPool:
         held: _Attempt | None = None
         waiting_since = time.monotonic()
         while True:
-            if held is None:
+            if stop is not None and stop.is_set():
+                held = None
+                retries.clear()
+            elif held is None:
                 held = retries.pop() if retries else _first_attempt(take())
             if held is not None and self._idle:
                 actor = self._idle.pop()
@@ -188,6 +204,8 @@ class WorkerPool:
         except RayTaskError as error:
             if isinstance(error.cause, FadaError):
                 raise error.cause from None
+            if isinstance(error.cause, OSError):
+                raise DataError(f"a worker cannot read or write: {one_line(error)}") from None
             raise
         except RayError as error:
             # The worker, its machine or the connection to it is gone.
@@ -214,7 +232,7 @@ class WorkerPool:
             raise DeviceError(f"a worker cannot start: {_reason(error)}") from None
         except RayError as error:
             self._failed_starts += 1
-            if self._failed_starts >= MAX_ATTEMPTS:
+            if self._failed_starts >= MAX_ATTEMPTS and not (self._idle or self._running):
                 raise DeviceError(
                     f"workers cannot start ({_reason(error)}); "
                     "install the same version of this package on all machines of the cluster"
@@ -226,6 +244,7 @@ class WorkerPool:
                 f"{info.node} has version {info.version} of this package, this machine "
                 f"{__version__}; install the same version on all machines of the cluster"
             )
+        self._failed_starts = 0
         self.workers.append(info)
         self._idle.append(actor)
 
@@ -242,17 +261,19 @@ class WorkerPool:
 
     def _worker_count(self) -> int:
         options, (resources, _) = self._options, _cluster_resources()
-        if options.workers is not None:
+        if options.workers is not None and options.address != LOCAL:
+            # Ray's autoscaler may add machines.
             return options.workers
         fitting = int(resources.get("CPU", 0) // options.cpus)
         if options.gpus:
             fitting = min(fitting, int(resources.get("GPU", 0) / options.gpus))
         if fitting < 1:
+            hint = "" if options.address == LOCAL else ". To let it grow, name --ray-workers"
             raise DeviceError(
                 f"no worker of {options.cpus} CPUs and {options.gpus:g} GPUs fits into the "
-                f"cluster; {self._resources()}. To let the cluster grow, name --ray-workers"
+                f"cluster; {self._resources()}{hint}"
             )
-        return fitting
+        return options.workers or fitting
 
     def _resources(self) -> str:
         """Return a clause about what the cluster has, and what the workers need."""
@@ -286,7 +307,8 @@ class WorkerPool:
             }
         try:
             _check_address(options.address)
-            ray.init(address=options.address, **settings)
+            with _signal_handlers_kept():
+                ray.init(address=options.address, **settings)
         except (OSError, ValueError, RuntimeError) as error:
             raise DeviceError(
                 f"no Ray cluster at {options.address} ({one_line(error)}); start one with "
@@ -301,6 +323,19 @@ class WorkerPool:
             with suppress(Exception):
                 ray.kill(actor)
         ray.shutdown()
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces by one that exits at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_address(address: str) -> None:

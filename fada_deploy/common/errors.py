@@ -47,6 +47,11 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: {install_command(extra)}")
+        self._arguments = package, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Make it again from its arguments; it is sent between processes."""
+        return type(self), self._arguments
 
 
 class InterruptedRunError(FadaError):

@@ -36,20 +36,36 @@ def write_pseudo_labels_on_cluster(
     missing = [i for i in range(len(frames)) if not pseudo_label_path(folder, i).is_file()]
     if not missing:
         return
-    make = partial(_label_writer, model, frames, folder.absolute(), missing)
+    make = partial(_label_writer, model, frames, folder.absolute(), missing, _device(cluster))
     labels = map_on_cluster(
         make, len(missing), cluster, name=lambda i: str(frames.pairs[missing[i]].image)
     )
     with closing(labels), progress_bar(len(missing), "pseudo-labels", unit="frame") as bar:
-        for _ in labels:
+        for i, result in enumerate(labels):
             # Unreadable frames get no file; the data loader skips and reports them later.
+            if not (
+                isinstance(result, DataError) or pseudo_label_path(folder, missing[i]).is_file()
+            ):
+                raise DataError(
+                    f"{folder}: a worker wrote a pseudo-label that is not there; the folder of the "
+                    "run must be on a file system that all machines share"
+                )
             bar.update()
 
 
+def _device(cluster: ClusterOptions) -> str:
+    """Return the device of the workers, which need not be that of the training."""
+    return "cuda" if cluster.gpus else "cpu"
+
+
 def _label_writer(
-    model: SegmentationModel, frames: FrameDataset, folder: Path, missing: list[int]
+    model: SegmentationModel,
+    frames: FrameDataset,
+    folder: Path,
+    missing: list[int],
+    device_name: str,
 ) -> Callable[[int], None]:
-    device = choose_device("auto")
+    device = choose_device(device_name)
     predictor, network = Predictor(model.to(device), device), threading.Lock()
 
     def write(i: int) -> None:
@@ -71,7 +87,7 @@ def count_target_on_cluster(
     device = next(model.parameters()).device
     loader, batches = whole_target_loader(frames, size_hw, device)
     loader.close()
-    make = partial(_confidence_counter, model, frames, size_hw, amp)
+    make = partial(_confidence_counter, model, frames, size_hw, amp, _device(cluster))
     total: Tensor | None = None
     counts = map_on_cluster(make, batches, cluster, name=lambda i: f"batch {i} of the target")
     with closing(counts), progress_bar(batches, "thresholds", unit="batch") as bar:
@@ -85,9 +101,9 @@ def count_target_on_cluster(
 
 
 def _confidence_counter(
-    model: SegmentationModel, frames: FrameDataset, size_hw: SizeHW, amp: bool
+    model: SegmentationModel, frames: FrameDataset, size_hw: SizeHW, amp: bool, device_name: str
 ) -> Callable[[int], Tensor]:
-    device = choose_device("auto")
+    device = choose_device(device_name)
     model = model.to(device).eval()
     loader, _ = whole_target_loader(frames, size_hw, device, ahead=1)
     network = threading.Lock()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
+import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 from squares import Squares
 
+from fada_deploy.cluster import cores as cores_module
 from fada_deploy.cluster import pool as pool_module
 from fada_deploy.cluster.cores import ReservedCores
 from fada_deploy.cluster.pool import MAX_ATTEMPTS, ClusterOptions, LostTask, WorkerPool
@@ -36,7 +40,7 @@ def test_results_and_lost_workers(address: str, tmp_path: Path) -> None:
     with WorkerPool(partial(Squares, tmp_path), options(address)) as pool:
         results = dict(pool.run(tasks(*entries)))
         assert len(pool.workers) >= 2
-        assert all(worker.details["cores"] == 1 for worker in pool.workers)
+        assert cores_module._is_limited() or all(w.details["cores"] == 1 for w in pool.workers)
     assert results["die once", 7] == 49
     assert isinstance(results["die", 1], LostTask)
     assert all(results["square", n] == n * n for n in range(20))
@@ -74,6 +78,20 @@ def test_errors(address: str, tmp_path: Path) -> None:
         pass
     with pytest.raises(DeviceError, match="GPUs"), WorkerPool(Squares, options(address, gpus=1)):
         pass
+    with pytest.raises(UsageError, match=r"1\.5"):
+        options(address, gpus=1.5)
+
+
+def test_a_missing_package_is_named_by_its_command(address: str, tmp_path: Path) -> None:
+    """Errors keep their type and message between processes, and Ray the handler of SIGTERM."""
+    error = pickle.loads(pickle.dumps(MissingExtraError("openvino", "openvino")))
+    assert str(error) == str(MissingExtraError("openvino", "openvino"))
+    handler = signal.getsignal(signal.SIGTERM)
+    with WorkerPool(partial(Squares, tmp_path), options(address, workers=1)) as pool:
+        assert signal.getsignal(signal.SIGTERM) is handler
+        stop = threading.Event()
+        stop.set()
+        assert list(pool.run(tasks(("square", 1)), stop)) == []
 
 
 def test_a_process_that_is_connected_already(address: str) -> None:
@@ -144,8 +162,13 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         WorkerPool(Squares, ClusterOptions())
 
 
-def test_reserved_cores() -> None:
+def test_reserved_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each core is given to one worker; more than there are leave the process unpinned."""
+    monkeypatch.setattr(cores_module, "_QUOTA_V1", tmp_path / "none")
+    monkeypatch.setattr(cores_module, "_QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert not ReservedCores(1).cores
+    (tmp_path / "cpu.max").write_text("max 100000\n")
     all_cores = os.sched_getaffinity(0)
     try:
         first = ReservedCores(1)

@@ -54,7 +54,9 @@ class InlinePool:
     ) -> None:
         pass
 
-    def run(self, take: Callable[[], Task | None]) -> Generator[tuple[Task, Any], None, None]:
+    def run(
+        self, take: Callable[[], Task | None], stop: object = None
+    ) -> Generator[tuple[Task, Any], None, None]:
         while (task := take()) is not None:
             replaced = type(self).on_task and type(self).on_task(task)
             # As Ray may run a task of a lost worker twice.
@@ -265,6 +267,11 @@ def test_an_interrupted_job_is_continued(
 def test_resuming_with_other_settings(model: Path, tmp_path: Path) -> None:
     image = toy.write_image(tmp_path / "a.png", toy.scene(1)[0])
     segment_in_chunks(model, [image], tmp_path / "out", ("mask",))
+    other = toy.write_image(tmp_path / "other/a.png", toy.scene(2)[0])
+    with pytest.raises(UsageError, match="overwrite"):
+        segment_in_chunks(model, [other], tmp_path / "out", ("mask",), resume=True)
+    with pytest.raises(UsageError, match="--chunk-frames"):
+        segment_in_chunks(model, [image], tmp_path / "out", ("mask",), resume=True, chunk_frames=11)
     with pytest.raises(UsageError, match="--save"):
         segment_in_chunks(model, [image], tmp_path / "out", ("color",), resume=True)
     (tmp_path / "out" / MANIFEST).write_text('{"line": "nothing"}\n')
@@ -290,7 +297,14 @@ def test_a_source_whose_worker_is_lost(
     inline_pool.on_task = staticmethod(lose_the_second_chunk)
     summary = segment_in_chunks(model, videos, tmp_path / "out", ("mask-video",))
     assert summary.errors == [f"{videos[0]}: its worker was lost 3 times"]
-    assert set(files_of(tmp_path / "out")) == {"mask-video/b.mp4"}
+    files = set(files_of(tmp_path / "out"))
+    assert {name for name in files if not name.startswith(PARTS)} == {"mask-video/b.mp4"}
+    # Its first chunk is not segmented again.
+    assert any(name.endswith("result.json") for name in files)
+    InlinePool.on_task = None
+    segment_in_chunks(model, videos, tmp_path / "out", ("mask-video",), resume=True)
+    assert set(files_of(tmp_path / "out")) == {"mask-video/a.mp4", "mask-video/b.mp4"}
+    inline_pool.on_task = staticmethod(lose_the_second_chunk)
     with pytest.raises(DataError, match="was lost"):
         segment_in_chunks(model, videos[:1], tmp_path / "other", ("mask-video",))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.cluster.pool import LOCAL, ClusterOptions, LostTask, WorkerInfo, WorkerPool
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.progress import Progress, progress_bar
 from fada_deploy.runtime.distributed.manifest import (
     DoneLine,
@@ -40,7 +40,7 @@ from fada_deploy.runtime.distributed.tasks import (
 from fada_deploy.runtime.distributed.worker import InferenceWorker
 from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.sources.images import ImageSource, UnreadableSource
-from fada_deploy.runtime.writers.finished import output_settings, source_state
+from fada_deploy.runtime.writers.finished import FINISHED, output_settings, source_state
 from fada_deploy.runtime.writers.inference import InferenceSummary
 from fada_deploy.runtime.writers.options import SaveOptions
 from fada_deploy.runtime.writers.output import output_names
@@ -105,9 +105,12 @@ def run_job(
         FadaError: The model cannot be opened.
     """
     start = time.perf_counter()
-    settings = {**output_settings(model.path, options), "chunk frames": chunk_frames}
+    settings = {**output_settings(model.path, options), "chunk_frames": chunk_frames}
     job_sources = _job_sources(sources, options, settings)
     manifest = Manifest(output, settings, resume=resume)
+    _check_names(job_sources, manifest)
+    # The list of `fada infer` without a cluster would no longer be true.
+    output.remove(FINISHED)
     if not resume:
         output.remove(PARTS)
     job = _Job(sources, job_sources, manifest, output, chunk_frames, stop or threading.Event())
@@ -121,19 +124,29 @@ def run_job(
         options=options,
         output=output,
     )
-    with progress_bar(100, "segmenting", unit="%") as bar:
+    with closing(manifest), progress_bar(100, "segmenting", unit="%") as bar:
         job.show_progress(bar)
         if job.has_work():
             with WorkerPool(partial(InferenceWorker, setup), cluster) as pool:
-                with closing(pool.run(job.take)) as results:
+                with closing(pool.run(job.take, stop)) as results:
                     for task, result in results:
                         job.receive(task, result)
                         job.show_progress(bar)
                 job.summary.workers = pool.workers
-    manifest.close()
     summary = job.finish()
     summary.seconds = time.perf_counter() - start
     return summary
+
+
+def _check_names(sources: Sequence[JobSource], manifest: Manifest) -> None:
+    """Raise `UsageError` if a source would overwrite the outputs of another one of the job."""
+    for source in sources:
+        owner = manifest.outputs.get(source.output, source.name)
+        if Path(owner).resolve() != Path(source.name).resolve():
+            raise UsageError(
+                f"--resume: {source.name} would overwrite the outputs of {owner}, which are named "
+                f"{source.output}; name the same sources in the same order, or another --out"
+            )
 
 
 def _model_files(model: Path) -> dict[str, bytes]:
@@ -203,6 +216,8 @@ class _Job:
         self._total = sum(source.size for source in job_sources)
         self._completed = self._shown = 0
         self._unread = len(sources)
+        # Whether a source was given up after parts of it were done.
+        self._has_failed = False
         left: list[JobSource] = []
         for source, job_source in zip(sources, job_sources, strict=True):
             if job_source.id in manifest.done:
@@ -254,11 +269,11 @@ class _Job:
                 self._receive_join(source, result)
 
     def finish(self) -> JobSummary:
-        """Return the summary; remove unfinished files unless the job was stopped."""
+        """Return the summary; remove unfinished files unless the job can be continued."""
         self.summary.unread = self._unread
         for id_ in sorted(self._errors, key=self._order.__getitem__):
             self.summary.errors += self._errors[id_]
-        if not self._unread:
+        if not self._unread and not self._has_failed:
             self._output.remove(PARTS)
         return self.summary
 
@@ -328,7 +343,12 @@ class _Job:
         del self._active[source.id]
         self._manifest.add(
             DoneLine(
-                id=source.id, source=source.name, frames=active.frames, errors=errors, files=files
+                id=source.id,
+                source=source.name,
+                output=source.output,
+                frames=active.frames,
+                errors=errors,
+                files=files,
             )
         )
         if errors:
@@ -341,6 +361,8 @@ class _Job:
         """Give up a source; leave out its other parts."""
         if self._is_single and not self._stop.is_set():
             raise DataError(errors[0])
+        # Its finished parts are needed when the job is continued.
+        self._has_failed |= source.id in self._active
         self._active.pop(source.id, None)
         self._tasks = deque(task for task in self._tasks if task.source.id != source.id)
         for error in errors:

@@ -200,7 +200,9 @@ class _Joiner:
         """Give the files of single frames their final names, which have the frame's number."""
         folder = part_folder(self._source, index)
         numbers: dict[str, int] = {}
-        for name, digest in sorted(part.files.items()):
+        # Shorter names first: the number 1000000 follows 999999.
+        for name in sorted(part.files, key=lambda name: (len(name), name)):
+            digest = part.files[name]
             path, kind = PurePosixPath(name), name.partition("/")[0]
             if path.suffix == PART_SUFFIX or kind == "json":
                 continue

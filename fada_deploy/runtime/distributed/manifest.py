@@ -54,6 +54,7 @@ class DoneLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag=
 
     id: str
     source: str
+    output: str
     frames: int
     errors: list[str] = []
     files: dict[str, str] = {}
@@ -80,6 +81,7 @@ class Manifest:
 
     Attributes:
         done: Ids of the sources that an earlier run has finished without an error.
+        outputs: Source of each output name that an earlier run has written.
 
     Raises:
         UsageError: `resume` is set, and the job in the folder has other settings.
@@ -92,6 +94,7 @@ class Manifest:
         self._text = bytearray()
         self._written = 0.0
         self.done: set[str] = set()
+        self.outputs: dict[str, str] = {}
         data = output.read(MANIFEST) if resume else None
         self._text += self._read(data, settings) if data else _encode(JobLine(settings=settings))
         self._write()
@@ -99,13 +102,14 @@ class Manifest:
             self._text.clear()
 
     def add(self, line: Line) -> None:
-        """Append a line; in an object store it may be written some seconds later."""
+        """Append a line. In an object store, that of a finished part may be written later."""
         if self._output.path is not None:
             with (self._output.path / MANIFEST).open("ab") as file:
                 file.write(_encode(line))
             return
         self._text += _encode(line)
-        if time.monotonic() - self._written > _WRITE_INTERVAL_S:
+        is_late = time.monotonic() - self._written > _WRITE_INTERVAL_S
+        if is_late or not isinstance(line, PartLine):
             self._write()
 
     def close(self) -> None:
@@ -137,6 +141,7 @@ class Manifest:
                 f"--resume: the outputs in {self._output} were made with another {setting}; "
                 "use the same one, or another --out"
             )
+        self.outputs = {line.output: line.source for line in lines if isinstance(line, DoneLine)}
         self.done = {line.id for line in lines if isinstance(line, DoneLine) and not line.errors}
         return complete
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, one_line
 from fada_deploy.common.files import sha256
 from fada_deploy.common.system import throughput_parallelism
 from fada_deploy.runtime.distributed.join import combined_hashes, join
+from fada_deploy.runtime.distributed.manifest import MANIFEST
 from fada_deploy.runtime.distributed.tasks import (
     JoinResult,
     JoinTask,
@@ -46,21 +47,23 @@ class InferenceWorker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
-        self._model_folder: tempfile.TemporaryDirectory[str] | None = None
-        model = setup.model
-        if setup.files:
-            self._model_folder = tempfile.TemporaryDirectory(prefix="fada-model-")
+        if setup.output.read(MANIFEST) is None:
+            raise DataError(
+                f"{setup.output}: a worker does not see this folder; name one on a file system "
+                "that all machines share, or an address such as s3://bucket/folder"
+            )
+        with tempfile.TemporaryDirectory(prefix="fada-model-") as folder:
             for name, data in setup.files.items():
-                Path(self._model_folder.name, name).write_bytes(data)
-            model = Path(self._model_folder.name, model.name)
-        self._segmenter = Segmenter(
-            model,
-            device=setup.device,
-            backend=setup.backend,
-            batch=setup.batch,
-            parallel=throughput_parallelism(),
-            allow_unverified=setup.allow_unverified,
-        )
+                Path(folder, name).write_bytes(data)
+            # An opened model does not need its files any more.
+            self._segmenter = Segmenter(
+                Path(folder, setup.model.name) if setup.files else setup.model,
+                device=setup.device,
+                backend=setup.backend,
+                batch=setup.batch,
+                parallel=throughput_parallelism(),
+                allow_unverified=setup.allow_unverified,
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return which backend runs the model, and on what."""
@@ -75,12 +78,15 @@ class InferenceWorker:
             case PlanTask():
                 return self._plan(task)
             case PartTask():
-                return self._segment(task)
+                try:
+                    return self._segment(task)
+                except (DataError, OSError) as error:
+                    return PartResult(fatal=_line(error))
             case JoinTask():
                 try:
                     return join(task, self._setup.output, self._setup.options)
-                except DataError as error:
-                    return JoinResult(fatal=str(error))
+                except (DataError, OSError) as error:
+                    return JoinResult(fatal=_line(error))
 
     def _plan(self, task: PlanTask) -> PlanResult:
         path, style = Path(task.source.name), self._setup.options.style
@@ -111,11 +117,8 @@ class InferenceWorker:
         if task.chunk is not None:
             options = replace(options, as_part=True, corner=task.corner)
         with _messages() as messages, output.temporary() as temporary:
-            try:
-                result = self._run(source, replace(options, out=temporary))
-                self._publish(task, source, temporary, result)
-            except DataError as error:
-                return PartResult(fatal=str(error), messages=messages)
+            result = self._run(source, replace(options, out=temporary))
+            self._publish(task, source, temporary, result)
             result.messages = messages
             if isinstance(source, VideoChunkSource):
                 result.report = source.report
@@ -150,6 +153,12 @@ class InferenceWorker:
             files[final] = sha256(file)
             self._setup.output.put(file, name)
         result.files = files
+
+
+def _line(error: DataError | OSError) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return f"{error.filename or 'the output folder'}: {error.strerror or one_line(error)}"
 
 
 def _open(task: PartTask) -> Source:

@@ -33,6 +33,7 @@ SETTING_NAMES = {
     "style": "style of the overlay",
     "x264_preset": "--x264-preset",
     "tree": "setting of --recursive",
+    "chunk_frames": "--chunk-frames",
 }
 _MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
