@@ -138,7 +138,7 @@ class _Processes:
         job.folder.mkdir(parents=True, exist_ok=True)
         # Also for a run that exists: the comparison may have been moved.
         save_config(job.config, job.folder)
-        threads = max(1, usable_cores() // self._parallel)
+        threads = str(max(1, usable_cores() // self._parallel))
         command = [
             sys.executable, "-m", "fada_deploy", "train", "--resume", str(job.folder), "--device",
             self._device_of(slot), "--json",
@@ -150,7 +150,7 @@ class _Processes:
                     return "interrupted"
                 # A session of its own: Ctrl-C reaches it through `__exit__` only, and only once.
                 process = subprocess.Popen(  # noqa: S603 -- our own command
-                    command, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    command, env={"OMP_NUM_THREADS": threads, **os.environ},
                     stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True,
                 )  # fmt: skip
                 self._running.add(process)

@@ -67,7 +67,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        ["eval", "builtin", "--data"],
+        ["eval", "builtin", "--backend", "onnxruntime", "--data"],
         ["data", "check", "--split", "val", "--label-space", "driving-11"],
     ],
 )
