@@ -289,7 +289,7 @@ def test_a_source_whose_worker_is_lost(
     ]
 
     def lose_the_second_chunk(task: Task) -> LostTask | None:
-        if isinstance(task, PartTask) and "a.mp4" in task.source.name and task.index == 1:
+        if isinstance(task, PartTask) and "a.mp4" in task.source.name and task.index > 0:
             return LostTask("its worker was lost 3 times")
         assert not isinstance(task, JoinTask) or "b.mp4" in task.source.name
         return None
@@ -297,6 +297,7 @@ def test_a_source_whose_worker_is_lost(
     inline_pool.on_task = staticmethod(lose_the_second_chunk)
     summary = segment_in_chunks(model, videos, tmp_path / "out", ("mask-video",))
     assert summary.errors == [f"{videos[0]}: its worker was lost 3 times"]
+    assert summary.unread == 0
     files = set(files_of(tmp_path / "out"))
     assert {name for name in files if not name.startswith(PARTS)} == {"mask-video/b.mp4"}
     # Its first chunk is not segmented again.
@@ -390,3 +391,27 @@ def test_output_videos_with_reordered_frames(model: Path, tmp_path: Path) -> Non
     small = toy.write_video(tmp_path / "small.nut", [toy.scene(1, (32, 64))[0]] * 2)
     with pytest.raises(PartsDifferError, match="size"):
         join_videos(iter([parts[0], small]), tmp_path / "other.mp4", None)
+
+
+def test_two_lost_parts_of_a_source_are_one_failure(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers may hold parts of the source when it fails; nothing counts as interrupted."""
+    videos = [
+        chunk_videos.write(tmp_path / name, *chunk_videos.KINDS["b-frames.mp4"])
+        for name in ("a.mp4", "b.mp4")
+    ]
+
+    class PairsPool(InlinePool):
+        def run(
+            self, take: Callable[[], Task | None], stop: object = None
+        ) -> Generator[tuple[Task, Any], None, None]:
+            while tasks := [task for task in (take(), take()) if task is not None]:
+                for task in tasks:
+                    is_lost = isinstance(task, PartTask) and "a.mp4" in task.source.name
+                    yield task, LostTask("lost") if is_lost else self._worker(task)
+
+    monkeypatch.setattr(job, "WorkerPool", PairsPool)
+    summary = segment_in_chunks(model, videos, tmp_path / "out", ("mask-video",))
+    assert summary.errors == [f"{videos[0]}: lost"]
+    assert summary.unread == 0

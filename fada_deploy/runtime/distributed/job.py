@@ -257,6 +257,9 @@ class _Job:
     def receive(self, task: PlanTask | PartTask | JoinTask, result: Any) -> None:
         """Take the result of a task."""
         source = task.source
+        if not isinstance(task, PlanTask) and source.id not in self._active:
+            # Another part of the source has failed.
+            return
         if isinstance(result, LostTask):
             self._fail(source, [f"{source.name}: {result.reason}"])
             return
@@ -297,9 +300,7 @@ class _Job:
         for message in set(result.messages) - self._messages:
             logger.warning("%s", message)
         self._messages.update(result.messages)
-        if (active := self._active.get(task.source.id)) is None:
-            # Another part of the source has failed.
-            return
+        active = self._active[task.source.id]
         if result.fatal:
             self._fail(active.source, [result.fatal])
             return
