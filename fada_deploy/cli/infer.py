@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.infer_setup import DROP_POLICIES, LEGEND_POSITIONS, Arguments
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, ray_options
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, cluster_options, ray_options
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner
@@ -196,8 +196,8 @@ def command(**options: Any) -> int:
     from fada_deploy.runtime.writers.save import check_outputs
 
     arguments = Arguments(**options, named=_named_options())
-    if arguments.ray is not None:
-        return infer_on_cluster(arguments)
+    if (cluster := cluster_options(options)) is not None:
+        return infer_on_cluster(arguments, cluster)
     output = save_options(arguments)
     sources = open_input(arguments)
     check_outputs(sources, output)

@@ -14,6 +14,7 @@ from fada_deploy.cli.infer_setup import Arguments
 
 if TYPE_CHECKING:
     from fada_deploy.cluster.output_folder import OutputFolder
+    from fada_deploy.cluster.pool import ClusterOptions
     from fada_deploy.common.metadata import ModelMetadata
     from fada_deploy.runtime.distributed.job import JobSummary
     from fada_deploy.runtime.writers.save import SaveOptions
@@ -35,13 +36,12 @@ class _Model:
     skipped: tuple[str, ...] = ()
 
 
-def infer_on_cluster(arguments: Arguments) -> int:
+def infer_on_cluster(arguments: Arguments, cluster: ClusterOptions) -> int:
     """Run `fada infer` on a Ray cluster; return the exit code."""
     from fada_deploy.cli.infer_display import print_summary, to_document
     from fada_deploy.cli.infer_live import StopRequest, stop_on_signals
     from fada_deploy.cli.infer_output import has_frames
     from fada_deploy.cli.infer_setup import open_input, save_options, warn_about_ignored_options
-    from fada_deploy.cluster.pool import ClusterOptions
     from fada_deploy.common.errors import InterruptedRunError, UsageError
     from fada_deploy.common.system import require_package
     from fada_deploy.runtime.distributed.job import CHUNK_FRAMES, ModelOptions, run_job
@@ -72,12 +72,7 @@ def infer_on_cluster(arguments: Arguments) -> int:
                 sources,
                 options,
                 output,
-                ClusterOptions(
-                    address=arguments.ray or "",
-                    workers=arguments.ray_workers,
-                    cpus=arguments.ray_cpus,
-                    gpus=arguments.ray_gpus,
-                ),
+                cluster,
                 chunk_frames=arguments.chunk_frames or CHUNK_FRAMES,
                 resume=arguments.resume,
                 stop=stop.files,

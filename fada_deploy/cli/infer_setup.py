@@ -200,12 +200,6 @@ _LIVE_OPTIONS = {
     "--deadline-ms": "deadline_ms",
     "--reconnect-timeout": "reconnect_timeout",
 }
-_RAY_OPTIONS = {
-    "--ray-workers": "ray_workers",
-    "--ray-cpus": "ray_cpus",
-    "--ray-gpus": "ray_gpus",
-    "--chunk-frames": "chunk_frames",
-}
 
 
 def warn_about_ignored_options(
@@ -228,7 +222,7 @@ def warn_about_ignored_options(
     elif not kinds:
         unused["--resume"] = "nothing is saved"
     if arguments.ray is None:
-        unused |= dict.fromkeys(_RAY_OPTIONS, "it needs --ray")
+        unused["--chunk-frames"] = "it needs --ray"
     if arguments.rebuild and arguments.model is not None:
         model = exported_model(arguments.model)
         if model.suffix not in ENGINE_SUFFIXES:
@@ -236,7 +230,7 @@ def warn_about_ignored_options(
     parameters = {
         **_OVERLAY_OPTIONS,
         **_LIVE_OPTIONS,
-        **_RAY_OPTIONS,
+        "--chunk-frames": "chunk_frames",
         "--ids": "ids",
         "--rebuild": "rebuild",
         "--resume": "resume",

@@ -110,13 +110,13 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def cluster_options(values: Mapping[str, Any]) -> ClusterOptions | None:
     """Return the cluster that the options of `ray_options` name, None without --ray."""
-    from fada_deploy.cluster.pool import ClusterOptions
-
     if (address := values["ray"]) is None:
         for name, default in (("ray_workers", None), ("ray_cpus", 1), ("ray_gpus", 0.0)):
             if values[name] != default:
                 log(f"warning: --{name.replace('_', '-')} has no effect: it needs --ray")
         return None
+    from fada_deploy.cluster.pool import ClusterOptions
+
     return ClusterOptions(
         address=address,
         workers=values["ray_workers"],

@@ -7,8 +7,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 # Processor time of the control group in each period: version 2, version 1.
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -30,6 +28,8 @@ class ReservedCores:
     """
 
     def __init__(self, count: int) -> None:
+        from filelock import FileLock, Timeout  # slow to import
+
         self.cores: frozenset[int] = frozenset()
         self._locks: list[FileLock] = []
         if not hasattr(os, "sched_setaffinity") or _is_limited():

@@ -20,6 +20,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.video import open_media
 from fada_deploy.runtime.distributed.tasks import (
+    RESULT,
     JobSource,
     JoinResult,
     JoinTask,
@@ -87,7 +88,7 @@ def combined_hashes(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_part(output: OutputFolder, source: JobSource, index: int) -> PartResult:
-    name = f"{part_folder(source, index)}/result.json"
+    name = f"{part_folder(source, index)}/{RESULT}"
     if (data := output.read(name)) is None:
         raise DataError(f"{output}/{name}: is missing; another process has removed it")
     return msgspec.json.decode(data, type=PartResult)

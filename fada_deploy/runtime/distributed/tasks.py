@@ -7,9 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from fada_deploy.cluster.output_folder import OutputFolder
+from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.runtime.sources.video_chunks import ChunkReport, VideoChunk
 from fada_deploy.runtime.writers.options import SaveOptions
+
+# The result of a part, written after all of its outputs.
+RESULT = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,4 +149,4 @@ def part_folder(source: JobSource, index: int) -> str:
 
 def source_folder(source: JobSource) -> str:
     """Return the folder of the unfinished outputs of a source, relative to the output folder."""
-    return f".parts/{source.id}"
+    return f"{PARTS}/{source.id}"

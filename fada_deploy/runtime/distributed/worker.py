@@ -18,6 +18,7 @@ from fada_deploy.common.system import throughput_parallelism
 from fada_deploy.runtime.distributed.join import combined_hashes, join
 from fada_deploy.runtime.distributed.manifest import MANIFEST
 from fada_deploy.runtime.distributed.tasks import (
+    RESULT,
     JoinResult,
     JoinTask,
     PartResult,
@@ -37,9 +38,6 @@ from fada_deploy.runtime.sources.video_chunks import VideoChunkSource, plan_chun
 from fada_deploy.runtime.sources.videos import VideoSource
 from fada_deploy.runtime.writers.output import output_names
 from fada_deploy.runtime.writers.save import save_results
-
-# The result of a part, written after all of its outputs.
-RESULT = "result.json"
 
 
 class InferenceWorker:
