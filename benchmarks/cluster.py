@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import fada_deploy
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.output_folder import OutputFolder
-from fada_deploy.cluster.pool import ClusterOptions, WorkerPool
+from fada_deploy.cluster.pool import WorkerPool
 from fada_deploy.common.runs import BUILTIN, exported_model
 from fada_deploy.common.system import memory_mib
 from fada_deploy.runtime.distributed import job

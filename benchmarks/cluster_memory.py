@@ -19,8 +19,8 @@ import av
 import cv2
 import numpy as np
 
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.output_folder import OutputFolder
-from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.runs import BUILTIN, exported_model
 from fada_deploy.common.system import memory_mib
 from fada_deploy.runtime.distributed import job

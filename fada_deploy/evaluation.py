@@ -19,8 +19,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.mapping import map_on_cluster
-from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.metrics import Scores, confusion_matrix
 from fada_deploy.common.progress import progress_bar

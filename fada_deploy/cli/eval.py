@@ -26,7 +26,7 @@ from fada_deploy.common.system import require_package
 from fada_deploy.common.tables import format_table
 
 if TYPE_CHECKING:
-    from fada_deploy.cluster.pool import ClusterOptions
+    from fada_deploy.cluster.connection import ClusterOptions
     from fada_deploy.common.label_space import LabelSpace
     from fada_deploy.evaluation import Evaluation, Predict
 

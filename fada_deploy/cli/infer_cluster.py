@@ -13,10 +13,10 @@ from fada_deploy.cli.console import emit_json, library_output_hidden, log
 from fada_deploy.cli.infer_setup import Arguments
 
 if TYPE_CHECKING:
+    from fada_deploy.cluster.connection import ClusterOptions
     from fada_deploy.cluster.output_folder import OutputFolder
-    from fada_deploy.cluster.pool import ClusterOptions
     from fada_deploy.common.metadata import ModelMetadata
-    from fada_deploy.runtime.distributed.job import JobSummary
+    from fada_deploy.runtime.distributed.job_state import JobSummary
     from fada_deploy.runtime.writers.save import SaveOptions
 
 

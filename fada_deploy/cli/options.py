@@ -16,7 +16,7 @@ from fada_deploy.common.runs import resolve_builtin
 from fada_deploy.common.sizes import parse_size
 
 if TYPE_CHECKING:
-    from fada_deploy.cluster.pool import ClusterOptions
+    from fada_deploy.cluster.connection import ClusterOptions
 
     _SizeBase = click.ParamType[tuple[int, int]]
 else:
@@ -115,7 +115,7 @@ def cluster_options(values: Mapping[str, Any]) -> ClusterOptions | None:
             if values[name] != default:
                 log(f"warning: --{name.replace('_', '-')} has no effect: it needs --ray")
         return None
-    from fada_deploy.cluster.pool import ClusterOptions
+    from fada_deploy.cluster.connection import ClusterOptions
 
     return ClusterOptions(
         address=address,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from fada_deploy.cluster.pool import ClusterOptions, LostTask, WorkerPool
+from fada_deploy.cluster.connection import ClusterOptions
+from fada_deploy.cluster.pool import LostTask, WorkerPool
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.read_ahead import read_ahead
 from fada_deploy.common.system import usable_cores

@@ -4,63 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from fada_deploy._version import __version__
+from fada_deploy.cluster.connection import (
+    LOCAL,
+    ClusterOptions,
+    cluster_resources,
+    connect,
+    describe_resources,
+)
 from fada_deploy.cluster.cores import ReservedCores
-from fada_deploy.common.errors import DataError, DeviceError, FadaError, UsageError, one_line
-from fada_deploy.common.system import require_package, usable_cores
+from fada_deploy.common.errors import DataError, DeviceError, FadaError, one_line
+from fada_deploy.common.system import require_package
 
 logger = logging.getLogger(__name__)
 
-# Starts a cluster on this machine.
-LOCAL = "local"
 # Times that a task is started before it is given up because its worker was lost.
 MAX_ATTEMPTS = 3
 # Seconds without a ready worker after which the reason is logged.
 _PATIENCE_S = 30.0
-# Seconds to wait for a connection to a cluster.
-_CONNECT_S = 10.0
-# The smallest object store of Ray. Tasks and results are small, frames do not pass through it.
-_OBJECT_STORE_BYTES = 100 << 20
 
 # A worker runs one task after another. A factory is called in the process of the worker.
 Worker = Callable[[Any], Any]
 WorkerFactory = Callable[[], Worker]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Where tasks run.
-
-    Attributes:
-        address: Address of a running Ray cluster, "auto" for the one of this machine, or `LOCAL`.
-        workers: Number of workers [as many as fit into the cluster when the job starts]. Workers
-            for which there is no room wait until Ray's autoscaler adds machines.
-        cpus: CPU cores of each worker.
-        gpus: GPUs of each worker; a fraction lets several workers share a GPU.
-    """
-
-    address: str = LOCAL
-    workers: int | None = None
-    cpus: int = 1
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        # Ray counts GPUs in ten-thousandths.
-        is_fraction = 0.0001 <= self.gpus < 1
-        if self.gpus and not is_fraction and self.gpus != int(self.gpus):
-            raise UsageError(
-                f"the GPUs of a worker must be a whole number or a fraction of 1, got {self.gpus:g}"
-            )
 
 
 @dataclass(frozen=True)
@@ -126,7 +99,7 @@ class WorkerPool:
         self.workers: list[WorkerInfo] = []
 
     def __enter__(self) -> Self:
-        self._connect()
+        connect(self._options)
         try:
             for _ in range(self._worker_count()):
                 self._start_worker()
@@ -192,7 +165,7 @@ class WorkerPool:
                 waiting_since = time.monotonic()
             elif time.monotonic() - waiting_since > _PATIENCE_S:
                 waiting_since = float("inf")
-                logger.warning("waiting for a worker; %s", self._resources())
+                logger.warning("waiting for a worker; %s", describe_resources(self._options))
 
     def _result(self, reference: Any, actor: Any, attempt: _Attempt) -> Any:
         """Return the result of a call, a `LostTask`, or `_RETRY` to run the task again."""
@@ -260,7 +233,7 @@ class WorkerPool:
         self._starting[actor.start.remote()] = actor
 
     def _worker_count(self) -> int:
-        options, (resources, _) = self._options, _cluster_resources()
+        options, (resources, _) = self._options, cluster_resources()
         if options.workers is not None and options.address != LOCAL:
             # Ray's autoscaler may add machines.
             return options.workers
@@ -271,49 +244,9 @@ class WorkerPool:
             hint = "" if options.address == LOCAL else ". To let it grow, name --ray-workers"
             raise DeviceError(
                 f"no worker of {options.cpus} CPUs and {options.gpus:g} GPUs fits into the "
-                f"cluster; {self._resources()}{hint}"
+                f"cluster; {describe_resources(self._options)}{hint}"
             )
         return options.workers or fitting
-
-    def _resources(self) -> str:
-        """Return a clause about what the cluster has, and what the workers need."""
-        total, free = _cluster_resources()
-        return (
-            f"the cluster has {total.get('CPU', 0):g} CPUs ({free.get('CPU', 0):g} free) and "
-            f"{total.get('GPU', 0):g} GPUs ({free.get('GPU', 0):g} free), a worker needs "
-            f"{self._options.cpus} CPUs and {self._options.gpus:g} GPUs"
-        )
-
-    def _connect(self) -> None:
-        import ray
-
-        if ray.is_initialized():
-            raise UsageError("this process is already connected to a Ray cluster; disconnect first")
-        options = self._options
-        # Its notices are not about this command; errors are raised.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        settings: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-            "configure_logging": False,
-        }
-        if options.address == LOCAL:
-            # A cluster that nobody else uses sends no usage statistics and has no dashboard.
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            settings |= {
-                "num_cpus": max(usable_cores(), (options.workers or 0) * options.cpus),
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-            }
-        try:
-            _check_address(options.address)
-            with _signal_handlers_kept():
-                ray.init(address=options.address, **settings)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DeviceError(
-                f"no Ray cluster at {options.address} ({one_line(error)}); start one with "
-                "`ray start --head`, or use --ray without an address"
-            ) from None
 
     def _disconnect(self) -> None:
         import ray
@@ -323,35 +256,6 @@ class WorkerPool:
             with suppress(Exception):
                 ray.kill(actor)
         ray.shutdown()
-
-
-@contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces by one that exits at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _check_address(address: str) -> None:
-    """Raise `OSError` if nothing listens at HOST:PORT, for which Ray would wait for minutes."""
-    host, separator, port = address.rpartition("://")[2].rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-
-
-def _cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
-    """Return all resources of the cluster, and those that are free."""
-    # Ray's functions for it have no types.
-    import ray as ray_module
-
-    ray: Any = ray_module
-    return ray.cluster_resources(), ray.available_resources()
 
 
 class _Actor:

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.mapping import map_on_cluster
-from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, cache_folder
 from fada_deploy.common.progress import progress_bar

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.mapping import map_on_cluster
-from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.progress import progress_bar
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.data.run_data import whole_target_loader
+from fada_deploy.training.data.run_data import whole_target_batches, whole_target_loader
 from fada_deploy.training.data.samples import pseudo_label_path
 from fada_deploy.training.device import choose_device
 from fada_deploy.training.methods.cbst import count_confidences
@@ -84,9 +84,7 @@ def count_target_on_cluster(
     amp: bool,
 ) -> Tensor:
     """Return the sum of `count_confidences` over the target, with the batches of one process."""
-    device = next(model.parameters()).device
-    loader, batches = whole_target_loader(frames, size_hw, device)
-    loader.close()
+    batches = whole_target_batches(frames)
     make = partial(_confidence_counter, model, frames, size_hw, amp, _device(cluster))
     total: Tensor | None = None
     counts = map_on_cluster(make, batches, cluster, name=lambda i: f"batch {i} of the target")
@@ -97,7 +95,7 @@ def count_target_on_cluster(
             total = part if total is None else total + part
             bar.update()
     assert total is not None, "there is at least one batch"
-    return total.to(device)
+    return total.to(next(model.parameters()).device)
 
 
 def _confidence_counter(
@@ -105,7 +103,7 @@ def _confidence_counter(
 ) -> Callable[[int], Tensor]:
     device = choose_device(device_name)
     model = model.to(device).eval()
-    loader, _ = whole_target_loader(frames, size_hw, device, ahead=1)
+    loader = whole_target_loader(frames, size_hw, device, ahead=1)
     network = threading.Lock()
 
     def count(i: int) -> Tensor:

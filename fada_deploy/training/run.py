@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fada_deploy._version import __version__
-from fada_deploy.cluster.pool import ClusterOptions
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import LOCK, lock, remove_partial
 from fada_deploy.common.label_space import load_label_space

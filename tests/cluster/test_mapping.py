@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.mapping import map_on_cluster
-from fada_deploy.cluster.pool import ClusterOptions
 from fada_deploy.common.errors import DataError
 
 Run = Callable[..., tuple[int, str, str]]

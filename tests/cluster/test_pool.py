@@ -19,8 +19,9 @@ from squares import Squares
 
 from fada_deploy.cluster import cores as cores_module
 from fada_deploy.cluster import pool as pool_module
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.cores import ReservedCores
-from fada_deploy.cluster.pool import MAX_ATTEMPTS, ClusterOptions, LostTask, WorkerPool
+from fada_deploy.cluster.pool import MAX_ATTEMPTS, LostTask, WorkerPool
 from fada_deploy.common.errors import DataError, DeviceError, MissingExtraError, UsageError
 
 

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import toy
 
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.output_folder import PARTS, OutputFolder
-from fada_deploy.cluster.pool import ClusterOptions, LostTask, WorkerInfo
+from fada_deploy.cluster.pool import LostTask, WorkerInfo
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.distributed import job
-from fada_deploy.runtime.distributed.job import JobSummary, ModelOptions, run_job
+from fada_deploy.runtime.distributed.job import ModelOptions, run_job
+from fada_deploy.runtime.distributed.job_state import JobSummary
 from fada_deploy.runtime.distributed.join import PartsDifferError, join_videos
 from fada_deploy.runtime.distributed.manifest import MANIFEST
 from fada_deploy.runtime.distributed.tasks import JoinTask, PartTask

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fada_deploy.cluster.pool import ClusterOptions
+from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.common.errors import UsageError
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig

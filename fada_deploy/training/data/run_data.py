@@ -47,15 +47,23 @@ _LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrai
 
 def whole_target_loader(
     frames: FrameDataset, size_hw: SizeHW, device: torch.device, *, ahead: int = 3
-) -> tuple[BatchLoader, int]:
-    """Return a loader of unaugmented target frames, and after how many batches all were loaded."""
+) -> BatchLoader:
+    """Return a loader of unaugmented target frames, in their order."""
     samples = TargetSamples(frames, size_hw)
-    batch = max(_WHOLE_TARGET_BATCH, world_size()) // world_size() * world_size()
-    loader = BatchLoader(
-        samples, EvenSampler(len(frames)), batch=batch, seed=0, device=device, ego=samples.ego,
-        ahead=ahead,
+    return BatchLoader(
+        samples, EvenSampler(len(frames)), batch=_whole_target_batch(), seed=0, device=device,
+        ego=samples.ego, ahead=ahead,
     )  # fmt: skip
-    return loader, -(-len(frames) // batch)
+
+
+def whole_target_batches(frames: FrameDataset) -> int:
+    """Return after how many batches of `whole_target_loader` all frames were loaded."""
+    return -(-len(frames) // _whole_target_batch())
+
+
+def _whole_target_batch() -> int:
+    """Return the global batch size, a multiple of the number of processes."""
+    return max(_WHOLE_TARGET_BATCH, world_size()) // world_size() * world_size()
 
 
 class RunData:
@@ -123,9 +131,9 @@ class RunData:
 
     def whole_target(self) -> Iterator[Batch]:
         """Yield every target frame about once, unaugmented; processes divide them."""
-        loader, batches = whole_target_loader(self.tgt_frames, self._config.size, self._device)
+        loader = whole_target_loader(self.tgt_frames, self._config.size, self._device)
         with closing(loader):
-            for iteration in range(batches):
+            for iteration in range(whole_target_batches(self.tgt_frames)):
                 yield loader[iteration]
 
     def pseudo_label_loader(self, folder: Path, stage: DistillStage) -> BatchLoader:
