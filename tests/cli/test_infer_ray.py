@@ -22,6 +22,8 @@ FADA = [sys.executable, "-m", "fada_deploy"]
 # Backends round the sums of an int8 model differently, and the choice of one is remembered.
 MODEL = ["--model", "builtin", "--backend", "onnxruntime"]
 FRAMES = 300
+# In the manifest: a part is done.
+PART = '"line":"part"'
 
 
 def write_video(path: Path, seed: int) -> Path:
@@ -84,7 +86,7 @@ def test_a_killed_worker_and_a_killed_driver(
     out = tmp_path / "out"
     command = [*FADA, *map(str, options(videos, out))]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE)
-    wait_for_lines(out / "manifest.jsonl", '"part"', 3, driver)
+    wait_for_lines(out / "manifest.jsonl", PART, 3, driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert driver.stderr is not None
@@ -94,7 +96,7 @@ def test_a_killed_worker_and_a_killed_driver(
     driver = subprocess.Popen(
         [*command, "--resume", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for_lines(out / "manifest.jsonl", '"part"', len(before) + 1, driver)
+    wait_for_lines(out / "manifest.jsonl", PART, len(before) + 1, driver)
     # Stopped, the driver gives out no further tasks until the worker is dead.
     driver.send_signal(signal.SIGSTOP)
     os.kill(worker_of(driver.pid), signal.SIGKILL)
