@@ -50,7 +50,7 @@ def _parse_seeds(ctx: click.Context, param: click.Parameter, value: str) -> tupl
     metavar="NAME,…",
     help="Methods to compare, or all: the names of `fada train --method`; source (the source "
     "alone, for as many iterations), none (no adversary), selftrain, st, cbst, crst (self-training "
-    "in rounds), and a method with +selftrain.",
+    "in rounds), proda (its first stage), and a method with +selftrain.",
 )
 @click.option(
     "--seeds", default="1,2,3", show_default=True, callback=_parse_seeds, metavar="N,…",

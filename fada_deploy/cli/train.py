@@ -120,7 +120,7 @@ _BACKBONES = (
     metavar="NAME",
     help="Alignment method: fada, fada-hard (one-hot encodings), feature (binary domain classifier "
     "on features), adaptsegnet, advent (both also with -multi, for two levels), minent, clan, "
-    "fcn-wild, siban, adaptpatch, or source (no adaptation). [default: fada]",
+    "fcn-wild, siban, adaptpatch, cda, or source (no adaptation). [default: fada]",
 )
 @click.option(
     "--stages",

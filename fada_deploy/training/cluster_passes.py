@@ -30,13 +30,20 @@ from fada_deploy.training.stages.distill import write_pseudo_label
 
 
 def write_pseudo_labels_on_cluster(
-    model: SegmentationModel, frames: FrameDataset, folder: Path, cluster: ClusterOptions
+    model: SegmentationModel,
+    frames: FrameDataset,
+    folder: Path,
+    cluster: ClusterOptions,
+    *,
+    threshold: float,
 ) -> None:
     """Write the predicted class indices of every frame, as `write_pseudo_labels` does."""
     missing = [i for i in range(len(frames)) if not pseudo_label_path(folder, i).is_file()]
     if not missing:
         return
-    make = partial(_label_writer, model, frames, folder.absolute(), missing, _device(cluster))
+    make = partial(
+        _label_writer, model, frames, folder.absolute(), missing, _device(cluster), threshold
+    )
     labels = map_on_cluster(
         make, len(missing), cluster, name=lambda i: str(frames.pairs[missing[i]].image)
     )
@@ -64,13 +71,14 @@ def _label_writer(
     folder: Path,
     missing: list[int],
     device_name: str,
+    threshold: float,
 ) -> Callable[[int], None]:
     device = choose_device(device_name)
     predictor, network = Predictor(model.to(device), device), threading.Lock()
 
     def write(i: int) -> None:
         with network:
-            write_pseudo_label(predictor, frames, folder, missing[i])
+            write_pseudo_label(predictor, frames, folder, missing[i], threshold=threshold)
 
     return write
 

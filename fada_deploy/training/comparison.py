@@ -44,8 +44,8 @@ COMPARISON = "comparison.json"
 # Folder of the frames that are extracted from videos, in a run as in a comparison.
 TARGET_FRAMES = "target_frames"
 # Runs beside the alignment methods.
-SOURCE, NO_ADVERSARY, SELF_TRAINING = "source", "none", "selftrain"
-# Self-training in rounds on whole target frames, as published: name → settings of the stage.
+SOURCE, NO_ADVERSARY = "source", "none"
+# Self-training in rounds on whole target frames, as published.
 _ROUNDS = {
     "rounds": 4,
     "portion": 0.2,
@@ -53,10 +53,13 @@ _ROUNDS = {
     "masked_weight": 1.0,
     "mask_ratio": 0.0,
 }
-ROUNDS: dict[str, dict[str, Any]] = {
+# Self-training without alignment: name → settings of the stage.
+SELF_TRAINING: dict[str, dict[str, Any]] = {
+    "selftrain": {},
     "st": {**_ROUNDS, "threshold_per_class": False},
     "cbst": _ROUNDS,
     "crst": {**_ROUNDS, "regularizer": 0.1},
+    "proda": {"prototypes": True},
 }
 # Appended to the name of a method: alignment and self-training in the same iterations.
 COMBINED = "+selftrain"
@@ -64,7 +67,7 @@ COMBINED = "+selftrain"
 _START = "source-stage"
 
 ALL = (
-    SOURCE, NO_ADVERSARY, *METHODS, SELF_TRAINING, *ROUNDS, f"fada{COMBINED}", f"clan{COMBINED}",
+    SOURCE, NO_ADVERSARY, *METHODS, *SELF_TRAINING, f"fada{COMBINED}", f"clan{COMBINED}",
 )  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def parse_methods(text: str, backbone: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:
         method = name.removesuffix(COMBINED)
-        if method not in METHODS and name not in (SOURCE, NO_ADVERSARY, SELF_TRAINING, *ROUNDS):
+        if method not in METHODS and name not in (SOURCE, NO_ADVERSARY, *SELF_TRAINING):
             raise UsageError(
                 f"--methods: unknown method {name!r}; choose from all, {', '.join(ALL)}, or "
                 f"another method with {COMBINED}"
@@ -189,8 +192,8 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
         after = replace(after, method="feature", adversarial=adversarial)
     elif method.removesuffix(COMBINED) in METHODS:
         after = replace(after, method=method.removesuffix(COMBINED))
-    if method in (SELF_TRAINING, *ROUNDS) or method.endswith(COMBINED):
-        changes = {"align": method.endswith(COMBINED), **ROUNDS.get(method, {})}
+    if method in SELF_TRAINING or method.endswith(COMBINED):
+        changes = {"align": method.endswith(COMBINED), **SELF_TRAINING.get(method, {})}
         selftrain = replace(config.selftrain, **changes)
         return Job(folder, replace(after, stages=("selftrain",), selftrain=selftrain), start.folder)
     return Job(folder, replace(after, stages=("adversarial",)), start.folder)

@@ -187,6 +187,9 @@ def _inconsistency(config: RunConfig) -> str:
             f"selftrain.weighting: found {config.selftrain.weighting!r} together with rounds, which"
             " have thresholds, expected 'none'"
         )
+    if config.selftrain.prototypes and (config.selftrain.rounds or config.selftrain.source_free):
+        other = "rounds" if config.selftrain.rounds else "source_free"
+        return f"selftrain.prototypes: found true together with {other}, expected only one of them"
     if config.selftrain.align and config.selftrain.source_free:
         return "selftrain.align: found true together with source_free, but alignment needs a source"
     for name in STAGES:

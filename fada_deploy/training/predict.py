@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
+from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.interpolation import SizeHW, upsample
 from fada_deploy.training.models.segmentation import SegmentationModel, find_backbone
@@ -81,12 +82,17 @@ class Predictor:
         """Return logits (B, K, h, w) at the network's own resolution, for the original view."""
         return self._forward(frames, self.model.spec.size_hw, flip=False)
 
-    def labels(self, frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
-        """Return one label map (H, W) uint8 of class indices per frame, at the frame's size."""
+    def labels(self, frames: Sequence[Frame], *, threshold: float = 0.0) -> list[NDArray[np.uint8]]:
+        """Return one label map (H, W) uint8 of class indices per frame, at the frame's size.
+
+        Pixels whose probability is below `threshold` are 255.
+        """
         views = [(size_hw, flip) for size_hw in self._sizes for flip in self._flips]
         logits = [self._forward(frames, size_hw, flip=flip) for size_hw, flip in views]
         return [
-            _label_map([view[i : i + 1] for view in logits], (frame.shape[0], frame.shape[1]))
+            _label_map(
+                [view[i : i + 1] for view in logits], (frame.shape[0], frame.shape[1]), threshold
+            )
             for i, frame in enumerate(frames)
         ]
 
@@ -100,16 +106,19 @@ class Predictor:
         return torch.flip(self.model(batch.flip(2)), dims=(3,))
 
 
-def _label_map(views: Sequence[Tensor], size_hw: SizeHW) -> NDArray[np.uint8]:
+def _label_map(views: Sequence[Tensor], size_hw: SizeHW, threshold: float) -> NDArray[np.uint8]:
     """Return the class of the highest mean probability over views (1, K, h, w)."""
-    if len(views) == 1:
+    if len(views) == 1 and not threshold:
         # Softmax does not change the argmax.
         scores = upsample(views[0], size_hw)
     else:
         scores = torch.zeros((), device=views[0].device)
         for logits in views:
             scores = scores + F.softmax(upsample(logits, size_hw), dim=1)
-    return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    best, classes = scores.max(1)
+    if threshold:
+        classes = classes.masked_fill(best < threshold * len(views), IGNORE)
+    return classes[0].to(torch.uint8).cpu().numpy()
 
 
 def scaled_size(size_hw: SizeHW, scale: float, multiple: int) -> SizeHW:

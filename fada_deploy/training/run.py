@@ -48,7 +48,7 @@ from fada_deploy.training.run_files import check_fingerprints, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
 from fada_deploy.training.selection import select_stage
 from fada_deploy.training.stages.adversarial import train_adversarial
-from fada_deploy.training.stages.distill import write_pseudo_labels
+from fada_deploy.training.stages.distill import train_student, write_pseudo_labels
 from fada_deploy.training.stages.selftrain import train_self_training
 from fada_deploy.training.stages.source import train_supervised
 from fada_deploy.training.weights.checkpoints import save_weights
@@ -228,7 +228,7 @@ class TrainingRun:
                 model, src, tgt, stage,
                 augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
-                count_target=self._count_target,
+                count_target=self._count_target, whole_target=self.data.whole_target,
                 seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
@@ -249,27 +249,35 @@ class TrainingRun:
 
     def _distill(self) -> None:
         """Train a new network on the pseudo-labels of the adapted one."""
-        stage = self.config.distill
+        stage, data = self.config.distill, self.data
         teacher = self.setup.model_before("distill")
         pseudo_labels = self.folder / "distill" / "pseudo"
-        frames = self.data.tgt_frames
         if self.cluster is None:
-            write_pseudo_labels(Predictor(teacher, self.device), frames, pseudo_labels)
+            write_pseudo_labels(
+                Predictor(teacher, self.device), data.tgt_frames, pseudo_labels,
+                threshold=stage.threshold,
+            )  # fmt: skip
         else:
-            write_pseudo_labels_on_cluster(teacher, frames, pseudo_labels, self.cluster)
+            write_pseudo_labels_on_cluster(
+                teacher, data.tgt_frames, pseudo_labels, self.cluster, threshold=stage.threshold
+            )
         student = self._compile(self.setup.new_model(self.setup.student_spec))
-        with closing(self.data.pseudo_label_loader(pseudo_labels, stage)) as loader:
-            average = train_supervised(
-                student, loader, stage,
+        tgt = data.pseudo_label_loader(pseudo_labels, stage)
+        src = None
+        if stage.source_weight:
+            src = data.source_loader("distill-source", stage, size_hw=stage.crop)
+        with closing(tgt), closing(src) if src else nullcontext():
+            average = train_student(
+                student, teacher, tgt, src, stage,
                 amp=self.amp, make_loop=self._make_loop("distill", stage.iterations, student.spec),
             )  # fmt: skip
-        self._finish("distill", average, student.spec, loader)
+        self._finish("distill", average, student.spec, *([src, tgt] if src else [tgt]))
 
     def _new_aligner(self, model: SegmentationModel) -> Aligner:
         """Return a new discriminator of the run's method for a network."""
         settings = self.config.adversarial
         context = MethodContext(
-            model, settings, self.data.class_pixels, self.data.first_source_labels
+            model, settings, self.data.class_pixels, self.data.first_source_batches
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed + 1)

@@ -124,6 +124,9 @@ class SelfTrainingStage(Stage):
             each round, up to 0.5.
         threshold_per_class: Whether rounds have a threshold for each class (CBST) or one for all
             (ST).
+        prototypes: Whether to learn the predictions of the network that the stage starts from,
+            corrected by distances from the prototypes of the classes, with the losses of ProDA,
+            instead of mixed and masked frames.
         regularizer: Weight of the divergence of predictions from the uniform distribution in the
             loss of mixed and masked frames (CRST).
         weighting: Weights of pseudo-labels: "none" labels only confident pixels; "confident_share"
@@ -157,6 +160,7 @@ class SelfTrainingStage(Stage):
     rounds: NonNegativeInt = 0
     portion: Annotated[float, Meta(gt=0, le=1)] = 0.2
     threshold_per_class: bool = True
+    prototypes: bool = False
     regularizer: NonNegativeFloat = 0.0
     weighting: Literal["none", "confident_share"] = "none"
     rare_class_temperature: NonNegativeFloat = 0.0
@@ -179,6 +183,10 @@ class DistillStage(Stage):
         crop: Size of the random crop (height, width).
         norm: Normalization of the student: trainable batch normalization, or frozen. The published
             runs with ResNet-101 use "batch" for GTA5 and "frozen" for SYNTHIA.
+        threshold: Pixels of pseudo-labels with a lower probability are ignored.
+        source_weight: Weight of the cross entropy of labeled source frames, as many as `batch`; 0
+            trains on pseudo-labels alone.
+        soft_weight: Weight of the divergence of the student's predictions from the teacher's.
     """
 
     iterations: PositiveInt = 20_000
@@ -191,3 +199,6 @@ class DistillStage(Stage):
     size: SizeHW = (1024, 2048)
     crop: SizeHW = (512, 1024)
     norm: Literal["batch", "frozen"] = "batch"
+    threshold: Probability = 0.0
+    source_weight: NonNegativeFloat = 0.0
+    soft_weight: NonNegativeFloat = 0.0

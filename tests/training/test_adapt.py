@@ -19,12 +19,11 @@ from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.training.adapt import adaptation_config
 from fada_deploy.training.data.loader import Batch
-from fada_deploy.training.methods.self_training import PseudoLabels
+from fada_deploy.training.methods.self_training import PseudoLabels, rolled
 from fada_deploy.training.optim import mix_running_statistics
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
-from fada_deploy.training.stages.selftrain import rolled
 from fada_deploy.training.weights.checkpoints import load_model, save_state, save_weights
 
 Run = Callable[..., tuple[int, str, str]]

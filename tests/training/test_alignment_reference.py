@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.losses import count_labeled
-from fada_deploy.training.methods import adaptpatch, siban
+from fada_deploy.training.methods import adaptpatch, cda, siban
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import METHODS, make_method
 from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
@@ -89,7 +89,7 @@ class Case:
             self.model,  # type: ignore[arg-type]
             self.stage,
             lambda: self.class_pixels,
-            lambda: iter([self.batches["src"].labels]),
+            lambda: iter([self.batches["src"]]),
         )
         self.method: AlignmentMethod = make_method(name, context)
         self.networks = {
@@ -135,6 +135,7 @@ class Case:
             f"{key}.{name}": value.detach().numpy().copy()
             for key, network in self.networks.items()
             for name, value in network.named_parameters()
+            if value.requires_grad
         }
 
     def gradients(self) -> Weights:
@@ -142,6 +143,7 @@ class Case:
             f"{key}.{name}": np.zeros(value.shape) if value.grad is None else value.grad.numpy()
             for key, network in self.networks.items()
             for name, value in network.named_parameters()
+            if value.requires_grad
         }
 
 
@@ -382,6 +384,38 @@ def adaptpatch_discriminator(w: Weights, case: Case) -> float:
     return loss
 
 
+def slic_by_hand(height: int, width: int, rows: int, columns: int) -> Array:
+    """Return the superpixels of a frame of one color, whose clusters differ in position only."""
+    y, x = np.mgrid[:height, :width]
+    labels = (y * rows // height) * columns + x * columns // width
+    for _ in range(5):
+        centers = [(y[labels == i].mean(), x[labels == i].mean()) for i in range(rows * columns)]
+        labels = np.argmin([(y - cy) ** 2 + (x - cx) ** 2 for cy, cx in centers], 0)
+    return labels
+
+
+def cda_network(w: Weights, case: Case) -> float:
+    loss = cross_entropy(logits(w, "src"), case.labels)
+    properties = case.networks["heads"]
+    initial = {f"model.{n}": p.numpy() for n, p in properties.initial.named_parameters()}
+    f, p = features(initial, "tgt"), softmax(logits(w, "tgt"))
+    x = (f.mean((2, 3)) - properties.mean.numpy()) * properties.scale.numpy()
+    expected = softmax(x @ properties.weight.numpy().T + properties.bias.numpy())
+    counts = ((p / p.max(1, keepdims=True)) ** 5).mean((2, 3))
+    counts /= counts.sum(1, keepdims=True)
+    loss -= 0.1 * float((expected * np.log(counts)).sum(1).mean())
+    # 80 pixels of at least 16 in a superpixel: two rows of two.
+    superpixels = slic_by_hand(*LOW["tgt"], 2, 2)
+    first = softmax(logits(initial, "tgt"))
+    terms = []
+    for image, before in zip(p, first, strict=True):
+        means = [before[:, superpixels == i].mean(1) for i in range(4)]
+        # 60 % of four are two.
+        for i in sorted(range(4), key=lambda i: -means[i].max())[:2]:
+            terms.append(-np.log(image[means[i].argmax(), superpixels == i]).mean())
+    return loss + float(np.mean(terms))
+
+
 # Name, progress → the losses of F, G and the heads, and of D.
 READINGS: dict[tuple[str, float], tuple[Reading, Reading | None]] = {
     ("adaptsegnet-multi", 0.5): multi_level(lambda p: p),
@@ -392,6 +426,7 @@ READINGS: dict[tuple[str, float], tuple[Reading, Reading | None]] = {
     ("fcn-wild", 0.5): (fcn_wild, feature_discriminator),
     ("siban", 0.5): (siban_network, siban_discriminator),
     ("adaptpatch", 0.5): (adaptpatch_network, adaptpatch_discriminator),
+    ("cda", 0.5): (cda_network, None),
 }
 
 
@@ -449,6 +484,49 @@ def test_every_method_is_compared_with_its_equations() -> None:
     # The other file compares these, whose gradients are written by hand.
     fada_family = {"fada", "fada-hard", "feature", "adaptsegnet", "advent"}
     assert fada_family | {name for name, _ in READINGS} == METHODS.keys()
+
+
+def test_class_fractions_are_those_of_a_logistic_regression(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the minimum of the penalized cross entropy, its gradient in NumPy is zero."""
+    case = Case("cda", 0.5, monkeypatch)
+    properties = case.networks["heads"]
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(2, 3, (40, C)), rng.dirichlet(np.ones(K), 40)
+    properties.fit(torch.from_numpy(x), torch.from_numpy(y))
+    normalized = (x - x.mean(0)) / x.std(0, ddof=1)
+    weight = properties.weight.numpy()
+    error = softmax(normalized @ weight.T + properties.bias.numpy()) - y
+    np.testing.assert_allclose(error.T @ normalized / 40 + 2 * cda.RIDGE * weight, 0, atol=1e-6)
+    np.testing.assert_allclose(error.mean(0), 0, atol=1e-6)
+    assert np.abs(weight).max() > 0.01
+    # What the regression learns from: class fractions of the labeled pixels, and mean features.
+    pooled, fractions = cda.source_fractions(properties.initial, [case.batches["src"]], K)
+    labels = case.labels
+    counts = np.stack([[(each == k).sum() for k in range(K)] for each in labels])
+    np.testing.assert_allclose(fractions, counts / (labels != 255).sum((1, 2))[:, None])
+    np.testing.assert_allclose(pooled, features(case.weights(), "src").mean((2, 3)))
+
+
+def test_superpixels_follow_colors_and_leave_out_the_own_car() -> None:
+    frame = np.zeros((40, 60, 3), np.uint8)
+    frame[:, 31:] = 255
+    superpixels = cda.slic(frame)
+    assert not set(superpixels[:, :31].ravel()) & set(superpixels[:, 31:].ravel())
+    assert 60 < len(np.unique(superpixels)) <= 150
+    probabilities = torch.full((1, 2, 40, 60), 0.5)
+    # Confident on the left, except on the car itself.
+    probabilities[0, 1, :, :31], probabilities[0, 0, :, :31] = 0.9, 0.1
+    ego = torch.zeros(1, 40, 60, dtype=torch.bool)
+    ego[:, 30:] = True
+    labels, areas = cda.superpixel_labels(torch.from_numpy(frame)[None], probabilities, ego)
+    assert (labels[:, 30:] == 255).all() and (labels[:, :30, :31] == 1).all()
+    assert int((areas > 0).sum()) == 30 * 60
+    kept = labels != 255
+    # All superpixels on the left, and as many on the right that 60 % of them are labeled.
+    inverse = torch.where(areas > 0, 1 / areas.clamp(min=1), 0)
+    assert (inverse * kept).sum() / inverse.sum() == pytest.approx(0.6, abs=0.01)
 
 
 def test_clusters_are_those_of_the_histograms() -> None:

@@ -23,8 +23,8 @@ from fada_deploy.training.methods.cbst import (
     round_of,
     round_portion,
     thresholds_of,
-    uniform_divergence,
 )
+from fada_deploy.training.methods.self_training_base import uniform_divergence
 from fada_deploy.training.models.segmentation import ModelSpec
 from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config

@@ -20,10 +20,10 @@ from fada_deploy.training.data.samplers import RareClassSampler
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
+from fada_deploy.training.methods.mean_teacher import MeanTeacher
 from fada_deploy.training.methods.self_training import (
     CollapseMonitor,
     PseudoLabels,
-    StudentView,
     augment_colors,
     block_mask,
     class_mix,
@@ -31,16 +31,14 @@ from fada_deploy.training.methods.self_training import (
     student_views,
     weighted_labels,
 )
+from fada_deploy.training.methods.self_training_base import SelfTrainingContext, StudentView
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
-from fada_deploy.training.optim import make_optimizer
+from fada_deploy.training.optim import AveragedWeights, make_optimizer
 from fada_deploy.training.run import train
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import AdversarialStage, SelfTrainingStage
 from fada_deploy.training.stages.adversarial import adversarial_step
-from fada_deploy.training.stages.selftrain import (
-    label_target,
-    self_training_step,
-)
+from fada_deploy.training.stages.selftrain import self_training_step
 
 CPU = torch.device("cpu")
 STAGE = SelfTrainingStage(iterations=4, max_iterations=4, batch=2, lr=1e-3, warmup=0)
@@ -331,7 +329,14 @@ def test_the_teacher_ignores_the_own_car_and_is_not_trained(model: SegmentationM
     ego[50:] = True
     batch = Batch(frames, torch.full((2, 64, 96), 255), (0, 1), ego=ego)
     stage = replace(STAGE, max_threshold=0.0)
-    labels = label_target(model.eval(), batch, stage, torch.ones(13), amp=False).labels
+    teacher = MeanTeacher(
+        SelfTrainingContext(
+            model, AveragedWeights(model, 0.9), stage, get_augmentation("none"), False,
+            count_target=lambda _: torch.zeros(()), whole_target=lambda: iter(()),
+        )
+    )  # fmt: skip
+    source = Batch(frames, torch.zeros(2, 64, 96, dtype=torch.int64), (0, 1))
+    labels = teacher.views(source, batch, np.random.default_rng(0)).labels
     assert (labels[:, 50:] == 255).all() and (labels[:, :50] < 13).all()
     assert not labels.requires_grad and all(p.grad is None for p in model.parameters())
 

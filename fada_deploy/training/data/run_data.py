@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, write_text
@@ -42,7 +41,15 @@ _WHOLE_TARGET_BATCH = 4
 
 Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
-_LOADERS = ("source", "adversarial", "target", "distill", "selftrain", "selftrain-target")
+_LOADERS = (
+    "source",
+    "adversarial",
+    "target",
+    "distill",
+    "selftrain",
+    "selftrain-target",
+    "distill-source",
+)
 
 
 def whole_target_loader(
@@ -141,14 +148,14 @@ class RunData:
         samples = PseudoLabeledSamples(self.tgt_frames, folder, stage, self.augmentation)
         return self._loader(samples, self._shuffled("distill"), "distill", stage)
 
-    def first_source_labels(self, count: int = 16) -> Iterator[Tensor]:
-        """Yield the labels of the adversarial stage's first source batches, (B, H, W) int64."""
+    def first_source_batches(self, count: int = 16) -> Iterator[Batch]:
+        """Yield the adversarial stage's first source batches."""
         stage = self._config.adversarial
         with closing(
             self.source_loader("adversarial", stage, size_hw=self._config.src_size)
         ) as loader:
             for iteration in range(count):
-                yield loader[iteration].labels
+                yield loader[iteration]
 
     def seed(self, loader: str) -> int:
         """Return the seed of a loader."""

@@ -35,7 +35,8 @@ def adaptpatch(context: MethodContext) -> PatchAlignment:
 
     All processes use the clusters of the main process.
     """
-    centers = all_gather(cluster_centers(context.source_labels(), context.num_classes))[0]
+    labels = (batch.labels for batch in context.source_batches())
+    centers = all_gather(cluster_centers(labels, context.num_classes))[0]
     return PatchAlignment(
         heads=PatchHead(context.num_classes, centers),
         discriminator=nn.ModuleList(

@@ -9,6 +9,7 @@ from fada_deploy.training.methods.adaptpatch import adaptpatch
 from fada_deploy.training.methods.adaptsegnet import adaptsegnet, adaptsegnet_multi
 from fada_deploy.training.methods.advent import advent, advent_multi, minent
 from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
+from fada_deploy.training.methods.cda import cda
 from fada_deploy.training.methods.clan import clan
 from fada_deploy.training.methods.fada import fada, fada_hard, feature_only
 from fada_deploy.training.methods.fcn_wild import fcn_wild
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[[MethodContext], AlignmentMethod]] = {
     "fcn-wild": fcn_wild,
     "siban": siban,
     "adaptpatch": adaptpatch,
+    "cda": cda,
 }
 
 

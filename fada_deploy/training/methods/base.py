@@ -183,13 +183,13 @@ class MethodContext:
         model: The network that will be trained.
         settings: Settings of the adversarial stage.
         class_pixels: Returns the labeled pixels of each class in each source file, (N, K) int64.
-        source_labels: Returns the labels of the first source batches, (B, H, W) int64 each.
+        source_batches: Returns the first source batches of the stage.
     """
 
     model: SegmentationModel
     settings: AdversarialStage
     class_pixels: Callable[[], NDArray[np.int64]]
-    source_labels: Callable[[], Iterator[Tensor]]
+    source_batches: Callable[[], Iterator[Batch]]
 
     @property
     def num_classes(self) -> int:

@@ -4,13 +4,16 @@ CBST and ST are from Zou et al. (ECCV 2018): at the start of a round the network
 target. The threshold k_c of a class is the probability that a portion of its predicted pixels
 exceed, and a pixel gets the label argmax_c p_c / k_c if that ratio is at least 1 (eq. 5-7). ST has
 one threshold for all classes. CRST (Zou et al., ICCV 2019) adds a regularizer to the loss of the
-pseudo-labels, here MRKLD: the divergence of the prediction from the uniform distribution.
+pseudo-labels, here MRKLD: the divergence of the prediction from the uniform distribution
+(`self_training_base.uniform_divergence`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +22,14 @@ from fada_deploy.common.label_space import IGNORE
 from fada_deploy.training import distributed
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
+from fada_deploy.training.loop import TrainingState
+from fada_deploy.training.methods.self_training import (
+    PseudoLabels,
+    rolled,
+    student_views,
+    without_ego,
+)
+from fada_deploy.training.methods.self_training_base import SelfTrainingContext, TargetViews
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.stage_config import SelfTrainingStage
 
@@ -37,10 +48,48 @@ class Thresholds(nn.Module):
         self.register_buffer("values", torch.ones(num_classes))
 
 
+class Rounds:
+    """Self-training in rounds: the network at the start of a round labels all of its frames."""
+
+    def __init__(self, context: SelfTrainingContext) -> None:
+        self._context = context
+        self.teacher = deepcopy(context.model).eval()
+        device = next(context.model.parameters()).device
+        self.thresholds = Thresholds(context.model.spec.space.num_classes).to(device)
+
+    def state(self) -> TrainingState:
+        """Return the network that labels a round, which is needed until its end."""
+        return {"teacher": self.teacher, "thresholds": self.thresholds}
+
+    def start_iteration(self, iteration: int) -> None:
+        """Take the weights and compute the thresholds of a round where it begins."""
+        context = self._context
+        number, begins = round_of(iteration, context.stage)
+        if not begins:
+            return
+        self.teacher.load_state_dict(context.average.weights())
+        self.thresholds.values = thresholds_of(
+            context.count_target(self.teacher),
+            portion=round_portion(number, context.stage),
+            per_class=context.stage.threshold_per_class,
+        )
+
+    def views(self, src: Batch | None, tgt: Batch, rng: np.random.Generator) -> TargetViews:
+        """Label a target batch; return mixed and masked frames."""
+        context = self._context
+        with torch.no_grad(), context.autocast():
+            logits = self.teacher(tgt.frames_bhwc)
+        labels = round_labels(logits, tgt.size_hw, self.thresholds.values)
+        pseudo = without_ego(PseudoLabels(labels), tgt)
+        src = rolled(tgt, pseudo) if src is None else src
+        views = student_views(
+            src, tgt, pseudo, context.stage, context.model.spec.mean, context.augmentation, rng
+        )
+        return TargetViews(src, pseudo.labels, views)
+
+
 def round_of(iteration: int, stage: SelfTrainingStage) -> tuple[int, bool]:
-    """Return the round of an iteration from 0, and whether it begins there; no round, no begin."""
-    if not stage.rounds:
-        return 0, False
+    """Return the round of an iteration from 0, and whether it begins there."""
     length = -(-stage.iterations // stage.rounds)
     return iteration // length, iteration % length == 0
 
@@ -104,15 +153,3 @@ def round_labels(logits: Tensor, size_hw: SizeHW, thresholds: Tensor) -> Tensor:
     probabilities = upsample(F.softmax(full_precision(logits), dim=1), size_hw)
     ratio, classes = (probabilities / thresholds.clamp(min=1e-6)[:, None, None]).max(1)
     return torch.where(ratio >= 1, classes, IGNORE)
-
-
-def uniform_divergence(logits: Tensor, labels: Tensor, num_labeled: Tensor) -> Tensor:
-    """Return the mean over labeled pixels of −(1/K) Σ_k log p_k, a scalar (CRST, MRKLD).
-
-    `logits` (B, K, h, w) are interpolated to the size of `labels` (B, H, W) int64, in which 255 is
-    ignored. `num_labeled` is the number of labeled pixels of the global batch.
-    """
-    size_hw = (labels.shape[1], labels.shape[2])
-    log_p = F.log_softmax(upsample(full_precision(logits), size_hw), dim=1)
-    total: Tensor = -(log_p.mean(1) * (labels != IGNORE)).sum()
-    return total / num_labeled.clamp(min=1)

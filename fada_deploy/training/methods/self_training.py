@@ -1,16 +1,14 @@
 """Self-training on the target: which pixels of a pseudo-label count, and what the student sees.
 
-The weights of the mean teacher (Tarvainen and Valpola, NIPS 2017) are the exponential moving
-average of the student's. ClassMix is from Olsson et al. (WACV 2021), its use between two domains
-from DACS (Tranheden et al., WACV 2021). Masked consistency is from MIC (Hoyer et al., CVPR 2023).
-The class-balanced thresholds follow CBST (Zou et al., ECCV 2018), but are computed per batch
-instead of over the whole target.
+ClassMix is from Olsson et al. (WACV 2021), its use between two domains from DACS (Tranheden et al.,
+WACV 2021). Masked consistency is from MIC (Hoyer et al., CVPR 2023). The class-balanced thresholds
+follow CBST (Zou et al., ECCV 2018), but are computed per batch instead of over the whole target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from fada_deploy.common.label_space import IGNORE
 from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
+from fada_deploy.training.methods.self_training_base import StudentView
 from fada_deploy.training.stage_config import SelfTrainingStage
 
 
@@ -66,6 +65,25 @@ def pseudo_labels(
     return torch.where(confidence >= thresholds[classes], classes, IGNORE)
 
 
+def without_ego(pseudo: PseudoLabels, tgt: Batch) -> PseudoLabels:
+    """Return pseudo-labels of a target batch that ignore the car's own body."""
+    ignored = tgt.ignore_mask(tgt.size_hw)
+    if ignored is None:
+        return pseudo
+    return replace(pseudo, labels=pseudo.labels.masked_fill(ignored, IGNORE))
+
+
+def rolled(tgt: Batch, pseudo: PseudoLabels) -> Batch:
+    """Return a pseudo-labeled target batch whose frames are moved by one slot.
+
+    Mixing pastes the classes of a slot into the frame of the same slot, so these have to differ.
+    """
+    indices = (*tgt.indices[-1:], *tgt.indices[:-1])
+    labels = pseudo.labels.roll(1, 0)
+    weights = None if pseudo.weight is None else pseudo.weight.expand(labels.shape).clone()
+    return Batch(tgt.frames_bhwc.roll(1, 0), labels, indices, ego=tgt.ego, weights=weights)
+
+
 def class_mix(
     src_frames: Tensor,
     src_labels: Tensor,
@@ -90,15 +108,6 @@ def class_mix(
         labels[slot][pasted] = src_labels[slot][pasted]
         all_pasted[slot] = pasted
     return frames, labels, all_pasted
-
-
-@dataclass(frozen=True, eq=False)
-class StudentView:
-    """A batch that the student learns from pseudo-labels, with the weight of its loss."""
-
-    name: str
-    batch: Batch
-    weight: float
 
 
 def student_views(
@@ -128,7 +137,7 @@ def student_views(
         if weights is not None and src.weights is None:
             mixed_weights = weights.masked_fill(pasted, 1.0)  # labels of the source are certain
         batch = Batch(frames, labels, tgt.indices, weights=mixed_weights)
-        views.append(StudentView("mixed", batch, stage.mixed_weight))
+        views.append(StudentView("mixed", batch, stage.mixed_weight, stage.regularizer))
     if stage.masked_weight:
         frames = augment_colors(tgt.frames_bhwc, augmentation, rng)
         hidden = block_mask(
@@ -137,7 +146,7 @@ def student_views(
         color = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)
         frames = torch.where(hidden[..., None], color.to(frames.device), frames)
         batch = Batch(frames, pseudo.labels, tgt.indices, weights=weights)
-        views.append(StudentView("masked", batch, stage.masked_weight))
+        views.append(StudentView("masked", batch, stage.masked_weight, stage.regularizer))
     return views
 
 

@@ -1,17 +1,14 @@
-"""Self-training: a mean teacher labels the target, the student learns source and mixed frames.
+"""Self-training: the student learns from the source, and from views of the target without labels.
 
-`fada train --stages source,selftrain`, or after the adversarial stage. The teacher is the averaged
-weights of the student; its confident labels and pasted source classes make the mixed frames
-(`training.methods.self_training`). With `selftrain.align` the same iterations also align the
-domains (`training.methods.aligner`).
+`fada train --stages source,selftrain`, or after the adversarial stage. Where the labels of the
+target come from is a matter of the method (`training.methods.self_trainers`). With
+`selftrain.align` the same iterations also align the domains (`training.methods.aligner`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,24 +19,12 @@ from fada_deploy.training import distributed
 from fada_deploy.training.data.augmentation import Augmentation
 from fada_deploy.training.data.loader import Batch, BatchLoader
 from fada_deploy.training.loop import MakeLoop, TrainingState
-from fada_deploy.training.losses import count_labeled, segmentation_loss
+from fada_deploy.training.losses import count_labeled
 from fada_deploy.training.methods.aligner import Aligner
-from fada_deploy.training.methods.cbst import (
-    Thresholds,
-    round_labels,
-    round_of,
-    round_portion,
-    thresholds_of,
-    uniform_divergence,
-)
-from fada_deploy.training.methods.self_training import (
-    CollapseMonitor,
-    PseudoLabels,
-    StudentView,
-    pseudo_labels,
-    student_views,
-    weighted_labels,
-)
+from fada_deploy.training.methods.base import ForwardOutputs, Losses
+from fada_deploy.training.methods.self_trainers import make_self_training
+from fada_deploy.training.methods.self_training import CollapseMonitor
+from fada_deploy.training.methods.self_training_base import SelfTrainingContext, StudentView, View
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
@@ -66,16 +51,17 @@ def train_self_training(
     augmentation: Augmentation,
     aligner: Aligner | None,
     count_target: Callable[[SegmentationModel], Tensor],
+    whole_target: Callable[[], Iterator[Batch]],
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
 ) -> AveragedWeights:
-    """Train on the source and on pseudo-labels; return the averaged weights, which are the teacher.
+    """Train on the source and on pseudo-labels; return the averaged weights.
 
     `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
-    `aligner` also aligns the domains in every iteration; None only self-trains. `count_target`
-    returns the counts of `count_confidences` over the whole target, for rounds. Without a source
-    loader, the pseudo-labeled target takes the place of the source, and the teacher is frozen.
+    `aligner` also aligns the domains in every iteration; None only self-trains. `count_target` and
+    `whole_target` are those of `SelfTrainingContext`. Without a source loader, the pseudo-labeled
+    target takes the place of the source.
     """
     if src_loader is None:
         mix_running_statistics(
@@ -83,15 +69,11 @@ def train_self_training(
         )
     optimizer = make_optimizer(model, stage, aligner.method.heads if aligner else None)
     average = AveragedWeights(model, stage.ema)
+    method = make_self_training(
+        SelfTrainingContext(model, average, stage, augmentation, amp, count_target, whole_target)
+    )
     state: TrainingState = {"model": model, "optimizer": optimizer, "average": average}
-    if aligner is not None:
-        state = {**state, **aligner.state()}
-    # Before the loop restores a saved state, because a frozen teacher keeps the initial weights.
-    teacher = deepcopy(model).eval()
-    thresholds = Thresholds(model.spec.space.num_classes).to(next(model.parameters()).device)
-    if stage.rounds:
-        # The network that labels a round is needed until its end.
-        state = {**state, "teacher": teacher, "thresholds": thresholds}
+    state = {**state, **method.state(), **(aligner.state() if aligner else {})}
     loop = make_loop(state)
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
     model.train()
@@ -101,76 +83,26 @@ def train_self_training(
         learning_rates = {"lr": set_learning_rate(optimizer, iteration, stage)}
         if aligner is not None:
             learning_rates |= aligner.start_iteration(iteration, stage)
-        number, begins = round_of(iteration, stage)
-        if begins:
-            teacher.load_state_dict(average.weights())
-            thresholds.values = thresholds_of(
-                count_target(teacher),
-                portion=round_portion(number, stage),
-                per_class=stage.threshold_per_class,
-            )
+        method.start_iteration(iteration)
         tgt = tgt_loader[iteration]
-        if src_loader is not None and not stage.rounds:
-            teacher.load_state_dict(average.weights())
+        src = src_loader[iteration] if src_loader is not None else None
         rng = np.random.default_rng([seed, iteration, distributed.rank()])
 
-        pseudo = label_target(teacher, tgt, stage, thresholds.values, amp=amp)
-        src = rolled(tgt, pseudo) if src_loader is None else src_loader[iteration]
-        views = student_views(src, tgt, pseudo, stage, model.spec.mean, augmentation, rng)
-        losses = self_training_step(model, optimizer, aligner, src, tgt, views, stage, amp=amp)
+        target = method.views(src, tgt, rng)
+        losses = self_training_step(
+            model, optimizer, aligner, target.src, tgt, target.views, stage, amp=amp
+        )
         average.update(iteration)
-        if vanished := monitor.update(src.labels, pseudo.labels):
+        if vanished := monitor.update(target.src.labels, target.labels):
             logger.warning(
                 "selftrain: the pseudo-labels no longer contain %s, although the source shows it; "
                 "lower selftrain.quantile, or keep the weights of the stage before",
                 ", ".join(vanished),
             )
-        labeled = (pseudo.labels < model.spec.space.num_classes).float().mean()
+        labeled = (target.labels < model.spec.space.num_classes).float().mean()
         losses["labeled_fraction"] = labeled / distributed.world_size()
-        loop.log(src.files + tgt.files, learning_rates, losses)
+        loop.log(target.src.files + tgt.files, learning_rates, losses)
     return average
-
-
-def rolled(tgt: Batch, pseudo: PseudoLabels) -> Batch:
-    """Return a pseudo-labeled target batch whose frames are moved by one slot.
-
-    Mixing pastes the classes of a slot into the frame of the same slot, so these have to differ.
-    """
-    indices = (*tgt.indices[-1:], *tgt.indices[:-1])
-    labels = pseudo.labels.roll(1, 0)
-    weights = None if pseudo.weight is None else pseudo.weight.expand(labels.shape).clone()
-    return Batch(tgt.frames_bhwc.roll(1, 0), labels, indices, ego=tgt.ego, weights=weights)
-
-
-@torch.no_grad()
-def label_target(
-    teacher: SegmentationModel,
-    tgt: Batch,
-    stage: SelfTrainingStage,
-    thresholds: Tensor,
-    *,
-    amp: bool,
-) -> PseudoLabels:
-    """Return the teacher's labels of a target batch; the car's own body is ignored.
-
-    `thresholds` (K,) are those of the round, if there are rounds.
-    """
-    with torch.autocast(tgt.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
-        logits = teacher(tgt.frames_bhwc)
-    if stage.rounds:
-        pseudo = PseudoLabels(round_labels(logits, tgt.size_hw, thresholds))
-    elif stage.weighting == "confident_share":
-        pseudo = weighted_labels(logits, tgt.size_hw, max_threshold=stage.max_threshold)
-    else:
-        pseudo = PseudoLabels(
-            pseudo_labels(
-                logits, tgt.size_hw, max_threshold=stage.max_threshold, quantile=stage.quantile
-            )
-        )
-    ignored = tgt.ignore_mask(tgt.size_hw)
-    if ignored is None:
-        return pseudo
-    return replace(pseudo, labels=pseudo.labels.masked_fill(ignored, 255))
 
 
 def self_training_step(
@@ -179,11 +111,11 @@ def self_training_step(
     aligner: Aligner | None,
     src: Batch,
     tgt: Batch,
-    views: Sequence[StudentView],
+    views: Sequence[View],
     stage: SelfTrainingStage,
     *,
     amp: bool = False,
-) -> dict[str, Tensor]:
+) -> Losses:
     """Update the student on a source batch and its views of the target; return unweighted losses.
 
     With an aligner the source loss is that of the adversarial update, which also updates D.
@@ -193,11 +125,11 @@ def self_training_step(
     divisor = src.pixel_weights if src.weights is None else None
     num_labeled = distributed.all_reduce_sum(count_labeled(src.labels, divisor))
     optimizer.zero_grad(set_to_none=True)
-    parts: list[dict[str, Tensor]] = []
+    parts: list[Losses] = []
     if aligner is None:
         parts += [
-            {"segmentation": _accumulate(model, part, num_labeled, amp=amp)}
-            for part in src.split(stage.accumulate)
+            _accumulate(model, part, num_labeled, num_parts, amp=amp)
+            for part in StudentView("segmentation", src, 1.0).split(stage.accumulate)
         ]
     else:
         aligner.zero_grad()
@@ -210,21 +142,11 @@ def self_training_step(
             )
         ]
     for view in views:
-        batch = view.batch
         # Not the sum of the weights: weights of pseudo-labels make their loss smaller.
-        num_labeled = distributed.all_reduce_sum(count_labeled(batch.labels))
+        num_labeled = distributed.all_reduce_sum(count_labeled(view.batch.labels))
         parts += [
-            {
-                view.name: _accumulate(
-                    model,
-                    part,
-                    num_labeled,
-                    weight=view.weight,
-                    amp=amp,
-                    regularizer=stage.regularizer,
-                )
-            }
-            for part in batch.split(stage.accumulate)
+            _accumulate(model, part, num_labeled, num_parts, amp=amp)
+            for part in view.split(stage.accumulate)
         ]
     optimizer_step(optimizer, stage)
     if aligner is not None:
@@ -234,26 +156,13 @@ def self_training_step(
 
 
 def _accumulate(
-    model: SegmentationModel,
-    batch: Batch,
-    num_labeled: Tensor,
-    *,
-    weight: float = 1.0,
-    regularizer: float = 0.0,
-    amp: bool,
-) -> Tensor:
-    """Add the gradients of `weight` times the loss of a batch; return its cross entropy.
-
-    The loss is the cross entropy and `regularizer` times the divergence of the predictions from the
-    uniform distribution. `num_labeled` counts the labeled pixels of the global batch.
-    """
-    with torch.autocast(batch.frames_bhwc.device.type, torch.bfloat16, enabled=amp):
-        logits = model(batch.frames_bhwc)
-    loss = segmentation_loss(
-        logits, batch.labels, weights=batch.pixel_weights, num_labeled=num_labeled
-    )
-    total = loss
-    if regularizer:
-        total = loss + regularizer * uniform_divergence(logits, batch.labels, num_labeled)
-    (weight * total).backward()
-    return loss.detach()
+    model: SegmentationModel, view: View, num_labeled: Tensor, num_parts: int, *, amp: bool
+) -> Losses:
+    """Add the gradients of the loss of a view; return its unweighted terms."""
+    frames = view.batch.frames_bhwc
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=amp):
+        features = model.features(frames)
+        logits = model.classifier(features)
+    loss, terms = view.loss(ForwardOutputs(view.batch, features, logits), num_labeled, num_parts)
+    loss.backward()
+    return terms

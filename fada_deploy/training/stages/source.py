@@ -1,4 +1,4 @@
-"""Supervised training: the source stage, and the student of the distillation stage.
+"""Supervised training on the labeled source.
 
 `fada train --stages source`.
 """
@@ -18,13 +18,13 @@ from fada_deploy.training.optim import (
     optimizer_step,
     set_learning_rate,
 )
-from fada_deploy.training.stage_config import DistillStage, SourceStage
+from fada_deploy.training.stage_config import SourceStage
 
 
 def train_supervised(
     model: SegmentationModel,
     loader: BatchLoader,
-    stage: SourceStage | DistillStage,
+    stage: SourceStage,
     *,
     amp: bool,
     make_loop: MakeLoop,
