@@ -120,7 +120,7 @@ _BACKBONES = (
     metavar="NAME",
     help="Alignment method: fada, fada-hard (one-hot encodings), feature (binary domain classifier "
     "on features), adaptsegnet, advent (both also with -multi, for two levels), minent, clan, "
-    "fcn-wild, siban, adaptpatch, cda, or source (no adaptation). [default: fada]",
+    "fcn-wild, siban, adaptpatch, cda, cycada, or source (no adaptation). [default: fada]",
 )
 @click.option(
     "--stages",
@@ -152,8 +152,10 @@ _BACKBONES = (
 @click.option(
     "--style",
     metavar="NAME",
-    help="Give half of the source frames the style of target frames: none, statistics (mean and "
-    "deviation of the colors) or fourier (amplitude of low frequencies). [default: none]",
+    help="Give source frames the style of target frames: none, statistics (half of the frames get "
+    "mean and deviation of the colors), fourier (half get the amplitude of low frequencies) or "
+    "cyclegan (a network that is trained first translates all frames). [default: none; with "
+    "--method cycada: cyclegan]",
 )
 @click.option(
     "--seed",

@@ -45,6 +45,8 @@ COMPARISON = "comparison.json"
 TARGET_FRAMES = "target_frames"
 # Runs beside the alignment methods.
 SOURCE, NO_ADVERSARY = "source", "none"
+# The method that trains a source stage of its own.
+CYCADA = "cycada"
 # Self-training in rounds on whole target frames, as published.
 _ROUNDS = {
     "rounds": 4,
@@ -186,6 +188,15 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
         total = config.source.iterations + config.adversarial.iterations
         source = _with_length(config.source, total)
         return Job(folder, replace(start.config, source=source))
+    if method.removesuffix(COMBINED) == CYCADA:
+        # Its source stage reads translated frames, so it is not shared.
+        combined = method.endswith(COMBINED)
+        own = replace(
+            config, seed=seed, method=CYCADA, style="cyclegan", start=None,
+            stages=("source", "selftrain" if combined else "adversarial"),
+            selftrain=replace(config.selftrain, align=combined),
+        )  # fmt: skip
+        return Job(folder, own)
     after = replace(config, seed=seed, start=str(start.folder))
     if method == NO_ADVERSARY:
         adversarial = replace(config.adversarial, adversarial_weight=0.0)

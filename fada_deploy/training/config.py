@@ -29,6 +29,7 @@ from fada_deploy.training.stage_config import (
     SizeHW,
     SourceStage,
     Stage,
+    TranslationStage,
 )
 
 TestScale = Annotated[float, Meta(gt=0, le=4)]
@@ -80,7 +81,8 @@ class RunConfig:
         allow_ignored: Largest fraction of ignored label pixels of a source; more is an error.
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
         style: What half of the source frames take from random target frames, in every stage: color
-            "statistics", or the amplitude of low frequencies ("fourier").
+            "statistics", or the amplitude of low frequencies ("fourier"); or "cyclegan" for source
+            frames that a trained network translates into the style of the target.
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
@@ -89,6 +91,7 @@ class RunConfig:
         test_scales: Scales of the input that scores average over.
         test_flip: Also average over the mirrored frames.
         published: mIoU in percent that the paper reports, shown next to the last stage's score.
+        translation: Settings of the translation for the style "cyclegan".
         source: Settings of the source stage.
         adversarial: Settings of the adversarial stage.
         selftrain: Settings of the self-training stage.
@@ -116,7 +119,7 @@ class RunConfig:
     size: SizeHW = (512, 1024)
     allow_ignored: Probability = ALLOWED_IGNORED
     augment: AugmentName = "none"
-    style: Literal["none", "statistics", "fourier"] = "none"
+    style: Literal["none", "statistics", "fourier", "cyclegan"] = "none"
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False
@@ -125,6 +128,7 @@ class RunConfig:
     test_scales: Annotated[tuple[TestScale, ...], Meta(min_length=1)] = (1.0,)
     test_flip: bool = False
     published: float | None = None
+    translation: TranslationStage = field(default_factory=TranslationStage)
     source: SourceStage = field(default_factory=SourceStage)
     adversarial: AdversarialStage = field(default_factory=AdversarialStage)
     selftrain: SelfTrainingStage = field(default_factory=SelfTrainingStage)
@@ -204,6 +208,11 @@ def _inconsistency(config: RunConfig) -> str:
                 f"{name}.iterations: found {stage.iterations}, expected at most "
                 f"{name}.max_iterations ({stage.max_iterations})"
             )
+    if config.translation.iterations > config.translation.max_iterations:
+        return (
+            f"translation.iterations: found {config.translation.iterations}, expected at most "
+            f"translation.max_iterations ({config.translation.max_iterations})"
+        )
     low, high = config.distill.scale
     if low > high:
         return f"distill.scale: found {low}, {high}, expected the smaller factor first"

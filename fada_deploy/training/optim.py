@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,16 @@ def make_optimizer(
         optimizer = SGD(
             groups, momentum=stage.momentum, weight_decay=stage.weight_decay, fused=True
         )
-    return _with_base_lr(optimizer)
+    return with_base_lr(optimizer)
 
 
 def make_discriminator_optimizer(discriminator: nn.Module, stage: AdversarialStage) -> Optimizer:
     """Return the Adam optimizer of the discriminator."""
     lr, betas = stage.discriminator_lr, stage.discriminator_betas
-    return _with_base_lr(Adam(discriminator.parameters(), lr=lr, betas=betas, fused=True))
+    return with_base_lr(Adam(discriminator.parameters(), lr=lr, betas=betas, fused=True))
 
 
-def _with_base_lr(optimizer: Optimizer) -> Optimizer:
+def with_base_lr(optimizer: Optimizer) -> Optimizer:
     """Store the initial learning rate of each group, which the schedule scales."""
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
@@ -62,7 +63,18 @@ def poly_factor(iteration: int, *, max_iterations: int, power: float, warmup: in
     return float(ramp * (1 - iteration / max_iterations) ** power)
 
 
-def set_learning_rate(optimizer: Optimizer, iteration: int, stage: Stage) -> float:
+class Schedule(Protocol):
+    """The settings of a learning-rate schedule."""
+
+    @property
+    def max_iterations(self) -> int: ...
+    @property
+    def power(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+
+
+def set_learning_rate(optimizer: Optimizer, iteration: int, stage: Schedule) -> float:
     """Set the learning rate of every group for an iteration; return that of the first group."""
     factor = poly_factor(
         iteration, max_iterations=stage.max_iterations, power=stage.power, warmup=stage.warmup

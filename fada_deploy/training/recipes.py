@@ -44,6 +44,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "size": (240, 320),
         "src_size": (240, 320),
         "amp": "auto",
+        "translation": {
+            "iterations": 2000,
+            "max_iterations": 2000,
+            "batch": 2,
+            "width": 32,
+            "blocks": 6,
+            "crop": (192, 256),
+        },
         "source": {
             **_DEPLOY_STAGE,
             "class_weights": "log",
@@ -86,6 +94,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "size": (192, 320),
         "src_size": (192, 320),
         "amp": "auto",
+        "translation": {
+            "iterations": 400,
+            "max_iterations": 400,
+            "batch": 2,
+            "width": 16,
+            "blocks": 3,
+            "crop": (128, 160),
+        },
         "source": {
             **_SMALL_STAGE,
             "lr": 2e-3,

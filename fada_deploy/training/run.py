@@ -51,6 +51,7 @@ from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import train_student, write_pseudo_labels
 from fada_deploy.training.stages.selftrain import train_self_training
 from fada_deploy.training.stages.source import train_supervised
+from fada_deploy.training.translate_sources import translate_sources
 from fada_deploy.training.weights.checkpoints import save_weights
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def train(
         suffix = f" in {processes} processes" if processes > 1 else ""
         logger.info("run %s: training on %s%s", run, device, suffix)
         training.setup.log_initial_weights()
+        translate_sources(config, run, training.data, device=device, amp=training.amp)
         for stage in STAGES:
             if stage in config.stages:
                 training.train_stage(stage)

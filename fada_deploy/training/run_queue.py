@@ -50,12 +50,15 @@ class Job:
 
     @property
     def iterations(self) -> int:
-        return int(getattr(self.config, self.stage).iterations)
+        return sum(int(getattr(self.config, stage).iterations) for stage in self.config.stages)
 
     def done(self) -> int:
-        """Return the last iteration that is logged, 0 if there is none."""
+        """Return how many iterations of its stages are logged."""
+        return sum(self._done(stage) for stage in self.config.stages)
+
+    def _done(self, stage: str) -> int:
         try:
-            lines = (self.folder / self.stage / METRICS).read_bytes().splitlines()
+            lines = (self.folder / stage / METRICS).read_bytes().splitlines()
             return int(json.loads(lines[-1])["iteration"])
         except (OSError, ValueError, IndexError):
             return 0

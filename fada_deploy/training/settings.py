@@ -25,12 +25,14 @@ from fada_deploy.training.stage_config import (
     DistillStage,
     SelfTrainingStage,
     SourceStage,
+    TranslationStage,
 )
 
 Document = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 _SECTIONS: dict[str, type] = {
+    "translation": TranslationStage,
     "source": SourceStage,
     "adversarial": AdversarialStage,
     "selftrain": SelfTrainingStage,
@@ -117,6 +119,9 @@ def _recipe_settings(recipe: str, given: Mapping[str, Any]) -> Document:
             del settings["extra_sources"]
     if given.get("method") == "source":
         settings.pop("stages", None)
+    if given.get("method") == "cycada":
+        # The method consists of the translation and the adversary.
+        settings["style"] = "cyclegan"
     return settings
 
 

@@ -173,6 +173,38 @@ class SelfTrainingStage(Stage):
 
 
 @dataclass(frozen=True)
+class TranslationStage:
+    """Training of the translation of source frames, for the style "cyclegan".
+
+    Attributes:
+        iterations: Number of training iterations.
+        max_iterations: Length of the poly schedule; training may stop before its end.
+        batch: Images per iteration from each domain.
+        lr: Initial learning rate of Adam.
+        power: Exponent of the poly schedule.
+        warmup: Number of iterations over which the learning rate rises linearly.
+        width: Channels of the networks at full resolution.
+        blocks: Residual blocks of a generator.
+        crop: Size of the random crops (height, width); smaller frames are not cropped.
+        cycle_weight: Weight of the difference after translation and back.
+        identity_weight: Weight of the difference that a generator makes to frames of its own
+            domain, relative to `cycle_weight`.
+    """
+
+    iterations: PositiveInt = 100_000
+    max_iterations: PositiveInt = 100_000
+    batch: PositiveInt = 1
+    lr: NonNegativeFloat = 2e-4
+    power: float = 1.0
+    warmup: NonNegativeInt = 0
+    width: PositiveInt = 64
+    blocks: PositiveInt = 9
+    crop: SizeHW = (400, 400)
+    cycle_weight: NonNegativeFloat = 10.0
+    identity_weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True)
 class DistillStage(Stage):
     """Training of a new network, the student, on pseudo-labels of the target's training frames.
 

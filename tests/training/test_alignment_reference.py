@@ -101,6 +101,9 @@ class Case:
             self.beta = 0.4
             self.networks["heads"].beta.fill_(self.beta)
             nn.init.normal_(self.networks["heads"].log_variance.weight, std=0.3)
+        if name == "cycada":
+            # The discriminator was right in the iteration before.
+            self.networks["heads"].accuracy.fill_(0.7)
         src = self.batches["src"]
         self.aligner = Aligner.create(self.method, self.stage)
         self.aligner.progress = progress
@@ -416,6 +419,13 @@ def cda_network(w: Weights, case: Case) -> float:
     return loss + float(np.mean(terms))
 
 
+def cycada(w: Weights, case: Case) -> float:
+    d = pixel_discriminator(w, features(w, "tgt"))
+    return cross_entropy(logits(w, "src"), case.labels) + WEIGHT * float(
+        bce(d, target=False).mean()
+    )
+
+
 # Name, progress → the losses of F, G and the heads, and of D.
 READINGS: dict[tuple[str, float], tuple[Reading, Reading | None]] = {
     ("adaptsegnet-multi", 0.5): multi_level(lambda p: p),
@@ -427,6 +437,7 @@ READINGS: dict[tuple[str, float], tuple[Reading, Reading | None]] = {
     ("siban", 0.5): (siban_network, siban_discriminator),
     ("adaptpatch", 0.5): (adaptpatch_network, adaptpatch_discriminator),
     ("cda", 0.5): (cda_network, None),
+    ("cycada", 0.5): (cycada, feature_discriminator),
 }
 
 
@@ -469,6 +480,15 @@ def test_update_equals_the_equations(
     if discriminator is not None:
         parts = [v for n, v in reported.items() if n.endswith(("_source", "_target"))]
         assert sum(parts) == pytest.approx(discriminator(weights, case), rel=1e-6)
+    if name == "cycada":
+        # The accuracy of this iteration decides whether F is trained in the next one.
+        d = {domain: pixel_discriminator(weights, features(weights, domain)) for domain in DOMAINS}
+        accuracy = 0.5 * ((d["src"] < 0).mean() + (d["tgt"] > 0).mean())
+        assert accuracy < 0.6
+        for value in case.networks["model"].parameters():
+            value.grad = None
+        case.update(ITERATION + 1)
+        assert not case.gradients()["model.feature_extractor.backbone.tgt"].any()
     if name == "siban":
         _, divergence = bottleneck(weights, case)
         mean = sum(divergence.values()) / 2

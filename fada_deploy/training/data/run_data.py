@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,15 @@ from fada_deploy.training.data.source_check import (
     check_validation,
 )
 from fada_deploy.training.data.sources import SourceFrames, open_sources
-from fada_deploy.training.data.style import StyleTransfer
+from fada_deploy.training.data.style import STYLES, StyleTransfer
 from fada_deploy.training.distributed import world_size
-from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage, SizeHW, Stage
+from fada_deploy.training.stage_config import (
+    DistillStage,
+    SelfTrainingStage,
+    SizeHW,
+    Stage,
+    TranslationStage,
+)
 
 # File of a run: the pixels of each class in each source file.
 SOURCE_CLASSES = "source_classes.npz"
@@ -49,6 +55,8 @@ _LOADERS = (
     "selftrain",
     "selftrain-target",
     "distill-source",
+    "translation",
+    "translation-target",
 )
 
 
@@ -109,7 +117,7 @@ class RunData:
     @property
     def _style(self) -> StyleTransfer | None:
         name = self._config.style
-        return None if name == "none" else StyleTransfer(name, self.tgt_frames)
+        return StyleTransfer(name, self.tgt_frames) if name in STYLES else None
 
     @property
     def datasets(self) -> dict[str, FrameDataset]:
@@ -135,6 +143,24 @@ class RunData:
         """Return a loader of target frames; their labels are never read."""
         samples = TargetSamples(self.tgt_frames, self._config.size, self.augmentation)
         return self._loader(samples, self._shuffled(name), name, stage)
+
+    def translation_loaders(self, stage: TranslationStage) -> tuple[BatchLoader, BatchLoader]:
+        """Return loaders of unaugmented source and target frames, each in random order."""
+        loaders = []
+        for name, frames, size_hw in (
+            ("translation", self._require_sources().frames, self._config.src_size),
+            ("translation-target", self.tgt_frames, self._config.size),
+        ):
+            loader = BatchLoader(
+                TargetSamples(frames, size_hw), ShuffledSampler(len(frames), self.seed(name)),
+                batch=stage.batch, seed=self.seed(name), device=self._device,
+            )  # fmt: skip
+            loaders.append(loader)
+        return loaders[0], loaders[1]
+
+    def use_sources(self, frames: FrameDataset) -> None:
+        """Read other images of the same source frames from now on."""
+        self.sources = replace(self._require_sources(), frames=frames)
 
     def whole_target(self) -> Iterator[Batch]:
         """Yield every target frame about once, unaugmented; processes divide them."""

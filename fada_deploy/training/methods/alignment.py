@@ -11,6 +11,7 @@ from fada_deploy.training.methods.advent import advent, advent_multi, minent
 from fada_deploy.training.methods.base import AlignmentMethod, MethodContext
 from fada_deploy.training.methods.cda import cda
 from fada_deploy.training.methods.clan import clan
+from fada_deploy.training.methods.cycada import cycada
 from fada_deploy.training.methods.fada import fada, fada_hard, feature_only
 from fada_deploy.training.methods.fcn_wild import fcn_wild
 from fada_deploy.training.methods.multi_level import require_auxiliary
@@ -30,6 +31,7 @@ METHODS: dict[str, Callable[[MethodContext], AlignmentMethod]] = {
     "siban": siban,
     "adaptpatch": adaptpatch,
     "cda": cda,
+    "cycada": cycada,
 }
 
 

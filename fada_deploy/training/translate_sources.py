@@ -1,0 +1,108 @@
+"""Translate the sources of a run before its stages, if the style `cyclegan` is set."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from fada_deploy.common.errors import UsageError
+from fada_deploy.common.files import atomic_path
+from fada_deploy.common.images import read_rgb, resize_frame, write_image
+from fada_deploy.data.base import FrameDataset
+from fada_deploy.training import distributed
+from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.run_data import RunData
+from fada_deploy.training.loop import STATE, TrainingLoop
+from fada_deploy.training.stages.translation import (
+    TranslationNetworks,
+    train_translation,
+    translated_frames,
+    write_translations,
+)
+
+logger = logging.getLogger(__name__)
+
+# In the folder of a run: networks, translated frames and examples of them.
+FOLDER = "translation"
+_WEIGHTS, _FRAMES, _COMPLETE, _EXAMPLES = (
+    "weights.safetensors",
+    "frames",
+    "complete",
+    "examples.jpg",
+)
+
+
+def translate_sources(
+    config: RunConfig, folder: Path, data: RunData, *, device: torch.device, amp: bool
+) -> None:
+    """Make `data` read translated source frames, if the settings ask for it.
+
+    Train the translation and write the frames, unless the run has them. Raise `UsageError` in one
+    of several processes, which do not divide this work.
+    """
+    if config.style != "cyclegan" or data.sources is None:
+        return
+    folder, size_hw = folder / FOLDER, config.src_size
+    if not (folder / _COMPLETE).is_file():
+        if distributed.world_size() > 1:
+            raise UsageError(
+                "style=cyclegan: several processes cannot train the translation; start the run in "
+                "one process, interrupt it after the translation, and resume it with torchrun"
+            )
+        networks = _trained_networks(config, folder, data, device=device, amp=amp)
+        errors = write_translations(
+            networks.to_target, data.sources.frames, folder / _FRAMES, size_hw, amp=amp
+        )
+        data.bad_files |= dict.fromkeys(errors)
+        (folder / _COMPLETE).touch()
+    translated = translated_frames(data.sources.frames, folder / _FRAMES, size_hw)
+    if not (folder / _EXAMPLES).is_file() and distributed.is_main_process():
+        _write_examples(data.sources.frames, translated, folder / _EXAMPLES, size_hw)
+    data.use_sources(translated)
+
+
+def _trained_networks(
+    config: RunConfig, folder: Path, data: RunData, *, device: torch.device, amp: bool
+) -> TranslationNetworks:
+    stage = config.translation
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 2)
+        networks = TranslationNetworks(stage).to(device)
+    weights = folder / _WEIGHTS
+    if weights.is_file():
+        networks.load_state_dict(load_file(weights, device=str(device)))
+        return networks
+    src, tgt = data.translation_loaders(stage)
+    with closing(src), closing(tgt):
+        train_translation(
+            networks, src, tgt, stage,
+            seed=data.seed("translation"), amp=amp,
+            make_loop=partial(
+                TrainingLoop, folder,
+                iterations=stage.iterations, device=device, save_every=config.save_every,
+            ),
+        )  # fmt: skip
+    with atomic_path(weights) as temporary:
+        save_file({k: v.contiguous() for k, v in networks.state_dict().items()}, temporary)
+    (folder / STATE).unlink(missing_ok=True)
+    return networks
+
+
+def _write_examples(
+    frames: FrameDataset, translated: FrameDataset, path: Path, size_hw: tuple[int, int]
+) -> None:
+    """Write an image of four frames, each above its translation."""
+    columns = []
+    for i in np.linspace(0, len(frames) - 1, 4).astype(int).tolist():
+        if translated.pairs[i].image.is_file():
+            pair = resize_frame(frames.image(i), size_hw), read_rgb(translated.pairs[i].image)
+            columns.append(np.vstack(pair))
+    if columns:
+        write_image(path, np.hstack(columns))
+        logger.info("examples of translated source frames: %s", path)
