@@ -30,12 +30,8 @@ logger = logging.getLogger(__name__)
 
 # In the folder of a run: networks, translated frames and examples of them.
 FOLDER = "translation"
-_WEIGHTS, _FRAMES, _COMPLETE, _EXAMPLES = (
-    "weights.safetensors",
-    "frames",
-    "complete",
-    "examples.jpg",
-)
+_NETWORKS, _FRAMES = "networks.safetensors", "frames"
+_COMPLETE, _EXAMPLES = "complete", "examples.jpg"
 
 
 def translate_sources(
@@ -74,7 +70,7 @@ def _trained_networks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 2)
         networks = TranslationNetworks(stage).to(device)
-    weights = folder / _WEIGHTS
+    weights = folder / _NETWORKS
     if weights.is_file():
         networks.load_state_dict(load_file(weights, device=str(device)))
         return networks

@@ -50,6 +50,29 @@ def compared(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 @pytest.mark.slow
+def test_methods_with_settings_of_their_own(fada: Run, blocks: Path, tmp_path: Path) -> None:
+    """ProDA is self-training with prototypes; CyCADA trains on a translated source of its own."""
+    out = tmp_path / "out"
+    settings = ["iterations=2", "max_iterations=2", "width=4", "blocks=1"]
+    command = [
+        *arguments(blocks, out, "--methods", "proda,cycada", "--budget", 4, "--json"),
+        *(word for setting in settings for word in ("--set", f"translation.{setting}")),
+    ]
+    command[command.index("1,2")] = "1"
+    code, stdout, err = fada(*command)
+    assert code == 0, err
+    assert [m["miou_mean"] is not None for m in json.loads(stdout)["methods"]] == [True, True]
+    proda, cycada = (load_config(out / "seed1" / name) for name in ("proda", "cycada"))
+    assert proda.selftrain.prototypes and not proda.selftrain.align
+    assert (cycada.style, cycada.start) == ("cyclegan", None)
+    assert cycada.stages == ("source", "adversarial")
+    for stage in cycada.stages:
+        lines = (out / "seed1/cycada" / stage / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["iteration"] == 2
+    assert (out / "seed1/cycada/translation/examples.jpg").is_file()
+
+
+@pytest.mark.slow
 def test_every_method_has_the_same_budget(compared: tuple[Path, dict[str, Any]]) -> None:
     out, document = compared
     assert (document["source_iterations"], document["method_iterations"]) == (3, 2)

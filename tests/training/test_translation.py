@@ -184,8 +184,8 @@ def test_a_run_translates_its_source_first(
         with pytest.raises(InterruptedRunError, match="after 3 iterations of translation"):
             train(config, stopped, device=CPU)
     train(load_config(stopped), stopped, device=CPU)
-    for name in ("translation", "source", "adversarial"):
-        want, got = (load_file(run / name / "weights.safetensors") for run in (whole, stopped))
+    for name in ("translation/networks", "source/weights", "adversarial/weights"):
+        want, got = (load_file(run / f"{name}.safetensors") for run in (whole, stopped))
         assert all(torch.equal(want[key], got[key]) for key in want), name
 
 

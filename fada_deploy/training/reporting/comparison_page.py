@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fada_deploy.common.files import write_text
-from fada_deploy.common.runs import WEIGHTS
+from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.reporting.comparison_document import (
     ComparisonDocument,
@@ -130,6 +130,8 @@ def _pictures(
     networks = {}
     for method in document.methods:
         for run in method.runs[:1]:
-            weights = sorted((out / run.run).glob(f"*/{WEIGHTS}"))[-1]
+            # The last stage, whose scores are in the document.
+            stages = [out / run.run / stage / WEIGHTS for stage in STAGES]
+            weights = [path for path in stages if path.is_file()][-1]
             networks[method.method] = load_model(weights, device)[0]
     return picture_rows(networks, frames, device, count)
