@@ -11,7 +11,7 @@ REACHABLE := import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/js
 # Two cores shared by two test processes: more threads than cores only make them wait.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test torture check fast docs audit clean
+.PHONY: demo test test-gpu torture check fast docs audit clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/fada demo
@@ -22,6 +22,11 @@ test: $(VENV)/.dev
 torture: $(VENV)/.dev
 	FADA_TORTURE=100 FADA_SOAK_S=600 $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 tests/torture \
 	  tests/training/test_killed.py
+
+# With any Python that has PyTorch for CUDA and this package: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(VENV)/bin/python
+test-gpu:
+	$(GPU_PYTHON) -m pytest -n 0 -m gpu tests/gpu
 
 fast: $(VENV)/.dev
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 -m "not slow"

@@ -67,6 +67,7 @@ def train(
     resume: str | Path | None = None,
     device: str = "auto",
     tensorboard: bool = False,
+    cache_gib: float = 0.0,
     **options: Unpack[TrainOptions],
 ) -> TrainingResult:
     """Adapt a network from a labeled source to an unlabeled target, as `fada train` does.
@@ -86,10 +87,11 @@ def train(
         settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
             Sizes are (height, width) or "WIDTHxHEIGHT".
         out: Folder of the run [`runs/<src>-<tgt>-<backbone>-NNN`].
-        resume: Folder of an unfinished run; all other arguments except `device` and `tensorboard`
-            must be left out.
+        resume: Folder of an unfinished run; all other arguments except `device`, `tensorboard` and
+            `cache_gib` must be left out.
         device: "auto", "cpu" or "cuda[:N]".
         tensorboard: Also write TensorBoard events to `<run>/tensorboard`.
+        cache_gib: Memory for decoded frames in GiB.
         options: The fields of `TrainOptions`, for example `backbone="ddrnet23-slim"`.
 
     Raises:
@@ -115,12 +117,14 @@ def train(
                 f"resume continues a run with its own settings; leave out {', '.join(given)}"
             )
         run = Path(resume)
-        return train_run(load_config(run), run, device=where, tensorboard=tensorboard)
+        return train_run(
+            load_config(run), run, device=where, tensorboard=tensorboard, cache_gib=cache_gib
+        )
     file = None if config is None else Path(config)
     run_config = make_config(recipe=recipe, file=file, settings=[], options=chosen)
     folder = None if out is None else Path(out)
     run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
-    return train_run(run_config, run, device=where, tensorboard=tensorboard)
+    return train_run(run_config, run, device=where, tensorboard=tensorboard, cache_gib=cache_gib)
 
 
 def adapt(

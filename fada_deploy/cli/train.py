@@ -178,6 +178,14 @@ _BACKBONES = (
 )
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
+    "--cache",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="GIB",
+    help="Keep up to GIB GiB of decoded frames in memory. Helps where the training waits for "
+    "frames; the report says how long it did.",
+)
+@click.option(
     "--tensorboard", is_flag=True, help="Also write scalars and example images to RUN/tensorboard."
 )
 @DEVICE_OPTION
@@ -216,6 +224,7 @@ def command(
     out: Path | None,
     resume: Path | None,
     tensorboard: bool,
+    cache: float,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -261,8 +270,9 @@ def command(
         hidden = library_output_hidden() if cluster else nullcontext()
         with resumable(run, torch_device), hidden:
             result = train(
-                config, run, device=torch_device, tensorboard=tensorboard, cluster=cluster
-            )
+                config, run,
+                device=torch_device, tensorboard=tensorboard, cluster=cluster, cache_gib=cache,
+            )  # fmt: skip
     finally:
         distributed.shut_down()
     if not is_main_process:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import read_rgb, resize_labels, size_without_orientation
 from fada_deploy.common.label_space import IGNORE, LabelSpace
+from fada_deploy.data.cache import FrameCache
 
 LabelReader = Callable[[Path], NDArray[np.uint8]]
 
@@ -31,7 +32,8 @@ class FrameDataset:
 
     Frames are (H, W, 3) uint8 RGB, labels are (H, W) uint8 indices of `space`. `ego_mask`,
     (h, w) bool, is true on the car itself; these pixels are ignored in labels and statistics.
-    `skipped_files` maps each file that is not part of a pair to the reason.
+    `skipped_files` maps each file that is not part of a pair to the reason. With a `cache`, frames
+    and labels are kept in memory, and the returned arrays may be read-only.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FrameDataset:
     read_labels: LabelReader
     ego_mask: NDArray[np.bool_] | None = field(default=None, compare=False)
     skipped_files: Mapping[Path, str] = field(default_factory=dict, compare=False)
+    cache: FrameCache | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -52,7 +55,7 @@ class FrameDataset:
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Return frame `i`, (H, W, 3) uint8 RGB; raise `DataError` if it cannot be read."""
-        return read_rgb(self.pairs[i].image)
+        return self._read(self.pairs[i].image, read_rgb)
 
     def labels(self, i: int) -> NDArray[np.uint8]:
         """Return labels `i`, (H, W) uint8 indices; 255 on unlabeled pixels and on the car itself.
@@ -62,7 +65,7 @@ class FrameDataset:
         path = self.pairs[i].labels
         if path is None:
             raise DataError(f"{self.pairs[i].image}: has no labels")
-        labels = self.read_labels(path)
+        labels = self._read(path, self.read_labels)
         if self.ego_mask is not None:
             labels = np.where(self.ego_mask_at(labels.shape), np.uint8(IGNORE), labels)
         return labels
@@ -72,6 +75,9 @@ class FrameDataset:
         image, labels = self.image(i), self.labels(i)
         self.check_sizes(i, image.shape, labels.shape)
         return image, labels
+
+    def _read(self, path: Path, read: LabelReader) -> NDArray[np.uint8]:
+        return read(path) if self.cache is None else self.cache.get(path, read)
 
     def check_sizes(self, i: int, frame_hw: tuple[int, ...], labels_hw: tuple[int, ...]) -> None:
         """Raise `DataError` if the sizes of frame and labels `i` differ."""

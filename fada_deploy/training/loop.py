@@ -25,6 +25,7 @@ from torch import Tensor
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.common.progress import Progress, progress_bar
 from fada_deploy.training import distributed
+from fada_deploy.training.data.loader import WaitTimer
 from fada_deploy.training.device import peak_memory_mib
 from fada_deploy.training.weights.checkpoints import Stateful, load_state, save_state
 
@@ -65,6 +66,7 @@ class TrainingLoop:
         on_checkpoint: Called with the state, to keep weights for a later comparison.
         on_log: Called with each line of metrics that is written to `metrics.jsonl`.
         on_visualize: Called with the state ten times per stage.
+        timer: The time for which the stage has waited for batches.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TrainingLoop:
         on_checkpoint: Callable[[int, TrainingState], None] = _ignore,
         on_log: Callable[[int, Metrics], None] = _ignore,
         on_visualize: Callable[[int, TrainingState], None] = _ignore,
+        timer: WaitTimer | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -98,10 +101,12 @@ class TrainingLoop:
         if distributed.is_main_process():
             self._truncate_metrics()
         self._start_time = self._flush_time = 0.0
+        self._timer, self._flush_waited = timer or WaitTimer(), 0.0
 
     def __iter__(self) -> Iterator[int]:
         previous_handlers = self._install_signal_handlers()
         self._start_time = self._flush_time = time.monotonic()
+        self._flush_waited = self._timer.seconds
         try:
             with progress_bar(
                 self._iterations, self.folder.name, unit="it", initial=self._start
@@ -162,13 +167,15 @@ class TrainingLoop:
             return None
         now = time.monotonic()
         num_images = sum(map(len, files)) * distributed.world_size()
+        elapsed, waited = now - self._flush_time, self._timer.seconds - self._flush_waited
         metrics = {
             **_means(losses),
             **_means(learning_rates),
-            "images_per_second": round(num_images / (now - self._flush_time), 2),
+            "images_per_second": round(num_images / elapsed, 2),
+            "loader_wait": round(waited / elapsed, 3),
             "memory_mib": peak_memory_mib(self._device),
         }
-        self._flush_time = now
+        self._flush_time, self._flush_waited = now, self._timer.seconds
         seconds = now - self._start_time
         line = {"iteration": done, "seconds": round(seconds, 3), **metrics}
         with self._metrics_path.open("a", encoding="utf-8") as file:
@@ -186,10 +193,11 @@ class TrainingLoop:
     def _global_losses(self) -> list[Metrics]:
         """Return the losses of each logged iteration, summed over the processes."""
         names = list(self._losses[0])
-        local = torch.tensor(
-            [[float(values[n]) for n in names] for values in self._losses], dtype=torch.float64
+        # One copy from the device instead of one for each value.
+        local = torch.stack(
+            [torch.stack([values[n].double() for n in names]) for values in self._losses]
         )
-        total = distributed.all_reduce_sum(local.to(self._device)).tolist()
+        total = distributed.all_reduce_sum(local).tolist()
         return [dict(zip(names, row, strict=True)) for row in total]
 
     def _raise_not_finite(self, iteration: int, names: list[str], files: tuple[str, ...]) -> None:
@@ -246,6 +254,6 @@ def _means(values: list[Metrics]) -> dict[str, float]:
 
 def _short(metrics: Metrics) -> dict[str, str]:
     """Return the losses and the memory in GiB as short texts, for one line of progress."""
-    hidden = ("lr", "discriminator_lr", "images_per_second", "memory_mib")
+    hidden = ("lr", "discriminator_lr", "images_per_second", "loader_wait", "memory_mib")
     shown = {_SHORT_NAMES.get(n, n): f"{v:.3g}" for n, v in metrics.items() if n not in hidden}
     return {**shown, "GiB": f"{metrics['memory_mib'] / 1024:.1f}"}

@@ -23,6 +23,7 @@ from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import CONFIG, STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.cache import FrameCache
 from fada_deploy.training import distributed
 from fada_deploy.training.cluster_passes import (
     count_target_on_cluster,
@@ -41,7 +42,11 @@ from fada_deploy.training.model_setup import ModelSetup
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor
-from fada_deploy.training.reporting.run_summary import RunSummary, discriminator_health
+from fada_deploy.training.reporting.run_summary import (
+    RunSummary,
+    discriminator_health,
+    waiting_for_frames,
+)
 from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, require_tensorboard
 from fada_deploy.training.result import TrainingResult
 from fada_deploy.training.run_files import check_fingerprints, save_config
@@ -64,12 +69,14 @@ def train(
     device: torch.device,
     tensorboard: bool = False,
     cluster: ClusterOptions | None = None,
+    cache_gib: float = 0.0,
 ) -> TrainingResult:
     """Train the stages in `config.stages` that the folder `run` does not contain yet.
 
     An interrupted run resumes from its last saved state. `tensorboard` also writes scalars and
     example images to `run/tensorboard`. A Ray `cluster` predicts the whole target where a stage
-    needs that; everything else stays in this process. Messages go to the logger `fada_deploy`,
+    needs that; everything else stays in this process. Up to `cache_gib` GiB of decoded frames are
+    kept in memory. Messages go to the logger `fada_deploy`,
     progress to `common.progress`. SIGINT or SIGTERM saves the state and raises
     `InterruptedRunError`.
 
@@ -86,8 +93,9 @@ def train(
         try:
             with distributed.main_process_first():
                 training = TrainingRun(
-                    config, run, device=device, tensorboard=tensorboard, cluster=cluster
-                )
+                    config, run,
+                    device=device, tensorboard=tensorboard, cluster=cluster, cache_gib=cache_gib,
+                )  # fmt: skip
         except FadaError:
             # Do not leave an empty run behind.
             with suppress(OSError):
@@ -131,6 +139,7 @@ class TrainingRun:
         device: torch.device,
         tensorboard: bool,
         cluster: ClusterOptions | None = None,
+        cache_gib: float = 0.0,
     ) -> None:
         if config.compile:
             check_compiler(device)
@@ -142,7 +151,8 @@ class TrainingRun:
         space = load_label_space(config.label_space)
         # Before the data, because these checks are fast.
         self.setup = ModelSetup(config, folder, space, device)
-        self.data = RunData(config, folder, space, device)
+        cache = FrameCache(int(cache_gib * 2**30)) if cache_gib else None
+        self.data = RunData(config, folder, space, device, cache=cache)
         check_fingerprints(folder, self.data.datasets)
         self.tensorboard: TensorBoardLogger | None = None
         if tensorboard and distributed.is_main_process():
@@ -170,6 +180,8 @@ class TrainingRun:
             "distill": self._distill,
         }
         stages[stage]()
+        if problem := waiting_for_frames(RunSummary.read(self.folder).metrics.get(stage, ())):
+            logger.warning("%s: %s", stage, problem)
 
     def score_stage(self, stage: str) -> None:
         """Score a trained stage on the target's labeled validation frames, if there are any."""
@@ -302,7 +314,8 @@ class TrainingRun:
         return partial(
             TrainingLoop, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
-            checkpoint_every=self.config.checkpoint_every, on_checkpoint=on_checkpoint, **callbacks,
+            checkpoint_every=self.config.checkpoint_every, on_checkpoint=on_checkpoint,
+            timer=self.data.timer, **callbacks,
         )  # fmt: skip
 
     def _compile(self, model: SegmentationModel) -> SegmentationModel:

@@ -82,6 +82,7 @@ def _trained_networks(
             make_loop=partial(
                 TrainingLoop, folder,
                 iterations=stage.iterations, device=device, save_every=config.save_every,
+                timer=data.timer,
             ),
         )  # fmt: skip
     with atomic_path(weights) as temporary:

@@ -422,8 +422,8 @@ def test_night_is_drift_and_the_exported_frames_are_not(
         assert done.returncode == 0, done.stderr
         scores[name] = json.loads(done.stdout.splitlines()[-1])["drift"]
         assert ("warning: " in done.stderr) == (name == "night"), done.stderr
-    print(head, scores)
-    assert scores["day"] < 0.6 and scores["night"] > 1
+    # 1 is the limit of the warning. The network is trained by this test, on any processor.
+    assert scores["day"] < 1 and scores["night"] > 3 * max(scores["day"], 1)
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def test_one_refused_precision_does_not_stop_the_others(
 
 
 def test_python_error_has_the_result_of_the_files_that_passed(model: Path) -> None:
-    options = ExportOptions(precisions=("bf16", "fp16"), max_logit_error=5e-3)
+    options = ExportOptions(precisions=("bf16", "fp16"), max_logit_error=1.5e-3)
     with pytest.raises(RefusedFilesError) as caught:
         run_export(model, options)
     assert caught.value.exit_code == 3 and "model.bf16.onnx" in str(caught.value)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.training.data.loader import Batch, BatchLoader, Sample, Sampler
+from fada_deploy.common.label_space import CITYSCAPES_13
+from fada_deploy.data import open_dataset
+from fada_deploy.data.cache import FrameCache
+from fada_deploy.training.data.loader import Batch, BatchLoader, Sample, Sampler, WaitTimer
 
 BAD = 3
 
@@ -92,3 +100,58 @@ def test_split_divides_every_field_and_rejects_unequal_parts() -> None:
     assert second.frames_bhwc[:, 0, 0, 0].tolist() == [2, 3]
     with pytest.raises(ValueError, match="4 is not divisible by 3"):
         batch.split(3)
+
+
+def test_waiting_time_is_counted() -> None:
+    """The time until a batch is there, and none for batches that were prepared meanwhile."""
+    release, ready = threading.Event(), threading.Semaphore(0)
+
+    def wait_and_load(index: int, rng: np.random.Generator) -> Sample:
+        release.wait()
+        ready.release()
+        return load(1, rng)
+
+    timer = WaitTimer()
+    loader = BatchLoader(
+        wait_and_load, Cycle(), batch=2, seed=5, device=torch.device("cpu"), timer=timer
+    )
+    threading.Timer(0.3, release.set).start()
+    loader[0]
+    assert timer.seconds > 0.25
+    for _ in range(6):
+        ready.acquire()
+    loader._batches.submit(lambda: None).result()  # after the batches that are in preparation
+    before = timer.seconds
+    loader[1]
+    assert timer.seconds - before < 0.1
+    loader.close()
+
+
+def test_an_error_of_a_sample_reaches_the_training() -> None:
+    def fail(index: int, rng: np.random.Generator) -> Sample:
+        raise ValueError("a defect")
+
+    loader = BatchLoader(fail, Cycle(), batch=2, seed=5, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="a defect"):
+        loader[0]
+    loader.close()
+
+
+def test_cached_frames_are_those_of_the_files(blocks: Path, tmp_path: Path) -> None:
+    """What fits is read once; what does not fit is read again; the files may then change."""
+    plain = open_dataset(str(blocks / "source.toml"), None, split="train", space=CITYSCAPES_13)
+    frame, labels = plain.pair(0)
+    cache = FrameCache(frame.nbytes + labels.nbytes)
+    image = tmp_path / "frame.png"
+    cv2.imwrite(str(image), frame[..., ::-1])
+    pairs = [replace(plain.pairs[0], image=image), plain.pairs[1]]
+    cached = replace(plain, pairs=pairs, cache=cache)
+    for _ in range(2):
+        for got, want in zip(cached.pair(0), (frame, labels), strict=True):
+            np.testing.assert_array_equal(got, want)
+        image.unlink(missing_ok=True)
+    assert cache.size == cache.limit
+    np.testing.assert_array_equal(cached.image(1), plain.image(1))
+    assert cache.size == cache.limit and not cached.image(0).flags.writeable
+    assert pickle.loads(pickle.dumps(cache)).size == 0
+    assert cached == replace(plain, pairs=pairs)

@@ -8,6 +8,7 @@ get the batch of a single process.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ from fada_deploy.training.distributed import local_slots
 # A frame (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 where ignored.
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_CONSECUTIVE_BAD = 20
+
+
+@dataclass
+class WaitTimer:
+    """The seconds for which a training has waited for batches."""
+
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +112,7 @@ class BatchLoader:
         ego: Mask of the car's own body, (H, W) bool at the size of the samples.
         class_weights: Weights of the classes in the segmentation loss, (K,) float.
         ahead: Number of batches in preparation, the requested one included.
+        timer: Counts the time for which a batch was not ready.
     """
 
     def __init__(
@@ -118,7 +127,9 @@ class BatchLoader:
         ego: NDArray[np.bool_] | None = None,
         class_weights: NDArray[np.float32] | None = None,
         ahead: int = 3,
+        timer: WaitTimer | None = None,
     ) -> None:
+        self._timer = timer or WaitTimer()
         self._load, self._sampler, self._batch, self._seed = load, sampler, batch, seed
         self._slots = local_slots(batch)
         self._device, self._file, self._ahead = device, file, ahead
@@ -126,8 +137,10 @@ class BatchLoader:
         self._class_weights = None
         if class_weights is not None:
             self._class_weights = torch.from_numpy(class_weights).to(device)
-        self._pool = ThreadPoolExecutor(min(8, usable_cores()), "batches")
-        self._pending: dict[int, list[Future[tuple[int, Sample]]]] = {}
+        self._pool = ThreadPoolExecutor(usable_cores(), "samples")
+        # One more thread puts batches together, so that the training never copies frames.
+        self._batches = ThreadPoolExecutor(1, "batches")
+        self._pending: dict[int, Future[Batch]] = {}
         self.bad: dict[str, None] = {}
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -135,21 +148,32 @@ class BatchLoader:
         for i in range(iteration, iteration + self._ahead):
             if i not in self._pending:
                 first = i * self._batch
-                self._pending[i] = [
-                    self._pool.submit(self._sample, first + slot) for slot in self._slots
-                ]
-        indices, samples = zip(*(f.result() for f in self._pending.pop(iteration)), strict=True)
-        frames = torch.from_numpy(np.stack([frame for frame, _ in samples]))
-        labels = torch.from_numpy(np.stack([labels for _, labels in samples]))
+                samples = [self._pool.submit(self._sample, first + slot) for slot in self._slots]
+                self._pending[i] = self._batches.submit(self._assemble, samples)
+        start = time.perf_counter()
+        batch = self._pending.pop(iteration).result()
+        self._timer.seconds += time.perf_counter() - start
+        return batch
+
+    def _assemble(self, futures: list[Future[tuple[int, Sample]]]) -> Batch:
+        indices, samples = zip(*(future.result() for future in futures), strict=True)
+        frames, labels = (
+            self._to_device(np.stack(arrays)) for arrays in zip(*samples, strict=True)
+        )
         files = tuple(map(self._file, indices))
-        return Batch(
-            frames.to(self._device), labels.to(self._device).long(), indices, files, self._ego,
-            self._class_weights,
-        )  # fmt: skip
+        return Batch(frames, labels.long(), indices, files, self._ego, self._class_weights)
+
+    def _to_device(self, array: NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        # From pinned memory the copy runs beside the training.
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """Cancel the prepared batches and stop the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._batches.shutdown(cancel_futures=True)
 
     def _sample(self, position: int) -> tuple[int, Sample]:
         last_error: DataError | None = None

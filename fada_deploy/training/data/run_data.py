@@ -16,10 +16,11 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.cache import FrameCache
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.datasets import open_target
-from fada_deploy.training.data.loader import Batch, BatchLoader
+from fada_deploy.training.data.loader import Batch, BatchLoader, WaitTimer
 from fada_deploy.training.data.samplers import EvenSampler, Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
 from fada_deploy.training.data.source_check import (
@@ -88,15 +89,23 @@ class RunData:
         sources: The labeled sources; None if no stage needs them.
         tgt_frames: The target's training frames.
         val_frames: The target's held-out frames; None if it has none.
+        timer: The time for which the stages have waited for batches.
         bad_files: One error line for each file that could not be used, as an ordered set.
 
     Raise `FadaError` if the data cannot be used.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, space: LabelSpace, device: torch.device
+        self,
+        config: RunConfig,
+        folder: Path,
+        space: LabelSpace,
+        device: torch.device,
+        *,
+        cache: FrameCache | None = None,
     ) -> None:
         self._config, self._folder, self._device = config, folder, device
+        self._cache, self.timer = cache, WaitTimer()
         self.augmentation = get_augmentation(config.augment)
         self.bad_files: dict[str, None] = {}
         self.sources: SourceFrames | None = None
@@ -110,6 +119,9 @@ class RunData:
         )
         if self.val_frames is not None and self.val_frames.labeled:
             check_validation(self.val_frames)
+        self.tgt_frames = replace(self.tgt_frames, cache=cache)
+        if self.sources is not None:
+            self.use_sources(self.sources.frames)
         # Last: a run that cannot be trained leaves no files.
         if checked is not None:
             self._write_source_files(*checked)
@@ -153,14 +165,14 @@ class RunData:
         ):
             loader = BatchLoader(
                 TargetSamples(frames, size_hw), ShuffledSampler(len(frames), self.seed(name)),
-                batch=stage.batch, seed=self.seed(name), device=self._device,
+                batch=stage.batch, seed=self.seed(name), device=self._device, timer=self.timer,
             )  # fmt: skip
             loaders.append(loader)
         return loaders[0], loaders[1]
 
     def use_sources(self, frames: FrameDataset) -> None:
         """Read other images of the same source frames from now on."""
-        self.sources = replace(self._require_sources(), frames=frames)
+        self.sources = replace(self._require_sources(), frames=replace(frames, cache=self._cache))
 
     def whole_target(self) -> Iterator[Batch]:
         """Yield every target frame about once, unaugmented; processes divide them."""
@@ -193,7 +205,7 @@ class RunData:
         return BatchLoader(
             samples, sampler, batch=stage.batch, seed=self.seed(name), device=self._device,
             file=lambda index: str(frames.pairs[index].image),
-            ego=samples.ego, class_weights=self._class_weights(stage),
+            ego=samples.ego, class_weights=self._class_weights(stage), timer=self.timer,
         )  # fmt: skip
 
     def _shuffled(self, name: str) -> Sampler:

@@ -215,7 +215,11 @@ def _health(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[str]:
 
 
 def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[str, ...]]:
-    """Return stage, iterations, median images per second and peak memory in GiB, as text."""
+    """Return the rows of the table of speeds, as text.
+
+    These are stage, iterations, median images per second, the part of the time that went by waiting
+    for frames, and peak memory in GiB.
+    """
     rows: list[tuple[str, ...]] = []
     for run in runs:
         for stage, lines in run.metrics.items():
@@ -223,10 +227,14 @@ def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[
                 continue
             rate = float(np.median([line["images_per_second"] for line in lines]))
             peak = max(line["memory_mib"] for line in lines) / 1024
+            wait = float(np.mean([line.get("loader_wait", 0.0) for line in lines]))
             iterations = int(lines[-1]["iteration"])
             rows.append(
-                (f"{names[run.folder]}{stage}", str(iterations), f"{rate:.1f}", f"{peak:.1f}")
-            )
+                (
+                    f"{names[run.folder]}{stage}", str(iterations), f"{rate:.1f}",
+                    f"{100 * wait:.0f} %", f"{peak:.1f}",
+                )
+            )  # fmt: skip
     return rows
 
 

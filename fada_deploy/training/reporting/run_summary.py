@@ -16,6 +16,8 @@ from fada_deploy.common.runs import CONFIG, STAGES, not_a_run
 # Below the first accuracy the discriminator is no better than chance; above the second its loss has
 # almost no gradient.
 _CHANCE, _SATURATED = 0.52, 0.98
+# Part of the time of a stage above which waiting for frames is reported.
+_MUCH_WAITING = 0.2
 
 
 @dataclass(frozen=True)
@@ -88,3 +90,14 @@ def discriminator_health(lines: Sequence[Mapping[str, float]]) -> str:
             "discriminator_lr may help"
         )
     return text
+
+
+def waiting_for_frames(lines: Sequence[Mapping[str, float]]) -> str:
+    """Return a sentence if a stage spent a large part of its time waiting for frames, else ""."""
+    waits = [line["loader_wait"] for line in lines if "loader_wait" in line]
+    if not waits or (wait := float(np.mean(waits))) <= _MUCH_WAITING:
+        return ""
+    return (
+        f"{100 * wait:.0f} % of the time went by waiting for frames; keep them "
+        "in memory with --cache GIB, store them at the size of the run, or use more CPU cores"
+    )
