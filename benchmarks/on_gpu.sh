@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 results=$(realpath -m "${1:-gpu.json}")
 python=${PYTHON:-python3}
 log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
+failed=0
 export PYTHONPATH=$PWD
 
 # Run a step for at most some seconds; keep its JSON line, or the fact that it has none.
@@ -17,6 +19,7 @@ step() {
     echo "== $name"
     timeout "$seconds" "$@" 2>&1 | tee "$log/$name"
     local code=${PIPESTATUS[0]}
+    ((code)) && failed=1
     grep '^{' "$log/$name" | tail -n 1 >>"$results.partial" \
         || echo "{\"benchmark\": \"$name\", \"exit_code\": $code}" >>"$results.partial"
 }
@@ -27,3 +30,4 @@ step train_step 180 "$python" benchmarks/train_step.py --device cuda
 step loading 60 "$python" benchmarks/loading.py
 mv "$results.partial" "$results"
 echo "written: $results"
+exit "$failed"

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.tables import format_table
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.device import has_fast_bf16
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.base import MethodContext
 from fada_deploy.training.methods.fada import fada
@@ -50,6 +51,11 @@ GPU_CASES = {
     "resnet101": ("frozen", (720, 1280), (512, 1024), 4),
 }
 VARIANTS = ("reference", "reference bf16", "ours", "ours bf16")
+
+
+def variants(device: torch.device) -> tuple[str, ...]:
+    """Return the variants that a device computes in hardware."""
+    return tuple(v for v in VARIANTS if "bf16" not in v or has_fast_bf16(device))
 
 
 def case(backbone: str, device: torch.device) -> tuple[str, tuple[int, int], tuple[int, int], int]:
@@ -217,8 +223,8 @@ def measure(backbone: str, device: torch.device, repeats: int) -> dict[str, obje
     # bfloat16 on a trained network.
     error = relative_error(gradients(backbone, device, "ours"), expected)
     del expected
-    steps = {v: make(backbone, device, variant=v)[2] for v in VARIANTS}
-    times: dict[str, list[float]] = {v: [] for v in VARIANTS}
+    steps = {v: make(backbone, device, variant=v)[2] for v in variants(device)}
+    times: dict[str, list[float]] = {v: [] for v in steps}
     for repeat in range(repeats + 1):
         for variant, step in steps.items():
             start = time.perf_counter()
@@ -230,7 +236,7 @@ def measure(backbone: str, device: torch.device, repeats: int) -> dict[str, obje
         "backbone": backbone,
         "size": f"{images} of {src_hw[1]}x{src_hw[0]} + {images} of {tgt_hw[1]}x{tgt_hw[0]}",
         "seconds": {v: statistics.median(t) for v, t in times.items()},
-        "mib": {v: peak_mib(backbone, str(device), v) for v in VARIANTS},
+        "mib": {v: peak_mib(backbone, str(device), v) for v in times},
         "gradient_error": error,
     }
 
@@ -251,7 +257,7 @@ def print_table(row: dict[str, Any]) -> None:
             f"{mib[variant] / mib[baseline(variant)]:.2f}",
             f"{row['gradient_error']:.0e}" if variant == "ours" else "",
         ]
-        for variant in VARIANTS
+        for variant in seconds
     ]
     print(f"{row['backbone']}, {row['size']}")
     header = ("variant", "s/step", "relative", "peak MiB", "relative", "gradient error")

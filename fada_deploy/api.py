@@ -27,14 +27,15 @@ class TrainOptions(TypedDict, total=False):
         tgt_root: Folder of the target [`$FADA_DATASETS/<name>`, otherwise `datasets/<name>`].
         backbone: Name of the network.
         method: Alignment method: "fada", "fada-hard", "feature", "adaptsegnet", "advent" (both
-            also with "-multi"), "minent", "clan", "fcn-wild", "siban", "adaptpatch" or "source".
+            also with "-multi"), "minent", "clan", "fcn-wild", "siban", "adaptpatch", "cda",
+            "cycada" or "source".
         stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
         label_space: "cityscapes-19", "-16", "-13", or a TOML file.
         init: File with ImageNet weights, "imagenet" (from an installed package or downloaded), or
             "none".
         start: Run or weights file that replaces the stages that are left out.
         augment: Augmentation in every stage: "none", "light" or "strong".
-        style: What source frames take from target frames: "none", "statistics" or "fourier".
+        style: Style of the source frames: "none", "statistics", "fourier" or "cyclegan".
         size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
             resized to it.
         batch: Images per iteration; per domain in the adversarial stage.
@@ -91,7 +92,7 @@ def train(
             `cache_gib` must be left out.
         device: "auto", "cpu" or "cuda[:N]".
         tensorboard: Also write TensorBoard events to `<run>/tensorboard`.
-        cache_gib: Memory for decoded frames in GiB.
+        cache_gib: Memory for decoded frames in GiB, in each process of torchrun.
         options: The fields of `TrainOptions`, for example `backbone="ddrnet23-slim"`.
 
     Raises:

@@ -182,8 +182,8 @@ _BACKBONES = (
     type=click.FloatRange(0),
     default=0.0,
     metavar="GIB",
-    help="Keep up to GIB GiB of decoded frames in memory. Helps where the training waits for "
-    "frames; the report says how long it did.",
+    help="Keep up to GIB GiB of decoded frames in the memory of each process. Helps where the "
+    "training waits for frames; the report says how long it did.",
 )
 @click.option(
     "--tensorboard", is_flag=True, help="Also write scalars and example images to RUN/tensorboard."

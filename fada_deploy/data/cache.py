@@ -37,7 +37,7 @@ class FrameCache:
         with self._lock:
             if path not in self._images and self.size + image.nbytes <= self.limit:
                 # A view would keep the memory of the array that it belongs to.
-                image = np.ascontiguousarray(image)
+                image = image if image.base is None else image.copy()
                 image.flags.writeable = False
                 self._images[path] = image
                 self.size += image.nbytes

@@ -86,13 +86,14 @@ def adaptation_config(
     # The name of the built-in model is the same on every machine.
     start = str(BUILTIN if weights == BUILTIN_FILE else weights)
     selftrain = replace(previous.selftrain, source_free=source_free)
+    style = "none" if source_free else previous.style
     if source_free:
-        selftrain = replace(selftrain, align=False)
+        selftrain = replace(selftrain, align=False, prototypes=False)
     config = replace(
         previous,
         tgt=tgt, tgt_root=None, ego_mask=None, start=start, stages=("selftrain",),
         backbone=network.spec.backbone, size=network.spec.size_hw, norm="auto", published=None,
-        selftrain=selftrain,
+        selftrain=selftrain, style=style,
     )  # fmt: skip
     return change_settings(config, options=options or {}, settings=settings, remedy=remedy)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +42,15 @@ def write_pseudo_labels_on_cluster(
     missing = [i for i in range(len(frames)) if not pseudo_label_path(folder, i).is_file()]
     if not missing:
         return
+    # Each worker reads a frame once, so a cache would only take memory.
     make = partial(
-        _label_writer, model, frames, folder.absolute(), missing, _device(cluster), threshold
+        _label_writer,
+        model,
+        replace(frames, cache=None),
+        folder.absolute(),
+        missing,
+        _device(cluster),
+        threshold,
     )
     labels = map_on_cluster(
         make, len(missing), cluster, name=lambda i: str(frames.pairs[missing[i]].image)
@@ -93,7 +101,8 @@ def count_target_on_cluster(
 ) -> Tensor:
     """Return the sum of `count_confidences` over the target, with the batches of one process."""
     batches = whole_target_batches(frames)
-    make = partial(_confidence_counter, model, frames, size_hw, amp, _device(cluster))
+    uncached = replace(frames, cache=None)
+    make = partial(_confidence_counter, model, uncached, size_hw, amp, _device(cluster))
     total: Tensor | None = None
     counts = map_on_cluster(make, batches, cluster, name=lambda i: f"batch {i} of the target")
     with closing(counts), progress_bar(batches, "thresholds", unit="batch") as bar:

@@ -126,6 +126,10 @@ def compare(
     Raise `InterruptedRunError` after Ctrl-C. A run that cannot be trained is reported in the
     document and does not end the others.
     """
+    if config.style == "cyclegan":
+        raise UsageError(
+            "--style cyclegan would train a translation for every run; compare the method cycada"
+        )
     config = _with_budget(config, budget)
     starts = {seed: _start_job(config, out, seed) for seed in seeds}
     wanted = {
@@ -211,8 +215,9 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
 
 
 def _check_settings(jobs: Sequence[Job], out: Path) -> None:
-    """Raise `UsageError` if the folder contains runs with other settings."""
+    """Raise `UsageError` for settings that no method has, or that other runs in the folder have."""
     for job in jobs:
+        RunConfig.from_dict(job.config.to_dict(), where=f"settings of {job.folder.name}")
         if not (job.folder / CONFIG).is_file():
             continue
         # The folder may be named in another way, or may have been moved.

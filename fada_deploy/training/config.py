@@ -80,9 +80,9 @@ class RunConfig:
         size: Size of the target frames and of the network's input (height, width).
         allow_ignored: Largest fraction of ignored label pixels of a source; more is an error.
         augment: Augmentation of the frames in every stage: zoom, flip, color, blur, noise and JPEG.
-        style: What half of the source frames take from random target frames, in every stage: color
-            "statistics", or the amplitude of low frequencies ("fourier"); or "cyclegan" for source
-            frames that a trained network translates into the style of the target.
+        style: Style of the source frames in every stage. Half of them take the color "statistics"
+            of random target frames, or the amplitude of low frequencies ("fourier"). With
+            "cyclegan", a network that is trained first translates all of them.
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
@@ -145,6 +145,15 @@ class RunConfig:
         return self.stages != ("selftrain",) or not self.selftrain.source_free
 
     @property
+    def trains_on_source(self) -> bool:
+        """Whether any stage is trained on frames of a labeled source."""
+        return (
+            bool({"source", "adversarial"} & set(self.stages))
+            or ("selftrain" in self.stages and not self.selftrain.source_free)
+            or ("distill" in self.stages and self.distill.source_weight > 0)
+        )
+
+    @property
     def source_name(self) -> str:
         """The names of all sources, as part of the name of a run."""
         return "+".join(Path(source.name).stem for source in self.sources)
@@ -173,6 +182,15 @@ class RunConfig:
         return config
 
 
+def _without_prototypes(stage: SelfTrainingStage) -> str:
+    """Return the first setting of self-training that prototypes exclude, "" for none."""
+    excluded = {
+        "rounds": stage.rounds, "source_free": stage.source_free, "regularizer": stage.regularizer,
+        "weighting": stage.weighting != "none", "masked_weight": stage.masked_weight,
+    }  # fmt: skip
+    return next((name for name, value in excluded.items() if value), "")
+
+
 def _inconsistency(config: RunConfig) -> str:
     """Describe the first contradiction between settings; return "" if there is none."""
     unknown = [stage for stage in config.stages if stage not in STAGES]
@@ -191,8 +209,7 @@ def _inconsistency(config: RunConfig) -> str:
             f"selftrain.weighting: found {config.selftrain.weighting!r} together with rounds, which"
             " have thresholds, expected 'none'"
         )
-    if config.selftrain.prototypes and (config.selftrain.rounds or config.selftrain.source_free):
-        other = "rounds" if config.selftrain.rounds else "source_free"
+    if config.selftrain.prototypes and (other := _without_prototypes(config.selftrain)):
         return f"selftrain.prototypes: found true together with {other}, expected only one of them"
     if config.selftrain.align and config.selftrain.source_free:
         return "selftrain.align: found true together with source_free, but alignment needs a source"
@@ -208,6 +225,8 @@ def _inconsistency(config: RunConfig) -> str:
                 f"{name}.iterations: found {stage.iterations}, expected at most "
                 f"{name}.max_iterations ({stage.max_iterations})"
             )
+    if config.style == "cyclegan" and not config.trains_on_source:
+        return "style: found 'cyclegan', but no stage is trained on source frames"
     if config.translation.iterations > config.translation.max_iterations:
         return (
             f"translation.iterations: found {config.translation.iterations}, expected at most "

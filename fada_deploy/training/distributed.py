@@ -33,6 +33,9 @@ def initialize(device: torch.device) -> None:
     if torchrun could not restart the processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            # Collectives of objects use the current device, which is GPU 0 in every process.
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **_rendezvous())
         if not is_main_process():
             logging.getLogger("fada_deploy").setLevel(logging.ERROR)

@@ -31,8 +31,7 @@ def make_optimizer(
             "lr": stage.lr * stage.classifier_lr_factor,
         },
     ]
-    parameters = [] if heads is None else [p for p in heads.parameters() if p.requires_grad]
-    if parameters:
+    if heads is not None and (parameters := list(heads.parameters())):
         groups.append({**groups[1], "params": parameters})
     # The fused update takes a third of the time of the per-tensor loop on two CPU cores.
     if stage.optimizer == "adamw":

@@ -56,7 +56,7 @@ from fada_deploy.training.stages.adversarial import train_adversarial
 from fada_deploy.training.stages.distill import train_student, write_pseudo_labels
 from fada_deploy.training.stages.selftrain import train_self_training
 from fada_deploy.training.stages.source import train_supervised
-from fada_deploy.training.translate_sources import translate_sources
+from fada_deploy.training.translate_sources import check_translation, translate_sources
 from fada_deploy.training.weights.checkpoints import save_weights
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ class TrainingRun:
             check_compiler(device)
         if tensorboard:
             require_tensorboard()
+        check_translation(config, folder)
         self.config, self.folder, self.device, self.cluster = config, folder, device, cluster
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
         self.scores: dict[str, dict[str, Any]] = {}
@@ -279,7 +280,7 @@ class TrainingRun:
         tgt = data.pseudo_label_loader(pseudo_labels, stage)
         src = None
         if stage.source_weight:
-            src = data.source_loader("distill-source", stage, size_hw=stage.crop)
+            src = data.distill_source_loader(stage)
         with closing(tgt), closing(src) if src else nullcontext():
             average = train_student(
                 student, teacher, tgt, src, stage,

@@ -109,7 +109,7 @@ class AdversarialStage(Stage):
 
 @dataclass(frozen=True)
 class SelfTrainingStage(Stage):
-    """Self-training with a mean teacher and ClassMix.
+    """Self-training: by default with a mean teacher and ClassMix.
 
     Attributes:
         batch: Images per iteration from the source; as many target frames are mixed with them.
@@ -218,7 +218,8 @@ class DistillStage(Stage):
         threshold: Pixels of pseudo-labels with a lower probability are ignored.
         source_weight: Weight of the cross entropy of labeled source frames, as many as `batch`; 0
             trains on pseudo-labels alone.
-        soft_weight: Weight of the divergence of the student's predictions from the teacher's.
+        soft_weight: Weight of the divergence of the student's predictions from the teacher's, a
+            mean over all pixels of the crops, also over those without pseudo-labels.
     """
 
     iterations: PositiveInt = 20_000

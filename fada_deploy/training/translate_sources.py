@@ -34,29 +34,40 @@ _NETWORKS, _FRAMES = "networks.safetensors", "frames"
 _COMPLETE, _EXAMPLES = "complete", "examples.jpg"
 
 
+def check_translation(config: RunConfig, folder: Path) -> None:
+    """Raise `UsageError` if several processes would have to train a translation."""
+    if (
+        config.style == "cyclegan"
+        and distributed.world_size() > 1
+        and not (folder / FOLDER / _COMPLETE).is_file()
+    ):
+        raise UsageError(
+            "style=cyclegan: several processes cannot train the translation; start the run in one "
+            "process, stop it with Ctrl-C after the message 'translation finished', and resume it "
+            "with torchrun"
+        )
+
+
 def translate_sources(
     config: RunConfig, folder: Path, data: RunData, *, device: torch.device, amp: bool
 ) -> None:
     """Make `data` read translated source frames, if the settings ask for it.
 
-    Train the translation and write the frames, unless the run has them. Raise `UsageError` in one
-    of several processes, which do not divide this work.
+    Train the translation and write the frames, unless the run has them; several processes do not
+    divide this work.
     """
     if config.style != "cyclegan" or data.sources is None:
         return
     folder, size_hw = folder / FOLDER, config.src_size
     if not (folder / _COMPLETE).is_file():
-        if distributed.world_size() > 1:
-            raise UsageError(
-                "style=cyclegan: several processes cannot train the translation; start the run in "
-                "one process, interrupt it after the translation, and resume it with torchrun"
-            )
+        check_translation(config, folder.parent)
         networks = _trained_networks(config, folder, data, device=device, amp=amp)
         errors = write_translations(
             networks.to_target, data.sources.frames, folder / _FRAMES, size_hw, amp=amp
         )
         data.bad_files |= dict.fromkeys(errors)
         (folder / _COMPLETE).touch()
+        logger.info("translation finished")
     translated = translated_frames(data.sources.frames, folder / _FRAMES, size_hw)
     if not (folder / _EXAMPLES).is_file() and distributed.is_main_process():
         _write_examples(data.sources.frames, translated, folder / _EXAMPLES, size_hw)
@@ -74,6 +85,7 @@ def _trained_networks(
     if weights.is_file():
         networks.load_state_dict(load_file(weights, device=str(device)))
         return networks
+    logger.info("translation: training a CycleGAN for %d iterations", stage.iterations)
     src, tgt = data.translation_loaders(stage)
     with closing(src), closing(tgt):
         train_translation(
@@ -85,6 +97,7 @@ def _trained_networks(
                 timer=data.timer,
             ),
         )  # fmt: skip
+    data.bad_files |= src.bad | tgt.bad
     with atomic_path(weights) as temporary:
         save_file({k: v.contiguous() for k, v in networks.state_dict().items()}, temporary)
     (folder / STATE).unlink(missing_ok=True)

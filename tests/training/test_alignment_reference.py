@@ -138,7 +138,6 @@ class Case:
             f"{key}.{name}": value.detach().numpy().copy()
             for key, network in self.networks.items()
             for name, value in network.named_parameters()
-            if value.requires_grad
         }
 
     def gradients(self) -> Weights:
@@ -146,7 +145,6 @@ class Case:
             f"{key}.{name}": np.zeros(value.shape) if value.grad is None else value.grad.numpy()
             for key, network in self.networks.items()
             for name, value in network.named_parameters()
-            if value.requires_grad
         }
 
 
@@ -400,7 +398,7 @@ def slic_by_hand(height: int, width: int, rows: int, columns: int) -> Array:
 def cda_network(w: Weights, case: Case) -> float:
     loss = cross_entropy(logits(w, "src"), case.labels)
     properties = case.networks["heads"]
-    initial = {f"model.{n}": p.numpy() for n, p in properties.initial.named_parameters()}
+    initial = {f"model.{n}": p.numpy() for n, p in case.method.initial.named_parameters()}  # type: ignore[attr-defined]
     f, p = features(initial, "tgt"), softmax(logits(w, "tgt"))
     x = (f.mean((2, 3)) - properties.mean.numpy()) * properties.scale.numpy()
     expected = softmax(x @ properties.weight.numpy().T + properties.bias.numpy())
@@ -515,14 +513,20 @@ def test_class_fractions_are_those_of_a_logistic_regression(
     rng = np.random.default_rng(4)
     x, y = rng.normal(2, 3, (40, C)), rng.dirichlet(np.ones(K), 40)
     properties.fit(torch.from_numpy(x), torch.from_numpy(y))
-    normalized = (x - x.mean(0)) / x.std(0, ddof=1)
+    normalized = (x - x.mean(0)) / x.std(0)
     weight = properties.weight.numpy()
     error = softmax(normalized @ weight.T + properties.bias.numpy()) - y
     np.testing.assert_allclose(error.T @ normalized / 40 + 2 * cda.RIDGE * weight, 0, atol=1e-6)
     np.testing.assert_allclose(error.mean(0), 0, atol=1e-6)
     assert np.abs(weight).max() > 0.01
     # What the regression learns from: class fractions of the labeled pixels, and mean features.
-    pooled, fractions = cda.source_fractions(properties.initial, [case.batches["src"]], K)
+    pooled, fractions = cda.source_fractions(
+        case.method.initial,
+        [  # type: ignore[attr-defined]
+            case.batches["src"]
+        ],
+        K,
+    )
     labels = case.labels
     counts = np.stack([[(each == k).sum() for k in range(K)] for each in labels])
     np.testing.assert_allclose(fractions, counts / (labels != 255).sum((1, 2))[:, None])

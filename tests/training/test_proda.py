@@ -306,7 +306,7 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingLoop, "log", interrupting_log)
 
 
-@pytest.mark.parametrize("other", ["rounds=2", "source_free=true"])
+@pytest.mark.parametrize("other", ["rounds=2", "source_free=true", "weighting=confident_share"])
 def test_prototypes_exclude_other_teachers(other: str) -> None:
     settings = ["selftrain.prototypes=true", f"selftrain.{other}"]
     with pytest.raises(UsageError, match=r"selftrain\.prototypes"):

@@ -34,6 +34,7 @@ from fada_deploy.training.stages.translation import (
     translated_frames,
     translation_step,
 )
+from fada_deploy.training.translate_sources import check_translation
 
 CPU = torch.device("cpu")
 Array = np.ndarray
@@ -196,9 +197,11 @@ def test_translated_frames_have_the_labels_of_the_source(tmp_path: Path, blocks:
     source: FrameDataset = open_dataset(
         str(blocks / "source.toml"), None, split="train", space=CITYSCAPES_13
     )
-    translated = translated_frames(source, tmp_path, (32, 48))
     frame = np.full((32, 48, 3), 90, np.uint8)
     cv2.imwrite(str(tmp_path / "000001.jpg"), frame)
+    translated = translated_frames(source, tmp_path, (32, 48))
+    # A frame without a translation keeps its name, which messages about it contain.
+    assert translated.pairs[0] == source.pairs[0]
     image, labels = translated.pair(1)
     assert np.abs(image.astype(int) - 90).max() < 3
     original = source.labels(1)
@@ -219,12 +222,23 @@ def test_several_processes_and_wrong_lengths_are_refused(
     config = make_config(
         recipe="small", file=None, settings=SMALL, options=cycada_options(blocks)
     )  # fmt: skip
-    monkeypatch.setattr("fada_deploy.training.translate_sources.distributed.world_size", lambda: 2)
-    assert distributed.world_size() == 2
-    from fada_deploy.training.translate_sources import translate_sources
-
-    class Data:
-        sources = object()
-
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="one process"):
-        translate_sources(config, tmp_path, Data(), device=CPU, amp=False)  # type: ignore[arg-type]
+        check_translation(config, tmp_path)
+    (tmp_path / "translation").mkdir()
+    (tmp_path / "translation" / "complete").touch()
+    check_translation(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("stages=distill",),
+        ("stages=selftrain", "selftrain.source_free=true", "selftrain.align=false"),
+    ],
+)
+def test_a_style_that_no_stage_reads_is_refused(settings: tuple[str, ...], blocks: Path) -> None:
+    options = cycada_options(blocks) | {"start": "builtin"}
+    options["stages"] = tuple(settings[0].removeprefix("stages=").split(","))
+    with pytest.raises(UsageError, match="style"):
+        make_config(recipe="small", file=None, settings=settings[1:], options=options)

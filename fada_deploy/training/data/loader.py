@@ -167,7 +167,7 @@ class BatchLoader:
         tensor = torch.from_numpy(array)
         if self._device.type != "cuda":
             return tensor.to(self._device)
-        # From pinned memory the copy runs beside the training.
+        # From pinned memory, no thread of the host waits for the copy.
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +22,12 @@ from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.loader import Batch, BatchLoader, WaitTimer
 from fada_deploy.training.data.samplers import EvenSampler, Sampler, ShuffledSampler
-from fada_deploy.training.data.samples import PseudoLabeledSamples, SourceSamples, TargetSamples
+from fada_deploy.training.data.samples import (
+    CroppedSourceSamples,
+    PseudoLabeledSamples,
+    SourceSamples,
+    TargetSamples,
+)
 from fada_deploy.training.data.source_check import (
     SOURCES,
     SourceRow,
@@ -46,7 +51,7 @@ SOURCE_CLASSES = "source_classes.npz"
 # Frames in a batch where the whole target is predicted.
 _WHOLE_TARGET_BATCH = 4
 
-Samples = SourceSamples | TargetSamples | PseudoLabeledSamples
+Samples = SourceSamples | CroppedSourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
 _LOADERS = (
     "source",
@@ -80,6 +85,10 @@ def whole_target_batches(frames: FrameDataset) -> int:
 def _whole_target_batch() -> int:
     """Return the global batch size, a multiple of the number of processes."""
     return max(_WHOLE_TARGET_BATCH, world_size()) // world_size() * world_size()
+
+
+def _file_names(frames: FrameDataset) -> Callable[[int], str]:
+    return lambda index: str(frames.pairs[index].image)
 
 
 class RunData:
@@ -164,8 +173,11 @@ class RunData:
             ("translation-target", self.tgt_frames, self._config.size),
         ):
             loader = BatchLoader(
-                TargetSamples(frames, size_hw), ShuffledSampler(len(frames), self.seed(name)),
+                # Frames that are read for this only are not cached.
+                TargetSamples(replace(frames, cache=None), size_hw),
+                ShuffledSampler(len(frames), self.seed(name)),
                 batch=stage.batch, seed=self.seed(name), device=self._device, timer=self.timer,
+                file=_file_names(frames),
             )  # fmt: skip
             loaders.append(loader)
         return loaders[0], loaders[1]
@@ -186,6 +198,14 @@ class RunData:
         samples = PseudoLabeledSamples(self.tgt_frames, folder, stage, self.augmentation)
         return self._loader(samples, self._shuffled("distill"), "distill", stage)
 
+    def distill_source_loader(self, stage: DistillStage) -> BatchLoader:
+        """Return a loader of labeled source frames that are cropped as the target's are."""
+        sources, name = self._require_sources(), "distill-source"
+        samples = CroppedSourceSamples(sources.frames, stage, self.augmentation)
+        return self._loader(
+            samples, sources.sampler(self.class_pixels(), self.seed(name)), name, stage
+        )
+
     def first_source_batches(self, count: int = 16) -> Iterator[Batch]:
         """Yield the adversarial stage's first source batches."""
         stage = self._config.adversarial
@@ -204,7 +224,7 @@ class RunData:
         frames = samples.frames
         return BatchLoader(
             samples, sampler, batch=stage.batch, seed=self.seed(name), device=self._device,
-            file=lambda index: str(frames.pairs[index].image),
+            file=_file_names(frames),
             ego=samples.ego, class_weights=self._class_weights(stage), timer=self.timer,
         )  # fmt: skip
 

@@ -86,6 +86,36 @@ class TargetSamples:
         return augment_geometry(frame, ignored, self.size_hw, augmentation, rng)
 
 
+@dataclass(frozen=True)
+class CroppedSourceSamples:
+    """Labeled source frames with the scale, crop and colors of pseudo-labeled target frames."""
+
+    frames: FrameDataset
+    stage: DistillStage
+    augmentation: Augmentation = NO_AUGMENTATION
+
+    # The labels already ignore the car's own body, which moves with the crop.
+    ego: None = None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Sample:
+        """Return a crop of the frame and of its labels."""
+        return _cropped(*self.frames.pair(index), self.stage, self.augmentation, rng)
+
+
+def _cropped(
+    frame: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    stage: DistillStage,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> Sample:
+    frame, labels = scale_and_crop(
+        frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
+    )
+    frame = augment_photometry(frame, augmentation, rng)
+    return flip(color_jitter(frame, stage.jitter, rng), labels, stage.flip, rng)
+
+
 def pseudo_label_path(folder: Path, index: int) -> Path:
     """Return the path of the pseudo-label of a frame."""
     return folder / f"{index:06d}.png"
@@ -105,11 +135,6 @@ class PseudoLabeledSamples:
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a crop of the frame and of its pseudo-label."""
-        stage = self.stage
         frame = self.frames.image(index)
         labels = read_indices(pseudo_label_path(self.folder, index)).astype(np.uint8)
-        frame, labels = scale_and_crop(
-            frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
-        )
-        frame = augment_photometry(frame, self.augmentation, rng)
-        return flip(color_jitter(frame, stage.jitter, rng), labels, stage.flip, rng)
+        return _cropped(frame, labels, self.stage, self.augmentation, rng)

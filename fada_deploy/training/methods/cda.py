@@ -4,8 +4,8 @@ How much of a frame each class covers, and what the clearest superpixels show, i
 than every pixel. The network has to agree with both predictions (eq. 1-3):
 
 - The class fractions p_t of a target frame are predicted by a multinomial logistic regression on
-  frame features, trained on the source. The loss is the cross entropy of p_t and p̂, the normalized
-  mean over the pixels of (p / max p)^5, a smooth form of counting labels.
+  frame features, trained on the first 16 batches of the source. The loss is the cross entropy of
+  p_t and p̂, the normalized mean over the pixels of (p / max p)^5, a smooth form of counting labels.
 - The most confident superpixels of a target frame get the class that a classifier of the source
   predicts there, as labels of a cross entropy in which all superpixels count equally.
 
@@ -51,24 +51,21 @@ RIDGE = 1e-3
 def cda(context: MethodContext) -> Curriculum:
     """Return CDA; all processes use the regression of the main process."""
     initial = deepcopy(context.model).eval().requires_grad_(False)
-    properties = TargetProperties(initial)
+    properties = TargetProperties(context.num_classes, context.model.channels)
     pooled, fractions = source_fractions(initial, context.source_batches(), context.num_classes)
     properties.fit(*all_gather((pooled, fractions))[0])
-    return Curriculum(heads=properties)
+    return Curriculum(initial, properties)
 
 
 class TargetProperties(nn.Module):
-    """Predictions of class fractions and superpixels by the network that the stage starts from.
+    """A regression from the mean features of a frame to its class fractions.
 
     `weight` (K, C) and `bias` (K,) are those of the regression, `mean` and `scale` (C,) normalize
     its features.
     """
 
-    def __init__(self, initial: SegmentationModel) -> None:
+    def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        self.initial = initial
-        parameter = next(initial.parameters())
-        num_classes, channels = initial.spec.space.num_classes, initial.channels
         shapes = {
             "weight": (num_classes, channels), "bias": (num_classes,), "mean": (channels,),
             "scale": (channels,),
@@ -78,14 +75,14 @@ class TargetProperties(nn.Module):
         self.mean: Tensor
         self.scale: Tensor
         for name, shape in shapes.items():
-            self.register_buffer(name, parameter.new_zeros(shape))
+            self.register_buffer(name, torch.zeros(shape))
 
     def fit(self, pooled: Tensor, fractions: Tensor) -> None:
         """Fit the regression to mean features (N, C) and class fractions (N, K) of frames."""
-        self.mean, self.scale = pooled.mean(0), 1 / pooled.std(0).clamp(min=1e-6)
+        self.mean, self.scale = pooled.mean(0), 1 / pooled.std(0, correction=0).clamp(min=1e-6)
         x = (pooled - self.mean) * self.scale
-        weight = torch.zeros_like(self.weight, requires_grad=True)
-        bias = torch.zeros_like(self.bias, requires_grad=True)
+        weight = x.new_zeros(self.weight.shape, requires_grad=True)
+        bias = x.new_zeros(self.bias.shape, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=200,
@@ -105,25 +102,17 @@ class TargetProperties(nn.Module):
             optimizer.step(loss)
         self.weight, self.bias = weight.detach(), bias.detach()
 
-    @torch.no_grad()
-    def predict(self, tgt: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the class fractions of target frames, (B, K), and labels of superpixels.
-
-        The labels are (B, h, w) int64 at the resolution of the logits, 255 where ignored, and the
-        number of pixels in each pixel's superpixel is (B, h, w) int64.
-        """
-        features = full_precision(self.initial.features(tgt.frames_bhwc))
-        probabilities = F.softmax(full_precision(self.initial.classifier(features)), dim=1)
-        ignored = tgt.ignore_mask((probabilities.shape[-2], probabilities.shape[-1]))
-        x = (pooled_features(features, ignored) - self.mean) * self.scale
-        fractions = F.linear(x, self.weight, self.bias).softmax(1)
-        return fractions, *superpixel_labels(tgt.frames_bhwc, probabilities, ignored)
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return the class fractions (N, K) for mean features (N, C)."""
+        normalized = (pooled - self.mean) * self.scale
+        return F.linear(normalized, self.weight, self.bias).softmax(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Curriculum:
     """Training on the source, and on predicted properties of the target."""
 
+    initial: SegmentationModel
     heads: TargetProperties
     discriminator: nn.Module = field(default_factory=nn.Module)
 
@@ -132,8 +121,7 @@ class Curriculum:
         seg_loss = step.segmentation_loss(step.forward(step.src).logits)
         seg_loss.backward()
 
-        with step.autocast():
-            expected, labels, areas = self.heads.predict(step.tgt)
+        expected, labels, areas = self._predict(step)
         logits = full_precision(step.forward(step.tgt).logits)
         ignored = step.tgt.ignore_mask((logits.shape[-2], logits.shape[-1]))
         fraction_loss = class_fraction_loss(logits, expected, ignored) / step.num_parts
@@ -144,6 +132,18 @@ class Curriculum:
             "class_fractions": fraction_loss.detach(),
             "superpixels": superpixel_loss.detach(),
         }
+
+    @torch.no_grad()
+    def _predict(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the class fractions of the target frames, (B, K), and `superpixel_labels`."""
+        tgt = step.tgt
+        with step.autocast():
+            features = self.initial.features(tgt.frames_bhwc)
+            logits = self.initial.classifier(features)
+        probabilities = F.softmax(full_precision(logits), dim=1)
+        ignored = tgt.ignore_mask((logits.shape[-2], logits.shape[-1]))
+        fractions = self.heads(pooled_features(full_precision(features), ignored))
+        return fractions, *superpixel_labels(tgt.frames_bhwc, probabilities, ignored)
 
 
 def pooled_features(features: Tensor, ignored: Tensor | None) -> Tensor:
@@ -170,7 +170,8 @@ def source_fractions(
         pooled.append(pooled_features(features, None)[labeled])
         counts = counts[labeled].to(features.dtype)
         fractions.append(counts / counts.sum(1, keepdim=True))
-    return torch.cat(pooled), torch.cat(fractions)
+    # On the CPU, from where every process can read those of the main process.
+    return torch.cat(pooled).cpu(), torch.cat(fractions).cpu()
 
 
 def class_fraction_loss(logits: Tensor, expected: Tensor, ignored: Tensor | None) -> Tensor:

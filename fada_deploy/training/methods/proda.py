@@ -5,8 +5,8 @@ the mean teacher (eq. 6). Soft pseudo-labels p₀, those of the network that the
 are multiplied by ω_k = softmax_k(−‖f − η_k‖ / τ), and the label is argmax_k ω_k p₀_k (eq. 3-5). The
 student learns them from strongly augmented frames by the symmetric cross entropy (eq. 7). Its own
 assignments to the prototypes have to agree with the teacher's (eq. 10), and its predictions should
-not become one-hot (eq. 12). `fada train` continues with the two distillation stages
-(`stages.distill`).
+not become one-hot (eq. 12). Two distillation stages follow, each in a run of its own or as the
+last stage (`stages.distill`, `configs/selftrain/proda-distill.toml`).
 
 Details follow the authors' code: the target losses at a lower resolution, here that of the logits;
 the divergence of assignments as a mean over pixels and classes; at least 10 pixels of a class for
@@ -162,7 +162,7 @@ class PrototypeView:
             ignored,
         )
         structure = structure / num_parts
-        regularizer = -F.log_softmax(logits, dim=1).mean() / num_parts
+        regularizer = pixel_mean(-F.log_softmax(logits, dim=1).mean(1), ignored) / num_parts
         total = (
             CROSS_ENTROPY * cross_entropy + REVERSE_CROSS_ENTROPY * reverse
             + STRUCTURE * structure + REGULARIZER * regularizer
@@ -230,7 +230,11 @@ def assignment_divergence(
     where `ignored` (B, h, w) bool is true are left out.
     """
     student = F.log_softmax(_negative_distances(features, prototypes, exists), dim=1)
-    divergence = F.kl_div(student, assignments, reduction="none").mean(1)
+    return pixel_mean(F.kl_div(student, assignments, reduction="none").mean(1), ignored)
+
+
+def pixel_mean(values: Tensor, ignored: Tensor | None) -> Tensor:
+    """Return the mean of values (B, h, w) where `ignored` (B, h, w) bool is not true, a scalar."""
     if ignored is None:
-        return divergence.mean()
-    return (divergence * ~ignored).sum() / (~ignored).sum().clamp(min=1)
+        return values.mean()
+    return (values * ~ignored).sum() / (~ignored).sum().clamp(min=1)

@@ -4,7 +4,8 @@
 the optional semantic consistency). Two generators map source to target (G) and back (F), two
 discriminators judge their results (Zhu et al., ICCV 2017, eq. 1-3, with squared errors instead of
 logarithms). The labels of the source are not read; the later stages use them with the translated
-frames.
+frames. The learning rate falls from the start, not from the middle, and there is no ego mask: a
+visible ego vehicle of the target can appear in translated frames.
 """
 
 from __future__ import annotations
@@ -214,7 +215,12 @@ class _ResizedLabels:
 
 def translated_frames(frames: FrameDataset, folder: Path, size_hw: SizeHW) -> FrameDataset:
     """Return source frames whose images are those that `write_translations` wrote to `folder`."""
-    pairs = [replace(pair, image=_path(folder, i)) for i, pair in enumerate(frames.pairs)]
+    # A frame that could not be read has no translation; its own name is in the messages about it.
+    paths = [_path(folder, i) for i in range(len(frames))]
+    pairs = [
+        replace(pair, image=path) if path.is_file() else pair
+        for pair, path in zip(frames.pairs, paths, strict=True)
+    ]
     return replace(frames, pairs=pairs, read_labels=_ResizedLabels(frames.read_labels, size_hw))
 
 
@@ -242,7 +248,7 @@ def write_translations(
             except DataError as error:
                 errors.append(str(error))
                 continue
-            image = to_network(torch.from_numpy(frame)[None].to(device))
+            image = to_network(torch.from_numpy(frame[None].copy()).to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 translated = generator(image)
             write_image(_path(folder, i), to_frames(translated)[0].cpu().numpy())
