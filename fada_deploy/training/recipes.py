@@ -62,6 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "adversarial": {
             **_DEPLOY_STAGE,
+            "class_weights": "log",
             "lr": 4e-4,
             "warmup": 30,
             "iterations": 500,
