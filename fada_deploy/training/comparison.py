@@ -217,7 +217,8 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
 def _check_settings(jobs: Sequence[Job], out: Path) -> None:
     """Raise `UsageError` for settings that no method has, or that other runs in the folder have."""
     for job in jobs:
-        RunConfig.from_dict(job.config.to_dict(), where=f"settings of {job.folder.name}")
+        where = f"settings of {job.folder.name}"
+        RunConfig.from_dict(job.config.to_dict(), where=where, remedy="correct the options")
         if not (job.folder / CONFIG).is_file():
             continue
         # The folder may be named in another way, or may have been moved.
