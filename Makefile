@@ -8,7 +8,8 @@ TORCH := torch==2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 REACHABLE := import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=5)
-# Two cores shared by two test processes: more threads than cores only make them wait.
+# Two cores shared by two test processes: more threads than cores only make them wait. The tests of a
+# file run in one process, which makes the networks and exports that they share only once.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test test-gpu torture check fast docs audit clean
@@ -17,7 +18,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/fada demo
 
 test: $(VENV)/.dev
-	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --cov --cov-report=term:skip-covered --durations=8
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --durations=8
 
 torture: $(VENV)/.dev
 	FADA_TORTURE=100 FADA_SOAK_S=600 $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 tests/torture \

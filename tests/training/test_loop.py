@@ -49,6 +49,7 @@ def test_metrics_are_means_over_the_interval(tmp_path: Path) -> None:
     assert [line["iteration"] for line in lines] == list(range(2, ITERATIONS + 1, 2))
     assert [line["segmentation"] for line in lines] == [i - 1.5 for i in range(2, 101, 2)]
     assert all(line["lr"] == 0.5 and line["images_per_second"] > 0 for line in lines)
+    assert all(line["loader_wait"] == 0 for line in lines)
     assert [(i, m["segmentation"]) for i, m in logged] == [
         (line["iteration"], line["segmentation"]) for line in lines
     ]

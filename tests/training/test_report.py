@@ -133,7 +133,9 @@ def test_page_shows_distances_speed_and_discriminator_health(
         json.loads(x) for x in (two_stages / "adversarial/metrics.jsonl").read_text().splitlines()
     ]
     assert rows["adversarial"][0] == str(len(lines))
-    assert rows["adversarial"][2] == f"{max(x['memory_mib'] for x in lines) / 1024:.1f}"
+    wait = sum(line["loader_wait"] for line in lines) / len(lines)
+    assert rows["adversarial"][2] == f"{100 * wait:.0f} %"
+    assert rows["adversarial"][3] == f"{max(x['memory_mib'] for x in lines) / 1024:.1f}"
 
 
 def test_names_are_escaped(fada: Fada, two_stages: Path, streets: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from fada_deploy.training.weights.checkpoints import load_model, save_state
 from fada_deploy.training.weights.pretrained import load_backbone
 
 # Metrics that depend on the machine.
-MACHINE_METRICS = {"seconds", "images_per_second", "memory_mib"}
+MACHINE_METRICS = {"seconds", "images_per_second", "loader_wait", "memory_mib"}
 CPU = torch.device("cpu")
 ITERATIONS = 5
 
