@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,8 +63,10 @@ def translate_sources(
     if not (folder / _COMPLETE).is_file():
         check_translation(config, folder.parent)
         networks = _trained_networks(config, folder, data, device=device, amp=amp)
+        # Originals that are read once are not cached.
+        originals = replace(data.sources.frames, cache=None)
         errors = write_translations(
-            networks.to_target, data.sources.frames, folder / _FRAMES, size_hw, amp=amp
+            networks.to_target, originals, folder / _FRAMES, size_hw, amp=amp
         )
         data.bad_files |= dict.fromkeys(errors)
         (folder / _COMPLETE).touch()

@@ -7,7 +7,7 @@ D. The stages run all methods in the same way (`training.methods.aligner`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -222,6 +222,12 @@ def binary_loss(
     if ignore_mask is None:
         return loss.mean() / num_parts
     return (loss * ~ignore_mask).sum() / (~ignore_mask).sum().clamp(min=1) / num_parts
+
+
+def sum_losses(parts: Sequence[Losses]) -> Losses:
+    """Return the sum of each loss over the parts of a batch that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([p[name] for p in parts if name in p]).sum() for name in names}
 
 
 @contextmanager

@@ -7,8 +7,6 @@ FADA: F and G on the source, F and G against D on the target, then D on both
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from fada_deploy.training import distributed
@@ -16,6 +14,7 @@ from fada_deploy.training.data.loader import Batch, BatchLoader
 from fada_deploy.training.loop import MakeLoop
 from fada_deploy.training.losses import count_labeled
 from fada_deploy.training.methods.aligner import Aligner
+from fada_deploy.training.methods.base import Losses, sum_losses
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
@@ -65,7 +64,7 @@ def adversarial_step(
     tgt: Batch,
     *,
     amp: bool = False,
-) -> dict[str, Tensor]:
+) -> Losses:
     """Update F and G, then D, on one source and one target batch.
 
     `optimizer` also updates the heads of the method. Return the losses and metrics of
@@ -86,4 +85,4 @@ def adversarial_step(
     ]  # fmt: skip
     optimizer_step(optimizer, stage)
     aligner.step()
-    return {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
+    return sum_losses(losses)

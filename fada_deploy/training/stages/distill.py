@@ -27,7 +27,7 @@ from fada_deploy.training.data.samples import pseudo_label_path
 from fada_deploy.training.interpolation import full_precision
 from fada_deploy.training.loop import MakeLoop
 from fada_deploy.training.losses import count_labeled, segmentation_loss
-from fada_deploy.training.methods.base import Losses
+from fada_deploy.training.methods.base import Losses, sum_losses
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.optim import (
     AveragedWeights,
@@ -107,8 +107,7 @@ def distillation_step(
             total.backward()
             parts.append(terms)
     optimizer_step(optimizer, stage)
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: torch.stack([p[name] for p in parts if name in p]).sum() for name in names}
+    return sum_losses(parts)
 
 
 def soft_label_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from fada_deploy.training.data.loader import Batch, BatchLoader
 from fada_deploy.training.loop import MakeLoop, TrainingState
 from fada_deploy.training.losses import count_labeled
 from fada_deploy.training.methods.aligner import Aligner
-from fada_deploy.training.methods.base import ForwardOutputs, Losses
+from fada_deploy.training.methods.base import ForwardOutputs, Losses, sum_losses
 from fada_deploy.training.methods.self_trainers import make_self_training
 from fada_deploy.training.methods.self_training import CollapseMonitor
 from fada_deploy.training.methods.self_training_base import SelfTrainingContext, StudentView, View
@@ -151,8 +151,7 @@ def self_training_step(
     optimizer_step(optimizer, stage)
     if aligner is not None:
         aligner.step()
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: torch.stack([p[name] for p in parts if name in p]).sum() for name in names}
+    return sum_losses(parts)
 
 
 def _accumulate(

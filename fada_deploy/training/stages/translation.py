@@ -10,7 +10,6 @@ visible ego vehicle of the target can appear in translated frames.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +35,6 @@ from fada_deploy.training.models.translation import (
 )
 from fada_deploy.training.optim import set_learning_rate, with_base_lr
 from fada_deploy.training.stage_config import SizeHW, TranslationStage
-
-logger = logging.getLogger(__name__)
 
 # Published settings: coefficients of Adam, and frames of the history that discriminators read.
 BETAS, HISTORY = (0.5, 0.999), 50
