@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	FADA_TORTURE=100 FADA_SOAK_S=600 $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 tests/torture \
-	  tests/training/test_killed.py
+	  tests/training/test_killed.py tests/training/test_tensorboard.py
 
 # With any Python that has PyTorch for CUDA and this package: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(VENV)/bin/python

@@ -39,12 +39,16 @@ def model(exported: dict[str, Path], tmp_path: Path) -> Path:
 def converted(
     exported: dict[str, Path], streets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Return a folder with fp16 and both int8 files, converted by a process without torch."""
+    """Return a folder with fp16 and both int8 files, converted by a process without torch.
+
+    To measure how many layers have to stay in float32 takes long; `test_quantize` does it.
+    """
     folder = tmp_path_factory.mktemp("converted")
     for path in exported["logits"].parent.iterdir():
         shutil.copy(path, folder)
     arguments = [
         "export", folder / "model.onnx", "--precision", "int8,fp16", "--calibration-frames", 8,
+        "--float-layers", 6,
         "--data", "cityscapes", "--data-root", streets / "cityscapes", "--json",
         "--calibration", streets / "cityscapes/leftImg8bit/train",
     ]  # fmt: skip

@@ -68,16 +68,6 @@ def test_int8_labels_agree_and_only_float_layers_stay_in_float32(
     )
 
 
-@pytest.mark.slow
-def test_requested_number_of_layers_stays_in_float32(
-    exported: dict[str, Path], calibration: np.ndarray
-) -> None:
-    none = quantize(exported["logits"], calibration, hardware_target="cpu", float_layers=0)
-    assert none.float_layers == () and layer_precisions(none.document)["fp32"] == 0
-    two = quantize(exported["logits"], calibration, hardware_target="cpu", float_layers=2)
-    assert len(two.float_layers) == 2 and layer_precisions(two.document)["fp32"] == 2
-
-
 def two_convolutions(tmp_path: Path) -> Path:
     """Write two 1×1 convolutions; the weights of the second range from 1e-3 to 3 in a channel."""
     space = LabelSpace("two", CITYSCAPES_19.classes[:2])
@@ -106,6 +96,14 @@ def two_convolutions(tmp_path: Path) -> Path:
 
 def noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def test_requested_number_of_layers_stays_in_float32(tmp_path: Path) -> None:
+    model = two_convolutions(tmp_path)
+    none = quantize(model, noise(4), hardware_target="cpu", float_layers=0)
+    assert none.float_layers == () and layer_precisions(none.document)["fp32"] == 0
+    one = quantize(model, noise(4), hardware_target="cpu", float_layers=1)
+    assert len(one.float_layers) == 1 and layer_precisions(one.document)["fp32"] == 1
 
 
 def test_weights_are_scaled_by_the_largest_of_their_channel(tmp_path: Path) -> None:

@@ -53,11 +53,8 @@ FOR_SM86 = EngineOptions(compute_capabilities=SM86)
 
 
 @pytest.fixture(scope="module")
-def logits_file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fada_deploy.export.exporter import export_onnx
-
-    out = tmp_path_factory.mktemp("export") / "model.onnx"
-    return export_onnx(trained / "source" / "weights.safetensors", out).model
+def logits_file(exported: dict[str, Path]) -> Path:
+    return exported["logits"]
 
 
 @pytest.fixture(scope="module")

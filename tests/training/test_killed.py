@@ -27,7 +27,7 @@ from fada_deploy.training.weights import checkpoints
 
 # `make torture` kills a longer run a hundred times.
 TORTURE = int(os.environ.get("FADA_TORTURE", "1")) > 1
-KILLS, ITERATIONS = (250, 125) if TORTURE else (16, 10)
+KILLS, ITERATIONS = (250, 125) if TORTURE else (16, 8)
 
 
 def config(blocks: Path) -> RunConfig:
@@ -46,7 +46,8 @@ def config(blocks: Path) -> RunConfig:
         "size=96x64",
         "src_size=96x64",
         "save_every=3",
-        "amp=bf16",
+        # Emulated on most CPUs, and slow.
+        *(["amp=bf16"] if TORTURE else []),
     ]
     paths: dict[str, Any] = {
         "src": str(blocks / "source.toml"),
@@ -87,7 +88,8 @@ def train_until_killed(
 @pytest.mark.slow
 def test_killed_run_ends_with_identical_weights(blocks: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fada_deploy.training.run"])
+    # The first step of an optimizer imports torch._dynamo, which takes seconds.
+    context.set_forkserver_preload(["fada_deploy.training.run", "torch._dynamo"])
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
 
     def attempt(
@@ -114,7 +116,7 @@ def test_killed_run_ends_with_identical_weights(blocks: Path, tmp_path: Path) ->
         stages_killed.add(next(s for s in reversed(STAGES) if (killed / s).is_dir()))
         if code == 0:
             break
-    assert num_killed >= (100 if TORTURE else 8) and stages_killed == set(STAGES), (
+    assert num_killed >= (100 if TORTURE else 6) and stages_killed == set(STAGES), (
         f"{num_killed} in {stages_killed}"
     )
     assert attempt(load_config(killed), killed, None) == 0

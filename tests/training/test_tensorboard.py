@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 
+# `make torture` uses the compiler of torch.
+TORTURE = int(os.environ.get("FADA_TORTURE", "1")) > 1
 SETTINGS = [
     f"{s}.{k}" for s in ("source", "adversarial") for k in ("iterations=4", "batch=2", "lr=1e-3")
 ]
@@ -90,10 +94,18 @@ def test_missing_tensorboard_is_an_error_before_training(
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning"
 )  # torch.compile inspects .grad
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler")
-def test_compiled_run_has_the_same_losses(blocks: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    TORTURE and shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler"
+)
+def test_compiled_run_has_the_same_losses(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The learning rates are so low that rounding errors do not grow between iterations."""
     slow = ("source.lr=1e-6", "adversarial.lr=1e-6", "adversarial.discriminator_lr=1e-7")
+    # Captured and differentiated, but not translated to C++, which takes minutes.
+    if not TORTURE:
+        fast = partial(torch.compile, backend="aot_eager")
+        monkeypatch.setattr(device_module.torch, "compile", fast)
     plain, compiled = (
         train_run(blocks, tmp_path / "a", *slow),
         train_run(blocks, tmp_path / "b", "compile=true", *slow),
