@@ -1,8 +1,9 @@
 """Build the built-in model: `python benchmarks/builtin_model.py CLIP.mp4 [--data MINE.toml]`.
 
 Trains with `configs/builtin/run.toml` on rendered scenes and on the unlabeled frames of CLIP.mp4,
-exports to int8 and writes `fada_deploy/models/driving-11.onnx`. With `--data`, prints the IoU on
-labeled frames, which the training has not seen. A finished run in `--out` is not trained again.
+exports to int8 and writes `fada_deploy/models/driving-11.onnx` and its reference outputs. With
+`--data`, prints the IoU on labeled frames, which the training has not seen. A finished run in
+`--out` is not trained again. Without CLIP.mp4, only the reference outputs are written again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import av
+
+from fada_deploy.common.files import sha256
+from fada_deploy.export.exporter import make_reference_outputs
+from fada_deploy.export.onnx_metadata import replace_metadata
+from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.parity import reference_path
+from fada_deploy.training.weights.builtin import load_builtin
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "configs" / "builtin"
+SAMPLE = ROOT / "fada_deploy" / "samples" / "street.mp4"
 MODEL = ROOT / "fada_deploy" / "models" / "driving-11.onnx"
 
 
@@ -24,13 +36,34 @@ def fada(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "fada_deploy", *words], check=True)
 
 
+def write_reference() -> None:
+    """Write the reference outputs of the built-in file, and their hash into the file.
+
+    They are those of the float network that has the weights of the file, for one frame of the
+    sample video: two would exceed the 4 MB of the built-in model.
+    """
+    metadata = read_metadata(MODEL)
+    with av.open(str(SAMPLE)) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    model, _ = load_builtin()
+    reference, _ = make_reference_outputs(model, [frame])
+    path = reference_path(MODEL)
+    reference.save(path)
+    hashes = {**metadata.hashes, "reference": sha256(path)}
+    replace_metadata(MODEL, replace(metadata, hashes=hashes))
+    print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
+
+
 def main() -> None:
     """Train, export and write the model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("clip", type=Path)
+    parser.add_argument("clip", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
+    if arguments.clip is None:
+        write_reference()
+        return
     run = arguments.out
     if (run / "config.json").is_file():
         fada("train", "--resume", run)
@@ -44,6 +77,7 @@ def main() -> None:
     MODEL.parent.mkdir(exist_ok=True)
     MODEL.write_bytes(exported.read_bytes())
     print(f"{MODEL}: {MODEL.stat().st_size / 2**20:.2f} MiB")
+    write_reference()
     if arguments.data:
         fada("eval", run, "--data", arguments.data)
         fada("eval", MODEL, "--data", arguments.data)

@@ -153,7 +153,8 @@ class ParityResult:
             if self.logit_error is None
             else f", largest logit error {self.logit_error:.1e} of the largest logit"
         )
-        return f"{self.equal_labels:.4%} equal labels on {self.frames} frames{error}"
+        frames = f"{self.frames} frame{'s' * (self.frames != 1)}"
+        return f"{self.equal_labels:.4%} equal labels on {frames}{error}"
 
     def violations(self, tolerance: Tolerance) -> list[str]:
         """Return one line per exceeded tolerance; empty if the outputs agree."""

@@ -16,6 +16,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19, DRIVING_11
 from fada_deploy.common.metrics import Scores, confusion_matrix
 from fada_deploy.common.runs import BUILTIN, exported_model
 from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.parity import reference_path
 from fada_deploy.synth.scene import render
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,7 +24,7 @@ MODEL = exported_model(BUILTIN)
 
 
 def test_the_file_is_small_and_says_how_it_was_trained() -> None:
-    assert MODEL.stat().st_size <= 4e6
+    assert MODEL.stat().st_size + reference_path(MODEL).stat().st_size <= 4e6
     metadata = read_metadata(MODEL)
     assert metadata.label_space == DRIVING_11
     assert metadata.precision == "int8" and metadata.hardware_target == "cpu"
@@ -45,6 +46,16 @@ def test_it_labels_rendered_scenes() -> None:
             matrix += confusion_matrix(to_space[labels], predicted, num_classes)
     scores = Scores(DRIVING_11, matrix)
     assert scores.miou > 0.5 and scores.pixel_accuracy > 0.85
+
+
+def test_every_backend_is_verified_against_the_float_network(fada: Run) -> None:
+    code, out, err = fada("verify", BUILTIN, "--json")
+    assert code == 0, err
+    results = json.loads(out)["verification"]
+    assert "onnxruntime" in results
+    # Activations are rounded to int8, so the outputs are close but not equal.
+    for result in results.values():
+        assert 0.97 < result["equal_labels"] < 1 and result["logit_error"] > 1e-3
 
 
 def test_it_is_used_where_there_is_no_export(
