@@ -16,7 +16,7 @@ from fada_deploy.common.runs import RUNS
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
-    from fada_deploy.training.reporting.comparison_document import ComparisonDocument
+    from fada_deploy.common.comparison_document import ComparisonDocument
 
 # Options of `fada train` that differ between the runs of a comparison, or belong to one run.
 _OF_ONE_RUN = {

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fada_deploy.common.comparison_document import ComparisonDocument
 from fada_deploy.common.documents import json_schema
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import LabelSpaceDocument
@@ -20,6 +21,7 @@ from fada_deploy.runtime.distributed.manifest import Line
 
 # Name of the schema → the type that the document is decoded into.
 DOCUMENTS: dict[str, Any] = {
+    "comparison": ComparisonDocument,
     "dataset": DatasetDocument,
     "engine-sidecar": SidecarDocument,
     # Each line of a manifest is one document.

@@ -29,7 +29,7 @@ from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.sources import open_sources
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
-from fada_deploy.training.reporting.comparison_document import (
+from fada_deploy.common.comparison_document import (
     ComparisonDocument,
     MethodResult,
     RunResult,

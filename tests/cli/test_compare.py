@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from fada_deploy.common.comparison_document import ComparisonDocument
+from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import UsageError
 from fada_deploy.training.comparison import parse_methods
 from fada_deploy.training.run_files import load_config
@@ -97,8 +99,10 @@ def test_every_method_has_the_same_budget(compared: tuple[Path, dict[str, Any]])
     assert minent["miou_mean"] == pytest.approx((one + two) / 2)
     assert minent["miou_std"] == pytest.approx(abs(one - two) / 2**0.5)
     assert minent["runs"][0]["unlabeled_score"] is not None
-    stored = json.loads((out / "comparison.json").read_text())
-    assert stored == {k: v for k, v in document.items() if k != "page"}
+    text = (out / "comparison.json").read_text()
+    assert json.loads(text) == {k: v for k, v in document.items() if k != "page"}
+    read = read_json(text, ComparisonDocument, where="comparison.json", remedy="")
+    assert [each.method for each in read.methods] == ["source", "minent"]
 
 
 @pytest.mark.slow

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interruptions import interrupted_after
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fada_deploy.common.errors import InterruptedRunError
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.data.loader import Batch
-from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.methods.cbst import (
     count_all_confidences,
     round_labels,
@@ -124,9 +122,7 @@ def test_rounds_have_equal_length_and_growing_portions() -> None:
     ]
 
 
-def test_a_round_is_resumed_exactly(
-    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_is_resumed_exactly(blocks: Path, tmp_path: Path) -> None:
     """Interrupted in the middle of a round, whose labels are those of an earlier network."""
     settings = [
         "src_size=96x64", "size=96x64", "source.iterations=2", "source.batch=2", "save_every=50",
@@ -140,19 +136,9 @@ def test_a_round_is_resumed_exactly(
     config = make_config(recipe="paper", file=None, settings=settings, options=options)
     device = torch.device("cpu")
     train(config, tmp_path / "whole", device=device)
-    log, logged = TrainingLoop.log, 0
-
-    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
-        nonlocal logged
-        log(self, *values)
-        logged += self.folder.name == "selftrain"
-        if logged == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "log", interrupting_log)
-        with pytest.raises(InterruptedRunError, match="after 5 iterations of selftrain"):
-            train(config, tmp_path / "resumed", device=device)
+    message = "after 5 iterations of selftrain"
+    with interrupted_after(5, "selftrain"), pytest.raises(InterruptedRunError, match=message):
+        train(config, tmp_path / "resumed", device=device)
     train(load_config(tmp_path / "resumed"), tmp_path / "resumed", device=device)
     want, got = (
         load_file(tmp_path / name / "selftrain" / "weights.safetensors")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruptions import interrupted_after
 from numpy_networks import Array, softmax
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.loader import Batch
-from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.methods.base import ForwardOutputs
 from fada_deploy.training.methods.proda import PrototypeTeacher, PrototypeView
 from fada_deploy.training.methods.self_training_base import SelfTrainingContext
@@ -260,9 +258,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_all_stages_of_the_settings_files(
-    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_stages_of_the_settings_files(blocks: Path, tmp_path: Path) -> None:
     """Warm-up, self-training that is interrupted and continued, and two distillation stages."""
     options: dict[str, Any] = {
         "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
@@ -272,10 +268,8 @@ def test_all_stages_of_the_settings_files(
     whole = train(config, tmp_path / "whole", device=device)
     assert set(whole.scores) == {"source", "adversarial", "selftrain", "distill"}
 
-    stop_after(3, monkeypatch)
-    with pytest.raises(InterruptedRunError):
+    with interrupted_after(3, "selftrain"), pytest.raises(InterruptedRunError):
         train(config, tmp_path / "resumed", device=device)
-    monkeypatch.undo()
     train(load_config(tmp_path / "resumed"), tmp_path / "resumed", device=device)
     want, got = (
         load_file(tmp_path / name / "selftrain" / "weights.safetensors")
@@ -290,20 +284,6 @@ def test_all_stages_of_the_settings_files(
     # An untrained network is nowhere sure enough for the published threshold.
     pseudo = read_indices(tmp_path / "third" / "distill" / "pseudo" / "000000.png")
     assert (pseudo == 255).any()
-
-
-def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt self-training after some iterations."""
-    log, logged = TrainingLoop.log, 0
-
-    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
-        nonlocal logged
-        log(self, *values)
-        logged += self.folder.name == "selftrain"
-        if logged == count:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(TrainingLoop, "log", interrupting_log)
 
 
 @pytest.mark.parametrize("other", ["rounds=2", "source_free=true", "weighting=confident_share"])

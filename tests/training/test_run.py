@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from interruptions import interrupted_after
 from safetensors.torch import load_file
 
 from fada_deploy.common.errors import (
@@ -172,19 +173,8 @@ def test_heads_and_noise_of_a_method_are_resumed_exactly(
         blocks, "selftrain.align=true", f"{stage}.iterations=3", f"{stage}.lr=1e-3", **start
     )
     run(settings, tmp_path / "whole")
-    log, interrupted = TrainingLoop.log, False
-
-    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
-        nonlocal interrupted
-        log(self, *values)
-        if not interrupted:
-            interrupted = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingLoop, "log", interrupting_log)
-        with pytest.raises(InterruptedRunError):
-            run(settings, tmp_path / "resumed")
+    with interrupted_after(1, stage), pytest.raises(InterruptedRunError):
+        run(settings, tmp_path / "resumed")
     run(load_config(tmp_path / "resumed"), tmp_path / "resumed")
     want, got = (
         load_file(tmp_path / name / stage / "weights.safetensors") for name in ("whole", "resumed")
@@ -210,25 +200,11 @@ def test_published_score_is_logged_with_the_last_stage(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_interrupted_run_resumes_to_identical_weights(
-    blocks: Path, finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    blocks: Path, finished: Path, tmp_path: Path, stage: str
 ) -> None:
     """Interrupt one stage after its third iteration; compare with the uninterrupted run."""
-    logged = 0
-    log = TrainingLoop.log
-
-    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
-        nonlocal logged
-        log(self, *values)
-        if self.folder.name == stage:
-            logged += 1
-            if logged == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(TrainingLoop, "log", interrupting_log)
-    with pytest.raises(
-        InterruptedRunError,
-        match=rf"after 3 iterations of {stage}; resume with: fada train --resume",
-    ):
+    message = rf"after 3 iterations of {stage}; resume with: fada train --resume"
+    with interrupted_after(3, stage), pytest.raises(InterruptedRunError, match=message):
         run(config(blocks), tmp_path)
     run(load_config(tmp_path), tmp_path)
     for name in STAGES:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from interruptions import interrupted_after
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fada_deploy.common.errors import InterruptedRunError, UsageError
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
-from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.models.translation import (
     FrameDiscriminator,
     Generator,
@@ -153,9 +151,7 @@ def cycada_options(blocks: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_run_translates_its_source_first(
-    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_translates_its_source_first(blocks: Path, tmp_path: Path) -> None:
     """Interrupted in the translation and continued, it ends with the same weights."""
     config = make_config(
         recipe="small", file=None, settings=SMALL, options=cycada_options(blocks)
@@ -170,20 +166,10 @@ def test_a_run_translates_its_source_first(
     assert cv2.imread(str(folder / "examples.jpg")).shape[0] == 2 * 64
     assert not (folder / "state.pt").exists()
 
-    log, logged = TrainingLoop.log, 0
-
-    def interrupting_log(self: TrainingLoop, *values: Any) -> None:
-        nonlocal logged
-        log(self, *values)
-        logged += 1
-        if logged == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     stopped = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "log", interrupting_log)
-        with pytest.raises(InterruptedRunError, match="after 3 iterations of translation"):
-            train(config, stopped, device=CPU)
+    message = "after 3 iterations of translation"
+    with interrupted_after(3, "translation"), pytest.raises(InterruptedRunError, match=message):
+        train(config, stopped, device=CPU)
     train(load_config(stopped), stopped, device=CPU)
     for name in ("translation/networks", "source/weights", "adversarial/weights"):
         want, got = (load_file(run / f"{name}.safetensors") for run in (whole, stopped))

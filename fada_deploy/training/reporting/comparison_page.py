@@ -12,7 +12,7 @@ import torch
 from fada_deploy.common.files import write_text
 from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.reporting.comparison_document import (
+from fada_deploy.common.comparison_document import (
     ComparisonDocument,
     MethodResult,
 )
