@@ -95,14 +95,13 @@ class WorkerPool:
         # References of calls that are being executed → the actor, and its task.
         self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[Any, _Attempt]] = {}
-        self._failed_starts = 0
+        self._not_started = self._failed_starts = 0
         self.workers: list[WorkerInfo] = []
 
     def __enter__(self) -> Self:
         connect(self._options)
         try:
-            for _ in range(self._worker_count()):
-                self._start_worker()
+            self._not_started = self._worker_count()
         except BaseException:
             self._disconnect()
             raise
@@ -119,7 +118,7 @@ class WorkerPool:
     def run(
         self, take: Callable[[], Any], stop: threading.Event | None = None
     ) -> Generator[tuple[Any, Any], None, None]:
-        """Yield each task with its result, as they are completed.
+        """Start the workers, and yield each task with its result, as they are completed.
 
         Args:
             take: Returns the next task, or None if there is none now. More may exist after further
@@ -137,6 +136,9 @@ class WorkerPool:
         retries: list[_Attempt] = []
         held: _Attempt | None = None
         waiting_since = time.monotonic()
+        while self._not_started:
+            self._start_worker()
+            self._not_started -= 1
         while True:
             if stop is not None and stop.is_set():
                 held = None

@@ -20,6 +20,11 @@ from typing import Any
 
 import msgspec
 
+from fada_deploy.common.comparison_document import (
+    ComparisonDocument,
+    MethodResult,
+    RunResult,
+)
 from fada_deploy.common.errors import FadaError, InterruptedRunError, UsageError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import load_label_space
@@ -29,11 +34,6 @@ from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.sources import open_sources
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
-from fada_deploy.common.comparison_document import (
-    ComparisonDocument,
-    MethodResult,
-    RunResult,
-)
 from fada_deploy.training.reporting.run_summary import RunSummary
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.run_queue import Job, train_jobs

@@ -21,7 +21,7 @@ import toy
 from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.cluster.pool import LostTask, WorkerInfo
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, DeviceError, UsageError
 from fada_deploy.runtime.distributed import job
 from fada_deploy.runtime.distributed.job import ModelOptions, run_job
 from fada_deploy.runtime.distributed.job_state import JobSummary
@@ -43,7 +43,7 @@ class InlinePool:
     on_task: Callable[[Task], Any] | None = None
 
     def __init__(self, factory: Callable[[], Callable[[Task], Any]], options: object) -> None:
-        self._worker = factory()
+        self._factory = factory
 
     def __enter__(self) -> InlinePool:
         return self
@@ -59,12 +59,13 @@ class InlinePool:
     def run(
         self, take: Callable[[], Task | None], stop: object = None
     ) -> Generator[tuple[Task, Any], None, None]:
+        worker = self._factory()
         while (task := take()) is not None:
             replaced = type(self).on_task and type(self).on_task(task)
             # As Ray may run a task of a lost worker twice.
             if isinstance(task, PartTask) and task.count > 1:
-                self._worker(task)
-            yield task, replaced or self._worker(task)
+                worker(task)
+            yield task, replaced or worker(task)
 
 
 @pytest.fixture(autouse=True)
@@ -266,6 +267,33 @@ def test_an_interrupted_job_is_continued(
     assert third.finished_before == 3
 
 
+def test_without_a_cluster_an_earlier_job_can_still_be_continued(
+    model: Path, tmp_path: Path, inline_pool: type[InlinePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, video = (
+        tmp_path / "out",
+        chunk_videos.write(tmp_path / "b-frames.mp4", *chunk_videos.KINDS["b-frames.mp4"]),
+    )
+    stop = threading.Event()
+
+    def stop_in_the_video(task: Task) -> None:
+        if isinstance(task, PartTask) and task.index == 1:
+            stop.set()
+
+    def refuse(pool: InlinePool) -> InlinePool:
+        raise DeviceError("there is no cluster")
+
+    inline_pool.on_task = staticmethod(stop_in_the_video)
+    segment_in_chunks(model, [video], out, ("json",), stop=stop)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch, pytest.raises(DeviceError):
+        patch.setattr(inline_pool, "__enter__", refuse)
+        segment_in_chunks(model, [video], out, ("json",))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    inline_pool.on_task = None
+    assert segment_in_chunks(model, [video], out, ("json",), resume=True).unread == 0
+
+
 def test_resuming_with_other_settings(model: Path, tmp_path: Path) -> None:
     image = toy.write_image(tmp_path / "a.png", toy.scene(1)[0])
     segment_in_chunks(model, [image], tmp_path / "out", ("mask",))
@@ -408,10 +436,11 @@ def test_two_lost_parts_of_a_source_are_one_failure(
         def run(
             self, take: Callable[[], Task | None], stop: object = None
         ) -> Generator[tuple[Task, Any], None, None]:
+            worker = self._factory()
             while tasks := [task for task in (take(), take()) if task is not None]:
                 for task in tasks:
                     is_lost = isinstance(task, PartTask) and "a.mp4" in task.source.name
-                    yield task, LostTask("lost") if is_lost else self._worker(task)
+                    yield task, LostTask("lost") if is_lost else worker(task)
 
     monkeypatch.setattr(job, "WorkerPool", PairsPool)
     summary = segment_in_chunks(model, videos, tmp_path / "out", ("mask-video",))

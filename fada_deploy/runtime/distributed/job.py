@@ -91,10 +91,6 @@ def run_job(
     job_sources = _job_sources(sources, options, settings)
     manifest = Manifest(output, settings, resume=resume)
     _check_names(job_sources, manifest)
-    # The list of `fada infer` without a cluster would no longer be true.
-    output.remove(FINISHED)
-    if not resume:
-        output.remove(PARTS)
     job = JobState(sources, job_sources, manifest, output, chunk_frames, stop or threading.Event())
     setup = WorkerSetup(
         model=model.path,
@@ -108,8 +104,12 @@ def run_job(
     )
     with closing(manifest), progress_bar(100, "segmenting", unit="%") as bar:
         job.show_progress(bar)
-        if job.has_work:
+        if not job.has_work:
+            _begin(manifest, output, resume=resume)
+        else:
             with WorkerPool(partial(InferenceWorker, setup), cluster) as pool:
+                # Without a cluster, an earlier job in the folder can still be continued.
+                _begin(manifest, output, resume=resume)
                 with closing(pool.run(job.take, stop)) as results:
                     for task, result in results:
                         job.receive(task, result)
@@ -118,6 +118,15 @@ def run_job(
     summary = job.finish()
     summary.seconds = time.perf_counter() - start
     return summary
+
+
+def _begin(manifest: Manifest, output: OutputFolder, *, resume: bool) -> None:
+    """Replace the records of an earlier job in the folder."""
+    manifest.begin()
+    # The list of `fada infer` without a cluster would no longer be true.
+    output.remove(FINISHED)
+    if not resume:
+        output.remove(PARTS)
 
 
 def _check_names(sources: Sequence[JobSource], manifest: Manifest) -> None:

@@ -77,7 +77,7 @@ class Manifest:
     Args:
         output: The output folder.
         settings: What decides the outputs.
-        resume: Continue the job in the folder. Otherwise its manifest is replaced.
+        resume: Continue the job in the folder. Otherwise `begin` replaces its manifest.
 
     Attributes:
         done: Ids of the sources that an earlier run has finished without an error.
@@ -90,19 +90,28 @@ class Manifest:
 
     def __init__(self, output: OutputFolder, settings: dict[str, Any], *, resume: bool) -> None:
         self._output = output
-        # The content, if it cannot be appended to.
+        # What is not in the file: everything before `begin`. Later, all lines if the file cannot be
+        # appended to, else nothing.
         self._text = bytearray()
+        self._begun = False
         self._written = 0.0
         self.done: set[str] = set()
         self.outputs: dict[str, str] = {}
         data = output.read(MANIFEST) if resume else None
         self._text += self._read(data, settings) if data else _encode(JobLine(settings=settings))
+
+    def begin(self) -> None:
+        """Write the file, which replaces that of an earlier job."""
+        self._begun = True
         self._write()
-        if output.path is not None:
+        if self._output.path is not None:
             self._text.clear()
 
     def add(self, line: Line) -> None:
         """Append a line. In an object store, that of a finished part may be written later."""
+        if not self._begun:
+            self._text += _encode(line)
+            return
         if self._output.path is not None:
             with (self._output.path / MANIFEST).open("ab") as file:
                 file.write(_encode(line))
@@ -113,8 +122,8 @@ class Manifest:
             self._write()
 
     def close(self) -> None:
-        """Write all lines."""
-        if self._output.path is None:
+        """Write all lines, if the job has begun."""
+        if self._begun and self._output.path is None:
             self._write()
 
     def _write(self) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fada_deploy.common.files import write_text
-from fada_deploy.common.runs import STAGES, WEIGHTS
-from fada_deploy.data.base import FrameDataset
 from fada_deploy.common.comparison_document import (
     ComparisonDocument,
     MethodResult,
 )
+from fada_deploy.common.files import write_text
+from fada_deploy.common.runs import STAGES, WEIGHTS
+from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.reporting.pages import load_template
 from fada_deploy.training.reporting.pictures import picture_rows
 from fada_deploy.training.weights.checkpoints import load_model
