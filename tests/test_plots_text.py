@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fada_deploy.cli.eval import Subject, _save_confusion
+from fada_deploy.cli.eval_output import Subject, save_confusion
 from fada_deploy.common.label_space import LabelClass, LabelSpace
 from fada_deploy.common.metrics import Scores
 from fada_deploy.evaluation import Evaluation
@@ -40,7 +40,7 @@ def test_confusion_tables_are_csv(tmp_path: Path) -> None:
     evaluation = Evaluation.__new__(Evaluation)
     object.__setattr__(evaluation, "scores", scores())
     path = tmp_path / "confusion.csv"
-    _save_confusion(Subject.__new__(Subject), evaluation, "data", path)
+    save_confusion(Subject.__new__(Subject), evaluation, "data", path)
     with path.open(newline="") as handle:
         head, *rows = csv.reader(handle)
     assert tuple(head[1:]) == NAMES == tuple(row[0] for row in rows)

@@ -178,7 +178,16 @@ def command(**options: Any) -> int:
 
     Exit code 1 means that an input could not be read; all readable inputs are still processed.
     """
+    arguments = Arguments(**options, named=_named_options())
+    if (cluster := cluster_options(options)) is None:
+        return _infer_here(arguments)
     from fada_deploy.cli.infer_cluster import infer_on_cluster
+
+    return infer_on_cluster(arguments, cluster)
+
+
+def _infer_here(arguments: Arguments) -> int:
+    """Run `fada infer` in this process; return the exit code."""
     from fada_deploy.cli.infer_display import describe, overlay_window, print_summary, to_document
     from fada_deploy.cli.infer_live import StopRequest, interruption, stop_on_signals
     from fada_deploy.cli.infer_output import has_frames, output_folder
@@ -195,9 +204,6 @@ def command(**options: Any) -> int:
     from fada_deploy.runtime.writers.inference import run_inference
     from fada_deploy.runtime.writers.save import check_outputs
 
-    arguments = Arguments(**options, named=_named_options())
-    if (cluster := cluster_options(options)) is not None:
-        return infer_on_cluster(arguments, cluster)
     output = save_options(arguments)
     sources = open_input(arguments)
     check_outputs(sources, output)
