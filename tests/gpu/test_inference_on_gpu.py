@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from fada_deploy.common.runs import BUILTIN_FILE
+from fada_deploy.runtime.backends.cuda_labels import DevicePrediction
 from fada_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fada_deploy.runtime.kernels.upsample import labels_from_logits
 
@@ -45,6 +47,12 @@ def test_cuda_provider_has_the_labels_of_the_cpu(device: torch.device, tmp_path:
     for name in ("cpu", f"cuda:{device.index}"):
         backend = OnnxRuntimeBackend(BUILTIN_FILE, device=name)
         assert backend.device == name
-        labels.append(backend.submit(frames).labels((480, 640)))
+        prediction = backend.submit(frames)
+        labels.append(prediction.labels((480, 640)))
+        if name != "cpu" and importlib.util.find_spec("cupy"):
+            assert isinstance(prediction, DevicePrediction)
+            for logits, got in zip(prediction.logits(), labels[-1], strict=True):
+                want = labels_from_logits(logits, (480, 640), align_corners=True)
+                np.testing.assert_array_equal(got, want)
         backend.close()
     assert (labels[0] == labels[1]).mean() > 0.99

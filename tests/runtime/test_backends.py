@@ -319,6 +319,9 @@ def test_silent_fallback_of_the_cuda_provider_is_an_error(
         def get_inputs(self) -> list[Any]:
             return [SimpleNamespace(name="frames", type="tensor(uint8)")]
 
+        def get_outputs(self) -> list[Any]:
+            return []
+
     fake = SimpleNamespace(
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda key, value: None),
@@ -468,13 +471,13 @@ def test_io_binding_gives_the_same_output(tmp_path: Path) -> None:
 
     path = toy.color_model(tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    bound = _BoundSession(onnxruntime, session, "cpu", 0)
+    bound = _BoundSession(onnxruntime, session, "logits", "cpu", 0)
     rng = np.random.default_rng(0)
     for count in (2, 1, 2, 3, 4, 5, 2):
         frames = rng.integers(0, 256, (count, 64, 128, 3), dtype=np.uint8)
         before = frames.copy()
         expected = session.run(["logits"], {"frames": frames})[0]
-        np.testing.assert_array_equal(bound.run(frames, "logits"), expected)
+        np.testing.assert_array_equal(bound.run(frames), expected)
         np.testing.assert_array_equal(frames, before)
 
 

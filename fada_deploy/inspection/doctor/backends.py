@@ -93,12 +93,10 @@ def tensorrt_checks() -> Iterator[Check]:
     from fada_deploy.runtime.backends.trt_library import EXTRAS
 
     targets = {target.name: target for target in list_targets()}
-    has_tensorrt = False
     for flavor, extra in EXTRAS.items():
         trt = yield from _import(flavor)
         if trt is None:
             continue
-        has_tensorrt = True
         target = targets[f"{extra} engine"]
         problems = dict.fromkeys(p for p in (target.build_problem, target.run_problem) if p)
         yield Check(
@@ -107,7 +105,7 @@ def tensorrt_checks() -> Iterator[Check]:
             "; ".join([f"{trt.__version__} is installed", *problems]),
             target.build_remedy or target.run_remedy,
         )
-    cupy = (yield from _import("cupy")) if has_tensorrt else None
+    cupy = yield from _import("cupy")
     if cupy is not None:
         yield _cupy_check(cupy)
 

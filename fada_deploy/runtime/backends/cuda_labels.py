@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy.common.errors import DeviceError, one_line
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import cuda_kernels as kernels
 from fada_deploy.runtime.backends.base import Prediction
@@ -70,6 +71,19 @@ class CudaLabeler:
 
     def _launch(self, kernel: Any, count: int, arguments: tuple[Any, ...]) -> None:
         kernel((kernels.num_blocks(count),), (kernels.THREADS,), arguments)
+
+
+def open_labeler(cupy: Any, index: int) -> tuple[CudaStream, CudaLabeler]:
+    """Return a stream on a GPU and the kernels compiled for it; raise `DeviceError` on failure."""
+    try:
+        stream = CudaStream(cupy, index)
+        return stream, CudaLabeler(stream)
+    except Exception as error:  # of the driver, the compiler or the library loader
+        raise DeviceError(
+            f"cupy does not work on cuda:{index} ({one_line(error)}); it must match the CUDA "
+            "version of the driver and needs NVRTC: pip install 'cupy-cuda13x[ctk]' or "
+            "'cupy-cuda12x[ctk]'"
+        ) from None
 
 
 class DevicePrediction(Prediction):

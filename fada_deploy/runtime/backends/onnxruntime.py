@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from fada_deploy.common.errors import ModelError, one_line
+from fada_deploy.common.errors import DeviceError, MissingExtraError, ModelError, one_line
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.common.system import usable_cores
 from fada_deploy.runtime.backends.base import (
@@ -21,7 +22,11 @@ from fada_deploy.runtime.backends.base import (
     pad_batch,
     unpad_output,
 )
+from fada_deploy.runtime.backends.cuda_labels import CudaLabeler, DevicePrediction, open_labeler
+from fada_deploy.runtime.backends.cuda_session import CudaSession
 from fada_deploy.runtime.backends.onnx_file import read_model
+
+logger = logging.getLogger(__name__)
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # A video has one batch size and a shorter last batch; memory for more sizes is not worth it.
@@ -53,9 +58,10 @@ class OnnxRuntimeBackend:
             )
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
         self.parallel = 1 if on_cuda else parallel
-        self._bound = (
-            _BoundSession(onnxruntime, self._session, "cuda", index or 0) if on_cuda else None
-        )
+        self._bound: CudaSession | _BoundSession | None = None
+        self._labeler: CudaLabeler | None = None
+        if on_cuda:
+            self._bind(onnxruntime, index or 0)
         inputs = self._session.get_inputs()
         if [(i.name, i.type) for i in inputs] != [("frames", "tensor(uint8)")]:
             listed = ", ".join(f"{i.name} {i.type}" for i in inputs)
@@ -76,6 +82,24 @@ class OnnxRuntimeBackend:
         except Exception as error:  # its exceptions have no common base and change with versions
             raise ModelError(f"{path}: onnxruntime cannot open it ({one_line(error)})") from None
 
+    def _bind(self, ort: Any, index: int) -> None:
+        """Let the input and, if CuPy works, the logits stay on the GPU."""
+        if CudaSession.supports(self._session):
+            try:
+                cupy = import_backend("cupy", "tensorrt")
+                stream, self._labeler = open_labeler(cupy, index)
+            except MissingExtraError:
+                logger.info(
+                    "label maps are computed on the CPU; with CuPy they are computed on the GPU: "
+                    "pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+                )
+            except DeviceError as error:
+                logger.warning("label maps are computed on the CPU: %s", error)
+            else:
+                self._bound = CudaSession(self._session, stream, ("cuda", index))
+                return
+        self._bound = _BoundSession(ort, self._session, self.metadata.head, "cuda", index)
+
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
         batch = pad_batch(frames_bhwc, self.metadata)
@@ -84,17 +108,19 @@ class OnnxRuntimeBackend:
             raise closed_model_error(self._where)
         try:
             if bound is not None:
-                output = bound.run(batch, self.metadata.head)
+                output = bound.run(batch)
             else:
                 output = session.run([self.metadata.head], {"frames": batch})[0]
         except Exception as error:
             raise ModelError(f"{self._where}: onnxruntime failed ({one_line(error)})") from None
-        output = unpad_output(np.asarray(output), len(frames_bhwc), self.metadata, self._where)
+        output = unpad_output(output, len(frames_bhwc), self.metadata, self._where)
+        if self._labeler is not None:
+            return DevicePrediction(output, self.metadata, self._labeler)
         return Prediction(output, self.metadata)
 
     def close(self) -> None:
         """Release the session."""
-        self._bound = self._session = None
+        self._bound = self._labeler = self._session = None
 
 
 class _BoundSession:
@@ -103,14 +129,14 @@ class _BoundSession:
     Without this, a session allocates and frees both in each run.
     """
 
-    def __init__(self, ort: Any, session: Any, device: str, index: int) -> None:
-        self._ort, self._session = ort, session
+    def __init__(self, ort: Any, session: Any, head: str, device: str, index: int) -> None:
+        self._ort, self._session, self._head = ort, session, head
         self._device = (device, index)
         self._inputs: dict[int, Any] = {}
         # The input buffer serves one caller at a time.
         self._lock = threading.Lock()
 
-    def run(self, batch: Frames, head: str) -> Any:
+    def run(self, batch: Frames) -> NDArray[Any]:
         with self._lock:
             frames = self._inputs.get(len(batch))
             if frames is None:
@@ -122,6 +148,7 @@ class _BoundSession:
                 frames.update_inplace(batch)
             binding = self._session.io_binding()
             binding.bind_ortvalue_input("frames", frames)
-            binding.bind_output(head, *self._device)
+            binding.bind_output(self._head, *self._device)
             self._session.run_with_iobinding(binding)
-            return binding.copy_outputs_to_cpu()[0]
+            output: NDArray[Any] = binding.copy_outputs_to_cpu()[0]
+            return output

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.common.errors import DeviceError, ModelError, one_line
+from fada_deploy.common.errors import DeviceError, ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
     Frames,
@@ -18,8 +18,7 @@ from fada_deploy.runtime.backends.base import (
     pad_batch,
     unpad_output,
 )
-from fada_deploy.runtime.backends.cuda_labels import CudaLabeler, DevicePrediction
-from fada_deploy.runtime.backends.cuda_stream import CudaStream
+from fada_deploy.runtime.backends.cuda_labels import DevicePrediction, open_labeler
 from fada_deploy.runtime.backends.engine_file import (
     EngineSidecar,
     EngineTensor,
@@ -59,7 +58,10 @@ class TensorRtBackend:
             raise ModelError(f"{path}: {error}") from None
         cupy = import_backend("cupy", EXTRAS[sidecar.flavor])
         log = make_logger(trt)
-        stream, self._labeler = _open_stream(cupy, index, path)
+        try:
+            stream, self._labeler = open_labeler(cupy, index)
+        except DeviceError as error:
+            raise DeviceError(f"{path}: {error}") from None
         with stream.entered():
             # An engine does not keep its runtime alive, so keep a reference here.
             self._runtime, engine = _deserialize(trt, log, plan, sidecar, path)
@@ -101,19 +103,6 @@ def _require_gpu(path: Path, device: str | int) -> tuple[int, Gpu]:
             "use the .onnx file, or check `nvidia-smi`"
         )
     return index or 0, gpu
-
-
-def _open_stream(cupy: Any, index: int, path: Path) -> tuple[CudaStream, CudaLabeler]:
-    """Return a stream on a GPU and the kernels compiled for it; raise `DeviceError` on failure."""
-    try:
-        stream = CudaStream(cupy, index)
-        return stream, CudaLabeler(stream)
-    except Exception as error:  # of the driver, the compiler or the library loader
-        raise DeviceError(
-            f"{path}: cupy does not work on cuda:{index} ({one_line(error)}); it must match the "
-            "CUDA version of the driver and needs NVRTC: pip install 'cupy-cuda13x[ctk]' or "
-            "'cupy-cuda12x[ctk]'"
-        ) from None
 
 
 def _deserialize(
