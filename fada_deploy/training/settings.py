@@ -314,6 +314,10 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         if (path := getattr(config, name)) is not None and Path(path).exists()
     }
     extra = tuple(_with_absolute_source(source) for source in config.extra_sources)
+    network = config.translation.semantic_network
+    if network is not None and Path(network).exists():
+        network = str(Path(network).resolve())
+        paths["translation"] = replace(config.translation, semantic_network=network)
     return replace(config, extra_sources=extra, **paths)
 
 

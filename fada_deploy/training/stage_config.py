@@ -189,6 +189,10 @@ class TranslationStage:
         cycle_weight: Weight of the difference after translation and back.
         identity_weight: Weight of the difference that a generator makes to frames of its own
             domain, relative to `cycle_weight`.
+        semantic_network: Run or weights file of a network that was trained on the source:
+            translated frames keep the labels that it gives to the originals. By default, labels
+            are not compared.
+        semantic_weight: Weight of the cross entropy with these labels.
     """
 
     iterations: PositiveInt = 100_000
@@ -202,6 +206,8 @@ class TranslationStage:
     crop: SizeHW = (400, 400)
     cycle_weight: NonNegativeFloat = 10.0
     identity_weight: NonNegativeFloat = 1.0
+    semantic_network: str | None = None
+    semantic_weight: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,21 @@ from safetensors.torch import load_file, save_file
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import read_rgb, resize_frame, write_image
+from fada_deploy.common.runs import final_weights
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.run_data import RunData
 from fada_deploy.training.loop import STATE, TrainingLoop
+from fada_deploy.training.stage_config import TranslationStage
 from fada_deploy.training.stages.translation import (
+    SemanticConsistency,
     TranslationNetworks,
     train_translation,
     translated_frames,
     write_translations,
 )
+from fada_deploy.training.weights.checkpoints import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +40,16 @@ _COMPLETE, _EXAMPLES = "complete", "examples.jpg"
 
 
 def check_translation(config: RunConfig, folder: Path) -> None:
-    """Raise `UsageError` if several processes would have to train a translation."""
-    if (
-        config.style == "cyclegan"
-        and distributed.world_size() > 1
-        and not (folder / FOLDER / _COMPLETE).is_file()
-    ):
+    """Check what the training of a translation needs, if the run has none yet.
+
+    Raise `UsageError` if several processes would have to train it, `ModelError` if there is no
+    network for its semantic consistency.
+    """
+    if config.style != "cyclegan" or (folder / FOLDER / _COMPLETE).is_file():
+        return
+    if config.translation.semantic_network is not None:
+        final_weights(Path(config.translation.semantic_network))
+    if distributed.world_size() > 1:
         raise UsageError(
             "style=cyclegan: several processes cannot train the translation; start the run in one "
             "process, stop it with Ctrl-C after the message 'translation finished', and resume it "
@@ -89,11 +97,12 @@ def _trained_networks(
         networks.load_state_dict(load_file(weights, device=str(device)))
         return networks
     logger.info("translation: training a CycleGAN for %d iterations", stage.iterations)
+    semantic = _semantic_consistency(stage, device)
     src, tgt = data.translation_loaders(stage)
     with closing(src), closing(tgt):
         train_translation(
             networks, src, tgt, stage,
-            seed=data.seed("translation"), amp=amp,
+            seed=data.seed("translation"), amp=amp, semantic=semantic,
             make_loop=partial(
                 TrainingLoop, folder,
                 iterations=stage.iterations, device=device, save_every=config.save_every,
@@ -105,6 +114,17 @@ def _trained_networks(
         save_file({k: v.contiguous() for k, v in networks.state_dict().items()}, temporary)
     (folder / STATE).unlink(missing_ok=True)
     return networks
+
+
+def _semantic_consistency(
+    stage: TranslationStage, device: torch.device
+) -> SemanticConsistency | None:
+    if stage.semantic_network is None:
+        return None
+    weights = final_weights(Path(stage.semantic_network))
+    network, _ = load_model(weights, device)
+    logger.info("translation: keeping the labels of %s", weights)
+    return SemanticConsistency(network, stage.semantic_weight)
 
 
 def _write_examples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from interruptions import interrupted_after
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fada_deploy.common.errors import InterruptedRunError, UsageError
+from fada_deploy.common.errors import InterruptedRunError, ModelError, UsageError
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
+from fada_deploy.training.config import RunConfig
 from fada_deploy.training.models.translation import (
     FrameDiscriminator,
     Generator,
@@ -28,6 +30,7 @@ from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import TranslationStage
 from fada_deploy.training.stages.translation import (
     History,
+    SemanticConsistency,
     TranslationNetworks,
     translated_frames,
     translation_step,
@@ -50,20 +53,52 @@ class Scale(nn.Module):
         return x * self.value
 
 
-def numpy_losses(values: dict[str, float], src: Array, tgt: Array) -> tuple[float, float]:
-    """Return the losses of generators and discriminators, as CycleGAN defines them."""
+# A segmentation network of three classes: a matrix for each pixel, on frames of 0…255.
+MATRIX = np.array([[0.01, 0.02, -0.02], [-0.03, 0.01, 0.01], [0.02, -0.01, 0.02]])
+SEMANTIC_WEIGHT = 0.7
+
+
+class PixelNetwork(nn.Module):
+    """The segmentation network of `MATRIX`, for frames (B, H, W, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.from_numpy(MATRIX).float())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return (frames @ self.matrix.T).permute(0, 3, 1, 2)
+
+
+def numpy_semantic(originals: Array, translated: Array) -> float:
+    """Return the cross entropy of translated frames with the labels of the originals."""
+    of_original, logits = (
+        np.einsum("kc,bchw->bkhw", MATRIX, (x + 1) * 127.5) for x in (originals, translated)
+    )
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    labels = of_original.argmax(1)[:, None]
+    return float(-np.take_along_axis(log_p, labels, 1).mean())
+
+
+def numpy_losses(
+    values: dict[str, float], src: Array, tgt: Array, *, semantic: bool
+) -> tuple[float, float]:
+    """Return the losses of generators and discriminators, as CycleGAN and CyCADA define them."""
     g, f = values["to_target"], values["to_source"]
     d_t, d_s = values["target_discriminator"], values["source_discriminator"]
     generators = ((d_t * g * src - 1) ** 2).mean() + ((d_s * f * tgt - 1) ** 2).mean()
     generators += 10 * (np.abs(f * g * src - src).mean() + np.abs(g * f * tgt - tgt).mean())
     generators += 5 * (np.abs(g * tgt - tgt).mean() + np.abs(f * src - src).mean())
+    if semantic:
+        both = numpy_semantic(src, g * src) + numpy_semantic(tgt, f * tgt)
+        generators += SEMANTIC_WEIGHT * both
     fakes = values.get("old_g", g) * src, values.get("old_f", f) * tgt
     discriminators = 0.5 * (((d_t * tgt - 1) ** 2).mean() + ((d_t * fakes[0]) ** 2).mean())
     discriminators += 0.5 * (((d_s * src - 1) ** 2).mean() + ((d_s * fakes[1]) ** 2).mean())
     return float(generators), float(discriminators)
 
 
-def test_one_update_equals_the_equations() -> None:
+@pytest.mark.parametrize("semantic", [False, True])
+def test_one_update_equals_the_equations(semantic: bool) -> None:
     """Losses, and the gradient of each network by central differences of the NumPy losses."""
     rng = np.random.default_rng(0)
     src, tgt = rng.normal(size=(2, 3, 5, 6)), rng.normal(size=(2, 3, 4, 7))
@@ -77,6 +112,8 @@ def test_one_update_equals_the_equations() -> None:
     parts = (networks.generators, networks.discriminators)
     optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
     read: list[Tensor] = []
+    network: Any = PixelNetwork()
+    consistency = SemanticConsistency(network, SEMANTIC_WEIGHT) if semantic else None
 
     def remember(i: int, frames: Tensor) -> Tensor:
         read.append(frames)
@@ -84,10 +121,13 @@ def test_one_update_equals_the_equations() -> None:
 
     losses = translation_step(
         networks, list(optimizers), torch.from_numpy(src), torch.from_numpy(tgt), STAGE, amp=False,
-        remember=remember,
+        remember=remember, semantic=consistency,
     )  # fmt: skip
-    generators, discriminators = numpy_losses(values, src, tgt)
+    generators, discriminators = numpy_losses(values, src, tgt, semantic=semantic)
     got = losses["adversarial"] + 10 * (losses["cycle"] + 0.5 * losses["identity"])
+    got = got + SEMANTIC_WEIGHT * losses.get("semantic", torch.zeros(()))
+    assert ("semantic" in losses) == semantic
+    assert network.matrix.grad is None, "the segmentation network is fixed"
     # The errors of frames are computed in single precision.
     assert got.item() == pytest.approx(generators, rel=1e-6)
     assert losses["discriminator"].item() == pytest.approx(discriminators, rel=1e-6)
@@ -96,7 +136,8 @@ def test_one_update_equals_the_equations() -> None:
         which = int(name.endswith("discriminator"))
         # D reads the translations that were made before the update of the generators.
         above, below = (
-            numpy_losses(values | {name: value + e}, src, tgt)[which] for e in (1e-6, -1e-6)
+            numpy_losses(values | {name: value + e}, src, tgt, semantic=semantic)[which]
+            for e in (1e-6, -1e-6)
         )
         slope = (above - below) / 2e-6
         step = value - getattr(networks, name).value.item()
@@ -174,6 +215,20 @@ def test_a_run_translates_its_source_first(blocks: Path, tmp_path: Path) -> None
     for name in ("translation/networks", "source/weights", "adversarial/weights"):
         want, got = (load_file(run / f"{name}.safetensors") for run in (whole, stopped))
         assert all(torch.equal(want[key], got[key]) for key in want), name
+
+    def with_semantic_network(network: Path) -> RunConfig:
+        settings = [*SMALL, f"translation.semantic_network={network}"]
+        return make_config(
+            recipe="small", file=None, settings=settings, options=cycada_options(blocks)
+        )
+
+    semantic = tmp_path / "semantic"
+    train(with_semantic_network(whole / "source"), semantic, device=CPU)
+    lines = (semantic / "translation/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 5 and all(json.loads(line)["semantic"] > 0 for line in lines)
+    with pytest.raises(ModelError, match="missing"):
+        train(with_semantic_network(tmp_path / "missing"), tmp_path / "none", device=CPU)
+    assert not (tmp_path / "none").exists()
 
 
 def test_translated_frames_have_the_labels_of_the_source(tmp_path: Path, blocks: Path) -> None:

@@ -1,11 +1,12 @@
 """Translate source frames into the style of the target, by a CycleGAN that is trained on both.
 
-`fada train --style cyclegan`, which `--method cycada` selects (Hoffman et al., ICML 2018, without
-the optional semantic consistency). Two generators map source to target (G) and back (F), two
-discriminators judge their results (Zhu et al., ICCV 2017, eq. 1-3, with squared errors instead of
-logarithms). The labels of the source are not read; the later stages use them with the translated
-frames. The learning rate falls from the start, not from the middle, and there is no ego mask: a
-visible ego vehicle of the target can appear in translated frames.
+`fada train --style cyclegan`, which `--method cycada` selects (Hoffman et al., ICML 2018). Two
+generators map source to target (G) and back (F), two discriminators judge their results (Zhu et
+al., ICCV 2017, eq. 1-3, with squared errors instead of logarithms). With a network that was trained
+on the source, translated frames also keep the labels that it gives to the originals (CyCADA's
+semantic consistency). The labels of the source are not read; the later stages use them with the
+translated frames. The learning rate falls from the start, not from the middle, and there is no ego
+mask: a visible ego vehicle of the target can appear in translated frames.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
 from fada_deploy.common.errors import DataError
@@ -27,6 +29,7 @@ from fada_deploy.data.base import FrameDataset, LabelReader
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.loop import MakeLoop
 from fada_deploy.training.methods.base import Losses, fixed
+from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.models.translation import (
     FrameDiscriminator,
     Generator,
@@ -84,6 +87,32 @@ class History(nn.Module):
         return returned
 
 
+class SemanticConsistency:
+    """Cross entropy between the labels of a frame before and after its translation.
+
+    CyCADA's semantic consistency: a fixed network that was trained on the source, f, labels the
+    original, and the generators learn to keep these labels: CE(f(G(x)), argmax f(x)).
+
+    Args:
+        network: The fixed network, on the training device. It is set to evaluation mode.
+        weight: Weight of the loss of both directions together.
+    """
+
+    def __init__(self, network: SegmentationModel, weight: float) -> None:
+        self._network = network.eval().requires_grad_(False)
+        self.weight = weight
+
+    def loss(self, originals: Tensor, translated: Tensor) -> Tensor:
+        """Return the mean over pixels of the network's output, for frames (B, 3, H, W) in −1…1."""
+        with torch.no_grad():
+            labels = self._logits(originals).argmax(1)
+        return cross_entropy(self._logits(translated).float(), labels)
+
+    def _logits(self, frames: Tensor) -> Tensor:
+        logits: Tensor = self._network(((frames.float() + 1) * 127.5).permute(0, 2, 3, 1))
+        return logits
+
+
 def train_translation(
     networks: TranslationNetworks,
     src_loader: BatchLoader,
@@ -93,6 +122,7 @@ def train_translation(
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
+    semantic: SemanticConsistency | None = None,
 ) -> None:
     """Train the networks on unpaired frames of both domains."""
     device = next(networks.parameters()).device
@@ -119,7 +149,7 @@ def train_translation(
             for batch in (src, tgt)
         ]
         losses = translation_step(
-            networks, optimizers, images[0], images[1], stage, amp=amp,
+            networks, optimizers, images[0], images[1], stage, amp=amp, semantic=semantic,
             remember=lambda i, new: histories[i].exchange(new, rng),  # noqa: B023 -- called at once
         )  # fmt: skip
         loop.log(src.files + tgt.files, {"lr": lr}, losses)
@@ -134,6 +164,7 @@ def translation_step(
     *,
     amp: bool,
     remember: Callable[[int, Tensor], Tensor],
+    semantic: SemanticConsistency | None = None,
 ) -> Losses:
     """Update the generators, then the discriminators; return the unweighted losses.
 
@@ -151,7 +182,12 @@ def translation_step(
         with fixed(networks.discriminators):
             adversarial = _error(networks.target_discriminator(fake_tgt), 1.0)
             adversarial = adversarial + _error(networks.source_discriminator(fake_src), 1.0)
+        terms = {"adversarial": adversarial, "cycle": cycle, "identity": identity}
+        if semantic is not None:
+            terms["semantic"] = semantic.loss(src, fake_tgt) + semantic.loss(tgt, fake_src)
     total = adversarial + stage.cycle_weight * (cycle + stage.identity_weight * identity)
+    if semantic is not None:
+        total = total + semantic.weight * terms["semantic"]
     total.backward()
     optimizers[0].step()
 
@@ -169,10 +205,7 @@ def translation_step(
     discrimination = losses[0] + losses[1]
     discrimination.backward()
     optimizers[1].step()
-    terms = {
-        "adversarial": adversarial, "cycle": cycle, "identity": identity,
-        "discriminator": discrimination,
-    }  # fmt: skip
+    terms["discriminator"] = discrimination
     return {name: term.detach() for name, term in terms.items()}
 
 
