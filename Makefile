@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/fada demo
 
 test: $(VENV)/.dev
-	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --durations=8
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=8
 
 torture: $(VENV)/.dev
 	FADA_TORTURE=100 FADA_SOAK_S=600 $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 tests/torture \

@@ -15,6 +15,20 @@ import pytest
 from fada_deploy.cli import main
 from fada_deploy.common.progress import set_progress_factory
 
+# The files that take longest: `make test` gives whole files to its processes in this order, so that
+# the last ones are short.
+SLOWEST_FILES = (
+    "test_run", "test_commands", "test_export", "test_distributed", "test_compare",
+    "test_to_tensorrt", "test_convert", "test_perception_app", "test_released", "test_selection",
+    "test_quantize", "test_infer_ray", "test_killed", "test_engines", "test_self_training",
+    "test_overlay", "test_soak", "test_tensorboard", "test_cluster_passes",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
