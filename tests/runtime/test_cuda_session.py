@@ -148,6 +148,21 @@ def test_without_a_working_cupy_label_maps_are_computed_on_the_cpu(
         assert "\n" not in record.getMessage()
 
 
+def test_a_failure_of_the_gpu_is_one_line(
+    events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toy.color_model(tmp_path / "m.onnx")
+    backend = OnnxRuntimeBackend(path, device="cuda:1")
+
+    def fail(session: object, binding: object) -> None:
+        raise RuntimeError("CUDA failure 700\nmore")
+
+    monkeypatch.setattr(CudaProviderSession, "run_with_iobinding", fail)
+    with pytest.raises(ModelError, match=r"m\.onnx: the GPU failed \(CUDA failure 700") as caught:
+        backend.submit(np.zeros((1, 64, 128, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
 def test_models_that_output_labels_are_not_bound_to_cupy(events: list[str], tmp_path: Path) -> None:
     path = toy.color_model(tmp_path / "m.onnx", head="labels")
     backend: Any = OnnxRuntimeBackend(path, device="cuda:1")

@@ -111,6 +111,8 @@ class OnnxRuntimeBackend:
                 output = bound.run(batch)
             else:
                 output = session.run([self.metadata.head], {"frames": batch})[0]
+        except ModelError as error:
+            raise ModelError(f"{self._where}: {error}") from None
         except Exception as error:
             raise ModelError(f"{self._where}: onnxruntime failed ({one_line(error)})") from None
         output = unpad_output(output, len(frames_bhwc), self.metadata, self._where)
