@@ -155,7 +155,7 @@ def test_a_failure_of_the_gpu_is_one_line(
     backend = OnnxRuntimeBackend(path, device="cuda:1")
 
     def fail(session: object, binding: object) -> None:
-        raise RuntimeError("CUDA failure 700\nmore")
+        raise RuntimeError("somewhere\nCUDA failure 700")
 
     monkeypatch.setattr(CudaProviderSession, "run_with_iobinding", fail)
     with pytest.raises(ModelError, match=r"m\.onnx: the GPU failed \(CUDA failure 700") as caught:
