@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
     if arguments.clip is None:
+        if len(sys.argv) > 1:
+            parser.error("CLIP.mp4 is missing")
         write_reference()
         return
     run = arguments.out

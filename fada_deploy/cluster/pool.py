@@ -116,7 +116,11 @@ class WorkerPool:
         self._disconnect()
 
     def run(
-        self, take: Callable[[], Any], stop: threading.Event | None = None
+        self,
+        take: Callable[[], Any],
+        stop: threading.Event | None = None,
+        *,
+        on_ready: Callable[[], None] | None = None,
     ) -> Generator[tuple[Any, Any], None, None]:
         """Start the workers, and yield each task with its result, as they are completed.
 
@@ -124,6 +128,7 @@ class WorkerPool:
             take: Returns the next task, or None if there is none now. More may exist after further
                 results were yielded; the iterator ends when there is none and none is running.
             stop: When it is set, no further task is begun.
+            on_ready: Called once, when the first worker is ready and has no task yet.
 
         Yields:
             A task and what the worker returned for it, or a `LostTask`.
@@ -156,6 +161,9 @@ class WorkerPool:
             for reference in ready:
                 if reference in self._starting:
                     self._finish_start(reference)
+                    if on_ready is not None and self.workers:
+                        on_ready()
+                        on_ready = None
                     continue
                 actor, attempt = self._running.pop(reference)
                 result = self._result(reference, actor, attempt)

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fada_deploy.common import documents
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.runs import STAGES
+from fada_deploy.common.runs import BUILTIN, STAGES, final_weights
 from fada_deploy.common.sizes import parse_size
 from fada_deploy.data import DATASETS, default_root
 from fada_deploy.training.config import RENDERED, RunConfig, Source
@@ -315,8 +315,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     }
     extra = tuple(_with_absolute_source(source) for source in config.extra_sources)
     network = config.translation.semantic_network
-    if network is not None and Path(network).exists():
-        network = str(Path(network).resolve())
+    if network is not None and (network == str(BUILTIN) or Path(network).exists()):
+        # Resolved to a file, so that a resumed run uses the same network.
+        network = str(final_weights(Path(network)).resolve())
         paths["translation"] = replace(config.translation, semantic_network=network)
     return replace(config, extra_sources=extra, **paths)
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import read_rgb, resize_frame, write_image
-from fada_deploy.common.runs import final_weights
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
@@ -40,15 +39,20 @@ _COMPLETE, _EXAMPLES = "complete", "examples.jpg"
 
 
 def check_translation(config: RunConfig, folder: Path) -> None:
-    """Check what the training of a translation needs, if the run has none yet.
+    """Check what the translation still needs.
 
-    Raise `UsageError` if several processes would have to train it, `ModelError` if there is no
-    network for its semantic consistency.
+    Raise `UsageError` if several processes would have to train it, `ModelError` if the network for
+    its semantic consistency cannot be read.
     """
-    if config.style != "cyclegan" or (folder / FOLDER / _COMPLETE).is_file():
+    network = config.translation.semantic_network
+    if config.style != "cyclegan":
+        if network is not None:
+            logger.warning("translation.semantic_network is not used without --style cyclegan")
         return
-    if config.translation.semantic_network is not None:
-        final_weights(Path(config.translation.semantic_network))
+    if (folder / FOLDER / _COMPLETE).is_file():
+        return
+    if network is not None and not (folder / FOLDER / _NETWORKS).is_file():
+        load_model(Path(network))
     if distributed.world_size() > 1:
         raise UsageError(
             "style=cyclegan: several processes cannot train the translation; start the run in one "
@@ -69,7 +73,6 @@ def translate_sources(
         return
     folder, size_hw = folder / FOLDER, config.src_size
     if not (folder / _COMPLETE).is_file():
-        check_translation(config, folder.parent)
         networks = _trained_networks(config, folder, data, device=device, amp=amp)
         # Originals that are read once are not cached.
         originals = replace(data.sources.frames, cache=None)
@@ -121,9 +124,8 @@ def _semantic_consistency(
 ) -> SemanticConsistency | None:
     if stage.semantic_network is None:
         return None
-    weights = final_weights(Path(stage.semantic_network))
-    network, _ = load_model(weights, device)
-    logger.info("translation: keeping the labels of %s", weights)
+    network, _ = load_model(Path(stage.semantic_network), device)
+    logger.info("translation: keeping the labels of %s", stage.semantic_network)
     return SemanticConsistency(network, stage.semantic_weight)
 
 

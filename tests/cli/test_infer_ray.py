@@ -100,9 +100,11 @@ def test_a_killed_worker_and_a_killed_driver(
     # Stopped, the driver gives out no further tasks until the workers are dead. Killing only one
     # could hit a worker that is still starting, and has no task to lose.
     driver.send_signal(signal.SIGSTOP)
-    for worker in workers_of(driver.pid):
-        os.kill(worker, signal.SIGKILL)
-    driver.send_signal(signal.SIGCONT)
+    try:
+        for worker in workers_of(driver.pid):
+            os.kill(worker, signal.SIGKILL)
+    finally:
+        driver.send_signal(signal.SIGCONT)
     stdout, stderr = driver.communicate(timeout=300)
     assert driver.returncode == 0, stderr
     assert "a worker was lost" in stderr
@@ -110,6 +112,8 @@ def test_a_killed_worker_and_a_killed_driver(
     assert document["failed"] == []
     assert_complete(out, expected)
     assert not (out / ".parts").exists()
+    parts = parts_of(out)
+    assert parts[: len(before)] == before and len(set(parts)) == len(parts)
 
 
 def wait_for_lines(

@@ -381,10 +381,10 @@ def test_cupy_without_a_driver_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
         cuda=SimpleNamespace(runtime=runtime),
         arange=np.arange,
     )
-    note = by_name(backends.tensorrt_checks())["cupy"]
+    note = by_name(backends.cupy_check())["cupy"]
     assert note.state == "warning" and "cudaErrorInsufficientDriver" in note.detail
     runtime.getDeviceCount = lambda: 1
-    assert by_name(backends.tensorrt_checks())["cupy"] == Check("cupy", "ok", "14.0, 1 GPU")
+    assert by_name(backends.cupy_check())["cupy"] == Check("cupy", "ok", "14.0, 1 GPU")
 
 
 def test_invalid_or_too_many_threads_are_a_warning(

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -78,7 +79,8 @@ def events(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(CudaProviderSession, "events", events, raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", CudaProviderSession)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(Stream, "synchronize", lambda self: events.append("stream"))
+    copied = SimpleNamespace(synchronize=lambda: events.append("stream"))
+    monkeypatch.setattr(Stream, "record", lambda self: copied)
     monkeypatch.setitem(sys.modules, "cupy", make_cupy(library, []))
     cupyx = SimpleNamespace(empty_pinned=lambda shape, dtype: np.full(shape, 77, dtype))
     monkeypatch.setitem(sys.modules, "cupyx", cupyx)
@@ -93,12 +95,12 @@ def test_outputs_equal_those_of_the_cpu(
     backend, cpu = OnnxRuntimeBackend(path, device="cuda:1"), RealSession(str(path))
     rng = np.random.default_rng(0)
     predictions = []
-    for count in (2, 1, 3, 2):
+    for count in (2, 1, 3, 2) if batch else (2, 1, 3, 4, 5, 2):
         frames = rng.integers(0, 256, (count, 64, 128, 3), dtype=np.uint8)
         padded = frames if batch is None else frames[[*range(count), *[-1] * (batch - count)]]
         (logits,) = cpu.run(["logits"], {"frames": padded})
         predictions.append((backend.submit(frames), logits[:count]))
-    assert events == ["stream", "run", "outputs"] * 4
+    assert events == ["stream", "run", "outputs"] * len(predictions)
     # Compared after all runs: each prediction has memory of its own.
     for prediction, logits in predictions:
         assert isinstance(prediction, DevicePrediction) and len(prediction) == len(logits)
@@ -154,13 +156,14 @@ def test_a_failure_of_the_gpu_is_one_line(
     path = toy.color_model(tmp_path / "m.onnx")
     backend = OnnxRuntimeBackend(path, device="cuda:1")
 
-    def fail(session: object, binding: object) -> None:
-        raise RuntimeError("somewhere\nCUDA failure 700")
-
-    monkeypatch.setattr(CudaProviderSession, "run_with_iobinding", fail)
-    with pytest.raises(ModelError, match=r"m\.onnx: the GPU failed \(CUDA failure 700") as caught:
-        backend.submit(np.zeros((1, 64, 128, 3), np.uint8))
-    assert "\n" not in str(caught.value)
+    for error, owner, name, part in (
+        (MemoryError, sys.modules["cupy"], "empty", "the GPU failed (out of memory)"),
+        (RuntimeError, CudaProviderSession, "run_with_iobinding", "onnxruntime failed"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ModelError) as caught:
+            patch.setattr(owner, name, Mock(side_effect=error("somewhere\nout of memory")))
+            backend.submit(np.zeros((1, 64, 128, 3), np.uint8))
+        assert str(caught.value).startswith(f"{path}: {part}") and "\n" not in str(caught.value)
 
 
 def test_models_that_output_labels_are_not_bound_to_cupy(events: list[str], tmp_path: Path) -> None:

@@ -57,9 +57,14 @@ class InlinePool:
         pass
 
     def run(
-        self, take: Callable[[], Task | None], stop: object = None
+        self,
+        take: Callable[[], Task | None],
+        stop: object = None,
+        *,
+        on_ready: Callable[[], None],
     ) -> Generator[tuple[Task, Any], None, None]:
         worker = self._factory()
+        on_ready()
         while (task := take()) is not None:
             replaced = type(self).on_task and type(self).on_task(task)
             # As Ray may run a task of a lost worker twice.
@@ -267,7 +272,7 @@ def test_an_interrupted_job_is_continued(
     assert third.finished_before == 3
 
 
-def test_without_a_cluster_an_earlier_job_can_still_be_continued(
+def test_an_earlier_job_can_be_continued_after_one_that_could_not_start(
     model: Path, tmp_path: Path, inline_pool: type[InlinePool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, video = (
@@ -280,15 +285,16 @@ def test_without_a_cluster_an_earlier_job_can_still_be_continued(
         if isinstance(task, PartTask) and task.index == 1:
             stop.set()
 
-    def refuse(pool: InlinePool) -> InlinePool:
-        raise DeviceError("there is no cluster")
+    def refuse(*arguments: object) -> Any:
+        raise DeviceError("there is no cluster, or no worker can start")
 
     inline_pool.on_task = staticmethod(stop_in_the_video)
     segment_in_chunks(model, [video], out, ("json",), stop=stop)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with monkeypatch.context() as patch, pytest.raises(DeviceError):
-        patch.setattr(inline_pool, "__enter__", refuse)
-        segment_in_chunks(model, [video], out, ("json",))
+    for owner, name in ((inline_pool, "__enter__"), (job, "InferenceWorker")):
+        with monkeypatch.context() as patch, pytest.raises(DeviceError):
+            patch.setattr(owner, name, refuse)
+            segment_in_chunks(model, [video], out, ("json",))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     inline_pool.on_task = None
     assert segment_in_chunks(model, [video], out, ("json",), resume=True).unread == 0
@@ -434,9 +440,14 @@ def test_two_lost_parts_of_a_source_are_one_failure(
 
     class PairsPool(InlinePool):
         def run(
-            self, take: Callable[[], Task | None], stop: object = None
+            self,
+            take: Callable[[], Task | None],
+            stop: object = None,
+            *,
+            on_ready: Callable[[], None],
         ) -> Generator[tuple[Task, Any], None, None]:
             worker = self._factory()
+            on_ready()
             while tasks := [task for task in (take(), take()) if task is not None]:
                 for task in tasks:
                     is_lost = isinstance(task, PartTask) and "a.mp4" in task.source.name

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +102,19 @@ def test_compiled_run_has_the_same_losses(
     """The learning rates are so low that rounding errors do not grow between iterations."""
     slow = ("source.lr=1e-6", "adversarial.lr=1e-6", "adversarial.discriminator_lr=1e-7")
     # Captured and differentiated, but not translated to C++, which takes minutes.
-    if not TORTURE:
-        fast = partial(torch.compile, backend="aot_eager")
-        monkeypatch.setattr(device_module.torch, "compile", fast)
+    compiler, compiled_networks = torch.compile, []
+
+    def recorded(network: Any, **options: Any) -> Any:
+        compiled_networks.append(type(network).__name__)
+        return compiler(network, **options, backend="inductor" if TORTURE else "aot_eager")
+
+    monkeypatch.setattr(device_module.torch, "compile", recorded)
     plain, compiled = (
         train_run(blocks, tmp_path / "a", *slow),
         train_run(blocks, tmp_path / "b", "compile=true", *slow),
     )
+    # One in the source stage, two in the adversarial stage, after the check of the compiler.
+    assert len(compiled_networks) > 1, compiled_networks
     for a, b in zip(plain, compiled, strict=True):
         for name in ("segmentation", "adversarial", "discriminator_source", "discriminator_target"):
             assert b[name] == pytest.approx(a[name], rel=5e-3)

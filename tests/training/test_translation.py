@@ -226,9 +226,11 @@ def test_a_run_translates_its_source_first(blocks: Path, tmp_path: Path) -> None
     train(with_semantic_network(whole / "source"), semantic, device=CPU)
     lines = (semantic / "translation/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 5 and all(json.loads(line)["semantic"] > 0 for line in lines)
-    with pytest.raises(ModelError, match="missing"):
-        train(with_semantic_network(tmp_path / "missing"), tmp_path / "none", device=CPU)
-    assert not (tmp_path / "none").exists()
+    (tmp_path / "text.safetensors").write_text("text")
+    for name in ("missing", "text.safetensors"):
+        with pytest.raises(ModelError, match=name):
+            train(with_semantic_network(tmp_path / name), tmp_path / "none", device=CPU)
+        assert not (tmp_path / "none").exists()
 
 
 def test_translated_frames_have_the_labels_of_the_source(tmp_path: Path, blocks: Path) -> None:

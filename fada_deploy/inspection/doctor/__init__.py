@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from fada_deploy.inspection.doctor.backends import (
     backend_check,
+    cupy_check,
     gpu_check,
     onnxruntime_checks,
     openvino_checks,
@@ -49,6 +50,7 @@ def diagnose() -> list[Check]:
             ("onnxruntime", onnxruntime_checks),
             ("openvino", openvino_checks),
             ("tensorrt", tensorrt_checks),
+            ("cupy", cupy_check),
             ("torch", torch.checks),
             ("video", video_checks),
             ("kernels", kernel_check),

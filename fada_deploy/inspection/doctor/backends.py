@@ -105,6 +105,14 @@ def tensorrt_checks() -> Iterator[Check]:
             "; ".join([f"{trt.__version__} is installed", *problems]),
             target.build_remedy or target.run_remedy,
         )
+
+
+def cupy_check() -> Iterator[Check]:
+    """Check CuPy, which TensorRT and ONNX Runtime on CUDA use."""
+    from fada_deploy.runtime.backends.trt_library import EXTRAS
+
+    if not any(map(is_installed, EXTRAS)) and installed_version("onnxruntime-gpu") is None:
+        return
     cupy = yield from _import("cupy")
     if cupy is not None:
         yield _cupy_check(cupy)

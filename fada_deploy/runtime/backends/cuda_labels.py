@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DeviceError, one_line
+from fada_deploy.common.errors import DeviceError, MissingExtraError, one_line
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends import cuda_kernels as kernels
-from fada_deploy.runtime.backends.base import Prediction
+from fada_deploy.runtime.backends.base import Prediction, import_backend
 from fada_deploy.runtime.backends.cuda_stream import CudaStream
 
+INSTALL_CUPY = "pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
 # Interpolation weights are cached on the device for this many sizes; a video has one size.
 _MAX_CACHED_SIZES = 8
 
@@ -73,16 +74,21 @@ class CudaLabeler:
         kernel((kernels.num_blocks(count),), (kernels.THREADS,), arguments)
 
 
-def open_labeler(cupy: Any, index: int) -> tuple[CudaStream, CudaLabeler]:
-    """Return a stream on a GPU and the kernels compiled for it; raise `DeviceError` on failure."""
+def open_labeler(index: int, extra: str = "tensorrt") -> tuple[CudaStream, CudaLabeler]:
+    """Return a stream on a GPU and the kernels compiled for it.
+
+    Raise `MissingExtraError`, which names the extra that installs CuPy, if it is missing, and
+    `DeviceError` if it does not work.
+    """
     try:
-        stream = CudaStream(cupy, index)
+        stream = CudaStream(import_backend("cupy", extra), index)
         return stream, CudaLabeler(stream)
+    except MissingExtraError:
+        raise
     except Exception as error:  # of the driver, the compiler or the library loader
         raise DeviceError(
             f"cupy does not work on cuda:{index} ({one_line(error)}); it must match the CUDA "
-            "version of the driver and needs NVRTC: pip install 'cupy-cuda13x[ctk]' or "
-            "'cupy-cuda12x[ctk]'"
+            f"version of the driver and needs NVRTC: {INSTALL_CUPY}"
         ) from None
 
 

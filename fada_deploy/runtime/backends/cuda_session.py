@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 
 from fada_deploy.runtime.backends.base import Frames
-from fada_deploy.runtime.backends.cuda_stream import CudaStream
+from fada_deploy.runtime.backends.cuda_stream import MAX_CACHED_BATCH_SIZES, CudaStream
 
-# A video has one batch size and a shorter last batch; memory for more sizes is not worth it.
-_MAX_CACHED_SIZES = 4
 _LOGITS = "logits"
 
 
@@ -27,6 +26,8 @@ class CudaSession:
         self._session, self._stream, self._device = session, stream, device
         (output,) = session.get_outputs()
         self._output_shape: tuple[int, ...] = tuple(output.shape[1:])
+        # The buffers serve one caller at a time.
+        self._lock = threading.Lock()
         # Batch size → pinned host memory, and the frames on the device.
         self._inputs: dict[int, tuple[Any, Any]] = {}
 
@@ -43,24 +44,27 @@ class CudaSession:
 
         Raise `ModelError` for errors of the driver.
         """
-        with self._stream.entered():
-            staging, frames = self._buffers(batch)
-            np.copyto(staging, batch)
-            frames.set(staging, stream=self._stream.stream)
-            logits = self._stream.cupy.empty((len(batch), *self._output_shape), np.float32)
+        with self._lock:
+            with self._stream.entered():
+                staging, frames = self._buffers(batch)
+                np.copyto(staging, batch)
+                frames.set(staging, stream=self._stream.stream)
+                logits = self._stream.cupy.empty((len(batch), *self._output_shape), np.float32)
+                submitted = self._stream.stream.record()
+            # ONNX Runtime has a stream of its own: it must not read the frames before they are
+            # copied, nor write to memory that earlier kernels still read. Other threads can use
+            # the stream during the run.
+            self._stream.wait(submitted)
             binding = self._session.io_binding()
             binding.bind_input("frames", *self._device, np.uint8, frames.shape, frames.data.ptr)
             binding.bind_output(_LOGITS, *self._device, np.float32, logits.shape, logits.data.ptr)
-            # ONNX Runtime has a stream of its own: it must not read the frames before they are
-            # copied, nor write to memory that earlier kernels still read.
-            self._stream.stream.synchronize()
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             return logits
 
     def _buffers(self, batch: Frames) -> tuple[Any, Any]:
         if len(batch) not in self._inputs:
-            if len(self._inputs) >= _MAX_CACHED_SIZES:
+            if len(self._inputs) >= MAX_CACHED_BATCH_SIZES:
                 self._inputs.clear()
             staging = self._stream.pinned(batch.shape, np.uint8)
             self._inputs[len(batch)] = staging, self._stream.cupy.empty(batch.shape, np.uint8)

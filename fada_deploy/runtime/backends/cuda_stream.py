@@ -13,6 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from fada_deploy.common.errors import ModelError, one_line
 
+# The bases of the errors of CuPy and the driver; the second one is for memory of the device too.
+_ERRORS = (RuntimeError, MemoryError)
+# Buffers are kept for this many batch sizes. A video has one, and a shorter last batch.
+MAX_CACHED_BATCH_SIZES = 4
+
 
 class CudaStream:
     """The stream of one backend: work runs in the order in which any thread submits it."""
@@ -34,8 +39,17 @@ class CudaStream:
             # A new Device object each time: it stores which device to restore, per `with` block.
             with self._lock, self.cupy.cuda.Device(self._index), self.stream:
                 yield
-        except RuntimeError as error:
-            # The base of all errors of CuPy and the driver.
+        except _ERRORS as error:
+            raise ModelError(f"the GPU failed ({one_line(error)})") from None
+
+    def wait(self, event: Any) -> None:
+        """Wait for an event of the stream; other threads can submit work meanwhile.
+
+        Raise `ModelError` for errors of the driver.
+        """
+        try:
+            event.synchronize()
+        except _ERRORS as error:
             raise ModelError(f"the GPU failed ({one_line(error)})") from None
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -53,10 +67,7 @@ class CudaStream:
             for copy, array in zip(copies, arrays, strict=True):
                 array.get(stream=self.stream, out=copy, blocking=False)
             copied = self.stream.record()
-        try:
-            copied.synchronize()
-        except RuntimeError as error:
-            raise ModelError(f"the GPU failed ({one_line(error)})") from None
+        self.wait(copied)
         return copies
 
     def to_device(self, array: NDArray[Any]) -> Any:

@@ -22,15 +22,19 @@ from fada_deploy.runtime.backends.base import (
     pad_batch,
     unpad_output,
 )
-from fada_deploy.runtime.backends.cuda_labels import CudaLabeler, DevicePrediction, open_labeler
+from fada_deploy.runtime.backends.cuda_labels import (
+    INSTALL_CUPY,
+    CudaLabeler,
+    DevicePrediction,
+    open_labeler,
+)
 from fada_deploy.runtime.backends.cuda_session import CudaSession
+from fada_deploy.runtime.backends.cuda_stream import MAX_CACHED_BATCH_SIZES
 from fada_deploy.runtime.backends.onnx_file import read_model
 
 logger = logging.getLogger(__name__)
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# A video has one batch size and a shorter last batch; memory for more sizes is not worth it.
-_MAX_CACHED_SIZES = 4
 
 
 class OnnxRuntimeBackend:
@@ -86,12 +90,11 @@ class OnnxRuntimeBackend:
         """Let the input and, if CuPy works, the logits stay on the GPU."""
         if CudaSession.supports(self._session):
             try:
-                cupy = import_backend("cupy", "tensorrt")
-                stream, self._labeler = open_labeler(cupy, index)
+                stream, self._labeler = open_labeler(index)
             except MissingExtraError:
                 logger.info(
-                    "label maps are computed on the CPU; with CuPy they are computed on the GPU: "
-                    "pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+                    "label maps are computed on the CPU; CuPy computes them on the GPU: %s",
+                    INSTALL_CUPY,
                 )
             except DeviceError as error:
                 logger.warning("label maps are computed on the CPU: %s", error)
@@ -103,7 +106,7 @@ class OnnxRuntimeBackend:
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
         batch = pad_batch(frames_bhwc, self.metadata)
-        session, bound = self._session, self._bound
+        session, bound, labeler = self._session, self._bound, self._labeler
         if session is None:
             raise closed_model_error(self._where)
         try:
@@ -116,8 +119,8 @@ class OnnxRuntimeBackend:
         except Exception as error:
             raise ModelError(f"{self._where}: onnxruntime failed ({one_line(error)})") from None
         output = unpad_output(output, len(frames_bhwc), self.metadata, self._where)
-        if self._labeler is not None:
-            return DevicePrediction(output, self.metadata, self._labeler)
+        if labeler is not None:
+            return DevicePrediction(output, self.metadata, labeler)
         return Prediction(output, self.metadata)
 
     def close(self) -> None:
@@ -142,7 +145,7 @@ class _BoundSession:
         with self._lock:
             frames = self._inputs.get(len(batch))
             if frames is None:
-                if len(self._inputs) >= _MAX_CACHED_SIZES:
+                if len(self._inputs) >= MAX_CACHED_BATCH_SIZES:
                     self._inputs.clear()
                 frames = self._ort.OrtValue.ortvalue_from_numpy(batch, *self._device)
                 self._inputs[len(batch)] = frames

@@ -56,10 +56,9 @@ class TensorRtBackend:
             )
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
-        cupy = import_backend("cupy", EXTRAS[sidecar.flavor])
         log = make_logger(trt)
         try:
-            stream, self._labeler = open_labeler(cupy, index)
+            stream, self._labeler = open_labeler(index, EXTRAS[sidecar.flavor])
         except DeviceError as error:
             raise DeviceError(f"{path}: {error}") from None
         with stream.entered():

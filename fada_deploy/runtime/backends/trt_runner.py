@@ -11,11 +11,8 @@ import numpy as np
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import Frames
-from fada_deploy.runtime.backends.cuda_stream import CudaStream
+from fada_deploy.runtime.backends.cuda_stream import MAX_CACHED_BATCH_SIZES, CudaStream
 from fada_deploy.runtime.backends.trt_library import error_summary
-
-# A video has one batch size and a shorter last batch. Each size has its own device memory.
-_MAX_CACHED_SIZES = 4
 
 
 @dataclass
@@ -82,7 +79,7 @@ class EngineRunner:
 
     def _size(self, count: int) -> _BatchSize:
         if count not in self._sizes:
-            while len(self._sizes) >= _MAX_CACHED_SIZES:
+            while len(self._sizes) >= MAX_CACHED_BATCH_SIZES:
                 self._sizes.popitem(last=False)
             self._sizes[count] = self._prepare(count)
         self._sizes.move_to_end(count)

@@ -104,13 +104,14 @@ def run_job(
     )
     with closing(manifest), progress_bar(100, "segmenting", unit="%") as bar:
         job.show_progress(bar)
-        if not job.has_work:
-            _begin(manifest, output, resume=resume)
-        else:
+        begin = partial(_begin, manifest, output, resume=resume)
+        # The records of an earlier job are kept until a worker is ready, so that it can still be
+        # continued if there is no cluster, or none of its workers can open the model.
+        if resume or not manifest.has_earlier_job:
+            begin()
+        if job.has_work:
             with WorkerPool(partial(InferenceWorker, setup), cluster) as pool:
-                # Without a cluster, an earlier job in the folder can still be continued.
-                _begin(manifest, output, resume=resume)
-                with closing(pool.run(job.take, stop)) as results:
+                with closing(pool.run(job.take, stop, on_ready=begin)) as results:
                     for task, result in results:
                         job.receive(task, result)
                         job.show_progress(bar)
@@ -121,7 +122,9 @@ def run_job(
 
 
 def _begin(manifest: Manifest, output: OutputFolder, *, resume: bool) -> None:
-    """Replace the records of an earlier job in the folder."""
+    """Replace the records of an earlier job in the folder, unless this was done before."""
+    if manifest.has_begun:
+        return
     manifest.begin()
     # The list of `fada infer` without a cluster would no longer be true.
     output.remove(FINISHED)

@@ -82,6 +82,8 @@ class Manifest:
     Attributes:
         done: Ids of the sources that an earlier run has finished without an error.
         outputs: Source of each output name that an earlier run has written.
+        has_earlier_job: Whether there was a manifest in the folder.
+        has_begun: Whether the file is that of this job.
 
     Raises:
         UsageError: `resume` is set, and the job in the folder has other settings.
@@ -93,23 +95,26 @@ class Manifest:
         # What is not in the file: everything before `begin`. Later, all lines if the file cannot be
         # appended to, else nothing.
         self._text = bytearray()
-        self._begun = False
+        self.has_begun = False
         self._written = 0.0
         self.done: set[str] = set()
         self.outputs: dict[str, str] = {}
-        data = output.read(MANIFEST) if resume else None
-        self._text += self._read(data, settings) if data else _encode(JobLine(settings=settings))
+        data = output.read(MANIFEST)
+        self.has_earlier_job = data is not None
+        self._text += (
+            self._read(data, settings) if data and resume else _encode(JobLine(settings=settings))
+        )
 
     def begin(self) -> None:
         """Write the file, which replaces that of an earlier job."""
-        self._begun = True
+        self.has_begun = True
         self._write()
         if self._output.path is not None:
             self._text.clear()
 
     def add(self, line: Line) -> None:
         """Append a line. In an object store, that of a finished part may be written later."""
-        if not self._begun:
+        if not self.has_begun:
             self._text += _encode(line)
             return
         if self._output.path is not None:
@@ -123,7 +128,7 @@ class Manifest:
 
     def close(self) -> None:
         """Write all lines, if the job has begun."""
-        if self._begun and self._output.path is None:
+        if self.has_begun and self._output.path is None:
             self._write()
 
     def _write(self) -> None:

@@ -103,7 +103,10 @@ class SemanticConsistency:
         self.weight = weight
 
     def loss(self, originals: Tensor, translated: Tensor) -> Tensor:
-        """Return the mean over pixels of the network's output, for frames (B, 3, H, W) in −1…1."""
+        """Return the mean cross entropy over the pixels of the network's logits.
+
+        Frames are (B, 3, H, W) in −1…1.
+        """
         with torch.no_grad():
             labels = self._logits(originals).argmax(1)
         return cross_entropy(self._logits(translated).float(), labels)
