@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.training.interpolation import upsample
+from fada_deploy.training.models.blocks import FrozenBatchNorm2d
 from fada_deploy.training.models.segmentation import SegmentationModel
 
 OPSET = 18
@@ -46,6 +48,20 @@ class LogitsHead(nn.Module):
         return logits
 
 
+class Affine(nn.Module):
+    """A scale and a shift per channel: a frozen batch normalization with its factors computed."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", shift[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift features (B, C, H, W)."""
+        result: Tensor = x * self.scale + self.shift
+        return result
+
+
 HEADS: dict[str, type[LogitsHead | LabelsHead]] = {"logits": LogitsHead, "labels": LabelsHead}
 
 
@@ -63,7 +79,7 @@ def write_onnx(model: SegmentationModel, metadata: ModelMetadata, path: Path) ->
         # The exporter warns about deprecations in its own code.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            HEADS[metadata.head](model).eval(),
+            HEADS[metadata.head](_with_computed_norms(model)).eval(),
             (frames,),
             dynamo=True,
             opset_version=OPSET,
@@ -74,3 +90,17 @@ def write_onnx(model: SegmentationModel, metadata: ModelMetadata, path: Path) ->
         )
     assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
     save_onnx(program.model_proto, metadata, path)
+
+
+def _with_computed_norms(model: SegmentationModel) -> SegmentationModel:
+    """Return a copy in which the frozen norms are scales and shifts.
+
+    The exporter folds the arithmetic of a frozen norm into the same constants, but tracing and
+    decomposing its fourteen operations takes half of the time of an export.
+    """
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, FrozenBatchNorm2d):
+                setattr(parent, name, Affine(*child.affine()))
+    return model
