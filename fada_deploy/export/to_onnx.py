@@ -53,13 +53,14 @@ class Affine(nn.Module):
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("shift", shift[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift features (B, C, H, W)."""
-        result: Tensor = x * self.scale + self.shift
-        return result
+        return x * self.scale + self.shift
 
 
 HEADS: dict[str, type[LogitsHead | LabelsHead]] = {"logits": LogitsHead, "labels": LabelsHead}

@@ -32,8 +32,8 @@ def cycada(context: MethodContext) -> GatedFeatureAlignment:
 class Gate(nn.Module):
     """Whether D was right often enough in the iteration before, as buffers.
 
-    `accuracy` is the sum over the parts of the iteration `iteration`; `is_open` says whether F is
-    trained in it.
+    `accuracy` is the sum over the parts of the iteration `iteration` in all processes, of which one
+    saves the state; `is_open` says whether F is trained in it.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Gate(nn.Module):
     def start_iteration(self, iteration: int) -> None:
         """Decide once for each iteration, equally in all processes and for all parts."""
         if int(self.iteration) != iteration:
-            self.is_open.copy_(all_reduce_sum(self.accuracy) > ACCURACY)
+            self.is_open.copy_(self.accuracy > ACCURACY)
             self.accuracy.zero_()
             self.iteration.fill_(iteration)
 
@@ -75,5 +75,5 @@ class GatedFeatureAlignment:
             (step.settings.adversarial_weight * adversarial).backward()
 
         losses = step.train_discriminator(self.discriminator, src.features, tgt_features)
-        self.heads.accuracy += losses["discriminator_accuracy"]
+        self.heads.accuracy += all_reduce_sum(losses["discriminator_accuracy"])
         return {"segmentation": seg_loss.detach(), "adversarial": adversarial.detach(), **losses}

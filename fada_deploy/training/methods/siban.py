@@ -36,8 +36,9 @@ class Bottleneck(nn.Module):
     """The logarithm of σ² of each feature, and the state of the dual ascent as buffers.
 
     `beta` belongs to the iteration `iteration`; `excess` is the sum of divergence − bound over the
-    parts of that iteration, which change β at the start of the next one. σ starts near 0.05, so
-    that the classifier of the source stage still works.
+    parts of that iteration in all processes, of which one saves the state. It changes β at the
+    start of the next iteration. σ starts near 0.05, so that the classifier of the source stage
+    still works.
     """
 
     def __init__(self, channels: int) -> None:
@@ -55,7 +56,7 @@ class Bottleneck(nn.Module):
     def start_iteration(self, iteration: int) -> None:
         """Update β once for each iteration, equally in all processes and for all parts."""
         if int(self.iteration) != iteration:
-            self.beta += DUAL_STEP * all_reduce_sum(self.excess)
+            self.beta += DUAL_STEP * self.excess
             self.beta.clamp_(min=0)
             self.excess.zero_()
             self.iteration.fill_(iteration)
@@ -93,7 +94,7 @@ class BottleneckAlignment:
         (weighted + 0.5 * self.heads.beta * (tgt_divergence - BOUND) / parts).backward()
 
         divergence = 0.5 * (src_divergence + tgt_divergence).detach()
-        self.heads.excess += (divergence - BOUND) / parts
+        self.heads.excess += all_reduce_sum((divergence - BOUND) / parts)
         return {
             "segmentation": seg_loss.detach(),
             "adversarial": adversarial.detach(),
