@@ -38,7 +38,7 @@ class TrainOptions(TypedDict, total=False):
         style: Style of the source frames: "none", "statistics", "fourier" or "cyclegan".
         size_hw: Input size of all stages as (height, width) or "WIDTHxHEIGHT"; source frames are
             resized to it.
-        batch: Images per iteration; per domain in the adversarial stage.
+        batch: Images per iteration; per domain in the stages adversarial and selftrain.
         seed: Seed of the initial weights and of the data order.
     """
 
@@ -148,7 +148,8 @@ def adapt(
             videos or images.
         source_free: Learn from the new target alone.
         settings: Single settings by their dotted name, for example `{"selftrain.lr": 1e-4}`.
-        out: Folder of the new run [`runs/<src>-<tgt>-<backbone>-NNN`].
+        out: Folder of the new run [`runs/<src>-<tgt>-<backbone>-NNN`]. A run that was interrupted
+            there is continued.
         device: "auto", "cpu" or "cuda[:N]".
 
     Raises:
@@ -158,7 +159,11 @@ def adapt(
         MissingExtraError: torch is not installed.
     """
     try:
-        from fada_deploy.training.adapt import adaptation_config, compare_targets
+        from fada_deploy.training.adapt import (
+            adaptation_config,
+            adaptation_folder,
+            compare_targets,
+        )
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train as train_run
     except ImportError as error:
@@ -166,8 +171,7 @@ def adapt(
 
     where = choose_device(device)
     config = adaptation_config(Path(model), tgt=str(tgt), source_free=source_free, options=settings)
-    folder = None if out is None else Path(out)
-    run = new_run(config.source_name, config.tgt, config.backbone, folder)
+    run = adaptation_folder(config, None if out is None else Path(out))
     result = train_run(config, run, device=where)
     return result, compare_targets(run, config, where)
 

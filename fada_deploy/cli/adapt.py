@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def command(
 
     MODEL is builtin, a run, a stage of a run, or a weights file. Its network continues with the
     stage selftrain on the frames of --tgt, with the sources and settings that it was trained with.
-    The result is a new run; MODEL does not change.
+    The result is a new run; MODEL does not change. The same command with --out RUN continues an
+    interrupted run.
 
     \b
     fada adapt builtin --tgt drive.mp4
@@ -79,12 +81,12 @@ def command(
     """
     from dataclasses import asdict
 
-    from fada_deploy.common.errors import MissingExtraError
-    from fada_deploy.common.runs import new_run
+    from fada_deploy.common.errors import InterruptedRunError, MissingExtraError
 
     try:
         from fada_deploy.training.adapt import (
             adaptation_config,
+            adaptation_folder,
             compare_targets,
             comparison_table,
         )
@@ -95,17 +97,19 @@ def command(
         raise MissingExtraError(str(error.name), "train") from None
 
     where = choose_device(device)
-    if iterations is not None:
-        options |= {"selftrain.iterations": iterations}
-        options |= {"selftrain.max_iterations": round(1.02 * iterations)}
     config = adaptation_config(
-        model, tgt=tgt, source_free=source_free, options=options, settings=settings,
-        remedy=CLI_REMEDY,
+        model, tgt=tgt, source_free=source_free, iterations=iterations, options=options,
+        settings=settings, remedy=CLI_REMEDY,
     )  # fmt: skip
-    run = new_run(config.source_name, config.tgt, config.backbone, out)
-    with resumable(run, where):
-        result = train(config, run, device=where)
-        comparisons = compare_targets(run, config, where)
+    run = adaptation_folder(config, out)
+    try:
+        with resumable(run, where, less_memory="--set selftrain.accumulate=2"):
+            result = train(config, run, device=where)
+            comparisons = compare_targets(run, config, where)
+    except InterruptedRunError:
+        raise InterruptedRunError(
+            f"stopped; to continue, repeat the command with --out {shlex.quote(str(run))}"
+        ) from None
     write_run_report(result, where)
     log(comparison_table(comparisons))
     if as_json:

@@ -334,7 +334,9 @@ def _refuse_settings(options: dict[str, Any]) -> None:
     """Raise `UsageError` if there are options beside --resume that set something."""
     from fada_deploy.common.errors import UsageError
 
-    extra = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, (), False)]
+    # Not `v in (None, (), False)`, which contains 0.
+    given = (n for n, v in options.items() if v is not None and v is not False and v != ())
+    extra = [f"--{name.replace('_', '-')}" for name in given]
     if extra:
         raise UsageError(
             f"--resume continues a run with its own settings; leave out {', '.join(extra)}"

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def resumable(run: Path, device: torch.device) -> Iterator[None]:
-    """Raise errors that tell the user how to continue."""
+def resumable(
+    run: Path,
+    device: torch.device,
+    *,
+    less_memory: str = "--accumulate 2, or with a smaller --batch or --size",
+) -> Iterator[None]:
+    """Raise errors that tell the user how to continue; `less_memory` names options for a rerun."""
     import torch
 
     from fada_deploy.common.errors import DeviceError, InterruptedRunError
@@ -28,8 +33,7 @@ def resumable(run: Path, device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise DeviceError(
-            f"{device} has too little memory for this run; start again with --accumulate 2, "
-            "or with a smaller --batch or --size"
+            f"{device} has too little memory for this run; start again with {less_memory}"
         ) from None
     except KeyboardInterrupt:
         if not (run / CONFIG).is_file():

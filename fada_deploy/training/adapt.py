@@ -19,14 +19,16 @@ import torch
 from fada_deploy.common.errors import DataError, FadaError, ModelError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import BUILTIN, BUILTIN_FILE, final_weights
+from fada_deploy.common.runs import BUILTIN, BUILTIN_FILE, CONFIG, final_weights, new_run
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.predict import Predictor, sample_frames
+from fada_deploy.training.run_files import load_config
 from fada_deploy.training.scoring import compute_scores
 from fada_deploy.training.settings import REMEDY, change_settings
+from fada_deploy.training.stage_config import with_length
 from fada_deploy.training.weights.checkpoints import load_model
 
 logger = logging.getLogger(__name__)
@@ -60,15 +62,17 @@ def adaptation_config(
     *,
     tgt: str,
     source_free: bool = False,
+    iterations: int | None = None,
     options: Mapping[str, Any] | None = None,
     settings: Iterable[str] = (),
     remedy: str = REMEDY,
 ) -> RunConfig:
     """Return the settings of a run that adapts the network `model` to the target `tgt`.
 
-    They are those that the network was trained with, except for the target, the stages and the
-    changes in `options` and `settings`, which have the form of `make_config`. Raise `ModelError` if
-    the weights file does not contain its settings, `UsageError` for invalid changes.
+    They are those that the network was trained with, except for the target, the stages, the number
+    of `iterations`, and the changes in `options` and `settings`, which have the form of
+    `make_config`. Raise `ModelError` if the weights file does not contain its settings,
+    `UsageError` for invalid changes.
     """
     weights = final_weights(model)
     network, provenance = load_model(weights)
@@ -86,16 +90,33 @@ def adaptation_config(
     # The name of the built-in model is the same on every machine.
     start = str(BUILTIN if weights == BUILTIN_FILE else weights)
     selftrain = replace(previous.selftrain, source_free=source_free)
+    if iterations is not None:
+        selftrain = with_length(selftrain, iterations)
     style = "none" if source_free else previous.style
+    if previous.method == "source":
+        selftrain = replace(selftrain, align=False)
     if source_free:
         selftrain = replace(selftrain, align=False, prototypes=False)
     config = replace(
         previous,
         tgt=tgt, tgt_root=None, ego_mask=None, start=start, stages=("selftrain",),
         backbone=network.spec.backbone, size=network.spec.size_hw, norm="auto", published=None,
+        # No network is new, so its file of initial weights need not be on this machine.
+        init="imagenet", init_norm=None,
         selftrain=selftrain, style=style,
     )  # fmt: skip
     return change_settings(config, options=options or {}, settings=settings, remedy=remedy)
+
+
+def adaptation_folder(config: RunConfig, out: Path | None) -> Path:
+    """Return the folder of a run of `fada adapt`: `out`, or a new one under `runs`.
+
+    A run that was begun in `out` with the same settings is continued. Raise `UsageError` if `out`
+    contains something else.
+    """
+    if out is not None and (out / CONFIG).is_file() and load_config(out) == config:
+        return out
+    return new_run(config.source_name, config.tgt, config.backbone, out)
 
 
 def compare_targets(run: Path, config: RunConfig, device: torch.device) -> list[TargetComparison]:

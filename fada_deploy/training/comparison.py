@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shlex
 import statistics
@@ -37,6 +36,7 @@ from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.reporting.run_summary import RunSummary
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.run_queue import Job, train_jobs
+from fada_deploy.training.stage_config import with_length
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _with_budget(config: RunConfig, budget: int | None) -> RunConfig:
     Without a budget, self-training gets the iterations of the adversarial stage.
     """
     if budget is None:
-        selftrain = _with_length(config.selftrain, config.adversarial.iterations)
+        selftrain = with_length(config.selftrain, config.adversarial.iterations)
         return replace(config, selftrain=selftrain)
     if budget < 2:
         raise UsageError(f"--budget must be at least 2 iterations, got {budget}")
@@ -167,17 +167,8 @@ def _with_budget(config: RunConfig, budget: int | None) -> RunConfig:
     lengths["selftrain"] = lengths["adversarial"]
     changes = {}
     for stage, iterations in lengths.items():
-        changes[stage] = _with_length(getattr(config, stage), iterations)
+        changes[stage] = with_length(getattr(config, stage), iterations)
     return replace(config, **changes)
-
-
-def _with_length(stage: Any, iterations: int) -> Any:
-    """Return the settings of a stage with another length, and a schedule in proportion."""
-    ratio = iterations / stage.iterations
-    return replace(
-        stage, iterations=iterations, max_iterations=math.ceil(ratio * stage.max_iterations),
-        warmup=min(round(ratio * stage.warmup), iterations),
-    )  # fmt: skip
 
 
 def _start_job(config: RunConfig, out: Path, seed: int) -> Job:
@@ -190,7 +181,7 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
     folder = out / f"seed{seed}" / method
     if method == SOURCE:
         total = config.source.iterations + config.adversarial.iterations
-        source = _with_length(config.source, total)
+        source = with_length(config.source, total)
         return Job(folder, replace(start.config, source=source))
     if method.removesuffix(COMBINED) == CYCADA:
         # Its source stage reads translated frames, so it is not shared.

@@ -141,8 +141,12 @@ class RunConfig:
 
     @property
     def needs_source(self) -> bool:
-        """Whether any stage reads a labeled source."""
-        return self.stages != ("selftrain",) or not self.selftrain.source_free
+        """Whether the run reads a labeled source: for training, or to know which classes it shows.
+
+        A run with source-free self-training may have no source.
+        """
+        is_source_free = "selftrain" in self.stages and self.selftrain.source_free
+        return self.trains_on_source or not is_source_free
 
     @property
     def trains_on_source(self) -> bool:

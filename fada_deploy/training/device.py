@@ -34,6 +34,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak of `peak_memory_mib` on a GPU; a process has one peak on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mib(device: torch.device) -> int:
     """Return the peak memory in MiB: allocated on a GPU, resident in this process on a CPU.
 

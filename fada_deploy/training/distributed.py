@@ -2,8 +2,8 @@
 
 Each process loads its slots of the global batch and divides its losses by the size of the global
 batch; the gradients are summed over all processes. The steps therefore do not depend on the number
-of processes. Without `torchrun` every function here does what a single process needs. Only
-process 0, the main process, writes files and reports.
+of processes, except for the random choices of self-training. Without `torchrun` every function here
+does what a single process needs. Only process 0, the main process, writes files and reports.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,10 @@ from fada_deploy.common.progress import set_progress_factory
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# The other processes wait while the main process samples videos, renders or scores, which can take
+# hours. torchrun notices a process that has ended without this limit.
+TIMEOUT = timedelta(days=1)
+
 
 def initialize(device: torch.device) -> None:
     """Join the process group of `torchrun`, if there is one.
@@ -36,7 +41,8 @@ def initialize(device: torch.device) -> None:
         if device.type == "cuda":
             # Collectives of objects use the current device, which is GPU 0 in every process.
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **_rendezvous())
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, **_rendezvous())
         if not is_main_process():
             logging.getLogger("fada_deploy").setLevel(logging.ERROR)
             set_progress_factory(None)
@@ -142,6 +148,18 @@ def all_gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_pixels(value: Tensor) -> Tensor:
+    """Return the elements of a tensor of every process, flattened and ordered by rank.
+
+    The tensors must have equal shapes.
+    """
+    if not dist.is_initialized():
+        return value.flatten()
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat([part.flatten() for part in parts])
 
 
 def barrier() -> None:

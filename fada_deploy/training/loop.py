@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from fada_deploy.common.errors import FadaError, InterruptedRunError
+from fada_deploy.common.files import write_text
 from fada_deploy.common.progress import Progress, progress_bar
 from fada_deploy.training import distributed
 from fada_deploy.training.data.loader import WaitTimer
-from fada_deploy.training.device import peak_memory_mib
+from fada_deploy.training.device import peak_memory_mib, reset_peak_memory
 from fada_deploy.training.weights.checkpoints import Stateful, load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class TrainingLoop:
         self._learning_rates: list[Metrics] = []
         self._losses: list[Mapping[str, Tensor]] = []
         self._signal: int | None = None
-        self._start = self._last_saved = load_state(self._state_path, state, device)
+        self._start = self._last_saved = load_state(self._state_path, state)
         if distributed.is_main_process():
             self._truncate_metrics()
         self._start_time = self._flush_time = 0.0
@@ -105,6 +106,7 @@ class TrainingLoop:
 
     def __iter__(self) -> Iterator[int]:
         previous_handlers = self._install_signal_handlers()
+        reset_peak_memory(self._device)
         self._start_time = self._flush_time = time.monotonic()
         self._flush_waited = self._timer.seconds
         try:
@@ -245,7 +247,7 @@ class TrainingLoop:
                 for line in lines
                 if line.endswith("\n") and json.loads(line)["iteration"] <= self._start
             ]
-            self._metrics_path.write_text("".join(valid), "utf-8")
+            write_text(self._metrics_path, "".join(valid))
 
 
 def _means(values: list[Metrics]) -> dict[str, float]:

@@ -167,9 +167,20 @@ class ModelSetup:
                 f"{stage}.accumulate must divide the {local_batch} images per process, "
                 f"got {settings.accumulate}"
             )
+        if stage == "selftrain" and settings.source_free and settings.mixed_weight:
+            self._check_pairs(local_batch)
         if find_backbone(spec.backbone).has_norms:
             # Synchronized batch normalization sees one part from every process.
             self._check_norm(stage, spec, settings.batch // settings.accumulate)
+
+    def _check_pairs(self, local_batch: int) -> None:
+        """Raise `UsageError` if a process has no two frames to mix with each other."""
+        if local_batch < 2:
+            raise UsageError(
+                "selftrain: without a source, each process mixes pairs of its target frames; got "
+                f"{local_batch} frame per process; use --batch {2 * distributed.world_size()}, or "
+                "--set selftrain.mixed_weight=0 with another loss"
+            )
 
     def _check_norm(self, stage: str, spec: ModelSpec, norm_batch: int) -> None:
         """Raise `UsageError` if the normalization cannot be trained, or is frozen but untrained."""

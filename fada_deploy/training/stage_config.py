@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
@@ -12,6 +13,7 @@ NonNegativeInt = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+BelowOne = Annotated[float, Meta(ge=0, lt=1)]
 HueFraction = Annotated[float, Meta(ge=0, le=0.5)]
 
 SizeHW = tuple[PositiveInt, PositiveInt]
@@ -48,16 +50,28 @@ class Stage:
     batch: PositiveInt
     lr: NonNegativeFloat
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    classifier_lr_factor: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    power: float = 0.9
+    classifier_lr_factor: NonNegativeFloat = 10.0
+    momentum: BelowOne = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    power: NonNegativeFloat = 0.9
     warmup: NonNegativeInt = 0
     max_norm: NonNegativeFloat = 0.0
     accumulate: PositiveInt = 1
-    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    ema: BelowOne = 0.0
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
     class_weights: Literal["none", "log"] = "none"
+
+
+StageType = TypeVar("StageType", bound=Stage)
+
+
+def with_length(stage: StageType, iterations: int) -> StageType:
+    """Return the settings of a stage with another length, and a schedule in proportion."""
+    ratio = iterations / stage.iterations
+    return replace(
+        stage, iterations=iterations, max_iterations=math.ceil(ratio * stage.max_iterations),
+        warmup=min(round(ratio * stage.warmup), iterations),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,10 +113,10 @@ class AdversarialStage(Stage):
     lr: NonNegativeFloat = 2.5e-4
     jitter: Jitter = (0.5, 0.5, 0.5, 0.2)
     temperature: PositiveFloat = 1.8
-    clip: float = 0.9
-    adversarial_weight: float = 0.001
-    discriminator_lr: float = 1e-4
-    discriminator_betas: tuple[float, float] = (0.9, 0.99)
+    clip: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    adversarial_weight: NonNegativeFloat = 0.001
+    discriminator_lr: NonNegativeFloat = 1e-4
+    discriminator_betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
     bn_statistics: Literal["target", "source", "both", "frozen"] = "target"
     full_resolution: bool = True
 
@@ -151,8 +165,8 @@ class SelfTrainingStage(Stage):
     batch: PositiveInt = 2
     lr: NonNegativeFloat = 6e-5
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    weight_decay: float = 0.01
-    power: float = 1.0
+    weight_decay: NonNegativeFloat = 0.01
+    power: NonNegativeFloat = 1.0
     warmup: NonNegativeInt = 1500
     ema: Annotated[float, Meta(gt=0, lt=1)] = 0.999
     max_threshold: Probability = 0.9
@@ -199,7 +213,7 @@ class TranslationStage:
     max_iterations: PositiveInt = 100_000
     batch: PositiveInt = 1
     lr: NonNegativeFloat = 2e-4
-    power: float = 1.0
+    power: NonNegativeFloat = 1.0
     warmup: NonNegativeInt = 0
     width: PositiveInt = 64
     blocks: PositiveInt = 9

@@ -48,6 +48,8 @@ def test_too_little_memory_suggests_smaller_batches(
 
 
 def test_resume_rejects_other_settings(fada: Run, run: Path) -> None:
+    code, _, err = fada("train", "--resume", run, "--seed", 0)
+    assert code == 2 and "--seed" in err
     code, _, err = fada("train", "--resume", run, "--seed", 3, "--set", "source.lr=1")
     assert code == 2 and "--seed, --set" in err
 

@@ -36,7 +36,11 @@ ALL_OPTIONS = {
     name for command in all_commands(cli) for parameter in command.params for name in parameter.opts
 } | {"--help", "--version"}
 APP = ROOT / "examples" / "perception_app" / "app.py"
-OTHER_OPTIONS = {"--tmpfs", *re.findall(r'"(--[a-z-]+)"', APP.read_text("utf-8"))}
+# Options of docker, of torchrun and of the example.
+OTHER_OPTIONS = {
+    "--tmpfs", "--build-arg", "--max-restarts", "--start-method",
+    *re.findall(r'"(--[a-z-]+)"', APP.read_text("utf-8")),
+}  # fmt: skip
 COMMAND_LINES = sorted({(page_name(page), line) for page in PAGES for line in command_lines(page)})
 
 

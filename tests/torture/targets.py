@@ -151,7 +151,7 @@ def _state(path: Path) -> None:
 
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
-    load_state(path, {"model": layer, "optimizer": optimizer}, torch.device("cpu"))
+    load_state(path, {"model": layer, "optimizer": optimizer})
 
 
 def _reference(path: Path) -> None:

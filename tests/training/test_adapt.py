@@ -145,11 +145,15 @@ def test_source_free_adaptation_needs_no_source_and_resumes_exactly(
 
         patch.setattr("fada_deploy.training.loop.save_state", stop_after_saving)
         code, _, err = fada(*arguments, stopped)
-        assert code == 130 and saved == [2] and f"--resume {stopped}" in err
-    code, _, err = fada("train", "--resume", stopped, "--device", "cpu")
+        assert code == 130 and saved == [2] and f"--out {stopped}" in err
+    other = [*arguments]
+    other[other.index("--iterations") + 1] = 5
+    assert fada(*other, stopped)[0] == 2, "another run cannot be continued"
+    code, _, err = fada(*arguments, stopped)
     assert code == 0, err
     again = load_file(stopped / "selftrain" / "weights.safetensors")
     assert all(torch.equal(again[name], after[name]) for name in after)
+    assert json.loads((stopped / "adaptation.json").read_text())[0]["target"] == str(recordings)
 
 
 def test_changes_are_checked_and_the_old_settings_stay(adapted: Path, tmp_path: Path) -> None:
@@ -158,6 +162,15 @@ def test_changes_are_checked_and_the_old_settings_stay(adapted: Path, tmp_path: 
     assert (config.tgt, config.stages, config.selftrain.lr) == ("drives/", ("selftrain",), 1e-4)
     assert config.src == previous["src"] and config.augment == previous["augment"]
     assert config.start == str(adapted / "selftrain" / "weights.safetensors")
+    selftrain = config.selftrain
+    shorter = adaptation_config(adapted, tgt="drives/", iterations=2).selftrain
+    assert (selftrain.iterations, selftrain.warmup, shorter.iterations, shorter.warmup) == (
+        4,
+        20,
+        2,
+        2,
+    )
+    assert shorter.max_iterations == pytest.approx(selftrain.max_iterations / 2, abs=1)
     with pytest.raises(UsageError, match=r"selftrain\.lr"):
         adaptation_config(adapted, tgt="drives/", settings=["selftrain.lr=fast"])
     with pytest.raises(UsageError, match="needs a source"):
@@ -169,3 +182,31 @@ def test_changes_are_checked_and_the_old_settings_stay(adapted: Path, tmp_path: 
     save_weights(unknown, model.state_dict(), model.spec, {})
     with pytest.raises(ModelError, match=r"settings.*--start"):
         adaptation_config(unknown, tgt="drives/")
+
+
+def test_a_network_that_only_learned_the_source_can_be_adapted(
+    blocks: Path, adapted: Path, tmp_path: Path
+) -> None:
+    """Its recipe would align the domains by its method, and its initial weights are elsewhere."""
+    model, provenance = load_model(adapted / "source" / "weights.safetensors")
+    config = provenance["config"] | {
+        "method": "source", "stages": ["source"], "init": str(tmp_path / "no-such-file.pth"),
+    }  # fmt: skip
+    config["selftrain"] |= {"align": True}
+    weights = tmp_path / "weights.safetensors"
+    save_weights(weights, model.state_dict(), model.spec, {**provenance, "config": config})
+    settings = ["selftrain.iterations=1", "selftrain.max_iterations=1"]
+    tgt = str(blocks / "target.toml")
+    changed = adaptation_config(weights, tgt=tgt, settings=settings)
+    assert not changed.selftrain.align
+    train(changed, tmp_path / "run", device=CPU)
+    assert (tmp_path / "run/selftrain/weights.safetensors").is_file()
+
+
+def test_mixing_target_frames_with_each_other_needs_two(
+    adapted: Path, recordings: Path, tmp_path: Path
+) -> None:
+    settings = ["selftrain.batch=1"]
+    config = adaptation_config(adapted, tgt=str(recordings), source_free=True, settings=settings)
+    with pytest.raises(UsageError, match=r"pairs .* got 1 frame per process; use --batch 2"):
+        train(config, tmp_path / "run", device=CPU)

@@ -162,6 +162,39 @@ def test_bn_statistics_selects_the_pass_that_updates_running_statistics(domain: 
     torch.testing.assert_close(model.norm.running_mean, want)
 
 
+@pytest.mark.parametrize("domain", ["source", "target"])
+@pytest.mark.parametrize("name", ["fada", "minent", "fcn-wild", "siban", "cycada"])
+def test_norms_of_the_classifier_get_the_statistics_of_the_selected_domain(
+    name: str, domain: str
+) -> None:
+    class NormalizedClassifier(PixelwiseNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Sequential(nn.BatchNorm2d(C), nn.Conv2d(C, K, 1))  # type: ignore[assignment]
+
+    torch.manual_seed(0)
+    model = NormalizedClassifier().double().train()
+    stage = AdversarialStage(bn_statistics=domain)
+    class_pixels = np.ones((2, K), np.int64)
+    context = MethodContext(model, stage, lambda: class_pixels, lambda: iter([]))  # type: ignore[arg-type]
+    method = make_method(name, context)
+    method.heads.double()
+    method.discriminator.double()
+    dark = replace(batch(2), frames_bhwc=batch(2).frames_bhwc // 4)
+    src, tgt = batch(1), dark
+    with torch.no_grad():
+        means = {
+            name: model.features(each.frames_bhwc).mean((0, 2, 3))
+            for name, each in (("source", src), ("target", tgt))
+        }
+    assert (means["source"] - means["target"]).abs().max() > 0.2
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    adversarial_step(model, optimizer, Aligner(method, None, stage), src, tgt)  # type: ignore[arg-type]
+    # The noise of SIBAN has a deviation of 0.05, so that of a mean of four is 0.0025 here.
+    running_mean = model.classifier[0].running_mean  # type: ignore[index]
+    torch.testing.assert_close(running_mean, 0.1 * means[domain], rtol=0, atol=0.009)
+
+
 def test_bfloat16_gradients_agree_with_float32_on_a_trained_network(
     trained: Path, streets: Path
 ) -> None:

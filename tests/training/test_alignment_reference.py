@@ -557,7 +557,7 @@ def test_clusters_are_those_of_the_histograms() -> None:
     """Frames of two halves of one class each have patches of two kinds, and some of both."""
     labels = torch.zeros(1, 128, 128, dtype=torch.int64)
     labels[:, :, 68:] = 2
-    centers = adaptpatch.cluster_centers([labels], K)
+    centers = adaptpatch.cluster_centers(adaptpatch.source_histograms([labels], K))
     kinds = {tuple(round(v, 3) for v in center.tolist()) for center in centers}
     left, right = (1, 0, 0) * 4, (0, 0, 1) * 4
     mixed = (1, 0, 0, 0, 0, 1) * 2

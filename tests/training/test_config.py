@@ -145,6 +145,10 @@ def test_from_dict_reads_what_to_dict_writes() -> None:
         ("distill.scale=2,1", "distill.scale: found 2.0, 1.0", "smaller factor first"),
         ("distill.norm=none", "distill.norm: found 'none'", "'frozen'"),
         ("adversarial.temperature=0", "adversarial.temperature: found 0", "greater than 0"),
+        ("adversarial.discriminator_betas=0.9,1", "discriminator_betas[1]: found 1", "less than 1"),
+        ("adversarial.clip=0", "adversarial.clip: found 0", "greater than 0"),
+        ("source.classifier_lr_factor=-1", "classifier_lr_factor: found -1", "of at least 0"),
+        ("source.momentum=1", "source.momentum: found 1", "less than 1"),
         ("adversarial.jitter=0,0,0,0.9", "adversarial.jitter[3]: found 0.9", "of at most 0.5"),
         ("adversarial.jitter=1,2", "adversarial.jitter: found length 2", "length 4"),
         ("recipe=small", "recipe", "use --recipe"),
@@ -190,6 +194,15 @@ def test_deploy_renders_a_source_unless_the_user_has_chosen_the_sources() -> Non
     assert names(src="gta5") == ["gta5", "rendered"]
     assert names(src="gta5", extra_sources=[]) == ["gta5"]
     assert names(src="gta5", extra_sources=[{"name": "synthia"}]) == ["gta5", "synthia"]
+
+
+def test_source_free_self_training_with_distillation_needs_no_source() -> None:
+    stages = "stages=selftrain,distill"
+    assert config(stages).needs_source
+    free = "selftrain.source_free=true"
+    assert not config(stages, free).needs_source
+    assert config(stages, free, "distill.source_weight=1").needs_source
+    assert config("stages=distill").needs_source  # to know which classes the source shows
 
 
 def test_source_only_training_drops_the_adaptation_of_a_recipe() -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, distributed, multiprocessing, nn
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.loader import Batch
-from fada_deploy.training.distributed import all_reduce_sum, rank, world_size
+from fada_deploy.training.distributed import all_gather, all_reduce_sum, rank, world_size
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import METHODS, make_method
 from fada_deploy.training.methods.base import MethodContext
 from fada_deploy.training.methods.cbst import count_all_confidences
 from fada_deploy.training.methods.proda import PrototypeTeacher
+from fada_deploy.training.methods.self_training import pseudo_labels, weighted_labels
 from fada_deploy.training.methods.self_training_base import SelfTrainingContext
 from fada_deploy.training.models import segmentation
 from fada_deploy.training.models.deeplab import PointClassifier
@@ -87,7 +88,7 @@ def aligned(name: str) -> Result:
     stage = AdversarialStage(accumulate=parts, adversarial_weight=0.1, lr=1e-3, iterations=9)
     model = new_model()
     class_pixels = np.random.default_rng(3).integers(0, 50, (30, K))
-    context = MethodContext(model, stage, lambda: class_pixels, lambda: iter([SRC]))
+    context = MethodContext(model, stage, lambda: class_pixels, lambda: iter([own_part(SRC)]))
     result: Result = {}
     with pytest.MonkeyPatch.context() as patch:
         architecture = replace(segmentation.BACKBONES["segformer-b0"], auxiliary="0")
@@ -110,7 +111,7 @@ def aligned(name: str) -> Result:
 
 
 def labeled() -> Result:
-    """Return the statistics of the target from which CBST and ProDA make pseudo-labels."""
+    """Return pseudo-labels of a mean teacher, and the statistics for those of CBST and ProDA."""
     model = new_model().eval()
     average, stage = AveragedWeights(model, 0.9), SelfTrainingStage()
     teacher = PrototypeTeacher(
@@ -122,7 +123,13 @@ def labeled() -> Result:
     teacher.start_iteration(0)
     before = teacher.prototypes.values
     teacher.views(own_part(SRC), own_part(TGT), np.random.default_rng(0))
+    logits, size_hw = model(own_part(TGT).frames_bhwc), TGT.size_hw
+    confident = pseudo_labels(logits, size_hw, max_threshold=0.9, quantile=0.5)
+    weight = weighted_labels(logits, size_hw, max_threshold=0.3).weight
+    assert weight is not None
     return {
+        "confident pixels": torch.cat(all_gather(confident)),
+        "fraction of confident pixels": weight,
         "confidences": count_all_confidences(model, [own_part(TGT)]),
         "prototypes of the target": before,
         "prototypes": teacher.prototypes.values,

@@ -29,7 +29,7 @@ from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import DistillStage, SelfTrainingStage
-from fada_deploy.training.stages.distill import distillation_step
+from fada_deploy.training.stages.distill import distillation_step, soft_label_divergence
 
 K, C, B, HW = 4, 5, 2, (6, 7)
 FILE = Path(__file__).parents[2] / "configs" / "selftrain" / "proda.toml"
@@ -305,3 +305,16 @@ def test_the_settings_files_have_the_published_values() -> None:
     stage = SimpleNamespace(threshold=0.95, source_weight=1.0, soft_weight=1.0)
     assert all(getattr(config.distill, name) == value for name, value in vars(stage).items())
     assert config.selftrain.ema == 0.999
+
+
+def test_a_teacher_may_have_outputs_of_another_size() -> None:
+    """The teacher's logits are interpolated to the size of the student's."""
+    rng = np.random.default_rng(5)
+    student, teacher = (
+        torch.from_numpy(rng.normal(size=(2, K, *hw))) for hw in ((8, 10), (15, 19))
+    )
+    # With align_corners every second pixel of 15×19 is one of 8×10.
+    smaller = teacher[..., ::2, ::2].numpy()
+    p, q = (softmax(z) for z in (student.numpy(), smaller))
+    want = (q * (np.log(q) - np.log(p))).sum(1).mean()
+    assert soft_label_divergence(student, teacher).item() == pytest.approx(want, rel=1e-9)

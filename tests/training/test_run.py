@@ -36,7 +36,7 @@ from fada_deploy.training.result import TrainingResult
 from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
-from fada_deploy.training.weights.checkpoints import load_model, save_state
+from fada_deploy.training.weights.checkpoints import load_model, load_state, save_state
 from fada_deploy.training.weights.pretrained import load_backbone
 
 # Metrics that depend on the machine.
@@ -441,6 +441,22 @@ def test_pickled_code_is_not_executed(tmp_path: Path, blocks: Path) -> None:
     with pytest.raises(ModelError, match="not a readable weights file"):
         run(config(blocks, init=str(tmp_path / "evil.pth")), tmp_path / "run")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), torch.OutOfMemoryError("no room")], ids=["host", "device"]
+)
+def test_too_little_memory_does_not_condemn_a_training_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Full(torch.nn.Linear):
+        def load_state_dict(self, *_: object, **__: object) -> None:
+            raise error
+
+    layer = Full(1, 1)
+    save_state(tmp_path / "state.pt", 3, {"model": layer})
+    with pytest.raises(type(error), match="no room"):
+        load_state(tmp_path / "state.pt", {"model": layer})
 
 
 def test_rejects_training_state_of_another_run(blocks: Path, tmp_path: Path) -> None:

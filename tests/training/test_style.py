@@ -11,12 +11,14 @@ import pytest
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 from fada_deploy.data.recordings import open_recordings
+from fada_deploy.training.data.samples import CroppedSourceSamples
 from fada_deploy.training.data.style import (
     STYLES,
     StyleTransfer,
     match_statistics,
     swap_amplitude,
 )
+from fada_deploy.training.stage_config import DistillStage
 
 
 @pytest.fixture
@@ -82,3 +84,21 @@ def test_half_of_the_frames_change_and_an_unreadable_style_is_skipped(
     unreadable = StyleTransfer(name, frames)
     for seed in range(10):
         assert unreadable(frame, np.random.default_rng(seed)) is frame
+
+
+def test_source_frames_of_the_distillation_get_the_style(blocks: Path) -> None:
+    source, target = (
+        open_dataset(str(blocks / f"{domain}.toml"), None, split="train", space=CITYSCAPES_19)
+        for domain in ("source", "target")
+    )
+    stage = DistillStage(size=(64, 96), crop=(48, 64))
+    plain = CroppedSourceSamples(source, stage)
+    styled = CroppedSourceSamples(source, stage, style=StyleTransfer("statistics", target))
+    darker = 0
+    for seed in range(20):
+        (frame, labels), (other, same) = (
+            s(0, np.random.default_rng(seed)) for s in (plain, styled)
+        )
+        assert frame.shape == other.shape == (48, 64, 3) and labels.shape == same.shape
+        darker += other.mean() < 0.85 * frame.mean()  # as the frames of the target are
+    assert 4 <= darker <= 16

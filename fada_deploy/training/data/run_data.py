@@ -201,7 +201,7 @@ class RunData:
     def distill_source_loader(self, stage: DistillStage) -> BatchLoader:
         """Return a loader of labeled source frames that are cropped as the target's are."""
         sources, name = self._require_sources(), "distill-source"
-        samples = CroppedSourceSamples(sources.frames, stage, self.augmentation)
+        samples = CroppedSourceSamples(sources.frames, stage, self.augmentation, self._style)
         return self._loader(
             samples, sources.sampler(self.class_pixels(), self.seed(name)), name, stage
         )

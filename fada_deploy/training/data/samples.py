@@ -93,13 +93,15 @@ class CroppedSourceSamples:
     frames: FrameDataset
     stage: DistillStage
     augmentation: Augmentation = NO_AUGMENTATION
+    style: StyleTransfer | None = None
 
     # The labels already ignore the car's own body, which moves with the crop.
     ego: None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a crop of the frame and of its labels."""
-        return _cropped(*self.frames.pair(index), self.stage, self.augmentation, rng)
+        frame, labels = self.frames.pair(index)
+        return _cropped(frame, labels, self.stage, self.augmentation, rng, style=self.style)
 
 
 def _cropped(
@@ -108,10 +110,14 @@ def _cropped(
     stage: DistillStage,
     augmentation: Augmentation,
     rng: np.random.Generator,
+    *,
+    style: StyleTransfer | None = None,
 ) -> Sample:
     frame, labels = scale_and_crop(
         frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
     )
+    if style is not None:
+        frame = style(frame, rng)
     frame = augment_photometry(frame, augmentation, rng)
     return flip(color_jitter(frame, stage.jitter, rng), labels, stage.flip, rng)
 

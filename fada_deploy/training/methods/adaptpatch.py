@@ -31,12 +31,10 @@ GLOBAL_ADVERSARY, PATCH_ADVERSARY = 0.5, 0.5
 
 
 def adaptpatch(context: MethodContext) -> PatchAlignment:
-    """Return AdaptPatch; the clusters are those of the first source batches.
-
-    All processes use the clusters of the main process.
-    """
+    """Return AdaptPatch; the clusters are those of the first source batches of all processes."""
     labels = (batch.labels for batch in context.source_batches())
-    centers = all_gather(cluster_centers(labels, context.num_classes))[0]
+    histograms = all_gather(source_histograms(labels, context.num_classes))
+    centers = cluster_centers(torch.cat(histograms))
     return PatchAlignment(
         heads=PatchHead(context.num_classes, centers),
         discriminator=nn.ModuleList(
@@ -147,10 +145,15 @@ def patch_histograms(labels: Tensor, num_classes: int) -> Tensor:
     return histograms
 
 
-def cluster_centers(batches: Iterable[Tensor], num_classes: int) -> Tensor:
-    """Return the centers of the label histograms of patches by k-means, (N, 4K), N ≤ CLUSTERS."""
+def source_histograms(batches: Iterable[Tensor], num_classes: int) -> Tensor:
+    """Return the histograms of the labeled patches of batches, (N, 4K) on the CPU."""
     histograms = torch.cat([patch_histograms(b, num_classes).flatten(0, 2) for b in batches])
-    data = histograms[histograms.sum(1) > 0].cpu().numpy().astype(np.float32)
+    return histograms[histograms.sum(1) > 0].cpu()
+
+
+def cluster_centers(histograms: Tensor) -> Tensor:
+    """Return the centers of label histograms (M, 4K) by k-means, (N, 4K) with N ≤ CLUSTERS."""
+    data = histograms.numpy().astype(np.float32)
     count = min(CLUSTERS, len(np.unique(data, axis=0)))
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 50, 1e-4)

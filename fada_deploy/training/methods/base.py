@@ -98,6 +98,11 @@ class Step:
             logits: Tensor = self.model.classifier(features)
         return logits
 
+    @torch.no_grad()
+    def show_to_classifier(self, features: Tensor, batch: Batch) -> None:
+        """Update the running statistics of the classifier with features that no loss classifies."""
+        self.classify(features, batch)
+
     def _statistics(self, batch: Batch) -> AbstractContextManager[None]:
         other = "target" if batch is self.src else "source"
         return preserve_running_statistics(self.model, self.settings.bn_statistics == other)

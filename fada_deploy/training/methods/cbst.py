@@ -90,8 +90,9 @@ class Rounds:
 
 def round_of(iteration: int, stage: SelfTrainingStage) -> tuple[int, bool]:
     """Return the round of an iteration from 0, and whether it begins there."""
-    length = -(-stage.iterations // stage.rounds)
-    return iteration // length, iteration % length == 0
+    number = iteration * stage.rounds // stage.iterations
+    before = (iteration - 1) * stage.rounds // stage.iterations
+    return number, number != before
 
 
 def round_portion(number: int, stage: SelfTrainingStage) -> float:

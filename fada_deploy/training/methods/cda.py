@@ -49,11 +49,12 @@ RIDGE = 1e-3
 
 
 def cda(context: MethodContext) -> Curriculum:
-    """Return CDA; all processes use the regression of the main process."""
+    """Return CDA; its regression is fitted to the first source batches of all processes."""
     initial = deepcopy(context.model).eval().requires_grad_(False)
     properties = TargetProperties(context.num_classes, context.model.channels)
-    pooled, fractions = source_fractions(initial, context.source_batches(), context.num_classes)
-    properties.fit(*all_gather((pooled, fractions))[0])
+    part = source_fractions(initial, context.source_batches(), context.num_classes)
+    pooled, fractions = (torch.cat(parts) for parts in zip(*all_gather(part), strict=True))
+    properties.fit(pooled, fractions)
     return Curriculum(initial, properties)
 
 
@@ -170,7 +171,7 @@ def source_fractions(
         pooled.append(pooled_features(features, None)[labeled])
         counts = counts[labeled].to(features.dtype)
         fractions.append(counts / counts.sum(1, keepdim=True))
-    # On the CPU, from where every process can read those of the main process.
+    # On the CPU, from where every process can read them.
     return torch.cat(pooled).cpu(), torch.cat(fractions).cpu()
 
 

@@ -19,7 +19,8 @@ from fada_deploy.training.methods.base import Losses, MethodContext, Step, fixed
 from fada_deploy.training.models.discriminator import OutputDiscriminator
 
 # Published settings: the loss of a pixel is (EPSILON + LOCAL_WEIGHT · disagreement) times the
-# cross entropy, after the first PREHEAT of the iterations.
+# cross entropy, after the first PREHEAT of the iterations. The 40 is for GTA5; the authors use 10
+# for SYNTHIA.
 EPSILON, LOCAL_WEIGHT, PREHEAT = 0.4, 40.0, 0.05
 WEIGHT_DISCREPANCY = 0.01
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fada_deploy.common.label_space import IGNORE
+from fada_deploy.training import distributed
 from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
@@ -38,10 +39,11 @@ def weighted_labels(logits: Tensor, size_hw: SizeHW, *, max_threshold: float) ->
     """Return labels of all pixels, weighted by the fraction of confident ones (DACS).
 
     `logits` (B, K, h, w) are the teacher's. A pixel is confident if its softmax probability is at
-    least `max_threshold`.
+    least `max_threshold`. The fraction is that of the batches of all processes.
     """
     confidence, classes = upsample(F.softmax(full_precision(logits), dim=1), size_hw).max(1)
-    return PseudoLabels(classes, (confidence >= max_threshold).float().mean())
+    confident = distributed.all_reduce_sum((confidence >= max_threshold).float().mean())
+    return PseudoLabels(classes, confident / distributed.world_size())
 
 
 def pseudo_labels(
@@ -51,12 +53,12 @@ def pseudo_labels(
 
     `logits` (B, K, h, w) are the teacher's. A pixel of predicted class k counts if its softmax
     probability is at least min(`max_threshold`, the `quantile` of the probabilities of all pixels
-    of class k in the batch). A rare class whose probabilities are low thus keeps a fraction
-    1 - `quantile` of its pixels. A quantile of 1 uses `max_threshold` for every class.
+    of class k in the batches of all processes). A rare class whose probabilities are low thus keeps
+    a fraction 1 - `quantile` of its pixels. A quantile of 1 uses `max_threshold` for every class.
     """
     # At the network's resolution: quantiles over all full-size pixels would cost more than the net.
     probabilities = F.softmax(full_precision(logits), dim=1)
-    confidence, classes = probabilities.max(1)
+    confidence, classes = map(distributed.gather_pixels, probabilities.max(1))
     thresholds = torch.full((logits.shape[1],), max_threshold, device=logits.device)
     for k in classes.unique().tolist():
         value = torch.quantile(confidence[classes == k], quantile)

@@ -24,7 +24,7 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.data.loader import Batch, BatchLoader
 from fada_deploy.training.data.samples import pseudo_label_path
-from fada_deploy.training.interpolation import full_precision
+from fada_deploy.training.interpolation import full_precision, upsample
 from fada_deploy.training.loop import MakeLoop
 from fada_deploy.training.losses import count_labeled, segmentation_loss
 from fada_deploy.training.methods.base import Losses, sum_losses
@@ -111,9 +111,13 @@ def distillation_step(
 
 
 def soft_label_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return KL(teacher ‖ student), a mean over pixels, of logits (B, K, h, w), a scalar."""
+    """Return KL(teacher ‖ student), a mean over pixels of the student's output, a scalar.
+
+    `logits` are (B, K, h, w). Those of a teacher with another backbone may have another size.
+    """
     log_p = F.log_softmax(full_precision(logits), dim=1)
-    log_q = F.log_softmax(full_precision(teacher_logits), dim=1)
+    teacher_logits = upsample(full_precision(teacher_logits), (logits.shape[2], logits.shape[3]))
+    log_q = F.log_softmax(teacher_logits, dim=1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1).mean()
 
 

@@ -137,19 +137,24 @@ def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> Non
         torch.save({"iteration": iteration, "parts": state}, temporary)
 
 
-def load_state(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> int:
+def load_state(path: Path, parts: Mapping[str, Stateful]) -> int:
     """Restore `parts` from a file of `save_state` and return the number of finished iterations.
 
-    Return 0, and change nothing, if the file does not exist. Raise `ModelError` if it does not
-    match `parts`.
+    Return 0, and change nothing, if the file does not exist. Raise `ModelError` if it cannot be
+    read or does not match `parts`. Too little memory says nothing about the file.
     """
     if not path.is_file():
         return 0
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        # Not on the device, which may have no room for the state beside the parts.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         return int(state["iteration"])
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except PermissionError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:
         # Damaged files raise errors of many types, as in `read_checkpoint`.
         raise ModelError(
