@@ -86,11 +86,11 @@ def target_frames(config: RunConfig, folder: Path) -> FrameDataset | None:
     `folder` has the extracted frames of recordings.
     """
     from fada_deploy.common.errors import FadaError
-    from fada_deploy.common.label_space import load_label_space
     from fada_deploy.training.data.datasets import open_target
+    from fada_deploy.training.model_setup import open_label_space
 
     try:
-        space = load_label_space(config.label_space)
+        space = open_label_space(config)
         train_set, held_out = open_target(
             config, folder, space, lambda error: log(f"warning: {error}")
         )

@@ -18,7 +18,6 @@ import torch
 
 from fada_deploy.common.errors import DataError, FadaError, ModelError
 from fada_deploy.common.files import write_text
-from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import BUILTIN, BUILTIN_FILE, CONFIG, final_weights, new_run
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
@@ -163,7 +162,8 @@ def comparison_table(comparisons: Sequence[TargetComparison]) -> str:
 def _compare(
     before: Path, after: Path, config: RunConfig, cache: Path, device: torch.device
 ) -> TargetComparison:
-    space = load_label_space(config.label_space)
+    # Both networks have the same classes; the file of the label space may be elsewhere.
+    space = load_model(after)[0].spec.space
     errors: list[DataError] = []
     train_frames, held_out = open_target(config, cache, space, errors.append)
     frames = held_out or train_frames

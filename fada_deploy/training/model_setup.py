@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fada_deploy.common.errors import UsageError
-from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.label_space import LabelSpace, load_label_space
 from fada_deploy.common.runs import STAGES, WEIGHTS, final_weights
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
@@ -207,6 +207,20 @@ class ModelSetup:
         else:
             return
         raise UsageError(f"{stage}: frozen normalization needs pretrained statistics; {remedy}")
+
+
+def open_label_space(config: RunConfig) -> LabelSpace:
+    """Return the label space of a run.
+
+    If its file is not on this machine, it is that of the network that the run starts from. Raise
+    `DataError` if there is none, `UsageError` for an unknown name or an invalid file.
+    """
+    try:
+        return load_label_space(config.label_space)
+    except DataError:
+        if config.start is None:
+            raise
+        return load_model(final_weights(Path(config.start)))[0].spec.space
 
 
 def initial_norm(config: RunConfig) -> str:

@@ -19,7 +19,6 @@ from fada_deploy._version import __version__
 from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import LOCK, lock, remove_partial
-from fada_deploy.common.label_space import load_label_space
 from fada_deploy.common.runs import CONFIG, STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
@@ -38,7 +37,7 @@ from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.methods.base import MethodContext
 from fada_deploy.training.methods.cbst import count_all_confidences
-from fada_deploy.training.model_setup import ModelSetup
+from fada_deploy.training.model_setup import ModelSetup, open_label_space
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights
 from fada_deploy.training.predict import Predictor
@@ -149,7 +148,7 @@ class TrainingRun:
         self.config, self.folder, self.device, self.cluster = config, folder, device, cluster
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
         self.scores: dict[str, dict[str, Any]] = {}
-        space = load_label_space(config.label_space)
+        space = open_label_space(config)
         # Before the data, because these checks are fast.
         self.setup = ModelSetup(config, folder, space, device)
         cache = FrameCache(int(cache_gib * 2**30)) if cache_gib else None

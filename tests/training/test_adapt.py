@@ -17,7 +17,7 @@ from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
-from fada_deploy.training.adapt import adaptation_config
+from fada_deploy.training.adapt import adaptation_config, compare_targets
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.self_training import PseudoLabels, rolled
 from fada_deploy.training.optim import mix_running_statistics
@@ -187,12 +187,16 @@ def test_changes_are_checked_and_the_old_settings_stay(adapted: Path, tmp_path: 
 def test_a_network_that_only_learned_the_source_can_be_adapted(
     blocks: Path, adapted: Path, tmp_path: Path
 ) -> None:
-    """Its recipe would align the domains by its method, and its initial weights are elsewhere."""
+    """Its recipe would align the domains by its method.
+
+    The files of its initial weights and of its label space are on another machine.
+    """
     model, provenance = load_model(adapted / "source" / "weights.safetensors")
     config = provenance["config"] | {
         "method": "source", "stages": ["source"], "init": str(tmp_path / "no-such-file.pth"),
     }  # fmt: skip
     config["selftrain"] |= {"align": True}
+    config["label_space"] = str(tmp_path / "no-such-space.toml")
     weights = tmp_path / "weights.safetensors"
     save_weights(weights, model.state_dict(), model.spec, {**provenance, "config": config})
     settings = ["selftrain.iterations=1", "selftrain.max_iterations=1"]
@@ -200,7 +204,8 @@ def test_a_network_that_only_learned_the_source_can_be_adapted(
     changed = adaptation_config(weights, tgt=tgt, settings=settings)
     assert not changed.selftrain.align
     train(changed, tmp_path / "run", device=CPU)
-    assert (tmp_path / "run/selftrain/weights.safetensors").is_file()
+    (comparison,) = compare_targets(tmp_path / "run", changed, CPU)
+    assert comparison.frames == 12 and comparison.miou_after is not None
 
 
 def test_mixing_target_frames_with_each_other_needs_two(
