@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fada_deploy.common.errors import MissingExtraError, UsageError
-from fada_deploy.common.runs import MODEL_SUFFIXES, final_weights, new_run
+from fada_deploy.common.runs import MODEL_SUFFIXES, final_weights, new_run, resolve_builtin
 
 if TYPE_CHECKING:
     from fada_deploy.data.base import FrameDataset
@@ -247,6 +247,7 @@ def evaluate(
     Raises:
         DataError: The data set has no labels, or no frame can be read.
         ModelError: The model cannot be opened.
+        UsageError: The arguments do not fit together.
     """
     from fada_deploy.data import open_dataset
     from fada_deploy.evaluation import evaluate as score
@@ -260,10 +261,12 @@ def evaluate(
 
     if isinstance(model, Segmenter):
         return score(partial(model.labels, color="rgb"), dataset(model.space))
-    path = Path(model)
+    path = resolve_builtin(Path(model))
     if path.suffix in MODEL_SUFFIXES:
         with Segmenter(path, device=device, backend=backend) as segmenter:
             return score(partial(segmenter.labels, color="rgb"), dataset(segmenter.space))
+    if backend != "auto":
+        raise UsageError(f"{path}: backend applies to exported models; PyTorch evaluates a run")
     try:
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.predict import Predictor

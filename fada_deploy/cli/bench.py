@@ -100,7 +100,7 @@ def command(
         _check_plot(plot)
     if frames is not None and video is None:
         log("warning: --frames has no effect without --video")
-    jobs = _jobs((*models, *more_models), backend)
+    jobs = _jobs((*models, *more_models), backend, device)
     source = None if video is None else _open_video(video)
     results = []
     for path, name in jobs:
@@ -138,7 +138,7 @@ def _check_plot(plot: Path) -> None:
     require_package("matplotlib", "plot")
 
 
-def _jobs(models: Sequence[Path], backend: str) -> list[tuple[Path, str]]:
+def _jobs(models: Sequence[Path], backend: str, device: str) -> list[tuple[Path, str]]:
     """Return the pairs of model and backend to measure; raise `UsageError` if there are none."""
     from fada_deploy.common.errors import UsageError
     from fada_deploy.common.runs import exported_model, newest_models
@@ -153,7 +153,7 @@ def _jobs(models: Sequence[Path], backend: str) -> list[tuple[Path, str]]:
     jobs = [
         (path, name)
         for path in paths
-        for name in (runnable_backends(path) if backend == "all" else [backend])
+        for name in (runnable_backends(path, device) if backend == "all" else [backend])
     ]
     if not jobs:
         raise UsageError(

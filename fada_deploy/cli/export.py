@@ -15,12 +15,19 @@ from fada_deploy.cli.options import (
     MAX_LOGIT_ERROR_OPTION,
     MIN_EQUAL_LABELS_OPTION,
     SIZE,
+    named_options,
 )
 from fada_deploy.common.errors import UsageError
 
 if TYPE_CHECKING:
     from fada_deploy.export.options import EngineOptions, ExportOptions
     from fada_deploy.export.result import ExportResult
+
+_ENGINE_OPTIONS = (
+    "trt_flavor", "trt_batch", "trt_level", "trt_workspace", "trt_timing_cache",
+    "version_compatible", "hardware_compatible", "compute_capability",
+)  # fmt: skip
+_INT8_OPTIONS = ("hardware_target", "calibration_method", "calibration_frames", "float_layers")
 
 
 @click.command("export")
@@ -189,6 +196,7 @@ def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) 
     if list_only:
         return _list_targets(as_json)
     options = _export_options(values)
+    _warn_about_ignored_options(values, source)
     from fada_deploy.export.plan import RefusedFilesError, run_export
 
     refused: RefusedFilesError | None = None
@@ -202,6 +210,21 @@ def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) 
         raise refused
     _log_next_commands(result, source)
     return None
+
+
+def _warn_about_ignored_options(values: dict[str, Any], source: Path | None) -> None:
+    """Print a warning for each named option that has no effect."""
+    unused: dict[str, str] = {}
+    if not values["trt"]:
+        unused |= dict.fromkeys(_ENGINE_OPTIONS, "it needs --trt")
+    if "int8" not in values["precision"]:
+        unused |= dict.fromkeys(_INT8_OPTIONS, "it needs --precision int8")
+        if source is not None and source.suffix == ".onnx":
+            unused["calibration"] = "it needs --precision int8"
+    if values["data"] is None:
+        unused |= dict.fromkeys(("data_root", "max_miou_drop"), "it needs --data")
+    for name in sorted(unused.keys() & named_options()):
+        log(f"warning: --{name.replace('_', '-')} has no effect: {unused[name]}")
 
 
 def _list_targets(as_json: bool) -> None:

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.infer_setup import DROP_POLICIES, LEGEND_POSITIONS, Arguments
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, cluster_options, ray_options
+from fada_deploy.cli.options import (
+    DEVICE_OPTION,
+    JSON_OPTION,
+    cluster_options,
+    named_options,
+    ray_options,
+)
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner
@@ -178,7 +183,7 @@ def command(**options: Any) -> int:
 
     Exit code 1 means that an input could not be read; all readable inputs are still processed.
     """
-    arguments = Arguments(**options, named=_named_options())
+    arguments = Arguments(**options, named=named_options())
     if (cluster := cluster_options(options)) is None:
         return _infer_here(arguments)
     from fada_deploy.cli.infer_cluster import infer_on_cluster
@@ -218,7 +223,9 @@ def _infer_here(arguments: Arguments) -> int:
         log(f"model {segmenter.path}: {describe(segmenter)}")
         with (
             output_folder(output, arguments.out_path) as output,
-            overlay_window(arguments.show, stop.stop_live, output, segmenter, sources) as show,
+            overlay_window(
+                arguments.show, stop.stop_live, output, segmenter, sources, lambda: stop.requested
+            ) as show,
             stop_on_signals(stop),
         ):
             finished = open_finished(arguments, segmenter, output, sources)
@@ -236,16 +243,6 @@ def _infer_here(arguments: Arguments) -> int:
         log(missing)
         return InterruptedRunError.exit_code
     return 1 if summary.errors else 0
-
-
-def _named_options() -> frozenset[str]:
-    """Return the names of the options that the user wrote on the command line."""
-    context = click.get_current_context()
-    return frozenset(
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    )
 
 
 def _report_autotuning(autotuner: Autotuner | None) -> None:

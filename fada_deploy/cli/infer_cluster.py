@@ -115,14 +115,18 @@ def _find_model(arguments: Arguments) -> _Model:
     from fada_deploy.cli.newest_model import open_newest
     from fada_deploy.common.runs import exported_model, warn_if_outdated
     from fada_deploy.runtime.backend_selection import metadata_of
+    from fada_deploy.runtime.backends.base import cuda_index
+    from fada_deploy.runtime.backends.gpu import find_gpu
 
     skipped: list[str] = []
     if arguments.model is not None:
         path = exported_model(arguments.model)
         metadata = metadata_of(path)
     else:
+        # The workers have GPUs, this machine need not have one.
+        has_device = cuda_index(arguments.device) is None or find_gpu() is not None
         segmenter, skipped = open_newest(
-            device=arguments.device,
+            device=arguments.device if has_device else "cpu",
             backend=arguments.backend,
             batch=arguments.batch,
             allow_unverified=arguments.allow_unverified,

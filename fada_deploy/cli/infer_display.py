@@ -36,11 +36,12 @@ def overlay_window(
     options: SaveOptions,
     segmenter: Segmenter,
     sources: Sequence[Source],
+    is_stopped: Callable[[], bool],
 ) -> Iterator[Callable[[Result], None] | None]:
     """Open a window and yield the function that shows a result; yield None if not enabled.
 
     `on_close` is called when the user closes the window. If all sources are still images, the
-    window stays open with the last one until the user closes it.
+    window stays open with the last one until the user closes it, unless the run was stopped.
     """
     if not enabled:
         yield None
@@ -50,17 +51,21 @@ def overlay_window(
 
     renderer = OverlayRenderer(options.style, segmenter.space)
     last: Result | None = None
+    live = {source.name for source in sources if source.is_live}
     with Viewer("fada infer", on_close=on_close) as viewer:
 
         def show(result: Result) -> None:
             nonlocal last
+            if last is not None and last.source != result.source and last.source not in live:
+                renderer.forget(last.source)
             last = result
             if viewer.is_ready:
                 viewer.show(renderer.draw(result))
 
         yield show
         only_images = not any(source.is_live or source.is_video for source in sources)
-        if only_images and last is not None and not (viewer.closed or viewer.failure):
+        is_open = not (viewer.closed or viewer.failure or is_stopped())
+        if only_images and last is not None and is_open:
             viewer.show(renderer.draw(last))
             log("all images are done; press q or Esc in the window to quit")
             with suppress(KeyboardInterrupt):

@@ -25,7 +25,7 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     are removed. Raise `UsageError` if another process writes to it.
     """
     from fada_deploy.common.files import lock, numbered_dir, remove_partial
-    from fada_deploy.runtime.distributed.manifest import MANIFEST
+    from fada_deploy.runtime.writers.finished import MANIFEST
 
     if options.file is not None:
         with lock(options.file.parent, f".{options.file.name}.lock"):

@@ -150,6 +150,8 @@ def open_input(arguments: Arguments) -> list[Source]:
             )
     if arguments.recursive and (len(specs) != 1 or not Path(specs[0]).is_dir()):
         raise UsageError("--recursive takes exactly one folder")
+    if arguments.watch and arguments.recursive:
+        raise UsageError("--watch does not search subfolders; leave out --recursive")
     if arguments.watch and (len(specs) != 1 or is_live_address(specs[0])):
         raise UsageError("--watch takes exactly one folder")
     if arguments.watch and Path(specs[0]).is_file():
@@ -223,17 +225,27 @@ def warn_about_ignored_options(
         unused["--resume"] = "nothing is saved"
     if arguments.ray is None:
         unused["--chunk-frames"] = "it needs --ray"
-    if arguments.rebuild and arguments.model is not None:
+    has_video = any(source.is_video for source in sources)
+    if not has_video or not {"overlay", "color-video"} & set(kinds):
+        unused["--x264-preset"] = "no video of overlays or colors is written"
+    elif arguments.video_hardware:
+        unused["--x264-preset"] = "the video hardware encodes"
+    if not has_video:
+        unused["--video-hardware"] = "no source is a video"
+    if arguments.model is not None:
         model = exported_model(arguments.model)
         if model.suffix not in ENGINE_SUFFIXES:
-            unused["--rebuild"] = f"{model} is not an engine"
+            unused["--rebuild"] = unused["--allow-unverified"] = f"{model} is not an engine"
     parameters = {
         **_OVERLAY_OPTIONS,
         **_LIVE_OPTIONS,
+        "--allow-unverified": "allow_unverified",
         "--chunk-frames": "chunk_frames",
         "--ids": "ids",
         "--rebuild": "rebuild",
         "--resume": "resume",
+        "--video-hardware": "video_hardware",
+        "--x264-preset": "x264_preset",
     }
     for option, reason in unused.items():
         if parameters[option] in arguments.named:

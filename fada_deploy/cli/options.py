@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fada_deploy.cli.console import log
 from fada_deploy.common.errors import UsageError
@@ -99,6 +100,16 @@ _RAY_OPTIONS = (
         help="With --ray: GPUs of each worker; 0.5 lets two workers share one.",
     ),
 )
+
+
+def named_options() -> frozenset[str]:
+    """Return the parameters of the options that the user wrote on the command line."""
+    context = click.get_current_context()
+    return frozenset(
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
 
 
 def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from fada_deploy.cli.options import (
     MIN_EQUAL_LABELS_OPTION,
     MODEL_OPTION,
     model_path,
+    named_options,
 )
 from fada_deploy.common.errors import UsageError
 
@@ -80,17 +81,21 @@ def command(
 
     if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot must end with .png, got {plot}")
+    if values["data"] is None:
+        for name in sorted({"baseline", "data_root", "max_miou_drop"} & named_options()):
+            log(f"warning: --{name.replace('_', '-')} has no effect: it needs --data")
     model = _model(model_path(model, model_option))
     metadata = metadata_of(model)
     warn_if_outdated(model, metadata.provenance)
     reference = ReferenceOutputs.for_model(model, metadata)
     backend = values["backend"]
-    backends = runnable_backends(model) if backend == "auto" else [backend]
+    device = values["device"]
+    backends = runnable_backends(model, device) if backend == "auto" else [backend]
     if not backends:
         raise UsageError(
             f"{model}: no installed backend runs {metadata.precision}; see `fada export --list`"
         )
-    results = verify_file(model, reference, backends, device=values["device"])
+    results = verify_file(model, reference, backends, device=device)
     for name, result in results.items():
         log(f"{name}: {result.text()}")
     if plot is not None:
@@ -118,7 +123,7 @@ def command(
         accuracy.check(values["max_miou_drop"] / 100)
     if model.suffix != ".onnx":
         # Records the result, so that the runtime does not verify the engine again on this GPU.
-        verify_engine(model)
+        verify_engine(model, device=device, tolerance=tolerance)
     log(f"verified {model}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,14 +49,23 @@ def install_command(extra: str) -> str:
 
     An extra that is not in `EXTRA_PACKAGES` is taken as the name of a package.
     """
-    if extra in EXTRA_PACKAGES and _is_checkout(_CHECKOUT):
+    packages = EXTRA_PACKAGES.get(extra, (extra,))
+    # pip does not know that onnxruntime-gpu contains onnxruntime, and would install it over it.
+    replaces = "onnxruntime" in packages and _has_gpu_build()
+    if extra in EXTRA_PACKAGES and _is_checkout(_CHECKOUT) and not replaces:
         root = "." if Path.cwd() == _CHECKOUT else _CHECKOUT
         return f"pip install {shlex.quote(f'{root}[{extra}]')}"
-    packages = EXTRA_PACKAGES.get(extra, (extra,))
     # Without this filter, a missing package of an extra with onnxruntime would also install
     # onnxruntime over an onnxruntime-gpu that is already there.
     missing = [package for package in packages if not _is_installed(package)]
     return shlex.join(["pip", "install", *(missing or packages)])
+
+
+def _has_gpu_build() -> bool:
+    try:
+        return bool(version("onnxruntime-gpu"))
+    except PackageNotFoundError:
+        return False
 
 
 def _is_checkout(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,14 +68,19 @@ def remove_partial(folder: Path, file: Path | None = None) -> None:
         path.unlink(missing_ok=True)
 
 
-def walk_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def walk_files(
+    folder: Path,
+    suffixes: Collection[str],
+    on_error: Callable[[OSError], None] | None = None,
+) -> list[Path]:
     """Return the visible files anywhere below a folder that have one of the suffixes, sorted.
 
     Linked folders are followed, but none is entered twice, so a link to a parent folder ends.
+    `on_error` gets the error of each folder that cannot be read.
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=on_error, followlinks=True):
         stat = os.stat(root)
         if (key := (stat.st_dev, stat.st_ino)) in seen:
             folders.clear()

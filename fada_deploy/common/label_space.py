@@ -109,6 +109,12 @@ class LabelSpace:
             table[i] = c.label_id
         return table
 
+    @cached_property
+    def indices_by_name(self) -> dict[str, int]:
+        """The index of each class, and of each finer class that a class includes, by its name."""
+        indices = {name: i for i, c in enumerate(self.classes) for name in c.includes}
+        return indices | {name: i for i, name in enumerate(self.names)}
+
     def index_of(self, name: str) -> int:
         """Return the index of a class; raise `UsageError` if there is no such class."""
         try:
@@ -125,8 +131,7 @@ class LabelSpace:
         A class of the file that this space does not have maps to the class that includes it. Ids of
         other classes, and all other ids, map to 255.
         """
-        indices = {name: i for i, c in enumerate(self.classes) for name in c.includes}
-        indices |= {name: i for i, name in enumerate(self.names)}
+        indices = self.indices_by_name
         return _lookup_table((i, indices[name]) for i, name in ids.items() if name in indices)
 
     def to_dict(self) -> dict[str, Any]:

@@ -80,9 +80,14 @@ class Scores:
 
     @property
     def subset_means(self) -> dict[str, float]:
-        """Mean IoU over each built-in label space that is a subset of this one, by name."""
+        """Mean IoU over each built-in label space that is a subset of this one, by name.
+
+        A label space that merges classes is not a subset, although all of its names are known.
+        """
         means = {}
         for name, space in LABEL_SPACES.items():
+            if any(c.includes for c in space.classes):
+                continue
             mean = self.mean_over(space)
             # If all present classes are in the subset, its mean equals the mIoU.
             if mean is not None and not set(self.present_names) <= set(space.names):

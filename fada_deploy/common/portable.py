@@ -11,7 +11,9 @@ from typing import Any
 from fada_deploy.common.runs import CONFIG
 
 # Settings that name files or folders, and settings that only say where they are.
-_NAMES = frozenset({"src", "tgt", "name", "label_space", "start", "ego_mask", "init"})
+_NAMES = frozenset(
+    {"src", "tgt", "name", "label_space", "start", "ego_mask", "init", "semantic_network"}
+)
 _PLACES = frozenset({"src_root", "tgt_root", "root"})
 
 

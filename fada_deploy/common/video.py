@@ -44,6 +44,10 @@ LUMA_WEIGHTS = {
 }
 # Value of FFmpeg's AVColorRange for 0…255 (limited range is 16…235).
 _FULL_RANGE = 2
+# Color matrices that swscale cannot convert: a reserved value, YCgCo, SMPTE 2085, matrices of
+# constant luminance, and those with an own transfer function.
+_UNKNOWN_MATRICES = frozenset({3, 8, 10, 11, 12, 13, 14, 15})
+_UNSPECIFIED = 2
 # Demuxers that open further files or connections, which the opened file names.
 _PLAYLISTS = frozenset({"applehttp", "concat", "dash", "hls", "imf", "rtsp", "sdp"})
 # Reformatters are not thread-safe, so each thread has its own.
@@ -74,7 +78,11 @@ def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: contains no video stream; supported is {SUPPORTED_FILES}")
-    return container, best_stream(container)
+    stream = best_stream(container)
+    if stream.codec_context is None:
+        container.close()
+        raise DataError(f"{path}: FFmpeg has no decoder for its codec; convert it to H.264 first")
+    return container, stream
 
 
 def open_media(path: Path) -> Any:
@@ -163,6 +171,9 @@ def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
     """
     from av.video.reformatter import VideoReformatter
 
+    if int(frame.colorspace) in _UNKNOWN_MATRICES:
+        # FFmpeg refuses to convert these; as unspecified, it chooses a matrix by the size.
+        frame.colorspace = _UNSPECIFIED
     reformatters = _per_thread.__dict__.setdefault("reformatters", {})
     reformatter = reformatters.setdefault((frame.format.name, pixel_format), VideoReformatter())
     return reformatter.reformat(frame, format=pixel_format, threads=1, **options)

@@ -69,6 +69,10 @@ def open_dataset(
     Raise `UsageError` for an unknown name or split, `DataError` if the files are missing.
     """
     if name.endswith(".toml"):
+        if root is not None:
+            raise UsageError(
+                f"{name} names its own folders, relative to itself; leave out {usage.split()[-2]}"
+            )
         name, root = "custom", Path(name)
         if not root.exists():
             raise DataError(f"{root}: no such file; a custom data set is {DATASETS[name].layout}")

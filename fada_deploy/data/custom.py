@@ -96,7 +96,8 @@ def _label_reader(labels: LabelsTable, space: LabelSpace, where: str) -> LabelRe
 def _check_names(names: Collection[str], space: LabelSpace, where: str) -> None:
     if not names:
         raise DataError(f"{where}: is missing; it maps the values of the label files to classes")
-    unknown = sorted(set(names) - {c.name for c in CITYSCAPES_19.classes} - set(space.names))
+    known = {c.name for c in CITYSCAPES_19.classes} | space.indices_by_name.keys()
+    unknown = sorted(set(names) - known)
     if unknown:
         raise DataError(
             f"{where}: unknown class {', '.join(unknown)}; the classes of {space.name} are "
@@ -105,6 +106,6 @@ def _check_names(names: Collection[str], space: LabelSpace, where: str) -> None:
 
 
 def _color_reader(colors: Mapping[str, tuple[int, int, int]], space: LabelSpace) -> LabelReader:
-    indices = {name: i for i, name in enumerate(space.names)}
+    indices = space.indices_by_name
     codes = {r << 16 | g << 8 | b: indices.get(name, IGNORE) for name, (r, g, b) in colors.items()}
     return ColorReader(tuple(sorted(codes)), bytes(codes[code] for code in sorted(codes)))

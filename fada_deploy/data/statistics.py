@@ -203,7 +203,8 @@ def _file_state(path: Path | None) -> str:
         stat = os.stat(path)
     except OSError:
         return f"{os.path.abspath(path)}:missing"
-    return f"{os.path.abspath(path)}:{stat.st_size}:{stat.st_mtime_ns}"
+    # With the time of the last change of permissions: the statistics also name unreadable files.
+    return f"{os.path.abspath(path)}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 @dataclass(frozen=True, eq=False)

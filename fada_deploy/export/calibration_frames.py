@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.runs import CONFIG, STAGES
+from fada_deploy.common.runs import CHECKPOINTS, CONFIG, STAGES
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
@@ -79,6 +79,8 @@ def local_provenance(file: Path, provenance: Mapping[str, Any]) -> Mapping[str, 
     Unlike those in an exported file, they say where the data is.
     """
     folder = file.absolute().parent
+    if folder.name == CHECKPOINTS:
+        folder = folder.parent
     if folder.name not in ("export", *STAGES):
         return provenance
     try:

@@ -45,12 +45,16 @@ REFERENCE_FRAMES = 6
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An fp32 ONNX file, its reference outputs, and its parity result by backend."""
+    """An fp32 ONNX file, its reference outputs, and its parity result by backend.
+
+    `provenance` is that of the weights, with the paths of this machine.
+    """
 
     model: Path
     reference: Path
     metadata: ModelMetadata
     verification: dict[str, ParityResult]
+    provenance: dict[str, Any]
 
 
 def export_onnx(
@@ -121,7 +125,7 @@ def export_onnx(
     finally:
         draft.unlink(missing_ok=True)
         draft_reference.unlink(missing_ok=True)
-    return ExportedModel(out, reference_path(out), metadata, results)
+    return ExportedModel(out, reference_path(out), metadata, results, provenance)
 
 
 def _initial_metadata(

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fada_deploy.common.errors import (
+    FadaError,
     MissingExtraError,
     ModelError,
     ToleranceError,
     UsageError,
 )
-from fada_deploy.common.runs import final_weights, newest_run
+from fada_deploy.common.runs import BUILTIN_FILE, final_weights, newest_run
 from fada_deploy.common.system import require_package
 from fada_deploy.export.early_checks import (
     CHECKPOINT_SUFFIXES,
@@ -68,6 +69,8 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
         DataError: There are no frames to verify or calibrate with.
         MissingExtraError: A package is not installed.
     """
+    from fada_deploy.export.calibration_frames import local_provenance
+
     variants = options.variants()
     is_onnx = source is not None and source.suffix == ".onnx"
     if is_onnx and source is not None and not source.is_file():
@@ -76,22 +79,39 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
         require_package("onnx", "onnx")
     conversions = [variant for variant in variants if variant != _FP32]
     verification: Mapping[str, ParityResult] = {}
-    # A file of the run, whose settings say where the target's frames are.
     if is_onnx and source is not None:
-        model = run_file = source
+        model = source
         if own_variant := _check_file(source, options, variants):
             variants, conversions = [own_variant], []
         metadata = read_metadata(model)
         check_options(options, head=metadata.head, space=metadata.label_space)
+        provenance = local_provenance(source, metadata.provenance)
     else:
-        run_file, out = _weights_and_output(source, options)
-        exported = _export_fp32(run_file, out, options, variants)
+        weights, out = _weights_and_output(source, options)
+        exported = _export_fp32(weights, out, options, variants)
         model, verification = exported.model, exported.verification
+        provenance = local_provenance(weights, exported.provenance)
     refused: list[str] = []
-    converted = _convert(model, run_file, options, conversions, refused)
-    files = [model, *(c.model for c in converted)]
-    engines = _build_engines(files, options, variants, refused)
-    triton = _write_triton(files, engines, options)
+    converted: list[ConvertedModel] = []
+    engines: list[VerifiedEngine] = []
+    try:
+        _convert(model, provenance, options, conversions, converted, refused)
+        files = [model, *(c.model for c in converted)]
+        _build_engines(files, options, variants, engines, refused)
+        triton = None if refused else _write_triton(files, engines, options)
+    except FadaError:
+        for message in refused:
+            logger.warning("%s", message)
+        raise
+    finally:
+        written = {model, *(c.model for c in converted), *(e.path for e in engines)}
+        if not is_onnx and (stale := stale_exports(model, written)):
+            logger.warning(
+                "the reference outputs of %s were replaced; export these files again",
+                ", ".join(stale),
+            )
+    if refused and options.triton is not None:
+        logger.warning("no Triton repository was written, because a file was refused")
     result = ExportResult(
         model=model,
         reference=reference_path(model),
@@ -142,7 +162,6 @@ def _export_fp32(
     space = None if options.data is None else label_space_of_weights(weights)
     check_options(options, head=options.head, space=space)
     try:
-        from fada_deploy.export.convert import converted_path
         from fada_deploy.export.exporter import export_onnx
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export") from None
@@ -160,14 +179,6 @@ def _export_fp32(
     for backend, result in exported.verification.items():
         logger.info("%s: %s", backend, result.text())
     logger.info("wrote %s and %s", exported.model, exported.reference)
-    rewritten = {exported.model, *(converted_path(exported.model, *v) for v in variants)}
-    if options.engine is not None:
-        rewritten |= {path.with_suffix(".engine") for path in rewritten}
-    if stale := stale_exports(exported.model, rewritten):
-        logger.warning(
-            "the reference outputs of %s were replaced; export these files again",
-            ", ".join(stale),
-        )
     return exported
 
 
@@ -177,6 +188,11 @@ def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Pa
     if run.is_file() or run.suffix in CHECKPOINT_SUFFIXES:
         require_weights_file(run)
     weights = final_weights(run)
+    if weights == BUILTIN_FILE:
+        raise UsageError(
+            "the built-in model is already exported, as an int8 file; run it with --model builtin, "
+            "or adapt it first: fada adapt builtin --tgt VIDEO"
+        )
     if options.out is not None:
         return weights, options.out
     if run.is_file():
@@ -190,47 +206,48 @@ def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Pa
 
 def _convert(
     model: Path,
-    run_file: Path,
+    provenance: Mapping[str, Any],
     options: ExportOptions,
     variants: list[Variant],
+    converted: list[ConvertedModel],
     refused: list[str],
-) -> list[ConvertedModel]:
-    """Convert the fp32 file to each variant; `run_file` is a file of its run."""
+) -> None:
+    """Convert the fp32 file to each variant; `provenance` says where the target's frames are."""
     if not variants:
-        return []
+        return
     from fada_deploy.export.convert import convert_precision
 
-    calibration = _calibration(model, run_file, options)
+    calibration = _calibration(model, provenance, options)
     limits = _limits(options, _labeled_data(model, options))
 
     def convert(variant: Variant) -> ConvertedModel:
         target = "" if variant.hardware_target == "any" else f" for {variant.hardware_target}"
         logger.info("converting %s to %s%s", model.name, variant.precision, target)
-        converted = convert_precision(
+        made = convert_precision(
             model,
             variant.precision,
             hardware_target=variant.hardware_target,
             calibration=calibration,
             limits=limits,
         )
-        for backend, result in converted.verification.items():
+        for backend, result in made.verification.items():
             logger.info("%s: %s", backend, result.text())
-        if converted.accuracy is not None:
-            logger.info(converted.accuracy.text())
-        logger.info("wrote %s (layers: %s)", converted.model, _counts(converted.layers))
-        return converted
+        if made.accuracy is not None:
+            logger.info(made.accuracy.text())
+        logger.info("wrote %s (layers: %s)", made.model, _counts(made.layers))
+        return made
 
-    return _unless_refused(convert, variants, refused)
+    _unless_refused(convert, variants, converted, refused)
 
 
-def _calibration(model: Path, run_file: Path, options: ExportOptions) -> Calibration:
-    from fada_deploy.export.calibration_frames import local_provenance, target_frames
+def _calibration(model: Path, provenance: Mapping[str, Any], options: ExportOptions) -> Calibration:
+    from fada_deploy.export.calibration_frames import target_frames
     from fada_deploy.export.convert import Calibration
 
     metadata = read_metadata(model)
     return Calibration(
         lambda: target_frames(
-            local_provenance(run_file, metadata.provenance),
+            provenance,
             metadata.label_space,
             options.calibration,
             count=options.calibration_frames,
@@ -260,12 +277,16 @@ def _limits(options: ExportOptions, dataset: FrameDataset | None = None) -> Veri
 
 
 def _build_engines(
-    files: list[Path], options: ExportOptions, variants: list[Variant], refused: list[str]
-) -> list[VerifiedEngine]:
+    files: list[Path],
+    options: ExportOptions,
+    variants: list[Variant],
+    engines: list[VerifiedEngine],
+    refused: list[str],
+) -> None:
     """Build an engine of each file in a requested precision, except int8 files for CPUs."""
     if options.engine is None:
-        return []
-    from fada_deploy.export.engines import verify_engine
+        return
+    from fada_deploy.export.engines import verify_new_engine
     from fada_deploy.export.to_tensorrt import build_engine
 
     engine_options = options.engine
@@ -282,9 +303,10 @@ def _build_engines(
         logger.info(
             "wrote %s and its .json (convolutions: %s)", built.path, _counts(built.sidecar.layers)
         )
-        return VerifiedEngine(built.path, verify_engine(built.path))
+        tolerance = _limits(options).tolerance(read_metadata(path).precision)
+        return VerifiedEngine(built.path, verify_new_engine(built.path, tolerance))
 
-    return _unless_refused(build, [path for path in files if is_requested(path)], refused)
+    _unless_refused(build, [path for path in files if is_requested(path)], engines, refused)
 
 
 def _write_triton(
@@ -303,16 +325,16 @@ def _write_triton(
     return repository
 
 
-def _unless_refused(make: Callable[[S], T], items: Iterable[S], refused: list[str]) -> list[T]:
-    """Return `make` of each item; collect the message of each `ToleranceError` in `refused`."""
-    results = []
+def _unless_refused(
+    make: Callable[[S], T], items: Iterable[S], results: list[T], refused: list[str]
+) -> None:
+    """Add `make` of each item to `results`, or the message of its `ToleranceError` to `refused`."""
     for item in items:
         try:
             results.append(make(item))
         except ToleranceError as error:
             # Reported at the end, by `RefusedFilesError`.
             refused.append(str(error))
-    return results
 
 
 def _counts(layers: Mapping[str, int]) -> str:

@@ -191,16 +191,21 @@ class _Quantizer:
         return self._folder / "ranges.json"
 
     def layers_by_sensitivity(self) -> list[str]:
-        """Return the layers, sorted by the mean squared error of the outputs (largest first).
+        """Return the layers, sorted by the error of the outputs (largest first).
 
-        The error is measured with only that layer quantized.
+        The error is measured with only that layer quantized: the mean squared error of logits, or
+        the fraction of different labels.
         """
         frames = self._validation_frames[:_SENSITIVITY_FRAMES]
         errors = {}
         with progress_bar(len(self.layers), "measuring sensitivity", unit="layer") as bar:
             for layer in self.layers:
                 outputs = self._run(self.quantize(only=layer), frames)
-                errors[layer] = float(np.square(outputs - self._reference[: len(frames)]).mean())
+                reference = self._reference[: len(frames)]
+                if outputs.dtype == np.uint8:
+                    errors[layer] = float((outputs != reference).mean())
+                else:
+                    errors[layer] = float(np.square(outputs - reference).mean())
                 bar.update()
         return sorted(errors, key=lambda name: errors[name], reverse=True)
 

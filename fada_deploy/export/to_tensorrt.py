@@ -169,8 +169,14 @@ def _configure(
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    path = options.timing_cache or _default_timing_cache(builder_context, gpu)
-    data = path.read_bytes() if path.is_file() else b""
+    path, data = options.timing_cache, b""
+    try:
+        path = path or _default_timing_cache(builder_context, gpu)
+        data = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        # No home folder, or a file that cannot be read.
+        logger.warning("building without a timing cache (%s)", error)
+        path = None
     # create_timing_cache returns None for damaged data; the build then starts without timings.
     config.set_timing_cache(
         config.create_timing_cache(data) or config.create_timing_cache(b""), False
@@ -179,18 +185,13 @@ def _configure(
 
 
 def _require_supported_gpu(trt: Any, flavor: str, options: EngineOptions, gpu: Gpu | None) -> None:
-    """Raise `DeviceError` if an engine for this machine's GPU would be built and then not load.
-
-    TensorRT-RTX supports the GPUs of its enumeration, and later ones.
-    """
+    """Raise `DeviceError` if an engine for this machine's GPU would be built and then not load."""
     if flavor != "tensorrt_rtx" or gpu is None:
         return
     if options.compute_capabilities not in ((), ("CURRENT",)):
         return
-    supported = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
-    numbers = {name: int(name.removeprefix("SM")) for name in supported}
-    own = int(gpu.architecture.removeprefix("SM"))
-    if own in numbers.values() or own > max(numbers.values()):
+    supported = rtx_architectures(trt)
+    if is_rtx_gpu(trt, gpu):
         return
     raise DeviceError(
         f"tensorrt_rtx does not support {gpu.name} ({gpu.architecture}), only "
@@ -198,6 +199,18 @@ def _require_supported_gpu(trt: Any, flavor: str, options: EngineOptions, gpu: G
         "(pip install onnxruntime-gpu) or --trt-flavor tensorrt on this machine, or name the GPU "
         "that the engine is for with --compute-capability"
     )
+
+
+def rtx_architectures(trt: Any) -> list[str]:
+    """Return the GPUs in the enumeration of TensorRT-RTX, for example SM86."""
+    return [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+
+
+def is_rtx_gpu(trt: Any, gpu: Gpu) -> bool:
+    """Return whether TensorRT-RTX supports a GPU: one of its enumeration, or a later one."""
+    numbers = [int(name.removeprefix("SM")) for name in rtx_architectures(trt)]
+    own = int(gpu.architecture.removeprefix("SM"))
+    return own in numbers or own > max(numbers)
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:

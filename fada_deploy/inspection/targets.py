@@ -15,7 +15,7 @@ from fada_deploy.common.extras import install_command
 from fada_deploy.common.system import installed_version
 from fada_deploy.common.tables import format_table
 from fada_deploy.runtime.backend_selection import runnable_onnx
-from fada_deploy.runtime.backends.gpu import find_gpu
+from fada_deploy.runtime.backends.gpu import find_gpu, supports_rtx
 from fada_deploy.runtime.backends.trt_library import EXTRAS
 
 _FP32_PACKAGES = ("torch", "safetensors", "onnx", "onnxscript")
@@ -145,9 +145,17 @@ def _engine(flavor: str) -> Target:
     build = missing
     if build == _NONE and not is_rtx and gpu is None:
         build = _Problem("there is no NVIDIA GPU; build on the machine that runs the engine")
+    unsupported = is_rtx and gpu is not None and not supports_rtx(gpu)
+    if build == _NONE and gpu is not None and unsupported:
+        build = _Problem(
+            f"TensorRT-RTX does not support {gpu.name} ({gpu.architecture}); name the GPU that the "
+            "engine is for with --compute-capability"
+        )
     run = _missing([flavor, "cupy"], extra)
     if run == _NONE and gpu is None:
         run = _Problem("there is no NVIDIA GPU; the engine is verified when it is first opened")
+    if run == _NONE and gpu is not None and unsupported:
+        run = _Problem(f"TensorRT-RTX does not support {gpu.name} ({gpu.architecture})")
     version = "" if missing.reason else f" {_version(flavor)}"
     needs = f"an ONNX file; {flavor}{version}" + ("" if is_rtx else ", the GPU that runs it")
     return Target(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.common.system import installed_version
 from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, Backend
 from fada_deploy.runtime.backends.base import cuda_index
 from fada_deploy.runtime.backends.engine_file import (
@@ -25,12 +26,14 @@ from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 from fada_deploy.runtime.parity import (
     TOLERANCES,
     ReferenceOutputs,
+    Tolerance,
     compare_with_reference,
     require_parity,
 )
 
 # Backends with CPU kernels for a precision, where not all of them have any.
 _CPU_KERNELS = {"bf16": ("openvino",)}
+_CPU_ONLY = ("openvino",)
 # Suffixes of weights. Most are pickles, which can run code when they are read.
 _WEIGHTS_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".safetensors"})
 _NO_BACKEND = (
@@ -46,6 +49,7 @@ def open_backend(
     backend: str = "auto",
     parallel: int = 1,
     allow_unverified: bool = False,
+    tolerance: Tolerance | None = None,
 ) -> Backend:
     """Open a model file on a backend and a device.
 
@@ -56,6 +60,7 @@ def open_backend(
             this machine, otherwise the first installed one that can run the file.
         parallel: Number of requests that share a CPU's cores; a GPU runs one at a time.
         allow_unverified: Run an engine that was never compared with its reference outputs.
+        tolerance: Tolerance of that comparison; by default that of the precision.
 
     Raises:
         UsageError: The backend is unknown, not installed, or cannot run this kind of file.
@@ -79,7 +84,7 @@ def open_backend(
         engine = TensorRtBackend(path, device=device)
         if not allow_unverified:
             try:
-                _verify_engine(path, engine)
+                _verify_engine(path, engine, tolerance)
             except BaseException:
                 engine.close()
                 raise
@@ -88,7 +93,7 @@ def open_backend(
     return BACKENDS[name](path, device=device, parallel=parallel)
 
 
-def _verify_engine(path: Path, engine: TensorRtBackend) -> None:
+def _verify_engine(path: Path, engine: TensorRtBackend, tolerance: Tolerance | None) -> None:
     """Compare an engine with its reference outputs, unless that was done on this GPU before."""
     sidecar = engine.sidecar
     verification = {} if isinstance(sidecar.verification, str) else dict(sidecar.verification)
@@ -104,7 +109,7 @@ def _verify_engine(path: Path, engine: TensorRtBackend) -> None:
     result = compare_with_reference(engine, reference)
     require_parity(
         {engine.name: result},
-        TOLERANCES[engine.metadata.precision],
+        tolerance or TOLERANCES[engine.metadata.precision],
         consequence=f"{path} is not run",
     )
     verification[engine.name] = {**result.to_dict(), "on": engine.runs_on}
@@ -114,7 +119,7 @@ def _verify_engine(path: Path, engine: TensorRtBackend) -> None:
 
 def _preferred_backend(path: Path, device: str | int) -> str:
     """Return the remembered fastest backend, otherwise the first installed one for the file."""
-    if device in ("auto", "cpu"):
+    if device == "cpu" or (device == "auto" and not _has_cuda_runtime()):
         metadata = read_metadata(path)
         runnable = runnable_onnx(metadata.precision)
         if (fastest := fastest_backend(metadata)) in runnable:
@@ -122,6 +127,11 @@ def _preferred_backend(path: Path, device: str | int) -> str:
         if runnable:
             return runnable[0]
     return installed_backend()
+
+
+def _has_cuda_runtime() -> bool:
+    """Return whether ONNX Runtime for CUDA and a GPU are there, which is faster than any CPU."""
+    return installed_version("onnxruntime-gpu") is not None and find_gpu() is not None
 
 
 def backends_of(path: Path) -> tuple[str, ...]:
@@ -143,12 +153,14 @@ def metadata_of(path: Path) -> ModelMetadata:
     return read_engine(path).metadata
 
 
-def runnable_backends(path: Path) -> list[str]:
-    """Return the installed backends that can run a file in its precision."""
+def runnable_backends(path: Path, device: str | int = "auto") -> list[str]:
+    """Return the installed backends that can run a file in its precision on a device."""
     backends = backends_of(path)
-    if backends == ONNX_BACKENDS:
-        return runnable_onnx(read_metadata(path).precision)
-    return list(backends)
+    if backends != ONNX_BACKENDS:
+        return list(backends)
+    if cuda_index(device) is not None:
+        return [name for name in backends if name not in _CPU_ONLY and find_spec(name) is not None]
+    return runnable_onnx(read_metadata(path).precision)
 
 
 def runnable_models(paths: Iterable[Path]) -> list[Path]:

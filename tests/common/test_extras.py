@@ -83,6 +83,14 @@ def test_remedy_in_a_source_checkout_installs_its_extra(
     assert install_command("another-package") == "pip install another-package"
 
 
+def test_remedy_keeps_the_gpu_build_of_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install .[export]` would install onnxruntime over it."""
+    monkeypatch.setattr(extras, "version", lambda name: "1.31.1")
+    monkeypatch.setattr(extras, "find_spec", lambda name: name if name != "onnxscript" else None)
+    assert install_command("export") == "pip install onnxscript"
+    assert install_command("plot").endswith("[plot]'"), "no onnxruntime in this extra"
+
+
 def test_foreign_pyproject_is_not_our_checkout(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,6 +18,10 @@ from fada_deploy.common.portable import shared_provenance, without_paths
         ({"tgt": "C:\\videos\\x.mp4"}, {"tgt": "x.mp4"}),
         ({"start": "builtin", "init": "../w.pth"}, {"start": "builtin", "init": "w.pth"}),
         (
+            {"translation": {"semantic_network": "/home/a/runs/source/weights.safetensors"}},
+            {"translation": {"semantic_network": "weights.safetensors"}},
+        ),
+        (
             {"ego_mask": None, "seed": 1, "size": [1, 2]},
             {"ego_mask": None, "seed": 1, "size": [1, 2]},
         ),

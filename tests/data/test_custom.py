@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19, LabelSpace
+from fada_deploy.common.label_space import (
+    CITYSCAPES_13,
+    CITYSCAPES_19,
+    LabelSpace,
+    load_label_space,
+)
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
 
@@ -59,6 +64,54 @@ def test_palette_colors_are_rgb(tmp_path: Path) -> None:
     bgr = np.array([[[30, 20, 10], [3, 2, 1], [10, 20, 30]]], np.uint8)
     spec = '[labels]\nencoding = "palette"\ncolors = { road = [10, 20, 30], car = [1, 2, 3] }'
     assert make(tmp_path, bgr, spec).labels(0)[0].tolist() == [0, 13, 255]
+
+
+MERGED = """\
+name = "merged"
+[[classes]]
+name = "road"
+trainId = 0
+labelId = 7
+color = [128, 64, 128]
+[[classes]]
+name = "car"
+trainId = 13
+labelId = 26
+color = [0, 0, 142]
+includes = ["truck", "van"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "pixels"),
+    [
+        (
+            'encoding = "palette"\ncolors = { road = [10, 10, 10], truck = [2, 2, 2], '
+            "van = [3, 3, 3], sky = [4, 4, 4] }",
+            np.array([[[v] * 3 for v in (10, 2, 3, 4)]], np.uint8),
+        ),
+        (
+            'encoding = "mapping"\nvalues = { 1 = "road", 2 = "truck", 3 = "van", 4 = "sky" }',
+            row(1, 2, 3, 4),
+        ),
+    ],
+    ids=["palette", "mapping"],
+)
+def test_finer_classes_count_as_the_class_that_includes_them(
+    tmp_path: Path, spec: str, pixels: np.ndarray
+) -> None:
+    """Also one that Cityscapes does not have."""
+    (tmp_path / "merged.toml").write_text(MERGED)
+    space = load_label_space(str(tmp_path / "merged.toml"))
+    dataset = make(tmp_path, pixels, f"[labels]\n{spec}", space=space)
+    assert dataset.labels(0)[0].tolist() == [0, 1, 1, 255]
+
+
+def test_a_root_beside_a_toml_file_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, row(0, 1), "")
+    toml = str(tmp_path / "mine.toml")
+    with pytest.raises(UsageError, match="leave out --data-root"):
+        open_dataset(toml, tmp_path, split="val", space=CITYSCAPES_19)
 
 
 def test_ego_mask_is_resized_to_the_labels_and_ignored(tmp_path: Path) -> None:

@@ -269,3 +269,13 @@ def test_progress_counts_each_file(gta5: FrameDataset, monkeypatch: pytest.Monke
     monkeypatch.setattr(statistics, "progress_bar", open_bar)
     compute_statistics(gta5, frames=True)
     assert totals == [7] and sum(updates) == 7
+
+
+def test_statistics_of_unreadable_files_end_with_their_permissions(gta5: FrameDataset) -> None:
+    """`chmod` changes neither size nor modification time."""
+    save_statistics(gta5, compute_statistics(gta5, frames=False))
+    assert load_statistics(gta5) is not None
+    labels = gta5.pairs[0].labels
+    assert labels is not None
+    labels.chmod(0o640)
+    assert load_statistics(gta5) is None

@@ -18,9 +18,10 @@ import onnx
 import pytest
 import torch
 
-from fada_deploy.common.errors import ModelError
+from fada_deploy.common.errors import ModelError, ToleranceError
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.metadata import ModelMetadata
+from fada_deploy.export import engines
 from fada_deploy.export.engines import rebuild_if_stale, verify_engine
 from fada_deploy.export.onnx_metadata import save_onnx
 from fada_deploy.export.options import EngineOptions
@@ -28,9 +29,10 @@ from fada_deploy.export.precision import to_half
 from fada_deploy.export.quantize import quantize
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.to_tensorrt import build_engine
-from fada_deploy.runtime.backends.engine_file import read_engine
-from fada_deploy.runtime.backends.gpu import find_gpu
+from fada_deploy.runtime.backends.engine_file import read_engine, write_sidecar
+from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.parity import TOLERANCES
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
 pytest.importorskip("tensorrt_rtx")
@@ -117,6 +119,51 @@ def test_damaged_engine_is_rebuilt_with_its_options(
     model.unlink()
     with pytest.raises(ModelError, match=r"copy its ONNX file model\.onnx next to it"):
         rebuild_if_stale(engine, "auto")
+
+
+def test_an_engine_for_another_gpu_is_rebuilt_for_this_one(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its options; an engine for this GPU keeps the list of GPUs."""
+    built: list[EngineOptions] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ModelError(f"{engine}: another GPU")
+
+    monkeypatch.setattr(engines, "open_backend", refuse)
+    monkeypatch.setattr(engines, "build_engine", lambda model, out, options: built.append(options))
+    sidecar = replace(read_engine(engine), compute_capabilities=("SM86", "SM89"))
+    for gpu in ("8.9", "12.0"):
+        write_sidecar(engine, sidecar)
+        monkeypatch.setattr(engines, "find_gpu", lambda gpu=gpu: Gpu("a GPU", gpu))
+        assert rebuild_if_stale(engine, "auto")
+    flags = {"level": 2, "version_compatible": True, "hardware_compatible": True}
+    write_sidecar(engine, replace(sidecar, flavor="tensorrt", options=flags))
+    assert rebuild_if_stale(engine, "auto")
+    assert [o.compute_capabilities for o in built] == [("SM86", "SM89"), ("CURRENT",), ()]
+    assert built[2].version_compatible and built[2].hardware_compatible
+    assert not built[0].version_compatible and not built[0].hardware_compatible
+
+
+def test_only_a_new_engine_is_deleted_if_it_exceeds_its_tolerance(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def differ(path: Path, **options: object) -> None:
+        given.append((options["device"], options["tolerance"]))
+        raise ToleranceError("too different")
+
+    monkeypatch.setattr(engines, "open_backend", differ)
+    with pytest.raises(ToleranceError, match="too different"):
+        verify_engine(engine, device="cuda:1", tolerance=TOLERANCES["int8"])
+    assert engine.is_file() and given == [("cuda:1", TOLERANCES["int8"])]
+    with pytest.raises(ToleranceError, match="deleted"):
+        engines.verify_new_engine(engine, TOLERANCES["bf16"])
+    assert not list(engine.parent.glob("model.engine*")) and given[1] == (
+        "auto",
+        TOLERANCES["bf16"],
+    )
 
 
 def test_engines_are_built_without_torch_and_onnx(

@@ -122,6 +122,20 @@ def test_weights_are_scaled_by_the_largest_of_their_channel(tmp_path: Path) -> N
         np.testing.assert_array_equal(rounded, np.round(weight / scale).astype(np.int8))
 
 
+def test_sensitivity_of_label_maps_is_the_fraction_of_other_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference of 16 would be 0 as a square of 8 bits."""
+    quantizer = _Quantizer(two_convolutions(tmp_path), tmp_path, noise(4), "cpu", "minmax", 1)
+    first, second = quantizer.layers
+    quantizer._reference = np.full((4, 64, 64), 3, np.uint8)
+    maps = {first: np.full((4, 64, 64), 19, np.uint8), second: quantizer._reference.copy()}
+    maps[second][:, :5] = 2
+    monkeypatch.setattr(quantizer, "quantize", lambda only: only)
+    monkeypatch.setattr(quantizer, "_run", lambda layer, frames: maps[layer][: len(frames)])
+    assert quantizer.layers_by_sensitivity() == [first, second]
+
+
 def test_most_sensitive_layer_comes_first(tmp_path: Path) -> None:
     model = two_convolutions(tmp_path)
     quantizer = _Quantizer(model, tmp_path, noise(4), "cpu", "minmax", 1)

@@ -106,6 +106,23 @@ def test_only_tensorrt_needs_a_gpu_to_build(machine: Callable[..., dict[str, Tar
     assert "cupy is not installed" in machine("tensorrt", gpu=True)["tensorrt engine"].run_problem
 
 
+@pytest.mark.parametrize(
+    ("capability", "supported"),
+    [("8.0", True), ("8.9", True), ("9.0", False), ("10.0", False), ("12.0", True), ("13.0", True)],
+)
+def test_tensorrt_rtx_on_a_gpu_that_it_does_not_support(
+    machine: Callable[..., dict[str, Target]],
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    supported: bool,
+) -> None:
+    machine("tensorrt_rtx", "cupy", gpu=True)
+    monkeypatch.setattr(module, "find_gpu", lambda: Gpu("Another GPU", capability))
+    target = {t.name: t for t in list_targets()}["tensorrt-rtx engine"]
+    assert (target.can_build, target.can_run) == (supported, supported)
+    assert supported or "does not support Another GPU" in target.run_problem
+
+
 def test_no_optional_package_is_imported() -> None:
     code = (
         "import sys; from fada_deploy.inspection.targets import list_targets, targets_table;"

@@ -26,10 +26,10 @@ from fada_deploy.runtime.distributed import job
 from fada_deploy.runtime.distributed.job import ModelOptions, run_job
 from fada_deploy.runtime.distributed.job_state import JobSummary
 from fada_deploy.runtime.distributed.join import PartsDifferError, join_videos
-from fada_deploy.runtime.distributed.manifest import MANIFEST
 from fada_deploy.runtime.distributed.tasks import JoinTask, PartTask
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.open import open_sources
+from fada_deploy.runtime.writers.finished import MANIFEST
 from fada_deploy.runtime.writers.inference import InferenceSummary, run_inference
 from fada_deploy.runtime.writers.save import KINDS, SaveOptions
 

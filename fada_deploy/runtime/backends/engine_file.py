@@ -29,6 +29,8 @@ FLAVORS = ("tensorrt", "tensorrt_rtx")
 NOT_RUN = "not_run"
 # TensorRT-RTX builds for GPUs from this compute capability on unless it is given others.
 _MIN_RTX_CAPABILITY = (8, 0)
+# Hardware-compatible engines run on every GPU from this one on, wherever they were built.
+_AMPERE = (8, 0)
 _REMEDY = "build the engine again: `fada export MODEL.onnx --trt`"
 
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -280,7 +282,7 @@ def check_can_run(sidecar: EngineSidecar, *, flavor_version: str, compute_capabi
     if not targets:
         fits = sidecar.flavor != "tensorrt_rtx" or capability >= _MIN_RTX_CAPABILITY
     elif sidecar.options.get("hardware_compatible"):
-        fits = any(capability >= _capability_numbers(target) for target in targets)
+        fits = capability >= _AMPERE
     else:
         fits = architecture in targets
     if not fits:
@@ -292,9 +294,3 @@ def check_can_run(sidecar: EngineSidecar, *, flavor_version: str, compute_capabi
 
 def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def _capability_numbers(architecture: str) -> tuple[int, ...]:
-    """Return (8, 6) for SM86."""
-    digits = architecture.removeprefix("SM")
-    return (int(digits[:-1]), int(digits[-1]))

@@ -13,6 +13,10 @@ _MAJOR, _MINOR = 75, 76
 _DRIVER = "libcuda.so.1"
 
 
+# The compute capabilities of TensorRT-RTX 1.7; it also supports later ones.
+_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU: its name ("NVIDIA RTX A2000") and compute capability ("8.6")."""
@@ -24,6 +28,12 @@ class Gpu:
     def architecture(self) -> str:
         """Return the compute capability in the form SM86."""
         return f"SM{self.compute_capability.replace('.', '')}"
+
+
+def supports_rtx(gpu: Gpu) -> bool:
+    """Return whether TensorRT-RTX runs on a GPU, as far as is known without the library."""
+    major, minor = map(int, gpu.compute_capability.split("."))
+    return (major, minor) in _RTX_CAPABILITIES or (major, minor) > max(_RTX_CAPABILITIES)
 
 
 def find_gpu(index: int = 0) -> Gpu | None:

@@ -13,6 +13,7 @@ from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.runtime.backends.base import (
     Frames,
     Prediction,
+    closed_model_error,
     cuda_index,
     import_backend,
     pad_batch,
@@ -74,6 +75,8 @@ class TensorRtBackend:
 
     def submit(self, frames_bhwc: Frames) -> Prediction:
         """Run frames (B, H, W, 3) uint8 RGB; see `Backend.submit`."""
+        if self._runner.is_closed:
+            raise closed_model_error(self._where)
         batch = pad_batch(frames_bhwc, self.metadata)
         try:
             output = self._runner.run(batch)

@@ -143,6 +143,10 @@ class EngineRunner:
             return None
         return graph
 
+    @property
+    def is_closed(self) -> bool:
+        return self._engine is None
+
     def close(self) -> None:
         """Release all device memory; the engine is released last."""
         with self._stream.entered():

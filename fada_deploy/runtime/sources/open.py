@@ -59,6 +59,11 @@ def open_sources(
             if single:
                 raise
             items = [UnreadableSource(str(spec), error)]
+        except OSError as error:
+            unreadable = _cannot_be_read(str(spec), error)
+            if single:
+                raise unreadable from None
+            items = [UnreadableSource(str(spec), unreadable)]
         for source in items:
             opened.setdefault(source.name, source)
     _refuse_mixture(list(opened.values()))
@@ -67,7 +72,14 @@ def open_sources(
 
 def subfolders(folder: Path) -> int:
     """Return the number of visible folders in a folder."""
-    return sum(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+    try:
+        return sum(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+    except OSError as error:
+        raise _cannot_be_read(str(folder), error) from None
+
+
+def _cannot_be_read(name: str, error: OSError) -> DataError:
+    return DataError(f"{name}: cannot be read ({error.strerror})")
 
 
 def _refuse_mixture(sources: Sequence[Source]) -> None:
@@ -127,11 +139,17 @@ def _open_file(path: Path, hardware: str | None, *, single: bool) -> Source:
 def _open_tree(folder: Path, hardware: str | None) -> list[Source]:
     """Open the files of a folder and of all folders below it."""
     files: dict[Path, list[Path]] = {}
-    for path in walk_files(folder, VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+    errors: list[OSError] = []
+    for path in walk_files(folder, VIDEO_SUFFIXES | IMAGE_SUFFIXES, errors.append):
         files.setdefault(path.parent, []).append(path)
-    if not files:
+    unreadable: list[Source] = [
+        UnreadableSource(name := str(error.filename), _cannot_be_read(name, error))
+        for error in errors
+    ]
+    if not files and not unreadable:
         raise DataError(f"{folder}: no folder below it contains a file that is {SUPPORTED_FILES}")
-    return [s for below, paths in files.items() for s in _open_files(below, paths, hardware)]
+    readable = (s for below, paths in files.items() for s in _open_files(below, paths, hardware))
+    return [*readable, *unreadable]
 
 
 def _open_folder(folder: Path, hardware: str | None) -> list[Source]:
@@ -147,8 +165,11 @@ def _open_files(folder: Path, files: Sequence[Path], hardware: str | None) -> li
     videos: list[Source] = [
         VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES
     ]
-    stems = Counter(path.stem for path in images)
-    items = {path.stem if stems[path.stem] == 1 else path.name: path for path in images}
+    stems, names = Counter(path.stem for path in images), {path.name for path in images}
+    items = {
+        path.stem if stems[path.stem] == 1 and path.stem not in names else path.name: path
+        for path in images
+    }
     return [ImageSource(str(folder), items), *videos] if images else videos
 
 

@@ -84,7 +84,14 @@ def _encoded(source: Any, track: Any, stream: Any, rate: int, layout: str) -> It
         except av.error.FFmpegError:
             continue
         for frame in frames:
-            for resampled in resampler.resample(frame):
+            try:
+                pieces = resampler.resample(frame)
+            except ValueError:
+                # The layout or the rate of the track has changed.
+                pieces = resampler.resample(None)
+                resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+                pieces += resampler.resample(frame)
+            for resampled in pieces:
                 yield from stream.encode(resampled)
     for resampled in resampler.resample(None):
         yield from stream.encode(resampled)

@@ -7,7 +7,9 @@ and the settings of the run. Its schema is `FinishedDocument`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,9 @@ from fada_deploy.runtime.writers.options import SaveOptions
 from fada_deploy.runtime.writers.output import output_names
 
 FINISHED = "finished.json"
+# The records of a job on a cluster (`runtime.distributed.manifest`).
+MANIFEST = "manifest.jsonl"
+_WRITE_EVERY_S = 2.0
 # Setting → the option of `fada infer` that decides it.
 SETTING_NAMES = {
     "model": "model",
@@ -74,11 +79,15 @@ class FinishedSources:
         resume: bool,
     ) -> None:
         self._path = options.out / FINISHED
+        self._written_at = float("-inf")
+        # The outputs will no longer be those of an earlier job on a cluster.
+        (options.out / MANIFEST).unlink(missing_ok=True)
         self._settings = output_settings(segmenter.path, options)
         self._states = {source.name: source_state(source) for source in sources}
         self._output_names = output_names(sources, options.tree)
         self._sources: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._is_changed = False
         if not resume:
             self._path.unlink(missing_ok=True)
         elif self._path.is_file():
@@ -105,11 +114,30 @@ class FinishedSources:
         }
 
     def add(self, source: Source) -> None:
-        """Remember a source as finished, unless it is not a file or folder."""
+        """Remember a source as finished, unless it is not a file or folder.
+
+        The document is written within the block `written`, at most every two seconds.
+        """
         if not (state := self._states.get(source.name)):
             return
         self._sources[_key(source)] = state
         self._names[_key(source)] = self._output_names[source.name]
+        self._is_changed = True
+        # Each image of a large folder may be a source of its own.
+        if time.monotonic() - self._written_at > _WRITE_EVERY_S:
+            self._write()
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Write at the end of the block what was added since the document was last written."""
+        try:
+            yield
+        finally:
+            if self._is_changed:
+                self._write()
+
+    def _write(self) -> None:
+        self._is_changed, self._written_at = False, time.monotonic()
         document = FinishedDocument(
             settings=self._settings, sources=self._sources, names=self._names
         )

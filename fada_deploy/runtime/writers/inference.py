@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 
 from fada_deploy.common.errors import DataError
@@ -87,7 +87,11 @@ def run_inference(
     summary.unread, summary.finished_before = len(sources), len(skipped)
     errors_before = 0
     start = time.perf_counter()
-    with closing(results), progress_bar(total_frames(left), "segmenting") as bar:
+    with (
+        nullcontext() if finished is None else finished.written(),
+        closing(results),
+        progress_bar(total_frames(left), "segmenting") as bar,
+    ):
         for item in results:
             if isinstance(item, Result):
                 summary.frames += 1

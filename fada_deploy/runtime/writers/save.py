@@ -9,7 +9,7 @@ complete.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fada_deploy.runtime.pipeline import Timings, run_pipeline
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import Source, SourceEnd
+from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers.arrays import npz_arrays
 from fada_deploy.runtime.writers.images import color_images, mask_images, overlay_images
 from fada_deploy.runtime.writers.json_document import json_document
@@ -104,7 +105,8 @@ def check_outputs(sources: Sequence[Source], options: SaveOptions) -> None:
         _check_single_file(sources, options, options.file)
     for source in sources:
         for kind in options.kinds:
-            if Path(source.name).resolve().parent == (options.out / kind).resolve():
+            folder = (options.out / kind).resolve()
+            if options.file is None and Path(source.name).resolve().parent == folder:
                 raise UsageError(
                     f"{source.name}: the {kind} output would be written to the folder of the "
                     "source; choose another folder with --out"
@@ -180,9 +182,9 @@ def _write(
     """
     names = output_names(sources, options.tree)
     by_name = {source.name: source for source in sources}
-    # If this generator ends early, the stacks are unwound, which removes unfinished files.
-    with ExitStack() as all_outputs:
-        opened: dict[str, _SourceFiles] = {}
+    opened: dict[str, _SourceFiles] = {}
+    # If this generator ends early, unfinished files are removed.
+    with _closing(opened):
         for item in items:
             if isinstance(item, DataError):
                 yield item
@@ -196,7 +198,7 @@ def _write(
                     if isinstance(item, DrawnResult):
                         if name not in opened:
                             output = Output(by_name[name], names[name], item, options)
-                            opened[name] = all_outputs.enter_context(_SourceFiles(output))
+                            opened[name] = _SourceFiles(output)
                         opened[name].write(item)
                     elif name in opened:
                         opened.pop(name).complete(is_interrupted=item.is_interrupted)
@@ -206,10 +208,24 @@ def _write(
                 skipped.add(name)
                 if name in opened:
                     opened.pop(name).discard(error)
+                if isinstance(source := by_name[name], LiveSource):
+                    # Otherwise it would be read, and segmented, for ever.
+                    source.stop()
                 yield error
                 if is_result:
                     continue
             yield item.result if isinstance(item, DrawnResult) else item
+
+
+@contextmanager
+def _closing(opened: Mapping[str, _SourceFiles]) -> Iterator[None]:
+    """Close the files that are still open at the end of the block; an error removes them."""
+    with ExitStack() as stack:
+        try:
+            yield
+        finally:
+            for files in opened.values():
+                stack.push(files)
 
 
 class _SourceFiles(ExitStack):

@@ -158,14 +158,17 @@ def _scores(stages: Sequence[_Stage], names: Mapping[Path, str]) -> dict[str, An
     if not scored:
         return None
     scores = [stage.run.scores[stage.name] for stage in scored]
-    classes = list(scores[0]["iou"])
+    classes = list(dict.fromkeys(name for each in scores for name in each["iou"]))
+    is_comparable = len({(tuple(each["iou"]), each["frames"]) for each in scores}) == 1
     folders = {stage.run.folder for stage in scored}
     rows = [_score_row(name, [each["iou"].get(name) for each in scores]) for name in classes]
     rows.append(_score_row("mIoU", [each["miou"] for each in scores], is_mean=True))
+    frames = list(dict.fromkeys(str(each["frames"]) for each in scores))
     return {
         "headings": [stage.heading for stage in scored],
         "rows": rows,
-        "frames": scores[0]["frames"],
+        "frames": " or ".join(frames),
+        "is_comparable": is_comparable,
         "inputs": ", ".join(dict.fromkeys(each["input"] for each in scores)),
         "unscored": ", ".join(name.strip() for run, name in names.items() if run not in folders),
     }
