@@ -478,3 +478,15 @@ def test_video_writer_rejects_invalid_arguments(tmp_path: Path) -> None:
         ):
             w.write(image)
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("faststart", [True, False])
+def test_index_of_a_recording_is_written_once(tmp_path: Path, faststart: bool) -> None:
+    """With faststart the box `moov` precedes the frames in `mdat`."""
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, (48, 64), fps=25, faststart=faststart) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+    data = path.read_bytes()
+    assert (data.index(b"moov") < data.index(b"mdat")) == faststart
+    assert len(toy.read_video(path)) == 3

@@ -32,10 +32,11 @@ PART_SUFFIX = ".nut"
 
 
 @contextmanager
-def open_output(path: Path) -> Iterator[tuple[Any, ExitStack]]:
+def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, ExitStack]]:
     """Open a video file for writing; yield its container, and a stack that is closed before it.
 
-    The format is MP4, or NUT if the name ends in `PART_SUFFIX`.
+    The format is MP4, or NUT if the name ends in `PART_SUFFIX`. With `faststart` the index of an
+    MP4 file is moved to its start at the end, which writes the whole file again.
 
     The file is written under a temporary name and renamed when the block succeeds. Raise
     `DataError` if it cannot be written.
@@ -45,7 +46,8 @@ def open_output(path: Path) -> Iterator[tuple[Any, ExitStack]]:
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(atomic_path(path))
-            options = {} if path.suffix == PART_SUFFIX else {"movflags": "+faststart"}
+            is_mp4 = path.suffix != PART_SUFFIX
+            options = {"movflags": "+faststart"} if is_mp4 and faststart else {}
             container = stack.enter_context(av.open(str(temporary), "w", options=options))
             yield container, stack
         except av.error.FFmpegError as error:

@@ -24,14 +24,16 @@ def label_video(
     time_base: Fraction,
     fps: Fraction | None = None,
     pixel_aspect: Fraction | None = None,
+    faststart: bool = True,
 ) -> Iterator[Callable[[NDArray[np.uint8], int], None]]:
     """Open an MP4 (or NUT) file of label maps and yield `write(labels, pts)`.
 
     `labels` are (H, W) uint8 ids, `pts` a timestamp in units of `time_base`. The video is lossless,
     gray and of full range: a decoder set to the pixel format "gray" returns exactly the ids. As
     with `VideoWriter`, the file appears under its final name only when the block succeeds.
+    `faststart` is that of `VideoWriter`.
     """
-    with open_output(path) as (container, _):
+    with open_output(path, faststart=faststart) as (container, _):
         encoder = VideoEncoder(
             container, size_hw, time_base, fps, _LOSSLESS, gray=True, pixel_aspect=pixel_aspect
         )

@@ -62,6 +62,8 @@ class VideoWriter:
         hardware: Encode on this device instead of with x264, a key of `HARDWARE_ENCODERS`.
         color_matrix: Color matrix of the video and of PyAV frames that are written, `BT709` or
             `SMPTE170M`; RGB images are converted to it.
+        faststart: Put the index at the start of the file, so that it plays while it is downloaded.
+            This writes the file a second time at the end; leave it out for recordings of hours.
 
     Raises:
         UsageError: An argument is not allowed.
@@ -82,7 +84,9 @@ class VideoWriter:
         pixel_aspect: Fraction | None = None,
         hardware: str | None = None,
         color_matrix: int = BT709,
+        faststart: bool = True,
     ) -> None:
+        self._faststart = faststart
         self._path = Path(path)
         if self._path.suffix.lower() not in (".mp4", PART_SUFFIX):
             raise UsageError(f"{path}: the name of a video must end in .mp4")
@@ -164,7 +168,7 @@ class VideoWriter:
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        with open_output(self._path) as (container, stack):
+        with open_output(self._path, faststart=self._faststart) as (container, stack):
             x264 = ("libx264", {"preset": self._x264_preset, "crf": X264_CRF})
             self._encoder = VideoEncoder(
                 container,

@@ -41,6 +41,7 @@ def mask_video(output: Output) -> Iterator[WriteResult]:
         time_base=output.time_base,
         fps=output.source.rate or None,
         pixel_aspect=output.source.pixel_aspect,
+        faststart=not output.source.is_live,
     ) as write:
         yield lambda drawn: write(to_ids(drawn), _pts(drawn))
 
@@ -64,6 +65,8 @@ def _video(
         pixel_aspect=output.source.pixel_aspect,
         hardware=output.options.hardware,
         color_matrix=color_matrix,
+        # `docker stop` kills after ten seconds, in which a long recording is not written twice.
+        faststart=not output.source.is_live,
     ) as writer:
         yield lambda drawn: writer.write(image_of(drawn), _pts(drawn))
         if output.is_interrupted:
