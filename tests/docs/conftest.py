@@ -12,7 +12,7 @@ from markdown_pages import ROOT, code_blocks
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data import open_dataset
 
-RUNS = ("gta5-drives-resnet101-001", "gta5-cityscapes-ddrnet23-slim-001")
+RUNS = ("rendered-drives-efficientnet-lite0-001", "gta5-cityscapes-ddrnet23-slim-001")
 
 
 @pytest.fixture(scope="session")

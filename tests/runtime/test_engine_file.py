@@ -199,7 +199,8 @@ def test_rejects_invalid_sidecars(engine: Path, path: str, value: Any) -> None:
             "1.6.9.1 is installed",
         ),
         ({"options": {"hardware_compatible": True}}, "1.7.1.116", "12.0", None),
-        ({"options": {"hardware_compatible": True}}, "1.7.1.116", "8.0", "SM80"),
+        ({"options": {"hardware_compatible": True}}, "1.7.1.116", "8.0", None),
+        ({"options": {"hardware_compatible": True}}, "1.7.1.116", "7.5", "SM75"),
     ],
 )
 def test_engine_must_fit_library_version_and_gpu(

@@ -53,7 +53,7 @@ def test_finished_sources_leave_nothing_in_memory(
 ) -> None:
     def open_files() -> int:
         gc.collect()
-        return sum(isinstance(each, save._SourceFiles) for each in gc.get_objects())
+        return sum(type(each) is save._SourceFiles for each in gc.get_objects())
 
     options = SaveOptions(tmp_path / "out", kinds=("mask", "json"))
     before = most = open_files()
@@ -154,7 +154,7 @@ def test_a_folder_without_permission_costs_only_itself(
     readable, unreadable = open_sources([tmp_path / "drives"], recursive=True)
     assert readable.name == str(tmp_path / "drives")
     (error,) = unreadable.frames()
-    assert isinstance(error, DataError) and str(error).startswith(f"{private}: cannot be read")
+    assert isinstance(error, DataError) and str(error).startswith(f"{private} cannot be read")
 
     def refuse_below(path: Path) -> bool:
         if private in path.parents:

@@ -79,7 +79,7 @@ def subfolders(folder: Path) -> int:
 
 
 def _cannot_be_read(name: str, error: OSError) -> DataError:
-    return DataError(f"{name}: cannot be read ({error.strerror})")
+    return DataError(f"{name} cannot be read ({error.strerror})")
 
 
 def _refuse_mixture(sources: Sequence[Source]) -> None:

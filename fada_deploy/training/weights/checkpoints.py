@@ -154,7 +154,7 @@ def load_state(path: Path, parts: Mapping[str, Stateful]) -> int:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except PermissionError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:
         # Damaged files raise errors of many types, as in `read_checkpoint`.
         raise ModelError(
