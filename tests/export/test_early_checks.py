@@ -12,6 +12,9 @@ import pytest
 import toy
 from safetensors.numpy import save_file
 
+from fada_deploy.export.calibration_frames import local_provenance
+from fada_deploy.training.settings import make_config
+
 Fada = Callable[..., int]
 
 
@@ -89,3 +92,28 @@ def test_weights_file_needs_a_name_for_the_output(
 ) -> None:
     assert fada("export", run / "source" / "weights.safetensors") == 2
     assert "--out" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_builtin_model_is_not_exported_again(
+    fada: Fada, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of its name would be taken for the built-in model later."""
+    monkeypatch.chdir(tmp_path)
+    assert fada("export", "builtin", "--calibration", "drive.mp4") == 2
+    assert "already exported" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["source/weights.safetensors", "source/checkpoints/000500.safetensors", "export/model.onnx"],
+)
+def test_files_of_a_run_are_calibrated_with_its_target(tmp_path: Path, file: str) -> None:
+    """Exported files name the target without its path."""
+    settings = make_config(
+        recipe="small", file=None, settings=[], options={"src": "gta5", "tgt": "/data/drives"}
+    ).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    shared = {"stage": "source", "config": {**settings, "tgt": "drives"}}
+    found = local_provenance(tmp_path / file, shared)
+    assert (found["stage"], found["config"]["tgt"]) == ("source", "/data/drives")
+    assert local_provenance(tmp_path / "elsewhere" / "model.onnx", shared) == shared
