@@ -90,7 +90,9 @@ def adaptation_config(
     start = str(BUILTIN if weights == BUILTIN_FILE else weights)
     selftrain = replace(previous.selftrain, source_free=source_free)
     if iterations is not None:
-        selftrain = with_length(selftrain, iterations)
+        # A warm-up that is shortened in proportion damages the network in its first iterations.
+        warmup = min(selftrain.warmup, iterations // 2)
+        selftrain = replace(with_length(selftrain, iterations), warmup=warmup)
     style = "none" if source_free else previous.style
     if previous.method == "source":
         selftrain = replace(selftrain, align=False)
