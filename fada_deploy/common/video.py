@@ -44,8 +44,7 @@ LUMA_WEIGHTS = {
 }
 # Value of FFmpeg's AVColorRange for 0…255 (limited range is 16…235).
 _FULL_RANGE = 2
-# Color matrices that swscale cannot convert: a reserved value, YCgCo, SMPTE 2085, matrices of
-# constant luminance, and those with an own transfer function.
+# Color matrices that FFmpeg refuses to convert, such as YCgCo and ICtCp.
 _UNKNOWN_MATRICES = frozenset({3, 8, 10, 11, 12, 13, 14, 15})
 _UNSPECIFIED = 2
 # Demuxers that open further files or connections, which the opened file names.
@@ -172,7 +171,6 @@ def convert_frame(frame: Any, pixel_format: str, **options: Any) -> Any:
     from av.video.reformatter import VideoReformatter
 
     if int(frame.colorspace) in _UNKNOWN_MATRICES:
-        # FFmpeg refuses to convert these; as unspecified, it chooses a matrix by the size.
         frame.colorspace = _UNSPECIFIED
     reformatters = _per_thread.__dict__.setdefault("reformatters", {})
     reformatter = reformatters.setdefault((frame.format.name, pixel_format), VideoReformatter())

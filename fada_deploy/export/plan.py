@@ -104,12 +104,9 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
             logger.warning("%s", message)
         raise
     finally:
-        written = {model, *(c.model for c in converted), *(e.path for e in engines)}
-        if not is_onnx and (stale := stale_exports(model, written)):
-            logger.warning(
-                "the reference outputs of %s were replaced; export these files again",
-                ", ".join(stale),
-            )
+        if not is_onnx:
+            written = {model, *(c.model for c in converted), *(e.path for e in engines)}
+            _warn_about_stale_files(model, written)
     if refused and options.triton is not None:
         logger.warning("no Triton repository was written, because a file was refused")
     result = ExportResult(
@@ -124,6 +121,13 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
     if refused:
         raise RefusedFilesError(result)
     return result
+
+
+def _warn_about_stale_files(model: Path, written: set[Path]) -> None:
+    if stale := stale_exports(model, written):
+        logger.warning(
+            "the reference outputs of %s were replaced; export these files again", ", ".join(stale)
+        )
 
 
 def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) -> Variant | None:

@@ -28,7 +28,7 @@ from fada_deploy.runtime.backends.engine_file import (
     EngineTensor,
     write_sidecar,
 )
-from fada_deploy.runtime.backends.gpu import Gpu, find_gpu
+from fada_deploy.runtime.backends.gpu import Gpu, find_gpu, supports_rtx
 from fada_deploy.runtime.backends.onnx_file import read_model
 from fada_deploy.runtime.backends.trt_library import BuilderContext, error_summary, open_builder
 
@@ -190,8 +190,8 @@ def _require_supported_gpu(trt: Any, flavor: str, options: EngineOptions, gpu: G
         return
     if options.compute_capabilities not in ((), ("CURRENT",)):
         return
-    supported = rtx_architectures(trt)
-    if is_rtx_gpu(trt, gpu):
+    supported = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    if supports_rtx(gpu, supported):
         return
     raise DeviceError(
         f"tensorrt_rtx does not support {gpu.name} ({gpu.architecture}), only "
@@ -199,18 +199,6 @@ def _require_supported_gpu(trt: Any, flavor: str, options: EngineOptions, gpu: G
         "(pip install onnxruntime-gpu) or --trt-flavor tensorrt on this machine, or name the GPU "
         "that the engine is for with --compute-capability"
     )
-
-
-def rtx_architectures(trt: Any) -> list[str]:
-    """Return the GPUs in the enumeration of TensorRT-RTX, for example SM86."""
-    return [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
-
-
-def is_rtx_gpu(trt: Any, gpu: Gpu) -> bool:
-    """Return whether TensorRT-RTX supports a GPU: one of its enumeration, or a later one."""
-    numbers = [int(name.removeprefix("SM")) for name in rtx_architectures(trt)]
-    own = int(gpu.architecture.removeprefix("SM"))
-    return own in numbers or own > max(numbers)
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:

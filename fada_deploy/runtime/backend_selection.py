@@ -130,7 +130,7 @@ def _preferred_backend(path: Path, device: str | int) -> str:
 
 
 def _has_cuda_runtime() -> bool:
-    """Return whether ONNX Runtime for CUDA and a GPU are there, which is faster than any CPU."""
+    """Return whether ONNX Runtime for CUDA is installed and there is a GPU."""
     return installed_version("onnxruntime-gpu") is not None and find_gpu() is not None
 
 

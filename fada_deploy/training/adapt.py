@@ -28,7 +28,7 @@ from fada_deploy.training.run_files import load_config
 from fada_deploy.training.scoring import compute_scores
 from fada_deploy.training.settings import REMEDY, change_settings
 from fada_deploy.training.stage_config import with_length
-from fada_deploy.training.weights.checkpoints import load_model
+from fada_deploy.training.weights.checkpoints import load_model, read_label_space
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _compare(
     before: Path, after: Path, config: RunConfig, cache: Path, device: torch.device
 ) -> TargetComparison:
     # Both networks have the same classes; the file of the label space may be elsewhere.
-    space = load_model(after)[0].spec.space
+    space = read_label_space(after)
     errors: list[DataError] = []
     train_frames, held_out = open_target(config, cache, space, errors.append)
     frames = held_out or train_frames

@@ -20,7 +20,7 @@ from fada_deploy.training.models.segmentation import (
     check_size,
     find_backbone,
 )
-from fada_deploy.training.weights.checkpoints import load_model
+from fada_deploy.training.weights.checkpoints import load_model, read_label_space
 from fada_deploy.training.weights.pretrained import (
     find_pretrained,
     input_normalization,
@@ -179,7 +179,7 @@ class ModelSetup:
             raise UsageError(
                 "selftrain: without a source, each process mixes pairs of its target frames; got "
                 f"{local_batch} frame per process; use --batch {2 * distributed.world_size()}, or "
-                "--set selftrain.mixed_weight=0 with another loss"
+                "hidden blocks: --set selftrain.mixed_weight=0 --set selftrain.masked_weight=1"
             )
 
     def _check_norm(self, stage: str, spec: ModelSpec, norm_batch: int) -> None:
@@ -220,7 +220,7 @@ def open_label_space(config: RunConfig) -> LabelSpace:
     except DataError:
         if config.start is None:
             raise
-        return load_model(final_weights(Path(config.start)))[0].spec.space
+        return read_label_space(final_weights(Path(config.start)))
 
 
 def initial_norm(config: RunConfig) -> str:

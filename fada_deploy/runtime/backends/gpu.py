@@ -6,6 +6,7 @@ This needs no CUDA package, so an engine for another GPU is rejected before any 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
@@ -13,8 +14,8 @@ _MAJOR, _MINOR = 75, 76
 _DRIVER = "libcuda.so.1"
 
 
-# The compute capabilities of TensorRT-RTX 1.7; it also supports later ones.
-_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+# The enumeration of TensorRT-RTX 1.7.
+_RTX_ARCHITECTURES = ("SM80", "SM86", "SM89", "SM120", "SM121")
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Gpu:
         return f"SM{self.compute_capability.replace('.', '')}"
 
 
-def supports_rtx(gpu: Gpu) -> bool:
-    """Return whether TensorRT-RTX runs on a GPU, as far as is known without the library."""
-    major, minor = map(int, gpu.compute_capability.split("."))
-    return (major, minor) in _RTX_CAPABILITIES or (major, minor) > max(_RTX_CAPABILITIES)
+def supports_rtx(gpu: Gpu, architectures: Sequence[str] = _RTX_ARCHITECTURES) -> bool:
+    """Return whether TensorRT-RTX supports a GPU: one of its enumeration, or a later one."""
+    numbers = [int(name.removeprefix("SM")) for name in architectures]
+    own = int(gpu.architecture.removeprefix("SM"))
+    return own in numbers or own > max(numbers)
 
 
 def find_gpu(index: int = 0) -> Gpu | None:

@@ -99,9 +99,10 @@ class Step:
         return logits
 
     @torch.no_grad()
-    def show_to_classifier(self, features: Tensor, batch: Batch) -> None:
+    def update_classifier_statistics(self, features: Tensor, batch: Batch) -> None:
         """Update the running statistics of the classifier with features that no loss classifies."""
-        self.classify(features, batch)
+        if self.settings.bn_statistics in ("target", "both"):
+            self.classify(features, batch)
 
     def _statistics(self, batch: Batch) -> AbstractContextManager[None]:
         other = "target" if batch is self.src else "source"

@@ -68,7 +68,7 @@ class GatedFeatureAlignment:
         seg_loss.backward()
 
         tgt_features = step.features(step.tgt)
-        step.show_to_classifier(tgt_features, step.tgt)
+        step.update_classifier_statistics(tgt_features, step.tgt)
         with fixed(self.discriminator), step.autocast():
             tgt_d = self.discriminator(tgt_features)
         adversarial = step.domain_loss(tgt_d, step.tgt, target=False)

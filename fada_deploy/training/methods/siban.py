@@ -87,7 +87,7 @@ class BottleneckAlignment:
 
         tgt_features = step.features(step.tgt)
         tgt_z, tgt_divergence = self._sample(tgt_features, significance, generator, step)
-        step.show_to_classifier(tgt_z, step.tgt)
+        step.update_classifier_statistics(tgt_z, step.tgt)
         with fixed(self.discriminator), step.autocast():
             tgt_d = self.discriminator(tgt_z)
         adversarial = step.domain_loss(tgt_d, step.tgt, target=False)

@@ -22,6 +22,7 @@ from torch import Tensor
 from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import DataError, ModelError, UsageError, one_line
 from fada_deploy.common.files import atomic_path
+from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import BUILTIN_FILE
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.training.models.segmentation import ModelSpec, ModelSpecDocument, SegmentationModel
@@ -109,6 +110,17 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return dict(read_metadata(path).provenance)
     with _open(path) as (_, document):
         return document.provenance
+
+
+def read_label_space(path: Path) -> LabelSpace:
+    """Return the label space of a file that `load_model` reads, without loading the weights.
+
+    Raise `ModelError` if the file does not exist or is not such a file.
+    """
+    if path == BUILTIN_FILE:
+        return read_metadata(path).label_space
+    with _open(path) as (_, document):
+        return document.model.to_spec().space
 
 
 @contextmanager
