@@ -202,7 +202,7 @@ def render(
             write_clip(out / "clip", video_seconds, size_hw=size, seed=seed)
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            "interrupted; repeat the command with --force to continue"
+            "interrupted; repeat the command with --force to render all scenes again"
         ) from None
     except OSError as error:
         raise DataError(

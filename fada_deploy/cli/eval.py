@@ -108,7 +108,7 @@ def command(
     cluster = cluster_options(options)
     results = [
         (subject, _score(subject, predict, data, data_root, split, cluster))
-        for subject, predict in _subjects(model, options)
+        for subject, predict in _subjects(model, options, cluster)
     ]
     failed = dict.fromkeys(line for _, result in results for line in result.failed)
     for line in failed:
@@ -141,7 +141,7 @@ def _check_confusion(path: Path, all_weights: bool) -> None:
 
 def _score(
     subject: Subject,
-    predict: Predict,
+    predict: Predict | None,
     data: str,
     data_root: Path | None,
     split: str,
@@ -153,13 +153,19 @@ def _score(
     dataset = open_dataset(data, data_root, split=split, space=subject.space)
     description = f"{subject.stage} {subject.iteration}" if subject.iteration else "scoring"
     if cluster is None:
+        assert predict is not None
         return evaluate(predict, dataset, description=description)
     with library_output_hidden():
         return evaluate_on_cluster(subject.opener, dataset, cluster, description=description)
 
 
-def _subjects(model: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Predict]]:
-    """Yield every network to evaluate with its prediction function."""
+def _subjects(
+    model: Path, options: dict[str, Any], cluster: ClusterOptions | None
+) -> Iterator[tuple[Subject, Predict | None]]:
+    """Yield every network to evaluate with its prediction function.
+
+    With a cluster there may be none, because only the workers need the backend and its device.
+    """
     from fada_deploy.common.errors import UsageError
 
     device, backend = options["device"], options["backend"]
@@ -169,28 +175,42 @@ def _subjects(model: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, P
                 f"{model}: --size, --mst and --all apply to runs only; an exported model has one "
                 "input size"
             )
-        return _exported(model, device, backend)
+        return _exported(model, device, backend, cluster)
     if backend != "auto":
         raise UsageError(
             f"{model}: --backend applies to exported models only; a run is evaluated with PyTorch"
         )
-    return _trained(model, options)
+    return _trained(model, options, cluster)
 
 
-def _exported(model: Path, device: str, backend: str) -> Iterator[tuple[Subject, Predict]]:
+def _exported(
+    model: Path, device: str, backend: str, cluster: ClusterOptions | None
+) -> Iterator[tuple[Subject, Predict | None]]:
+    from fada_deploy.runtime.backend_selection import metadata_of
     from fada_deploy.runtime.segmenter import Segmenter
 
+    metadata = metadata_of(model)
+    device = _worker_device(device, cluster)
+    subject = Subject(
+        str(model),
+        metadata.label_space,
+        metadata.input_size_hw,
+        partial(_open_exported, model, device, backend),
+    )
+    if cluster is not None:
+        yield subject, None
+        return
     with Segmenter(model, device=device, backend=backend) as segmenter:
-        metadata = segmenter.metadata
-        yield (
-            Subject(
-                str(model),
-                metadata.label_space,
-                metadata.input_size_hw,
-                partial(_open_exported, model, device, backend),
-            ),
-            partial(segmenter.labels, color="rgb"),
-        )
+        yield subject, partial(segmenter.labels, color="rgb")
+
+
+def _worker_device(device: str, cluster: ClusterOptions | None) -> str:
+    """Return the device on which the frames are predicted."""
+    if cluster is None:
+        return device
+    from fada_deploy.cluster.connection import worker_device
+
+    return worker_device(device, cluster)
 
 
 def _open_exported(model: Path, device: str, backend: str) -> Predict:
@@ -199,7 +219,9 @@ def _open_exported(model: Path, device: str, backend: str) -> Predict:
     return partial(Segmenter(model, device=device, backend=backend).labels, color="rgb")
 
 
-def _trained(run: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Predict]]:
+def _trained(
+    run: Path, options: dict[str, Any], cluster: ClusterOptions | None = None
+) -> Iterator[tuple[Subject, Predict]]:
     """Yield the final weights of a run, or all its checkpoints, and load each one only then."""
     from fada_deploy.common.errors import MissingExtraError
     from fada_deploy.common.runs import WEIGHTS, all_weights, final_weights
@@ -210,7 +232,9 @@ def _trained(run: Path, options: dict[str, Any]) -> Iterator[tuple[Subject, Pred
         from fada_deploy.training.weights.checkpoints import load_model
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
-    device, mst = choose_device(options["device"]), options["mst"]
+    options = {**options, "device": _worker_device(options["device"], cluster)}
+    device = choose_device(options["device"] if cluster is None else "cpu")
+    mst = options["mst"]
     scales = _MULTI_SCALE if mst else (1.0,)
     for path in all_weights(run) if options["all_weights"] else [final_weights(run)]:
         network, provenance = load_model(path, device)

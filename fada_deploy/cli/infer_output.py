@@ -54,7 +54,9 @@ def has_frames(summary: InferenceSummary, sources: Sequence[Source], *, stopped:
     """
     from fada_deploy.common.errors import DataError
 
-    if summary.frames or summary.finished_before or (stopped and not summary.errors):
+    if summary.frames or summary.finished_before or summary.frames_before:
+        return True
+    if stopped and not summary.errors:
         return True
     if not summary.errors:
         raise DataError(f"{', '.join(source.name for source in sources)}: contains no frame")

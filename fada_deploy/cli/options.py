@@ -51,7 +51,7 @@ DEVICE_OPTION = click.option(
 )
 
 
-_RAY_ADDRESS = re.compile(r"(ray://)?[\w.\[\]-]+:\d+")
+_RAY_ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d+")
 
 
 def _ray_address(

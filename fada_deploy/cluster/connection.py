@@ -49,6 +49,25 @@ class ClusterOptions:
             )
 
 
+def worker_device(device: str, options: ClusterOptions) -> str:
+    """Return the device of a worker for what the user asked for: "auto", "cpu", "cuda" or "cuda:N".
+
+    A worker uses no GPU that it has not reserved. Ray numbers the reserved ones from 0. Raise
+    `UsageError` if the workers have no such GPU.
+    """
+    name, _, index = device.partition(":")
+    if name != "cuda":
+        return device if options.gpus else "cpu"
+    if not options.gpus:
+        raise UsageError(
+            f"--device {device}: the workers have no GPU; add --ray-gpus 1, or a fraction such as "
+            "0.25 to share a GPU"
+        )
+    if index not in ("", "0"):
+        raise UsageError(f"--device {device}: each worker numbers its own GPUs from 0; use cuda")
+    return device
+
+
 def connect(options: ClusterOptions) -> None:
     """Connect this process to a cluster, or start one; raise `DeviceError` if there is none."""
     import ray
@@ -75,10 +94,19 @@ def connect(options: ClusterOptions) -> None:
         with _signal_handlers_kept():
             ray.init(address=options.address, **settings)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DeviceError(
-            f"no Ray cluster at {options.address} ({one_line(error)}); start one with "
-            "`ray start --head`, or use --ray without an address"
-        ) from None
+        raise DeviceError(_why_not_connected(options.address, error)) from None
+
+
+def _why_not_connected(address: str, error: Exception) -> str:
+    if "Version mismatch" in str(error):
+        reason = " ".join(str(error).split())
+        return f"{reason}; install the same versions of Ray and Python on all machines"
+    if address == LOCAL:
+        return f"a Ray cluster cannot be started on this machine ({one_line(error)})"
+    return (
+        f"no Ray cluster at {address} ({one_line(error)}); start one with `ray start --head`, or "
+        "use --ray without an address"
+    )
 
 
 def describe_resources(options: ClusterOptions) -> str:

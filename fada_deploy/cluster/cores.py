@@ -48,7 +48,9 @@ class ReservedCores:
             if len(cores) == count:
                 self.cores = frozenset(cores)
                 for thread in Path("/proc/self/task").iterdir():
-                    os.sched_setaffinity(int(thread.name), self.cores)
+                    # A thread may have ended in the meantime.
+                    with suppress(ProcessLookupError):
+                        os.sched_setaffinity(int(thread.name), self.cores)
                 return
         self.release()
 

@@ -17,6 +17,11 @@ from fada_deploy.common.system import usable_cores
 
 T = TypeVar("T")
 
+
+class LostItemError(DataError):
+    """An item whose worker was lost each time; the reason may be the machine and not the item."""
+
+
 # Items that a worker computes at a time.
 _CHUNK = 32
 # Chunks that may be computed before an earlier one, so that results in the driver are bounded.
@@ -82,7 +87,7 @@ def map_on_cluster(
                     # One of the items ends the worker; the others are computed without it.
                     chunks.extendleft(_Chunk(i, i + 1) for i in range(chunk.start, chunk.stop))
                     continue
-                values = [DataError(f"{name(chunk.start)}: {values.reason}")]
+                values = [LostItemError(f"{name(chunk.start)}: {values.reason}")]
             results.update(enumerate(values, chunk.start))
             while next_item in results:
                 yield results.pop(next_item)

@@ -215,12 +215,17 @@ class WorkerPool:
             raise DeviceError(f"a worker cannot start: {_reason(error)}") from None
         except RayError as error:
             self._failed_starts += 1
-            if self._failed_starts >= MAX_ATTEMPTS and not (self._idle or self._running):
+            if self._failed_starts < MAX_ATTEMPTS:
+                self._start_worker()
+            elif self._idle or self._running:
+                logger.warning(
+                    "a worker cannot start (%s); the others go on without it", _reason(error)
+                )
+            else:
                 raise DeviceError(
                     f"workers cannot start ({_reason(error)}); "
                     "install the same version of this package on all machines of the cluster"
                 ) from None
-            self._start_worker()
             return
         if info.version != __version__:
             raise DeviceError(

@@ -81,7 +81,7 @@ def read_indices(path: Path) -> NDArray[np.integer[Any]]:
     if image.ndim == 3 and image.shape[2] in (3, 4) and np.issubdtype(image.dtype, np.integer):
         blue, green, red = (image[..., c] for c in range(3))
         if np.array_equal(blue, green) and np.array_equal(green, red):
-            return cast("NDArray[np.integer[Any]]", np.ascontiguousarray(blue))
+            return _without_negative(blue)
         if not blue.any() and not green.any():
             raise DataError(
                 f"{path}: the ids are in the red channel of a color image; "
@@ -92,7 +92,7 @@ def read_indices(path: Path) -> NDArray[np.integer[Any]]:
             f"{path}: labels must be a gray or palette image of ids, got shape {image.shape} "
             f"{image.dtype}; for color labels, name the colors in `palette` of a custom data set"
         )
-    return cast("NDArray[np.integer[Any]]", image)
+    return _without_negative(image)
 
 
 def read_red_channel(path: Path) -> NDArray[np.integer[Any]]:
@@ -103,7 +103,14 @@ def read_red_channel(path: Path) -> NDArray[np.integer[Any]]:
             f"{path}: expected ids in the red channel of a color image, got shape {image.shape} "
             f"{image.dtype}"
         )
-    return cast("NDArray[np.integer[Any]]", np.ascontiguousarray(image[..., 2]))
+    return _without_negative(image[..., 2])
+
+
+def _without_negative(ids: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    """Return ids without a sign; negative ones are unknown, as those above 255 are."""
+    if ids.dtype.kind == "i":
+        return np.asarray(np.clip(ids, -1, 65535).astype(np.int64) % 65536, np.uint16)
+    return cast("NDArray[np.integer[Any]]", np.ascontiguousarray(ids))
 
 
 def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
@@ -120,8 +127,8 @@ def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
         raise DataError(f"{path}: labels must be an array (H, W) of integers, got {found}")
     if array.size == 0:
         raise DataError(f"{path}: the array is empty")
-    # Negative ids are unknown, as those above 255 are.
-    return np.asarray(np.clip(array, -1, 65535).astype(np.int64) % 65536, np.uint16)
+    # Unsigned ids of 64 bits are limited too.
+    return _without_negative(np.minimum(array, 65535).astype(np.int64))
 
 
 def size_without_orientation(path: Path) -> tuple[int, int]:

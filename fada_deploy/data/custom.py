@@ -80,6 +80,12 @@ def open_split(root: Path, split: str, space: LabelSpace) -> FrameDataset:
 
 
 def _label_reader(labels: LabelsTable, space: LabelSpace, where: str) -> LabelReader:
+    for key, needed in (("values", "mapping"), ("colors", "palette")):
+        if getattr(labels, key) and labels.encoding != needed:
+            raise DataError(
+                f"{where}: labels.{key} is for the encoding {needed}, found the encoding "
+                f'{labels.encoding}; set encoding = "{needed}", or remove {key}'
+            )
     if labels.channel is not None and labels.encoding == "palette":
         raise DataError(f"{where}: labels.channel needs ids; the encoding palette reads colors")
     read_ids = read_indices if labels.channel is None else read_red_channel

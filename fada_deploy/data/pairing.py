@@ -67,6 +67,11 @@ def _pairs(
 ) -> list[Pair]:
     if template is None and not any(labels for _, labels in frames):
         return [Pair(image, None, image.parent.name) for image, _ in frames]
+    if template is None and (without := [image for image, labels in frames if not labels]):
+        raise DataError(
+            f"{where}: {len(without)} of {len(frames)} frames of the list have no label file, for "
+            f'example {without[0]}; add it after the frame, or set labels = "labels/{{stem}}.png"'
+        )
     if template is not None and not any(name in template for name in _PLACEHOLDERS):
         raise DataError(
             f"{where}: labels must contain {{stem}} or {{path}}, for example "

@@ -186,19 +186,23 @@ def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnErro
 def _timed_frames(
     video: Path, every: float, on_error: OnError
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (frame number, RGB) of frames at least `every` seconds apart by their timestamps."""
+    """Yield (frame number, RGB) of frames at least `every` seconds apart by their timestamps.
+
+    Timestamps that jump back begin anew, as where two recordings were joined unchanged.
+    """
     container, stream = open_video(video)
     with container:
-        due: float | None = None
+        used_s: float | None = None
         stream.thread_type = "AUTO"
         index = damaged = 0
         for timed in timed_frames(container, stream):
             if timed is None:
                 damaged += 1
                 continue
-            if due is None or timed.time_s >= due:
-                # A tolerance, since timestamps are rounded to the time base of the file.
-                due = float(timed.time_s) + every - 1e-6
+            time_s = float(timed.time_s)
+            # A tolerance, since timestamps are rounded to the time base of the file.
+            if used_s is None or not used_s <= time_s < used_s + every - 1e-6:
+                used_s = time_s
                 yield index, upright_rgb(timed.decoded)
             index += 1
         if damaged:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.cluster.connection import ClusterOptions
-from fada_deploy.cluster.mapping import map_on_cluster
+from fada_deploy.cluster.mapping import LostItemError, map_on_cluster
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, cache_folder
 from fada_deploy.common.progress import progress_bar
@@ -53,6 +53,8 @@ class DatasetStatistics:
     `ids` (257,) int64 counts the pixels of each id in all label files, also in unusable ones; it is
     0 for color labels. `unknown_colors` counts the pixels of the commonest 24-bit RGB colors that
     no class has, and `color_counts` (N,) int64 is the number of such colors in each file.
+
+    `is_complete` is False if a file was not read because the workers of a cluster were lost.
     """
 
     pixels: NDArray[np.int64]
@@ -62,6 +64,7 @@ class DatasetStatistics:
     ids: NDArray[np.int64]
     unknown_colors: dict[int, int]
     color_counts: NDArray[np.int64]
+    is_complete: bool = True
 
     @property
     def contents(self) -> NDArray[np.bool_]:
@@ -99,6 +102,7 @@ def compute_statistics(
     colors: Counter[int] = Counter()
     color_counts = np.zeros(len(dataset), np.int64)
     errors: dict[int, str] = {}
+    is_complete = True
 
     threads = jobs or usable_cores()
     make = partial(_file_counter, dataset, frames)
@@ -115,6 +119,7 @@ def compute_statistics(
         for i, result in enumerate(results):
             if isinstance(result, DataError):
                 errors[i] = str(result)
+                is_complete &= not isinstance(result, LostItemError)
                 bar.update()
                 continue
             ids += result.ids
@@ -128,7 +133,9 @@ def compute_statistics(
             bar.update()
     unknown_ids = {i: int(unknown[i]) for i in np.flatnonzero(unknown).tolist()}
     common_colors = dict(colors.most_common(_MAX_COLORS))
-    return DatasetStatistics(pixels, sizes, unknown_ids, errors, ids, common_colors, color_counts)
+    return DatasetStatistics(
+        pixels, sizes, unknown_ids, errors, ids, common_colors, color_counts, is_complete
+    )
 
 
 def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
@@ -153,8 +160,11 @@ def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
 def save_statistics(dataset: FrameDataset, statistics: DatasetStatistics) -> Path | None:
     """Store statistics in the cache and return the path.
 
-    If the cache cannot be written, log a warning and return None.
+    Incomplete statistics are not stored. If the cache cannot be written, log a warning. Return None
+    in both cases.
     """
+    if not statistics.is_complete:
+        return None
     about = {
         "unknown_ids": statistics.unknown_ids,
         "errors": statistics.errors,

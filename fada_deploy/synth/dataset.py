@@ -30,6 +30,8 @@ SOURCE, TRAIN, VAL, CLIP = range(4)
 TOWNS = {"train": ("ahrenbek", "bruchtal", "cronfeld", "dornau"), "val": ("eschheim", "falkenrode")}
 # Below this number of scenes, starting processes takes longer than it saves.
 _MIN_PARALLEL_SCENES = 32
+# Windows waits for at most so many processes.
+_MAX_PROCESSES = 61
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _render_all(scenes: list[_Job], processes: int) -> Iterator[None]:
         yield from map(_render_scene, scenes)
         return
     # Processes and not threads: rasterization holds the interpreter lock.
+    processes = min(processes, _MAX_PROCESSES)
     context = multiprocessing.get_context("spawn")
     finished = 0
     try:
@@ -145,11 +148,14 @@ def _render_all(scenes: list[_Job], processes: int) -> Iterator[None]:
                 finished += 1
                 yield
     except BrokenProcessPool:
-        # New processes import the main script, which fails if it is interactive or unguarded.
-        logger.warning(
-            "cannot start rendering processes, so one process renders all scenes; in a script, put "
-            "the call under `if __name__ == '__main__':`"
-        )
+        if finished:
+            logger.warning("a rendering process was lost, so one process renders the other scenes")
+        else:
+            # New processes import the main script, which fails if it is interactive or unguarded.
+            logger.warning(
+                "cannot start rendering processes, so one process renders all scenes; in a script, "
+                "put the call under `if __name__ == '__main__':`"
+            )
         yield from map(_render_scene, scenes[finished:])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.cluster.connection import ClusterOptions
-from fada_deploy.cluster.mapping import map_on_cluster
+from fada_deploy.cluster.mapping import LostItemError, map_on_cluster
 from fada_deploy.common.errors import DataError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -43,6 +43,7 @@ def test_items_arrive_in_order(address: str) -> None:
     assert errors.keys() == {7, 40}
     assert errors[7] == "7 is bad"
     assert errors[40].startswith("item 40: its worker was lost")
+    assert isinstance(items[40], LostItemError) and not isinstance(items[7], LostItemError)
     assert all(item == i**3 for i, item in enumerate(items) if i not in errors)
 
 

@@ -66,6 +66,29 @@ def test_palette_colors_are_rgb(tmp_path: Path) -> None:
     assert make(tmp_path, bgr, spec).labels(0)[0].tolist() == [0, 13, 255]
 
 
+@pytest.mark.parametrize(
+    ("spec", "needed"),
+    [
+        ('values = { 0 = "road", 1 = "building" }', "mapping"),
+        ('encoding = "labelId"\ncolors = { road = [1, 2, 3] }', "palette"),
+    ],
+)
+def test_a_table_of_another_encoding_is_refused(tmp_path: Path, spec: str, needed: str) -> None:
+    with pytest.raises(DataError, match=f'set encoding = "{needed}"'):
+        make(tmp_path, row(0, 1), f"[labels]\n{spec}")
+
+
+@pytest.mark.parametrize("value", [-9999, -249, -1])
+def test_negative_ids_are_unknown(tmp_path: Path, value: int) -> None:
+    dataset = make(tmp_path, row(0, 1), '[labels]\nencoding = "mapping"\nvalues = { 7 = "car" }')
+    labels = np.array([[7, value]], np.int16)
+    paths = [pair.labels for pair in dataset.pairs]
+    for path in filter(None, paths):
+        with path.open("wb") as file:
+            file.write(cv2.imencode(".tiff", labels)[1].tobytes())
+    assert dataset.labels(0)[0].tolist() == [13, 255]
+
+
 MERGED = """\
 name = "merged"
 [[classes]]

@@ -115,6 +115,12 @@ def test_names_with_a_space_and_absolute_paths(tmp_path: Path) -> None:
     assert values(opened(tmp_path, split)) == [8, 2]
 
 
+def test_a_list_that_names_only_some_label_files_is_refused(mirrored: Path) -> None:
+    (mirrored / "train.txt").write_text("a/x/1.png labels/b/x/1.png\nb/x/1.png\n")
+    with pytest.raises(DataError, match=r"1 of 2 frames .* no label file.*b/x/1\.png"):
+        opened(mirrored, 'images = "images/**/*.png"\nlist = "train.txt"')
+
+
 def test_labels_only_in_the_list(mirrored: Path) -> None:
     (mirrored / "train.txt").write_text("a/x/1.png labels/b/x/1.png\n")
     dataset = opened(mirrored, 'images = "images/**/*.png"\nlist = "train.txt"')

@@ -39,6 +39,17 @@ def recordings(
     return open_recordings(path, cache=cache, space=CITYSCAPES_19, sampling=sampling)
 
 
+def test_timestamps_that_begin_anew(tmp_path: Path) -> None:
+    """Transport streams that were joined without rewriting them, as by `cat a.ts b.ts`."""
+    for name, scenes in (("a.ts", range(20)), ("b.ts", range(20, 40))):
+        video(tmp_path / name, list(scenes))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    train, held_out = recordings(joined, tmp_path / "cache", Sampling(every=0.5))
+    numbers = [int(p.image.stem) for p in [*train.pairs, *held_out.pairs]]
+    assert len([n for n in numbers if n >= 20]) >= 2
+
+
 def test_video_is_sampled_by_time(tmp_path: Path) -> None:
     video(tmp_path / "drive.mp4", list(range(40)))
     train, held_out = recordings(tmp_path / "drive.mp4", tmp_path / "cache", Sampling(every=0.5))

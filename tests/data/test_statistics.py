@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
+from fada_deploy.cluster.connection import ClusterOptions
+from fada_deploy.cluster.mapping import LostItemError
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19
 from fada_deploy.data import open_dataset, statistics
 from fada_deploy.data.base import FrameDataset
@@ -235,6 +238,21 @@ def test_training_uses_stored_statistics(
     pixels, bad, _ = check_sources([gta5], allowed_ignored=1.0)
     # The check also read the frames, so two more files are known to be unusable.
     assert len(bad) == 3 and not pixels[4:].any() and pixels[2].nonzero()[0].tolist() == [10]
+
+
+def test_files_of_lost_workers_are_not_stored_as_unusable(
+    gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason may be a machine that was switched off."""
+
+    def lose_all(_: object, count: int, *__: object, **___: object) -> Iterator[object]:
+        yield from (LostItemError(f"{i}.png: its worker was lost 3 times") for i in range(count))
+
+    monkeypatch.setattr(statistics, "map_on_cluster", lose_all)
+    found = compute_statistics(gta5, frames=False, cluster=ClusterOptions())
+    assert "lost" in found.errors[0]
+    assert save_statistics(gta5, found) is None
+    assert load_statistics(gta5) is None
 
 
 def test_interrupt_stops_reading(gta5: FrameDataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy.cluster.connection import ClusterOptions
+from fada_deploy.cluster.connection import ClusterOptions, worker_device
 from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.cluster.pool import LostTask, WorkerInfo
 from fada_deploy.common.errors import DataError, DeviceError, UsageError
@@ -457,3 +458,129 @@ def test_two_lost_parts_of_a_source_are_one_failure(
     summary = segment_in_chunks(model, videos, tmp_path / "out", ("mask-video",))
     assert summary.errors == [f"{videos[0]}: lost"]
     assert summary.unread == 0
+
+
+def test_a_video_that_could_not_be_read_is_processed_when_the_job_is_continued(
+    model: Path, tmp_path: Path, inline_pool: type[InlinePool]
+) -> None:
+    """It disappeared when it was planned, for example with the network drive that it is on."""
+    videos = [
+        chunk_videos.write(tmp_path / name, *chunk_videos.KINDS["b-frames.mp4"])
+        for name in ("a.mp4", "b.mp4")
+    ]
+    segment(model, videos, tmp_path / "whole", ("mask", "json"))
+    away = tmp_path / "away.mp4"
+
+    def lose_the_drive(task: Task) -> None:
+        if isinstance(task, PartTask) and "a.mp4" in task.source.name and videos[0].exists():
+            videos[0].rename(away)
+
+    inline_pool.on_task = staticmethod(lose_the_drive)
+    summary = segment_in_chunks(model, videos, tmp_path / "out", ("mask", "json"))
+    assert summary.errors and str(videos[0]) in summary.errors[0]
+    away.rename(videos[0])
+    inline_pool.on_task = None
+    again = segment_in_chunks(model, videos, tmp_path / "out", ("mask", "json"), resume=True)
+    assert again.errors == []
+    assert again.finished_before == 1
+    assert_same_outputs(tmp_path / "out", tmp_path / "whole")
+
+
+def test_parts_of_another_model_are_not_used(
+    model: Path, tmp_path: Path, inline_pool: type[InlinePool]
+) -> None:
+    """A run without a cluster has replaced the outputs of an interrupted job."""
+    folder, stop = tmp_path / "images", threading.Event()
+    for index in range(4):
+        toy.write_image(folder / f"{index}.png", toy.scene(index)[0])
+    segment(model, [folder], tmp_path / "whole", ("mask",))
+    inline_pool.on_task = staticmethod(
+        lambda task: stop.set() if isinstance(task, PartTask) and task.index == 1 else None
+    )
+    segment_in_chunks(model, [folder], tmp_path / "out", ("mask",), stop=stop, chunk_frames=1)
+    assert (tmp_path / "out" / PARTS).exists()
+    for mask in (tmp_path / "out").glob("mask/images/*.png"):
+        toy.write_image(mask, np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "out" / MANIFEST).unlink()
+    inline_pool.on_task = None
+    segment_in_chunks(model, [folder], tmp_path / "out", ("mask",), resume=True, chunk_frames=1)
+    assert_same_outputs(tmp_path / "out", tmp_path / "whole")
+
+
+def test_frames_of_an_earlier_run_are_not_counted_again(
+    model: Path, tmp_path: Path, inline_pool: type[InlinePool]
+) -> None:
+    folder, stop = tmp_path / "images", threading.Event()
+    for index in range(4):
+        toy.write_image(folder / f"{index}.png", toy.scene(index)[0])
+    inline_pool.on_task = staticmethod(
+        lambda task: stop.set() if isinstance(task, PartTask) and task.index == 1 else None
+    )
+    segment_in_chunks(model, [folder], tmp_path / "out", ("mask",), stop=stop, chunk_frames=1)
+    inline_pool.on_task = None
+    summary = segment_in_chunks(
+        model, [folder], tmp_path / "out", ("mask",), resume=True, chunk_frames=1
+    )
+    assert (summary.frames, summary.frames_before) == (2, 2)
+    done = [line for line in manifest_lines(tmp_path / "out") if line["line"] == "done"]
+    assert [line["frames"] for line in done] == [4]
+
+
+def test_a_job_is_continued_from_another_working_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.write_image(tmp_path / "drive/a.png", toy.scene(1)[0])
+    monkeypatch.chdir(tmp_path)
+    segment_in_chunks(model, [Path("drive")], tmp_path / "out", ("mask",))
+    monkeypatch.chdir(tmp_path / "drive")
+    summary = segment_in_chunks(model, [Path("../drive")], tmp_path / "out", ("mask",), resume=True)
+    assert summary.finished_before == 1
+
+
+def test_hashes_of_videos_in_subfolders(model: Path, tmp_path: Path) -> None:
+    """They are hashed one by one, although a folder of images has a single hash."""
+    (tmp_path / "drives/day").mkdir(parents=True)
+    videos = [
+        chunk_videos.write(tmp_path / f"drives/day/{name}.mp4", *chunk_videos.KINDS["mpeg4.mp4"])
+        for name in "ab"
+    ]
+    out = tmp_path / "out"
+    run_job(
+        ModelOptions(path=model, backend="onnxruntime"), open_sources(videos),
+        SaveOptions(Path("unused"), ("overlay", "mask"), tree=tmp_path / "drives"),
+        OutputFolder(out), ClusterOptions(), chunk_frames=10,
+    )  # fmt: skip
+    done = [line for line in manifest_lines(out) if line["line"] == "done"]
+    for name, line in zip("ab", sorted(done, key=lambda line: line["source"]), strict=True):
+        assert line["files"].keys() == {f"overlay/day/{name}.mp4", f"mask/day/{name}/"}
+        data = (out / f"overlay/day/{name}.mp4").read_bytes()
+        assert line["files"][f"overlay/day/{name}.mp4"] == hashlib.sha256(data).hexdigest()
+
+
+def test_only_the_files_of_the_model_are_sent(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "model.onnx"
+    shutil.copy(model, own)
+    for name in ("model.reference.npz", "model.fp16.onnx", "model.engine", "model.onnx.data"):
+        (tmp_path / name).write_bytes(b"content")
+    sent = job._model_files(own)
+    assert sent.keys() == {"model.onnx", "model.reference.npz", "model.onnx.data"}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [
+        ("auto", 0, "cpu"), ("cpu", 0, "cpu"), ("auto", 1, "auto"), ("cuda", 0.5, "cuda"),
+        ("cpu", 1, "cpu"), ("cuda:0", 1, "cuda:0"),
+    ],
+)  # fmt: skip
+def test_workers_use_the_gpus_that_they_have_reserved(
+    device: str, gpus: float, expected: str
+) -> None:
+    assert worker_device(device, ClusterOptions(gpus=gpus)) == expected
+
+
+def test_a_gpu_that_workers_do_not_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="--ray-gpus 1"):
+        worker_device("cuda", ClusterOptions())
+    with pytest.raises(UsageError, match="from 0"):
+        worker_device("cuda:2", ClusterOptions(gpus=1))

@@ -19,10 +19,12 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import lock, remove_partial
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import SourceEnd
+from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.open import open_sources
+from fada_deploy.runtime.sources.videos import VideoSource
 from fada_deploy.runtime.writers.finished import FINISHED, FinishedSources
 from fada_deploy.runtime.writers.inference import run_inference
-from fada_deploy.runtime.writers.output import safe_name
+from fada_deploy.runtime.writers.output import output_names, safe_name
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,6 +44,19 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in found)
 
 
+def test_names_that_differ_in_case_are_numbered(tmp_path: Path) -> None:
+    """They are one file on Windows and macOS."""
+    paths = [tmp_path / "x/Drive.mp4", tmp_path / "y/drive.mp4"]
+    names = output_names([VideoSource(path) for path in paths])
+    assert list(names.values()) == ["Drive", "drive-2"]
+    for name in ("A.png", "a.png"):
+        toy.write_image(tmp_path / "images" / name, toy.scene(1)[0])
+    toy.write_image(tmp_path / "images/b.png", toy.scene(1)[0])
+    (source,) = open_sources([tmp_path / "images"])
+    assert isinstance(source, ImageSource)
+    assert sorted(source.items) == ["A.png", "a.png", "b"]
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -54,6 +69,9 @@ def files(folder: Path) -> list[str]:
         ("", "source"),
         ("x" * 300, "x" * 200),
         ("Straße", "Straße"),
+        ("con", "con_"),
+        ("COM1.front", "COM1_.front"),
+        ("console", "console"),
     ],
 )
 def test_safe_names(text: str, name: str) -> None:

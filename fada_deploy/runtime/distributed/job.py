@@ -7,18 +7,20 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.cluster.connection import LOCAL, ClusterOptions
+from fada_deploy.cluster.connection import LOCAL, ClusterOptions, worker_device
 from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.cluster.pool import WorkerPool
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.progress import progress_bar
+from fada_deploy.runtime.backends.engine_file import sidecar_path
 from fada_deploy.runtime.distributed.job_state import JobState, JobSummary
 from fada_deploy.runtime.distributed.manifest import (
     Manifest,
@@ -28,6 +30,7 @@ from fada_deploy.runtime.distributed.tasks import (
     WorkerSetup,
 )
 from fada_deploy.runtime.distributed.worker import InferenceWorker
+from fada_deploy.runtime.parity import reference_path
 from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.writers.finished import FINISHED, output_settings, source_state
@@ -82,7 +85,8 @@ def run_job(
 
     Raises:
         DataError: The only source cannot be processed, or the manifest cannot be written.
-        UsageError: `resume` is set, and the job in the folder had other settings.
+        UsageError: `resume` is set, and the job in the folder had other settings; or the device of
+            the model is a GPU and the workers have none.
         DeviceError: There is no cluster, or its workers cannot start.
         FadaError: The model cannot be opened.
     """
@@ -91,16 +95,18 @@ def run_job(
     job_sources = _job_sources(sources, options, settings)
     manifest = Manifest(output, settings, resume=resume)
     _check_names(job_sources, manifest)
-    job = JobState(sources, job_sources, manifest, output, chunk_frames, stop or threading.Event())
+    run, stop = uuid.uuid4().hex, stop or threading.Event()
+    job = JobState(sources, job_sources, manifest, output, chunk_frames, stop, run)
     setup = WorkerSetup(
         model=model.path,
         files={} if cluster.address == LOCAL else _model_files(model.path),
-        device=model.device,
+        device=worker_device(model.device, cluster),
         backend=model.backend,
         batch=model.batch,
         allow_unverified=model.allow_unverified,
         options=options,
         output=output,
+        run=run,
     )
     with closing(manifest), progress_bar(100, "segmenting", unit="%") as bar:
         job.show_progress(bar)
@@ -128,15 +134,15 @@ def _begin(manifest: Manifest, output: OutputFolder, *, resume: bool) -> None:
     manifest.begin()
     # The list of `fada infer` without a cluster would no longer be true.
     output.remove(FINISHED)
-    if not resume:
+    # Without a manifest, another model may have written to the folder since.
+    if not resume or not manifest.has_earlier_job:
         output.remove(PARTS)
 
 
 def _check_names(sources: Sequence[JobSource], manifest: Manifest) -> None:
     """Raise `UsageError` if a source would overwrite the outputs of another one of the job."""
     for source in sources:
-        owner = manifest.outputs.get(source.output, source.name)
-        if Path(owner).resolve() != Path(source.name).resolve():
+        if (owner := manifest.outputs.get(source.output, source.absolute)) != source.absolute:
             raise UsageError(
                 f"--resume: {source.name} would overwrite the outputs of {owner}, which are named "
                 f"{source.output}; name the same sources in the same order, or another --out"
@@ -145,12 +151,9 @@ def _check_names(sources: Sequence[JobSource], manifest: Manifest) -> None:
 
 def _model_files(model: Path) -> dict[str, bytes]:
     """Return the content of the files of a model: itself, its sidecar and its reference outputs."""
-    stem = model.name.partition(".")[0]
-    return {
-        path.name: path.read_bytes()
-        for path in model.parent.iterdir()
-        if path.is_file() and path.name.partition(".")[0] == stem
-    }
+    # The last one holds the weights of an ONNX file of more than 2 GB.
+    others = sidecar_path(model), reference_path(model), model.with_name(f"{model.name}.data")
+    return {path.name: path.read_bytes() for path in (model, *others) if path.is_file()}
 
 
 def _job_sources(
@@ -161,14 +164,14 @@ def _job_sources(
     for source in sources:
         items = source.items if isinstance(source, ImageSource) else None
         files = [Path(source.name)] if items is None else list(items.values())
-        key = [str(Path(source.name).resolve()), source_state(source), names[source.name], settings]
-        result.append(
-            JobSource(
-                id=hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20],
-                name=source.name,
-                output=names[source.name],
-                items=items,
-                size=max(1, sum(path.stat().st_size for path in files if path.is_file())),
-            )
+        job_source = JobSource(
+            id="",
+            name=source.name,
+            output=names[source.name],
+            items=items,
+            size=max(1, sum(path.stat().st_size for path in files if path.is_file())),
         )
+        key = [job_source.absolute, source_state(source), job_source.output, settings]
+        id_ = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+        result.append(replace(job_source, id=id_))
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,14 @@ class _Active:
     done: int = 0
     frames: int = 0
     errors: list[str] = field(default_factory=list)
+    # The work of this run, without parts that an earlier one has done.
+    new_frames: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_work(self, result: PartResult) -> None:
+        """Count a part that was done in this run."""
+        self.new_frames += result.frames
+        _add(self.seconds, result.seconds)
 
 
 class JobState:
@@ -71,10 +79,11 @@ class JobState:
         output: OutputFolder,
         chunk_frames: int,
         stop: threading.Event,
+        run: str,
     ) -> None:
         self.summary = JobSummary()
         self._manifest, self._output, self._stop = manifest, output, stop
-        self._chunk_frames = chunk_frames
+        self._chunk_frames, self._run = chunk_frames, run
         self._is_single = len(sources) == 1
         self._order = {source.id: number for number, source in enumerate(job_sources)}
         self._errors: dict[str, list[str]] = {}
@@ -141,7 +150,7 @@ class JobState:
         self.summary.unread = self._unread
         for id_ in sorted(self._errors, key=self._order.__getitem__):
             self.summary.errors += self._errors[id_]
-        if not self._unread and not self._has_failed:
+        if self._manifest.has_begun and not self._unread and not self._has_failed:
             self._output.remove(PARTS)
         return self.summary
 
@@ -158,7 +167,7 @@ class JobState:
         self._active[source.id] = _Active(source, len(tasks))
         self._tasks.extend(tasks)
         self._manifest.add(
-            InputLine(id=source.id, source=source.name, output=source.output, parts=len(tasks))
+            InputLine(id=source.id, source=source.absolute, output=source.output, parts=len(tasks))
         )
 
     def _receive_part(self, task: PartTask, result: PartResult) -> None:
@@ -172,10 +181,12 @@ class JobState:
         active.done += 1
         active.frames += result.frames
         active.errors += result.errors
-        self.summary.frames += result.frames
-        for stage, seconds in result.seconds.items():
-            total = self.summary.timings.seconds
-            total[stage] = total.get(stage, 0.0) + seconds
+        if result.run not in ("", self._run):
+            self.summary.frames_before += result.frames
+        else:
+            self.summary.frames += result.frames
+            active.add_work(result)
+            self._add_seconds(result.seconds)
         self._manifest.add(PartLine(id=active.source.id, part=task.index, frames=result.frames))
         if active.done < active.parts:
             return
@@ -183,6 +194,9 @@ class JobState:
             self._done(active, result.files)
         else:
             self._tasks.appendleft(JoinTask(source=active.source, count=active.parts))
+
+    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
+        _add(self.summary.timings.seconds, seconds)
 
     def _receive_join(self, source: JobSource, result: JoinResult) -> None:
         active = self._active[source.id]
@@ -193,7 +207,10 @@ class JobState:
                 "%s: processed again without dividing it, because %s", source.name, result.mismatch
             )
             self._output.remove(source_folder(source))
-            self.summary.frames -= active.frames
+            # What was done in vain is not counted.
+            self.summary.frames -= active.new_frames
+            self.summary.frames_before -= active.frames - active.new_frames
+            self._add_seconds({stage: -each for stage, each in active.seconds.items()})
             self._begin(source, [PartTask(source=source)])
         else:
             if result.error:
@@ -202,15 +219,17 @@ class JobState:
 
     def _done(self, active: _Active, files: dict[str, str]) -> None:
         errors = list(dict.fromkeys(active.errors))
-        if not active.frames and errors:
-            self._fail(active.source, errors)
-            return
         source = active.source
         del self._active[source.id]
+        if active.parts > 1:
+            self._output.remove(source_folder(source))
+        if not active.frames and errors:
+            self._fail(source, errors)
+            return
         self._manifest.add(
             DoneLine(
                 id=source.id,
-                source=source.name,
+                source=source.absolute,
                 output=source.output,
                 frames=active.frames,
                 errors=errors,
@@ -219,8 +238,6 @@ class JobState:
         )
         if errors:
             self._errors[source.id] = errors
-        if active.parts > 1:
-            self._output.remove(source_folder(source))
         self._complete(source)
 
     def _fail(self, source: JobSource, errors: list[str]) -> None:
@@ -228,17 +245,22 @@ class JobState:
         if self._is_single and not self._stop.is_set():
             raise DataError(errors[0])
         # Its finished parts are needed when the job is continued.
-        self._has_failed |= source.id in self._active
-        self._active.pop(source.id, None)
+        active = self._active.pop(source.id, None)
+        self._has_failed |= active is not None and active.parts > 1 and active.done > 0
         self._tasks = deque(task for task in self._tasks if task.source.id != source.id)
         for error in errors:
-            self._manifest.add(FailedLine(id=source.id, source=source.name, error=error))
+            self._manifest.add(FailedLine(id=source.id, source=source.absolute, error=error))
         self._errors[source.id] = errors
         self._complete(source)
 
     def _complete(self, source: JobSource) -> None:
         self._unread -= 1
         self._completed += source.size
+
+
+def _add(total: dict[str, float], seconds: Mapping[str, float]) -> None:
+    for stage, each in seconds.items():
+        total[stage] = total.get(stage, 0.0) + each
 
 
 def _video_parts(source: JobSource, plan: PlanResult) -> list[PartTask]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +34,8 @@ from fada_deploy.runtime.writers.encoder import PART_SUFFIX, open_output
 from fada_deploy.runtime.writers.options import SaveOptions
 
 _VIDEO_KINDS = ("overlay", "mask-video", "color-video")
+# Kinds with a file per frame; the overlay of a folder of images is one.
+_FRAME_KINDS = ("mask", "color", "npz", "overlay")
 # Written when the parts are joined, before they are removed.
 _JOINED = "joined.json"
 
@@ -58,9 +59,8 @@ def join(task: JoinTask, output: OutputFolder, options: SaveOptions) -> JoinResu
                 files = joiner.join()
             except PartsDifferError as error:
                 return JoinResult(mismatch=str(error))
-        frames = sum(part.frames for part in parts)
         result = JoinResult(
-            frames=frames, error=_damage(source, parts), files=combined_hashes(files)
+            error=_damage(source, parts), files=combined_hashes(files, source.output)
         )
         output.write(f"{folder}/{_JOINED}", msgspec.json.encode(result))
     for index in range(task.count):
@@ -68,16 +68,18 @@ def join(task: JoinTask, output: OutputFolder, options: SaveOptions) -> JoinResu
     return result
 
 
-def combined_hashes(files: Mapping[str, str]) -> dict[str, str]:
+def combined_hashes(files: Mapping[str, str], output: str) -> dict[str, str]:
     """Return the hash of each output file, and one for each folder with a file per frame.
 
-    That is the SHA-256 of what `sha256sum *` prints in the folder.
+    That is the SHA-256 of what `sha256sum *` prints in the folder. `output` is the name of the
+    source in output paths, and so that of its folders.
     """
     combined: dict[str, str] = {}
     folders: dict[str, list[tuple[str, str]]] = {}
     for name, digest in files.items():
         folder, _, file = name.rpartition("/")
-        if re.fullmatch(r"(mask|color|npz|overlay)/.+", folder):
+        kind = name.partition("/")[0]
+        if kind in _FRAME_KINDS and f"{folder}/".startswith(f"{kind}/{output}/"):
             folders.setdefault(folder, []).append((file, digest))
         else:
             combined[name] = digest

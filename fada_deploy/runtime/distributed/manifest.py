@@ -27,7 +27,10 @@ class JobLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="
 
 
 class InputLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="input"):
-    """A source whose processing has begun, and the number of its parts."""
+    """A source whose processing has begun, and the number of its parts.
+
+    In all lines, `source` is the absolute path of a file or folder.
+    """
 
     id: str
     source: str
@@ -112,7 +115,7 @@ class Manifest:
             self._text.clear()
 
     def add(self, line: Line) -> None:
-        """Append a line. In an object store, that of a finished part may be written later."""
+        """Append a line. In an object store, it may be written a few seconds later."""
         if not self.has_begun:
             self._text += _encode(line)
             return
@@ -121,8 +124,7 @@ class Manifest:
                 file.write(_encode(line))
             return
         self._text += _encode(line)
-        is_late = time.monotonic() - self._written > _WRITE_INTERVAL_S
-        if is_late or not isinstance(line, PartLine):
+        if time.monotonic() - self._written > _WRITE_INTERVAL_S:
             self._write()
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ class WorkerSetup:
         device, backend, batch, allow_unverified: Arguments of `Segmenter`.
         options: What is written; its `out` is not used.
         output: Where it is written.
+        run: Identifies this run of the driver.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class WorkerSetup:
     allow_unverified: bool
     options: SaveOptions
     output: OutputFolder
+    run: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,18 @@ class JobSource:
     items: dict[str, Path] | None
     size: int
 
+    @property
+    def absolute(self) -> str:
+        """The absolute path of the file or folder."""
+        return str(Path(self.name).resolve())
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanTask:
-    """Divide a video into chunks of at least `frames` frames; the result is a `PlanResult`."""
+    """Divide a video into chunks of `frames` frames or more; the result is a `PlanResult`.
+
+    The last chunk may have half as many.
+    """
 
     source: JobSource
     frames: int
@@ -110,6 +120,8 @@ class PartResult(msgspec.Struct, kw_only=True):
         seconds: Seconds of work of each stage of the pipeline.
         report: What was decoded of a chunk of a video.
         files: SHA-256 of each output file by its name in the output folder.
+        run: Identifies the run of the driver in which this was done; "" unless it is a part of
+            several.
         messages: Warnings of the worker.
         fatal: One line, if nothing was written because an output could not be.
     """
@@ -119,6 +131,7 @@ class PartResult(msgspec.Struct, kw_only=True):
     seconds: dict[str, float] = {}
     report: ChunkReport | None = None
     files: dict[str, str] = {}
+    run: str = ""
     messages: list[str] = []
     fatal: str = ""
 
@@ -128,14 +141,12 @@ class JoinResult:
     """What was joined.
 
     Attributes:
-        frames: Number of frames of the source.
         error: The line about damage of the video, "" if there is none.
         files: SHA-256 of each output file.
         mismatch: Why the parts do not fit together, "" if they were joined.
         fatal: One line, if an output cannot be written.
     """
 
-    frames: int = 0
     error: str = ""
     files: dict[str, str] = field(default_factory=dict)
     mismatch: str = ""

@@ -108,7 +108,7 @@ class InferenceWorker:
     def _segment(self, task: PartTask) -> PartResult:
         output, folder = self._setup.output, part_folder(task.source, task.index)
         if task.count > 1 and (data := output.read(f"{folder}/{RESULT}")) is not None:
-            # The worker that did this was lost before it could say so.
+            # An earlier run did this, or a worker that was lost before it could say so.
             return msgspec.json.decode(data, type=PartResult)
         source = _open(task)
         options = replace(self._setup.options, tree=None, file=None)
@@ -121,9 +121,10 @@ class InferenceWorker:
             if isinstance(source, VideoChunkSource):
                 result.report = source.report
         if task.count > 1:
+            result.run = self._setup.run
             output.write(f"{folder}/{RESULT}", msgspec.json.encode(result))
         else:
-            result.files = combined_hashes(result.files)
+            result.files = combined_hashes(result.files, task.source.output)
         return result
 
     def _run(self, source: Source, options: Any) -> PartResult:

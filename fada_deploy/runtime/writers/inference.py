@@ -37,6 +37,7 @@ class InferenceSummary:
             frames that were segmented; None if no source was.
         unread: Number of sources that were not read, because the run was stopped before.
         finished_before: Number of sources that an earlier run has finished.
+        frames_before: Number of frames of other sources that an earlier run has segmented.
     """
 
     frames: int = 0
@@ -47,6 +48,7 @@ class InferenceSummary:
     interrupted: tuple[str, int] | None = None
     unread: int = 0
     finished_before: int = 0
+    frames_before: int = 0
 
     @property
     def fps(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Image = NDArray[np.uint8]
 
+_DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 # Longest name in bytes; Linux and Windows allow 255 with the suffix.
 _MAX_NAME = 200
@@ -102,9 +104,11 @@ WriteResult = Callable[[DrawnResult], None]
 def safe_name(text: str) -> str:
     """Return a name that every file system stores, and that is no path and no hidden file.
 
-    Characters that separate folders or that a file system refuses become `_`.
+    Characters that separate folders or that a file system refuses become `_`. Names of devices on
+    Windows, such as `con`, get a `_`.
     """
     name = _UNSAFE.sub("_", text).strip(" .")
+    name = _DEVICE.sub(r"\1_", name)
     while len(os.fsencode(name)) > _MAX_NAME:
         name = name[:-1]
     return name or "source"
@@ -113,6 +117,7 @@ def safe_name(text: str) -> str:
 def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping[str, str]:
     """Return the safe name of each source in output paths: its stem, numbered if it is taken.
 
+    Names that differ in case alone are one file on Windows and macOS, so they are numbered too.
     Names of sources below the folder `tree` begin with their subfolder.
     """
     names: dict[str, str] = {}
@@ -124,8 +129,8 @@ def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping
             folders = (safe_name(part) for part in path.relative_to(tree).parent.parts)
             stem = "/".join([*folders, stem])
         name, number = stem, 2
-        while name in taken:
+        while unicodedata.normalize("NFC", name).casefold() in taken:
             name, number = f"{stem}-{number}", number + 1
         names[source.name] = name
-        taken.add(name)
+        taken.add(unicodedata.normalize("NFC", name).casefold())
     return names
