@@ -185,7 +185,10 @@ def _run_settings(
     unknown = options.keys() - TrainOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"train() got unexpected keyword arguments: {', '.join(sorted(unknown))}")
-    first, *extra = [src] if src is None or isinstance(src, str | Path) else src
+    sources = [src] if src is None or isinstance(src, str | Path) else list(src)
+    if not sources:
+        raise UsageError("src is empty; name a source, or leave it out")
+    first, *extra = sources
     if extra and "src_root" in options:
         raise UsageError("src_root applies to a single source; use a TOML file for each source")
     values: dict[str, Any] = {"src": first, "tgt": tgt, **options}
@@ -255,6 +258,11 @@ def evaluate(
 
     def dataset(space: Any) -> FrameDataset:
         if not isinstance(data, str | Path):
+            if data.space != space:
+                raise UsageError(
+                    f"{data.name}: opened with the label space {data.space.name}, the model has "
+                    f"{space.name}; open it with the label space of the model"
+                )
             return data
         root = None if data_root is None else Path(data_root)
         return open_dataset(str(data), root, split=split, space=space)

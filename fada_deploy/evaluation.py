@@ -59,7 +59,7 @@ def evaluate(
     the progress bar.
 
     Frames that cannot be read are skipped and listed in `Evaluation.failed`. Raise `DataError` if
-    the data set has no labels or none of its frames can be read.
+    the data set has no labels, none of its frames can be read, or all pixels are ignored.
     """
     _require_labels(dataset)
     num_classes = dataset.space.num_classes
@@ -146,11 +146,16 @@ def _require_labels(dataset: FrameDataset) -> None:
 def _evaluation(
     dataset: FrameDataset, matrix: NDArray[np.int64], failed: Sequence[str]
 ) -> Evaluation:
-    """Return the result; raise `DataError` if no frame could be read."""
+    """Return the result; raise `DataError` if no frame could be read or no pixel is labeled."""
     scored = len(dataset) - len(failed)
     if not scored:
         raise DataError(
             f"{dataset.name} {dataset.split}: none of the {len(dataset)} frames could be read, "
             f"the first error: {failed[0]}"
+        )
+    if not matrix.any():
+        raise DataError(
+            f"{dataset.name} {dataset.split}: its labels show none of the classes of "
+            f"{dataset.space.name}; check their encoding with `fada data check`"
         )
     return Evaluation(Scores(dataset.space, matrix), scored, tuple(failed))

@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from fada_deploy.common.errors import DataError
+import fada_deploy
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19
+from fada_deploy.common.metrics import Scores, confusion_matrix
 from fada_deploy.common.progress import set_progress_factory
 from fada_deploy.data import open_dataset
 from fada_deploy.evaluation import evaluate
@@ -100,3 +102,31 @@ def test_error_in_predict_is_raised(blocks: Path) -> None:
 
     with pytest.raises(MemoryError):
         evaluate(predict, dataset)
+
+
+def test_labels_without_a_class_raise_data_error(blocks: Path, tmp_path: Path) -> None:
+    """As with a wrong encoding, for which no score exists."""
+    shutil.copytree(blocks / "target/val", tmp_path / "val")
+    for path in (tmp_path / "val/labels").iterdir():
+        assert cv2.imwrite(str(path), np.full((64, 96), 255, np.uint8))
+    toml = tmp_path / "set.toml"
+    toml.write_text('[splits.val]\nimages = "val/images/*.png"\nlabels = "val/labels/{stem}.png"\n')
+    dataset = open_dataset(str(toml), None, split="val", space=CITYSCAPES_19)
+    with pytest.raises(DataError, match=r"none of the classes of cityscapes-19.*fada data check"):
+        evaluate(lambda frames: [np.zeros(f.shape[:2], np.uint8) for f in frames], dataset)
+
+
+def test_a_data_set_of_another_label_space_is_refused(blocks: Path) -> None:
+    dataset = open_dataset(str(blocks / "target.toml"), None, split="val", space=CITYSCAPES_19)
+    with pytest.raises(UsageError, match=r"cityscapes-19, the model has driving-11"):
+        fada_deploy.evaluate("builtin", dataset)
+    with pytest.raises(ValueError, match="predicted class 18"):
+        confusion_matrix(np.uint8([0, 255]), np.uint8([18, 30]), 11)
+
+
+def test_means_without_labeled_pixels_are_null() -> None:
+    matrix = np.zeros((19, 19), np.int64)
+    matrix[9, 9] = 7  # terrain, which the smaller label spaces do not have
+    document = Scores(CITYSCAPES_19, matrix).to_dict()
+    assert document["miou"] == 1.0
+    assert set(document["means"].values()) == {None}

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -118,6 +119,8 @@ def main(args: list[str] | None = None) -> Any:
     remember_arguments(sys.argv[1:] if args is None else args)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)
+        # Errors of the last bytes are raised here, and not when the interpreter exits.
+        sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         # click raises Abort for both.
         if isinstance(error.__cause__, EOFError):
@@ -132,16 +135,23 @@ def main(args: list[str] | None = None) -> Any:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has exited, as in `fada … | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except OSError as error:
         # For example a full disk, or a folder without write permission.
         name = f"{error.filename}: " if error.filename is not None else ""
         click.echo(f"error: {name}{error.strerror or error}", err=True)
+        _discard_output()
         sys.exit(1)
     except Exception as error:
         _exit_unexpected(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _discard_output() -> None:
+    """Discard what was not written to stdout, which would fail again when the interpreter exits."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_unexpected(error: BaseException) -> NoReturn:

@@ -113,5 +113,12 @@ def command(
     write_run_report(result, where)
     log(comparison_table(comparisons))
     if as_json:
-        emit_json({"run": str(run), "targets": [asdict(c) for c in comparisons]})
+        emit_json(
+            {
+                "run": str(run),
+                "scores": result.scores,
+                "targets": [asdict(c) for c in comparisons],
+                "bad_files": list(result.bad_files),
+            }
+        )
     return print_result(result, as_json=False)

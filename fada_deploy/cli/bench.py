@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fada_deploy.cli.console import emit_json, log
-from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
+from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION, FiniteFloat
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1),
+    type=FiniteFloat(0.1),
     default=3.0,
     show_default=True,
     help="Duration of the model-only measurement.",
@@ -139,8 +139,8 @@ def _check_plot(plot: Path) -> None:
 
 
 def _jobs(models: Sequence[Path], backend: str, device: str) -> list[tuple[Path, str]]:
-    """Return the pairs of model and backend to measure; raise `UsageError` if there are none."""
-    from fada_deploy.common.errors import UsageError
+    """Return the pairs of model and backend to measure; raise an error if there are none."""
+    from fada_deploy.common.errors import ModelError, UsageError
     from fada_deploy.common.runs import exported_model, newest_models
     from fada_deploy.runtime.backend_selection import runnable_backends, runnable_models
     from fada_deploy.runtime.backends import BACKENDS
@@ -149,7 +149,7 @@ def _jobs(models: Sequence[Path], backend: str, device: str) -> list[tuple[Path,
         raise UsageError(f"--backend must be one of all, {', '.join(BACKENDS)}, got {backend!r}")
     paths = [exported_model(path) for path in models] or runnable_models(newest_models())[:1]
     if not paths:
-        raise UsageError("no exported model under runs/; run `fada export` first, or name a model")
+        raise ModelError("no exported model under runs/; run `fada export` first, or name a model")
     jobs = [
         (path, name)
         for path in paths
@@ -174,14 +174,22 @@ def _open_video(video: str) -> Source:
 
 
 def _remember(results: Sequence[BenchmarkResult]) -> None:
-    """Remember the fastest backend of each ONNX file; engines have only one backend."""
+    """Remember the fastest backend of each ONNX file on the CPU.
+
+    Engines have only one backend, and on a GPU ONNX files have one.
+    """
     from fada_deploy.runtime.backends.onnx_file import read_metadata
     from fada_deploy.runtime.backends.preference import remember_fastest
 
     for model in dict.fromkeys(r.model for r in results if r.model.endswith(".onnx")):
-        fastest = max(
-            (r for r in results if r.model == model), key=lambda result: result.model_only.fps
-        )
+        on_cpu = [r for r in results if r.model == model and r.device == "cpu"]
+        if len({r.backend for r in on_cpu}) < 2:
+            log(
+                f"warning: --remember has no effect on {model}: fewer than two backends were "
+                "measured on the CPU"
+            )
+            continue
+        fastest = max(on_cpu, key=lambda result: result.model_only.fps)
         cache = remember_fastest(read_metadata(Path(model)), fastest.backend)
         log(f"{model}: --backend auto now uses {fastest.backend} (remembered in {cache})")
 

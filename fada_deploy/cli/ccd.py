@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def command(
         log(f"skipped: {line}")
     comparison = Comparison(space, measurements, denominator)
     if as_json:
-        emit_json(comparison.document())
+        emit_json({**comparison.document(), "failed": failed})
     else:
         click.echo(comparison.text())
     if plot is not None:
@@ -117,8 +118,8 @@ class Comparison:
             rows = zip(self.space.names, self.distances[name].tolist(), self.common, strict=True)
             runs[name] = {
                 "input": size,
-                "mean": self.means[name],
-                "ccd": {n: v if present else None for n, v, present in rows},
+                "mean": _number(self.means[name]),
+                "ccd": {n: _number(v) if present else None for n, v, present in rows},
                 "features": dict(zip(self.space.names, map(int, moments.count), strict=True)),
             }
         return {"denominator": self.denominator, "runs": runs}
@@ -156,11 +157,16 @@ class Comparison:
         )
 
 
+def _number(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
 def _measure(
     paths: Sequence[Path], frames: int, device: str
 ) -> tuple[LabelSpace, dict[str, Measurement], list[str]]:
     """Return the label space, the measurement of each path, and an error per unreadable frame."""
-    from fada_deploy.common.errors import UsageError
+    from fada_deploy.common.errors import ModelError, UsageError
     from fada_deploy.common.runs import final_weights
     from fada_deploy.training.config import RunConfig
     from fada_deploy.training.data.datasets import open_labeled_domains
@@ -177,6 +183,8 @@ def _measure(
                 f"{path} has the label space {model.spec.space.name}, but {paths[0]} has "
                 f"{space.name}; compare runs with the same label space"
             )
+    if "config" not in loaded[0][1]:
+        raise ModelError(f"{paths[0]}: its weights do not contain the settings of their run")
     datasets = open_labeled_domains(RunConfig.from_dict(loaded[0][1]["config"]), space)
     measurements = {}
     failed: dict[str, None] = {}

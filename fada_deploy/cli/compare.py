@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from fada_deploy.common.runs import RUNS
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
-    from fada_deploy.common.comparison_document import ComparisonDocument
+    from fada_deploy.common.comparison_document import ComparisonDocument, MethodResult
 
 # Options of `fada train` that differ between the runs of a comparison, or belong to one run.
 _OF_ONE_RUN = {
@@ -98,7 +99,8 @@ def command(
     fada compare --src gta5 --tgt cityscapes --methods fada,advent,clan --seeds 1,2,3
     fada compare --recipe deploy --tgt drives.toml --methods all --budget 600 -o comparison
     """
-    from fada_deploy.common.errors import MissingExtraError
+    from fada_deploy.common.errors import FadaError, MissingExtraError
+    from fada_deploy.common.files import lock
 
     require_package("matplotlib", "plot")
     try:
@@ -116,11 +118,18 @@ def command(
     out = out or numbered_dir(RUNS, "compare")
     out.mkdir(parents=True, exist_ok=True)
     log(f"comparing {', '.join(names)} in {out}")
-    document = compare(
-        config, out, methods=names, seeds=seeds, budget=budget, jobs=jobs, device=device
-    )
-    frames = target_frames(config, out / TARGET_FRAMES)
-    page = write_page(document, out, frames=frames, device=torch_device)
+    try:
+        with lock(out):
+            document = compare(
+                config, out, methods=names, seeds=seeds, budget=budget, jobs=jobs, device=device
+            )
+            frames = target_frames(config, out / TARGET_FRAMES)
+            page = write_page(document, out, frames=frames, device=torch_device)
+    except FadaError:
+        # Do not leave an empty folder behind.
+        with suppress(OSError):
+            out.rmdir()
+        raise
     _print_result(document, page, as_json=as_json)
     return int(any(method.errors for method in document.methods))
 
@@ -134,10 +143,10 @@ def _print_result(document: ComparisonDocument, page: Path, *, as_json: bool) ->
     rows = [
         (
             each.method, describe_miou(each), describe_unlabeled(each),
-            *("" if r.miou is None else f"{100 * r.miou:.1f}" for r in each.runs),
+            *(_miou_of_seed(each, seed) for seed in document.seeds),
         )
         for each in document.methods
-        if len(each.runs) == len(document.seeds)
+        if each.runs
     ]  # fmt: skip
     if rows:
         log(
@@ -151,3 +160,9 @@ def _print_result(document: ComparisonDocument, page: Path, *, as_json: bool) ->
     log(f"wrote {page}")
     if as_json:
         emit_json({**msgspec.to_builtins(document), "page": str(page)})
+
+
+def _miou_of_seed(method: MethodResult, seed: int) -> str:
+    """Return the mIoU in percent, "" for a run that is not finished or not scored."""
+    scores = [run.miou for run in method.runs if run.seed == seed and run.miou is not None]
+    return f"{100 * scores[0]:.1f}" if scores else ""

@@ -33,7 +33,7 @@ def shown_files(lines: Sequence[str], count: int = 3) -> list[str]:
 
 def emit_json(document: Any) -> None:
     """Print a JSON document to stdout, for `--json`."""
-    json.dump(document, sys.stdout, indent=2)
+    json.dump(document, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
 

@@ -15,6 +15,7 @@ from fada_deploy.cli.options import (
     JSON_OPTION,
     SIZE,
     CommandGroup,
+    FiniteFloat,
     cluster_options,
     ray_options,
 )
@@ -48,11 +49,11 @@ def command() -> None:
 )
 @click.option(
     "--allow-ignored",
-    type=click.FloatRange(0, 1),
+    type=FiniteFloat(0, 1),
     metavar="FRACTION",
     default=0.5,
     show_default=True,
-    help="Largest fraction of ignored label pixels that is no problem.",
+    help="Largest accepted fraction of ignored label pixels.",
 )
 @ray_options
 @JSON_OPTION
@@ -71,7 +72,7 @@ def check(
 
     NAME is a data set (gta5, synthia, cityscapes, …) or the path of a .toml file. The class
     statistics are cached for `fada train`. The exit code is 1 if a file cannot be used, or if
-    the labels as a whole are useless, for example because their encoding is another one.
+    the labels as a whole are useless, for example because they use another encoding.
     """
     import time
 
@@ -141,7 +142,7 @@ def check(
 )
 @click.option(
     "--video-seconds",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     metavar="SECONDS",
     default=10.0,
     show_default=True,

@@ -15,6 +15,7 @@ from fada_deploy.cli.options import (
     MAX_LOGIT_ERROR_OPTION,
     MIN_EQUAL_LABELS_OPTION,
     SIZE,
+    FiniteFloat,
     named_options,
 )
 from fada_deploy.common.errors import UsageError
@@ -106,7 +107,7 @@ _INT8_OPTIONS = ("hardware_target", "calibration_method", "calibration_frames", 
 @DATA_ROOT_OPTION
 @click.option(
     "--max-miou-drop",
-    type=float,
+    type=FiniteFloat(),
     metavar="POINTS",
     default=2.0,
     show_default=True,
@@ -267,7 +268,7 @@ def _engine_options(values: dict[str, Any]) -> EngineOptions:
     from fada_deploy.export.options import EngineOptions
 
     sizes = values["trt_batch"].split(",")
-    if len(sizes) != 3 or not all(size.strip().isdigit() for size in sizes):
+    if len(sizes) != 3 or not all(size.isascii() and size.strip().isdigit() for size in sizes):
         raise UsageError(
             f"--trt-batch must be MIN,OPT,MAX, for example 1,1,8, got {values['trt_batch']!r}"
         )
@@ -287,7 +288,7 @@ def _number(option: str, text: str, keyword: str) -> int | None:
     """Return a number, or None for `keyword`."""
     if text == keyword:
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise UsageError(f"{option} must be {keyword} or a number, got {text!r}")
     return int(text)
 

@@ -12,6 +12,7 @@ from fada_deploy.cli.infer_setup import DROP_POLICIES, LEGEND_POSITIONS, Argumen
 from fada_deploy.cli.options import (
     DEVICE_OPTION,
     JSON_OPTION,
+    FiniteFloat,
     cluster_options,
     named_options,
     ray_options,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1),
+    type=FiniteFloat(0, 1),
     metavar="FRACTION",
     default=0.5,
     show_default=True,
@@ -115,14 +116,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--deadline-ms",
-    type=float,
+    type=FiniteFloat(),
     metavar="MS",
     help="Live sources: drop frames that waited longer than this before inference. "
     "[default: no limit]",
 )
 @click.option(
     "--reconnect-timeout",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     metavar="SECONDS",
     default=30.0,
     show_default=True,

@@ -119,6 +119,7 @@ def to_document(
         },
         "names": dict(output_names(sources, options.tree)),
         "frames": summary.frames,
+        "finished_before": summary.finished_before,
         "failed": summary.errors,
         "seconds": round(summary.seconds, 3),
         "fps": round(summary.fps, 2),

@@ -186,7 +186,8 @@ def _is_output(path: Path, out: Path | None) -> bool:
     if out is not None:
         return any(path.is_relative_to((out / kind).resolve()) for kind in KINDS)
     runs = Path("runs").resolve()
-    return path.is_relative_to(runs) and path.relative_to(runs).parts[0].startswith("infer-")
+    parts = path.relative_to(runs).parts if path.is_relative_to(runs) else ()
+    return bool(parts) and parts[0].startswith("infer-")
 
 
 # Option → parameter, for options that only some outputs or sources use.

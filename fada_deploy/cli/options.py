@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -41,6 +42,19 @@ class SizeType(_SizeBase):
 
 
 SIZE = SizeType()
+
+
+class FiniteFloat(click.FloatRange):
+    """A number in a range. Python's float, and with it click, also accepts "nan" and "inf"."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, ctx)
+        return number
+
 
 # Options that have the same meaning in every command.
 JSON_OPTION = click.option(
@@ -93,7 +107,7 @@ _RAY_OPTIONS = (
     ),
     click.option(
         "--ray-gpus",
-        type=click.FloatRange(0),
+        type=FiniteFloat(0),
         metavar="N",
         default=0.0,
         show_default=True,
@@ -144,14 +158,14 @@ DATA_ROOT_OPTION = click.option(
 )
 MIN_EQUAL_LABELS_OPTION = click.option(
     "--min-equal-labels",
-    type=click.FloatRange(0, 100),
+    type=FiniteFloat(0, 100),
     metavar="PERCENT",
     help="Minimum percentage of pixels with the same label as the network. [default: 99.99 for "
     "fp32, 99.7 for fp16, 98 for bf16, 93 for int8]",
 )
 MAX_LOGIT_ERROR_OPTION = click.option(
     "--max-logit-error",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     metavar="FRACTION",
     help="Largest allowed logit error, relative to the largest logit. [default: 0.0001 for fp32, "
     "0.02 for fp16, 0.1 for bf16, 0.5 for int8]",

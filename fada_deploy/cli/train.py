@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import library_output_hidden
+from fada_deploy.cli.console import library_output_hidden, log
 from fada_deploy.cli.options import (
     DEVICE_OPTION,
     EGO_MASK_OPTION,
@@ -17,6 +17,7 @@ from fada_deploy.cli.options import (
     RUN_OPTION,
     SIZE,
     TGT_ROOT_OPTION,
+    FiniteFloat,
     cluster_options,
     ray_options,
 )
@@ -43,7 +44,7 @@ _BACKBONES = (
 )
 @click.option(
     "--src-weight",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteFloat(0, min_open=True),
     metavar="WEIGHT",
     multiple=True,
     help="Part of each --src in a batch, in the same order. [default: equal parts]",
@@ -82,7 +83,7 @@ _BACKBONES = (
 )
 @click.option(
     "--allow-ignored",
-    type=click.FloatRange(0, 1),
+    type=FiniteFloat(0, 1),
     metavar="FRACTION",
     help="Largest fraction of ignored pixels in the labels of a source; more is usually a wrong "
     "encoding. [default: 0.5]",
@@ -179,7 +180,7 @@ _BACKBONES = (
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
     "--cache",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     default=0.0,
     metavar="GIB",
     help="Keep up to GIB GiB of decoded frames in the memory of each process. Helps where the "
@@ -200,7 +201,8 @@ _BACKBONES = (
 @click.option(
     "--init-norm",
     metavar="NAME",
-    help="Input normalization of the --init weights: torchvision or caffe. "
+    help="Input normalization of the --init weights: torchvision, caffe or "
+    "efficientnet-lite. "
     "[default: detected from the file]",
 )
 @click.option(
@@ -293,15 +295,30 @@ def make_run_config(
     )
 
     options |= source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
-    if options.pop("no_rendered"):
+    if no_rendered := options.pop("no_rendered"):
         options.setdefault("extra_sources", [])
     options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
     if options["stages"] is not None:
         options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
     recipe = options.pop("recipe")
-    return make_config(
+    config = make_config(
         recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
     )
+    _check_rendered(config, options, no_rendered=no_rendered)
+    return config
+
+
+def _check_rendered(config: RunConfig, options: dict[str, Any], *, no_rendered: bool) -> None:
+    """Raise `UsageError` if --no-rendered contradicts --src; warn if options have no effect."""
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.training.config import RENDERED
+
+    has_rendered = any(source.name == RENDERED for source in config.sources)
+    if no_rendered and has_rendered:
+        reason = "there is no other source" if len(config.sources) == 1 else "--src names rendered"
+        raise UsageError(f"--no-rendered: {reason}; name a labeled data set with --src")
+    if options.get("rendered_scenes") is not None and not has_rendered:
+        log("warning: --rendered-scenes has no effect: the run has no source rendered")
 
 
 def _create_run(config: RunConfig, out: Path | None) -> Path:

@@ -47,13 +47,13 @@ def report(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or any(part in text for part in _MEMORY_FAILURES):
         return f"there is not enough memory ({text}); use a smaller batch or input size", 1
     if "can't start new thread" in str(error):
-        return f"no further thread can be started ({text}); raise `ulimit -u`", 1
+        return f"cannot start another thread ({text}); raise `ulimit -u`", 1
     path = _write_log(error)
+    where = f"the details are in {path}" if path else "no log file could be written"
     is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
     if is_one_of_several and any(part in text for part in _CONNECTION_FAILURES):
         reason = f"the connection to another process of the training broke ({text})"
-        return f"{reason}; see what that process reported; the details are in {path}", 1
-    where = f"the details are in {path}" if path else "no log file could be written"
+        return f"{reason}; see what that process reported; {where}", 1
     return f"unexpected error: {text}; {where}; please report it", EXIT_CODE
 
 

@@ -15,10 +15,11 @@ from fada_deploy.cli.options import (
     MAX_LOGIT_ERROR_OPTION,
     MIN_EQUAL_LABELS_OPTION,
     MODEL_OPTION,
+    FiniteFloat,
     model_path,
     named_options,
 )
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from fada_deploy.common.metadata import ModelMetadata
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-miou-drop",
-    type=float,
+    type=FiniteFloat(),
     metavar="POINTS",
     default=2.0,
     show_default=True,
@@ -135,7 +136,7 @@ def _model(model: Path | None) -> Path:
         return exported_model(model)
     newest = next(iter(runnable_models(newest_models())), None)
     if newest is None:
-        raise UsageError(
+        raise ModelError(
             "no exported model under runs/ can run here; export one with `fada export`, or name one"
         )
     log(f"using model {newest} (the newest)")
@@ -155,8 +156,8 @@ def _check_accuracy(
     default = reference.with_name(reference.name.replace(".reference.npz", ".onnx"))
     baseline = values["baseline"] or default
     if not baseline.is_file():
-        raise UsageError(f"{baseline}: no such fp32 file; name it with --baseline")
+        raise ModelError(f"{baseline}: no such fp32 file; name it with --baseline")
     dataset = open_dataset(
         values["data"], values["data_root"], split="val", space=metadata.label_space
     )
-    return check_accuracy(model, baseline, dataset, backend=backend)
+    return check_accuracy(model, baseline, dataset, backend=backend, device=values["device"])

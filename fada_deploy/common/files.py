@@ -53,13 +53,15 @@ def _temporary_name(final: Path) -> str:
     return f".{stem}-{digest}{ending}"
 
 
-def remove_partial(folder: Path, file: Path | None = None) -> None:
+def remove_partial(folder: Path, file: Path | None = None, *, except_in: str = "") -> None:
     """Remove the temporary files that killed processes left anywhere under `folder`.
 
-    With `file`, remove only those of that file, in `folder` itself.
+    Those in its subfolder `except_in` are kept. With `file`, remove only those of that file, in
+    `folder` itself.
     """
     if file is None:
-        paths = folder.rglob(".*.partial*")
+        found = folder.rglob(".*.partial*")
+        paths = (path for path in found if path.relative_to(folder).parts[0] != except_in)
     else:
         # The name of this process's temporary file, with the number of any process.
         own = re.escape(_temporary_name(file)).replace(rf"\.{os.getpid()}\.", r"\.\d+\.")

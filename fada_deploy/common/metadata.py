@@ -21,8 +21,6 @@ PROPERTY = "fada"
 SCHEMA = 1
 HEADS = ("logits", "labels")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-# CPUs and TensorRT need different int8 files; files of other precisions run on any hardware.
-HARDWARE_TARGETS = ("any", "cpu", "tensorrt")
 
 _REMEDY = "export the model again with `fada export`"
 _Positive = Annotated[int, msgspec.Meta(ge=1)]

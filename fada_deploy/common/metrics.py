@@ -17,10 +17,13 @@ def confusion_matrix(
     """Return pixel counts by true class (rows) and predicted class (columns), (K, K) int64.
 
     `truth` and `predicted` are label maps of the same shape. Pixels whose true label is K or more
-    (ignore) are not counted.
+    (ignore) are not counted. Raise `ValueError` for a predicted class of K or more.
     """
     valid = truth < num_classes
-    pairs = truth[valid].astype(np.intp) * num_classes + predicted[valid]
+    classes = predicted[valid]
+    if classes.size and classes.max() >= num_classes:
+        raise ValueError(f"predicted class {classes.max()}, there are {num_classes} classes")
+    pairs = truth[valid].astype(np.intp) * num_classes + classes
     return (
         np.bincount(pairs, minlength=num_classes**2)
         .reshape(num_classes, num_classes)
@@ -104,7 +107,7 @@ class Scores:
         """Return a JSON-serializable summary, with null for the IoU of absent classes."""
         return {
             "miou": None if np.isnan(self.miou) else self.miou,
-            "means": self.subset_means,
+            "means": {n: None if np.isnan(v) else v for n, v in self.subset_means.items()},
             "pixel_accuracy": None if np.isnan(self.pixel_accuracy) else self.pixel_accuracy,
             "iou": {
                 n: None if np.isnan(v) else float(v)

@@ -30,6 +30,7 @@ RUNS = Path("runs")
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
+EXPORTS = "export"
 STAGES = ("source", "adversarial", "selftrain", "distill")
 # The stages of the paper and of its released code.
 PAPER_STAGES = ("source", "adversarial", "distill")
@@ -103,7 +104,7 @@ def exported_model(path: Path) -> Path:
     """
     if (path := resolve_builtin(path)) == BUILTIN_FILE:
         return path
-    exports = _exports(path / "export")
+    exports = _exports(path / EXPORTS)
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
         if not (path / CONFIG).is_file():
@@ -222,14 +223,19 @@ def not_a_run(path: Path) -> str:
 def new_run(src: str, tgt: str, backbone: str, out: Path | None) -> Path:
     """Create and return the folder of a new run: `out`, or the next `<src>-<tgt>-<backbone>-NNN`.
 
-    Raise `UsageError` if `out` is not empty.
+    Raise `UsageError` if `out` is a file or not empty.
     """
     if out is None:
         return numbered_dir(RUNS, f"{Path(src).stem}-{Path(tgt).stem}-{backbone}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder for the run")
+    if (out / CONFIG).is_file():
         raise UsageError(
-            f"--out {out} is not empty; use --resume {out} to continue it, or name another folder"
+            f"{out} contains a run; name another folder, or continue the run with "
+            f"`fada train --resume {shlex.quote(str(out))}`"
         )
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty and not a run; name another folder")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -242,8 +248,13 @@ def checkpoint_path(stage: Path, iteration: int) -> Path:
 def all_weights(run: Path) -> list[Path]:
     """Return all weights files of a run or a stage in training order.
 
-    The final weights of a stage follow its checkpoints. Raise `ModelError` if there are none.
+    The final weights of a stage follow its checkpoints. Raise `ModelError` if there are none, and
+    `UsageError` for a file.
     """
+    if run.is_file():
+        raise UsageError(f"{run} is a file; checkpoints are those of a run or a stage")
+    if not run.exists():
+        raise ModelError(not_a_run(run))
     weights = []
     for stage in (run, *(run / name for name in STAGES)):
         weights += sorted((stage / CHECKPOINTS).glob("[!.]*.safetensors"))

@@ -46,7 +46,6 @@ LUMA_WEIGHTS = {
 _FULL_RANGE = 2
 # Color matrices that FFmpeg refuses to convert, such as YCgCo and ICtCp.
 _UNKNOWN_MATRICES = frozenset({3, 8, 10, 11, 12, 13, 14, 15})
-_UNSPECIFIED = 2
 # Demuxers that open further files or connections, which the opened file names.
 _PLAYLISTS = frozenset({"applehttp", "concat", "dash", "hls", "imf", "rtsp", "sdp"})
 # Reformatters are not thread-safe, so each thread has its own.

@@ -138,7 +138,7 @@ def _colors(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator[Pr
         for code, count in shown
     )
     yield Problem(
-        f"colors that no class has are ignored, the commonest are {colors}", serious=False
+        f"colors that belong to no class are ignored; the most common are {colors}", serious=False
     )
 
 

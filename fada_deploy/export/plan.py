@@ -18,7 +18,7 @@ from fada_deploy.common.errors import (
     ToleranceError,
     UsageError,
 )
-from fada_deploy.common.runs import BUILTIN_FILE, final_weights, newest_run
+from fada_deploy.common.runs import BUILTIN_FILE, EXPORTS, final_weights, newest_run
 from fada_deploy.common.system import require_package
 from fada_deploy.export.early_checks import (
     CHECKPOINT_SUFFIXES,
@@ -205,7 +205,7 @@ def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Pa
     # were converted from.
     name = "model.onnx" if options.head == "logits" else "model.labels.onnx"
     folder = weights.parent.parent if run == weights.parent else run
-    return weights, folder / "export" / name
+    return weights, folder / EXPORTS / name
 
 
 def _convert(

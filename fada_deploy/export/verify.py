@@ -154,14 +154,19 @@ class AccuracyCheck:
 
 
 def check_accuracy(
-    model: Path, baseline: Path, dataset: FrameDataset, *, backend: str = "auto"
+    model: Path,
+    baseline: Path,
+    dataset: FrameDataset,
+    *,
+    backend: str = "auto",
+    device: str | int = "auto",
 ) -> AccuracyCheck:
-    """Score a file and its fp32 baseline on labeled frames, both on `backend`."""
+    """Score a file and its fp32 baseline on labeled frames, both on `backend` and `device`."""
     evaluations = []
     for path in (baseline, model):
         # The baseline of a TensorRT engine is an ONNX file, which needs another backend.
         name = backend if path.suffix == model.suffix else "auto"
-        with Segmenter(path, backend=name) as segmenter:
+        with Segmenter(path, backend=name, device=device) as segmenter:
             predict = partial(segmenter.labels, color="rgb")
             evaluations.append(evaluate(predict, dataset, description=f"scoring {path.name}"))
     before, after = (evaluation.scores for evaluation in evaluations)

@@ -18,6 +18,7 @@ from fada_deploy.common.metadata import PROPERTY, ModelMetadata
 from fada_deploy.common.runs import (
     CHECKPOINTS,
     CONFIG,
+    EXPORTS,
     MODEL_SUFFIXES,
     STAGES,
     WEIGHTS,
@@ -120,7 +121,7 @@ def _model(path: Path, metadata: ModelMetadata, problems: list[str]) -> Document
         checkpoint = checkpoint_path(run / provenance["stage"], provenance["iteration"])
         weights += [checkpoint] if checkpoint.is_file() else []
     # Only an export inside a run can be compared with its weights.
-    if path.parent.name == "export" and weights:
+    if path.parent.name == EXPORTS and weights:
         equal = [w for w in weights if sha256(w) == metadata.hashes.get("weights")]
         document["weights"] = {
             "path": str(equal[0]) if equal else None,
@@ -216,6 +217,9 @@ def _stage(path: Path, problems: list[str]) -> Document:
 
 def _run(path: Path, problems: list[str]) -> Document:
     config = _json(path / CONFIG, problems) or {}
+    if not isinstance(config, dict):
+        problems.append(f"{path / CONFIG}: expected a JSON object, got {type(config).__name__}")
+        config = {}
     stages: dict[str, Any] = {}
     for name in STAGES:
         if (path / name / WEIGHTS).is_file():
@@ -224,7 +228,7 @@ def _run(path: Path, problems: list[str]) -> Document:
                 key: stage[key] for key in ("weights", "model", "checkpoints", "scores")
             }
     exports = []
-    for model in sorted((path / "export").glob("[!.]*")):
+    for model in sorted((path / EXPORTS).glob("[!.]*")):
         if model.suffix in MODEL_SUFFIXES:
             metadata = _collect_error(problems, metadata_of, model)
             provenance = {} if metadata is None else metadata.provenance

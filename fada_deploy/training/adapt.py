@@ -166,8 +166,9 @@ def _compare(
 ) -> TargetComparison:
     # Both networks have the same classes; the file of the label space may be elsewhere.
     space = read_label_space(after)
-    errors: list[DataError] = []
-    train_frames, held_out = open_target(config, cache, space, errors.append)
+    train_frames, held_out = open_target(
+        config, cache, space, lambda error: logger.warning("%s", error)
+    )
     frames = held_out or train_frames
     if held_out is None or not frames.labeled:
         return _agreement(before, after, config.tgt, frames, device)

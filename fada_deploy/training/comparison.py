@@ -27,11 +27,12 @@ from fada_deploy.common.comparison_document import (
 from fada_deploy.common.errors import FadaError, InterruptedRunError, UsageError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import CONFIG
+from fada_deploy.common.runs import WEIGHTS
 from fada_deploy.common.selection import read_selection
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.sources import open_sources
+from fada_deploy.training.loop import STATE
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.reporting.run_summary import RunSummary
 from fada_deploy.training.run_files import load_config
@@ -210,7 +211,9 @@ def _check_settings(jobs: Sequence[Job], out: Path) -> None:
     for job in jobs:
         where = f"settings of {job.folder.name}"
         RunConfig.from_dict(job.config.to_dict(), where=where, remedy="correct the options")
-        if not (job.folder / CONFIG).is_file():
+        stages = [job.folder / stage for stage in job.config.stages]
+        if not any((stage / name).is_file() for stage in stages for name in (WEIGHTS, STATE)):
+            # Nothing was trained, for example because a file of initial weights was missing.
             continue
         # The folder may be named in another way, or may have been moved.
         stored = replace(load_config(job.folder), start=job.config.start)

@@ -19,7 +19,7 @@ from fada_deploy._version import __version__
 from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.common.errors import DataError, FadaError, UsageError
 from fada_deploy.common.files import LOCK, lock, remove_partial
-from fada_deploy.common.runs import CONFIG, STAGES, WEIGHTS, checkpoint_path
+from fada_deploy.common.runs import CONFIG, EXPORTS, STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.cache import FrameCache
@@ -86,7 +86,8 @@ def train(
     with lock(run) if distributed.is_main_process() else nullcontext():
         is_new = not (run / CONFIG).is_file()
         if distributed.is_main_process():
-            remove_partial(run)
+            # `fada export` takes no lock and may be writing.
+            remove_partial(run, except_in=EXPORTS)
             # Before the data is prepared, which can take long and is continued after a restart.
             save_config(config, run)
         try:

@@ -142,10 +142,7 @@ class _Processes:
         # Also for a run that exists: the comparison may have been moved.
         save_config(job.config, job.folder)
         threads = str(max(1, usable_cores() // self._parallel))
-        command = [
-            sys.executable, "-m", "fada_deploy", "train", "--resume", str(job.folder), "--device",
-            self._device_of(slot), "--json",
-        ]  # fmt: skip
+        command = _command(job.folder, self._device_of(slot))
         log = job.folder / LOG
         with log.open("w") as err:
             with self._lock:
@@ -161,7 +158,7 @@ class _Processes:
         with self._lock:
             self._running.discard(process)
         # The document is printed when all stages are trained and scored, also if files were bad.
-        if out.strip():
+        if process.returncode in (0, 1) and _is_document(out):
             write_text(job.folder / RESULT, out)
             return ""
         lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
@@ -175,3 +172,17 @@ class _Processes:
             return self._device
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return f"cuda:{slot % count}" if count else self._device
+
+
+def _command(run: Path, device: str) -> list[str]:
+    return [
+        sys.executable, "-m", "fada_deploy", "train", "--resume", str(run), "--device", device,
+        "--json",
+    ]  # fmt: skip
+
+
+def _is_document(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

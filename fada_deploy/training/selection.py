@@ -249,13 +249,15 @@ def _log(document: SelectionDocument, start: Path | None) -> None:
     logger.info("%s", describe_choice(document))
     if document.best == START:
         logger.warning(
-            "the weights of the start look better on the target than any stage of this run; to "
-            "keep them, use %s",
+            "the starting weights (--start) look better on the target than any stage of this run; "
+            "to keep them, use %s",
             "--model builtin"
             if start == BUILTIN_FILE
             else f"`fada export {shlex.quote(str(start))} --out model.onnx`",
         )
-    elif document.chosen.split("/")[0] == STAGES[0]:
+    elif document.chosen.split("/")[0] == STAGES[0] and any(
+        each.name.split("/")[0] in STAGES[1:] for each in document.candidates
+    ):
         logger.warning(
             "no later stage looks better on the target than the stage source, so adaptation may "
             "have made the network worse"

@@ -125,4 +125,13 @@ def test_usage_errors_are_one_line(fada: Fada, model: Path, tmp_path: Path) -> N
         ((), ("runs/", "fada export")),
     ):
         code, _, err = fada("bench", *arguments)
-        assert code == 2 and all(fact in err.splitlines()[-1] for fact in facts), err
+        # A model that is not there is an error of the input, as in the other commands.
+        assert code == (2 if arguments else 1)
+        assert all(fact in err.splitlines()[-1] for fact in facts), err
+
+
+def test_remember_needs_two_backends(fada: Fada, model: Path, tmp_path: Path) -> None:
+    code, _, err = fada(
+        "bench", model, "--seconds", 0.1, "--backend", "onnxruntime", "--remember", "--json"
+    )
+    assert code == 0 and "--remember has no effect" in err and "remembered" not in err

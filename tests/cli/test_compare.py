@@ -19,8 +19,12 @@ import pytest
 from fada_deploy.common.comparison_document import ComparisonDocument
 from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import UsageError
+from fada_deploy.common.files import lock
+from fada_deploy.training import run_queue
 from fada_deploy.training.comparison import parse_methods
+from fada_deploy.training.config import RunConfig
 from fada_deploy.training.run_files import load_config
+from fada_deploy.training.run_queue import Job, train_jobs
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -200,3 +204,45 @@ def test_names_of_methods() -> None:
             parse_methods(text, "resnet101")
     with pytest.raises(UsageError, match="auxiliary"):
         parse_methods("advent-multi+selftrain", "vgg16")
+
+
+def test_an_option_of_a_comparison_can_be_corrected(
+    blocks: Path, tmp_path: Path, fada: Run
+) -> None:
+    """A folder in which nothing was trained does not fix the settings."""
+    out = tmp_path / "it"
+    command = arguments(blocks, out, "--methods", "source", "--budget", 2)
+    command[command.index("1,2")] = "1"
+    code, _, err = fada(*command, "--init", tmp_path / "missing.pth")
+    assert code == 1 and "missing.pth" in err
+    assert fada(*command)[0] == 0
+
+
+def test_nothing_is_left_of_a_comparison_that_cannot_begin(
+    blocks: Path, tmp_path: Path, fada: Run
+) -> None:
+    out = tmp_path / "it"
+    command = arguments(blocks, out, "--methods", "source", "--budget", 2)
+    command[command.index(blocks / "target.toml")] = tmp_path / "missing.toml"
+    assert fada(*command)[0] == 1
+    assert not out.exists()
+
+
+def test_two_comparisons_cannot_share_a_folder(blocks: Path, tmp_path: Path, fada: Run) -> None:
+    with lock(tmp_path):
+        code, _, err = fada(*arguments(blocks, tmp_path, "--methods", "source", "--budget", 2))
+    assert code == 2 and "another process" in err
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "succeeded"),
+    [('{"run": "x"}', 1, True), ('{"run": "x"}', 70, False), ("a line of a library", 0, False)],
+)
+def test_a_run_is_finished_by_its_document(
+    output: str, code: int, succeeded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = f"import sys; print({output!r}); sys.exit({code})"
+    monkeypatch.setattr(run_queue, "_command", lambda *_: [sys.executable, "-c", program])
+    job = Job(tmp_path / "run", RunConfig("gta5", "cityscapes"))
+    errors = train_jobs([job], parallel=1, device="cpu")
+    assert job.finished == succeeded == (not errors)

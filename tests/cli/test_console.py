@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +38,40 @@ def test_message_during_a_progress_bar_is_on_its_own_line(
     # Everything after the last carriage return of a line stays visible.
     assert "warning: a message" in [line.rpartition("\r")[2] for line in lines]
     assert "4/4" in lines[-2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
+def test_a_document_that_cannot_be_written(output: str) -> None:
+    """The exit code is 1, as for any file, and not that of an interpreter that fails at its end."""
+    command = [sys.executable, "-m", "fada_deploy", "inspect", "builtin", "--json"]
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if output == "closed pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(output, os.O_WRONLY)
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, env=environment, text=True, check=False
+    )
+    os.close(write)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len([line for line in lines if "error" in line.lower()]) == (output == "/dev/full")
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["data", "render", "x", "--video-seconds", "nan"], "--video-seconds"),
+        (["train", "--tgt", "x", "--cache", "inf"], "--cache"),
+        (["infer", "x.mp4", "--alpha", "nan"], "--alpha"),
+        (["export", "x", "--batch", "²"], "--batch"),
+    ],
+)
+def test_numbers_must_be_finite(
+    arguments: list[str], option: str, fada: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = fada(*arguments)
+    assert code == 2 and option in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,36 @@ def as_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_lists(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--recipe", "deploy", "--no-rendered"], "--no-rendered"),
+        (["--src", "source.toml", "--src", "rendered", "--no-rendered"], "--no-rendered"),
+        (["--src", "rendered", "--src-root", "somewhere"], "--src-root"),
+        (["--src", "source.toml", "--tgt-root", "somewhere"], "--tgt-root"),
+    ],
+)
+def test_options_that_contradict_others_are_refused(
+    arguments: list[str], option: str, fada: Run, tmp_path: Path, blocks: Path
+) -> None:
+    arguments = [str(blocks / a) if a == "source.toml" else a for a in arguments]
+    (tmp_path / "target").mkdir()
+    shutil.copy(blocks / "target/train/images/00.png", tmp_path / "target")
+    code, _, err = fada(
+        "train", *arguments, "--tgt", tmp_path / "target", "--init", "none", "--out", tmp_path / "r"
+    )
+    assert code == 2 and option in err
+    assert not (tmp_path / "r/config.json").exists()
+
+
+def test_rendered_scenes_without_the_source_rendered(
+    fada: Run, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raise_from_train(monkeypatch, KeyboardInterrupt())
+    _, _, err = fada(
+        "train", "--src", blocks / "source.toml", "--tgt", blocks / "target.toml",
+        "--rendered-scenes", 7, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "--rendered-scenes has no effect" in err

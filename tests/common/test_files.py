@@ -162,3 +162,11 @@ def test_size_is_width_by_height() -> None:
     for text in ("1024", "x", "0x5", "axb"):
         with pytest.raises(ValueError, match=r".+"):
             parse_size(text)
+
+
+def test_temporary_files_of_an_export_are_kept(tmp_path: Path) -> None:
+    for folder in ("source", "export"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".model.1.partial.onnx").write_bytes(b"x")
+    remove_partial(tmp_path, except_in="export")
+    assert [path.parent.name for path in tmp_path.rglob("*.onnx")] == ["export"]

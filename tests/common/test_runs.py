@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.runs import (
+    CONFIG,
+    all_weights,
     checkpoint_path,
     exported_model,
     final_weights,
+    new_run,
     newer_stage,
     newest_models,
     unfinished_stages,
@@ -190,3 +195,30 @@ def test_a_choice_that_does_not_fit_the_run_is_not_used(
     assert f"`fada train --resume {run}`" in record.getMessage()
     assert newer_stage(run / "export" / "model.onnx", {"stage": "source"}) == "distill"
     assert len(caplog.records) == 1
+
+
+def test_the_folder_of_a_new_run_must_be_empty(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / CONFIG).write_text("{}")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("x")
+    for folder, message in (
+        (file, "is a file"),
+        (run, f"fada train --resume '{run}'"),
+        (other, "not a run; name another folder"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            new_run("gta5", "cityscapes", "resnet101", folder)
+    assert new_run("gta5", "cityscapes", "resnet101", tmp_path / "new/run").is_dir()
+
+
+def test_checkpoints_are_those_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is a file"):
+        all_weights(tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match="no such folder"):
+        all_weights(tmp_path / "missing")

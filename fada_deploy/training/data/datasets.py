@@ -13,6 +13,7 @@ from fada_deploy.data import DATASETS, NAMES, open_dataset
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.sources import open_source
 
 _TGT_USAGE = "--tgt {name} --tgt-root {root}"
 
@@ -33,6 +34,8 @@ def open_target(
     """
     if not _is_recording(config):
         return _open_labeled_target(config, space)
+    if config.tgt_root is not None:
+        raise UsageError("--tgt-root is the folder of a data set; recordings are named by --tgt")
     path = Path(config.tgt)
     if not path.exists():
         raise missing_target(config.tgt)
@@ -80,7 +83,7 @@ def _open_labeled_target(
 
 
 def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameDataset]:
-    """Open the labeled frames of both domains: the source's `train` and the target's `val` split.
+    """Open the labeled frames of both domains: the first source and the target's `val` split.
 
     Raise `UsageError` if one of them has no labels.
     """
@@ -89,10 +92,10 @@ def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameData
             f"the target {config.tgt} consists of recordings without labels; "
             "class centers need labels of both domains"
         )
-    splits = ((config.src, config.src_root, "train"), (config.tgt, config.tgt_root, "val"))
+    root = None if config.tgt_root is None else Path(config.tgt_root)
     domains = [
-        open_dataset(name, None if root is None else Path(root), split=split, space=space)
-        for name, root, split in splits
+        open_source(config.sources[0], config, space),
+        open_dataset(config.tgt, root, split="val", space=space),
     ]
     for dataset in domains:
         if not dataset.labeled:

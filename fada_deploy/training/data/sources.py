@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import cache_folder, lock
 from fada_deploy.common.label_space import IGNORE, LabelSpace
 from fada_deploy.common.system import usable_cores
@@ -94,7 +94,7 @@ def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
 
     Raise `DataError` if a source is missing or has frames without labels.
     """
-    datasets = [_open_source(source, config, space) for source in config.sources]
+    datasets = [open_source(source, config, space) for source in config.sources]
     for source, dataset in zip(config.sources, datasets, strict=True):
         if not dataset.labeled:
             raise DataError(f"{source.name}: frames without labels; a source must be labeled")
@@ -103,8 +103,11 @@ def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
     return SourceFrames(_joined(datasets), tuple(datasets), weights)
 
 
-def _open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDataset:
+def open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDataset:
+    """Open one source of a run; the source `rendered` is rendered on first use."""
     if source.name == RENDERED:
+        if source.root is not None:
+            raise UsageError("--src-root: the source rendered has no folder; leave it out")
         rendered = render_source(config.rendered_scenes, config.src_size)
         dataset = open_dataset("gta5", rendered, split="train", space=space)
         return replace(dataset, name=RENDERED)

@@ -32,7 +32,9 @@ def picture_rows(
     indices, frames = sample_frames(dataset, count)
     columns = [("target frame", frames)]
     for heading, model in networks.items():
-        labels = Predictor(model, device).labels(frames)
+        predictor = Predictor(model, device)
+        # One by one, so that memory does not depend on the number of frames.
+        labels = [predictor.labels([frame])[0] for frame in frames]
         columns.append((heading, _overlays(frames, labels, model.spec.space.palette)))
     palette = dataset.space.palette
     if dataset.labeled:

@@ -220,7 +220,7 @@ def _health(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[str]:
 def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[str, ...]]:
     """Return the rows of the table of speeds, as text.
 
-    These are stage, iterations, median images per second, the part of the time that went by waiting
+    These are stage, iterations, median images per second, the part of the time spent waiting
     for frames, and peak memory in GiB.
     """
     rows: list[tuple[str, ...]] = []

@@ -97,7 +97,8 @@ def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
     if damaged:
         raise ModelError(
             f"{path}: {len(damaged)} of {len(weights)} weights contain NaN or infinite values, the "
-            f"first is {damaged[0]}; use an earlier checkpoint, or train again with a lower rate"
+            f"first is {damaged[0]}; use an earlier checkpoint, or train again with a lower "
+            "learning rate"
         )
 
 
@@ -128,8 +129,14 @@ def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
     """Open a file written by `save_weights`; map errors, also of the block, to `ModelError`."""
     try:
         with safe_open(str(path), "pt") as file:
+            text = (file.metadata() or {}).get(PROPERTY)
+            if text is None:
+                raise ModelError(
+                    f"{path}: not weights written by `fada train` (it has no metadata "
+                    f"{PROPERTY!r}); to train from weights of a backbone, use --init"
+                )
             document = read_json(
-                (file.metadata() or {})[PROPERTY],
+                text,
                 WeightsDocument,
                 where=str(path),
                 remedy="use weights written by `fada train` or `fada import`",
@@ -138,8 +145,9 @@ def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, KeyError, RuntimeError, UsageError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path}: not weights written by `fada train` ({reason})") from None
+        raise ModelError(
+            f"{path}: not weights written by `fada train` ({one_line(error)})"
+        ) from None
 
 
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
