@@ -75,7 +75,9 @@ class ChunkReport(msgspec.Struct, kw_only=True):
 
 
 def plan_chunks(path: Path, frames: int) -> list[VideoChunk]:
-    """Divide a video into chunks of at least `frames` frames, which begin at keyframes.
+    """Divide a video into chunks of `frames` frames or more, which begin at keyframes.
+
+    The last chunk may have half as many.
 
     Only packets are read. The result is a single chunk if the video is short or has no keyframe at
     which it can be divided: raw streams and AVI have no timestamps of display, and where timestamps
