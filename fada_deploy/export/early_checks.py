@@ -42,6 +42,11 @@ def check_options(options: ExportOptions, *, head: str, space: LabelSpace | None
                 f"--triton needs a model with head `labels`, got `{head}`; export the run with "
                 "--head labels"
             )
+        if options.engine is None and options.variants()[-1].precision == "bf16":
+            raise UsageError(
+                "--triton: ONNX Runtime cannot run bf16; name a precision other than bf16 last, or "
+                "build an engine with --trt"
+            )
         if options.triton.exists():
             raise UsageError(f"{options.triton} already exists; choose another folder for --triton")
     if options.data is not None and space is not None:

@@ -73,7 +73,11 @@ def build_engine(model: Path, out: Path, options: EngineOptions = _DEFAULTS) -> 
 def check_can_build(options: EngineOptions) -> None:
     """Raise the error of `build_engine` if the library of `options` cannot build here."""
     try:
-        options.check_flavor(open_builder(options.flavor).flavor)
+        context = open_builder(options.flavor)
+        options.check_flavor(context.flavor)
+        _require_supported_gpu(context.trt, context.flavor, options, find_gpu())
+        if context.flavor == "tensorrt_rtx":
+            _check_compute_capabilities(context.trt, options.compute_capabilities)
     except FadaError as error:
         raise error.with_traceback(None) from None
 
@@ -201,8 +205,8 @@ def _require_supported_gpu(trt: Any, flavor: str, options: EngineOptions, gpu: G
     )
 
 
-def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:
-    """Set the GPUs that TensorRT-RTX builds for; raise `UsageError` for an unknown name."""
+def _check_compute_capabilities(trt: Any, names: Sequence[str]) -> None:
+    """Raise `UsageError` for a name that TensorRT-RTX does not know, or that excludes others."""
     members = trt.ComputeCapability.__members__
     known = [name for name in members if name.startswith("SM") or name == "CURRENT"]
     for name in names:
@@ -213,6 +217,12 @@ def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> No
             "compute capability CURRENT cannot be combined with others; leave it out, or use it "
             "alone"
         )
+
+
+def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:
+    """Set the GPUs that TensorRT-RTX builds for, by default all that it knows."""
+    _check_compute_capabilities(trt, names)
+    members = trt.ComputeCapability.__members__
     if names:
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):

@@ -13,6 +13,7 @@ import toy
 from safetensors.numpy import save_file
 
 from fada_deploy.export.calibration_frames import local_provenance
+from fada_deploy.runtime.backends.gpu import Gpu
 from fada_deploy.training.settings import make_config
 
 Fada = Callable[..., int]
@@ -43,6 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--trt", "--trt-flavor", "tensorrt"), ("tensorrt", "pip install")),
         (("--triton", "models"), ("--triton", "--head labels")),
         (("--head", "labels", "--triton", "runs"), ("runs", "already exists")),
+        (("--head", "labels", "--precision", "bf16", "--triton", "models"), ("bf16", "--trt")),
         (("--precision", "fp16", "--data", "kitti"), ("'kitti'",)),
     ],
 )
@@ -117,3 +119,22 @@ def test_files_of_a_run_are_calibrated_with_its_target(tmp_path: Path, file: str
     found = local_provenance(tmp_path / file, shared)
     assert (found["stage"], found["config"]["tgt"]) == ("source", "/data/drives")
     assert local_provenance(tmp_path / "elsewhere" / "model.onnx", shared) == shared
+
+
+def test_a_gpu_that_no_engine_can_be_built_for(
+    run: Path, fada: Fada, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert fada("export", run, "--trt", "--compute-capability", "SM12") == 2
+    assert "SM12" in capsys.readouterr().err.splitlines()[-1]
+    assert (run / "export/model.onnx").read_bytes() == b"earlier export"
+
+
+def test_a_gpu_that_is_not_supported(
+    run: Path, fada: Fada, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    gpu = Gpu("NVIDIA H100", "9.0")
+    monkeypatch.setattr("fada_deploy.export.to_tensorrt.find_gpu", lambda: gpu)
+    assert fada("export", run, "--trt") == 1
+    assert "NVIDIA H100" in capsys.readouterr().err.splitlines()[-1]
