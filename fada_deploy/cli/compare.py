@@ -12,6 +12,7 @@ from fada_deploy.cli import train
 from fada_deploy.cli.console import emit_json, log
 from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
 from fada_deploy.cli.report import target_frames
+from fada_deploy.cli.run_config import make_run_config
 from fada_deploy.common.files import numbered_dir
 from fada_deploy.common.runs import RUNS
 from fada_deploy.common.system import require_package
@@ -113,7 +114,7 @@ def command(
     torch_device = choose_device(device)
     # The stages and the method of each run are set later.
     options |= {"method": None, "stages": "source", "seed": None, "start": None}
-    config = train.make_run_config(config_file, settings, options)
+    config = make_run_config(config_file, settings, options)
     names = parse_methods(methods, config.backbone)
     out = out or numbered_dir(RUNS, "compare")
     out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -23,6 +23,17 @@ def log(text: str) -> None:
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     with tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
         click.echo(text, err=True)
+
+
+def warn_about_unused(reasons: Mapping[str, str], named: Collection[str]) -> None:
+    """Print a warning for each option without effect that the user has named.
+
+    Args:
+        reasons: Parameter → why its option has no effect.
+        named: The parameters whose options were named.
+    """
+    for name in sorted(reasons.keys() & set(named)):
+        log(f"warning: --{name.replace('_', '-')} has no effect: {reasons[name]}")
 
 
 def shown_files(lines: Sequence[str], count: int = 3) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.console import emit_json, log, warn_about_unused
 from fada_deploy.cli.options import (
     DATA_ROOT_OPTION,
     JSON_OPTION,
@@ -224,8 +224,7 @@ def _warn_about_ignored_options(values: dict[str, Any], source: Path | None) -> 
             unused["calibration"] = "it needs --precision int8"
     if values["data"] is None:
         unused |= dict.fromkeys(("data_root", "max_miou_drop"), "it needs --data")
-    for name in sorted(unused.keys() & named_options()):
-        log(f"warning: --{name.replace('_', '-')} has no effect: {unused[name]}")
+    warn_about_unused(unused, named_options())
 
 
 def _list_targets(as_json: bool) -> None:

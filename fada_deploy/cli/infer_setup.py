@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fada_deploy.cli.console import log
+from fada_deploy.cli.console import log, warn_about_unused
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.autotune import Autotuner
@@ -190,19 +190,9 @@ def _is_output(path: Path, out: Path | None) -> bool:
     return bool(parts) and parts[0].startswith("infer-")
 
 
-# Option → parameter, for options that only some outputs or sources use.
-_OVERLAY_OPTIONS = {
-    "--alpha": "alpha",
-    "--legend": "legend",
-    "--contours": "contours",
-    "--side-by-side": "side_by_side",
-    "--classes": "classes",
-}
-_LIVE_OPTIONS = {
-    "--drop-policy": "drop_policy",
-    "--deadline-ms": "deadline_ms",
-    "--reconnect-timeout": "reconnect_timeout",
-}
+# Options that only some outputs or sources use.
+_OVERLAY_OPTIONS = ("alpha", "legend", "contours", "side_by_side", "classes")
+_LIVE_OPTIONS = ("drop_policy", "deadline_ms", "reconnect_timeout")
 
 
 def warn_about_ignored_options(
@@ -217,40 +207,27 @@ def warn_about_ignored_options(
     if "overlay" not in kinds and not arguments.show:
         unused |= dict.fromkeys(_OVERLAY_OPTIONS, "no overlay is drawn")
     if not {"mask", "mask-video"} & set(kinds):
-        unused["--ids"] = "it needs --save mask or mask-video"
+        unused["ids"] = "it needs --save mask or mask-video"
     if not any(isinstance(source, LiveSource) for source in sources):
         unused |= dict.fromkeys(_LIVE_OPTIONS, "no source is a stream, a camera or standard input")
     if any(source.is_live for source in sources):
-        unused["--resume"] = "live sources have no end"
+        unused["resume"] = "live sources have no end"
     elif not kinds:
-        unused["--resume"] = "nothing is saved"
+        unused["resume"] = "nothing is saved"
     if arguments.ray is None:
-        unused["--chunk-frames"] = "it needs --ray"
+        unused["chunk_frames"] = "it needs --ray"
     has_video = any(source.is_video for source in sources)
     if not has_video or not {"overlay", "color-video"} & set(kinds):
-        unused["--x264-preset"] = "no video of overlays or colors is written"
+        unused["x264_preset"] = "no video of overlays or colors is written"
     elif arguments.video_hardware:
-        unused["--x264-preset"] = "the video hardware encodes"
+        unused["x264_preset"] = "the video hardware encodes"
     if not has_video:
-        unused["--video-hardware"] = "no source is a video"
+        unused["video_hardware"] = "no source is a video"
     if arguments.model is not None:
         model = exported_model(arguments.model)
         if model.suffix not in ENGINE_SUFFIXES:
-            unused["--rebuild"] = unused["--allow-unverified"] = f"{model} is not an engine"
-    parameters = {
-        **_OVERLAY_OPTIONS,
-        **_LIVE_OPTIONS,
-        "--allow-unverified": "allow_unverified",
-        "--chunk-frames": "chunk_frames",
-        "--ids": "ids",
-        "--rebuild": "rebuild",
-        "--resume": "resume",
-        "--video-hardware": "video_hardware",
-        "--x264-preset": "x264_preset",
-    }
-    for option, reason in unused.items():
-        if parameters[option] in arguments.named:
-            log(f"warning: {option} has no effect: {reason}")
+            unused["rebuild"] = unused["allow_unverified"] = f"{model} is not an engine"
+    warn_about_unused(unused, arguments.named)
 
 
 def open_finished(

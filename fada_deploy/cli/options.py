@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from fada_deploy.cli.console import log
+from fada_deploy.cli.console import warn_about_unused
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.runs import resolve_builtin
 from fada_deploy.common.sizes import parse_size
@@ -136,9 +136,8 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def cluster_options(values: Mapping[str, Any]) -> ClusterOptions | None:
     """Return the cluster that the options of `ray_options` name, None without --ray."""
     if (address := values["ray"]) is None:
-        for name, default in (("ray_workers", None), ("ray_cpus", 1), ("ray_gpus", 0.0)):
-            if values[name] != default:
-                log(f"warning: --{name.replace('_', '-')} has no effect: it needs --ray")
+        unused = dict.fromkeys(("ray_workers", "ray_cpus", "ray_gpus"), "it needs --ray")
+        warn_about_unused(unused, named_options())
         return None
     from fada_deploy.cluster.connection import ClusterOptions
 

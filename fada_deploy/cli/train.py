@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import library_output_hidden, log
+from fada_deploy.cli.console import library_output_hidden
 from fada_deploy.cli.options import (
     DEVICE_OPTION,
     EGO_MASK_OPTION,
@@ -21,6 +21,7 @@ from fada_deploy.cli.options import (
     cluster_options,
     ray_options,
 )
+from fada_deploy.cli.run_config import make_run_config
 from fada_deploy.cli.training_output import print_result, resumable, write_run_report
 
 if TYPE_CHECKING:
@@ -281,44 +282,6 @@ def command(
         return 0
     write_run_report(result, torch_device)
     return print_result(result, as_json=as_json)
-
-
-def make_run_config(
-    config_file: Path | None, settings: tuple[str, ...], options: dict[str, Any]
-) -> RunConfig:
-    """Return the settings of a run from the values of the options of `fada train`."""
-    from fada_deploy.training.settings import (
-        CLI_REMEDY,
-        make_config,
-        shared_options,
-        source_options,
-    )
-
-    options |= source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
-    if no_rendered := options.pop("no_rendered"):
-        options.setdefault("extra_sources", [])
-    options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
-    if options["stages"] is not None:
-        options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
-    recipe = options.pop("recipe")
-    config = make_config(
-        recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
-    )
-    _check_rendered(config, options, no_rendered=no_rendered)
-    return config
-
-
-def _check_rendered(config: RunConfig, options: dict[str, Any], *, no_rendered: bool) -> None:
-    """Raise `UsageError` if --no-rendered contradicts --src; warn if options have no effect."""
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.training.config import RENDERED
-
-    has_rendered = any(source.name == RENDERED for source in config.sources)
-    if no_rendered and has_rendered:
-        reason = "there is no other source" if len(config.sources) == 1 else "--src names rendered"
-        raise UsageError(f"--no-rendered: {reason}; name a labeled data set with --src")
-    if options.get("rendered_scenes") is not None and not has_rendered:
-        log("warning: --rendered-scenes has no effect: the run has no source rendered")
 
 
 def _create_run(config: RunConfig, out: Path | None) -> Path:

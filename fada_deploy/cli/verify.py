@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fada_deploy.cli.console import emit_json, log
+from fada_deploy.cli.console import emit_json, log, warn_about_unused
 from fada_deploy.cli.options import (
     DATA_ROOT_OPTION,
     DEVICE_OPTION,
@@ -83,8 +83,8 @@ def command(
     if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot must end with .png, got {plot}")
     if values["data"] is None:
-        for name in sorted({"baseline", "data_root", "max_miou_drop"} & named_options()):
-            log(f"warning: --{name.replace('_', '-')} has no effect: it needs --data")
+        unused = dict.fromkeys(("baseline", "data_root", "max_miou_drop"), "it needs --data")
+        warn_about_unused(unused, named_options())
     model = _model(model_path(model, model_option))
     metadata = metadata_of(model)
     warn_if_outdated(model, metadata.provenance)
