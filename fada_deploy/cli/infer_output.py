@@ -22,20 +22,21 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     """Yield the options with a new folder runs/infer-NNN if `out` is None; remove it if empty.
 
     A folder or file that is named is locked, and temporary files that killed processes left there
-    are removed. Raise `UsageError` if another process writes to it.
+    are removed, except for recordings, which get a name. Raise `UsageError` if another process
+    writes to it.
     """
-    from fada_deploy.common.files import lock, numbered_dir, remove_partial
+    from fada_deploy.common.files import lock, numbered_dir
     from fada_deploy.runtime.writers.finished import MANIFEST
 
     if options.file is not None:
         with lock(options.file.parent, f".{options.file.name}.lock"):
-            remove_partial(options.file.parent, options.file)
+            _recover(options.file.parent, options.file)
             yield options
         return
     if out is not None:
         with lock(out):
             for kind in options.kinds:
-                remove_partial(out / kind)
+                _recover(out / kind)
             yield options
         return
     folder = numbered_dir(Path("runs"), "infer")
@@ -44,6 +45,13 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     finally:
         if not any(path.is_file() and path.name != MANIFEST for path in folder.rglob("*")):
             shutil.rmtree(folder)
+
+
+def _recover(folder: Path, file: Path | None = None) -> None:
+    from fada_deploy.runtime.writers.recovery import recover_recordings
+
+    for path in recover_recordings(folder, file):
+        log(f"{path}: a recording that was not ended; it has all but its last seconds")
 
 
 def has_frames(summary: InferenceSummary, sources: Sequence[Source], *, stopped: bool) -> bool:

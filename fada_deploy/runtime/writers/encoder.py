@@ -27,6 +27,12 @@ _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _DEFAULT_RATE = 25
 
 
+_FRAGMENT_S = 2
+# Options of FFmpeg's MP4 muxer, with and without faststart.
+_MP4_OPTIONS = {
+    True: {"movflags": "+faststart"},
+    False: {"movflags": "+hybrid_fragmented", "frag_duration": str(_FRAGMENT_S * 1_000_000)},
+}
 # Parts of a video that are joined later; NUT stores timestamps in any time base.
 PART_SUFFIX = ".nut"
 
@@ -36,7 +42,9 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
     """Open a video file for writing; yield its container, and a stack that is closed before it.
 
     The format is MP4, or NUT if the name ends in `PART_SUFFIX`. With `faststart` the index of an
-    MP4 file is moved to its start at the end, which writes the whole file again.
+    MP4 file is moved to its start at the end, which writes the whole file again. Without it, the
+    file has fragments of `_FRAGMENT_S` until its end, so that it can be played if there is no end
+    (`recovery.recover_recordings`).
 
     The file is written under a temporary name and renamed when the block succeeds. Raise
     `DataError` if it cannot be written.
@@ -46,8 +54,7 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(atomic_path(path))
-            is_mp4 = path.suffix != PART_SUFFIX
-            options = {"movflags": "+faststart"} if is_mp4 and faststart else {}
+            options = {} if path.suffix == PART_SUFFIX else _MP4_OPTIONS[faststart]
             container = stack.enter_context(av.open(str(temporary), "w", options=options))
             yield container, stack
         except av.error.FFmpegError as error:

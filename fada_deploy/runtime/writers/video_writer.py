@@ -63,7 +63,8 @@ class VideoWriter:
         color_matrix: Color matrix of the video and of PyAV frames that are written, `BT709` or
             `SMPTE170M`; RGB images are converted to it.
         faststart: Put the index at the start of the file, so that it plays while it is downloaded.
-            This writes the file a second time at the end; leave it out for recordings of hours.
+            This writes the file a second time at the end; leave it out for recordings of hours,
+            which then can be played up to their last seconds if the process is killed.
 
     Raises:
         UsageError: An argument is not allowed.

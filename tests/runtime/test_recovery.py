@@ -1,0 +1,92 @@
+"""Recordings of killed processes can be played, and are not removed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from fada_deploy.runtime.writers.recovery import recover_recordings
+
+# Writes 20 seconds of video, and is killed before the end of the file.
+PROGRAM = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from fada_deploy.runtime.writers.label_video import label_video
+from fada_deploy.runtime.writers.video_writer import VideoWriter
+
+path, kind, faststart = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+rng = np.random.default_rng(0)
+if kind == "mask":
+    from fractions import Fraction
+    with label_video(
+        Path(path), (48, 64), time_base=Fraction(1, 25), fps=25, faststart=faststart
+    ) as write:
+        for number in range(500):
+            write(rng.integers(0, 19, (48, 64), dtype=np.uint8), number)
+        os.kill(os.getpid(), signal.SIGKILL)
+with VideoWriter(path, (48, 64), fps=25, faststart=faststart) as writer:
+    for _ in range(500):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed(path: Path, kind: str, *, faststart: bool) -> Path:
+    """Return the temporary file of a process that was killed while it wrote a video."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), kind, str(faststart)], check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    (temporary,) = path.parent.glob(".*.partial.mp4")
+    return temporary
+
+
+def frames(path: Path) -> int:
+    """Return how many frames a player shows, which stops at the truncated end."""
+    count = 0
+    with av.open(str(path)) as container:
+        try:
+            for _ in container.decode(video=0):
+                count += 1
+        except av.error.InvalidDataError:
+            pass
+    return count
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize("kind", ["overlay", "mask"])
+def test_a_recording_is_kept_up_to_its_last_seconds(kind: str, tmp_path: Path) -> None:
+    killed(tmp_path / "front.mp4", kind, faststart=False)
+    (tmp_path / "front-recovered.mp4").write_bytes(b"an earlier one")
+    (tmp_path / ".front.12.partial.json").write_bytes(b"{")
+    (recovered,) = recover_recordings(tmp_path)
+    assert recovered.name == "front-recovered-2.mp4"
+    # The encoder holds back frames too.
+    assert frames(recovered) >= 500 - 5 * 25
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "front-recovered-2.mp4",
+        "front-recovered.mp4",
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_a_video_made_from_a_file_is_removed(tmp_path: Path) -> None:
+    temporary = killed(tmp_path / "front.mp4", "overlay", faststart=True)
+    assert recover_recordings(tmp_path) == []
+    assert not temporary.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_only_the_recording_of_a_named_file_is_recovered(tmp_path: Path) -> None:
+    other = killed(tmp_path / "rear.mp4", "overlay", faststart=False)
+    assert recover_recordings(tmp_path, tmp_path / "front.mp4") == []
+    assert other.exists()
+    (recovered,) = recover_recordings(tmp_path, tmp_path / "rear.mp4")
+    assert recovered.name == "rear-recovered.mp4"
