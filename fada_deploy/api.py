@@ -258,10 +258,10 @@ def evaluate(
 
     def dataset(space: Any) -> FrameDataset:
         if not isinstance(data, str | Path):
-            if data.space != space:
+            if data.space.names != space.names:
                 raise UsageError(
-                    f"{data.name}: opened with the label space {data.space.name}, the model has "
-                    f"{space.name}; open it with the label space of the model"
+                    f"{data.name}: opened with the classes of {data.space.name}, the model has "
+                    f"those of {space.name}; open it with the label space of the model"
                 )
             return data
         root = None if data_root is None else Path(data_root)

@@ -120,7 +120,7 @@ def main(args: list[str] | None = None) -> Any:
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)
         # Errors of the last bytes are raised here, and not when the interpreter exits.
-        sys.stdout.flush()
+        _flush_output()
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         # click raises Abort for both.
         if isinstance(error.__cause__, EOFError):
@@ -148,8 +148,19 @@ def main(args: list[str] | None = None) -> Any:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _flush_output() -> None:
+    # There is no stdout if the process was started without one.
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
 def _discard_output() -> None:
-    """Discard what was not written to stdout, which would fail again when the interpreter exits."""
+    """Write what stdout still holds, or discard it, so that it does not fail again at the exit."""
+    try:
+        _flush_output()
+        return
+    except OSError:
+        pass
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

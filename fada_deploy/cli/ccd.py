@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,8 +117,8 @@ class Comparison:
             rows = zip(self.space.names, self.distances[name].tolist(), self.common, strict=True)
             runs[name] = {
                 "input": size,
-                "mean": _number(self.means[name]),
-                "ccd": {n: _number(v) if present else None for n, v, present in rows},
+                "mean": self.means[name],
+                "ccd": {n: v if present else None for n, v, present in rows},
                 "features": dict(zip(self.space.names, map(int, moments.count), strict=True)),
             }
         return {"denominator": self.denominator, "runs": runs}
@@ -155,11 +154,6 @@ class Comparison:
             ),
             path=path,
         )
-
-
-def _number(value: float) -> float | None:
-    """Return None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
 
 
 def _measure(

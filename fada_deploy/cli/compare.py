@@ -116,6 +116,7 @@ def command(
     options |= {"method": None, "stages": "source", "seed": None, "start": None}
     config = make_run_config(config_file, settings, options)
     names = parse_methods(methods, config.backbone)
+    is_new = out is None or not out.exists()
     out = out or numbered_dir(RUNS, "compare")
     out.mkdir(parents=True, exist_ok=True)
     log(f"comparing {', '.join(names)} in {out}")
@@ -129,7 +130,8 @@ def command(
     except FadaError:
         # Do not leave an empty folder behind.
         with suppress(OSError):
-            out.rmdir()
+            if is_new:
+                out.rmdir()
         raise
     _print_result(document, page, as_json=as_json)
     return int(any(method.errors for method in document.methods))

@@ -107,7 +107,7 @@ _INT8_OPTIONS = ("hardware_target", "calibration_method", "calibration_frames", 
 @DATA_ROOT_OPTION
 @click.option(
     "--max-miou-drop",
-    type=FiniteFloat(),
+    type=FiniteFloat(-100, 100),
     metavar="POINTS",
     default=2.0,
     show_default=True,

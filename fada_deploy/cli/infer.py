@@ -116,7 +116,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--deadline-ms",
-    type=FiniteFloat(),
+    type=FiniteFloat(0, min_open=True),
     metavar="MS",
     help="Live sources: drop frames that waited longer than this before inference. "
     "[default: no limit]",
@@ -156,7 +156,7 @@ if TYPE_CHECKING:
     "--chunk-frames",
     type=click.IntRange(1),
     metavar="N",
-    help="With --ray: smallest number of frames in a chunk of a video. [default: 600]",
+    help="With --ray: approximate number of frames in a chunk of a video. [default: 600]",
 )
 @JSON_OPTION
 def command(**options: Any) -> int:

@@ -57,7 +57,7 @@ def infer_on_cluster(arguments: Arguments, cluster: ClusterOptions) -> int:
         raise UsageError(f"{live[0]} is a live source; --ray is for files and folders")
     check_outputs(sources, options)
     warn_about_ignored_options(arguments, options.kinds, sources)
-    model = _find_model(arguments)
+    model = _find_model(arguments, cluster)
     stop = StopRequest(sources)
     with _output(arguments, options) as output:
         with stop_on_signals(stop), library_output_hidden():
@@ -110,9 +110,10 @@ def _refuse_options(arguments: Arguments) -> None:
             raise UsageError(f"{option} cannot be combined with --ray")
 
 
-def _find_model(arguments: Arguments) -> _Model:
+def _find_model(arguments: Arguments, cluster: ClusterOptions) -> _Model:
     """Return the model that --model names, or else the newest one that this machine can run."""
     from fada_deploy.cli.newest_model import open_newest
+    from fada_deploy.cluster.connection import worker_device
     from fada_deploy.common.runs import exported_model, warn_if_outdated
     from fada_deploy.runtime.backend_selection import metadata_of
     from fada_deploy.runtime.backends.base import cuda_index
@@ -124,9 +125,10 @@ def _find_model(arguments: Arguments) -> _Model:
         metadata = metadata_of(path)
     else:
         # The workers have GPUs, this machine need not have one.
-        has_device = cuda_index(arguments.device) is None or find_gpu() is not None
+        device = worker_device(arguments.device, cluster)
+        has_device = cuda_index(device) is None or find_gpu() is not None
         segmenter, skipped = open_newest(
-            device=arguments.device if has_device else "cpu",
+            device=device if has_device else "cpu",
             backend=arguments.backend,
             batch=arguments.batch,
             allow_unverified=arguments.allow_unverified,

@@ -51,7 +51,7 @@ def _recover(folder: Path, file: Path | None = None) -> None:
     from fada_deploy.runtime.writers.recovery import recover_recordings
 
     for path in recover_recordings(folder, file):
-        log(f"{path}: a recording that was not ended; it has all but its last seconds")
+        log(f"{path}: recovered an unfinished recording; its last seconds are missing")
 
 
 def has_frames(summary: InferenceSummary, sources: Sequence[Source], *, stopped: bool) -> bool:

@@ -33,7 +33,17 @@ def make_run_config(
         recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
     )
     _check_rendered(config, options, no_rendered=no_rendered)
+    _check_target(config)
     return config
+
+
+def _check_target(config: RunConfig) -> None:
+    """Raise `UsageError` if there is a folder of a data set for a target of recordings."""
+    from fada_deploy.common.errors import UsageError
+    from fada_deploy.training.data.datasets import is_recording
+
+    if config.tgt_root is not None and is_recording(config) and Path(config.tgt).exists():
+        raise UsageError("--tgt-root is the folder of a data set; recordings are named by --tgt")
 
 
 def _check_rendered(config: RunConfig, options: dict[str, Any], *, no_rendered: bool) -> None:
@@ -43,7 +53,11 @@ def _check_rendered(config: RunConfig, options: dict[str, Any], *, no_rendered: 
 
     has_rendered = any(source.name == RENDERED for source in config.sources)
     if no_rendered and has_rendered:
-        reason = "there is no other source" if len(config.sources) == 1 else "--src names rendered"
+        reason = (
+            "there is no other source"
+            if len(config.sources) == 1
+            else "rendered is one of the sources"
+        )
         raise UsageError(f"--no-rendered: {reason}; name a labeled data set with --src")
     if options.get("rendered_scenes") is not None and not has_rendered:
         log("warning: --rendered-scenes has no effect: the run has no source rendered")

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-miou-drop",
-    type=FiniteFloat(),
+    type=FiniteFloat(-100, 100),
     metavar="POINTS",
     default=2.0,
     show_default=True,

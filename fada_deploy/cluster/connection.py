@@ -53,17 +53,18 @@ def worker_device(device: str, options: ClusterOptions) -> str:
     """Return the device of a worker for what the user asked for: "auto", "cpu", "cuda" or "cuda:N".
 
     A worker uses no GPU that it has not reserved. Ray numbers the reserved ones from 0. Raise
-    `UsageError` if the workers have no such GPU.
+    `UsageError` if the workers have no such GPU. Other names are returned unchanged, for the worker
+    to refuse.
     """
     name, _, index = device.partition(":")
     if name != "cuda":
-        return device if options.gpus else "cpu"
+        return "cpu" if device == "auto" and not options.gpus else device
     if not options.gpus:
         raise UsageError(
             f"--device {device}: the workers have no GPU; add --ray-gpus 1, or a fraction such as "
             "0.25 to share a GPU"
         )
-    if index not in ("", "0"):
+    if index.isdecimal() and int(index) >= max(1, options.gpus):
         raise UsageError(f"--device {device}: each worker numbers its own GPUs from 0; use cuda")
     return device
 

@@ -59,15 +59,21 @@ def remove_partial(folder: Path, file: Path | None = None, *, except_in: str = "
     Those in its subfolder `except_in` are kept. With `file`, remove only those of that file, in
     `folder` itself.
     """
+    for path in partial_files(folder, file):
+        if path.relative_to(folder).parts[0] != except_in:
+            path.unlink(missing_ok=True)
+
+
+def partial_files(folder: Path, file: Path | None = None) -> list[Path]:
+    """Return the temporary files of `atomic_path`, of any process, anywhere under `folder`.
+
+    With `file`, return only those of that file, in `folder` itself.
+    """
     if file is None:
-        found = folder.rglob(".*.partial*")
-        paths = (path for path in found if path.relative_to(folder).parts[0] != except_in)
-    else:
-        # The name of this process's temporary file, with the number of any process.
-        own = re.escape(_temporary_name(file)).replace(rf"\.{os.getpid()}\.", r"\.\d+\.")
-        paths = (path for path in folder.iterdir() if re.fullmatch(own, path.name))
-    for path in list(paths):
-        path.unlink(missing_ok=True)
+        return sorted(folder.rglob(".*.partial*"))
+    # The name of this process's temporary file, with the number of any process.
+    own = re.escape(_temporary_name(file)).replace(rf"\.{os.getpid()}\.", r"\.\d+\.")
+    return sorted(path for path in folder.iterdir() if re.fullmatch(own, path.name))
 
 
 def walk_files(

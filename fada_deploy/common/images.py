@@ -107,9 +107,11 @@ def read_red_channel(path: Path) -> NDArray[np.integer[Any]]:
 
 
 def _without_negative(ids: NDArray[Any]) -> NDArray[np.integer[Any]]:
-    """Return ids without a sign; negative ones are unknown, as those above 255 are."""
+    """Return ids as unsigned integers of at most 16 bits; negative ones become 65535, unknown."""
     if ids.dtype.kind == "i":
-        return np.asarray(np.clip(ids, -1, 65535).astype(np.int64) % 65536, np.uint16)
+        return np.asarray(np.clip(ids.astype(np.int64), -1, 65535) % 65536, np.uint16)
+    if ids.dtype.itemsize > 2:
+        return np.asarray(np.minimum(ids, 65535), np.uint16)
     return cast("NDArray[np.integer[Any]]", np.ascontiguousarray(ids))
 
 
@@ -127,8 +129,7 @@ def _array_indices(path: Path) -> NDArray[np.integer[Any]]:
         raise DataError(f"{path}: labels must be an array (H, W) of integers, got {found}")
     if array.size == 0:
         raise DataError(f"{path}: the array is empty")
-    # Unsigned ids of 64 bits are limited too.
-    return _without_negative(np.minimum(array, 65535).astype(np.int64))
+    return _without_negative(array)
 
 
 def size_without_orientation(path: Path) -> tuple[int, int]:

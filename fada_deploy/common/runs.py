@@ -231,7 +231,7 @@ def new_run(src: str, tgt: str, backbone: str, out: Path | None) -> Path:
         raise UsageError(f"{out} is a file; name a folder for the run")
     if (out / CONFIG).is_file():
         raise UsageError(
-            f"{out} contains a run; name another folder, or continue the run with "
+            f"{out} contains a run; name another folder, or continue that run with "
             f"`fada train --resume {shlex.quote(str(out))}`"
         )
     if out.exists() and any(out.iterdir()):
@@ -252,7 +252,7 @@ def all_weights(run: Path) -> list[Path]:
     `UsageError` for a file.
     """
     if run.is_file():
-        raise UsageError(f"{run} is a file; checkpoints are those of a run or a stage")
+        raise UsageError(f"{run} is a file; --all needs a run or a stage")
     if not run.exists():
         raise ModelError(not_a_run(run))
     weights = []

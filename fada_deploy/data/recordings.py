@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 HELD_OUT_FRACTION = 0.1
 _LABEL_FOLDERS = frozenset({"annotations", "gtfine", "labels", "masks"})
 _THUMBNAIL_WH = (32, 18)
+# Timestamps of damaged recordings run back by less; they do not begin anew.
+_JITTER_S = 1.0
 
 OnError = Callable[[DataError], None]
 
@@ -188,7 +190,8 @@ def _timed_frames(
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield (frame number, RGB) of frames at least `every` seconds apart by their timestamps.
 
-    Timestamps that jump back begin anew, as where two recordings were joined unchanged.
+    Timestamps that jump back by more than a second begin anew, as where two recordings were joined
+    unchanged.
     """
     container, stream = open_video(video)
     with container:
@@ -201,7 +204,7 @@ def _timed_frames(
                 continue
             time_s = float(timed.time_s)
             # A tolerance, since timestamps are rounded to the time base of the file.
-            if used_s is None or not used_s <= time_s < used_s + every - 1e-6:
+            if used_s is None or not used_s - _JITTER_S <= time_s < used_s + every - 1e-6:
                 used_s = time_s
                 yield index, upright_rgb(timed.decoded)
             index += 1

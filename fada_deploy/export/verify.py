@@ -165,8 +165,8 @@ def check_accuracy(
     evaluations = []
     for path in (baseline, model):
         # The baseline of a TensorRT engine is an ONNX file, which needs another backend.
-        name = backend if path.suffix == model.suffix else "auto"
-        with Segmenter(path, backend=name, device=device) as segmenter:
+        name, where = (backend, device) if path.suffix == model.suffix else ("auto", "auto")
+        with Segmenter(path, backend=name, device=where) as segmenter:
             predict = partial(segmenter.labels, color="rgb")
             evaluations.append(evaluate(predict, dataset, description=f"scoring {path.name}"))
     before, after = (evaluation.scores for evaluation in evaluations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -139,7 +140,8 @@ def _render_all(scenes: list[_Job], processes: int) -> Iterator[None]:
         yield from map(_render_scene, scenes)
         return
     # Processes and not threads: rasterization holds the interpreter lock.
-    processes = min(processes, _MAX_PROCESSES)
+    if os.name == "nt":
+        processes = min(processes, _MAX_PROCESSES)
     context = multiprocessing.get_context("spawn")
     finished = 0
     try:

@@ -38,6 +38,7 @@ from fada_deploy.training.reporting.run_summary import RunSummary
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.run_queue import Job, train_jobs
 from fada_deploy.training.stage_config import with_length
+from fada_deploy.training.translate_sources import COMPLETE, FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -211,8 +212,9 @@ def _check_settings(jobs: Sequence[Job], out: Path) -> None:
     for job in jobs:
         where = f"settings of {job.folder.name}"
         RunConfig.from_dict(job.config.to_dict(), where=where, remedy="correct the options")
-        stages = [job.folder / stage for stage in job.config.stages]
-        if not any((stage / name).is_file() for stage in stages for name in (WEIGHTS, STATE)):
+        folders = [job.folder / name for name in (*job.config.stages, FOLDER)]
+        files = (WEIGHTS, STATE, COMPLETE)
+        if not any((folder / name).is_file() for folder in folders for name in files):
             # Nothing was trained, for example because a file of initial weights was missing.
             continue
         # The folder may be named in another way, or may have been moved.

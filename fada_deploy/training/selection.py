@@ -249,8 +249,8 @@ def _log(document: SelectionDocument, start: Path | None) -> None:
     logger.info("%s", describe_choice(document))
     if document.best == START:
         logger.warning(
-            "the starting weights (--start) look better on the target than any stage of this run; "
-            "to keep them, use %s",
+            "the weights that this run started from look better on the target than any of its "
+            "stages; to keep them, use %s",
             "--model builtin"
             if start == BUILTIN_FILE
             else f"`fada export {shlex.quote(str(start))} --out model.onnx`",

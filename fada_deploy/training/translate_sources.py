@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # In the folder of a run: networks, translated frames and examples of them.
 FOLDER = "translation"
 _NETWORKS, _FRAMES = "networks.safetensors", "frames"
-_COMPLETE, _EXAMPLES = "complete", "examples.jpg"
+COMPLETE, _EXAMPLES = "complete", "examples.jpg"
 
 
 def check_translation(config: RunConfig, folder: Path) -> None:
@@ -49,7 +49,7 @@ def check_translation(config: RunConfig, folder: Path) -> None:
         if network is not None:
             logger.warning("translation.semantic_network is not used without --style cyclegan")
         return
-    if (folder / FOLDER / _COMPLETE).is_file():
+    if (folder / FOLDER / COMPLETE).is_file():
         return
     if network is not None and not (folder / FOLDER / _NETWORKS).is_file():
         load_model(Path(network))
@@ -72,7 +72,7 @@ def translate_sources(
     if config.style != "cyclegan" or data.sources is None:
         return
     folder, size_hw = folder / FOLDER, config.src_size
-    if not (folder / _COMPLETE).is_file():
+    if not (folder / COMPLETE).is_file():
         networks = _trained_networks(config, folder, data, device=device, amp=amp)
         # Originals that are read once are not cached.
         originals = replace(data.sources.frames, cache=None)
@@ -80,7 +80,7 @@ def translate_sources(
             networks.to_target, originals, folder / _FRAMES, size_hw, amp=amp
         )
         data.bad_files |= dict.fromkeys(errors)
-        (folder / _COMPLETE).touch()
+        (folder / COMPLETE).touch()
         logger.info("translation finished")
     translated = translated_frames(data.sources.frames, folder / _FRAMES, size_hw)
     if not (folder / _EXAMPLES).is_file() and distributed.is_main_process():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.files import lock
 from fada_deploy.training import run_queue
-from fada_deploy.training.comparison import parse_methods
+from fada_deploy.training.comparison import _check_settings, parse_methods
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.run_files import load_config
+from fada_deploy.training.loop import STATE
+from fada_deploy.training.run_files import load_config, save_config
 from fada_deploy.training.run_queue import Job, train_jobs
 
 Run = Callable[..., tuple[int, str, str]]
@@ -216,6 +218,18 @@ def test_an_option_of_a_comparison_can_be_corrected(
     code, _, err = fada(*command, "--init", tmp_path / "missing.pth")
     assert code == 1 and "missing.pth" in err
     assert fada(*command)[0] == 0
+
+
+def test_a_trained_translation_fixes_the_settings(tmp_path: Path) -> None:
+    """CyCADA trains it before its stages."""
+    job = Job(tmp_path / "cycada", RunConfig("gta5", "cityscapes", style="cyclegan"))
+    save_config(job.config, job.folder)
+    changed = replace(job, config=replace(job.config, seed=2))
+    _check_settings([changed], tmp_path)
+    (job.folder / "translation").mkdir()
+    (job.folder / "translation" / STATE).write_bytes(b"x")
+    with pytest.raises(UsageError, match="other settings"):
+        _check_settings([changed], tmp_path)
 
 
 def test_nothing_is_left_of_a_comparison_that_cannot_begin(

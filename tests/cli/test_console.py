@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,6 +63,33 @@ def test_a_document_that_cannot_be_written(output: str) -> None:
     assert "Exception ignored" not in done.stderr
 
 
+def test_no_standard_output(tmp_path: Path) -> None:
+    """A daemon may start a command without one."""
+    command = f"{shlex.quote(sys.executable)} -m fada_deploy inspect builtin >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_document_is_complete_if_a_later_file_cannot_be_written() -> None:
+    program = """
+import fada_deploy.cli as commands
+from fada_deploy.cli.console import emit_json
+
+def fails(*_, **__):
+    emit_json({"value": float("nan"), "list": [1.5, float("inf")]})
+    raise PermissionError(13, "Permission denied", "plot.png")
+
+commands.cli.main = fails
+commands.main(["inspect"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )  # fmt: skip
+    assert done.returncode == 1 and "plot.png: Permission denied" in done.stderr
+    assert json.loads(done.stdout) == {"value": None, "list": [1.5, None]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
@@ -75,3 +104,8 @@ def test_numbers_must_be_finite(
 ) -> None:
     code, _, err = fada(*arguments)
     assert code == 2 and option in err
+
+
+def test_no_option_shows_a_range_without_limits(fada: Callable[..., tuple[int, str, str]]) -> None:
+    for command in ("infer", "export", "verify", "train", "bench", "compare"):
+        assert "None]" not in fada(command, "--help")[1]

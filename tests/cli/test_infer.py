@@ -184,7 +184,7 @@ def test_all_sources_unreadable(
         (["VIDEO", "--legend", "middle"], 2, "'bottom-right'"),
         (["VIDEO", "--drop-policy", "hope"], 2, "'drop-oldest'"),
         (["VIDEO", "--reconnect-timeout", "-1"], 2, "--reconnect-timeout"),
-        (["VIDEO", "--deadline-ms", "0"], 2, "greater than 0 ms"),
+        (["VIDEO", "--deadline-ms", "0"], 2, "greater than 0"),
         (["VIDEO", "--save", "none"], 2, "--save none needs --show"),
         (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes exactly one folder"),
         (["VIDEO", "--watch"], 2, "drive.mp4 is a file; --watch needs a folder"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.images import read_indices
 from fada_deploy.common.label_space import (
     CITYSCAPES_13,
     CITYSCAPES_19,
@@ -17,6 +18,7 @@ from fada_deploy.common.label_space import (
 )
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.label_files import table_reader
 
 
 def make(
@@ -87,6 +89,19 @@ def test_negative_ids_are_unknown(tmp_path: Path, value: int) -> None:
         with path.open("wb") as file:
             file.write(cv2.imencode(".tiff", labels)[1].tobytes())
     assert dataset.labels(0)[0].tolist() == [13, 255]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+)
+def test_arrays_of_every_integer_type(tmp_path: Path, dtype: str) -> None:
+    make(tmp_path, row(0, 1), "[labels]")
+    kind = np.dtype(dtype)
+    values = [7, 0, np.iinfo(kind).min if kind.kind == "i" else 9, np.iinfo(kind).max]
+    np.save(tmp_path / "labels/a.npy", np.array([values], kind))
+    assert read_indices(tmp_path / "labels/a.npy")[0, :2].tolist() == [7, 0]
+    reader = table_reader({7: "car"}, CITYSCAPES_19, known={255})
+    assert reader(tmp_path / "labels/a.npy")[0].tolist() == [13, 255, 255, 255]
 
 
 MERGED = """\

@@ -570,7 +570,7 @@ def test_only_the_files_of_the_model_are_sent(model: Path, tmp_path: Path) -> No
     ("device", "gpus", "expected"),
     [
         ("auto", 0, "cpu"), ("cpu", 0, "cpu"), ("auto", 1, "auto"), ("cuda", 0.5, "cuda"),
-        ("cpu", 1, "cpu"), ("cuda:0", 1, "cuda:0"),
+        ("cpu", 1, "cpu"), ("cuda:0", 1, "cuda:0"), ("cuda:1", 2, "cuda:1"), ("gpu", 0, "gpu"),
     ],
 )  # fmt: skip
 def test_workers_use_the_gpus_that_they_have_reserved(

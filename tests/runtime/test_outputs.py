@@ -19,7 +19,6 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import lock, remove_partial
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import SourceEnd
-from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.videos import VideoSource
 from fada_deploy.runtime.writers.finished import FINISHED, FinishedSources
@@ -49,12 +48,6 @@ def test_names_that_differ_in_case_are_numbered(tmp_path: Path) -> None:
     paths = [tmp_path / "x/Drive.mp4", tmp_path / "y/drive.mp4"]
     names = output_names([VideoSource(path) for path in paths])
     assert list(names.values()) == ["Drive", "drive-2"]
-    for name in ("A.png", "a.png"):
-        toy.write_image(tmp_path / "images" / name, toy.scene(1)[0])
-    toy.write_image(tmp_path / "images/b.png", toy.scene(1)[0])
-    (source,) = open_sources([tmp_path / "images"])
-    assert isinstance(source, ImageSource)
-    assert sorted(source.items) == ["A.png", "a.png", "b"]
 
 
 @pytest.mark.parametrize(

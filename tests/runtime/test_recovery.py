@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from fada_deploy.runtime.writers.recovery import recover_recordings
+from fada_deploy.runtime.writers.video_writer import VideoWriter
 
 # Writes 20 seconds of video, and is killed before the end of the file.
 PROGRAM = """
@@ -44,7 +46,7 @@ def killed(path: Path, kind: str, *, faststart: bool) -> Path:
         [sys.executable, "-c", PROGRAM, str(path), kind, str(faststart)], check=False
     )
     assert done.returncode == -signal.SIGKILL
-    (temporary,) = path.parent.glob(".*.partial.mp4")
+    (temporary,) = path.parent.glob(".*.partial.*")
     return temporary
 
 
@@ -74,6 +76,30 @@ def test_a_recording_is_kept_up_to_its_last_seconds(kind: str, tmp_path: Path) -
         "front-recovered-2.mp4",
         "front-recovered.mp4",
     ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize("name", ["REC.MP4", f"{'front-' * 30}.mp4"])
+def test_any_name_of_a_recording_is_recovered(name: str, tmp_path: Path) -> None:
+    """Long names are shortened while a file is written."""
+    killed(tmp_path / name, "overlay", faststart=False)
+    (recovered,) = recover_recordings(tmp_path, tmp_path / name)
+    assert recovered.stem.endswith("-recovered") and recovered.suffix == Path(name).suffix
+    assert frames(recovered) > 0
+
+
+@pytest.mark.parametrize("preset", ["ultrafast", "medium"])
+@pytest.mark.parametrize("first", [0, 75])
+def test_timestamps_of_a_recording(preset: str, first: int, tmp_path: Path) -> None:
+    """They are those of the frames, also with B-frames and if the first frames were dropped."""
+    path = tmp_path / "front.mp4"
+    image = np.zeros((48, 64, 3), np.uint8)
+    with VideoWriter(path, (48, 64), fps=25, x264_preset=preset, faststart=False) as writer:
+        for number in range(first, first + 200):
+            writer.write(image, number)
+    with av.open(str(path)) as container:
+        times = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+    assert times == pytest.approx([number / 25 for number in range(first, first + 200)])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")

@@ -39,8 +39,8 @@ from fada_deploy.runtime.writers.output import output_names
 
 logger = logging.getLogger(__name__)
 
-# Smallest number of frames in a chunk of a video. A chunk decodes up to one group of pictures more
-# than it needs, which is 250 frames by x264's default.
+# Approximate number of frames in a chunk of a video. A chunk decodes up to one group of pictures
+# more than it needs, which is 250 frames by x264's default.
 CHUNK_FRAMES = 600
 
 
@@ -77,7 +77,7 @@ def run_job(
         options: What is written; its `out` is not used.
         output: Where it is written.
         cluster: The workers.
-        chunk_frames: Smallest number of frames in a chunk of a video, and the largest number of
+        chunk_frames: Approximate number of frames in a chunk of a video, and the largest number of
             images in a part of a folder.
         resume: Leave out the sources that an earlier job in the folder has finished, and the parts
             of others that it has.
@@ -142,7 +142,8 @@ def _begin(manifest: Manifest, output: OutputFolder, *, resume: bool) -> None:
 def _check_names(sources: Sequence[JobSource], manifest: Manifest) -> None:
     """Raise `UsageError` if a source would overwrite the outputs of another one of the job."""
     for source in sources:
-        if (owner := manifest.outputs.get(source.output, source.absolute)) != source.absolute:
+        owner = manifest.outputs.get(source.output, source.absolute)
+        if str(Path(owner).resolve()) != source.absolute:
             raise UsageError(
                 f"--resume: {source.name} would overwrite the outputs of {owner}, which are named "
                 f"{source.output}; name the same sources in the same order, or another --out"

@@ -17,6 +17,8 @@ from fada_deploy.runtime.writers.finished import MANIFEST, SETTING_NAMES
 
 # Seconds between two versions of a manifest in an object store, where files cannot be appended to.
 _WRITE_INTERVAL_S = 5.0
+# The same for the lines that end a source, without which it would be processed again.
+_END_INTERVAL_S = 1.0
 
 
 class JobLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="job"):
@@ -115,7 +117,7 @@ class Manifest:
             self._text.clear()
 
     def add(self, line: Line) -> None:
-        """Append a line. In an object store, it may be written a few seconds later."""
+        """Append a line. In an object store, it may be written with one of the next ones."""
         if not self.has_begun:
             self._text += _encode(line)
             return
@@ -124,7 +126,8 @@ class Manifest:
                 file.write(_encode(line))
             return
         self._text += _encode(line)
-        if time.monotonic() - self._written > _WRITE_INTERVAL_S:
+        is_end = isinstance(line, DoneLine | FailedLine)
+        if time.monotonic() - self._written > (_END_INTERVAL_S if is_end else _WRITE_INTERVAL_S):
             self._write()
 
     def close(self) -> None:

@@ -165,13 +165,9 @@ def _open_files(folder: Path, files: Sequence[Path], hardware: str | None) -> li
     videos: list[Source] = [
         VideoSource(p, hardware) for p in files if p.suffix.lower() in VIDEO_SUFFIXES
     ]
-    # Names that differ in case alone are one file on Windows and macOS.
-    stems = Counter(path.stem.casefold() for path in images)
-    names = {path.name.casefold() for path in images}
+    stems, names = Counter(path.stem for path in images), {path.name for path in images}
     items = {
-        path.stem
-        if stems[path.stem.casefold()] == 1 and path.stem.casefold() not in names
-        else path.name: path
+        path.stem if stems[path.stem] == 1 and path.stem not in names else path.name: path
         for path in images
     }
     return [ImageSource(str(folder), items), *videos] if images else videos

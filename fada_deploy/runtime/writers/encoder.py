@@ -31,7 +31,11 @@ _FRAGMENT_S = 2
 # Options of FFmpeg's MP4 muxer, with and without faststart.
 _MP4_OPTIONS = {
     True: {"movflags": "+faststart"},
-    False: {"movflags": "+hybrid_fragmented", "frag_duration": str(_FRAGMENT_S * 1_000_000)},
+    # The header is written after the first packets, because it contains the first timestamp.
+    False: {
+        "movflags": "+hybrid_fragmented+delay_moov",
+        "frag_duration": str(_FRAGMENT_S * 1_000_000),
+    },
 }
 # Parts of a video that are joined later; NUT stores timestamps in any time base.
 PART_SUFFIX = ".nut"

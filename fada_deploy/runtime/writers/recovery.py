@@ -1,13 +1,11 @@
-"""Recordings of live sources that were not ended, because the process or the machine stopped."""
+"""Unfinished recordings of live sources, whose process or machine has stopped."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from fada_deploy.common.files import remove_partial
-
-_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.partial\.mp4")
+from fada_deploy.common.files import partial_files, remove_partial
 
 
 def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
@@ -25,13 +23,10 @@ def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
         The recordings.
     """
     recovered = []
-    found = folder.rglob(".*.partial.mp4") if file is None else folder.glob(".*.partial.mp4")
-    for path in sorted(found):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or (file is not None and match["stem"] != file.stem):
-            continue
-        if _is_playable(path):
-            final = _free_name(path.with_name(f"{match['stem']}-recovered.mp4"))
+    for path in partial_files(folder, file):
+        if path.suffix.lower() == ".mp4" and _is_playable(path):
+            stem = re.sub(r"\.\d+\.partial", "", path.stem).removeprefix(".")
+            final = _free_name(path.with_name(f"{stem}-recovered{path.suffix}"))
             path.replace(final)
             recovered.append(final)
     remove_partial(folder, file)

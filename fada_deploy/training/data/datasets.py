@@ -32,10 +32,8 @@ def open_target(
     Raise `DataError` if the target does not exist, `UsageError` if its name is unknown or an option
     does not apply to it.
     """
-    if not _is_recording(config):
+    if not is_recording(config):
         return _open_labeled_target(config, space)
-    if config.tgt_root is not None:
-        raise UsageError("--tgt-root is the folder of a data set; recordings are named by --tgt")
     path = Path(config.tgt)
     if not path.exists():
         raise missing_target(config.tgt)
@@ -61,7 +59,8 @@ def missing_target(name: str) -> FadaError:
     )
 
 
-def _is_recording(config: RunConfig) -> bool:
+def is_recording(config: RunConfig) -> bool:
+    """Return whether the target of a run is a video or a folder, and no data set."""
     # The name of a data set always means the data set, even if a folder of that name exists.
     return config.tgt not in DATASETS and not config.tgt.endswith(".toml")
 
@@ -87,7 +86,7 @@ def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameData
 
     Raise `UsageError` if one of them has no labels.
     """
-    if _is_recording(config):
+    if is_recording(config):
         raise UsageError(
             f"the target {config.tgt} consists of recordings without labels; "
             "class centers need labels of both domains"

@@ -106,7 +106,7 @@ def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
 def open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDataset:
     """Open one source of a run; the source `rendered` is rendered on first use."""
     if source.name == RENDERED:
-        if source.root is not None:
+        if source.root is not None and len(config.sources) == 1:
             raise UsageError("--src-root: the source rendered has no folder; leave it out")
         rendered = render_source(config.rendered_scenes, config.src_size)
         dataset = open_dataset("gta5", rendered, split="train", space=space)

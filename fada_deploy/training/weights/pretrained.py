@@ -194,5 +194,5 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     content = read_checkpoint(path)
     content = content.get("state_dict", content)
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: its state_dict is no dictionary, got {type(content).__name__}")
+        raise ModelError(f"{path}: state_dict must be a dictionary, got {type(content).__name__}")
     return {n: t for n, t in content.items() if isinstance(t, Tensor)}
