@@ -33,8 +33,9 @@ def warn_about_unused(reasons: Mapping[str, str], named: Collection[str]) -> Non
         reasons: Parameter → why its option has no effect.
         named: The parameters whose options were named.
     """
-    for name in sorted(reasons.keys() & set(named)):
-        log(f"warning: --{name.replace('_', '-')} has no effect: {reasons[name]}")
+    for name, reason in reasons.items():
+        if name in named:
+            log(f"warning: --{name.replace('_', '-')} has no effect: {reason}")
 
 
 def shown_files(lines: Sequence[str], count: int = 3) -> list[str]:

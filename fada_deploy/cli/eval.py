@@ -33,6 +33,7 @@ from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
     from fada_deploy.cluster.connection import ClusterOptions
+    from fada_deploy.common.metadata import ModelMetadata
     from fada_deploy.evaluation import Evaluation, Predict
 
 _MULTI_SCALE = (0.7, 1.0, 1.3)
@@ -189,19 +190,17 @@ def _exported(
     from fada_deploy.runtime.backend_selection import metadata_of
     from fada_deploy.runtime.segmenter import Segmenter
 
-    metadata = metadata_of(model)
     device = _worker_device(device, cluster)
-    subject = Subject(
-        str(model),
-        metadata.label_space,
-        metadata.input_size_hw,
-        partial(_open_exported, model, device, backend),
-    )
+
+    def subject(metadata: ModelMetadata) -> Subject:
+        opener = partial(_open_exported, model, device, backend)
+        return Subject(str(model), metadata.label_space, metadata.input_size_hw, opener)
+
     if cluster is not None:
-        yield subject, None
+        yield subject(metadata_of(model)), None
         return
     with Segmenter(model, device=device, backend=backend) as segmenter:
-        yield subject, partial(segmenter.labels, color="rgb")
+        yield subject(segmenter.metadata), partial(segmenter.labels, color="rgb")
 
 
 def _worker_device(device: str, cluster: ClusterOptions | None) -> str:

@@ -73,11 +73,12 @@ def build_engine(model: Path, out: Path, options: EngineOptions = _DEFAULTS) -> 
 def check_can_build(options: EngineOptions) -> None:
     """Raise the error of `build_engine` if the library of `options` cannot build here."""
     try:
-        context = open_builder(options.flavor)
-        options.check_flavor(context.flavor)
-        _require_supported_gpu(context.trt, context.flavor, options, find_gpu())
-        if context.flavor == "tensorrt_rtx":
-            _check_compute_capabilities(context.trt, options.compute_capabilities)
+        builder_context = open_builder(options.flavor)
+        trt, flavor = builder_context.trt, builder_context.flavor
+        options.check_flavor(flavor)
+        _require_supported_gpu(trt, flavor, options, find_gpu())
+        if flavor == "tensorrt_rtx":
+            _check_compute_capabilities(trt, options.compute_capabilities)
     except FadaError as error:
         raise error.with_traceback(None) from None
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from fada_deploy._version import __version__
 from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.common.errors import DataError, FadaError, UsageError
-from fada_deploy.common.files import LOCK, lock, remove_partial
+from fada_deploy.common.files import lock, remove_partial
 from fada_deploy.common.runs import CONFIG, EXPORTS, STAGES, WEIGHTS, checkpoint_path
 from fada_deploy.common.selection import SELECTION
 from fada_deploy.data.base import FrameDataset
@@ -48,7 +48,7 @@ from fada_deploy.training.reporting.run_summary import (
 )
 from fada_deploy.training.reporting.tensorboard import TensorBoardLogger, require_tensorboard
 from fada_deploy.training.result import TrainingResult
-from fada_deploy.training.run_files import check_fingerprints, save_config
+from fada_deploy.training.run_files import check_fingerprints, remove_empty_run, save_config
 from fada_deploy.training.scoring import describe_scores, stage_scores
 from fada_deploy.training.selection import select_stage
 from fada_deploy.training.stages.adversarial import train_adversarial
@@ -90,20 +90,18 @@ def train(
             remove_partial(run, except_in=EXPORTS)
             # Before the data is prepared, which can take long and is continued after a restart.
             save_config(config, run)
-        try:
-            with distributed.main_process_first():
+        with distributed.main_process_first():
+            try:
                 training = TrainingRun(
                     config, run,
                     device=device, tensorboard=tensorboard, cluster=cluster, cache_gib=cache_gib,
                 )  # fmt: skip
-        except FadaError:
-            # Do not leave an empty run behind.
-            with suppress(OSError):
-                (run / LOCK).unlink()
-                if is_new:
-                    (run / CONFIG).unlink()
-                run.rmdir()
-            raise
+            except FadaError:
+                # Do not leave an empty run behind. Inside the block, because the other processes
+                # end after it, and their end stops this one.
+                if distributed.is_main_process():
+                    remove_empty_run(run, is_new=is_new)
+                raise
         processes = distributed.world_size()
         suffix = f" in {processes} processes" if processes > 1 else ""
         logger.info("run %s: training on %s%s", run, device, suffix)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from fada_deploy.common import documents
 from fada_deploy.common.errors import DataError, ModelError, UsageError
-from fada_deploy.common.files import write_text
+from fada_deploy.common.files import LOCK, write_text
 from fada_deploy.common.runs import CONFIG, not_a_run
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
@@ -60,3 +61,12 @@ def check_fingerprints(run: Path, datasets: Mapping[str, FrameDataset]) -> None:
             f"frames or classes of the {' and '.join(changed)} have changed since the run {run} "
             "began; restore them, or start a new run"
         )
+
+
+def remove_empty_run(run: Path, *, is_new: bool) -> None:
+    """Remove the folder of a run in which nothing was trained, and its settings if `is_new`."""
+    with suppress(OSError):
+        (run / LOCK).unlink()
+        if is_new:
+            (run / CONFIG).unlink()
+        run.rmdir()

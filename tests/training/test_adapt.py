@@ -96,7 +96,9 @@ def test_adapt_compares_both_networks_on_both_targets(
     )  # fmt: skip
     assert code == 0, err
     comparisons = json.loads((out / "adaptation.json").read_text())
-    assert json.loads(stdout) == {"run": str(out), "targets": comparisons}
+    document = json.loads(stdout)
+    assert (document["run"], document["targets"]) == (str(out), comparisons)
+    assert document["bad_files"] == [] and "selftrain" in document["scores"]
     assert [c["target"] for c in comparisons] == [
         str(blocks / "source.toml"), str(blocks / "target.toml"),
     ]  # fmt: skip
