@@ -14,6 +14,7 @@ import json
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -37,9 +38,15 @@ class TimedPool(WorkerPool):
 
     seconds = 0.0
 
-    def run(self, take: Callable[[], Any]) -> Generator[tuple[Any, Any], None, None]:
+    def run(
+        self,
+        take: Callable[[], Any],
+        stop: threading.Event | None = None,
+        *,
+        on_ready: Callable[[], None] | None = None,
+    ) -> Generator[tuple[Any, Any], None, None]:
         start: float | None = None
-        for item in super().run(take):
+        for item in super().run(take, stop, on_ready=on_ready):
             # The first result is the plan of a video, which takes milliseconds.
             start = start or time.perf_counter()
             yield item

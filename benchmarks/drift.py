@@ -1,7 +1,8 @@
 """Which changes of the input the drift score detects: `python benchmarks/drift.py MODEL.onnx`.
 
-MODEL must be trained and exported on rendered streets (`fada demo`). The benchmark renders drives
-through unseen towns, changes their frames (darkness, fog, blur, …) and feeds every fifth frame of
+MODEL must be trained and exported on rendered streets (`fada data render`, and `fada train` with
+the recipe small); other models drift on unchanged drives. The benchmark renders drives through
+unseen towns, changes their frames (darkness, fog, blur, …) and feeds every fifth frame of
 ten seconds to a drift monitor, as `examples/perception_app` does. Prints the lowest, median and
 highest score after a drive, the number of drives reported as drifting, and one JSON line.
 """

@@ -2,7 +2,7 @@
 # Tests and benchmarks on a machine with a CUDA device, for at most eight minutes:
 #   benchmarks/on_gpu.sh [RESULTS]
 # RESULTS is the JSON file to write [gpu.json]; its lines are the documents of the benchmarks. PYTHON
-# names a Python with PyTorch for CUDA and the packages of `pip install -e .[train,test]`.
+# names a Python with PyTorch for CUDA and the packages of `pip install -e .[train] pytest pytest-xdist`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=$(realpath -m "${1:-gpu.json}")

@@ -11,6 +11,7 @@ float32 uses TF32 as `fada train` does. Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -231,7 +232,11 @@ def measure(backbone: str, device: torch.device, repeats: int) -> dict[str, obje
             step()
             if repeat:  # the first is a warm-up
                 times[variant].append(time.perf_counter() - start)
-    del steps
+    # The processes that measure the peaks need the memory of the device.
+    del steps, step
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return {
         "backbone": backbone,
         "size": f"{images} of {src_hw[1]}x{src_hw[0]} + {images} of {tgt_hw[1]}x{tgt_hw[0]}",

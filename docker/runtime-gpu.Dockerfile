@@ -26,7 +26,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3 \
  && rm -rf /var/lib/apt/lists/* && useradd --uid 10001 --create-home fada
 COPY --from=build /opt/fada /opt/fada
 ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 MODEL=/models/model.engine \
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
+    HOME=/tmp XDG_CACHE_HOME=/tmp/cache CUPY_CACHE_DIR=/tmp/cupy
 USER 10001:10001
 WORKDIR /tmp
 VOLUME ["/models"]

@@ -20,7 +20,8 @@ RUN python -m venv /opt/fada \
 FROM python:3.11-slim
 COPY --from=build /opt/fada /opt/fada
 RUN useradd --uid 10001 --create-home fada
-ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 MODEL=/models/model.onnx
+ENV PATH=/opt/fada/bin:$PATH PYTHONUNBUFFERED=1 MODEL=/models/model.onnx \
+    HOME=/tmp XDG_CACHE_HOME=/tmp/cache
 USER 10001:10001
 WORKDIR /tmp
 VOLUME ["/models"]

@@ -125,7 +125,11 @@ def print_message(text: str) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write an annotated video (.mp4).")
 @click.option(
-    "--json", "lines", type=click.File("w", "utf-8"), default="-", help="File of the JSON lines."
+    "--json",
+    "lines",
+    type=click.File("w", "utf-8", lazy=True),
+    default="-",
+    help="File of the JSON lines.",
 )
 @click.option(
     "--vanishing-point",
@@ -192,12 +196,12 @@ def run(app: App, address: str, lines: TextIO, out: Path | None) -> int:
             "note: drift is not monitored, because the model has no target statistics; "
             "export it again"
         )
-    source = open_source(address, out)
+    source = open_source(address, out, lines)
     latencies: list[float] = []
     failed = 0
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals(source))
-        video = AnnotatedVideo(stack, out, source.rate)
+        video = AnnotatedVideo(stack, out, source)
         for item in source.frames():
             if stop.requested:
                 break
@@ -214,8 +218,8 @@ def run(app: App, address: str, lines: TextIO, out: Path | None) -> int:
     return failed
 
 
-def open_source(address: str, out: Path | None) -> Any:
-    """Return the only source at an address; check that the output does not replace it."""
+def open_source(address: str, out: Path | None, lines: TextIO) -> Any:
+    """Return the only source at an address; check that no output replaces it or the other one."""
     source, *others = open_sources([address])
     if others:
         raise UsageError(f"{address}: contains {1 + len(others)} sources; name one of them")
@@ -223,6 +227,10 @@ def open_source(address: str, out: Path | None) -> Any:
         raise UsageError(f"--out must end in .mp4, got {out}")
     if out is not None and out.resolve() == Path(source.name).resolve():
         raise UsageError(f"--out {out} is the source itself; choose another name")
+    if Path(lines.name).resolve() == Path(source.name).resolve():
+        raise UsageError(f"--json {lines.name} is the source itself; choose another name")
+    if out is not None and out.resolve() == Path(lines.name).resolve():
+        raise UsageError(f"--out and --json both name {out}; choose another name")
     return source
 
 
@@ -259,8 +267,8 @@ class AnnotatedVideo:
     # Still images have no timestamps: ten per second.
     STILL_TIME_BASE = Fraction(1, 10)
 
-    def __init__(self, stack: ExitStack, path: Path | None, rate: Fraction | None) -> None:
-        self._stack, self._path, self._rate = stack, path, rate
+    def __init__(self, stack: ExitStack, path: Path | None, source: Any) -> None:
+        self._stack, self._path, self._source = stack, path, source
         self._writer: VideoWriter | None = None
 
     def write(self, frame: Frame, line: dict[str, Any], app: App) -> None:
@@ -270,7 +278,15 @@ class AnnotatedVideo:
         if self._writer is None:
             size_hw = image.shape[0], image.shape[1]
             time_base = frame.time_base or self.STILL_TIME_BASE
-            writer = VideoWriter(self._path, size_hw, fps=self._rate, time_base=time_base)
+            writer = VideoWriter(
+                self._path,
+                size_hw,
+                fps=self._source.rate,
+                time_base=time_base,
+                pixel_aspect=self._source.pixel_aspect,
+                # A recording of hours is not written twice at its end.
+                faststart=not self._source.is_live,
+            )
             self._writer = self._stack.enter_context(writer)
         self._writer.write(image, frame.index if frame.pts is None else frame.pts)
 

@@ -18,7 +18,7 @@ import pytest
 from app import App
 from budget import Budget
 from perception import GROUPS, Corridor, perceive
-from toy import color_model, read_video, write_image, write_video
+from toy import color_model, read_video, scene, write_image, write_video
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
@@ -525,3 +525,12 @@ def test_drift_is_not_decided_on_few_frames(
     assert ("too few frames" in last) == (frames == 3) and ("like the frames" in last) == (
         frames == 60
     )
+
+
+def test_no_output_replaces_the_source_or_the_other_one(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "drive.mp4", [scene(i)[0] for i in range(2)])
+    before = path.read_bytes()
+    for more in (("--json", path), ("--out", path), ("--json", "x.mp4", "--out", "x.mp4")):
+        finished = run(path, "--model", "builtin", *more)
+        assert finished.returncode == 2 and "choose another name" in finished.stderr
+        assert path.read_bytes() == before
