@@ -118,7 +118,7 @@ def test_labels_without_a_class_raise_data_error(blocks: Path, tmp_path: Path) -
 
 def test_a_data_set_of_another_label_space_is_refused(blocks: Path) -> None:
     dataset = open_dataset(str(blocks / "target.toml"), None, split="val", space=CITYSCAPES_19)
-    with pytest.raises(UsageError, match=r"cityscapes-19, the model has driving-11"):
+    with pytest.raises(UsageError, match=r"of cityscapes-19, .* of driving-11"):
         fada_deploy.evaluate("builtin", dataset)
     with pytest.raises(ValueError, match="predicted class 18"):
         confusion_matrix(np.uint8([0, 255]), np.uint8([18, 30]), 11)

@@ -44,13 +44,17 @@ def _temporary_name(final: Path) -> str:
     ending = f".{os.getpid()}.partial{final.suffix}"
     if len(os.fsencode(f".{final.stem}{ending}")) <= limit:
         return f".{final.stem}{ending}"
-    digest = hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8]
+    digest = _digest(final)
     if len(os.fsencode(f".{digest}{ending}")) > limit:  # the suffix is not a file format
         ending = f".{os.getpid()}.partial"
     stem = final.stem
     while stem and len(os.fsencode(f".{stem}-{digest}{ending}")) > limit:
         stem = stem[:-1]
     return f".{stem}-{digest}{ending}"
+
+
+def _digest(final: Path) -> str:
+    return hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8]
 
 
 def remove_partial(folder: Path, file: Path | None = None, *, except_in: str = "") -> None:
@@ -71,8 +75,9 @@ def partial_files(folder: Path, file: Path | None = None) -> list[Path]:
     """
     if file is None:
         return sorted(folder.rglob(".*.partial*"))
-    # The name of this process's temporary file, with the number of any process.
-    own = re.escape(_temporary_name(file)).replace(rf"\.{os.getpid()}\.", r"\.\d+\.")
+    # A shortened name has as many characters as the number of its process leaves.
+    stem, suffix = re.escape(file.stem), re.escape(file.suffix)
+    own = rf"\.({stem}|.*-{_digest(file)})\.\d+\.partial({suffix})?"
     return sorted(path for path in folder.iterdir() if re.fullmatch(own, path.name))
 
 

@@ -170,3 +170,18 @@ def test_temporary_files_of_an_export_are_kept(tmp_path: Path) -> None:
         (tmp_path / folder / ".model.1.partial.onnx").write_bytes(b"x")
     remove_partial(tmp_path, except_in="export")
     assert [path.parent.name for path in tmp_path.rglob("*.onnx")] == ["export"]
+
+
+def test_temporary_files_of_one_file_whatever_the_number_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long name is shortened, the more the longer that number is."""
+    for final in (tmp_path / f"{'x' * 240}.mp4", tmp_path / "short.mp4"):
+        made = set()
+        for process in (7, 123_456):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            path = tmp_path / files._temporary_name(final)
+            path.write_bytes(b"x")
+            made.add(path)
+        assert set(files.partial_files(tmp_path, final)) == made
+    assert files.partial_files(tmp_path, tmp_path / "other.mp4") == []

@@ -182,10 +182,10 @@ def test_two_distributions_of_opencv_clash(installed: Callable[..., None]) -> No
     assert check.state == "problem" and check.remedy.endswith(
         "&& pip install opencv-python-headless"
     )
-    installed(opencv_python_headless=None, opencv_contrib_python="4.12.0", opencv_python=None)
+    installed(opencv_python_headless=None, opencv_contrib_python="4.13.0", opencv_python=None)
     assert [c.state for c in packages.clash_checks()] == ["ok"]
     library = by_name(packages.library_checks())["libraries"]
-    assert library.state == "ok" and "opencv-contrib-python 4.12.0" in library.detail
+    assert library.state == "ok" and "opencv-contrib-python 4.13.0" in library.detail
 
 
 def test_tensorrt_version_of_onnxruntime_is_neutral(installed: Callable[..., None]) -> None:
