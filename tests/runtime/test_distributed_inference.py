@@ -486,23 +486,31 @@ def test_a_video_that_could_not_be_read_is_processed_when_the_job_is_continued(
     assert_same_outputs(tmp_path / "out", tmp_path / "whole")
 
 
-def test_parts_of_another_model_are_not_used(
+def interrupted_after_two_images(
     model: Path, tmp_path: Path, inline_pool: type[InlinePool]
-) -> None:
-    """A run without a cluster has replaced the outputs of an interrupted job."""
+) -> Path:
+    """Interrupt a job in `out` after two of four images, a part each; return their folder."""
     folder, stop = tmp_path / "images", threading.Event()
     for index in range(4):
         toy.write_image(folder / f"{index}.png", toy.scene(index)[0])
-    segment(model, [folder], tmp_path / "whole", ("mask",))
     inline_pool.on_task = staticmethod(
         lambda task: stop.set() if isinstance(task, PartTask) and task.index == 1 else None
     )
     segment_in_chunks(model, [folder], tmp_path / "out", ("mask",), stop=stop, chunk_frames=1)
+    inline_pool.on_task = None
+    return folder
+
+
+def test_parts_of_another_model_are_not_used(
+    model: Path, tmp_path: Path, inline_pool: type[InlinePool]
+) -> None:
+    """A run without a cluster has replaced the outputs of an interrupted job."""
+    folder = interrupted_after_two_images(model, tmp_path, inline_pool)
+    segment(model, [folder], tmp_path / "whole", ("mask",))
     assert (tmp_path / "out" / PARTS).exists()
     for mask in (tmp_path / "out").glob("mask/images/*.png"):
         toy.write_image(mask, np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "out" / MANIFEST).unlink()
-    inline_pool.on_task = None
     segment_in_chunks(model, [folder], tmp_path / "out", ("mask",), resume=True, chunk_frames=1)
     assert_same_outputs(tmp_path / "out", tmp_path / "whole")
 
@@ -510,14 +518,7 @@ def test_parts_of_another_model_are_not_used(
 def test_frames_of_an_earlier_run_are_not_counted_again(
     model: Path, tmp_path: Path, inline_pool: type[InlinePool]
 ) -> None:
-    folder, stop = tmp_path / "images", threading.Event()
-    for index in range(4):
-        toy.write_image(folder / f"{index}.png", toy.scene(index)[0])
-    inline_pool.on_task = staticmethod(
-        lambda task: stop.set() if isinstance(task, PartTask) and task.index == 1 else None
-    )
-    segment_in_chunks(model, [folder], tmp_path / "out", ("mask",), stop=stop, chunk_frames=1)
-    inline_pool.on_task = None
+    folder = interrupted_after_two_images(model, tmp_path, inline_pool)
     summary = segment_in_chunks(
         model, [folder], tmp_path / "out", ("mask",), resume=True, chunk_frames=1
     )
