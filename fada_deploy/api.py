@@ -30,7 +30,7 @@ class TrainOptions(TypedDict, total=False):
             also with "-multi"), "minent", "clan", "fcn-wild", "siban", "adaptpatch", "cda",
             "cycada" or "source".
         stages: Stages to train, from "source", "adversarial", "selftrain" and "distill".
-        label_space: "cityscapes-19", "-16", "-13", or a TOML file.
+        label_space: "cityscapes-19", "-16", "-13", "driving-11", or a TOML file.
         init: File with ImageNet weights, "imagenet" (from an installed package or downloaded), or
             "none".
         start: Run or weights file that replaces the stages that are left out.
@@ -137,13 +137,13 @@ def adapt(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> tuple[TrainingResult, list[TargetComparison]]:
-    """Adapt an adapted network to a new target, as `fada adapt` does.
+    """Adapt a trained network to a new target, as `fada adapt` does.
 
     Return the result of the new run, and the comparisons of the networks before and after on the
     new and on the old target.
 
     Args:
-        model: Run, stage of a run, or weights file.
+        model: "builtin", a run, a stage of a run, or a weights file.
         tgt: New unlabeled target: the name of a data set, a TOML file, a video, or a folder of
             videos or images.
         source_free: Learn from the new target alone.

@@ -26,7 +26,7 @@ COMMANDS = {
     "demo": ("demo", "Adapt the built-in model to a sample video: adapt, export, infer."),
     "data": ("data", "Check a data set, or render one."),
     "train": ("train", "Adapt a network from labeled source data to unlabeled target data."),
-    "adapt": ("adapt", "Adapt an adapted network again, to a new target."),
+    "adapt": ("adapt", "Adapt a trained network to a new target."),
     "compare": ("compare", "Train several methods with the same budget and compare them."),
     "eval": ("eval", "Compute the IoU of a model or a run on labeled frames."),
     "ccd": ("ccd", "Measure how close features are to the centers of their classes."),
@@ -94,9 +94,9 @@ def cli() -> None:
     """Adapt a driving-scene segmentation network to your own video, export it, and run it.
 
     \b
-    fada train --src gta5 --tgt cityscapes --init resnet101-5d3b4d8f.pth
+    fada adapt builtin --tgt drive.mp4
     fada export
-    fada infer video.mp4
+    fada infer drive.mp4
 
     Each command uses the newest output of the previous one and prints its path. Exit codes: 0 done,
     1 failed or partly failed, 2 usage, 3 a tolerance was exceeded, 70 unexpected error,

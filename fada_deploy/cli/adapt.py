@@ -64,7 +64,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Adapt an adapted network to a new target, for example another city or dusk.
+    """Adapt a trained network to a new target, for example another city or dusk.
 
     MODEL is builtin, a run, a stage of a run, or a weights file. Its network continues with the
     stage selftrain on the frames of --tgt, with the sources and settings that it was trained with.

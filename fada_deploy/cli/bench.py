@@ -34,28 +34,33 @@ _STAGES = ("decode", "resize", "network", "upsample", "draw", "write", "others")
     "--backend",
     default="all",
     show_default=True,
+    metavar="NAME",
     help="Backend to measure; all: every backend that can run the file.",
 )
 @DEVICE_OPTION
 @click.option(
     "--batch",
+    metavar="N",
     type=click.IntRange(1),
     help="Frames per batch. [default: the fixed batch size of the model, or 1]",
 )
 @click.option(
     "--parallel",
+    metavar="N",
     type=click.IntRange(1),
     help="Batches that run at the same time. [default: 1; with --video as many as "
     "`fada infer` uses]",
 )
-@click.option("--video", help="Video file for the end-to-end measurement.")
+@click.option("--video", metavar="FILE", help="Video file for the end-to-end measurement.")
 @click.option(
     "--frames",
+    metavar="N",
     type=click.IntRange(1),
     help="Number of frames of the end-to-end measurement; needs --video. [default: all]",
 )
 @click.option(
     "--seconds",
+    metavar="SECONDS",
     type=FiniteFloat(0.1),
     default=3.0,
     show_default=True,
@@ -243,8 +248,9 @@ def _end_to_end_table(results: Sequence[BenchmarkResult]) -> str:
         rows.append(("", "", "", "CPU", total, *_stage_cells(timing.stage_cpu_ms)))
     header = ("end-to-end", "frames/s", "of model-only", "ms/frame", "total", *_STAGES)
     note = (
-        "of model-only: end-to-end divided by model-only frames/s. "
-        "CPU: time of each stage's own threads; others: threads of codecs and backends."
+        "of model-only: end-to-end throughput divided by model-only throughput.\n"
+        "CPU: CPU time of the threads of each stage. others: CPU time of the threads of codecs and "
+        "backends."
     )
     return f"{format_table(header, rows, align='lrrl' + 'r' * (1 + len(_STAGES)))}\n\n{note}"
 

@@ -136,7 +136,10 @@ class Comparison:
         rows.append(["mean", *(f"{mean:.2f}" for mean in self.means.values())])
         lines.append(format_table(header, rows, indent="  "))
         if self.absent:
-            lines.append(f"not compared, because not present everywhere: {', '.join(self.absent)}")
+            lines.append(
+                "These classes were not compared, because at least one measurement lacks them: "
+                + ", ".join(self.absent)
+            )
         return "\n".join(lines)
 
     def save_plot(self, path: Path, frames: int) -> None:

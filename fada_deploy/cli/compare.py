@@ -51,7 +51,7 @@ def _parse_seeds(ctx: click.Context, param: click.Parameter, value: str) -> tupl
     show_default=True,
     metavar="NAME,…",
     help="Methods to compare, or all: the names of `fada train --method`; source (the source "
-    "alone, for as many iterations), none (no adversary), selftrain, st, cbst, crst (self-training "
+    "alone, for the whole budget), none (no adversary), selftrain, st, cbst, crst (self-training "
     "in rounds), proda (its first stage), and a method with +selftrain.",
 )
 @click.option(

@@ -62,7 +62,7 @@ _MULTI_SCALE = (0.7, 1.0, 1.3)
     "--all",
     "all_weights",
     is_flag=True,
-    help="Evaluate every checkpoint, not only the last weights; runs only.",
+    help="Evaluate every checkpoint instead of the stage that training chose; runs only.",
 )
 @click.option(
     "--confusion",

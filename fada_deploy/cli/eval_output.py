@@ -78,7 +78,10 @@ def one_text(subject: Subject, result: Evaluation, data: str) -> str:
         format_table(["class", "IoU %"], rows, indent="  "),
     ]
     if scores.absent:
-        lines.append(f"not in the labels, so not part of a mean: {', '.join(scores.absent)}")
+        lines.append(
+            "The labels do not contain these classes, so the means exclude them: "
+            + ", ".join(scores.absent)
+        )
     return "\n".join(lines)
 
 

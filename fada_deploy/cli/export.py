@@ -153,7 +153,8 @@ _INT8_OPTIONS = ("hardware_target", "calibration_method", "calibration_frames", 
 @click.option(
     "--version-compatible",
     is_flag=True,
-    help="TensorRT: the engine also loads in later TensorRT versions.",
+    help="TensorRT: the engine also loads in later TensorRT versions. `fada infer` does not run "
+    "such an engine, because it contains host code.",
 )
 @click.option(
     "--hardware-compatible",

@@ -102,7 +102,7 @@ def command(
     log(f"wrote run {run}")
     name = shlex.quote(str(run))
     log(f"next: fada eval {name} --data {shlex.quote(tgt)}")
-    log(f"or:   fada export {name} (without {tgt}: add --calibration IMAGES)")
+    log(f"or:   fada export {name} (if {tgt} is not on this machine, add --calibration IMAGES)")
     if as_json:
         emit_json(document)
 

@@ -150,7 +150,7 @@ def print_summary(document: Mapping[str, Any], *, is_live: bool) -> None:
         log(f"{name}: {', '.join(f'{counter} {n}' for counter, n in counters.items())}")
     if failed:
         others = "" if "interrupted" in document else "; all other frames were processed"
-        log(f"{len(failed)} failed (listed above){others}")
+        log(f"{len(failed)} error{'s' * (len(failed) != 1)} (listed above){others}")
     for source, name in document["names"].items():
         if name not in (Path(source).name, Path(source).stem):
             log(f"{source} was saved as {name}")

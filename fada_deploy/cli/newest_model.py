@@ -64,8 +64,8 @@ def open_newest(*, backend: str = "auto", **options: Any) -> tuple[Segmenter, li
         )
     segmenter = Segmenter(BUILTIN, backend=backend, **options)
     logger.info(
-        "no exported model under %s/; using the built-in one, which has %d classes and was not "
-        "adapted to your video; adapt one with `fada train --recipe deploy --tgt VIDEO`",
+        "no exported model under %s/; using the built-in model (%d classes), which was not "
+        "adapted to your video; to adapt it: fada adapt builtin --tgt VIDEO",
         RUNS, segmenter.space.num_classes,
     )  # fmt: skip
     return segmenter, []

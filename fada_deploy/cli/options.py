@@ -61,7 +61,11 @@ JSON_OPTION = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
 )
 DEVICE_OPTION = click.option(
-    "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="Device: auto, cpu, cuda or cuda:N.",
 )
 
 

@@ -48,7 +48,7 @@ _BACKBONES = (
     type=FiniteFloat(0, min_open=True),
     metavar="WEIGHT",
     multiple=True,
-    help="Part of each --src in a batch, in the same order. [default: equal parts]",
+    help="Relative weight of each --src in a batch, in the same order. [default: equal weights]",
 )
 @click.option(
     "--no-rendered",
@@ -115,7 +115,7 @@ _BACKBONES = (
     multiple=True,
     metavar="KEY=VALUE",
     help="Change one setting, for example adversarial.lr=1e-4; may be repeated. All keys are "
-    "listed in docs/reference/file-formats.md (run-config) and in the config.json of a run.",
+    "in docs/schemas/run-config.schema.json and in the config.json of a run.",
 )
 @click.option(
     "--method",
@@ -128,8 +128,8 @@ _BACKBONES = (
     "--stages",
     metavar="STAGE,…",
     help="Stages to train, comma-separated: source, adversarial, selftrain (mean teacher on the "
-    "target), distill. [default: source,adversarial,distill; with --method "
-    "source: source]",
+    "target), distill. [default: source,adversarial,distill; with --recipe "
+    "deploy: source,selftrain; with --method source: source]",
 )
 @click.option(
     "--batch",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @MODEL_OPTION
 @click.option(
     "--backend",
+    metavar="NAME",
     default="auto",
     show_default=True,
     help="Inference backend: onnxruntime, openvino, tensorrt, or auto for all that are installed.",

@@ -135,7 +135,7 @@ def test_unreadable_image_does_not_stop_the_others(
     assert (
         summary["frames"] == 2 and len(summary["failed"]) == 1 and "1.png" in summary["failed"][0]
     )
-    assert "failed: " in output.err and "1 failed (listed above)" in output.err
+    assert "failed: " in output.err and "1 error (listed above)" in output.err
     assert sorted(p.name for p in Path("here/overlay/in").iterdir()) == ["0.jpg", "2.jpg"]
 
 
