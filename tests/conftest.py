@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from fada_deploy.cli import main
 from fada_deploy.common.progress import set_progress_factory
@@ -25,6 +27,10 @@ SLOWEST_FILES = (
     "test_quantize", "test_infer_ray", "test_killed", "test_engines", "test_self_training",
     "test_overlay", "test_soak", "test_tensorboard", "test_cluster_passes",
 )  # fmt: skip
+
+
+# Makes a folder of a name by calling a function with its path, and returns a copy.
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +69,51 @@ def untraced_exporter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", untraced)
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Do not measure coverage in the fixtures of slow tests; `no_cover` is about their calls."""
+    plugin = item.config.pluginmanager.get_plugin("_cov")
+    controller = getattr(plugin, "cov_controller", None)
+    if controller is None or not item.get_closest_marker("slow"):
+        return (yield)
+    controller.pause()
+    try:
+        return (yield)
+    finally:
+        controller.resume()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Write files without waiting for the disk; no test survives a power failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Return a function that makes a folder once for all test processes and returns a copy of it.
+
+    The first process that needs the folder makes it. Each has its own copy, so that a test may
+    write into it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    # pytest-xdist puts the folders of its processes into a common one.
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def copy_of(name: str, make: Callable[[Path], object]) -> Path:
+        made = common / f"made-{name}"
+        with FileLock(common / f"made-{name}.lock"):
+            if not (made / ".complete").is_file():
+                shutil.rmtree(made, ignore_errors=True)
+                make(made)
+                (made / ".complete").touch()
+        return Path(shutil.copytree(made, own / name, ignore=shutil.ignore_patterns(".complete")))
+
+    return copy_of
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,7 +161,7 @@ def draw_blocks(rng: np.random.Generator, *, target: bool) -> tuple[np.ndarray, 
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with small custom data sets, `source.toml` and `target.toml`.
 
-    Each has the splits train and val of 12 frames.
+    Each has the splits train and val of 6 frames.
     """
     root = tmp_path_factory.mktemp("blocks")
     rng = np.random.default_rng(0)
@@ -119,7 +170,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split in ("train", "val"):
             for sub in ("images", "labels"):
                 (root / domain / split / sub).mkdir(parents=True)
-            for i in range(12):
+            for i in range(6):
                 image, labels = draw_blocks(rng, target=domain == "target")
                 assert cv2.imwrite(
                     str(root / f"{domain}/{split}/images/{i:02d}.png"), image[..., ::-1]
@@ -135,21 +186,23 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def streets(made_once: MadeOnce) -> Path:
     """Return a folder with rendered streets of 192×128: gta5/, cityscapes/ and clip/."""
     from fada_deploy.synth.clip import write_clip
     from fada_deploy.synth.dataset import write_source, write_target
 
-    root, size_hw = tmp_path_factory.mktemp("streets"), (128, 192)
-    write_source(root / "gta5", 64, size_hw=size_hw)
-    write_target(root / "cityscapes", "train", 16, size_hw=size_hw)
-    write_target(root / "cityscapes", "val", 6, size_hw=size_hw)
-    write_clip(root / "clip", 0.4, size_hw=size_hw)
-    return root
+    def render(root: Path) -> None:
+        size_hw = (128, 192)
+        write_source(root / "gta5", 64, size_hw=size_hw)
+        write_target(root / "cityscapes", "train", 16, size_hw=size_hw)
+        write_target(root / "cityscapes", "val", 6, size_hw=size_hw)
+        write_clip(root / "clip", 0.4, size_hw=size_hw)
+
+    return made_once("streets", render)
 
 
 @pytest.fixture(scope="session")
-def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(streets: Path, made_once: MadeOnce) -> Path:
     """Return a run whose source stage has learned the classes of the rendered streets."""
     import torch
 
@@ -178,10 +231,7 @@ def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "stages": ("source",),
         },
     )
-    run = tmp_path_factory.mktemp("runs") / "streets"
-    run.mkdir()
-    train(config, run, device=torch.device("cpu"))
-    return run
+    return made_once("trained", lambda run: train(config, run, device=torch.device("cpu")))
 
 
 def restore_sigint() -> None:

@@ -81,7 +81,7 @@ def test_reports_progress_per_frame(blocks: Path) -> None:
         evaluate(lambda frames: [np.zeros(f.shape[:2], np.uint8) for f in frames], dataset, batch=5)
     finally:
         set_progress_factory(None)
-    assert bars.opened == [(12, "scoring")] and bars.done == 12
+    assert bars.opened == [(6, "scoring")] and bars.done == 6
 
 
 def test_data_set_without_a_readable_frame_raises_data_error(blocks: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_data_set_without_a_readable_frame_raises_data_error(blocks: Path, tmp_p
     for image in (tmp_path / "target/val/images").iterdir():
         image.write_bytes(b"not a readable image")
     dataset = open_dataset(str(tmp_path / "target.toml"), None, split="val", space=CITYSCAPES_19)
-    with pytest.raises(DataError, match=r"none of the 12 frames.*00\.png"):
+    with pytest.raises(DataError, match=r"none of the 6 frames.*00\.png"):
         evaluate(lambda frames: [], dataset)
 
 

@@ -16,14 +16,18 @@ from fada_deploy.export.exporter import export_onnx
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def exported(
+    trained: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> dict[str, Path]:
     """Return the fp32 files of a trained network by head; copy a file before changing it."""
-    weights = trained / "source" / "weights.safetensors"
-    folder = tmp_path_factory.mktemp("exported")
-    return {
-        head: export_onnx(weights, folder / head / "model.onnx", head=head).model
-        for head in ("logits", "labels")
-    }
+    weights, heads = trained / "source" / "weights.safetensors", ("logits", "labels")
+
+    def export(folder: Path) -> None:
+        for head in heads:
+            export_onnx(weights, folder / head / "model.onnx", head=head)
+
+    folder = made_once("exported", export)
+    return {head: folder / head / "model.onnx" for head in heads}
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training import distributed
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
-ITERATIONS = 8
+ITERATIONS = 6
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -32,8 +32,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a weights file for ResNet-18 with running statistics that can be frozen."""
     torch.manual_seed(0)
-    model = SegmentationModel(ModelSpec("resnet18", CITYSCAPES_19, (64, 96), "batch")).train()
-    frames = torch.randint(0, 256, (4, 64, 96, 3), dtype=torch.uint8)
+    model = SegmentationModel(ModelSpec("resnet18", CITYSCAPES_19, (64, 64), "batch")).train()
+    frames = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
         for _ in range(30):
             model(frames)
@@ -63,7 +63,7 @@ def train_command(
     command = [
         sys.executable, *launch, "-m", "fada_deploy", "train",
         "--src", blocks / "source.toml", "--tgt", blocks / "target.toml",
-        "--backbone", "resnet18", "--init", init, "--size", "96x64",
+        "--backbone", "resnet18", "--init", init, "--size", "64x64",
         "--batch", batch, *settings, "--out", out,
     ]  # fmt: skip
     return list(map(str, command))

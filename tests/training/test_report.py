@@ -256,7 +256,7 @@ def test_counts_in_the_distance_plot_are_those_of_the_frames(
     assert fada("report", two_stages, *arguments)[0] == 0
     drawn = path.read_text("utf-8")
     assert (
-        "12 labeled source frames and 12 labeled target frames" in drawn
+        "6 labeled source frames and 6 labeled target frames" in drawn
         and "500 labeled" not in drawn
     )
 
