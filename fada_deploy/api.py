@@ -92,7 +92,7 @@ def train(
             `cache_gib` must be left out.
         device: "auto", "cpu" or "cuda[:N]".
         tensorboard: Also write TensorBoard events to `<run>/tensorboard`.
-        cache_gib: Memory for decoded frames in GiB, in each process of torchrun.
+        cache_gib: Memory for decoded frames in GiB.
         options: The fields of `TrainOptions`, for example `backbone="ddrnet23-slim"`.
 
     Raises:

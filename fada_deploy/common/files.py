@@ -120,11 +120,11 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def lock(folder: Path, name: str = LOCK) -> Iterator[None]:
+def lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
     """Lock a folder for this process; raise `UsageError` if another process has locked it.
 
-    Locks of other names in the same folder are independent. The operating system releases the lock
-    however the process ends.
+    With `wait`, wait until the other process has released it instead. Locks of other names in the
+    same folder are independent. The operating system releases the lock however the process ends.
     """
     from filelock import FileLock, Timeout  # slow to import
 
@@ -132,7 +132,7 @@ def lock(folder: Path, name: str = LOCK) -> Iterator[None]:
     path = folder / name
     file_lock = FileLock(path)
     try:
-        file_lock.acquire(timeout=0)
+        file_lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         where = f"{folder}: another process is working in this folder"
         if name != LOCK:

@@ -133,7 +133,8 @@ def compare_targets(run: Path, config: RunConfig, device: torch.device) -> list[
     comparisons = []
     for name, settings in (("target_frames", config), ("previous_target_frames", old)):
         if name == "previous_target_frames" and (
-            settings.tgt == config.tgt or before == BUILTIN_FILE
+            (settings.tgt, settings.tgt_root) == (config.tgt, config.tgt_root)
+            or before == BUILTIN_FILE
         ):
             continue
         try:

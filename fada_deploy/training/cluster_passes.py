@@ -6,6 +6,7 @@ the folder of the run, under the same paths as the training.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -45,7 +46,7 @@ def write_pseudo_labels_on_cluster(
     # Each worker reads a frame once, so a cache would only take memory.
     make = partial(
         _label_writer,
-        model,
+        _on_cpu(model),
         replace(frames, cache=None),
         folder.absolute(),
         missing,
@@ -66,6 +67,11 @@ def write_pseudo_labels_on_cluster(
                     "run must be on a file system that all machines share"
                 )
             bar.update()
+
+
+def _on_cpu(model: SegmentationModel) -> SegmentationModel:
+    """Return a copy that a worker without the GPU of the training can load."""
+    return copy.deepcopy(model).cpu()
 
 
 def _device(cluster: ClusterOptions) -> str:
@@ -102,7 +108,7 @@ def count_target_on_cluster(
     """Return the sum of `count_confidences` over the target, with the batches of one process."""
     batches = whole_target_batches(frames)
     uncached = replace(frames, cache=None)
-    make = partial(_confidence_counter, model, uncached, size_hw, amp, _device(cluster))
+    make = partial(_confidence_counter, _on_cpu(model), uncached, size_hw, amp, _device(cluster))
     total: Tensor | None = None
     counts = map_on_cluster(make, batches, cluster, name=lambda i: f"batch {i} of the target")
     with closing(counts), progress_bar(batches, "thresholds", unit="batch") as bar:

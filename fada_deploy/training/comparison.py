@@ -32,6 +32,7 @@ from fada_deploy.common.selection import read_selection
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.sources import open_sources
+from fada_deploy.training.distributed import require_single_process
 from fada_deploy.training.loop import STATE
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.reporting.run_summary import RunSummary
@@ -128,11 +129,13 @@ def compare(
     Raise `InterruptedRunError` after Ctrl-C. A run that cannot be trained is reported in the
     document and does not end the others.
     """
+    require_single_process("`fada compare`")
     if config.style == "cyclegan":
         raise UsageError(
             "--style cyclegan would train a translation for every run; compare the method cycada"
         )
-    config = _with_budget(config, budget)
+    # A published score belongs to other lengths of the stages.
+    config = _with_budget(replace(config, published=None), budget)
     starts = {seed: _start_job(config, out, seed) for seed in seeds}
     wanted = {
         (method, seed): _method_job(config, out, method, starts[seed])
@@ -194,7 +197,8 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
             selftrain=replace(config.selftrain, align=combined),
         )  # fmt: skip
         return Job(folder, own)
-    after = replace(config, seed=seed, start=str(start.folder))
+    # The last weights of the source stage, even if the run has checkpoints to choose from.
+    after = replace(config, seed=seed, start=str(start.folder / "source"))
     if method == NO_ADVERSARY:
         adversarial = replace(config.adversarial, adversarial_weight=0.0)
         after = replace(after, method="feature", adversarial=adversarial)
@@ -214,7 +218,9 @@ def _check_settings(jobs: Sequence[Job], out: Path) -> None:
         RunConfig.from_dict(job.config.to_dict(), where=where, remedy="correct the options")
         folders = [job.folder / name for name in (*job.config.stages, FOLDER)]
         files = (WEIGHTS, STATE, COMPLETE)
-        if not any((folder / name).is_file() for folder in folders for name in files):
+        if not job.finished and not any(
+            (folder / name).is_file() for folder in folders for name in files
+        ):
             # Nothing was trained, for example because a file of initial weights was missing.
             continue
         # The folder may be named in another way, or may have been moved.

@@ -207,7 +207,10 @@ def _inconsistency(config: RunConfig) -> str:
             "or stages without adversarial"
         )
     if config.selftrain.align and "selftrain" in config.stages and config.method == "source":
-        return "selftrain.align: found true together with method 'source', expected another method"
+        return (
+            "selftrain.align: found true together with method 'source', expected another method or "
+            "selftrain.align=false"
+        )
     if config.selftrain.rounds and config.selftrain.weighting != "none":
         return (
             f"selftrain.weighting: found {config.selftrain.weighting!r} together with rounds, which"
@@ -216,8 +219,11 @@ def _inconsistency(config: RunConfig) -> str:
     if config.selftrain.prototypes and (other := _without_prototypes(config.selftrain)):
         return f"selftrain.prototypes: found true together with {other}, expected only one of them"
     if config.selftrain.align and config.selftrain.source_free:
-        return "selftrain.align: found true together with source_free, but alignment needs a source"
-    for name in STAGES:
+        return (
+            "selftrain.align: found true together with source_free, but alignment needs a source, "
+            "expected selftrain.align=false"
+        )
+    for name in config.stages:
         stage: Stage = getattr(config, name)
         if stage.batch % stage.accumulate:
             return (
@@ -230,7 +236,10 @@ def _inconsistency(config: RunConfig) -> str:
                 f"{name}.max_iterations ({stage.max_iterations})"
             )
     if config.style == "cyclegan" and not config.trains_on_source:
-        return "style: found 'cyclegan', but no stage is trained on source frames"
+        return (
+            "style: found 'cyclegan', the default of the method cycada, but no stage is trained on "
+            "source frames, expected style=none"
+        )
     if config.translation.iterations > config.translation.max_iterations:
         return (
             f"translation.iterations: found {config.translation.iterations}, expected at most "

@@ -2,8 +2,9 @@
 
 Each process loads its slots of the global batch and divides its losses by the size of the global
 batch; the gradients are summed over all processes. The steps therefore do not depend on the number
-of processes, except for the random choices of self-training. Without `torchrun` every function here
-does what a single process needs. Only process 0, the main process, writes files and reports.
+of processes, except for random choices of self-training, SIBAN and AdaptPatch. Without `torchrun`
+every function here does what a single process needs. Only process 0, the main process, writes files
+and reports.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ def initialize(device: torch.device) -> None:
         if not is_main_process():
             logging.getLogger("fada_deploy").setLevel(logging.ERROR)
             set_progress_factory(None)
+
+
+def require_single_process(what: str) -> None:
+    """Raise `UsageError` if torchrun started this process, and it did not join the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        raise UsageError(
+            f"{what} cannot be started by torchrun, which would train the same run in every "
+            "process; only the command `fada train` can"
+        )
 
 
 def _rendezvous() -> dict[str, Any]:

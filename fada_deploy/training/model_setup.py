@@ -167,6 +167,9 @@ class ModelSetup:
                 f"{stage}.accumulate must divide the {local_batch} images per process, "
                 f"got {settings.accumulate}"
             )
+        if stage == "selftrain" and settings.align:
+            # Methods look at the first source batches of the adversarial stage.
+            distributed.local_slots(self.config.adversarial.batch)
         if stage == "selftrain" and settings.source_free and settings.mixed_weight:
             self._check_pairs(local_batch)
         if find_backbone(spec.backbone).has_norms:
@@ -176,9 +179,10 @@ class ModelSetup:
     def _check_pairs(self, local_batch: int) -> None:
         """Raise `UsageError` if a process has no two frames to mix with each other."""
         if local_batch < 2:
+            batch = 2 * distributed.world_size()
             raise UsageError(
                 "selftrain: without a source, each process mixes pairs of its target frames; got "
-                f"{local_batch} frame per process; use --batch {2 * distributed.world_size()}, or "
+                f"{local_batch} frame per process; use --set selftrain.batch={batch}, or "
                 "hidden blocks: --set selftrain.mixed_weight=0 --set selftrain.masked_weight=1"
             )
 
@@ -193,7 +197,7 @@ class ModelSetup:
             accumulate = getattr(self.config, stage).accumulate
             raise UsageError(
                 f"{stage}: trainable batch normalization needs at least 2 images at a time, "
-                f"got {norm_batch}; use --batch {2 * accumulate}"
+                f"got {norm_batch}; use --set {stage}.batch={2 * accumulate}"
             )
         if spec.norm != "frozen" or stage in ("adversarial", "selftrain"):
             return

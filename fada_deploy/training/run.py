@@ -83,6 +83,7 @@ def train(
     """
     if cluster is not None and distributed.world_size() > 1:
         raise UsageError("--ray cannot be combined with torchrun; use one of them")
+    distributed.require_single_process("`fada adapt` and training from Python")
     with lock(run) if distributed.is_main_process() else nullcontext():
         is_new = not (run / CONFIG).is_file()
         if distributed.is_main_process():
@@ -152,7 +153,7 @@ class TrainingRun:
         self.setup = ModelSetup(config, folder, space, device)
         cache = FrameCache(int(cache_gib * 2**30)) if cache_gib else None
         self.data = RunData(config, folder, space, device, cache=cache)
-        check_fingerprints(folder, self.data.datasets)
+        check_fingerprints(folder, self.data.datasets, self.data.labeled_sources)
         self.tensorboard: TensorBoardLogger | None = None
         if tensorboard and distributed.is_main_process():
             self.tensorboard = TensorBoardLogger(folder / "tensorboard", self._shown_frames, device)
@@ -328,7 +329,9 @@ class TrainingRun:
     ) -> None:
         """Write the final weights of a stage and delete its training state."""
         for loader in loaders:
-            self.data.bad_files |= loader.bad
+            # Each process reads other files.
+            for bad in distributed.all_gather(loader.bad):
+                self.data.bad_files |= bad
         iterations = getattr(self.config, stage).iterations
         path = self.folder / stage / WEIGHTS
         self._save_weights(path, stage, average.weights(), spec, iterations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fada_deploy.common.files import LOCK, write_text
 from fada_deploy.common.runs import CONFIG, not_a_run
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.datasets import fingerprint
+from fada_deploy.training.data.datasets import fingerprint, label_fingerprint
 
 FINGERPRINTS = "data.json"
 
@@ -44,22 +44,31 @@ def load_config(run: Path) -> RunConfig:
         raise ModelError(str(error)) from None
 
 
-def check_fingerprints(run: Path, datasets: Mapping[str, FrameDataset]) -> None:
+def check_fingerprints(
+    run: Path, datasets: Mapping[str, FrameDataset], sources: Sequence[FrameDataset]
+) -> None:
     """Store the fingerprint of each data set in a new run; compare it in a resumed one.
 
-    Raise `DataError` if the frames or classes of a data set have changed since the run began.
+    Raise `DataError` if the frames or classes of a data set, or the encoding or ego mask of a
+    source, have changed since the run began.
     """
     path = run / FINGERPRINTS
     fingerprints = {name: fingerprint(dataset) for name, dataset in datasets.items()}
+    if sources:
+        fingerprints["labels"] = label_fingerprint(sources)
     if not path.is_file():
         write_text(path, json.dumps(fingerprints, indent=2))
         return
     stored = json.loads(path.read_text("utf-8"))
+    # Earlier versions did not store that of the labels.
+    stored = {"labels": fingerprints.get("labels"), **stored}
     changed = [name for name in fingerprints if fingerprints[name] != stored.get(name)]
     if changed:
+        what = "frames or classes of the " + " and ".join(changed)
+        if changed == ["labels"]:
+            what = "encoding or ego mask of a source"
         raise DataError(
-            f"frames or classes of the {' and '.join(changed)} have changed since the run {run} "
-            "began; restore them, or start a new run"
+            f"{what} have changed since the run {run} began; restore them, or start a new run"
         )
 
 

@@ -75,6 +75,7 @@ def make_config(
     from_file = {} if file is None else _read_file(file)
     explicit = _with_parsed_sizes(_nested({k: v for k, v in options.items() if v is not None}))
     explicit = _merged(explicit, _parse_settings(settings))
+    from_file = _without_replaced_data(from_file, explicit)
     given = _merged(from_file, explicit)
     recipe = recipe or str(from_file.get("recipe", _default_recipe(given)))
     if recipe not in RECIPES:
@@ -90,6 +91,18 @@ def make_config(
     if _target_files(config) in [_source_files(source) for source in config.sources]:
         logger.warning("source and target are the same data set (%s)", config.tgt)
     return config
+
+
+def _without_replaced_data(from_file: Document, explicit: Mapping[str, Any]) -> Document:
+    """Leave out the folder and weight of a data set that is replaced by another one."""
+    dependent = {"src": ("src_root", "src_weight"), "tgt": ("tgt_root",)}
+    dropped = {
+        name
+        for domain, names in dependent.items()
+        if explicit.get(domain, from_file.get(domain)) != from_file.get(domain)
+        for name in names
+    }
+    return {key: value for key, value in from_file.items() if key not in dropped}
 
 
 def change_settings(
@@ -304,7 +317,7 @@ def _scored_settings(config: RunConfig) -> RunConfig:
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """Make the paths of existing files absolute, so that the run works from any folder."""
-    names = ["src_root", "tgt_root", "ego_mask", "start", "label_space"]
+    names = ["src_root", "tgt_root", "ego_mask", "label_space"]
     # Names of data sets and of kinds of weights are not paths, even if such a folder exists.
     names += [name for name in ("src", "tgt") if not _is_dataset(getattr(config, name))]
     names += ["init"] if config.init not in ("none", "imagenet") else []
@@ -314,9 +327,11 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         if (path := getattr(config, name)) is not None and Path(path).exists()
     }
     extra = tuple(_with_absolute_source(source) for source in config.extra_sources)
+    # Networks are resolved to files, so that a resumed run uses the same ones.
+    if config.start not in (None, str(BUILTIN)) and Path(str(config.start)).exists():
+        paths["start"] = str(final_weights(Path(str(config.start))).resolve())
     network = config.translation.semantic_network
     if network is not None and (network == str(BUILTIN) or Path(network).exists()):
-        # Resolved to a file, so that a resumed run uses the same network.
         network = str(final_weights(Path(network)).resolve())
         paths["translation"] = replace(config.translation, semantic_network=network)
     return replace(config, extra_sources=extra, **paths)

@@ -90,7 +90,7 @@ def test_every_method_has_the_same_budget(compared: tuple[Path, dict[str, Any]])
         assert iterations(folder / "source") == [1, 2, 3, 4, 5]
         assert iterations(folder / "minent") == [1, 2]
         config = load_config(folder / "minent")
-        assert config.seed == seed and config.start == str(folder / "source-stage")
+        assert config.seed == seed and config.start == str(folder / "source-stage" / "source")
     scores = {
         (method["method"], run["seed"]): run["miou"]
         for method in document["methods"]

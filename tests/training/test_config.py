@@ -170,6 +170,28 @@ def test_method_source_excludes_the_adversarial_stage() -> None:
     assert config("method=source").stages == ("source",)
 
 
+def test_only_the_stages_that_are_trained_must_be_divisible() -> None:
+    assert config("source.accumulate=4", "selftrain.accumulate=4").selftrain.batch == 2
+    with pytest.raises(UsageError, match=r"selftrain\.batch: found 2"):
+        config("selftrain.accumulate=4", "stages=source,selftrain")
+
+
+def test_a_data_set_that_is_named_does_not_get_the_folder_of_another(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        'src = "gta5"\nsrc_root = "/data/GTA5"\nsrc_weight = 3.0\ntgt = "cityscapes"\n'
+        'tgt_root = "/data/cityscapes"\n'
+    )
+
+    def made(**options: str) -> RunConfig:
+        return make_config(recipe="paper", file=file, settings=[], options=options)
+
+    same, source, target = made(src="gta5"), made(src="synthia"), made(tgt="drive.mp4")
+    assert (same.src_root, same.src_weight) == ("/data/GTA5", 3.0)
+    assert (source.src_root, source.src_weight, source.tgt_root) == (None, 1.0, same.tgt_root)
+    assert (target.tgt_root, target.src_root) == (None, same.src_root)
+
+
 @pytest.mark.parametrize(
     ("given", "recipe"),
     [

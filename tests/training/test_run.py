@@ -291,6 +291,9 @@ def test_unusable_source_file_is_reported_and_the_run_finishes(
     result = run(config(root, "source.iterations=12", stages=("source",)), tmp_path / "run")
     errors = " ".join(result.bad_files)
     assert "03.png: the frame is 96x64 but its labels are 10x10" in errors and "04.png" in errors
+    # A run that is resumed does not read all labels again, but names their errors again.
+    again = run(load_config(tmp_path / "run"), tmp_path / "run")
+    assert set(again.bad_files) <= set(result.bad_files) and "04.png" in " ".join(again.bad_files)
 
 
 def test_loss_that_is_not_finite_stops_the_stage_and_names_its_files(
@@ -514,6 +517,35 @@ def test_resume_rejects_changed_frames(blocks: Path, tmp_path: Path) -> None:
         shutil.copy(folder / "00.png", folder / "000.png")
     with pytest.raises(DataError, match="frames or classes of the target have changed"):
         run(config(root), tmp_path / "run")
+
+
+def test_resume_rejects_another_encoding_of_the_source(blocks: Path, tmp_path: Path) -> None:
+    """The class counts of the run are those of the encoding that it began with."""
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(blocks, root)
+    run(config(root, stages=("source",)), tmp_path / "run")
+    text = (root / "source.toml").read_text()
+    (root / "source.toml").write_text('[labels]\nencoding = "labelId"\n' + text)
+    with pytest.raises(DataError, match="encoding or ego mask of a source have changed"):
+        run(config(root), tmp_path / "run")
+
+
+def test_start_is_resolved_once(finished: Path, blocks: Path, tmp_path: Path) -> None:
+    """A later choice in the other run does not change what this run continues from."""
+    chosen = json.loads((finished / "selection.json").read_text())["chosen"]
+    started = config(blocks, start=str(finished), stages=("distill",))
+    assert started.start == str(finished / chosen / "weights.safetensors")
+
+
+def test_torchrun_trains_only_by_the_command(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="torchrun"):
+        run(config(blocks, stages=("source",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_finished_stage_is_scored_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from interruptions import interrupted_after
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fada_deploy.common.errors import InterruptedRunError, ModelError, UsageError
+from fada_deploy.common.errors import DataError, InterruptedRunError, ModelError, UsageError
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
@@ -34,6 +35,7 @@ from fada_deploy.training.stages.translation import (
     TranslationNetworks,
     translated_frames,
     translation_step,
+    write_translations,
 )
 from fada_deploy.training.translate_sources import check_translation
 
@@ -252,6 +254,26 @@ def test_translated_frames_have_the_labels_of_the_source(tmp_path: Path, blocks:
     rows = ((np.arange(32) + 0.5) * height / 32).astype(int)
     columns = ((np.arange(48) + 0.5) * width / 48).astype(int)
     assert (labels == original[rows][:, columns]).mean() > 0.98
+
+
+def test_frames_whose_labels_have_another_size_are_not_translated(
+    tmp_path: Path, blocks: Path
+) -> None:
+    """The frames that are trained on have the size of the translation, and so have their labels."""
+    from fada_deploy.common.label_space import CITYSCAPES_13
+    from fada_deploy.data import open_dataset
+
+    root, folder = tmp_path / "copy", tmp_path / "translated"
+    shutil.copytree(blocks, root)
+    assert cv2.imwrite(str(root / "source/train/labels/01.png"), np.zeros((96, 64), np.uint8))
+    source = open_dataset(str(root / "source.toml"), None, split="train", space=CITYSCAPES_13)
+    folder.mkdir()
+    errors = write_translations(nn.Conv2d(3, 3, 1), source, folder, (32, 48), amp=False)
+    assert len(errors) == 1 and "01.png: the frame is 96x64 but its labels are 64x96" in errors[0]
+    translated = translated_frames(source, folder, (32, 48))
+    assert translated.pair(0)[1].shape == (32, 48)
+    with pytest.raises(DataError, match="labels are 64x96"):
+        translated.pair(1)
 
 
 def test_several_processes_and_wrong_lengths_are_refused(

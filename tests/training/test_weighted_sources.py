@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.files import cache_folder, lock
 from fada_deploy.common.label_space import CITYSCAPES_13, CITYSCAPES_19, LabelClass, LabelSpace
 from fada_deploy.data import open_dataset
+from fada_deploy.synth.dataset import RENDERER_VERSION
 from fada_deploy.synth.scene import render
 from fada_deploy.training.config import RunConfig, Source
 from fada_deploy.training.data import sources
@@ -101,6 +104,23 @@ def test_rendered_scenes_are_made_once_and_equal_the_renderer(
     monkeypatch.setattr(sources, "write_source", fail)
     again = render_source(3, (64, 96))
     assert (again / "complete").is_file() and len(list((again / "images").iterdir())) == 3
+
+
+def test_scenes_that_another_process_renders_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sources, "write_source", lambda *_, **__: pytest.fail("rendered again"))
+    root = cache_folder() / "rendered" / f"v{RENDERER_VERSION}-96x64-seed0-3"
+    found: list[Path] = []
+    with lock(root):
+        waiting = threading.Thread(target=lambda: found.append(render_source(3, (64, 96))))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        (root / "complete").touch()
+    waiting.join(10)
+    assert found == [root]
 
 
 def test_included_classes_count_as_their_class(

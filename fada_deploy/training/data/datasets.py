@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, FadaError, UsageError
@@ -103,6 +103,16 @@ def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameData
                 "class centers need labels of both domains"
             )
     return domains
+
+
+def label_fingerprint(sources: Sequence[FrameDataset]) -> str:
+    """Return a SHA-256 of how the labels of sources are read: their encodings and ego masks."""
+    digest = hashlib.sha256()
+    for dataset in sources:
+        digest.update(repr(dataset.read_labels).encode())
+        if dataset.ego_mask is not None:
+            digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(dataset: FrameDataset) -> str:

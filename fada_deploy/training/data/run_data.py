@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -117,6 +117,7 @@ class RunData:
         self._cache, self.timer = cache, WaitTimer()
         self.augmentation = get_augmentation(config.augment)
         self.bad_files: dict[str, None] = {}
+        self._source_errors: tuple[str, ...] = ()
         self.sources: SourceFrames | None = None
         checked: tuple[NDArray[np.int64], list[SourceRow]] | None = None
         if config.needs_source:
@@ -147,6 +148,11 @@ class RunData:
         if self.sources is not None:
             datasets = {"source": self.sources.frames, **datasets}
         return datasets
+
+    @property
+    def labeled_sources(self) -> tuple[FrameDataset, ...]:
+        """The sources one by one, with the labels of their own files."""
+        return () if self.sources is None else self.sources.datasets
 
     def source_loader(
         self, name: str, stage: Stage, *, size_hw: SizeHW, mirror: float = 0.0
@@ -244,16 +250,24 @@ class RunData:
     ) -> tuple[NDArray[np.int64], list[SourceRow]] | None:
         """Check the sources' labels, unless the run has their table; return pixels and table."""
         if (self._folder / SOURCE_CLASSES).is_file():
+            with suppress(OSError, ValueError):
+                document = json.loads((self._folder / SOURCES).read_text("utf-8"))
+                self.bad_files |= dict.fromkeys(document.get("errors", ()))
             return None
         pixels, errors, rows = check_sources(
             sources.datasets, allowed_ignored=self._config.allow_ignored
         )
         self.bad_files |= errors
+        self._source_errors = tuple(errors)
         return pixels, rows
 
     def _write_source_files(self, pixels: NDArray[np.int64], rows: list[SourceRow]) -> None:
         """Store the table of the sources, and the pixels of each class in each of their files."""
-        document = {"num_classes": pixels.shape[1], "sources": [asdict(row) for row in rows]}
+        document = {
+            "num_classes": pixels.shape[1],
+            "sources": [asdict(row) for row in rows],
+            "errors": list(self._source_errors),
+        }
         write_text(self._folder / SOURCES, json.dumps(document, indent=2))
         with atomic_path(self._folder / SOURCE_CLASSES) as temporary:
             np.savez_compressed(temporary, pixels=pixels)

@@ -126,7 +126,10 @@ def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:
     root = cache_folder() / "rendered" / name
     complete = root / "complete"
     if not complete.is_file():
-        with lock(root):
+        # Another run, or another machine of this one, may be rendering the same scenes.
+        with lock(root, wait=True):
+            if complete.is_file():
+                return root
             write_source(
                 root, count, size_hw=size_hw, seed=seed, jobs=usable_cores(), appearance="random"
             )

@@ -132,6 +132,7 @@ def _pictures(
         for run in method.runs[:1]:
             # The last stage, whose scores are in the document.
             stages = [out / run.run / stage / WEIGHTS for stage in STAGES]
-            weights = [path for path in stages if path.is_file()][-1]
-            networks[method.method] = load_model(weights, device)[0]
+            # A finished run may have been cleared of its weights.
+            if weights := [path for path in stages if path.is_file()]:
+                networks[method.method] = load_model(weights[-1], device)[0]
     return picture_rows(networks, frames, device, count)

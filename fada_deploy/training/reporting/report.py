@@ -213,8 +213,13 @@ def _curves(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[Marku
 
 
 def _health(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[str]:
-    lines = [(run, discriminator_health(run.metrics.get("adversarial", ()))) for run in runs]
-    return [f"{names[run.folder]}{line}" for run, line in lines if line]
+    """Return a line for each stage with a discriminator: alignment can be part of `selftrain`."""
+    return [
+        f"{names[run.folder]}{stage}: {line}"
+        for run in runs
+        for stage, metrics in run.metrics.items()
+        if (line := discriminator_health(metrics))
+    ]
 
 
 def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[str, ...]]:
@@ -282,10 +287,14 @@ def _moments(
     """
     if not networks:
         raise DataError("no stage has been trained")
+    config = RunConfig.from_dict(run.config)
+    if not config.needs_source:
+        # Opening the source may even render it.
+        raise DataError("the run was trained without a source")
     space = next(iter(networks.values())).spec.space
     if any(model.spec.space != space for model in networks.values()):
         raise DataError("the runs have different label spaces")
-    datasets = open_labeled_domains(RunConfig.from_dict(run.config), space)
+    datasets = open_labeled_domains(config, space)
     measured = {
         heading: collect_moments(model, datasets, frames=count, device=device)
         for heading, model in networks.items()

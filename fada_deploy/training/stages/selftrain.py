@@ -96,8 +96,11 @@ def train_self_training(
         if vanished := monitor.update(target.src.labels, target.labels):
             logger.warning(
                 "selftrain: the pseudo-labels no longer contain %s, although the source shows it; "
-                "lower selftrain.quantile, or keep the weights of the stage before",
+                "%skeep the weights of the stage before",
                 ", ".join(vanished),
+                ""
+                if stage.rounds or stage.prototypes or stage.weighting != "none"
+                else "lower selftrain.quantile, or ",
             )
         labeled = (target.labels < model.spec.space.num_classes).float().mean()
         losses["labeled_fraction"] = labeled / distributed.world_size()

@@ -237,13 +237,15 @@ def _crop(frames: Tensor, size_hw: torch.Size, rng: np.random.Generator) -> Tens
 
 @dataclass(frozen=True)
 class _ResizedLabels:
-    """Read labels at the size of the translated frames."""
+    """Read the labels of translated frames at the size of those frames."""
 
     read: LabelReader
     size_hw: SizeHW
+    translated: frozenset[Path | None]
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
-        return resize_labels(self.read(path), self.size_hw)
+        labels = self.read(path)
+        return resize_labels(labels, self.size_hw) if path in self.translated else labels
 
 
 def translated_frames(frames: FrameDataset, folder: Path, size_hw: SizeHW) -> FrameDataset:
@@ -254,7 +256,9 @@ def translated_frames(frames: FrameDataset, folder: Path, size_hw: SizeHW) -> Fr
         replace(pair, image=path) if path.is_file() else pair
         for pair, path in zip(frames.pairs, paths, strict=True)
     ]
-    return replace(frames, pairs=pairs, read_labels=_ResizedLabels(frames.read_labels, size_hw))
+    translated = frozenset(pair.labels for pair in pairs if pair.image.parent == folder)
+    read_labels = _ResizedLabels(frames.read_labels, size_hw, translated)
+    return replace(frames, pairs=pairs, read_labels=read_labels)
 
 
 def _path(folder: Path, index: int) -> Path:
@@ -267,7 +271,8 @@ def write_translations(
 ) -> list[str]:
     """Translate every frame at a size (height, width) into `folder`; keep existing files.
 
-    Return one error line for each frame that cannot be read. Such a frame gets no file.
+    Return one error line for each frame that cannot be used: it or its labels cannot be read, or
+    their sizes differ. Such a frame gets no file.
     """
     device = next(generator.parameters()).device
     generator.eval()
@@ -277,7 +282,8 @@ def write_translations(
         for i in missing:
             bar.update()
             try:
-                frame = resize_frame(frames.image(i), size_hw)
+                # The size of the labels is only known here; translated frames have another one.
+                frame = resize_frame(frames.pair(i)[0], size_hw)
             except DataError as error:
                 errors.append(str(error))
                 continue
