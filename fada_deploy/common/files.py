@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,9 @@ from fada_deploy.common.errors import UsageError
 LOCK = ".lock"
 # Longest temporary name in bytes, unless the final name is longer itself.
 _MAX_NAME = 64
+_TOKEN_BYTES = 3
+# Part of a temporary name that tells its process, as a regular expression.
+PROCESS = r"\.\d+(-[0-9a-f]{6})?"
 
 
 @contextmanager
@@ -25,28 +29,41 @@ def atomic_path(final: Path) -> Iterator[Path]:
     The temporary name has the suffix of `final`, since writers choose the format by the suffix.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(_temporary_name(final))
+    temporary = temporary_path(final)
     try:
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        flush_to_disk(temporary)
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary_name(final: Path) -> str:
-    """Return `.<stem>.<pid>.partial<suffix>`, shortened if the file system might refuse its length.
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file is on the disk, so that it can be renamed."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
-    A shortened stem ends with a hash, so that files with a common prefix do not collide.
+
+def temporary_path(final: Path) -> Path:
+    """Return a new temporary path beside `final` that `partial_files` recognizes.
+
+    The name is `.<stem>.<pid>-<random>.partial<suffix>`, shortened if the file system might refuse
+    its length. A shortened stem ends with a hash, so that files with a common prefix do not
+    collide. The random part tells apart threads, and processes of containers, whose numbers are
+    often equal.
     """
+    return final.with_name(_temporary_name(final))
+
+
+def _temporary_name(final: Path) -> str:
     limit = max(_MAX_NAME, len(os.fsencode(final.name)))
-    ending = f".{os.getpid()}.partial{final.suffix}"
+    process = f"{os.getpid()}-{secrets.token_hex(_TOKEN_BYTES)}"
+    ending = f".{process}.partial{final.suffix}"
     if len(os.fsencode(f".{final.stem}{ending}")) <= limit:
         return f".{final.stem}{ending}"
     digest = _digest(final)
     if len(os.fsencode(f".{digest}{ending}")) > limit:  # the suffix is not a file format
-        ending = f".{os.getpid()}.partial"
+        ending = f".{process}.partial"
     stem = final.stem
     while stem and len(os.fsencode(f".{stem}-{digest}{ending}")) > limit:
         stem = stem[:-1]
@@ -77,8 +94,16 @@ def partial_files(folder: Path, file: Path | None = None) -> list[Path]:
         return sorted(folder.rglob(".*.partial*"))
     # A shortened name has as many characters as the number of its process leaves.
     stem, suffix = re.escape(file.stem), re.escape(file.suffix)
-    own = rf"\.({stem}|.*-{_digest(file)})\.\d+\.partial({suffix})?"
+    own = rf"\.({stem}|.*-{_digest(file)}){PROCESS}\.partial({suffix})?"
     return sorted(path for path in folder.iterdir() if re.fullmatch(own, path.name))
+
+
+def free_name(path: Path) -> Path:
+    """Return a path, numbered from 2 on if it exists."""
+    name, number = path, 2
+    while name.exists():
+        name, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return name
 
 
 def walk_files(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, ModelError, ToleranceError, UsageError
-from fada_deploy.common.files import sha256
+from fada_deploy.common.files import flush_to_disk, sha256, temporary_path
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx
@@ -104,7 +104,7 @@ def convert_precision(
     """
     baseline, reference = _read_baseline(model, precision)
     out = converted_path(model, precision, hardware_target)
-    draft = out.with_name(f".{out.stem}.partial.onnx")
+    draft = temporary_path(out)
     document, float_layers, quantization = _convert(
         model, baseline, precision, hardware_target, calibration
     )
@@ -126,6 +126,7 @@ def convert_precision(
             findings["labeled"] = accuracy.to_dict()
         metadata = replace(metadata, verification=findings)
         save_onnx(document, metadata, draft)
+        flush_to_disk(draft)
         draft.replace(out)
         comparison.unlink(missing_ok=True)
     finally:
@@ -184,12 +185,15 @@ def _verify(
             out.name,
             metadata.precision,
         )
-    results = verify_file(draft, reference, backends)
+    device = "cpu" if metadata.hardware_target == "cpu" else "auto"
+    results = verify_file(draft, reference, backends, device=device)
     accuracy = None
     try:
         require_parity(results, limits.tolerance(metadata.precision))
         if limits.dataset is not None and backends:
-            accuracy = check_accuracy(draft, model, limits.dataset, backend=backends[0])
+            accuracy = check_accuracy(
+                draft, model, limits.dataset, backend=backends[0], device=device
+            )
             accuracy.check(limits.max_miou_drop)
     except ToleranceError as error:
         worst = min(results.values(), key=lambda result: result.equal_labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,29 @@ def test_long_final_name_fits_as_temporary_name(tmp_path: Path, name: str) -> No
         for path in (temporary, second):
             path.write_text("x")
     assert final.read_text() == "x" and {p.name for p in tmp_path.iterdir()} == {name, other.name}
+
+
+def test_threads_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    final, texts = tmp_path / "a.json", [str(number) * 100_000 for number in range(4)]
+
+    def write(text: str) -> None:
+        for _ in range(50):
+            write_text(final, text)
+            assert final.read_text() in texts
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, texts))
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_files_are_flushed_before_they_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[bool] = []
+    final = tmp_path / "a.json"
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(final.exists()))
+    write_text(final, "{}")
+    assert flushed == [False] and final.exists()
 
 
 def test_partial_files_of_killed_processes_are_removed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import SourceEnd
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.videos import VideoSource
-from fada_deploy.runtime.writers.finished import FINISHED, FinishedSources
+from fada_deploy.runtime.writers.finished import FINISHED, MANIFEST, FinishedSources
 from fada_deploy.runtime.writers.inference import run_inference
 from fada_deploy.runtime.writers.output import output_names, safe_name
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
@@ -125,6 +125,32 @@ def test_resume_leaves_out_finished_sources(model: Path, tmp_path: Path) -> None
     assert len(toy.read_video(options.out / "overlay" / "b.mp4")) == 5
     document = json.loads((options.out / FINISHED).read_text())
     assert sorted(map(Path, document["sources"])) == sorted(s.resolve() for s in sources)
+
+
+def test_resume_reads_a_link_to_a_finished_source(model: Path, tmp_path: Path) -> None:
+    """A link has outputs of its own."""
+    first, link = clip(tmp_path / "a.mp4"), tmp_path / "latest.mp4"
+    link.symlink_to(first)
+    options = SaveOptions(tmp_path / "out")
+    with Segmenter(model) as segmenter:
+        finished = FinishedSources(segmenter, options, open_sources([first]), resume=False)
+        run_inference(segmenter, open_sources([first]), options, finished=finished)
+        both = open_sources([first, link])
+        finished = FinishedSources(segmenter, options, both, resume=True)
+        assert run_inference(segmenter, both, options, finished=finished).finished_before == 1
+    assert files(options.out) == ["overlay/a.mp4", "overlay/latest.mp4"]
+
+
+def test_resume_refuses_the_folder_of_a_job_on_a_cluster(
+    fada: Run, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    manifest = tmp_path / "out" / MANIFEST
+    manifest.write_text("{}")
+    command = ("infer", clip(tmp_path / "a.mp4"), "--model", model, "--out", "out")
+    code, _, err = fada(*command, "--resume")
+    assert code == 2 and "add --ray" in err and manifest.is_file()
+    assert fada(*command)[0] == 0 and not manifest.exists()
 
 
 def test_resume_refuses_other_settings_and_damaged_documents(

@@ -78,6 +78,43 @@ def test_a_recording_is_kept_up_to_its_last_seconds(kind: str, tmp_path: Path) -
     ]
 
 
+def record(path: Path, count: int, *, fail: bool = False, faststart: bool = False) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    with VideoWriter(path, (48, 64), fps=25, faststart=faststart) as writer:
+        for _ in range(count):
+            writer.write(image)
+        if fail:
+            raise RuntimeError("inference failed")
+
+
+def test_a_recording_is_kept_after_an_error(tmp_path: Path) -> None:
+    """A live source cannot be read again; a file can."""
+    for name, faststart in (("front", False), ("file", True)):
+        with pytest.raises(RuntimeError, match="inference"):
+            record(tmp_path / f"{name}.mp4", 100, fail=True, faststart=faststart)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "front-recovered.mp4" and frames(kept) > 0
+
+
+def test_an_earlier_recording_is_not_replaced(tmp_path: Path) -> None:
+    for count in (3, 5, 7):
+        record(tmp_path / "front.mp4", count)
+    found = {path.name: frames(path) for path in tmp_path.iterdir()}
+    assert found == {"front-2.mp4": 3, "front-3.mp4": 5, "front.mp4": 7}
+
+
+def test_a_path_with_a_colon_is_no_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("2026-01-01T10:30/front.mp4")
+    record(path, 3, faststart=True)
+    assert path.is_file()
+    killed_path = path.with_name(".rear.12.partial.mp4")
+    path.rename(killed_path)
+    assert recover_recordings(path.parent) == [path.with_name("rear-recovered.mp4")]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 @pytest.mark.parametrize("name", ["REC.MP4", f"{'front-' * 30}.mp4"])
 def test_any_name_of_a_recording_is_recovered(name: str, tmp_path: Path) -> None:

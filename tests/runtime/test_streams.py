@@ -430,6 +430,37 @@ def test_stream_clock_continues_over_jumps_and_gaps() -> None:
     assert [by_arrival.seconds(at, 5.0) for at in (10.0, 10.5)] == [0, 0.5]
 
 
+def test_a_stopped_source_can_be_read_again(clip: Path, serve: Serve) -> None:
+    source = LiveSource(serve([clip.read_bytes()], endless=True), LiveOptions("wait"))
+    for _ in range(2):
+        assert len(take(source, 3)) == 3
+
+
+def test_dropped_frames_are_counted_while_the_stream_is_read(clip: Path, serve: Serve) -> None:
+    source = LiveSource(serve([clip.read_bytes()], endless=True))
+    frames = source.frames()
+    next(item for item in frames if isinstance(item, Frame))
+    until = time.monotonic() + 20
+    while source.dropped < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    before = source.counters()["dropped"]
+    frames.close()
+    assert 5 <= before <= source.dropped
+
+
+def test_streams_that_differ_in_their_login_are_both_read() -> None:
+    addresses = [f"rtsp://{user}:secret@nvr/live" for user in ("one", "two", "one")]
+    names = [source.name for source in open_sources(addresses)]
+    assert names == ["rtsp://nvr/live", "rtsp://nvr/live#2"]
+
+
+def test_any_iterable_of_sources_is_opened(clip: Path) -> None:
+    opened = open_sources([clip.parent.glob(clip.name)])  # type: ignore[list-item]
+    assert [source.name for source in opened] == [str(clip)]
+    with pytest.raises(UsageError, match="got float"):
+        open_sources([1.5])  # type: ignore[list-item]
+
+
 def test_source_can_be_read_twice(clip: Path, serve: Callable[..., str]) -> None:
     source = LiveSource(serve([clip.read_bytes()], endless=True), LiveOptions("wait"))
     for _ in range(2):

@@ -139,7 +139,7 @@ class EngineSidecar:
     @property
     def rebuild_command(self) -> str:
         """Return the command that rebuilds this engine."""
-        return f"`fada export {shlex.quote(self.onnx_name)} --trt`"
+        return f"`fada export {shlex.quote(self.onnx_name)} --trt` in the folder of the engine"
 
     def to_json(self) -> str:
         """Return the document as JSON text; `from_json` reads it back."""

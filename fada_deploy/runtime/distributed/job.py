@@ -94,6 +94,11 @@ def run_job(
     settings = {**output_settings(model.path, options), "chunk_frames": chunk_frames}
     job_sources = _job_sources(sources, options, settings)
     manifest = Manifest(output, settings, resume=resume)
+    if resume and not manifest.has_earlier_job and output.read(FINISHED) is not None:
+        raise UsageError(
+            f"--resume: the outputs in {output} were made without --ray; leave it out to "
+            "continue, or leave out --resume to begin anew"
+        )
     _check_names(job_sources, manifest)
     run, stop = uuid.uuid4().hex, stop or threading.Event()
     job = JobState(sources, job_sources, manifest, output, chunk_frames, stop, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -65,9 +65,22 @@ def open_sources(
                 raise unreadable from None
             items = [UnreadableSource(str(spec), unreadable)]
         for source in items:
+            _tell_apart(source, opened)
             opened.setdefault(source.name, source)
     _refuse_mixture(list(opened.values()))
     return list(opened.values())
+
+
+def _tell_apart(source: Source, opened: Mapping[str, Source]) -> None:
+    """Number the name of a stream whose address differs from that of a stream of the same name.
+
+    Names do not contain the login, which may be all that tells the cameras of a recorder apart.
+    """
+    if not isinstance(source, LiveSource):
+        return
+    name, number = source.name, 2
+    while isinstance(other := opened.get(source.name), LiveSource) and not other.reads(source):
+        source.name, number = f"{name}#{number}", number + 1
 
 
 def subfolders(folder: Path) -> int:
@@ -94,10 +107,15 @@ def _refuse_mixture(sources: Sequence[Source]) -> None:
 
 def _flatten(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Iterator[SourceSpec]:
     for spec in sources:
-        if isinstance(spec, list | tuple):
+        if isinstance(spec, str | Path | int) or hasattr(spec, "frames"):
+            yield cast("SourceSpec", spec)
+        elif isinstance(spec, Iterable):
             yield from spec
         else:
-            yield cast("SourceSpec", spec)
+            raise UsageError(
+                "a source must be a path, an address, a number or an open source, got "
+                f"{type(spec).__name__}"
+            )
 
 
 def _open(spec: SourceSpec, hardware: str | None, *, single: bool, recursive: bool) -> list[Source]:

@@ -22,6 +22,11 @@ CONNECT_TIMEOUT_S = 5.0
 # FFmpeg's flag for formats without timestamps (AVFMT_NOTIMESTAMPS), such as raw frames.
 _NO_TIMESTAMPS = 0x80
 _PLAYLISTS = frozenset({"hls", "dash"})
+_PLAYLIST_SUFFIXES = (".m3u8", ".mpd")
+# A live playlist grows by one segment at a time, which may have ten seconds.
+_PLAYLIST_TIMEOUT_S = 30.0
+# With low delay, these decoders of FFmpeg output frames in the order of decoding.
+_REORDERED_BY_LOW_DELAY = frozenset({"mpeg1video", "mpeg2video"})
 # Scheme of an address → the protocols that FFmpeg may use for it.
 _PROTOCOLS = {
     "http": "http,https,httpproxy,tls,tcp,crypto,data",
@@ -57,10 +62,12 @@ def read_stream(
     """
     import av
     from av.codec.context import Flags
+    from av.stream import Discard
 
     file: Any = _standard_input() if address == PIPE else address
     first = last = None
-    timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S)
+    packet_timeout = _PLAYLIST_TIMEOUT_S if _is_playlist(address) else CONNECT_TIMEOUT_S
+    timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, packet_timeout)
     try:
         with av.open(
             file, options=_options(address), timeout=timeout, metadata_errors="replace"
@@ -71,7 +78,11 @@ def read_stream(
                 every_frame = True
                 on_file()
             stream = best_stream(container)
-            if not every_frame:
+            for other in container.streams:
+                if other.index != stream.index:
+                    # Otherwise packets of the sound hide that the camera shows nothing any more.
+                    other.discard = Discard.all
+            if not every_frame and stream.codec_context.name not in _REORDERED_BY_LOW_DELAY:
                 stream.codec_context.flags |= Flags.low_delay
             # Without timestamps in the format, FFmpeg invents them.
             has_timestamps = not int(container.format.flags) & _NO_TIMESTAMPS
@@ -88,11 +99,17 @@ def read_stream(
             if _is_complete(address, container, stream, (last or 0) - (first or 0)):
                 raise EndOfStream
     except av.error.ExitError:
-        raise DataError(f"no packet for {CONNECT_TIMEOUT_S:g} s") from None
+        raise DataError(f"no packet for {packet_timeout:g} s") from None
     except av.error.FFmpegError as error:
         if address == PIPE and first is None:
             raise DataError("no data, or not a video") from None
         raise DataError(_unknown_host(address) or error.strerror or str(error)) from None
+
+
+def _is_playlist(address: str) -> bool:
+    return (
+        urlsplit(address).path.lower().endswith(_PLAYLIST_SUFFIXES) if "://" in address else False
+    )
 
 
 def _options(address: str) -> dict[str, str]:

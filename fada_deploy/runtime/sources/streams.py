@@ -83,7 +83,6 @@ class LiveSource:
         options: How it is read.
 
     Attributes:
-        dropped: Frames dropped by the policy.
         late: Frames dropped because they exceeded the deadline.
         damaged: Packets that could not be decoded.
         reconnects: How often the connection was opened again.
@@ -104,14 +103,28 @@ class LiveSource:
         self._drop_policy = self._options.drop_policy or default_policy
         self._stopped = threading.Event()
         self._failure = ""
-        self.dropped = self.late = self.damaged = self.reconnects = 0
+        self._slot: FrameSlot | None = None
+        self._dropped = 0
+        self.late = self.damaged = self.reconnects = 0
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped by the policy, also those of a stream that is being read."""
+        return self._dropped + (self._slot.dropped if self._slot is not None else 0)
+
+    def reads(self, other: LiveSource) -> bool:
+        """Return whether the other source has the same address."""
+        return self._address == other._address
 
     def count(self) -> None:
         """Return None: the length of a live source is unknown."""
         return None
 
     def stop(self) -> None:
-        """End the stream as if it had ended by itself."""
+        """End the stream as if it had ended by itself; it can then be read again.
+
+        A source that is not being read yet ends when it is.
+        """
         self._stopped.set()
 
     def counters(self) -> dict[str, int]:
@@ -148,7 +161,8 @@ class _StreamReader:
 
     def __init__(self, source: LiveSource, changed: threading.Condition) -> None:
         self.source = source
-        self.slot = FrameSlot(source._drop_policy, changed)
+        self.slot = source._slot = FrameSlot(source._drop_policy, changed)
+        source._failure = ""
         self._clock = StreamClock(use_timestamps=source._every_frame)
         self._index = 0
         # A file that is read over the network would begin again after a reconnection.
@@ -181,8 +195,9 @@ class _StreamReader:
     def close(self) -> None:
         """Tell the thread to end, and add up the dropped frames."""
         self.slot.close()
-        self.source.dropped += self.slot.dropped
-        self.slot.dropped = 0
+        if self.source._slot is self.slot:
+            self.source._slot = None
+            self.source._dropped += self.slot.dropped
 
     def join(self) -> None:
         """Wait up to a second for the thread."""
@@ -315,3 +330,5 @@ def read_together(sources: Sequence[LiveSource]) -> Generator[Item | SourceEnd, 
             reader.close()
         for reader in readers:
             reader.join()
+            # The source can be read again.
+            reader.source._stopped.clear()

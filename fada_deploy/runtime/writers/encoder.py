@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.video import BT709, convert_frame, video_hardware_error
+from fada_deploy.runtime.writers.recovery import recording_path
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -50,18 +51,21 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
     file has fragments of `_FRAGMENT_S` until its end, so that it can be played if there is no end
     (`recovery.recover_recordings`).
 
-    The file is written under a temporary name and renamed when the block succeeds. Raise
-    `DataError` if it cannot be written.
+    The file is written under a temporary name and renamed when the block succeeds. Without
+    `faststart` it is kept after an error, too, and an earlier file of that name is not replaced
+    (`recovery.recording_path`). Raise `DataError` if it cannot be written.
     """
     import av
 
     with ExitStack() as stack:
         try:
-            temporary = stack.enter_context(atomic_path(path))
+            new_path = atomic_path if faststart else recording_path
+            temporary = stack.enter_context(new_path(path))
             options = {} if path.suffix == PART_SUFFIX else _MP4_OPTIONS[faststart]
-            container = stack.enter_context(av.open(str(temporary), "w", options=options))
+            # Without the protocol, FFmpeg reads a colon in the path as the end of one.
+            container = stack.enter_context(av.open(f"file:{temporary}", "w", options=options))
             yield container, stack
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, OSError) as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 

@@ -7,6 +7,7 @@ and the settings of the run. Its schema is `FinishedDocument`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,8 +81,14 @@ class FinishedSources:
     ) -> None:
         self._path = options.out / FINISHED
         self._written_at = float("-inf")
+        manifest = options.out / MANIFEST
+        if resume and manifest.is_file() and not self._path.is_file():
+            raise UsageError(
+                f"--resume: the outputs in {options.out} are those of a job on a cluster; add "
+                "--ray to continue it, or leave out --resume to begin anew"
+            )
         # The outputs will no longer be those of an earlier job on a cluster.
-        (options.out / MANIFEST).unlink(missing_ok=True)
+        manifest.unlink(missing_ok=True)
         self._settings = output_settings(segmenter.path, options)
         self._states = {source.name: source_state(source) for source in sources}
         self._output_names = output_names(sources, options.tree)
@@ -170,7 +177,8 @@ def output_settings(model: Path, options: SaveOptions) -> dict[str, Any]:
 
 
 def _key(source: Source) -> str:
-    return str(Path(source.name).resolve())
+    # Links are not resolved, because each name has outputs of its own.
+    return os.path.abspath(source.name)
 
 
 def source_state(source: Source) -> str:

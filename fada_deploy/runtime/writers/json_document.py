@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from fada_deploy.common.files import atomic_path
 from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
+from fada_deploy.runtime.writers.recovery import keep_existing
 
 
 @contextmanager
@@ -17,8 +18,9 @@ def json_document(output: Output) -> Iterator[WriteResult]:
     Frames are written as they arrive, one per line, so that memory does not grow with the video.
     """
     header = json.dumps({"source": output.source.name, "classes": list(output.space.names)})
+    path = output.source_path("json", ".json")
     with (
-        atomic_path(output.source_path("json", ".json")) as temporary,
+        atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):
         file.write(header[:-1] + ', "frames": [')
@@ -34,3 +36,5 @@ def json_document(output: Output) -> Iterator[WriteResult]:
 
         yield write
         file.write("\n]}\n")
+        if output.source.is_live:
+            keep_existing(path)

@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fada_deploy.common.files import partial_files, remove_partial
+from fada_deploy.common.files import (
+    PROCESS,
+    flush_to_disk,
+    free_name,
+    partial_files,
+    remove_partial,
+    temporary_path,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def recording_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path for the recording of a live source, as `atomic_path` does for files.
+
+    What a live source showed cannot be read again, so nothing is lost: an earlier recording of that
+    name gets a number, and after an error the recording becomes `<stem>-recovered` if it can be
+    played.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(final)
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        keep_existing(final)
+        temporary.replace(final)
+    except BaseException:
+        with suppress(OSError):
+            if recovered := _recover(temporary):
+                logger.warning("the recording up to the error is %s", recovered)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def keep_existing(final: Path) -> None:
+    """Give an earlier output of a live source a number, because the new one is another one."""
+    if final.exists():
+        kept = free_name(final)
+        final.replace(kept)
+        logger.info("the earlier %s is now %s", final, kept)
 
 
 def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
     """Give the unfinished recordings of killed processes a name; remove other temporary files.
 
     A recording of a live source can be played up to its last seconds without its end; a video that
-    was made from a file cannot, and is made again. `.front.4711.partial.mp4` becomes
+    was made from a file cannot, and is made again. `.front.4711-0a1b2c.partial.mp4` becomes
     `front-recovered.mp4`. No process may be writing to the folder.
 
     Args:
@@ -24,27 +68,28 @@ def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
     """
     recovered = []
     for path in partial_files(folder, file):
-        if path.suffix.lower() == ".mp4" and _is_playable(path):
-            stem = re.sub(r"\.\d+\.partial", "", path.stem).removeprefix(".")
-            final = _free_name(path.with_name(f"{stem}-recovered{path.suffix}"))
-            path.replace(final)
+        if final := _recover(path):
             recovered.append(final)
     remove_partial(folder, file)
     return recovered
+
+
+def _recover(path: Path) -> Path | None:
+    """Rename a temporary recording that can be played; return its new name."""
+    if path.suffix.lower() != ".mp4" or not _is_playable(path):
+        return None
+    stem = re.sub(PROCESS + r"\.partial", "", path.stem).removeprefix(".")
+    final = free_name(path.with_name(f"{stem}-recovered{path.suffix}"))
+    path.replace(final)
+    return final
 
 
 def _is_playable(path: Path) -> bool:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # Without the protocol, FFmpeg reads a colon in the path as the end of one.
+        with av.open(f"file:{path}") as container:
             return next(container.decode(video=0), None) is not None
     except (av.error.FFmpegError, IndexError):
         return False
-
-
-def _free_name(path: Path) -> Path:
-    name, number = path, 2
-    while name.exists():
-        name, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
-    return name

@@ -63,8 +63,9 @@ class VideoWriter:
         color_matrix: Color matrix of the video and of PyAV frames that are written, `BT709` or
             `SMPTE170M`; RGB images are converted to it.
         faststart: Put the index at the start of the file, so that it plays while it is downloaded.
-            This writes the file a second time at the end; leave it out for recordings of hours,
-            which then can be played up to their last seconds if the process is killed.
+            This writes the file a second time at the end. Set it to False for recordings of hours:
+            they can be played up to their last seconds if the process is killed, they are kept
+            after an error, and an earlier file of that name gets a number.
 
     Raises:
         UsageError: An argument is not allowed.
