@@ -285,12 +285,13 @@ class _FrameReader:
 def _silenced() -> Iterator[None]:
     """Suppress the messages that onnxruntime's quantizer prints and logs."""
     root = logging.getLogger()
-    handlers = list(root.handlers)
+    handlers, disabled = list(root.handlers), root.manager.disable
     with redirect_stdout(StringIO()):
-        logging.disable(logging.WARNING)
+        logging.disable(max(disabled, logging.WARNING))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
             # The quantizer logs by `logging.info`, which installs a handler for all loggers.
-            root.handlers[:] = handlers
+            if not handlers:
+                root.handlers.clear()

@@ -332,7 +332,7 @@ def test_silent_fallback_of_the_cuda_provider_is_an_error(
     model = toy.color_model(tmp_path / "m.onnx")
     assert open_ort(model, device="auto").device == ("cuda:0" if starts else "cpu")
     assert sessions[-1] == (
-        [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"],
+        [("CUDAExecutionProvider", {"device_id": 0, "use_tf32": 0}), "CPUExecutionProvider"],
         usable_cores(),
     )
     assert open_ort(model, device="cpu").device == "cpu"
@@ -340,7 +340,7 @@ def test_silent_fallback_of_the_cuda_provider_is_an_error(
     if starts:
         assert open_ort(model, device="cuda:1").device == "cuda:1"
         assert open_ort(model, device=1).device == "cuda:1"
-        assert sessions[-1][0][0] == ("CUDAExecutionProvider", {"device_id": 1})
+        assert sessions[-1][0][0] == ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})
     else:
         with pytest.raises(DeviceError, match=r"cuda:1.*CUDA provider"):
             open_ort(model, device="cuda:1")
