@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +20,8 @@ _DEFAULT_RATE = Fraction(25)
 _MAX_READ_ERRORS = 10
 # Errors in a row after which a decoder that is being flushed is given up.
 _MAX_FLUSH_ERRORS = 100
+# Packets that are kept to be decoded again: at most, and how many a decoder may hold back.
+_MAX_TAIL, _MAX_HELD_BACK = 400, 64
 
 
 class PacketId(NamedTuple):
@@ -115,7 +118,7 @@ def decode_frames(
     import av
 
     packets = container.demux(stream) if start is None else _packets_from(container, stream, start)
-    errors = 0
+    errors, tail = 0, _Tail(stream)
     while errors < _MAX_READ_ERRORS:
         try:
             packet = next(packets, None)
@@ -128,7 +131,77 @@ def decode_frames(
         if packet is None:
             return
         errors = 0
-        yield from decode_packet(packet)
+        yield from tail.decode(packet)
+
+
+class _Tail:
+    """Decodes packets, and those at the end of a stream once more if frames of them are lost.
+
+    A decoder with several threads holds back as many frames. PyAV gives up the rest of them at the
+    first damaged packet among them, so the number of frames would depend on the number of cores.
+    One thread holds back none.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        # Whole groups of pictures: the last packets, from a keyframe on.
+        self._packets: deque[Any] = deque()
+        self._shown: deque[int | None] = deque(maxlen=2 * _MAX_TAIL)
+        # How many packets were decoded when each damage was reported.
+        self._damages: deque[int] = deque(maxlen=_MAX_TAIL)
+        # All packets, and those that have given neither a frame nor an error.
+        self._sent = self._missing = 0
+
+    def decode(self, packet: Any) -> Generator[Any, None, None]:
+        """Yield the frames of a packet, and None if it is damaged; see `decode_packet`."""
+        if packet.size:
+            self._remember(packet)
+        for frame in decode_packet(packet):
+            self._missing -= 1
+            if frame is None:
+                self._damages.append(self._sent)
+            else:
+                self._shown.append(frame.pts)
+            yield frame
+        if packet.size == 0 and self._missing > 0 and None not in self._shown:
+            yield from self._decode_again()
+
+    def _remember(self, packet: Any) -> None:
+        self._sent += 1
+        self._missing += 1
+        self._packets.append(packet)
+        if packet.is_keyframe:
+            keyframes = [i for i, each in enumerate(self._packets) if each.is_keyframe]
+            # The last one behind which there are as many packets as a decoder holds back.
+            enough = [i for i in keyframes if len(self._packets) - i > _MAX_HELD_BACK]
+            for _ in range(enough[-1] if enough else keyframes[0]):
+                self._packets.popleft()
+        elif len(self._packets) > _MAX_TAIL:
+            self._packets.clear()
+
+    def _decode_again(self) -> Generator[Any, None, None]:
+        """Yield the frames of the last packets that were not shown, and None for each damage."""
+        import av
+
+        original = self._stream.codec_context
+        first = next(iter(self._packets), None)
+        if first is None or not first.is_keyframe or getattr(original, "is_hwaccel", False):
+            return
+        decoder = av.CodecContext.create(original.codec.name, "r")
+        decoder.thread_count, decoder.extradata = 1, original.extradata
+        shown, damaged = set(self._shown), 0
+        for packet in [*self._packets, None]:
+            try:
+                frames = decoder.decode(packet)
+            except av.error.FFmpegError:
+                damaged += 1
+                continue
+            for frame in frames:
+                if frame.pts not in shown:
+                    frame.time_base = self._stream.time_base
+                    yield frame
+        known = sum(sent > self._sent - len(self._packets) for sent in self._damages)
+        yield from [None] * (damaged - known)
 
 
 def _packets_from(container: Any, stream: Any, start: PacketId) -> Iterator[Any]:

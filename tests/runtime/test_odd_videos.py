@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toy
 
-from fada_deploy.common.decoding import decode_packet
+from fada_deploy.common.decoding import decode_packet, timed_frames
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import read_rgb
 from fada_deploy.common.label_space import CITYSCAPES_19
@@ -153,6 +153,53 @@ class FailingPacket:
     def decode(self) -> list[av.VideoFrame]:
         self.calls += 1
         raise av.error.InvalidDataError(1094995529, "Invalid data found")
+
+
+def damaged_video(path: Path, damaged: Sequence[int]) -> Path:
+    """Write 60 frames of noise with keyframes; the packets of some frames are zeros."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "30", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(60):
+            image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for number in damaged:
+        position, size = packets[number]
+        data[position : position + size] = bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("damaged", [(), (50,), (57,), (20, 50, 58)])
+def test_damage_near_the_end_loses_the_same_frames_with_any_number_of_threads(
+    damaged: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The decoder holds back as many frames as it has threads."""
+    path = damaged_video(tmp_path / "cut.mp4", damaged)
+    found = []
+    for threads in (1, 4, 16):
+        with av.open(f"file:{path}") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = threads
+            decoded = list(timed_frames(container, stream))
+        times = [frame.time_s for frame in decoded if frame is not None]
+        pixels = [frame.decoded.to_ndarray() for frame in decoded if frame is not None]
+        assert times == sorted(times)
+        found.append((times, decoded.count(None), np.stack(pixels)))
+    times, damages, pixels = found[0]
+    # The loss of a keyframe may lose a frame behind it, too.
+    assert damages == len(damaged) and 56 <= len(times) <= 60 - len(damaged)
+    for other in found[1:]:
+        assert other[:2] == (times, damages)
+        np.testing.assert_array_equal(other[2], pixels)
 
 
 def test_a_decoder_that_fails_for_ever_ends() -> None:
