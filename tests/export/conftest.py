@@ -32,9 +32,9 @@ def exported(
 
 @pytest.fixture(scope="session")
 def calibration(streets: Path) -> np.ndarray:
-    """Return target frames at the network's input size, (16, H, W, 3) uint8 RGB."""
+    """Return target frames at the network's input size, (8, H, W, 3) uint8 RGB."""
     dataset = open_dataset("cityscapes", streets / "cityscapes", split="train", space=CITYSCAPES_19)
-    return np.stack([resize_frame(dataset.image(i), (128, 192)) for i in range(16)])
+    return np.stack([resize_frame(dataset.image(i), (128, 192)) for i in range(8)])
 
 
 @pytest.fixture

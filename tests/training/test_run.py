@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -202,12 +203,19 @@ def test_published_score_is_logged_with_the_last_stage(
 def test_interrupted_run_resumes_to_identical_weights(
     blocks: Path, finished: Path, tmp_path: Path, stage: str
 ) -> None:
-    """Interrupt one stage after its third iteration; compare with the uninterrupted run."""
+    """Interrupt one stage after its third iteration; compare with the uninterrupted run.
+
+    The earlier stages are taken from that run. The first one is interrupted in a whole run.
+    """
+    last = STAGES.index(stage)
+    stages = STAGES[: last + 1] if last else STAGES
+    for name in STAGES[:last]:
+        shutil.copytree(finished / name, tmp_path / name)
     message = rf"after 3 iterations of {stage}; resume with: fada train --resume"
     with interrupted_after(3, stage), pytest.raises(InterruptedRunError, match=message):
-        run(config(blocks), tmp_path)
+        run(config(blocks, stages=stages), tmp_path)
     run(load_config(tmp_path), tmp_path)
-    for name in STAGES:
+    for name in stages:
         want, got = (
             load_file(folder / name / "weights.safetensors") for folder in (finished, tmp_path)
         )
@@ -282,8 +290,6 @@ def test_adaptation_never_reads_a_target_label(
 def test_unusable_source_file_is_reported_and_the_run_finishes(
     blocks: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(blocks, root)
     assert cv2.imwrite(str(root / "source/train/labels/03.png"), np.zeros((10, 10), np.uint8))
@@ -507,8 +513,6 @@ def test_start_must_match_the_run(blocks: Path, finished: Path, tmp_path: Path) 
 
 
 def test_resume_rejects_changed_frames(blocks: Path, tmp_path: Path) -> None:
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(blocks, root)
     run(config(root, stages=("source",)), tmp_path / "run")
@@ -521,8 +525,6 @@ def test_resume_rejects_changed_frames(blocks: Path, tmp_path: Path) -> None:
 
 def test_resume_rejects_another_encoding_of_the_source(blocks: Path, tmp_path: Path) -> None:
     """The class counts of the run are those of the encoding that it began with."""
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(blocks, root)
     run(config(root, stages=("source",)), tmp_path / "run")

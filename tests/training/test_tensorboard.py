@@ -45,8 +45,17 @@ def train_run(blocks: Path, run: Path, *settings: str, **options: Any) -> list[d
     ]
 
 
-def test_every_line_of_metrics_is_complete(blocks: Path, tmp_path: Path) -> None:
-    for line in train_run(blocks, tmp_path, "adversarial.discriminator_lr=2e-4"):
+@pytest.fixture(scope="module")
+def logged(
+    blocks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, float]]]:
+    """Return a run with TensorBoard, and its metrics."""
+    run = tmp_path_factory.mktemp("tensorboard") / "run"
+    return run, train_run(blocks, run, "adversarial.discriminator_lr=2e-4", tensorboard=True)
+
+
+def test_every_line_of_metrics_is_complete(logged: tuple[Path, list[dict[str, float]]]) -> None:
+    for line in logged[1]:
         factor = (1 - (line["iteration"] - 1) / 62_500) ** 0.9
         assert line["lr"] == pytest.approx(1e-3 * factor)
         assert line["discriminator_lr"] == pytest.approx(2e-4 * factor)
@@ -54,11 +63,13 @@ def test_every_line_of_metrics_is_complete(blocks: Path, tmp_path: Path) -> None
         assert line["images_per_second"] > 0 and 50 < line["memory_mib"] < 100_000
 
 
-def test_tensorboard_shows_metrics_and_images_of_every_stage(blocks: Path, tmp_path: Path) -> None:
-    lines = train_run(blocks, tmp_path, tensorboard=True)
+def test_tensorboard_shows_metrics_and_images_of_every_stage(
+    logged: tuple[Path, list[dict[str, float]]],
+) -> None:
+    run, lines = logged
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "adversarial"))
+    events = EventAccumulator(str(run / "tensorboard" / "adversarial"))
     events.Reload()
     for name in ("segmentation", "discriminator_accuracy", "lr", "images_per_second"):
         scalars = events.Scalars(name)
@@ -66,15 +77,14 @@ def test_tensorboard_shows_metrics_and_images_of_every_stage(blocks: Path, tmp_p
         assert [s.value for s in scalars] == pytest.approx([line[name] for line in lines], rel=1e-6)
     images = events.Images("target/0")
     assert (images[-1].width, images[-1].height) == (2 * 96, 64)
-    assert (tmp_path / "tensorboard" / "source").is_dir()
+    assert (run / "tensorboard" / "source").is_dir()
 
 
-def test_tensorboard_does_not_change_the_training(blocks: Path, tmp_path: Path) -> None:
-    plain, logged = (
-        train_run(blocks, tmp_path / "a"),
-        train_run(blocks, tmp_path / "b", tensorboard=True),
-    )
-    assert [line["segmentation"] for line in plain] == [line["segmentation"] for line in logged]
+def test_tensorboard_does_not_change_the_training(
+    logged: tuple[Path, list[dict[str, float]]], blocks: Path, tmp_path: Path
+) -> None:
+    plain = train_run(blocks, tmp_path, "adversarial.discriminator_lr=2e-4")
+    assert [line["segmentation"] for line in plain] == [line["segmentation"] for line in logged[1]]
 
 
 def test_missing_tensorboard_is_an_error_before_training(
