@@ -37,6 +37,8 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy examples/perception_app/*.py
+	$(VENV)/bin/mypy --implicit-reexport benchmarks/*.py
+	$(VENV)/bin/mypy --implicit-reexport benchmarks/runtime/*.py
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest -q tests/test_readme.py tests/docs/test_pages.py
 	$(MAKE) --no-print-directory docs audit

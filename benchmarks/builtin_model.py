@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 
 from fada_deploy.common.files import sha256
 from fada_deploy.export.exporter import make_reference_outputs
@@ -44,7 +45,7 @@ def write_reference() -> None:
     """
     metadata = read_metadata(MODEL)
     with av.open(str(SAMPLE)) as container:
-        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        frame = np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
     model, _ = load_builtin()
     reference, _ = make_reference_outputs(model, [frame])
     path = reference_path(MODEL)

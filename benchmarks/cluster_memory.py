@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    job.progress_bar = lambda *_, **__: _Samples()  # type: ignore[assignment]
+    job.progress_bar = lambda *_, **__: _Samples()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         inputs = write_images(folder, arguments.images)

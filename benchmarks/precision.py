@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -49,9 +50,8 @@ def score(
     scores = {}
     for path in files:
         with Segmenter(path, backend=runnable_backends(path)[0], device="cpu") as segmenter:
-            scores[path] = evaluate(
-                lambda frames, s=segmenter: s.labels(frames, color="rgb"), dataset
-            ).scores.miou
+            predict = partial(segmenter.labels, color="rgb")
+            scores[path] = evaluate(predict, dataset).scores.miou
     return scores
 
 

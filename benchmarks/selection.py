@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from fada_deploy.training.weights.checkpoints import load_model
 CRITERIA: dict[str, Callable[[UnlabeledScores], float]] = {
     "score": lambda s: s.score,
     "consistency": lambda s: s.mean_consistency,
-    **{name: lambda s, name=name: s.consistency[name] for name in CHANGES},
+    **{name: partial(lambda name, s: s.consistency[name], name) for name in CHANGES},
     "expected IoU": lambda s: s.expected_iou,
     "ensemble": lambda s: s.ensemble_agreement,
     "density": lambda s: s.neighborhood_density,
@@ -66,7 +67,9 @@ class Pool:
         fractions = [source_frame_fractions(run, space.num_classes) for run in runs]
         self.source_fractions = next((f for f in fractions if f.any()), fractions[0])
         self.classes = np.asarray(self.source_fractions > 0)
-        self.names, self.miou, self.groups = [], np.zeros(0), []
+        self.names: list[str] = []
+        self.groups: list[list[int]] = []
+        self.miou = np.zeros(0)
         self.predictions: list[Predictions] = []
         self.probabilities: list[torch.Tensor] = []
         grid = None

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class LoopedSource:
 
     is_video = True
     is_live = False
-    pixel_aspect = None
+    pixel_aspect: Fraction | None = None
     audio: Path | None = None
 
     def __init__(self, path: Path, count: int) -> None:

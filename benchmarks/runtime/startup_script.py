@@ -63,5 +63,5 @@ mark_around(segmenter.Segmenter, "__init__", "sources opened", "model opened")
 for module in onnxruntime, openvino:
     mark_around(module, "import_backend", "backend import started", "backend imported")
 save_results = inference.save_results
-inference.save_results = mark_first_frame
+inference.save_results = mark_first_frame  # type: ignore[assignment]
 sys.exit(main(ARGUMENTS))
