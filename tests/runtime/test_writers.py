@@ -451,6 +451,24 @@ def test_frames_without_pts_are_spaced_by_fps(tmp_path: Path, fps: Fraction | fl
     assert [round(float(rgb.mean()), -1) for _, rgb in frames] == [0, 50, 100, 150, 200]
 
 
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DataError, match=r"a\.mp4: cannot be written"),
+        VideoWriter(tmp_path / "file" / "sub" / "a.mp4", (48, 64), fps=25),
+    ):
+        pass
+
+
+def test_an_error_of_the_caller_is_not_one_of_the_video(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError),
+        VideoWriter(tmp_path / "a.mp4", (48, 64), fps=25),
+    ):
+        (tmp_path / "missing.png").read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_video_writer_rejects_invalid_arguments(tmp_path: Path) -> None:
     path, black = tmp_path / "o.mp4", np.zeros((64, 64, 3), np.uint8)
     for arguments, expected in (

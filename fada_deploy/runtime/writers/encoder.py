@@ -60,12 +60,15 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
     with ExitStack() as stack:
         try:
             new_path = atomic_path if faststart else recording_path
-            temporary = stack.enter_context(new_path(path))
+            try:
+                temporary = stack.enter_context(new_path(path))
+            except OSError as error:
+                raise DataError(f"{path}: cannot be written ({error.strerror})") from None
             options = {} if path.suffix == PART_SUFFIX else _MP4_OPTIONS[faststart]
             # Without the protocol, FFmpeg reads a colon in the path as the end of one.
             container = stack.enter_context(av.open(f"file:{temporary}", "w", options=options))
             yield container, stack
-        except (av.error.FFmpegError, OSError) as error:
+        except av.error.FFmpegError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
