@@ -181,7 +181,7 @@ def main(
             failed = run(App(segmenter, corridor, budget, drift_window), source, lines, out)
         sys.exit(min(1, failed))
     except BrokenPipeError:
-        # The reader of the lines has ended (`… | head`). Python must not flush into the pipe.
+        # Python must not flush into the pipe without a reader.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (FadaError, OSError) as error:
@@ -198,7 +198,7 @@ def run(app: App, address: str, lines: TextIO, out: Path | None) -> int:
         )
     source = open_source(address, out, lines)
     latencies: list[float] = []
-    failed = 0
+    failed, no_reader = 0, None
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals(source))
         video = AnnotatedVideo(stack, out, source)
@@ -210,9 +210,16 @@ def run(app: App, address: str, lines: TextIO, out: Path | None) -> int:
                 print_message(f"failed: {item}")
             elif hasattr(item, "rgb"):  # live sources also yield pauses
                 line = app.process(item)
-                print(json.dumps(line), file=lines, flush=True)
+                try:
+                    print(json.dumps(line), file=lines, flush=True)
+                except BrokenPipeError as error:
+                    # The reader has ended (`… | head`); the video so far is completed.
+                    no_reader = error
+                    break
                 latencies.append(line["latency_ms"])
                 video.write(item, line, app)
+    if no_reader is not None:
+        raise no_reader
     if latencies:
         print_summary(app, latencies, failed)
     return failed

@@ -509,10 +509,13 @@ def test_error_is_one_line_with_its_exit_code(tmp_path: Path) -> None:
 def test_reader_of_the_lines_may_close_the_pipe(tmp_path: Path) -> None:
     model = color_model(tmp_path / "model.onnx")
     video = write_video(tmp_path / "a.mp4", [SPACE.palette[street(0, 8, 0.9, 1.5, CAR)[0]]] * 60)
-    command = f"{sys.executable} {APP} {video} --model {model} | head -n 1"
+    out = tmp_path / "out.mp4"
+    command = f"{sys.executable} {APP} {video} --model {model} --out {out} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout)["index"] == 0
     assert "Traceback" not in done.stderr and "Broken pipe" not in done.stderr
+    # The video is completed with the frames up to there.
+    assert len(read_video(out)) >= 1
 
 
 @pytest.mark.parametrize("frames", [3, 60])
