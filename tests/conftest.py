@@ -98,7 +98,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """Return a function that makes a folder once for all test processes and returns a copy of it.
 
     The first process that needs the folder makes it. Each has its own copy, so that a test may
-    write into it.
+    write into it. Settings in the copy of a run name the folders of the process that made it.
     """
     own = tmp_path_factory.getbasetemp()
     # pytest-xdist puts the folders of its processes into a common one.

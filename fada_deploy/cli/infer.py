@@ -179,7 +179,7 @@ def command(**options: Any) -> int:
     own video. Ctrl-C stops them and finalizes the output videos.
 
     Ctrl-C on files completes the outputs of the current file with the frames processed so far, and
-    exits with 130. A second Ctrl-C quits at once and discards unfinished files. With --out FOLDER,
+    exits with 130. A second Ctrl-C quits at once and removes unfinished files. With --out FOLDER,
     the same command with --resume continues with the files that are left.
 
     Exit code 1 means that an input could not be read; all readable inputs are still processed.

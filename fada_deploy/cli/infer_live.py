@@ -66,7 +66,8 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         for each in previous:
             signal.signal(each, interrupt)
-        log("\nstopping; press Ctrl-C again to quit at once and discard unfinished files")
+        kept = "unfinished recordings are kept" if stop.live else "unfinished files are removed"
+        log(f"\nstopping; press Ctrl-C again to quit at once ({kept})")
         stop.stop_all()
 
     previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fada_deploy.common.hdr import HDR_TRANSFERS
@@ -20,8 +21,8 @@ _DEFAULT_RATE = Fraction(25)
 _MAX_READ_ERRORS = 10
 # Errors in a row after which a decoder that is being flushed is given up.
 _MAX_FLUSH_ERRORS = 100
-# Packets that are kept to be decoded again: at most, and how many a decoder may hold back.
-_MAX_TAIL, _MAX_HELD_BACK = 400, 64
+# The most packets that a decoder holds back, and that are decoded again.
+_MAX_HELD_BACK, _MAX_TAIL = 64, 1000
 
 
 class PacketId(NamedTuple):
@@ -118,7 +119,7 @@ def decode_frames(
     import av
 
     packets = container.demux(stream) if start is None else _packets_from(container, stream, start)
-    errors, tail = 0, _Tail(stream)
+    errors, tail = 0, _Tail(container, stream)
     while errors < _MAX_READ_ERRORS:
         try:
             packet = next(packets, None)
@@ -135,73 +136,73 @@ def decode_frames(
 
 
 class _Tail:
-    """Decodes packets, and those at the end of a stream once more if frames of them are lost.
+    """Decodes packets, and those at the end of a file once more if frames of them are lost.
 
     A decoder with several threads holds back as many frames. PyAV gives up the rest of them at the
     first damaged packet among them, so the number of frames would depend on the number of cores.
     One thread holds back none.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        # Whole groups of pictures: the last packets, from a keyframe on.
-        self._packets: deque[Any] = deque()
-        self._shown: deque[int | None] = deque(maxlen=2 * _MAX_TAIL)
-        # How many packets were decoded when each damage was reported.
-        self._damages: deque[int] = deque(maxlen=_MAX_TAIL)
-        # All packets, and those that have given neither a frame nor an error.
-        self._sent = self._missing = 0
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        self._sent = self._received = 0
+        # Keyframes and how many packets were sent before; the decoder holds back none before the
+        # first of them.
+        self._keyframes: deque[tuple[int, PacketId]] = deque()
+        self._last_pts: int | None = None
+        # Damages that were reported after the last frame.
+        self._damages = 0
 
     def decode(self, packet: Any) -> Generator[Any, None, None]:
         """Yield the frames of a packet, and None if it is damaged; see `decode_packet`."""
         if packet.size:
             self._remember(packet)
         for frame in decode_packet(packet):
-            self._missing -= 1
+            self._received += 1
             if frame is None:
-                self._damages.append(self._sent)
+                self._damages += 1
             else:
-                self._shown.append(frame.pts)
+                self._damages = 0
+                if frame.pts is not None:
+                    self._last_pts = max(frame.pts, self._last_pts or frame.pts)
             yield frame
-        if packet.size == 0 and self._missing > 0 and None not in self._shown:
+        if packet.size == 0 and self._received < self._sent:
             yield from self._decode_again()
 
     def _remember(self, packet: Any) -> None:
+        if packet.is_keyframe and packet.pts is not None:
+            self._keyframes.append((self._sent, PacketId(packet.pts, packet.dts)))
+            while len(self._keyframes) > 1 and self._sent - self._keyframes[1][0] > _MAX_HELD_BACK:
+                self._keyframes.popleft()
         self._sent += 1
-        self._missing += 1
-        self._packets.append(packet)
-        if packet.is_keyframe:
-            keyframes = [i for i, each in enumerate(self._packets) if each.is_keyframe]
-            # The last one behind which there are as many packets as a decoder holds back.
-            enough = [i for i in keyframes if len(self._packets) - i > _MAX_HELD_BACK]
-            for _ in range(enough[-1] if enough else keyframes[0]):
-                self._packets.popleft()
-        elif len(self._packets) > _MAX_TAIL:
-            self._packets.clear()
 
     def _decode_again(self) -> Generator[Any, None, None]:
-        """Yield the frames of the last packets that were not shown, and None for each damage."""
+        """Yield the frames behind the last one that was shown, and None for each damage there."""
         import av
 
-        original = self._stream.codec_context
-        first = next(iter(self._packets), None)
-        if first is None or not first.is_keyframe or getattr(original, "is_hwaccel", False):
+        from fada_deploy.common.video import open_media
+
+        if not self._keyframes or self._last_pts is None:
             return
-        decoder = av.CodecContext.create(original.codec.name, "r")
-        decoder.thread_count, decoder.extradata = 1, original.extradata
-        shown, damaged = set(self._shown), 0
-        for packet in [*self._packets, None]:
-            try:
-                frames = decoder.decode(packet)
-            except av.error.FFmpegError:
-                damaged += 1
-                continue
-            for frame in frames:
-                if frame.pts not in shown:
-                    frame.time_base = self._stream.time_base
-                    yield frame
-        known = sum(sent > self._sent - len(self._packets) for sent in self._damages)
-        yield from [None] * (damaged - known)
+        sent_before, keyframe = self._keyframes[0]
+        if self._sent - sent_before > _MAX_TAIL or self._stream.codec_context.is_hwaccel:
+            return
+        damages = 0
+        try:
+            with open_media(Path(self._container.name.removeprefix("file:"))) as container:
+                stream = container.streams[self._stream.index]
+                stream.codec_context.thread_count = 1
+                for packet in _packets_from(container, stream, keyframe):
+                    is_lost = packet.pts is None or packet.pts > self._last_pts
+                    for frame in decode_packet(packet):
+                        if frame is None:
+                            damages += is_lost
+                        elif frame.pts is not None and frame.pts > self._last_pts:
+                            yield frame
+        except av.error.FFmpegError:
+            # The first pass has met the same error.
+            pass
+        yield from [None] * (damages - self._damages)
 
 
 def _packets_from(container: Any, stream: Any, start: PacketId) -> Iterator[Any]:

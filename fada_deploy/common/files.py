@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ LOCK = ".lock"
 # Longest temporary name in bytes, unless the final name is longer itself.
 _MAX_NAME = 64
 _TOKEN_BYTES = 3
+_DAY_S = 24 * 3600
 # Part of a temporary name that tells its process, as a regular expression.
 PROCESS = r"\.\d+(-[0-9a-f]{6})?"
 
@@ -83,6 +85,14 @@ def remove_partial(folder: Path, file: Path | None = None, *, except_in: str = "
     for path in partial_files(folder, file):
         if path.relative_to(folder).parts[0] != except_in:
             path.unlink(missing_ok=True)
+
+
+def remove_old_partial(folder: Path) -> None:
+    """Remove temporary files that are older than a day, which nothing writes to any more."""
+    for path in folder.glob(".*.partial*"):
+        with suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > _DAY_S:
+                path.unlink()
 
 
 def partial_files(folder: Path, file: Path | None = None) -> list[Path]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, ModelError, ToleranceError, UsageError
-from fada_deploy.common.files import flush_to_disk, sha256, temporary_path
+from fada_deploy.common.files import flush_to_disk, remove_old_partial, sha256, temporary_path
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx
@@ -104,6 +104,7 @@ def convert_precision(
     """
     baseline, reference = _read_baseline(model, precision)
     out = converted_path(model, precision, hardware_target)
+    remove_old_partial(out.parent)
     draft = temporary_path(out)
     document, float_layers, quantization = _convert(
         model, baseline, precision, hardware_target, calibration

@@ -15,7 +15,7 @@ import torch
 
 from fada_deploy._version import __version__
 from fada_deploy.common.errors import MissingExtraError, UsageError
-from fada_deploy.common.files import flush_to_disk, sha256, temporary_path
+from fada_deploy.common.files import flush_to_disk, remove_old_partial, sha256, temporary_path
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
 from fada_deploy.common.portable import shared_provenance
@@ -102,6 +102,7 @@ def export_onnx(
     height, width = model.spec.size_hw
     logger.info("exporting %s at %dx%d with head %s", weights, width, height, head)
     out.parent.mkdir(parents=True, exist_ok=True)
+    remove_old_partial(out.parent)
     draft = temporary_path(out)
     draft_reference = reference_path(draft)
     try:

@@ -64,9 +64,9 @@ def check_fingerprints(
     stored = {"labels": fingerprints.get("labels"), **stored}
     changed = [name for name in fingerprints if fingerprints[name] != stored.get(name)]
     if changed:
-        what = "frames or classes of the " + " and ".join(changed)
-        if changed == ["labels"]:
-            what = "encoding or ego mask of a source"
+        what = "encoding or ego mask of a source"
+        if domains := [name for name in changed if name != "labels"]:
+            what = "frames or classes of the " + " and ".join(domains)
         raise DataError(
             f"{what} have changed since the run {run} began; restore them, or start a new run"
         )

@@ -59,6 +59,16 @@ def test_long_final_name_fits_as_temporary_name(tmp_path: Path, name: str) -> No
     assert final.read_text() == "x" and {p.name for p in tmp_path.iterdir()} == {name, other.name}
 
 
+def test_temporary_files_are_removed_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".a.1-0a1b2c.partial.onnx", tmp_path / ".b.1-0a1b2c.partial.reference.npz"
+    for path in (old, new, tmp_path / "model.onnx"):
+        path.touch()
+    os.utime(old, (0, 0))
+    os.utime(tmp_path / "model.onnx", (0, 0))
+    files.remove_old_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "model.onnx"}
+
+
 def test_threads_do_not_share_a_temporary_file(tmp_path: Path) -> None:
     final, texts = tmp_path / "a.json", [str(number) * 100_000 for number in range(4)]
 

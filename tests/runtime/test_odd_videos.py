@@ -155,13 +155,14 @@ class FailingPacket:
         raise av.error.InvalidDataError(1094995529, "Invalid data found")
 
 
-def damaged_video(path: Path, damaged: Sequence[int]) -> Path:
-    """Write 60 frames of noise with keyframes; the packets of some frames are zeros."""
+def damaged_video(path: Path, count: int, distance: int, damaged: Sequence[int]) -> Path:
+    """Write frames of noise with keyframes at a distance; the packets of some are zeros."""
     rng = np.random.default_rng(0)
+    options = {"g": str(distance), "bf": "0", "sc_threshold": "0"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"g": "30", "bf": "0"})
+        stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(60):
+        for number in range(count):
             image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number
@@ -177,12 +178,18 @@ def damaged_video(path: Path, damaged: Sequence[int]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("damaged", [(), (50,), (57,), (20, 50, 58)])
+@pytest.mark.parametrize(
+    ("count", "distance", "damaged"),
+    [
+        (60, 30, ()), (60, 30, (50,)), (60, 30, (57,)), (60, 30, (20, 50, 58)), (60, 1, (20, 52)),
+        (150, 70, (65, 148)), (150, 70, (69, 149)), (470, 250, (460,)),
+    ],
+)  # fmt: skip
 def test_damage_near_the_end_loses_the_same_frames_with_any_number_of_threads(
-    damaged: tuple[int, ...], tmp_path: Path
+    count: int, distance: int, damaged: tuple[int, ...], tmp_path: Path
 ) -> None:
     """The decoder holds back as many frames as it has threads."""
-    path = damaged_video(tmp_path / "cut.mp4", damaged)
+    path = damaged_video(tmp_path / "cut.mp4", count, distance, damaged)
     found = []
     for threads in (1, 4, 16):
         with av.open(f"file:{path}") as container:
@@ -196,7 +203,7 @@ def test_damage_near_the_end_loses_the_same_frames_with_any_number_of_threads(
         found.append((times, decoded.count(None), np.stack(pixels)))
     times, damages, pixels = found[0]
     # The loss of a keyframe may lose a frame behind it, too.
-    assert damages == len(damaged) and 56 <= len(times) <= 60 - len(damaged)
+    assert damages == len(damaged) and count - 4 <= len(times) <= count - len(damaged)
     for other in found[1:]:
         assert other[:2] == (times, damages)
         np.testing.assert_array_equal(other[2], pixels)

@@ -89,11 +89,13 @@ def record(path: Path, count: int, *, fail: bool = False, faststart: bool = Fals
 
 def test_a_recording_is_kept_after_an_error(tmp_path: Path) -> None:
     """A live source cannot be read again; a file can."""
-    for name, faststart in (("front", False), ("file", True)):
+    long = "rtsp-192.168.178.20-554-cam-realmonitor-channel-1" * 4
+    for name, faststart in (("front", False), ("file", True), (long, False)):
         with pytest.raises(RuntimeError, match="inference"):
             record(tmp_path / f"{name}.mp4", 100, fail=True, faststart=faststart)
-    (kept,) = tmp_path.iterdir()
-    assert kept.name == "front-recovered.mp4" and frames(kept) > 0
+    kept = sorted(tmp_path.iterdir())
+    assert [path.name for path in kept] == ["front-recovered.mp4", f"{long}-recovered.mp4"]
+    assert all(frames(path) > 0 for path in kept)
 
 
 def test_an_earlier_recording_is_not_replaced(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from fada_deploy.runtime.sources.frame_slot import FrameSlot
 from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.stream_clock import StreamClock
+from fada_deploy.runtime.sources.stream_input import read_stream
 from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
@@ -452,13 +455,53 @@ def test_streams_that_differ_in_their_login_are_both_read() -> None:
     addresses = [f"rtsp://{user}:secret@nvr/live" for user in ("one", "two", "one")]
     names = [source.name for source in open_sources(addresses)]
     assert names == ["rtsp://nvr/live", "rtsp://nvr/live#2"]
+    same = [0, "camera:0", "00", "rtsp://a/b", "RTSP://a/b"]
+    assert [source.name for source in open_sources(same)] == ["camera-0", "rtsp://a/b"]
 
 
 def test_any_iterable_of_sources_is_opened(clip: Path) -> None:
     opened = open_sources([clip.parent.glob(clip.name)])  # type: ignore[list-item]
     assert [source.name for source in opened] == [str(clip)]
-    with pytest.raises(UsageError, match="got float"):
-        open_sources([1.5])  # type: ignore[list-item]
+    for wrong, name in ((1.5, "float"), ([1.5], "float"), (b"ab", "bytes"), ({"a": 1}, "dict")):
+        with pytest.raises(UsageError, match=f"got {name}"):
+            open_sources([wrong])  # type: ignore[list-item]
+
+
+def with_longer_sound(path: Path) -> Path:
+    """Write two seconds of video, and ten seconds of sound."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"tune": "zerolatency"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("aac", rate=16_000)
+        silence = np.zeros((1, 1024), np.float32)
+        for number in range(156):
+            if number < 50:
+                image = np.full((48, 64, 3), number, np.uint8)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+            frame.sample_rate = 16_000
+            container.mux(sound.encode(frame))
+        for stream in (video, sound):
+            container.mux(stream.encode(None))
+    return path
+
+
+def test_sound_does_not_hide_that_the_video_has_stopped(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = serve([with_longer_sound(tmp_path / "a.ts").read_bytes()])
+    clock = itertools.count()
+    # A second for each packet of sound; FFmpeg may deliver a few at a time.
+    monkeypatch.setattr(stream_input.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(stream_input, "CONNECT_TIMEOUT_S", 30.0)
+    # RTSP delivers discarded streams, too.
+    monkeypatch.setattr(stream_input, "_discard_others", lambda *_: None)
+    images = read_stream(address, lambda: False, every_frame=True)
+    shown = 0
+    with pytest.raises(DataError, match="no packet of the video for 30 s"):
+        for _ in images:
+            shown += 1
+    assert shown > 40
 
 
 def test_source_can_be_read_twice(clip: Path, serve: Callable[..., str]) -> None:

@@ -190,6 +190,10 @@ def test_a_data_set_that_is_named_does_not_get_the_folder_of_another(tmp_path: P
     assert (same.src_root, same.src_weight) == ("/data/GTA5", 3.0)
     assert (source.src_root, source.src_weight, source.tgt_root) == (None, 1.0, same.tgt_root)
     assert (target.tgt_root, target.src_root) == (None, same.src_root)
+    # A file that names no data set is about any.
+    file.write_text('src_root = "/data/A"\nsrc_weight = 3.0\ntgt_root = "/data/B"\n')
+    other = made(src="gta5", tgt="cityscapes")
+    assert (other.src_root, other.src_weight, other.tgt_root) == ("/data/A", 3.0, "/data/B")
 
 
 @pytest.mark.parametrize(

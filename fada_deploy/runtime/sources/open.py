@@ -65,7 +65,8 @@ def open_sources(
                 raise unreadable from None
             items = [UnreadableSource(str(spec), unreadable)]
         for source in items:
-            _tell_apart(source, opened)
+            if isinstance(spec, str):
+                _tell_apart(source, opened)
             opened.setdefault(source.name, source)
     _refuse_mixture(list(opened.values()))
     return list(opened.values())
@@ -109,8 +110,8 @@ def _flatten(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Iterator[S
     for spec in sources:
         if isinstance(spec, str | Path | int) or hasattr(spec, "frames"):
             yield cast("SourceSpec", spec)
-        elif isinstance(spec, Iterable):
-            yield from spec
+        elif isinstance(spec, Iterable) and not isinstance(spec, bytes | Mapping):
+            yield from _flatten(list(spec))
         else:
             raise UsageError(
                 "a source must be a path, an address, a number or an open source, got "

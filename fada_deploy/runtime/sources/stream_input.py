@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -24,7 +25,7 @@ _NO_TIMESTAMPS = 0x80
 _PLAYLISTS = frozenset({"hls", "dash"})
 _PLAYLIST_SUFFIXES = (".m3u8", ".mpd")
 # A live playlist grows by one segment at a time, which may have ten seconds.
-_PLAYLIST_TIMEOUT_S = 30.0
+_PLAYLIST_TIMEOUT_S = 20.0
 # With low delay, these decoders of FFmpeg output frames in the order of decoding.
 _REORDERED_BY_LOW_DELAY = frozenset({"mpeg1video", "mpeg2video"})
 # Scheme of an address → the protocols that FFmpeg may use for it.
@@ -62,12 +63,11 @@ def read_stream(
     """
     import av
     from av.codec.context import Flags
-    from av.stream import Discard
 
     file: Any = _standard_input() if address == PIPE else address
     first = last = None
-    packet_timeout = _PLAYLIST_TIMEOUT_S if _is_playlist(address) else CONNECT_TIMEOUT_S
-    timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, packet_timeout)
+    timeout_s = packet_timeout_s(address)
+    timeout = None if address == PIPE else (CONNECT_TIMEOUT_S, timeout_s)
     try:
         with av.open(
             file, options=_options(address), timeout=timeout, metadata_errors="replace"
@@ -78,15 +78,20 @@ def read_stream(
                 every_frame = True
                 on_file()
             stream = best_stream(container)
-            for other in container.streams:
-                if other.index != stream.index:
-                    # Otherwise packets of the sound hide that the camera shows nothing any more.
-                    other.discard = Discard.all
+            _discard_others(container, stream)
             if not every_frame and stream.codec_context.name not in _REORDERED_BY_LOW_DELAY:
                 stream.codec_context.flags |= Flags.low_delay
             # Without timestamps in the format, FFmpeg invents them.
             has_timestamps = not int(container.format.flags) & _NO_TIMESTAMPS
-            for packet in container.demux(stream):
+            last_packet = time.monotonic()
+            # All streams: RTSP delivers discarded ones too, and the packets of the sound must not
+            # hide that the camera shows nothing any more.
+            for packet in container.demux():
+                if packet.stream.index != stream.index:
+                    if address != PIPE and time.monotonic() - last_packet > timeout_s:
+                        raise DataError(f"no packet of the video for {timeout_s:g} s")
+                    continue
+                last_packet = time.monotonic()
                 for frame in decode_packet(packet):
                     if stopped():
                         return
@@ -99,11 +104,25 @@ def read_stream(
             if _is_complete(address, container, stream, (last or 0) - (first or 0)):
                 raise EndOfStream
     except av.error.ExitError:
-        raise DataError(f"no packet for {packet_timeout:g} s") from None
+        raise DataError(f"no packet for {timeout_s:g} s") from None
     except av.error.FFmpegError as error:
         if address == PIPE and first is None:
             raise DataError("no data, or not a video") from None
         raise DataError(_unknown_host(address) or error.strerror or str(error)) from None
+
+
+def _discard_others(container: Any, stream: Any) -> None:
+    """Tell FFmpeg that the other streams are not needed."""
+    from av.stream import Discard
+
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+
+
+def packet_timeout_s(address: str) -> float:
+    """Return the seconds without a packet after which a connection counts as broken."""
+    return _PLAYLIST_TIMEOUT_S if _is_playlist(address) else CONNECT_TIMEOUT_S
 
 
 def _is_playlist(address: str) -> bool:

@@ -27,6 +27,7 @@ from fada_deploy.runtime.sources.stream_input import (
     EndOfStream,
     TimedImage,
     one_line,
+    packet_timeout_s,
     read_camera,
     read_stream,
 )
@@ -114,7 +115,9 @@ class LiveSource:
 
     def reads(self, other: LiveSource) -> bool:
         """Return whether the other source has the same address."""
-        return self._address == other._address
+        if self._camera is not None:
+            return self._camera == other._camera
+        return _with_lower_scheme(self._address) == _with_lower_scheme(other._address)
 
     def count(self) -> None:
         """Return None: the length of a live source is unknown."""
@@ -154,6 +157,11 @@ class LiveSource:
         if self._camera is not None:
             return read_camera(self._camera, stopped)
         return read_stream(self._address, stopped, every_frame=self._every_frame, on_file=on_file)
+
+
+def _with_lower_scheme(address: str) -> str:
+    scheme, separator, rest = address.partition("://")
+    return scheme.lower() + separator + rest
 
 
 class _StreamReader:
@@ -242,7 +250,9 @@ class _StreamReader:
             if not self._index:
                 # A wrong address or a missing camera does not appear by waiting.
                 return reason if broken else "it ended without a frame"
-            if time.monotonic() - self._last_frame > timeout_s:
+            # The wait for the packet that did not come is no attempt to reconnect.
+            waited_s = packet_timeout_s(source._address) - CONNECT_TIMEOUT_S
+            if time.monotonic() - self._last_frame > timeout_s + waited_s:
                 return f"no frame for {timeout_s:g} s ({reason})"
             if self._delay == _FIRST_DELAY_S:
                 logger.warning("%s: %s; reconnecting for %g s", source.name, reason, timeout_s)

@@ -7,7 +7,6 @@ and the settings of the run. Its schema is `FinishedDocument`.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -177,8 +176,9 @@ def output_settings(model: Path, options: SaveOptions) -> dict[str, Any]:
 
 
 def _key(source: Source) -> str:
-    # Links are not resolved, because each name has outputs of its own.
-    return os.path.abspath(source.name)
+    # A link to a file is not resolved, because each name has outputs of its own.
+    path = Path(source.name).absolute()
+    return str(path.parent.resolve() / path.name)
 
 
 def source_state(source: Source) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,9 @@ from fada_deploy.common.files import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Longest stem of a recording in bytes, to which a few characters are added; 255 are allowed.
+_MAX_STEM = 230
 
 
 @contextmanager
@@ -37,8 +41,8 @@ def recording_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     except BaseException:
         with suppress(OSError):
-            if recovered := _recover(temporary):
-                logger.warning("the recording up to the error is %s", recovered)
+            if recovered := _recover(temporary, final):
+                logger.warning("the unfinished recording is %s", recovered)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -68,20 +72,26 @@ def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
     """
     recovered = []
     for path in partial_files(folder, file):
-        if final := _recover(path):
+        if final := _recover(path, file):
             recovered.append(final)
     remove_partial(folder, file)
     return recovered
 
 
-def _recover(path: Path) -> Path | None:
-    """Rename a temporary recording that can be played; return its new name."""
+def _recover(path: Path, final: Path | None) -> Path | None:
+    """Rename a temporary recording that can be played; return its new name.
+
+    Its stem is that of `final`, or else what the temporary name contains of it.
+    """
     if path.suffix.lower() != ".mp4" or not _is_playable(path):
         return None
     stem = re.sub(PROCESS + r"\.partial", "", path.stem).removeprefix(".")
-    final = free_name(path.with_name(f"{stem}-recovered{path.suffix}"))
-    path.replace(final)
-    return final
+    stem = final.stem if final is not None else stem
+    while len(os.fsencode(stem)) > _MAX_STEM:
+        stem = stem[:-1]
+    recovered = free_name(path.with_name(f"{stem}-recovered{path.suffix}"))
+    path.replace(recovered)
+    return recovered
 
 
 def _is_playable(path: Path) -> bool:

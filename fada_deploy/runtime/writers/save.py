@@ -63,7 +63,7 @@ def save_results(
 
     Also yields a `DataError` for each frame or file that cannot be read, and a `SourceEnd` when the
     files of a source are complete. If the generator is closed or interrupted, finished files remain
-    and unfinished ones are removed.
+    and unfinished ones are removed, except for recordings of live sources that can be played.
 
     Args:
         segmenter: The model.
@@ -183,7 +183,7 @@ def _write(
     names = output_names(sources, options.tree)
     by_name = {source.name: source for source in sources}
     opened: dict[str, _SourceFiles] = {}
-    # If this generator ends early, unfinished files are removed.
+    # If this generator ends early, unfinished files are removed, and recordings are kept.
     with _closing(opened):
         for item in items:
             if isinstance(item, DataError):
@@ -219,7 +219,7 @@ def _write(
 
 @contextmanager
 def _closing(opened: Mapping[str, _SourceFiles]) -> Iterator[None]:
-    """Close the files that are still open at the end of the block; an error removes them."""
+    """Close the files that are still open at the end of the block; an error discards them."""
     with ExitStack() as stack:
         try:
             yield
