@@ -222,5 +222,7 @@ def test_mixing_target_frames_with_each_other_needs_two(
 ) -> None:
     settings = ["selftrain.batch=1"]
     config = adaptation_config(adapted, tgt=str(recordings), source_free=True, settings=settings)
-    with pytest.raises(UsageError, match=r"pairs .* got 1 frame per process; use --set selftrain\.batch=2"):
+    with pytest.raises(
+        UsageError, match=r"pairs .* got 1 frame per process; use --set selftrain\.batch=2"
+    ):
         train(config, tmp_path / "run", device=CPU)
