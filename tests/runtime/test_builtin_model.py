@@ -66,7 +66,7 @@ def test_it_is_used_where_there_is_no_export(
         segmenter, skipped = open_newest()
     with segmenter:
         assert segmenter.path == MODEL and not skipped
-    assert "built-in" in caplog.text and "fada train --recipe deploy" in caplog.text
+    assert "built-in" in caplog.text and "fada adapt builtin --tgt VIDEO" in caplog.text
     (tmp_path / "builtin").mkdir()
     (tmp_path / "builtin" / "export").mkdir()
     (tmp_path / "builtin" / "export" / "model.onnx").write_bytes(b"")
