@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import toy
 
+from fada_deploy.runtime.writers.json_document import json_document
+from fada_deploy.runtime.writers.options import SaveOptions
+from fada_deploy.runtime.writers.output import Output
 from fada_deploy.runtime.writers.recovery import recover_recordings
 from fada_deploy.runtime.writers.video_writer import VideoWriter
 
@@ -155,3 +162,21 @@ def test_only_the_recording_of_a_named_file_is_recovered(tmp_path: Path) -> None
     assert other.exists()
     (recovered,) = recover_recordings(tmp_path, tmp_path / "rear.mp4")
     assert recovered.name == "rear-recovered.mp4"
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_the_document_of_a_live_source_is_kept_after_an_error(
+    is_live: bool, tmp_path: Path
+) -> None:
+    source: Any = SimpleNamespace(name="rtsp://nvr/front", is_live=is_live)
+    first: Any = SimpleNamespace(result=SimpleNamespace(space=toy.SPACE))
+    output = Output(source, "front", first, SaveOptions(tmp_path))
+    drawn: Any = SimpleNamespace(
+        result=SimpleNamespace(fractions={"road": 1.0}, index=0, item="0", time_s=0.0)
+    )
+    with pytest.raises(RuntimeError, match="inference"), json_document(output) as write:
+        write(drawn)
+        raise RuntimeError("inference failed")
+    kept = {path.name: json.loads(path.read_text()) for path in (tmp_path / "json").iterdir()}
+    assert list(kept) == (["front-recovered.json"] if is_live else [])
+    assert [len(document["frames"]) for document in kept.values()] == [1] * is_live

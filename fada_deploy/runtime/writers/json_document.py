@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from fada_deploy.common.files import atomic_path
 from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
-from fada_deploy.runtime.writers.recovery import keep_existing
+from fada_deploy.runtime.writers.recovery import recording_path
 
 
 @contextmanager
@@ -18,9 +18,9 @@ def json_document(output: Output) -> Iterator[WriteResult]:
     Frames are written as they arrive, one per line, so that memory does not grow with the video.
     """
     header = json.dumps({"source": output.source.name, "classes": list(output.space.names)})
-    path = output.source_path("json", ".json")
+    new_path = recording_path if output.source.is_live else atomic_path
     with (
-        atomic_path(path) as temporary,
+        new_path(output.source_path("json", ".json")) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):
         file.write(header[:-1] + ', "frames": [')
@@ -34,7 +34,8 @@ def json_document(output: Output) -> Iterator[WriteResult]:
             file.write(separator + json.dumps(frame | {"fractions": fractions}))
             separator = ",\n"
 
-        yield write
-        file.write("\n]}\n")
-        if output.source.is_live:
-            keep_existing(path)
+        try:
+            yield write
+        finally:
+            # The document of a live source is kept after an error, too.
+            file.write("\n]}\n")

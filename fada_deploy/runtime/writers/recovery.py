@@ -29,31 +29,28 @@ def recording_path(final: Path) -> Iterator[Path]:
     """Yield a temporary path for the recording of a live source, as `atomic_path` does for files.
 
     What a live source showed cannot be read again, so nothing is lost: an earlier recording of that
-    name gets a number, and after an error the recording becomes `<stem>-recovered` if it can be
-    played.
+    name gets a number, and after an error the recording becomes `<stem>-recovered`; a video only if
+    it can be played.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(final)
     try:
         yield temporary
         flush_to_disk(temporary)
-        keep_existing(final)
+        if final.exists():
+            # The new recording is another one.
+            kept = free_name(final)
+            final.replace(kept)
+            logger.info("the earlier %s is now %s", final, kept)
         temporary.replace(final)
     except BaseException:
         with suppress(OSError):
-            if recovered := _recover(temporary, final):
-                logger.warning("the unfinished recording is %s", recovered)
+            is_usable = temporary.suffix.lower() != ".mp4" or _is_playable(temporary)
+            if is_usable:
+                logger.warning("the unfinished recording is %s", _rename(temporary, final))
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def keep_existing(final: Path) -> None:
-    """Give an earlier output of a live source a number, because the new one is another one."""
-    if final.exists():
-        kept = free_name(final)
-        final.replace(kept)
-        logger.info("the earlier %s is now %s", final, kept)
 
 
 def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
@@ -72,19 +69,17 @@ def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
     """
     recovered = []
     for path in partial_files(folder, file):
-        if final := _recover(path, file):
-            recovered.append(final)
+        if path.suffix.lower() == ".mp4" and _is_playable(path):
+            recovered.append(_rename(path, file))
     remove_partial(folder, file)
     return recovered
 
 
-def _recover(path: Path, final: Path | None) -> Path | None:
-    """Rename a temporary recording that can be played; return its new name.
+def _rename(path: Path, final: Path | None) -> Path:
+    """Give a temporary recording a name for good, and return it.
 
     Its stem is that of `final`, or else what the temporary name contains of it.
     """
-    if path.suffix.lower() != ".mp4" or not _is_playable(path):
-        return None
     stem = re.sub(PROCESS + r"\.partial", "", path.stem).removeprefix(".")
     stem = final.stem if final is not None else stem
     while len(os.fsencode(stem)) > _MAX_STEM:
