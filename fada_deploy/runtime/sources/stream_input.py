@@ -74,7 +74,8 @@ def read_stream(
         ) as container:
             if not container.streams.video:
                 raise DataError("contains no video stream")
-            if _is_file(address, container):
+            is_file = _is_file(address, container)
+            if is_file:
                 every_frame = True
                 on_file()
             stream = best_stream(container)
@@ -88,10 +89,10 @@ def read_stream(
             # hide that the camera shows nothing any more.
             for packet in container.demux():
                 if packet.stream.index != stream.index:
-                    if address != PIPE and time.monotonic() - last_packet > timeout_s:
+                    waited_s = time.monotonic() - last_packet
+                    if waited_s > timeout_s and not is_file and address != PIPE:
                         raise DataError(f"no packet of the video for {timeout_s:g} s")
                     continue
-                last_packet = time.monotonic()
                 for frame in decode_packet(packet):
                     if stopped():
                         return
@@ -101,6 +102,8 @@ def read_stream(
                     last = frame.time
                     first = last if first is None else first
                     yield upright_rgb(frame), frame.time if has_timestamps else None
+                # After the frames were taken, which may last.
+                last_packet = time.monotonic()
             if _is_complete(address, container, stream, (last or 0) - (first or 0)):
                 raise EndOfStream
     except av.error.ExitError:
