@@ -14,9 +14,8 @@ import json
 import shutil
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,9 @@ class TimedPool(WorkerPool):
 
     seconds = 0.0
 
-    def run(
-        self,
-        take: Callable[[], Any],
-        stop: threading.Event | None = None,
-        *,
-        on_ready: Callable[[], None] | None = None,
-    ) -> Generator[tuple[Any, Any], None, None]:
+    def run(self, *arguments: Any, **options: Any) -> Generator[tuple[Any, Any], None, None]:
         start: float | None = None
-        for item in super().run(take, stop, on_ready=on_ready):
+        for item in super().run(*arguments, **options):
             # The first result is the plan of a video, which takes milliseconds.
             start = start or time.perf_counter()
             yield item

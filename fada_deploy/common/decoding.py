@@ -163,8 +163,8 @@ class _Tail:
                 self._damages += 1
             else:
                 self._damages = 0
-                if frame.pts is not None:
-                    self._last_pts = max(frame.pts, self._last_pts or frame.pts)
+                if frame.pts is not None and (self._last_pts is None or frame.pts > self._last_pts):
+                    self._last_pts = frame.pts
             yield frame
         if packet.size == 0 and self._received < self._sent:
             yield from self._decode_again()

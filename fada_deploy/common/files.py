@@ -34,8 +34,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
     temporary = temporary_path(final)
     try:
         yield temporary
-        flush_to_disk(temporary)
-        temporary.replace(final)
+        rename_flushed(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,6 +43,12 @@ def flush_to_disk(path: Path) -> None:
     """Wait until the content of a file is on the disk, so that it can be renamed."""
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def rename_flushed(temporary: Path, final: Path) -> None:
+    """Give a complete file its final name, after its content has reached the disk."""
+    flush_to_disk(temporary)
+    temporary.replace(final)
 
 
 def temporary_path(final: Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, ModelError, ToleranceError, UsageError
-from fada_deploy.common.files import flush_to_disk, remove_old_partial, sha256, temporary_path
+from fada_deploy.common.files import remove_old_partial, rename_flushed, sha256, temporary_path
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
 from fada_deploy.export.onnx_metadata import save_onnx
@@ -127,8 +127,7 @@ def convert_precision(
             findings["labeled"] = accuracy.to_dict()
         metadata = replace(metadata, verification=findings)
         save_onnx(document, metadata, draft)
-        flush_to_disk(draft)
-        draft.replace(out)
+        rename_flushed(draft, out)
         comparison.unlink(missing_ok=True)
     finally:
         draft.unlink(missing_ok=True)

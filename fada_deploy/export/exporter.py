@@ -15,7 +15,7 @@ import torch
 
 from fada_deploy._version import __version__
 from fada_deploy.common.errors import MissingExtraError, UsageError
-from fada_deploy.common.files import flush_to_disk, remove_old_partial, sha256, temporary_path
+from fada_deploy.common.files import remove_old_partial, rename_flushed, sha256, temporary_path
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
 from fada_deploy.common.portable import shared_provenance
@@ -121,10 +121,8 @@ def export_onnx(
             target_statistics=statistics,
         )
         replace_metadata(draft, metadata)
-        for path in (draft_reference, draft):
-            flush_to_disk(path)
-        draft_reference.replace(reference_path(out))
-        draft.replace(out)
+        rename_flushed(draft_reference, reference_path(out))
+        rename_flushed(draft, out)
     finally:
         draft.unlink(missing_ok=True)
         draft_reference.unlink(missing_ok=True)

@@ -53,8 +53,8 @@ def require_single_process(what: str) -> None:
     """Raise `UsageError` if torchrun started this process, and it did not join the others."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         raise UsageError(
-            f"{what} cannot be started by torchrun, which would train the same run in every "
-            "process; only the command `fada train` can"
+            f"{what} cannot run under torchrun, because every process would train the same run; "
+            "start `fada train` with torchrun instead"
         )
 
 

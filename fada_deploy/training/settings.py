@@ -99,8 +99,7 @@ def _without_replaced_data(from_file: Document, explicit: Mapping[str, Any]) -> 
     dropped = {
         name
         for domain, names in dependent.items()
-        if domain in from_file
-        and explicit.get(domain, from_file.get(domain)) != from_file.get(domain)
+        if domain in from_file and explicit.get(domain, from_file[domain]) != from_file[domain]
         for name in names
     }
     return {key: value for key, value in from_file.items() if key not in dropped}

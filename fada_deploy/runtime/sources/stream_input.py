@@ -129,9 +129,7 @@ def packet_timeout_s(address: str) -> float:
 
 
 def _is_playlist(address: str) -> bool:
-    return (
-        urlsplit(address).path.lower().endswith(_PLAYLIST_SUFFIXES) if "://" in address else False
-    )
+    return "://" in address and urlsplit(address).path.lower().endswith(_PLAYLIST_SUFFIXES)
 
 
 def _options(address: str) -> dict[str, str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from fada_deploy.common.files import (
     PROCESS,
+    atomic_path,
     flush_to_disk,
     free_name,
     partial_files,
     remove_partial,
-    temporary_path,
 )
 
 logger = logging.getLogger(__name__)
@@ -32,25 +32,20 @@ def recording_path(final: Path) -> Iterator[Path]:
     name gets a number, and after an error the recording becomes `<stem>-recovered`; a video only if
     it can be played.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(final)
-    try:
-        yield temporary
-        flush_to_disk(temporary)
+    with atomic_path(final) as temporary:
+        try:
+            yield temporary
+            flush_to_disk(temporary)
+        except BaseException:
+            with suppress(OSError):
+                if temporary.suffix.lower() != ".mp4" or _is_playable(temporary):
+                    logger.warning("the unfinished recording is %s", _rename(temporary, final))
+            raise
         if final.exists():
             # The new recording is another one.
             kept = free_name(final)
             final.replace(kept)
             logger.info("the earlier %s is now %s", final, kept)
-        temporary.replace(final)
-    except BaseException:
-        with suppress(OSError):
-            is_usable = temporary.suffix.lower() != ".mp4" or _is_playable(temporary)
-            if is_usable:
-                logger.warning("the unfinished recording is %s", _rename(temporary, final))
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
@@ -80,8 +75,8 @@ def _rename(path: Path, final: Path | None) -> Path:
 
     Its stem is that of `final`, or else what the temporary name contains of it.
     """
-    stem = re.sub(PROCESS + r"\.partial", "", path.stem).removeprefix(".")
-    stem = final.stem if final is not None else stem
+    own = re.sub(PROCESS + r"\.partial", "", path.stem).removeprefix(".")
+    stem = own if final is None else final.stem
     while len(os.fsencode(stem)) > _MAX_STEM:
         stem = stem[:-1]
     recovered = free_name(path.with_name(f"{stem}-recovered{path.suffix}"))

@@ -51,6 +51,10 @@ SOURCE_CLASSES = "source_classes.npz"
 # Frames in a batch where the whole target is predicted.
 _WHOLE_TARGET_BATCH = 4
 
+# Pixels of each class in each source file, the rows of the table, and an error line for each file
+# that cannot be used.
+CheckedSources = tuple[NDArray[np.int64], list[SourceRow], dict[str, None]]
+
 Samples = SourceSamples | CroppedSourceSamples | TargetSamples | PseudoLabeledSamples
 # The data loaders, each of which derives its own seed from the seed of the run by its position.
 _LOADERS = (
@@ -117,9 +121,8 @@ class RunData:
         self._cache, self.timer = cache, WaitTimer()
         self.augmentation = get_augmentation(config.augment)
         self.bad_files: dict[str, None] = {}
-        self._source_errors: tuple[str, ...] = ()
         self.sources: SourceFrames | None = None
-        checked: tuple[NDArray[np.int64], list[SourceRow]] | None = None
+        checked: CheckedSources | None = None
         if config.needs_source:
             self.sources = open_sources(config, space)
             # Before the frames of the target are extracted.
@@ -245,10 +248,8 @@ class RunData:
         """Return the pixels of each class in each source file, (N, K)."""
         return np.asarray(np.load(self._folder / SOURCE_CLASSES)["pixels"], np.int64)
 
-    def _check_sources(
-        self, sources: SourceFrames
-    ) -> tuple[NDArray[np.int64], list[SourceRow]] | None:
-        """Check the sources' labels, unless the run has their table; return pixels and table."""
+    def _check_sources(self, sources: SourceFrames) -> CheckedSources | None:
+        """Check the sources' labels, unless the run has their table."""
         if (self._folder / SOURCE_CLASSES).is_file():
             with suppress(OSError, ValueError):
                 document = json.loads((self._folder / SOURCES).read_text("utf-8"))
@@ -258,15 +259,16 @@ class RunData:
             sources.datasets, allowed_ignored=self._config.allow_ignored
         )
         self.bad_files |= errors
-        self._source_errors = tuple(errors)
-        return pixels, rows
+        return pixels, rows, errors
 
-    def _write_source_files(self, pixels: NDArray[np.int64], rows: list[SourceRow]) -> None:
+    def _write_source_files(
+        self, pixels: NDArray[np.int64], rows: list[SourceRow], errors: dict[str, None]
+    ) -> None:
         """Store the table of the sources, and the pixels of each class in each of their files."""
         document = {
             "num_classes": pixels.shape[1],
             "sources": [asdict(row) for row in rows],
-            "errors": list(self._source_errors),
+            "errors": list(errors),
         }
         write_text(self._folder / SOURCES, json.dumps(document, indent=2))
         with atomic_path(self._folder / SOURCE_CLASSES) as temporary:

@@ -76,6 +76,9 @@ def train_self_training(
     state = {**state, **method.state(), **(aligner.state() if aligner else {})}
     loop = make_loop(state)
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
+    remedy = "keep the weights of the stage before"
+    if not (stage.rounds or stage.prototypes or stage.weighting != "none"):
+        remedy = f"lower selftrain.quantile, or {remedy}"
     model.train()
     if src_loader is None or (aligner and aligner.settings.bn_statistics == "frozen"):
         freeze_running_statistics(model)
@@ -96,11 +99,9 @@ def train_self_training(
         if vanished := monitor.update(target.src.labels, target.labels):
             logger.warning(
                 "selftrain: the pseudo-labels no longer contain %s, although the source shows it; "
-                "%skeep the weights of the stage before",
+                "%s",
                 ", ".join(vanished),
-                ""
-                if stage.rounds or stage.prototypes or stage.weighting != "none"
-                else "lower selftrain.quantile, or ",
+                remedy,
             )
         labeled = (target.labels < model.spec.space.num_classes).float().mean()
         losses["labeled_fraction"] = labeled / distributed.world_size()
