@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -43,31 +44,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("no_cover")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def untraced_exporter() -> Iterator[None]:
-    """Run torch's exporter without the line tracer of coverage, which makes it twice as slow.
+def common_folder(own: Path) -> Path:
+    """Return the folder into which pytest-xdist puts the folders of its processes."""
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    A few lines of the package, such as the heads of an export, run nowhere else and count as not
-    covered.
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let `make test` export a network only once with the same arguments.
+
+    torch's exporter takes ten seconds, most of them in its own code, and twice as long under the
+    line tracer of coverage. It therefore also runs without the tracer. A few lines of the package,
+    such as the heads of an export, run nowhere else and count as not covered.
     """
-    if sys.gettrace() is None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
+    import onnx
     import torch
 
+    folder = common_folder(tmp_path_factory.getbasetemp())
     export = torch.onnx.export
 
-    @functools.wraps(export)
-    def untraced(*arguments: object, **options: object) -> object:
-        tracer = sys.gettrace()
-        sys.settrace(None)
-        try:
-            return export(*arguments, **options)
-        finally:
-            sys.settrace(tracer)
+    def digest(network: torch.nn.Module, *arguments: object) -> str:
+        """Return a hash of the modules of a network, of their tensors, and of the call."""
+        hashed = hashlib.sha256(repr(arguments).encode())
+        for name, module in network.named_modules():
+            attributes = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+            hashed.update(repr((name, type(module), sorted(attributes.items()))).encode())
+        for name, tensor in network.state_dict().items():
+            hashed.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+    def export_once(
+        network: torch.nn.Module, inputs: tuple[torch.Tensor], **options: object
+    ) -> SimpleNamespace:
+        shapes = [(each.shape, each.dtype) for each in inputs]
+        path = folder / f"{digest(network, shapes, sorted(options.items()))}.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                tracer = sys.gettrace()
+                sys.settrace(None)
+                try:
+                    program = export(network, inputs, **options)
+                finally:
+                    sys.settrace(tracer)
+                onnx.save(program.model_proto, path)
+        return SimpleNamespace(model_proto=onnx.load(path))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", untraced)
+        patch.setattr(torch.onnx, "export", export_once)
         yield
 
 
@@ -101,8 +127,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     write into it. Settings in the copy of a run name the folders of the process that made it.
     """
     own = tmp_path_factory.getbasetemp()
-    # pytest-xdist puts the folders of its processes into a common one.
-    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    common = common_folder(own)
 
     def copy_of(name: str, make: Callable[[Path], object]) -> Path:
         made = common / f"made-{name}"

@@ -251,9 +251,12 @@ def test_help_imports_no_heavy_package(command: str) -> None:
 
 
 @pytest.mark.slow
-def test_running_an_export_imports_no_torch(trained: Path, streets: Path, tmp_path: Path) -> None:
+def test_running_an_export_imports_no_torch(
+    fada: Run, trained: Path, streets: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model.onnx"
-    assert "torch" in imported_by("export", trained, "--out", model), (
+    assert fada("export", trained, "--out", model)[0] == 0
+    assert "torch" in imported_by("train", "--resume", trained), (
         "the check must be able to detect torch"
     )
     unwanted = {"torch", "onnx", "matplotlib"}

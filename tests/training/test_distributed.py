@@ -22,7 +22,7 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.training import distributed
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
-ITERATIONS = 6
+ITERATIONS = 5
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,7 +35,7 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = SegmentationModel(ModelSpec("resnet18", CITYSCAPES_19, (64, 64), "batch")).train()
     frames = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
-        for _ in range(30):
+        for _ in range(20):
             model(frames)
     path = tmp_path_factory.mktemp("init") / "resnet18.pth"
     torch.save(model.feature_extractor["backbone"].state_dict(), path)
@@ -48,7 +48,7 @@ def train_command(
     out: Path,
     *,
     processes: int,
-    batch: int = 4,
+    batch: int = 2,
     more: tuple[object, ...] = (),
     launcher: tuple[str, ...] = ("--standalone",),
 ) -> list[str]:
@@ -96,7 +96,9 @@ def test_two_processes_give_the_weights_of_one(
     the discriminator is lowest, because the first steps of Adam do not depend on the size of the
     gradient and amplify rounding.
     """
+    iterations = 3
     more = (
+        *(f"--set={s}.iterations={iterations}" for s in ("source", "adversarial", "distill")),
         "--set=distill.scale=0.5,1.5",
         "--set=adversarial.discriminator_lr=1e-7",
         *(f"--set={s}.lr=5e-6" for s in ("source", "adversarial", "distill")),
@@ -126,7 +128,7 @@ def test_two_processes_give_the_weights_of_one(
         runs = [tmp_path / f"{part}-{number}" for number in (1, 2)]
         lines = [(run / stage / "metrics.jsonl").read_text().splitlines() for run in runs]
         series = [[json.loads(line) for line in part] for part in lines]
-        assert len(series[0]) == len(series[1]) == ITERATIONS
+        assert len(series[0]) == len(series[1]) == iterations
         for one, two in zip(*series, strict=True):
             for name in one.keys() - {
                 "iteration",
@@ -190,14 +192,25 @@ def test_killed_process_is_restarted_with_the_same_result(
     assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
 
 
-@pytest.mark.slow
 def test_rejects_batch_and_normalization_that_cannot_be_distributed(
-    blocks: Path, init: Path, tmp_path: Path
+    blocks: Path,
+    init: Path,
+    tmp_path: Path,
+    fada: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    error = train(blocks, init, tmp_path / "odd", processes=2, batch=3).stderr
-    assert "batch must be a multiple of 2 (number of processes), got 3; use --batch 4" in error
-    error = train(blocks, init, tmp_path / "norm", processes=2, more=("--set=norm=batch",)).stderr
-    assert "several processes cannot train batch normalization on a CPU" in error
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+
+    def error(**options: Any) -> str:
+        command = train_command(blocks, init, tmp_path / "run", processes=1, **options)
+        code, _, err = fada(*command[command.index("fada_deploy") + 1 :])
+        assert code == 2
+        return err
+
+    odd = error(batch=3)
+    assert "batch must be a multiple of 2 (number of processes), got 3; use --batch 4" in odd
+    norm = error(more=("--set=norm=batch",))
+    assert "several processes cannot train batch normalization on a CPU" in norm
 
 
 def test_restarts_on_several_machines_need_a_store_for_each(

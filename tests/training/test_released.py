@@ -191,7 +191,7 @@ def test_imported_network_computes_the_logits_of_the_authors_network(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Compare logits in torch and in the ONNX file that is exported from the run."""
+    """Compare logits in torch, and in the ONNX file that is exported from the run."""
     features, classifier, network, eps = CASES[kind]()
     path = checkpoint(
         tmp_path / "g2c.pth", features, classifier, prefix="module.", model_D={"a": torch.zeros(1)}
@@ -226,6 +226,9 @@ def test_imported_network_computes_the_logits_of_the_authors_network(
         other = classify(double(classifier), network(double(features), frame, 1e-5))
         assert (other - expected).abs().max() > 1e-3 * scale
 
+    if kind == "batch":
+        # Nothing new to export: the norms of the other ResNet-101, and tracked ones in test_export.
+        return
     fada("export", run)
     with Segmenter(run / "export" / "model.onnx", backend="onnxruntime") as segmenter:
         exported = segmenter.logits([frame[0].numpy()], color="rgb")
