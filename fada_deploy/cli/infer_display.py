@@ -149,16 +149,18 @@ def print_summary(document: Mapping[str, Any], *, is_live: bool) -> None:
     for name, counters in document.get("live", {}).items():
         log(f"{name}: {', '.join(f'{counter} {n}' for counter, n in counters.items())}")
     if failed:
-        others = "" if "interrupted" in document else "; all other frames were processed"
+        is_complete = not is_live and "interrupted" not in document
+        others = "; all other frames were processed" if is_complete else ""
         log(f"{len(failed)} error{'s' * (len(failed) != 1)} (listed above){others}")
     for source, name in document["names"].items():
         if name not in (Path(source).name, Path(source).stem):
             log(f"{source} was saved as {name}")
-    for path in document["saved"].values():
-        log(f"saved {_only_file(Path(path)) or path}")
+    for path in map(Path, document["saved"].values()):
+        files = [path] if path.is_file() else _first_files(path)
+        if files:
+            log(f"saved {files[0] if len(files) == 1 else path}")
 
 
-def _only_file(folder: Path) -> Path | None:
-    """Return the file in a folder if there is exactly one, otherwise None."""
-    files = list(islice((path for path in folder.rglob("*") if path.is_file()), 2))
-    return files[0] if len(files) == 1 else None
+def _first_files(folder: Path) -> list[Path]:
+    """Return up to two files of a folder."""
+    return list(islice((path for path in folder.rglob("*") if path.is_file()), 2))

@@ -36,6 +36,10 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     if out is not None:
         with lock(out):
             for kind in options.kinds:
+                # A process with --out FILE may be writing to the same folder.
+                for name in _locks(out / kind):
+                    with lock(out / kind, name):
+                        pass
                 _recover(out / kind)
             yield options
         return
@@ -45,6 +49,11 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     finally:
         if not any(path.is_file() and path.name != MANIFEST for path in folder.rglob("*")):
             shutil.rmtree(folder)
+
+
+def _locks(folder: Path) -> list[str]:
+    """Return the names of the locks of single files in a folder."""
+    return [path.name for path in folder.glob(".*.lock") if path.name != ".lock"]
 
 
 def _recover(folder: Path, file: Path | None = None) -> None:

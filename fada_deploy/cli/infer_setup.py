@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +135,7 @@ def open_input(arguments: Arguments) -> list[Source]:
     from fada_deploy.common.errors import UsageError
     from fada_deploy.runtime.sources.addresses import is_live_address
     from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
-    from fada_deploy.runtime.sources.open import open_sources, subfolders
+    from fada_deploy.runtime.sources.open import open_sources
     from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
     from fada_deploy.runtime.viewer import require_display
 
@@ -168,17 +170,35 @@ def open_input(arguments: Arguments) -> list[Source]:
         hardware=arguments.video_hardware,
         recursive=arguments.recursive,
     )
-    for folder in map(Path, specs):
-        if folder.is_dir() and not arguments.recursive and (count := subfolders(folder)):
-            log(
-                f"{folder}: {count} subfolder{'s' * (count > 1)} not searched; "
-                "to include them use --recursive"
-            )
-    if arguments.recursive:
-        sources = [s for s in sources if not _is_output(Path(s.name).resolve(), arguments.out_path)]
-        if not sources:
-            raise UsageError(f"{specs[0]}: all of its files are outputs of `fada infer`")
-    return sources
+    if not arguments.recursive:
+        _mention_subfolders(specs)
+        return sources
+    inputs = [s for s in sources if not _is_output(Path(s.name).resolve(), arguments.out_path)]
+    if not inputs:
+        raise UsageError(f"{specs[0]}: all of its files are outputs of `fada infer`")
+    if count := len(sources) - len(inputs):
+        log(
+            f"{specs[0]}: {count} file{'s' * (count > 1)} or folder{'s' * (count > 1)} left out, "
+            "because outputs of `fada infer` are written there"
+        )
+    return inputs
+
+
+def _mention_subfolders(specs: Iterable[str]) -> None:
+    """Log the number of subfolders that are not searched; errors are those of the sources."""
+    from fada_deploy.common.errors import DataError
+    from fada_deploy.runtime.sources.open import subfolders
+
+    for spec in specs:
+        # Path.is_dir raises if the folder above cannot be read.
+        if not os.path.isdir(spec):
+            continue
+        with suppress(DataError):
+            if count := subfolders(Path(spec)):
+                log(
+                    f"{spec}: {count} subfolder{'s' * (count > 1)} not searched; "
+                    "to include them use --recursive"
+                )
 
 
 def _is_output(path: Path, out: Path | None) -> bool:

@@ -7,9 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# Processor time of the control group in each period: version 2, version 1.
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+from fada_deploy.common.system import cpu_quota
 
 
 class ReservedCores:
@@ -32,7 +30,7 @@ class ReservedCores:
 
         self.cores: frozenset[int] = frozenset()
         self._locks: list[FileLock] = []
-        if not hasattr(os, "sched_setaffinity") or _is_limited():
+        if not hasattr(os, "sched_setaffinity") or cpu_quota() is not None:
             return
         cores: list[int] = []
         folder = Path(tempfile.gettempdir())
@@ -59,12 +57,3 @@ class ReservedCores:
         for lock in self._locks:
             lock.release()
         self._locks.clear()
-
-
-def _is_limited() -> bool:
-    """Return whether a control group limits the processor time of this process."""
-    for path in (_QUOTA, _QUOTA_V1):
-        with suppress(OSError):
-            quota = path.read_text().split()[0]
-            return quota not in ("max", "-1")
-    return False

@@ -28,6 +28,10 @@ class DataError(FadaError):
     """A data set, image, video or label file cannot be used."""
 
 
+class UnwritableFrameError(DataError):
+    """An image that its file format cannot store, for example because it is too large."""
+
+
 class ModelError(FadaError):
     """A model file or a run cannot be used."""
 

@@ -62,6 +62,12 @@ def temporary_path(final: Path) -> Path:
     return final.with_name(_temporary_name(final))
 
 
+def final_path(temporary: Path) -> Path:
+    """Return the path to which a temporary file belongs; its name may be a shortened one."""
+    stem = re.sub(PROCESS + r"\.partial$", "", temporary.stem).removeprefix(".")
+    return temporary.with_name(stem + temporary.suffix)
+
+
 def _temporary_name(final: Path) -> str:
     limit = max(_MAX_NAME, len(os.fsencode(final.name)))
     process = f"{os.getpid()}-{secrets.token_hex(_TOKEN_BYTES)}"
@@ -115,9 +121,10 @@ def partial_files(folder: Path, file: Path | None = None) -> list[Path]:
 
 def free_name(path: Path) -> Path:
     """Return a path, numbered from 2 on if it exists."""
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     name, number = path, 2
     while name.exists():
-        name, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+        name, number = path.with_name(f"{stem}-{number}{suffix}"), number + 1
     return name
 
 

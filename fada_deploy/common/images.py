@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, UnwritableFrameError, UsageError
 from fada_deploy.common.files import atomic_path
 
-# OpenCV prints warnings about damaged files to stderr; our errors already name these files.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+# OpenCV prints warnings and errors about damaged files to stderr; our errors name these files.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -170,7 +170,9 @@ def write_image(path: Path, image: NDArray[np.uint8], *, jpeg_quality: int = 95)
     options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
     encoded, data = cv2.imencode(suffix, bgr, options)
     if not encoded:
-        raise DataError(f"{path}: an image of shape {image.shape} cannot be encoded as {suffix}")
+        raise UnwritableFrameError(
+            f"{path}: an image of shape {image.shape} cannot be encoded as {suffix}"
+        )
     try:
         with atomic_path(path) as temporary:
             data.tofile(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from importlib import metadata
 from importlib.util import find_spec
@@ -9,10 +10,40 @@ from pathlib import Path
 
 from fada_deploy.common.errors import MissingExtraError
 
+# Where a container sees its control group.
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def usable_cores() -> int:
-    """Return how many CPU cores this process may use; in a container they may be few."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many CPU cores this process may use.
+
+    In a container they may be few, by its set of cores or by its quota of processor time, rounded
+    up.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Return the quota of processor time of the container in cores, None if it is unlimited."""
+    try:
+        limit, period = (_CGROUP / "cpu.max").read_text("utf-8").split()
+    except (OSError, ValueError):
+        try:
+            folder = _CGROUP / "cpu"
+            limit, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text("utf-8") for name in ("quota", "period")
+            )
+        except OSError:
+            return None
+    try:
+        cores = int(limit) / int(period)
+    except (ValueError, ZeroDivisionError):  # the limit may be "max"
+        return None
+    return cores if cores > 0 else None
 
 
 def throughput_parallelism() -> int:

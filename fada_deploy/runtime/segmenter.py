@@ -267,6 +267,22 @@ class Segmenter:
         self.close()
 
 
+def _from_pil(pil_image: PilImage) -> Image:
+    """Return a PIL image as `read_rgb` reads its file: upright, and of 8 bits."""
+    from PIL import ImageOps
+
+    image: Any = ImageOps.exif_transpose(cast("Any", pil_image))
+    if image.mode.startswith("I;16"):
+        gray = (np.asarray(image, np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, 2)
+    if image.mode in ("I", "F"):
+        raise UsageError(
+            f"a PIL image of mode {image.mode} has no fixed range; convert it to RGB with values "
+            "from 0 to 255"
+        )
+    return np.asarray(image.convert("RGB"), np.uint8)
+
+
 def _to_images(frames: Sequence[ImageInput], color: str | None) -> list[tuple[Image, str]]:
     """Return each input as an image (H, W, 3) uint8 and its channel order."""
     order = None if color is None else str(color).lower()
@@ -283,8 +299,7 @@ def _to_image(frame: ImageInput, order: str | None) -> tuple[Image, str]:
     if isinstance(frame, str | Path):
         return read_rgb(Path(frame)), "rgb"
     if type(frame).__module__.partition(".")[0] == "PIL":
-        pil_image = cast("PilImage", frame)
-        return np.asarray(pil_image.convert("RGB"), np.uint8), "rgb"
+        return _from_pil(cast("PilImage", frame)), "rgb"
     if not isinstance(frame, np.ndarray):
         raise UsageError(
             f"an image must be a NumPy array (H, W, 3), a path or a PIL image, got "

@@ -17,7 +17,6 @@ import ray
 from ray.cluster_utils import Cluster
 from squares import Squares
 
-from fada_deploy.cluster import cores as cores_module
 from fada_deploy.cluster import pool as pool_module
 from fada_deploy.cluster.connection import ClusterOptions
 from fada_deploy.cluster.cores import ReservedCores
@@ -167,8 +166,7 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reserved_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each core is given to one worker; more than there are leave the process unpinned."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(cores_module, "_QUOTA_V1", tmp_path / "none")
-    monkeypatch.setattr(cores_module, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("fada_deploy.common.system._CGROUP", tmp_path)
     (tmp_path / "cpu.max").write_text("200000 100000\n")
     assert not ReservedCores(1).cores
     (tmp_path / "cpu.max").write_text("max 100000\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fada_deploy.common import system
 from fada_deploy.common.extras import install_command
 from fada_deploy.inspection.doctor import Check, backends, machine, packages, training
 from fada_deploy.inspection.doctor.check import captured_output, run_checks
@@ -387,10 +389,7 @@ def test_cupy_without_a_driver_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
     assert by_name(backends.cupy_check())["cupy"] == Check("cupy", "ok", "14.0, 1 GPU")
 
 
-def test_invalid_or_too_many_threads_are_a_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+def test_invalid_or_too_many_threads_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 2)
     for value, state in (
         ("64", "warning"),
@@ -416,20 +415,18 @@ def test_invalid_or_too_many_threads_are_a_warning(
         ({}, None),
     ],
 )
-def test_quota_below_the_number_of_cores_is_a_warning(
+def test_a_quota_limits_the_number_of_cores(
     files: dict[str, str], quota: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    monkeypatch.setattr("fada_deploy.common.system.usable_cores", lambda: 8)
-    check = by_name(machine.core_checks()).get("core quota")
-    if quota is None:
-        assert check is None
-    else:
-        assert check is not None and check.state == "warning" and f"{quota:g} cores" in check.detail
-        assert check.remedy == f"taskset -c {min(os.sched_getaffinity(0))} fada …"
+    monkeypatch.setattr("fada_deploy.common.system._CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert system.cpu_quota() == quota
+    assert system.usable_cores() == (8 if quota is None else math.ceil(quota))
+    detail = by_name(machine.core_checks())["cores"].detail
+    assert (f"processor time of {quota:g}" in detail) if quota else ("time" not in detail)
 
 
 def test_unwritable_cache_is_a_problem(

@@ -170,6 +170,20 @@ def test_unreadable_image_is_reported_once(
     ]
 
 
+def test_a_stalled_copy_is_read_when_it_goes_on(
+    tmp_path: Path, start: Callable[..., RunningWatch]
+) -> None:
+    data = add_image(tmp_path / "whole.png").read_bytes()
+    (tmp_path / "copy.png").write_bytes(data[:100])
+    watch = start(tmp_path)
+    watch.wait_for(2)
+    assert len(watch.errors()) == 1 and "copy.png" in watch.errors()[0]
+    (tmp_path / "copy.png").write_bytes(data)
+    watch.wait_for(3)
+    time.sleep(0.2)
+    assert watch.items() == ["whole", "copy"] and len(watch.errors()) == 1
+
+
 def test_image_replaced_before_the_timeout_is_read(
     tmp_path: Path, start: Callable[..., RunningWatch]
 ) -> None:

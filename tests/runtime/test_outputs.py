@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import toy
@@ -103,6 +104,57 @@ def test_an_output_that_cannot_be_written_does_not_end_the_others(
     assert files(out) == ["overlay/a.mp4", "overlay/c.mp4"]
 
 
+def test_an_image_that_cannot_be_encoded_does_not_end_the_others(
+    model: Path, tmp_path: Path
+) -> None:
+    """JPEG stores at most 65,500 columns."""
+    for name in "ac":
+        toy.write_image(tmp_path / "in" / f"{name}.png", toy.scene(0)[0])
+    toy.write_image(tmp_path / "in" / "b.png", np.zeros((8, 66_000, 3), np.uint8))
+    out = tmp_path / "out"
+    with Segmenter(model) as segmenter:
+        items = list(save_results(segmenter, open_sources([tmp_path / "in"]), SaveOptions(out)))
+    (error,) = (item for item in items if isinstance(item, DataError))
+    assert "b.jpg" in str(error) and "cannot be encoded" in str(error)
+    assert files(out) == ["overlay/in/a.jpg", "overlay/in/c.jpg"]
+
+
+def test_one_unreadable_path_does_not_end_the_others(
+    fada: Run, model: Path, tmp_path: Path
+) -> None:
+    clip(tmp_path / "a.mp4")
+    code, _, err = fada("infer", "a.mp4", "x" * 300 + ".mp4", "--model", model, "--out", "out")
+    assert code == 1 and "4 frames" in err and (tmp_path / "out/overlay/a.mp4").is_file()
+
+
+def test_a_video_without_frames_is_an_error(fada: Run, model: Path, tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "zero.mp4"), "w", options={"movflags": "empty_moov"}) as container:
+        container.add_stream("libx264", rate=25).pix_fmt = "yuv420p"
+        container.start_encoding()
+    code, stdout, _ = fada("infer", "zero.mp4", "a.mp4", "--model", model, "--out", "out", "--json")
+    (error,) = json.loads(stdout)["failed"]
+    assert code == 1 and error == "zero.mp4: contains no frame"
+
+
+def test_hidden_files_are_no_input(tmp_path: Path) -> None:
+    toy.write_image(tmp_path / "a.png", toy.scene(0)[0])
+    (tmp_path / "._a.png").write_bytes(b"of macOS")
+    (source,) = open_sources([tmp_path])
+    assert [type(item).__name__ for item in source.frames()] == ["Frame"]
+
+
+def test_removed_outputs_are_made_again(fada: Run, model: Path, tmp_path: Path) -> None:
+    video = clip(tmp_path / "a.mp4")
+    infer = ("infer", video, "--model", model, "--out", "out", "--save")
+    assert fada(*infer, "overlay,json")[0] == 0
+    code, _, err = fada(*infer, "json,overlay", "--resume")
+    assert code == 0 and "1 of 1 sources were finished before" in err
+    Path("out/overlay/a.mp4").unlink()
+    assert fada(*infer, "json,overlay", "--resume")[0] == 0
+    assert len(toy.read_video(Path("out/overlay/a.mp4"))) == 4
+
+
 def test_resume_leaves_out_finished_sources(model: Path, tmp_path: Path) -> None:
     sources = [clip(tmp_path / f"{name}.mp4") for name in ("a", "b")]
     (tmp_path / "other").mkdir()
@@ -177,14 +229,16 @@ def test_two_processes_cannot_write_to_the_same_output(
     video = clip(tmp_path / "a.mp4")
     code = (
         "import sys, pathlib\nfrom fada_deploy.common.files import lock\n"
-        "with lock(pathlib.Path('out')), lock(pathlib.Path('.'), '.x.mp4.lock'):\n"
+        "with lock(pathlib.Path('out')), lock(pathlib.Path('.'), '.x.mp4.lock'), "
+        "lock(pathlib.Path('all/overlay'), '.x.mp4.lock'):\n"
         "    print('locked', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"locked\n"
-        for out, name in (("out", "out"), ("x.mp4", "x.mp4")):
+        # The last one has the folder of a single file.
+        for out, name in (("out", "out"), ("x.mp4", "x.mp4"), ("all", "x.mp4")):
             status, _, err = fada("infer", video, "--model", model, "--out", out)
             assert status == 2 and name in err and "another process" in err
         assert fada("infer", video, "--model", model, "--out", "y.mp4")[0] == 0
@@ -295,8 +349,8 @@ def test_frames_of_a_mask_are_inside_their_folder(model: Path, tmp_path: Path) -
     os.rename(folder / "x.png", folder / "....png")
     with Segmenter(model) as segmenter:
         options = SaveOptions(tmp_path / "out", kinds=("mask",))
-        list(save_results(segmenter, open_sources([folder]), options))
-    assert len(files(tmp_path / "out" / "mask" / "in")) == 1
+        list(save_results(segmenter, open_sources([folder / "....png"]), options))
+    assert len(files(tmp_path / "out" / "mask")) == 1
 
 
 def test_recursive_mirrors_the_tree_and_follows_links_once(

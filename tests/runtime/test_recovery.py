@@ -164,6 +164,22 @@ def test_only_the_recording_of_a_named_file_is_recovered(tmp_path: Path) -> None
     assert recovered.name == "rear-recovered.mp4"
 
 
+@pytest.mark.parametrize("cut", [0, 1, 30])
+def test_the_document_of_a_killed_process_gets_its_end(tmp_path: Path, cut: int) -> None:
+    """Also if the process was killed while it wrote a frame."""
+    lines = ['{"source": "rtsp://nvr/front", "classes": ["road"], "frames": [']
+    lines += [json.dumps({"index": i, "fractions": {"road": 1.0}}) + "," for i in range(3)]
+    text = "\n".join(lines).rstrip(",")
+    path = tmp_path / ".front.4711-0a1b2c.partial.json"
+    path.write_text(text[: len(text) - cut])
+    other = tmp_path / ".drive.4711-0a1b2c.partial.json"
+    other.write_text(text.replace("rtsp://nvr/front", str(tmp_path)))  # can be made again
+    assert recover_recordings(tmp_path) == [tmp_path / "front-recovered.json"]
+    document = json.loads((tmp_path / "front-recovered.json").read_text())
+    assert [frame["index"] for frame in document["frames"]] == list(range(3 if cut == 0 else 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["front-recovered.json"]
+
+
 @pytest.mark.parametrize("is_live", [True, False])
 def test_the_document_of_a_live_source_is_kept_after_an_error(
     is_live: bool, tmp_path: Path

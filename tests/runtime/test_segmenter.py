@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import toy
@@ -113,6 +114,25 @@ def test_color_is_required_for_numpy_images_only(tmp_path: Path, model: Path) ->
             segmenter.predict(np.stack([frame, frame]), color="rgb")
         with pytest.raises(DataError, match=r"missing\.png"):
             segmenter.predict(tmp_path / "missing.png")
+
+
+def test_a_pil_image_is_read_as_its_file(model: Path, tmp_path: Path) -> None:
+    """Upright by its EXIF orientation, and 16 bits become 8."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, deep = tmp_path / "turned.png", tmp_path / "deep.png"
+    Image.fromarray(toy.scene(0)[0]).save(turned, exif=exif)
+    ramp = np.linspace(0, 65_535, 64 * 128).reshape(64, 128).astype(np.uint16)
+    assert cv2.imwrite(str(deep), ramp)
+    with Segmenter(model) as segmenter:
+        for path in (turned, deep):
+            with Image.open(path) as image:
+                one, other = segmenter.predict(path), segmenter.predict(image)
+            np.testing.assert_array_equal(one.frame, other.frame)
+            np.testing.assert_array_equal(one.labels, other.labels)
+        assert one.frame.max() == 255 and one.frame.mean() == pytest.approx(127, abs=1)
+        with pytest.raises(UsageError, match="mode F"):
+            segmenter.predict(Image.new("F", (8, 8)))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -6,6 +6,8 @@ import json
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -14,13 +16,14 @@ import toy
 
 from fada_deploy import Segmenter
 from fada_deploy.common.errors import DataError, DeviceError, UsageError
-from fada_deploy.common.images import read_indices, read_rgb
+from fada_deploy.common.images import read_indices, read_rgb, write_png
 from fada_deploy.common.video import HARDWARE_ENCODERS
 from fada_deploy.runtime.overlay.style import OverlayStyle
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.writers import video_writer
 from fada_deploy.runtime.writers.inference import run_inference
+from fada_deploy.runtime.writers.output import Output
 from fada_deploy.runtime.writers.save import KINDS, OUTPUTS, SaveOptions, output_names, save_results
 from fada_deploy.runtime.writers.video_writer import VideoWriter
 
@@ -438,6 +441,57 @@ def test_single_output_file_needs_one_video(tmp_path: Path, segmenter: Segmenter
         with pytest.raises(UsageError, match=f"{out.name}: .*--out"):
             run(segmenter, sources, SaveOptions(tmp_path, kinds, file=out))
     assert not file.exists() and video.read_bytes() == before
+
+
+def test_negative_timestamps_begin_at_zero(tmp_path: Path, segmenter: Segmenter) -> None:
+    """As in a recording whose counter of timestamps has started anew; players hide what is before.
+
+    Sound and picture stay together.
+    """
+    frames = [toy.scene(i)[0] for i in range(20)]
+    video = toy.write_video(tmp_path / "a.mkv", frames, audio=True)
+    shifted = tmp_path / "b.ts"
+    with av.open(str(video)) as source, av.open(str(shifted), "w", format="mpegts") as out:
+        streams = [out.add_stream_from_template(each) for each in source.streams]
+        wrap = 2**33
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            shift = round((wrap - 90_000) / 90_000 / packet.time_base)
+            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+            packet.stream = streams[packet.stream_index]
+            out.mux(packet)
+    with av.open(str(shifted)) as container:
+        assert next(container.decode(video=0)).time < 0
+    run(segmenter, [shifted], SaveOptions(tmp_path / "out", kinds=("overlay", "mask-video")))
+    for kind in ("overlay", "mask-video"):
+        times = [float(t) for t, _ in toy.read_video(tmp_path / "out" / kind / "b.mp4")]
+        np.testing.assert_allclose(times, np.arange(20) / 10, atol=1e-3)
+    with av.open(str(tmp_path / "out/overlay/b.mp4")) as container:
+        sound = [float(frame.time) for frame in container.decode(audio=0)]
+    assert sound[0] == pytest.approx(0, abs=0.1) and sound[-1] == pytest.approx(1.9, abs=0.2)
+
+
+def test_a_video_without_a_frame_is_an_error(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "o.mp4", (64, 64), fps=25)
+    with pytest.raises(DataError, match="no frame was written"), writer:
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_of_an_earlier_recording_are_set_aside(tmp_path: Path) -> None:
+    source: Any = SimpleNamespace(name="rtsp://192.168.1.10", is_live=True, is_video=True)
+    name = output_names([source])[source.name]
+    assert name == "192.168.1.10"
+    label = np.zeros((4, 4), np.uint8)
+    for count in (3, 2):
+        output = Output(source, name, SimpleNamespace(), SaveOptions(tmp_path))  # type: ignore[arg-type]
+        output.set_aside_frames("mask")
+        for i in range(count):
+            result: Any = SimpleNamespace(item=f"{i:06d}")
+            write_png(output.frame_path("mask", ".png", result), label)
+    counts = {each.name: len(list(each.iterdir())) for each in (tmp_path / "mask").iterdir()}
+    assert counts == {"192.168.1.10": 2, "192.168.1.10-2": 3}
 
 
 @pytest.mark.parametrize("fps", [10, 29.97, Fraction(24000, 1001)])

@@ -14,7 +14,6 @@ from fada_deploy.common.extras import install_command
 from fada_deploy.inspection.doctor.check import Check, is_installed
 
 _LOW_DISK_BYTES = 2_000_000_000
-_CGROUP = Path("/sys/fs/cgroup")
 _REINSTALL_PYAV = "pip install --force-reinstall --only-binary av av"
 _MAX_GRAY_ERROR = 8  # of 255, for three H.264 frames
 
@@ -75,25 +74,13 @@ def kernel_check() -> Iterator[Check]:
 
 
 def core_checks() -> Iterator[Check]:
-    """Compare the usable CPU cores with the container's quota and with OMP_NUM_THREADS."""
-    from fada_deploy.common.system import usable_cores
+    """Report the usable CPU cores, and compare them with OMP_NUM_THREADS."""
+    from fada_deploy.common.system import cpu_quota, usable_cores
 
-    usable, total = usable_cores(), os.cpu_count() or 1
-    yield Check("cores", "ok", f"{usable} of {total} usable" if usable != total else f"{usable}")
-    quota = _cpu_quota()
-    if quota is not None and quota < usable:
-        count = max(1, int(quota))
-        cores = (
-            sorted(os.sched_getaffinity(0))[:count]
-            if hasattr(os, "sched_getaffinity")
-            else range(count)
-        )
-        yield Check(
-            "core quota",
-            "warning",
-            f"the container may use {quota:g} cores, so {usable} threads slow each other down",
-            f"taskset -c {','.join(map(str, cores))} fada …",
-        )
+    usable, total, quota = usable_cores(), os.cpu_count() or 1, cpu_quota()
+    detail = f"{usable} of {total} usable" if usable != total else f"{usable}"
+    limit = "" if quota is None else f"; the container has the processor time of {quota:g}"
+    yield Check("cores", "ok", detail + limit)
     value = os.environ.get("OMP_NUM_THREADS", "")
     threads = value.partition(",")[0].strip()
     if value and not (threads.isdigit() and int(threads) > 0):
@@ -181,22 +168,3 @@ def _hardware_decoder_check() -> Iterator[Check]:
     ]
     names = ", ".join([*devices, *codecs]) or "none"
     yield Check("hardware decoding", "info", f"PyAV supports {names} (not tested here)")
-
-
-def _cpu_quota() -> float | None:
-    """Return the CPU quota of the container in cores, None if it is unlimited."""
-    try:
-        limit, period = (_CGROUP / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            folder = _CGROUP / "cpu"
-            limit, period = (
-                (folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
-            )
-        except OSError:
-            return None
-    try:
-        cores = int(limit) / int(period)
-    except (ValueError, ZeroDivisionError):  # the limit may be "max"
-        return None
-    return cores if cores > 0 else None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 # The standard input, as in most command-line tools.
 PIPE = "-"
 SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
 _CAMERA = "camera:"
+# The beginning of a login in a path, as in `user=admin&password=…`.
+_LOGIN = re.compile(
+    r"((?:user|username|usr|login|password|passwd|passphrase|pass|pwd|token|key|secret|auth)=)",
+    re.IGNORECASE,
+)
 
 
 def is_live_address(address: str) -> bool:
@@ -34,7 +40,8 @@ def display_name(address: str) -> str:
 
     User names, passwords and the query, which often holds a token, are left out. A password may
     contain any character, so everything before the last `@` is left out, also if it belongs to a
-    path. Four hexadecimal digits tell addresses apart whose names would be equal.
+    path. Some recorders take the login as a part of the path (`/user=admin&password=…`), which is
+    left out from there on. Four hexadecimal digits tell addresses apart whose names would be equal.
     """
     if address == PIPE:
         return "pipe"
@@ -47,4 +54,6 @@ def display_name(address: str) -> str:
         # Either the query or the password contains `?`, so nothing of it is safe to show.
         return f"{scheme.lower()}://{digits}"
     hidden, _, shown = shown.rpartition("@")
-    return f"{scheme.lower()}://{shown}{f'?{digits}' if question or '/' in hidden else ''}"
+    shown, login, _ = _LOGIN.split(shown, 1) if _LOGIN.search(shown) else (shown, "", "")
+    ending = f"?{digits}" if question or login or "/" in hidden else ""
+    return f"{scheme.lower()}://{shown}{ending}"

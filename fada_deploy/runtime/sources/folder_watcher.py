@@ -95,6 +95,8 @@ class FolderWatcher:
         self._stopped = False
         self._pending: dict[str, _PendingFile] = {}
         self._read_names: set[str] = set()
+        # Files that could not be read, as they were then.
+        self._failed: dict[str, _PendingFile] = {}
         self._items: set[str] = set()
         self._reported_videos = False
         self.dropped = 0
@@ -157,14 +159,17 @@ class FolderWatcher:
                     videos.append(entry.name)
                 elif suffix in IMAGE_SUFFIXES and (stamp := _stamp(entry)) is not None:
                     present.add(entry.name)
+                    if self._is_unchanged(entry.name, stamp):
+                        continue
                     pending = self._pending.get(entry.name)
                     if pending is None:
                         new.append((entry.name, stamp))
                     elif pending.stamp != stamp:
                         pending.stamp, pending.since = stamp, time.monotonic()
                         pending.tried = False
-        for name in self._pending.keys() - present:
-            self._items.discard(self._pending.pop(name).item)
+        for files in (self._pending, self._failed):
+            for name in files.keys() - present:
+                self._items.discard(files.pop(name).item)
         stems = Counter(Path(name).stem for name, _ in new)
         # One time for all: files that are found together settle together, so they are read in the
         # order of their names.
@@ -173,6 +178,17 @@ class FolderWatcher:
             item = self._unique_item(name, unique_stem=stems[Path(name).stem] == 1)
             self._pending[name] = _PendingFile(item, stamp, now)
         return sorted(videos)
+
+    def _is_unchanged(self, name: str, stamp: tuple[int, int]) -> bool:
+        """Return whether a file has been as it is now when it could not be read.
+
+        If it has changed, it is read again, under the same name.
+        """
+        failed = self._failed.get(name)
+        if failed is None or failed.stamp == stamp:
+            return failed is not None
+        self._items.discard(self._failed.pop(name).item)
+        return False
 
     def _unique_item(self, name: str, *, unique_stem: bool) -> str:
         """Return a file's name within the source: its stem, its full name, or that with a number.
@@ -219,7 +235,11 @@ class FolderWatcher:
         stamp = _stamp(path)
         if stamp == pending.stamp:
             del self._pending[name]
-            self._read_names.add(name)
+            if isinstance(item, DataError):
+                # A copy that has stalled may go on.
+                self._failed[name] = pending
+            else:
+                self._read_names.add(name)
             return item
         if stamp is None:
             self.dropped += 1

@@ -47,9 +47,9 @@ def open_sources(
         DataError: The only source does not exist, is empty or unreadable.
         UsageError: `sources` is empty or mixes live sources with files.
     """
-    if not sources:
-        raise UsageError(f"no source given; name {SUPPORTED_FILES}, a folder or a glob")
     specs = list(_flatten(sources))
+    if not specs:
+        raise UsageError(f"no source given; name {SUPPORTED_FILES}, a folder or a glob")
     single = len(specs) == 1
     opened: dict[str, Source] = {}
     for spec in specs:
@@ -172,7 +172,9 @@ def _open_tree(folder: Path, hardware: str | None) -> list[Source]:
 
 
 def _open_folder(folder: Path, hardware: str | None) -> list[Source]:
-    files = sorted(path for path in folder.iterdir() if _is_supported(path))
+    # Hidden files are those of the system, such as macOS's `._photo.jpg` on memory cards.
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    files = sorted(path for path in visible if _is_supported(path))
     if not files:
         hint = "; subfolders are not searched, use --recursive" if subfolders(folder) else ""
         raise DataError(f"{folder}: the folder contains no file that is {SUPPORTED_FILES}{hint}")

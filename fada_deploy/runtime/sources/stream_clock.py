@@ -1,9 +1,16 @@
-"""Timestamps of a live source."""
+"""Timestamps of a live source, and their pace."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 # Seconds by which a stream's timestamps may jump before the jump counts as a new recording.
 _MAX_JUMP_S = 5.0
+# Longest time in seconds by which a frame may arrive before or after its own time.
+_MAX_LEAD_S = 30.0
+# How often a waiting thread checks whether it was stopped, in seconds.
+_POLL_S = 0.1
 
 
 class StreamClock:
@@ -46,3 +53,23 @@ class StreamClock:
             self._step = min(max(timestamp + self._offset - self._last, 0.0), _MAX_JUMP_S)
             self._last = timestamp + self._offset
         return self._last
+
+
+class Pacer:
+    """Wait until the time of a frame, for streams that deliver segments of several seconds.
+
+    The first frame sets the time. After a pause of the stream, or a jump of its timestamps, the
+    next frame sets it again.
+    """
+
+    def __init__(self) -> None:
+        # `time.monotonic()` at the timestamp 0.
+        self._zero: float | None = None
+
+    def wait_for(self, timestamp: float, stopped: Callable[[], bool]) -> None:
+        """Return at the time of a timestamp in seconds, or soon after `stopped()` is true."""
+        now = time.monotonic()
+        if self._zero is None or abs(now - timestamp - self._zero) > _MAX_LEAD_S:
+            self._zero = now - timestamp
+        while not stopped() and (rest := timestamp + self._zero - time.monotonic()) > 0:
+            time.sleep(min(rest, _POLL_S))

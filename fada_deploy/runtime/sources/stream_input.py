@@ -54,11 +54,13 @@ def read_stream(
     *,
     every_frame: bool,
     on_file: Callable[[], None] = lambda: None,
+    on_segments: Callable[[], None] = lambda: None,
 ) -> Iterator[TimedImage | None]:
     """Yield the images of a stream until `stopped()`, and None for each damaged packet.
 
     With `every_frame` the decoder may delay frames; otherwise it is set to low delay. `on_file` is
-    called first if the address is a file of known length, of which every frame is read. Raise
+    called first if the address is a file of known length, of which every frame is read, and
+    `on_segments` if it is a live playlist, whose frames arrive one segment at a time. Raise
     `DataError` when the connection breaks, `EndOfStream` when a stream of known length is complete.
     """
     import av
@@ -78,6 +80,8 @@ def read_stream(
             if is_file:
                 every_frame = True
                 on_file()
+            elif _has_playlist(container):
+                on_segments()
             stream = best_stream(container)
             _discard_others(container, stream)
             if not every_frame and stream.codec_context.name not in _REORDERED_BY_LOW_DELAY:
@@ -163,16 +167,23 @@ def _unknown_host(address: str) -> str:
     return ""
 
 
+def _has_playlist(container: Any) -> bool:
+    return container.format.name.split(",")[0] in _PLAYLISTS
+
+
 def _is_file(address: str, container: Any) -> bool:
-    """Return whether an address is a file whose server states its number of bytes."""
-    return bool(
-        address != PIPE
-        and container.size > 0
-        and container.format.name.split(",")[0] not in _PLAYLISTS
-    )
+    """Return whether an address is a recording of known length.
+
+    That is a file whose server states its number of bytes, or a playlist that has an end.
+    """
+    if address == PIPE:
+        return False
+    return bool(container.duration if _has_playlist(container) else container.size > 0)
 
 
 def _standard_input() -> Any:
+    if sys.stdin is None:
+        raise DataError("it is closed")
     # The unbuffered reader: Python's buffer has a lock, which a daemon thread that still waits
     # for input would hold while the interpreter shuts down.
     return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
@@ -182,8 +193,7 @@ def _is_complete(address: str, container: Any, stream: Any, seconds: float) -> b
     """Return whether a stream that stopped after `seconds` has ended rather than been cut.
 
     A broken connection looks like an end. A stream is complete if its announced length was
-    reached, or if the server announced the number of bytes (FFmpeg fails if fewer arrive). The
-    length of a playlist file says nothing about the stream that it names.
+    reached, or if the server announced the number of bytes (FFmpeg fails if fewer arrive).
     """
     if container.duration:
         return bool(seconds >= _announced_seconds(container, stream) - _END_SLACK_S)

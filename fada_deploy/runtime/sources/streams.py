@@ -8,6 +8,7 @@ after its first frame is opened again, with growing delays.
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import threading
 import time
@@ -21,10 +22,11 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.sources.addresses import PIPE, camera_number, display_name
 from fada_deploy.runtime.sources.base import PAUSE, Frame, Item, SourceEnd
 from fada_deploy.runtime.sources.frame_slot import DROP_POLICIES, FrameSlot
-from fada_deploy.runtime.sources.stream_clock import StreamClock
+from fada_deploy.runtime.sources.stream_clock import Pacer, StreamClock
 from fada_deploy.runtime.sources.stream_input import (
     CONNECT_TIMEOUT_S,
     EndOfStream,
+    Image,
     TimedImage,
     one_line,
     packet_timeout_s,
@@ -50,8 +52,8 @@ class LiveOptions:
     Attributes:
         drop_policy: What happens to frames that arrive faster than they are processed.
             "drop-oldest" keeps the newest frame, "drop-newest" keeps the waiting one, and "wait"
-            blocks the reader and loses nothing ["wait" for the standard input and for files of
-            known length on a server, otherwise "drop-oldest"].
+            blocks the reader and loses nothing ["wait" for the standard input and for recordings
+            of known length on a server, otherwise "drop-oldest"].
         deadline_s: Drop frames older than this many seconds before they are processed [never].
         reconnect_timeout_s: Give up on a source that has delivered frames after this many seconds
             without one. A source whose first connection fails is given up at once.
@@ -152,11 +154,17 @@ class LiveSource:
         return self._drop_policy == "wait" or self._address == PIPE
 
     def _images(
-        self, stopped: Callable[[], bool], on_file: Callable[[], None]
+        self,
+        stopped: Callable[[], bool],
+        on_file: Callable[[], None],
+        on_segments: Callable[[], None],
     ) -> Iterator[TimedImage | None]:
         if self._camera is not None:
             return read_camera(self._camera, stopped)
-        return read_stream(self._address, stopped, every_frame=self._every_frame, on_file=on_file)
+        return read_stream(
+            self._address, stopped, every_frame=self._every_frame,
+            on_file=on_file, on_segments=on_segments,
+        )  # fmt: skip
 
 
 def _with_lower_scheme(address: str) -> str:
@@ -175,6 +183,11 @@ class _StreamReader:
         self._index = 0
         # A file that is read over the network would begin again after a reconnection.
         self._is_file = False
+        # Delivers the frames of a segment one after the other.
+        self._pacer: Pacer | None = None
+        # Time stamp and content of the first frame of a connection.
+        self._beginning: tuple[float, bytes] | None = None
+        self._is_repetition = False
         self._delay = _FIRST_DELAY_S
         self._last_frame = 0.0
         self._thread = threading.Thread(target=self._run, name="fada-live", daemon=True)
@@ -263,13 +276,20 @@ class _StreamReader:
 
     def _read_connection(self) -> None:
         """Read frames until the connection ends or the reader is stopped."""
-        source, opened = self.source, time.monotonic()
-        for timed_image in source._images(self._ended, self._wait_for_every_frame):
+        source, opened, is_first = self.source, time.monotonic(), True
+        images = source._images(self._ended, self._wait_for_every_frame, self._pace_segments)
+        for timed_image in images:
             if timed_image is None:
                 source.damaged += 1
                 self._refuse_undecodable(opened)
                 continue
-            (image, timestamp), now = timed_image, time.monotonic()
+            image, timestamp = timed_image
+            if is_first:
+                is_first = False
+                self._warn_about_repetition(image, timestamp)
+            if self._pacer is not None and timestamp is not None:
+                self._pacer.wait_for(timestamp, self._ended)
+            now = time.monotonic()
             pts = round(self._clock.seconds(now, timestamp) / _TIME_BASE)
             item = f"{self._index:06d}"
             frame = Frame(image, source.name, self._index, item, now, pts, _TIME_BASE)
@@ -282,11 +302,36 @@ class _StreamReader:
             self._last_frame = time.monotonic()
 
     def _wait_for_every_frame(self) -> None:
-        """Drop no frame of a file that is read over the network, unless a policy was named."""
+        """Drop no frame of a file that is read over the network, unless a policy was named.
+
+        Raise `EndOfStream` if it was a live stream before: a live playlist gets an end when the
+        broadcast is over, and would now be read as a recording of all of it.
+        """
+        if self._index and not self._is_file:
+            raise EndOfStream
         self._is_file = True
         if self.source._options.drop_policy is None:
             self.slot.drop_policy = "wait"
             self._clock.use_timestamps = True
+
+    def _pace_segments(self) -> None:
+        """Deliver the frames of segments at the times at which they were recorded."""
+        self._pacer = Pacer()
+        self._clock.use_timestamps = True
+
+    def _warn_about_repetition(self, image: Image, timestamp: float | None) -> None:
+        """Print a warning if a new connection begins with the same frame as the previous one."""
+        if timestamp is None or self._is_repetition:
+            return
+        beginning = timestamp, hashlib.sha256(image.tobytes()).digest()
+        self._is_repetition = beginning == self._beginning
+        if self._is_repetition:
+            logger.warning(
+                "%s: begins again with the same frame; if it is a file and not a live stream, stop "
+                "it with Ctrl-C, download it and name the file",
+                self.source.name,
+            )
+        self._beginning = beginning
 
     def _refuse_undecodable(self, opened: float) -> None:
         """Raise `DataError` if no packet could be decoded for the length of the timeout."""

@@ -53,7 +53,7 @@ class VideoSource:
         return self._count
 
     def frames(self) -> Generator[Frame | DataError, None, None]:
-        """Yield all decodable frames, then an error if the file is truncated or damaged."""
+        """Yield all decodable frames, then an error if the file is truncated, damaged or empty."""
         try:
             self.probe()
             container, stream = open_video(self._path, self._hardware)
@@ -76,6 +76,8 @@ class VideoSource:
             announced_s = announced_end_s(container, stream, start_s)
             if damage := damage_error(self.name, count, damaged, end_s, announced_s):
                 yield damage
+            elif count == 0:
+                yield DataError(f"{self.name}: contains no frame")
 
     def turn_pixel_aspect(self, first: TimedFrame) -> None:
         """Adapt the pixel aspect ratio to a video that is shown turned by a quarter."""

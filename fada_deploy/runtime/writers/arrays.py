@@ -15,6 +15,7 @@ from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
 @contextmanager
 def npz_arrays(output: Output) -> Iterator[WriteResult]:
     """Write `labels` (H, W) uint8, `classes` (names) and, if present, `confidence` float16."""
+    output.set_aside_frames("npz")
     names = np.array(output.space.names)
 
     def write(drawn: DrawnResult) -> None:

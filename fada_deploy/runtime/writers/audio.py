@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class AudioCopier:
         import av
 
         self._container = container
+        # Added to all times of the audio, in seconds; see `encoder.shift_to_zero`.
+        self.shift_s = Fraction(0)
         self._packets: Iterator[Any] = iter(())
         self._next_packet: Any = None
         if audio is None:
@@ -66,8 +69,10 @@ class AudioCopier:
                 self._packets = iter(())
                 return
             packet = self._next_packet
-            if packet is None or float(packet.dts * packet.time_base) > seconds:
+            if packet is None or float(packet.dts * packet.time_base + self.shift_s) > seconds:
                 return
+            shift = round(self.shift_s / packet.time_base)
+            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
             packet.stream = self._stream
             self._container.mux(packet)
             self._next_packet = None

@@ -150,6 +150,15 @@ class VideoEncoder:
         self._container.mux(self._stream.encode(None))
 
 
+def shift_to_zero(pts: int) -> int:
+    """Return what to add to all timestamps of a video whose first one is `pts`, at least 0.
+
+    Players do not show the frames of an MP4 file before the time 0. A recording may have such
+    frames where the counter of its timestamps has started anew.
+    """
+    return max(0, -pts)
+
+
 class MonotonicClock:
     """Make timestamps strictly increasing, because MP4 allows no others.
 

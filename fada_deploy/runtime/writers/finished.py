@@ -40,6 +40,8 @@ SETTING_NAMES = {
     "tree": "setting of --recursive",
     "chunk_frames": "--chunk-frames",
 }
+# What follows the name of a source in output paths; a folder has no suffix.
+_SUFFIXES = ("", ".mp4", ".json", ".png", ".jpg", ".npz")
 _MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
@@ -78,7 +80,7 @@ class FinishedSources:
         *,
         resume: bool,
     ) -> None:
-        self._path = options.out / FINISHED
+        self._out, self._path = options.out, options.out / FINISHED
         self._written_at = float("-inf")
         manifest = options.out / MANIFEST
         if resume and manifest.is_file() and not self._path.is_file():
@@ -112,12 +114,24 @@ class FinishedSources:
             self._check_names(sources)
 
     def names(self, sources: Iterable[Source]) -> set[str]:
-        """Return the names of the sources that are finished and have not changed since."""
+        """Return the names of the sources that are finished and have not changed since.
+
+        A source whose outputs have been removed is not finished.
+        """
         return {
             source.name
             for source in sources
-            if (state := self._states.get(source.name)) and self._sources.get(_key(source)) == state
+            if (state := self._states.get(source.name))
+            and self._sources.get(_key(source)) == state
+            and self._has_outputs(self._output_names[source.name])
         }
+
+    def _has_outputs(self, name: str) -> bool:
+        """Return whether each kind of output has a file or folder of this name."""
+        return all(
+            any((self._out / kind / f"{name}{suffix}").exists() for suffix in _SUFFIXES)
+            for kind in self._settings["kinds"]
+        )
 
     def add(self, source: Source) -> None:
         """Remember a source as finished, unless it is not a file or folder.
@@ -165,7 +179,7 @@ def output_settings(model: Path, options: SaveOptions) -> dict[str, Any]:
     """Return the settings that decide the outputs, as they are read back from JSON."""
     settings = {
         "model": sha256(model),
-        "kinds": list(options.kinds),
+        "kinds": sorted(options.kinds),
         "ids": options.ids,
         "style": asdict(options.style),
         "x264_preset": options.x264_preset,

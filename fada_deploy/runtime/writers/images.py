@@ -28,6 +28,7 @@ def overlay_images(output: Output) -> Iterator[WriteResult]:
 @contextmanager
 def mask_images(output: Output) -> Iterator[WriteResult]:
     """Write ids as gray PNG."""
+    output.set_aside_frames("mask")
     to_ids = mask_of(output)
     yield lambda d: write_png(output.frame_path("mask", ".png", d.result), to_ids(d))
 
@@ -35,6 +36,7 @@ def mask_images(output: Output) -> Iterator[WriteResult]:
 @contextmanager
 def color_images(output: Output) -> Iterator[WriteResult]:
     """Write class colors as RGB PNG."""
+    output.set_aside_frames("color")
     to_colors = color_map_of(output)
     yield lambda d: write_png(output.frame_path("color", ".png", d.result), to_colors(d))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from fada_deploy.common.files import atomic_path
 from fada_deploy.runtime.writers.output import DrawnResult, Output, WriteResult
 from fada_deploy.runtime.writers.recovery import recording_path
+from fada_deploy.runtime.writers.unfinished_document import END
 
 
 @contextmanager
@@ -38,4 +39,4 @@ def json_document(output: Output) -> Iterator[WriteResult]:
             yield write
         finally:
             # The document of a live source is kept after an error, too.
-            file.write("\n]}\n")
+            file.write(END)

@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.images import resize_labels
-from fada_deploy.runtime.writers.encoder import MonotonicClock, VideoEncoder, open_output
+from fada_deploy.runtime.writers.encoder import (
+    PART_SUFFIX,
+    MonotonicClock,
+    VideoEncoder,
+    open_output,
+    shift_to_zero,
+)
 
 _LOSSLESS = ("libx264", {"preset": "ultrafast", "qp": "0"})
 
@@ -37,8 +43,13 @@ def label_video(
         encoder = VideoEncoder(
             container, size_hw, time_base, fps, _LOSSLESS, gray=True, pixel_aspect=pixel_aspect
         )
-        clock = MonotonicClock(time_base)
-        yield lambda labels, pts: encoder.encode_image(
-            resize_labels(labels, size_hw), clock.next(pts)
-        )
+        clock, shift = MonotonicClock(time_base), None
+
+        def write(labels: NDArray[np.uint8], pts: int) -> None:
+            nonlocal shift
+            if shift is None:
+                shift = 0 if path.suffix == PART_SUFFIX else shift_to_zero(pts)
+            encoder.encode_image(resize_labels(labels, size_hw), clock.next(pts + shift))
+
+        yield write
         encoder.flush()

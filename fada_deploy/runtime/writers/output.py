@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
+from fada_deploy.common.files import free_name
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.base import Source
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 Image = NDArray[np.uint8]
+
+logger = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
@@ -89,6 +93,13 @@ class Output:
             return self._below(kind, self.name, f"{result.item}{suffix}")
         return self._below(kind, f"{self.name}{suffix}")
 
+    def set_aside_frames(self, kind: str) -> None:
+        """Give the folder of an earlier recording of this live source a number."""
+        folder = self._below(kind, self.name)
+        if self.source.is_live and self.source.is_video and folder.is_dir():
+            kept = folder.rename(free_name(folder))
+            logger.info("the earlier %s is now %s", folder, kept)
+
     def _below(self, kind: str, *parts: str) -> Path:
         """Return a path in the folder of a kind of output; it cannot lead out of that folder."""
         folder = self.options.out / kind
@@ -114,8 +125,18 @@ def safe_name(text: str) -> str:
     return name or "source"
 
 
+def _own_name(source: str) -> str:
+    """Return the last part of the name of a source, without the suffix of a file."""
+    _, address, rest = source.partition("://")
+    if address and "/" not in rest.strip("/"):
+        return rest.strip("/")
+    return Path(source).resolve().name if os.path.isdir(source) else Path(source).stem
+
+
 def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping[str, str]:
     """Return the safe name of each source in output paths: its stem, numbered if it is taken.
+
+    The name of a stream without a path, such as `rtsp://192.168.1.10`, is its host.
 
     Names that differ in case alone are one file on Windows and macOS, so they are numbered too.
     Names of sources below the folder `tree` begin with their subfolder.
@@ -124,7 +145,7 @@ def output_names(sources: Iterable[Source], tree: Path | None = None) -> Mapping
     taken: set[str] = set()
     for source in sources:
         path = Path(source.name)
-        stem = safe_name(path.resolve().name if path.is_dir() else path.stem)
+        stem = safe_name(_own_name(source.name))
         if tree is not None and path.is_relative_to(tree) and path != tree:
             folders = (safe_name(part) for part in path.relative_to(tree).parent.parts)
             stem = "/".join([*folders, stem])

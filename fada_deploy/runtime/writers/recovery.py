@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fada_deploy.common.files import (
-    PROCESS,
     atomic_path,
+    final_path,
     flush_to_disk,
     free_name,
     partial_files,
     remove_partial,
 )
+from fada_deploy.runtime.writers.unfinished_document import end_live_document
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
 
     A recording of a live source can be played up to its last seconds without its end; a video that
     was made from a file cannot, and is made again. `.front.4711-0a1b2c.partial.mp4` becomes
-    `front-recovered.mp4`. No process may be writing to the folder.
+    `front-recovered.mp4`. The JSON document of a live source gets the end that it lacks. No process
+    may be writing to the folder.
 
     Args:
         folder: Where to look, with all subfolders.
@@ -64,7 +65,10 @@ def recover_recordings(folder: Path, file: Path | None = None) -> list[Path]:
     """
     recovered = []
     for path in partial_files(folder, file):
-        if path.suffix.lower() == ".mp4" and _is_playable(path):
+        suffix = path.suffix.lower()
+        if (suffix == ".mp4" and _is_playable(path)) or (
+            suffix == ".json" and end_live_document(path)
+        ):
             recovered.append(_rename(path, file))
     remove_partial(folder, file)
     return recovered
@@ -75,8 +79,7 @@ def _rename(path: Path, final: Path | None) -> Path:
 
     Its stem is that of `final`, or else what the temporary name contains of it.
     """
-    own = re.sub(PROCESS + r"\.partial", "", path.stem).removeprefix(".")
-    stem = own if final is None else final.stem
+    stem = (final_path(path) if final is None else final).stem
     while len(os.fsencode(stem)) > _MAX_STEM:
         stem = stem[:-1]
     recovered = free_name(path.with_name(f"{stem}-recovered{path.suffix}"))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, UnwritableFrameError, UsageError
+from fada_deploy.common.files import final_path
 from fada_deploy.runtime.overlay.renderer import OverlayRenderer
 from fada_deploy.runtime.pipeline import Timings, run_pipeline
 from fada_deploy.runtime.result import Result
@@ -61,9 +62,10 @@ def save_results(
 ) -> Generator[Item, None, None]:
     """Segment all sources and write output files; yield each `Result` once it is written.
 
-    Also yields a `DataError` for each frame or file that cannot be read, and a `SourceEnd` when the
-    files of a source are complete. If the generator is closed or interrupted, finished files remain
-    and unfinished ones are removed, except for recordings of live sources that can be played.
+    Also yields a `DataError` for each frame or file that cannot be read or encoded, and a
+    `SourceEnd` when the files of a source are complete. If the generator is closed or interrupted,
+    finished files remain and unfinished ones are removed, except for recordings of live sources
+    that can be played.
 
     Args:
         segmenter: The model.
@@ -202,6 +204,10 @@ def _write(
                         opened[name].write(item)
                     elif name in opened:
                         opened.pop(name).complete(is_interrupted=item.is_interrupted)
+            except UnwritableFrameError as error:
+                # The other frames can be written.
+                yield error
+                continue
             except DataError as error:
                 if len(sources) == 1:
                     raise
@@ -262,5 +268,5 @@ def _write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        file = error.filename2 or error.filename or out
+        file = final_path(Path(str(error.filename2 or error.filename or out).removeprefix("file:")))
         raise DataError(f"{file}: cannot be written ({error.strerror or error})") from None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.video import BT709, HARDWARE_ENCODERS, upright_rgb
 from fada_deploy.runtime.writers.audio import AudioCopier
@@ -28,6 +28,7 @@ from fada_deploy.runtime.writers.encoder import (
     MonotonicClock,
     VideoEncoder,
     open_output,
+    shift_to_zero,
 )
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class VideoWriter:
 
     Raises:
         UsageError: An argument is not allowed.
-        DataError: The file cannot be written, or `audio` cannot be read (on entering the block, or
-            later).
+        DataError: The file cannot be written, no frame was written, or `audio` cannot be read (on
+            entering the block, or later).
         DeviceError: The hardware encoder is not available (on entering the block).
     """
 
@@ -114,7 +115,7 @@ class VideoWriter:
         self._hardware = hardware
         self._color_matrix = color_matrix
         self._clock = MonotonicClock(self._time_base)
-        self._frames = 0
+        self._frames = self._shift = 0
         self._last_s, self._audio_end_s = 0.0, float("inf")
         self._block: AbstractContextManager[None] | None = None
 
@@ -124,7 +125,8 @@ class VideoWriter:
         Args:
             image: (H, W, 3) uint8 RGB, or a PyAV frame in yuv420p and the writer's color matrix.
             pts: Timestamp in units of `time_base`. A timestamp that does not increase is corrected
-                (see `MonotonicClock`). Without timestamps, frames are spaced by `fps`.
+                (see `MonotonicClock`). If the first one is negative, the video begins at 0. Without
+            timestamps, frames are spaced by `fps`.
         """
         if self._block is None:
             raise UsageError("VideoWriter is not open; use `with VideoWriter(…) as writer`")
@@ -132,8 +134,11 @@ class VideoWriter:
             if self._fps is None:
                 raise UsageError("a frame without pts needs the frame rate: VideoWriter(…, fps=25)")
             pts = round(self._frames / (self._fps * self._time_base))
+        if self._frames == 0 and self._path.suffix != PART_SUFFIX:
+            self._shift = shift_to_zero(pts)
+            self._audio.shift_s = self._shift * self._time_base
         self._frames += 1
-        pts = self._clock.next(pts)
+        pts = self._clock.next(pts + self._shift)
         self._last_s = float(pts * self._time_base)
         self._audio.copy_until(self._last_s)
         if not isinstance(image, np.ndarray):
@@ -185,5 +190,7 @@ class VideoWriter:
                 self._encoder.open_on(self._hardware)
             self._audio = AudioCopier(container, self._audio_path, stack)
             yield
+            if self._frames == 0:
+                raise DataError(f"{self._path}: no frame was written, so there is no video")
             self._encoder.flush()
             self._audio.copy_until(self._audio_end_s)

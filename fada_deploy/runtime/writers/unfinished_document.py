@@ -1,0 +1,41 @@
+"""The end of a JSON document of results, which the document of a killed process lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+# Follows the last frame.
+END = "\n]}\n"
+
+
+def end_live_document(path: Path) -> bool:
+    """Write the end of the document of a live source whose process was killed.
+
+    A frame that is incomplete is removed. Return False, and change nothing, if the document has no
+    complete frame or its source is a file or folder, which can be read again.
+    """
+    with path.open("r+b") as file:
+        header = file.readline()
+        try:
+            source = json.loads(header + b"]}")["source"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        if os.path.exists(str(source)):
+            return False
+        start, complete = len(header), 0
+        for line in file:
+            frame = line.rstrip(b",\n")
+            try:
+                json.loads(frame)
+            except ValueError:
+                break
+            complete = start + len(frame)
+            start += len(line)
+        if not complete:
+            return False
+        file.truncate(complete)
+        file.seek(complete)
+        file.write(END.encode())
+    return True
