@@ -194,7 +194,8 @@ def _run_settings(
     values: dict[str, Any] = {"src": first, "tgt": tgt, **options}
     shared = shared_options(batch=values.pop("batch", None), size=values.pop("size_hw", None))
     if "stages" in options:
-        values["stages"] = tuple(options["stages"])
+        stages = options["stages"]
+        values["stages"] = tuple(stages.split(",") if isinstance(stages, str) else stages)
     if extra:
         values["extra_sources"] = [{"name": str(source)} for source in extra]
     values |= shared

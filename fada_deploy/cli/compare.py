@@ -100,7 +100,7 @@ def command(
     fada compare --src gta5 --tgt cityscapes --methods fada,advent,clan --seeds 1,2,3
     fada compare --recipe deploy --tgt drives.toml --methods all --budget 600 -o comparison
     """
-    from fada_deploy.common.errors import FadaError, MissingExtraError
+    from fada_deploy.common.errors import FadaError, MissingExtraError, UsageError
     from fada_deploy.common.files import lock
 
     require_package("matplotlib", "plot")
@@ -111,6 +111,10 @@ def command(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
+    own = {"seed": "--seeds", "stages": "--methods", "method": "--methods", "start": "--methods"}
+    for key in (text.partition("=")[0].strip() for text in settings):
+        if key in own:
+            raise UsageError(f"--set {key}: each run has its own; use {own[key]}")
     torch_device = choose_device(device)
     # The stages and the method of each run are set later.
     options |= {"method": None, "stages": "source", "seed": None, "start": None}

@@ -259,6 +259,8 @@ def _target_statistics(statistics: Mapping[str, Any], classes: Sequence[Mapping[
 
 
 def _score(scores: Mapping[str, Any]) -> str:
+    if not isinstance(scores, dict):
+        return "damaged"
     if scores.get("miou") is None:
         return "no class could be scored"
     frames, size = scores.get("frames", "?"), scores.get("input", "?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -217,7 +218,26 @@ class CommandGroup(click.Group):
         name = args[0]
         if not ctx.resilient_parsing and self.get_command(ctx, name) is None:
             raise click.UsageError(unknown_command(name, self.list_commands(ctx)), ctx)
-        return super().resolve_command(ctx, args)
+        found, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_repeated_options(command, rest)
+        return found, command, rest
+
+
+def _refuse_repeated_options(command: click.Command, args: Sequence[str]) -> None:
+    """Raise `click.UsageError` if an option with one value is repeated; click takes the last."""
+    context = click.Context(command)
+    try:
+        _, _, given = command.make_parser(context).parse_args(list(args))
+    except click.UsageError:
+        return  # reported when the command parses its arguments
+    for option, number in Counter(given).items():
+        if not isinstance(option, click.Option) or option.multiple or option.is_flag:
+            continue
+        if number > 1:
+            raise click.UsageError(
+                f"{option.opts[0]} takes one value, got it {number} times", context
+            )
 
 
 def unknown_command(name: str, commands: Sequence[str]) -> str:

@@ -23,15 +23,15 @@ def make_run_config(
     )
 
     options |= source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
-    if no_rendered := options.pop("no_rendered"):
-        options.setdefault("extra_sources", [])
+    no_rendered = options.pop("no_rendered")
     options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
     if options["stages"] is not None:
         options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
     recipe = options.pop("recipe")
     config = make_config(
-        recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY
-    )
+        recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY,
+        rendered=not no_rendered,
+    )  # fmt: skip
     _check_rendered(config, options, no_rendered=no_rendered)
     _check_target(config)
     return config

@@ -216,7 +216,8 @@ _BACKBONES = (
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Continue an interrupted run exactly where it stopped.",
+    help="Continue an interrupted run exactly where it stopped. If its data sets were moved, add "
+    "--src-root and --tgt-root.",
 )
 @ray_options
 @JSON_OPTION
@@ -253,6 +254,7 @@ def command(
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train
         from fada_deploy.training.run_files import load_config
+        from fada_deploy.training.settings import with_roots
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
@@ -267,9 +269,11 @@ def command(
             continued = out if out is not None and _is_continued(out, config) else None
             run = continued or _create_run(config, out)
         else:
+            # The data may have been moved; the files must be the same.
+            roots = options.pop("src_root"), options.pop("tgt_root")
             options |= {"config": config_file, "set": settings, "out": out}
             _refuse_settings(options)
-            config, run = load_config(resume), resume
+            config, run = with_roots(load_config(resume), *roots), resume
         hidden = library_output_hidden() if cluster else nullcontext()
         with resumable(run, torch_device), hidden:
             result = train(

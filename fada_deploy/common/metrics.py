@@ -115,3 +115,12 @@ class Scores:
             },
             "absent": list(self.absent),
         }
+
+
+def is_scores(document: object) -> bool:
+    """Return whether a parsed `scores.json` of a stage has the parts that commands read."""
+    return (
+        isinstance(document, dict)
+        and isinstance(document.get("iou"), dict)
+        and {"miou", "frames", "input"} <= document.keys()
+    )

@@ -142,6 +142,11 @@ def final_weights(path: Path) -> Path:
                 shlex.quote(str(path)),
             )
         return finished[-1]
+    if unfinished_stages(path):
+        raise ModelError(
+            f"{path}: contains no finished stage; continue it with `fada train --resume "
+            f"{shlex.quote(str(path))}`"
+        )
     problem = "contains no finished stage" if path.is_dir() else "no such run"
     raise ModelError(f"{path}: {problem}; `fada train` creates runs in {RUNS}/")
 

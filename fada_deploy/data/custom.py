@@ -113,5 +113,8 @@ def _check_names(names: Collection[str], space: LabelSpace, where: str) -> None:
 
 def _color_reader(colors: Mapping[str, tuple[int, int, int]], space: LabelSpace) -> LabelReader:
     indices = space.indices_by_name
+    shared = [name for name, color in colors.items() if list(colors.values()).count(color) > 1]
+    if shared:
+        raise DataError(f"labels.colors: {', '.join(shared)} share a color; each needs its own")
     codes = {r << 16 | g << 8 | b: indices.get(name, IGNORE) for name, (r, g, b) in colors.items()}
     return ColorReader(tuple(sorted(codes)), bytes(codes[code] for code in sorted(codes)))

@@ -124,7 +124,10 @@ def _read_list(path: Path) -> list[_Listed]:
         if line.startswith("#"):
             continue
         name = _normalized(line)
-        columns = name.replace(",", " ").split()
+        # With a tab, names may contain spaces and commas.
+        columns = list(map(_normalized, line.split("\t"))) if "\t" in line else []
+        if len(columns) != 2:
+            columns = name.replace(",", " ").split()
         # A second column looks like a file.
         if len(columns) == 2 and Path(columns[1]).suffix:
             lines.append(_Listed(line, columns[0], columns[1]))

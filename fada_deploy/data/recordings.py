@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +112,11 @@ def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]
     limit = HELD_OUT_FRACTION * sum(map(len, clips.values()))
     held_out: list[Pair] = []
     train = dict(clips)
-    for name in sorted(clips, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest()):
+
+    def order(name: str) -> bytes:
+        return hashlib.sha256(os.fsencode(Path(name).name)).digest()
+
+    for name in sorted(clips, key=order):
         if len(held_out) + len(clips[name]) <= limit:
             held_out += train.pop(name)
     longest = max(train, key=lambda name: len(train[name]))
@@ -172,16 +177,25 @@ def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnErro
     stat = video.stat()
     version = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     key = f"{version}:{sampling.every}:{sampling.min_change}"
-    folder = cache / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    if not (folder / "done").is_file():
+    folder = cache / f"{video.stem}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:8]}"
+    done = folder / "done"
+    if done.is_file():
+        for line in done.read_text("utf-8", "surrogateescape").splitlines():
+            on_error(DataError(line))
+    else:
+        errors: list[DataError] = []
         previous: NDArray[np.float32] | None = None
-        for index, rgb in _timed_frames(video, sampling.every, on_error):
+        for index, rgb in _timed_frames(video, sampling.every, errors.append):
             thumbnail = _thumbnail(rgb)
             if _changed(previous, thumbnail, sampling):
                 write_png(folder / f"{index:07d}.png", rgb)
                 previous = thumbnail
+        for error in errors:
+            on_error(error)
         if folder.is_dir():
-            (folder / "done").touch()
+            # A resumed run reports the errors again.
+            lines = "".join(f"{error}\n" for error in errors)
+            done.write_text(lines, "utf-8", "surrogateescape")
     return [Pair(image, None, str(video)) for image in sorted(folder.glob("[!.]*.png"))]
 
 

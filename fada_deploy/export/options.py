@@ -151,6 +151,12 @@ class ExportOptions:
         for path_field in ("calibration", "data_root", "triton", "out"):
             if isinstance(path := getattr(self, path_field), str):
                 object.__setattr__(self, path_field, Path(path))
+        if isinstance(self.data, Path):
+            object.__setattr__(self, "data", str(self.data))
+        if isinstance(self.size_hw, str):
+            raise UsageError(
+                f"size_hw must be (height, width), for example (256, 512), got {self.size_hw!r}"
+            )
         if isinstance(self.precisions, str):
             raise UsageError(
                 f"precisions must be a tuple, for example ('fp16',), got {self.precisions!r}"

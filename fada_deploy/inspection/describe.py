@@ -241,7 +241,7 @@ def _run(path: Path, problems: list[str]) -> Document:
                     "bytes": model.stat().st_size,
                 }
             )
-    planned = [str(name) for name in config.get("stages", ())]
+    planned = [str(name) for name in config.get("stages") or ()]
     return {
         "config": config,
         "stages": stages,

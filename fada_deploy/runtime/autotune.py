@@ -16,7 +16,7 @@ from statistics import median
 
 from fada_deploy.common.errors import FadaError
 from fada_deploy.common.metadata import ModelMetadata
-from fada_deploy.runtime.backend_selection import backends_of, runnable_onnx
+from fada_deploy.runtime.backend_selection import backends_of, runnable_for
 from fada_deploy.runtime.backends import BACKENDS, ONNX_BACKENDS, Backend, Prediction
 from fada_deploy.runtime.backends.base import Frames
 from fada_deploy.runtime.backends.preference import fastest_backend, remember_fastest
@@ -40,7 +40,7 @@ def backends_to_measure(path: Path, backend: Backend) -> list[str]:
     ):
         return []
     verified = backend.metadata.verification or {}
-    runnable = runnable_onnx(backend.metadata.precision)
+    runnable = runnable_for(backend.metadata)
     return [name for name in runnable if name != backend.name and name in verified]
 
 

@@ -21,6 +21,7 @@ from fada_deploy.runtime.backends.engine_file import (
 )
 from fada_deploy.runtime.backends.gpu import find_gpu
 from fada_deploy.runtime.backends.onnx_file import read_metadata
+from fada_deploy.runtime.backends.openvino import crashes_openvino
 from fada_deploy.runtime.backends.preference import fastest_backend
 from fada_deploy.runtime.backends.tensorrt import TensorRtBackend
 from fada_deploy.runtime.parity import (
@@ -121,7 +122,7 @@ def _preferred_backend(path: Path, device: str | int) -> str:
     """Return the remembered fastest backend, otherwise the first installed one for the file."""
     if device == "cpu" or (device == "auto" and not _has_cuda_runtime()):
         metadata = read_metadata(path)
-        runnable = runnable_onnx(metadata.precision)
+        runnable = runnable_for(metadata)
         if (fastest := fastest_backend(metadata)) in runnable:
             return fastest
         if runnable:
@@ -160,12 +161,18 @@ def runnable_backends(path: Path, device: str | int = "auto") -> list[str]:
         return list(backends)
     if cuda_index(device) is not None:
         return [name for name in backends if name not in _CPU_ONLY and find_spec(name) is not None]
-    return runnable_onnx(read_metadata(path).precision)
+    return runnable_for(read_metadata(path))
 
 
 def runnable_models(paths: Iterable[Path]) -> list[Path]:
     """Return the paths without engines if this machine has no GPU."""
     return [path for path in paths if path.suffix not in ENGINE_SUFFIXES or find_gpu() is not None]
+
+
+def runnable_for(metadata: ModelMetadata) -> list[str]:
+    """Return the installed backends that can run an ONNX file."""
+    names = runnable_onnx(metadata.precision)
+    return [name for name in names if name != "openvino" or not crashes_openvino(metadata)]
 
 
 def runnable_onnx(precision: str) -> list[str]:

@@ -242,12 +242,15 @@ class TrainingLoop:
         """Remove the metrics of iterations after the restored state."""
         if self._metrics_path.is_file():
             lines = self._metrics_path.read_text("utf-8").splitlines(keepends=True)
-            valid = [
-                line
-                for line in lines
-                if line.endswith("\n") and json.loads(line)["iteration"] <= self._start
-            ]
+            valid = [line for line in lines if line.endswith("\n") and self._is_before_start(line)]
             write_text(self._metrics_path, "".join(valid))
+
+    def _is_before_start(self, line: str) -> bool:
+        """Return whether a line has metrics of the restored state; a damaged one has none."""
+        try:
+            return bool(json.loads(line)["iteration"] <= self._start)
+        except (ValueError, KeyError, TypeError):
+            return False
 
 
 def _means(values: list[Metrics]) -> dict[str, float]:

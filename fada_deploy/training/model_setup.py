@@ -64,14 +64,28 @@ class ModelSetup:
         for stage in config.stages:
             self._check_stage(stage)
         # After the checks, because this may download a file.
-        self.init = find_pretrained(config.backbone, config.init) if self._has_init else None
-        mean, std, self._bgr = input_normalization(
-            config.backbone, self.init, config.init_norm if uses_init else None
-        )
+        trained = self._trained_new_models()
+        self.init = None
+        if self._has_init and not trained:
+            self.init = find_pretrained(config.backbone, config.init)
+        if trained:
+            # The initial weights are not needed any more, and may be gone.
+            spec = load_model(trained[0])[0].spec
+            mean, std, self._bgr = spec.mean, spec.std, False
+        else:
+            mean, std, self._bgr = input_normalization(
+                config.backbone, self.init, config.init_norm if uses_init else None
+            )
         self.spec = replace(self.spec, mean=mean, std=std)
         self.student_spec = replace(self.student_spec, mean=mean, std=std)
         # Reports an initial weights file that does not match the backbone.
         self.new_model(self.spec)
+
+    def _trained_new_models(self) -> list[Path]:
+        """Return the weights of the stages that start from new networks, [] if one is missing."""
+        stages = [stage for stage in self.config.stages if stage in ("source", "distill")]
+        weights = [self.folder / stage / WEIGHTS for stage in stages]
+        return weights if all(path.is_file() for path in weights) else []
 
     def log_initial_weights(self) -> None:
         """Log what the run starts from, and warn where the recipe does not suit it."""

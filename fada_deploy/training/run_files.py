@@ -13,7 +13,7 @@ from fada_deploy.common.files import LOCK, write_text
 from fada_deploy.common.runs import CONFIG, not_a_run
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.datasets import fingerprint, label_fingerprint
+from fada_deploy.training.data.datasets import fingerprint, label_fingerprint, size_fingerprint
 
 FINGERPRINTS = "data.json"
 
@@ -49,24 +49,30 @@ def check_fingerprints(
 ) -> None:
     """Store the fingerprint of each data set in a new run; compare it in a resumed one.
 
-    Raise `DataError` if the frames or classes of a data set, or the encoding or ego mask of a
-    source, have changed since the run began.
+    Raise `DataError` if the frames or classes of a data set, the sizes of its files, or the
+    encoding or ego mask of a source, have changed since the run began.
     """
     path = run / FINGERPRINTS
     fingerprints = {name: fingerprint(dataset) for name, dataset in datasets.items()}
     if sources:
         fingerprints["labels"] = label_fingerprint(sources)
+    fingerprints["sizes"] = size_fingerprint(datasets.values())
     if not path.is_file():
         write_text(path, json.dumps(fingerprints, indent=2))
         return
-    stored = json.loads(path.read_text("utf-8"))
-    # Earlier versions did not store that of the labels.
-    stored = {"labels": fingerprints.get("labels"), **stored}
+    stored = documents.read_json(
+        path.read_bytes(), dict[str, str], where=str(path), remedy="start a new run"
+    )
+    # Earlier versions did not store these.
+    stored = {name: fingerprints.get(name, "") for name in ("labels", "sizes")} | stored
     changed = [name for name in fingerprints if fingerprints[name] != stored.get(name)]
     if changed:
-        what = "encoding or ego mask of a source"
-        if domains := [name for name in changed if name != "labels"]:
+        if domains := [name for name in changed if name in datasets]:
             what = "frames or classes of the " + " and ".join(domains)
+        elif "labels" in changed:
+            what = "encoding or ego mask of a source"
+        else:
+            what = "contents of frames or label files"
         raise DataError(
             f"{what} have changed since the run {run} began; restore them, or start a new run"
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fada_deploy.common.files import write_text
+from fada_deploy.common.metrics import is_scores
 from fada_deploy.common.runs import STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluation import evaluate
@@ -17,6 +20,8 @@ from fada_deploy.training.predict import Predictor, describe_views
 from fada_deploy.training.weights.checkpoints import load_model
 
 SCORES = "scores.json"
+
+logger = logging.getLogger(__name__)
 
 
 def stage_scores(
@@ -30,8 +35,11 @@ def stage_scores(
     """
     path, weights = folder / SCORES, folder / WEIGHTS
     if path.is_file() and path.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
-        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return document
+        with suppress(OSError, ValueError):
+            document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if is_scores(document):
+                return document
+        logger.warning("%s is damaged; the stage is scored again", path)
     document = compute_scores(weights, config, frames, device)
     write_text(path, json.dumps(document, indent=2))
     return document

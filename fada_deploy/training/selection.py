@@ -164,10 +164,12 @@ def source_frame_fractions(run: Path, num_classes: int) -> NDArray[np.float64]:
 def _candidates(run: Path, start: Path | None) -> list[Candidate]:
     """Return the candidates of a run in training order."""
     candidates = [] if start is None else [Candidate.read(start, name=START)]
-    try:
-        return candidates + [Candidate.read(path) for path in all_weights(run)]
-    except ModelError:
-        return []
+    for path in all_weights(run):
+        try:
+            candidates.append(Candidate.read(path))
+        except ModelError as error:
+            logger.warning("%s; it is left out of the choice of a stage", error)
+    return candidates
 
 
 def _up_to_date(run: Path, candidates: Sequence[Candidate]) -> SelectionDocument | None:

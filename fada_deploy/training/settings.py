@@ -7,7 +7,7 @@ one-line `UsageError` before any work begins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
@@ -55,6 +55,7 @@ def make_config(
     settings: Iterable[str],
     options: Mapping[str, Any],
     remedy: str = REMEDY,
+    rendered: bool = True,
 ) -> RunConfig:
     """Return the settings of a run; later sources override earlier ones.
 
@@ -66,6 +67,7 @@ def make_config(
         options: Typed values by key, "stage.key" for those of a stage. None means not given. Sizes
             are (height, width) or "WIDTHxHEIGHT".
         remedy: End of the messages about invalid settings.
+        rendered: Whether the recipe or the file may add the source rendered.
 
     Raises:
         UsageError: A key is unknown, a value has the wrong type or range, or settings contradict
@@ -81,6 +83,10 @@ def make_config(
     if recipe not in RECIPES:
         raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     base = _merged(_recipe_settings(recipe, given), from_file)
+    base["recipe"] = recipe
+    if not rendered and "extra_sources" in base:
+        extra = [each for each in base["extra_sources"] if each.get("name") != RENDERED]
+        base["extra_sources"] = extra
     config = _decode(_merged(base, explicit), remedy)
     if "published" in from_file and "published" not in explicit:
         # The published score in the file belongs to the file's settings only.
@@ -94,8 +100,11 @@ def make_config(
 
 
 def _without_replaced_data(from_file: Document, explicit: Mapping[str, Any]) -> Document:
-    """Leave out the folder and weight of a data set that is replaced by another one."""
-    dependent = {"src": ("src_root", "src_weight"), "tgt": ("tgt_root",)}
+    """Leave out what belongs to a data set that is replaced by another one."""
+    dependent = {
+        "src": ("src_root", "src_weight", "extra_sources"),
+        "tgt": ("tgt_root", "ego_mask"),
+    }
     dropped = {
         name
         for domain, names in dependent.items()
@@ -115,7 +124,29 @@ def change_settings(
     """Return settings with changes, in the form and with the errors of `make_config`."""
     changes = _with_parsed_sizes(_nested({k: v for k, v in options.items() if v is not None}))
     changes = _merged(changes, _parse_settings(settings))
-    return _with_absolute_paths(_decode(_merged(config.to_dict(), changes), remedy))
+    unchanged = _without_replaced_data(config.to_dict(), changes)
+    return _with_absolute_paths(_decode(_merged(unchanged, changes), remedy))
+
+
+def with_roots(config: RunConfig, src_roots: Sequence[str], tgt_root: str | None) -> RunConfig:
+    """Return the settings of a run whose data sets were moved to other folders.
+
+    `src_roots` are those of the first sources, in their order. Raise `UsageError` if there are more
+    than sources.
+    """
+    sources = list(config.sources)
+    if len(src_roots) > len(sources):
+        raise UsageError(f"--src-root: got {len(src_roots)}, the run has {len(sources)} sources")
+    for i, root in enumerate(src_roots):
+        sources[i] = replace(sources[i], root=root)
+    return _with_absolute_paths(
+        replace(
+            config,
+            src_root=sources[0].root,
+            extra_sources=tuple(sources[1:]),
+            tgt_root=config.tgt_root if tgt_root is None else tgt_root,
+        )
+    )
 
 
 def _default_recipe(given: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, FadaError, UsageError
@@ -109,7 +110,7 @@ def label_fingerprint(sources: Sequence[FrameDataset]) -> str:
     """Return a SHA-256 of how the labels of sources are read: their encodings and ego masks."""
     digest = hashlib.sha256()
     for dataset in sources:
-        digest.update(repr(dataset.read_labels).encode())
+        digest.update(os.fsencode(repr(dataset.read_labels)))
         if dataset.ego_mask is not None:
             digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
     return digest.hexdigest()
@@ -123,5 +124,28 @@ def fingerprint(dataset: FrameDataset) -> str:
     """
     digest = hashlib.sha256(repr(dataset.space.to_dict()).encode())
     for pair in dataset.pairs:
-        digest.update(f"{pair.image.parent.name}/{pair.image.name}\n".encode())
+        digest.update(os.fsencode(f"{pair.image.parent.name}/{pair.image.name}\n"))
     return digest.hexdigest()
+
+
+def size_fingerprint(datasets: Iterable[FrameDataset]) -> str:
+    """Return a SHA-256 of the sizes of the files of data sets, in their order.
+
+    Unlike times, they do not change when a data set is copied. A file that is missing has the
+    size −1, so that reading it reports the error.
+    """
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for pair in dataset.pairs:
+            # The target is unlabeled, whether it has labels or not.
+            files = (pair.image, pair.labels if dataset.labeled else None)
+            sizes = [_size(path) for path in files if path is not None]
+            digest.update(repr(sizes).encode())
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, one_line
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.data.base import FrameDataset
@@ -20,7 +21,7 @@ from fada_deploy.data.cache import FrameCache
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
 from fada_deploy.training.data.datasets import open_target
-from fada_deploy.training.data.loader import Batch, BatchLoader, WaitTimer
+from fada_deploy.training.data.loader import MAX_CONSECUTIVE_BAD, Batch, BatchLoader, WaitTimer
 from fada_deploy.training.data.samplers import EvenSampler, Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import (
     CroppedSourceSamples,
@@ -95,6 +96,25 @@ def _file_names(frames: FrameDataset) -> Callable[[int], str]:
     return lambda index: str(frames.pairs[index].image)
 
 
+def _require_readable(frames: FrameDataset) -> None:
+    """Raise `DataError` if none of a few frames of the target can be read.
+
+    Otherwise the error would come after the training on the source.
+    """
+    step = max(1, len(frames) // MAX_CONSECUTIVE_BAD)
+    errors = []
+    for index in range(0, len(frames), step):
+        try:
+            frames.image(index)
+        except DataError as error:
+            errors.append(error)
+        else:
+            return
+    raise DataError(
+        f"none of {len(errors)} frames of the target can be read; the first: {errors[0]}"
+    )
+
+
 class RunData:
     """The frames of a run, and loaders of batches for its stages.
 
@@ -132,6 +152,7 @@ class RunData:
         )
         if self.val_frames is not None and self.val_frames.labeled:
             check_validation(self.val_frames)
+        _require_readable(self.tgt_frames)
         self.tgt_frames = replace(self.tgt_frames, cache=cache)
         if self.sources is not None:
             self.use_sources(self.sources.frames)
@@ -246,12 +267,18 @@ class RunData:
 
     def class_pixels(self) -> NDArray[np.int64]:
         """Return the pixels of each class in each source file, (N, K)."""
-        return np.asarray(np.load(self._folder / SOURCE_CLASSES)["pixels"], np.int64)
+        path = self._folder / SOURCE_CLASSES
+        try:
+            return np.asarray(np.load(path)["pixels"], np.int64)
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise DataError(
+                f"{path}: damaged ({one_line(error)}); delete it to count the classes again"
+            ) from None
 
     def _check_sources(self, sources: SourceFrames) -> CheckedSources | None:
         """Check the sources' labels, unless the run has their table."""
         if (self._folder / SOURCE_CLASSES).is_file():
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, AttributeError, TypeError):
                 document = json.loads((self._folder / SOURCES).read_text("utf-8"))
                 self.bad_files |= dict.fromkeys(document.get("errors", ()))
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fada_deploy.common.errors import ModelError
+from fada_deploy.common.metrics import is_scores
 from fada_deploy.common.runs import CONFIG, STAGES, not_a_run
 
 # Below the first accuracy the discriminator is no better than chance; above the second its loss has
@@ -45,10 +47,17 @@ class RunSummary:
         metrics, scores = {}, {}
         for stage in STAGES:
             if (path := folder / stage / "metrics.jsonl").is_file():
-                metrics[stage] = [_parse(line, path) for line in _read(path).splitlines()]
+                # A process that was killed has not finished its last line.
+                complete = (line for line in _read(path).splitlines(True) if line.endswith("\n"))
+                metrics[stage] = [_parse(line, path, dict) for line in complete]
             if (path := folder / stage / "scores.json").is_file():
-                scores[stage] = _parse(_read(path), path)
-        return cls(folder, _parse(_read(config_path), config_path), metrics, scores)
+                scores[stage] = _parse(_read(path), path, dict)
+                if not is_scores(scores[stage]):
+                    raise ModelError(
+                        f"{path}: not the scores of a stage; delete it, and score the stage again "
+                        f"with `fada train --resume {shlex.quote(str(folder))}`"
+                    )
+        return cls(folder, _parse(_read(config_path), config_path, dict), metrics, scores)
 
 
 def _read(path: Path) -> str:
@@ -58,12 +67,15 @@ def _read(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error})") from None
 
 
-def _parse(text: str, path: Path) -> Any:
+def _parse(text: str, path: Path, kind: type) -> Any:
     # Not read_json: metrics of a diverged run contain NaN, which the report must show.
     try:
-        return json.loads(text)
+        document = json.loads(text)
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(document, kind):
+        raise ModelError(f"{path}: found {text.strip()[:40]}, expected a table")
+    return document
 
 
 def discriminator_health(lines: Sequence[Mapping[str, float]]) -> str:
