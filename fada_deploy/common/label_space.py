@@ -73,6 +73,13 @@ class LabelSpace:
                         f"label space {self.name!r}: ids must be 0 to 254, got {number} "
                         f"for {c.name!r}"
                     )
+        included = [name for c in self.classes for name in c.includes]
+        repeated = sorted({n for n in (*names, *included) if (*names, *included).count(n) > 1})
+        if repeated:
+            raise UsageError(
+                f"label space {self.name!r}: class names must differ, got "
+                f"{', '.join(repeated)} more than once"
+            )
         for kind, numbers in (("trainId", [c.train_id for c in self.classes]),
                               ("labelId", [c.label_id for c in self.classes])):  # fmt: skip
             if shared := sorted({n for n in numbers if numbers.count(n) > 1}):
@@ -81,13 +88,6 @@ class LabelSpace:
                     f"label space {self.name!r}: {', '.join(of)} have the same {kind} {shared[0]}; "
                     "give each class its own, or make them one class that includes the others"
                 )
-        included = [name for c in self.classes for name in c.includes]
-        repeated = sorted({n for n in (*names, *included) if (*names, *included).count(n) > 1})
-        if repeated:
-            raise UsageError(
-                f"label space {self.name!r}: class names must differ, got "
-                f"{', '.join(repeated)} more than once"
-            )
 
     @property
     def num_classes(self) -> int:

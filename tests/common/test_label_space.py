@@ -106,3 +106,13 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
         CITYSCAPES_13.index_of("cat")
     with pytest.raises(DataError, match=r"gone\.toml: no such file"):
         load_label_space(str(tmp_path / "gone.toml"))
+
+
+def test_two_classes_cannot_have_the_same_id() -> None:
+    lane, curb = (
+        LabelClass(name, 19, number, (0, 0, 0)) for name, number in (("lane", 1), ("curb", 2))
+    )
+    with pytest.raises(UsageError, match="lane, curb have the same trainId 19"):
+        LabelSpace("mine", (lane, curb))
+    with pytest.raises(UsageError, match="have the same labelId 1"):
+        LabelSpace("mine", (lane, LabelClass("curb", 20, 1, (0, 0, 0))))

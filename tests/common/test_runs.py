@@ -222,3 +222,9 @@ def test_checkpoints_are_those_of_a_run(tmp_path: Path) -> None:
         all_weights(tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match="no such folder"):
         all_weights(tmp_path / "missing")
+
+
+def test_a_run_without_a_finished_stage_can_be_continued(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"stages": ["source"]}')
+    with pytest.raises(ModelError, match="fada train --resume"):
+        final_weights(tmp_path)

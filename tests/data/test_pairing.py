@@ -125,3 +125,21 @@ def test_labels_only_in_the_list(mirrored: Path) -> None:
     (mirrored / "train.txt").write_text("a/x/1.png labels/b/x/1.png\n")
     dataset = opened(mirrored, 'images = "images/**/*.png"\nlist = "train.txt"')
     assert values(dataset) == [2]
+
+
+def test_names_with_spaces_and_commas_are_separated_by_a_tab(tmp_path: Path) -> None:
+    lines = []
+    for i in range(3):
+        for sub in ("images", "labels"):
+            (tmp_path / sub).mkdir(exist_ok=True)
+            (tmp_path / sub / f"my pic, {i} [x].png").touch()
+        lines.append(f"images/my pic, {i} [x].png\tlabels/my pic, {i} [x].png")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    (tmp_path / "d.toml").write_text(
+        '[splits.train]\nimages = "images/*.png"\nlist = "list.txt"\n'
+        '[labels]\nencoding = "trainId"\n'
+    )
+    dataset = open_dataset(str(tmp_path / "d.toml"), None, split="train", space=CITYSCAPES_19)
+    assert [(p.image.name, p.labels and p.labels.name) for p in dataset.pairs] == [
+        (f"my pic, {i} [x].png", f"my pic, {i} [x].png") for i in range(3)
+    ]

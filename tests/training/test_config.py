@@ -12,7 +12,12 @@ from fada_deploy import api
 from fada_deploy.common.errors import DataError, ModelError, UsageError
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.run_files import load_config
-from fada_deploy.training.settings import make_config, shared_options
+from fada_deploy.training.settings import (
+    change_settings,
+    make_config,
+    shared_options,
+    with_roots,
+)
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
@@ -380,3 +385,47 @@ def test_train_from_python_takes_size_and_batch(
     api.train(**data, settings={"size": "256x128"}, device="cpu")
     assert made[0].size == made[0].distill.crop == (64, 96) and made[0].selftrain.batch == 2
     assert made[1].size == (128, 256) and made[1].source.batch == 8
+
+
+def test_no_rendered_keeps_the_other_sources_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'recipe = "deploy"\nsrc = "gta5"\ntgt = "cityscapes"\n'
+        'extra_sources = [{name = "synthia"}, {name = "rendered"}]\n'
+    )
+    config = make_config(recipe=None, file=file, settings=[], options={}, rendered=False)
+    assert [source.name for source in config.sources] == ["gta5", "synthia"]
+
+
+def test_what_belongs_to_replaced_data_is_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'src = "gta5"\ntgt = "drives"\nego_mask = "hood.png"\n'
+        'extra_sources = [{name = "synthia"}]\n'
+    )
+    same = make_config(recipe="paper", file=file, settings=[], options={})
+    assert same.ego_mask == "hood.png" and len(same.sources) == 2
+    options = {"src": "synthia", "tgt": "others"}
+    other = make_config(recipe="paper", file=file, settings=[], options=options)
+    assert other.ego_mask is None and [source.name for source in other.sources] == ["synthia"]
+    assert change_settings(same, options={"tgt": "others"}).ego_mask is None
+
+
+def test_the_recipe_of_the_command_line_is_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "paper"\nsrc = "gta5"\ntgt = "cityscapes"\n')
+    config = make_config(recipe="small", file=file, settings=[], options={})
+    assert config.recipe == "small" and config.backbone == "ddrnet23-slim"
+
+
+def test_moved_data_sets_get_their_new_folders() -> None:
+    config = make_config(
+        recipe="paper", file=None, settings=[],
+        options={"src": "gta5", "src_root": "a", "tgt": "cityscapes",
+                 "extra_sources": [{"name": "synthia", "root": "b"}]},
+    )  # fmt: skip
+    moved = with_roots(config, ("c",), "d")
+    assert [source.root for source in moved.sources] == ["c", "b"] and moved.tgt_root == "d"
+    assert with_roots(config, (), None) == config
+    with pytest.raises(UsageError, match="3, the run has 2 sources"):
+        with_roots(config, ("x", "y", "z"), None)
