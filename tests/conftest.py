@@ -72,8 +72,10 @@ def shared_exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name, module in network.named_modules():
             attributes = {k: v for k, v in vars(module).items() if not k.startswith("_")}
             hashed.update(repr((name, type(module), sorted(attributes.items()))).encode())
-        for name, tensor in network.state_dict().items():
-            hashed.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        # Buffers that are not saved, such as the input normalization, too.
+        tensors = network.state_dict() | dict(network.named_buffers())
+        for name, tensor in tensors.items():
+            hashed.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
         return hashed.hexdigest()
 
     def export_once(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import pytest
 from markdown_pages import all_commands
 
 from fada_deploy._version import __version__
-from fada_deploy.cli import COMMANDS, cli
+from fada_deploy.cli import COMMANDS, cli, demo
 from fada_deploy.runtime.parity import TOLERANCES
+from fada_deploy.runtime.writers.video_writer import VideoWriter
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -200,10 +201,17 @@ def test_unusable_labels_are_reported_and_the_rest_scored(
 
 
 @pytest.mark.slow
-def test_demo_adapts_the_built_in_model(fada: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_adapts_the_built_in_model(
+    fada: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A short demo writes a contact sheet and two playable videos, and the next commands."""
-    monkeypatch.setattr("fada_deploy.cli.demo.ITERATIONS", 2)
-    monkeypatch.setattr("fada_deploy.cli.demo.RENDERED_SCENES", 8)
+    excerpt = tmp_path / "excerpt" / "street.mp4"
+    with av.open(str(demo.VIDEO)) as video, VideoWriter(excerpt, (270, 480), fps=25) as writer:
+        for frame in itertools.islice(video.decode(video=0), 75):
+            writer.write(frame.to_ndarray(format="rgb24"))
+    monkeypatch.setattr(demo, "VIDEO", excerpt)
+    monkeypatch.setattr(demo, "ITERATIONS", 2)
+    monkeypatch.setattr(demo, "RENDERED_SCENES", 8)
     code, _, err = fada("demo")
     assert code == 0, err
     for words in ("$ fada infer", "$ fada adapt builtin", "$ fada export", "--tgt drive.mp4"):
@@ -212,7 +220,7 @@ def test_demo_adapts_the_built_in_model(fada: Run, monkeypatch: pytest.MonkeyPat
     assert sheet is not None and sheet.shape == (28 + 3 * 270, 3 * 480, 3)
     for name in ("before", "after"):
         with av.open(f"demo-001/{name}/overlay/street.mp4") as video:
-            assert len(list(video.decode(video=0))) == 221
+            assert len(list(video.decode(video=0))) == 75
     code, _, err = fada("demo", "--out", "demo-001")
     assert code == 2 and "demo-001 is not empty" in error_line(err)
 
@@ -282,17 +290,6 @@ def test_runtime_import_loads_no_backend() -> None:
 def test_package_import_loads_neither_torch_nor_opencv() -> None:
     code = "import sys, fada_deploy\nassert not {'torch', 'cv2', 'numpy'} & set(sys.modules)"
     assert run_python(code).returncode == 0
-
-
-def test_help_is_fast() -> None:
-    code = "from fada_deploy.cli import main; main(['--help'])"
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        assert run_python(code).returncode == 0
-        best = min(best, time.perf_counter() - start)
-    # A help that imported torch or cv2 would take more than a second.
-    assert best < 0.8
 
 
 def test_help_command_shows_the_help_of_commands_and_subcommands(fada: Run) -> None:

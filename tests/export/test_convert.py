@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,10 +16,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.export.onnx_metadata import replace_metadata
 from fada_deploy.export.plan import ExportOptions, RefusedFilesError, run_export
 from fada_deploy.export.stale import stale_exports
+from fada_deploy.runtime.backend_selection import runnable_backends
 from fada_deploy.runtime.backends.onnx_file import read_metadata
 from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 from fada_deploy.runtime.segmenter import Segmenter
@@ -41,14 +43,14 @@ def converted(
 ) -> Path:
     """Return a folder with fp16 and both int8 files, converted by a process without torch.
 
-    To measure how many layers have to stay in float32 takes long; `test_quantize` does it.
+    To measure which layers have to stay in float32 takes long; `test_quantize` does it.
     """
     folder = tmp_path_factory.mktemp("converted")
     for path in exported["logits"].parent.iterdir():
         shutil.copy(path, folder)
     arguments = [
         "export", folder / "model.onnx", "--precision", "int8,fp16", "--calibration-frames", 8,
-        "--float-layers", 6,
+        "--float-layers", 0,
         "--data", "cityscapes", "--data-root", streets / "cityscapes", "--json",
         "--calibration", streets / "cityscapes/leftImg8bit/train",
     ]  # fmt: skip
@@ -329,3 +331,14 @@ def test_metadata_without_hardware_target_reads_as_any(model: Path) -> None:
     entry.value = json.dumps(metadata)
     onnx.save(document, str(model))
     assert read_metadata(model).hardware_target == "any"
+
+
+def test_openvino_refuses_int8_with_a_fixed_batch(converted: Path, tmp_path: Path) -> None:
+    """It crashes when it compiles some networks for a fixed batch."""
+    model = tmp_path / "model.int8-cpu.onnx"
+    shutil.copy(converted / model.name, model)
+    assert runnable_backends(model) == ["onnxruntime", "openvino"]
+    replace_metadata(model, replace(read_metadata(model), batch=2))
+    assert runnable_backends(model) == ["onnxruntime"]
+    with pytest.raises(ModelError, match=r"fixed batch.*onnxruntime"):
+        Segmenter(model, backend="openvino")

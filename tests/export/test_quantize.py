@@ -142,31 +142,21 @@ def test_most_sensitive_layer_comes_first(tmp_path: Path) -> None:
     assert quantizer.layers_by_sensitivity()[0] == "uneven"
 
 
-def test_entropy_calibration_clips_outliers(
-    exported: dict[str, Path], calibration: np.ndarray
-) -> None:
+def test_entropy_calibration_clips_outliers(tmp_path: Path) -> None:
+    """Dark frames with a few white pixels: their values get no levels of their own."""
+    frames = (noise(4) // 12).astype(np.uint8)
+    frames[:, :2, :2] = 255
     scales = []
     for method in ("minmax", "entropy"):
         quantized = quantize(
-            exported["logits"],
-            calibration[:4],
-            hardware_target="cpu",
-            method=method,
-            float_layers=0,
+            two_convolutions(tmp_path), frames, hardware_target="cpu", method=method, float_layers=0
         )
         values = constants(quantized.document)
         quantizers = [n for n in quantized.document.graph.node if n.op_type == "QuantizeLinear"]
-        scales.append(
-            {
-                n.output[0]: float(values[n.input[1]])
-                for n in quantizers
-                if values[n.input[1]].ndim == 0
-            }
-        )
+        scales.append({n.output[0]: float(values[n.input[1]]) for n in quantizers})
     shared = scales[0].keys() & scales[1].keys()
-    # Entropy calibration clips outliers, so its ranges are never wider than min-max.
-    assert len(shared) > 20 and all(scales[1][n] <= scales[0][n] * 1.01 for n in shared)
-    assert sum(scales[1][n] < 0.9 * scales[0][n] for n in shared) > 3
+    assert len(shared) >= 2 and all(scales[1][n] <= scales[0][n] * 1.01 for n in shared)
+    assert any(scales[1][n] < 0.5 * scales[0][n] for n in shared)
 
 
 def test_invalid_quantization_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:

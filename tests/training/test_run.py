@@ -77,9 +77,25 @@ def run(config: RunConfig, folder: Path) -> TrainingResult:
 
 @pytest.fixture(scope="module")
 def finished(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    run(config(blocks), folder)
+    """Return a run of all stages, none of which has read a label of the target's training split."""
+    folder, original = tmp_path_factory.mktemp("finished"), FrameDataset.labels
+
+    def guarded(self: Any, i: int) -> np.ndarray:
+        assert not (self.name == "target" and self.split == "train"), (
+            "a target training label was read"
+        )
+        return original(self, i)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameDataset, "labels", guarded)
+        run(config(blocks), folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_choice_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not choose a stage at the end of a run; `test_selection` is about that."""
+    monkeypatch.setattr("fada_deploy.training.run.select_stage", lambda *_, **__: None)
 
 
 def test_run_writes_weights_scores_and_metrics(finished: Path) -> None:
@@ -114,6 +130,7 @@ def test_checkpoints_equal_the_weights_of_a_shorter_run(blocks: Path, tmp_path: 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["feature", "fada-hard", "adaptsegnet", "advent"])
 def test_discriminator_starts_at_chance_with_every_method(
     blocks: Path, finished: Path, tmp_path: Path, method: str
@@ -123,7 +140,7 @@ def test_discriminator_starts_at_chance_with_every_method(
         "stages": ("adversarial",),
         "method": method,
     }
-    run(config(blocks, **start), tmp_path)
+    run(config(blocks, "adversarial.iterations=1", **start), tmp_path)
     lines = [
         json.loads(line)
         for line in (tmp_path / "adversarial/metrics.jsonl").read_text().splitlines()
@@ -156,12 +173,13 @@ def test_every_method_trains(
         "stages": ("adversarial",),
         "method": method,
     }
-    run(config(blocks, "adversarial.iterations=2", **start), tmp_path)
+    run(config(blocks, "adversarial.iterations=1", **start), tmp_path)
     for line in (tmp_path / "adversarial/metrics.jsonl").read_text().splitlines():
         values = {k: v for k, v in json.loads(line).items() if isinstance(v, float)}
         assert metrics <= values.keys() and np.isfinite(list(values.values())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["adversarial", "selftrain"])
 def test_heads_and_noise_of_a_method_are_resumed_exactly(
     blocks: Path, finished: Path, tmp_path: Path, stage: str
@@ -195,10 +213,11 @@ def test_published_score_is_logged_with_the_last_stage(
 ) -> None:
     caplog.set_level(logging.INFO, "fada_deploy")
     start: dict[str, Any] = {"start": str(finished / "source"), "stages": ("adversarial",)}
-    run(config(blocks, "published=46.9", **start), tmp_path)
+    run(config(blocks, "published=46.9", "adversarial.iterations=1", **start), tmp_path)
     assert [("46.9" in line) for line in caplog.messages if "mIoU" in line] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_interrupted_run_resumes_to_identical_weights(
     blocks: Path, finished: Path, tmp_path: Path, stage: str
@@ -270,21 +289,6 @@ def test_run_killed_between_saves_resumes_from_the_last_state(
         load_file(folder / "source" / "weights.safetensors") for folder in (finished, tmp_path)
     )
     assert all(torch.equal(want[k], got[k]) for k in want)
-
-
-def test_adaptation_never_reads_a_target_label(
-    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = FrameDataset.labels
-
-    def guarded(self: Any, i: int) -> np.ndarray:
-        assert not (self.name == "target" and self.split == "train"), (
-            "a target training label was read"
-        )
-        return original(self, i)
-
-    monkeypatch.setattr(FrameDataset, "labels", guarded)
-    run(config(blocks), tmp_path)
 
 
 def test_unusable_source_file_is_reported_and_the_run_finishes(

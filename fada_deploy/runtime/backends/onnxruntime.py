@@ -60,6 +60,11 @@ class OnnxRuntimeBackend:
             raise cuda_unavailable_error(
                 self.name, index, "could not start its CUDA provider and fell back to the CPU"
             )
+        if use_cuda and not on_cuda:
+            logger.warning(
+                "ONNX Runtime could not start its CUDA provider and uses the CPU; `fada doctor` "
+                "shows why"
+            )
         self.device = f"cuda:{index or 0}" if on_cuda else "cpu"
         self.parallel = 1 if on_cuda else parallel
         self._bound: CudaSession | _BoundSession | None = None

@@ -35,7 +35,7 @@ def crashes_openvino(metadata: ModelMetadata) -> bool:
     OpenVINO 2026.4 does when it compiles int8 networks of some architectures (DDRNet, PIDNet) for a
     fixed batch.
     """
-    return metadata.precision == "int8" and metadata.batch is not None and metadata.head == "labels"
+    return metadata.precision == "int8" and metadata.batch is not None
 
 
 class OpenVinoBackend:
@@ -51,8 +51,8 @@ class OpenVinoBackend:
         self._where = str(path)
         if crashes_openvino(self.metadata):
             raise ModelError(
-                f"{path}: openvino cannot run an int8 file with the head labels and a fixed batch; "
-                "use the backend onnxruntime, or export it with a dynamic batch"
+                f"{path}: openvino cannot run an int8 file with a fixed batch; use the backend "
+                "onnxruntime, or export it with a dynamic batch"
             )
         if (index := cuda_index(device)) is not None:
             raise cuda_unavailable_error(self.name, index, "runs on CPUs only")
@@ -92,10 +92,6 @@ class OpenVinoBackend:
                     f"{path} has inputs {listed}, expected one input `frames` of uint8; "
                     "export it again"
                 )
-            if self.metadata.precision == "int8" and self.metadata.batch is not None:
-                # See `crashes_openvino`; without the labels on top, a dynamic batch avoids it.
-                _, *size_and_channels = model.inputs[0].get_partial_shape()
-                model.reshape({"frames": openvino.PartialShape([-1, *size_and_channels])})
             compiled = core.compile_model(model, "CPU", config)
             self._output = compiled.output(self.metadata.head)
         except RuntimeError as error:
