@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fada_deploy import api
 from fada_deploy.common.errors import ModelError, UsageError
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.data import open_dataset
@@ -83,6 +84,25 @@ def test_rolled_frames_keep_their_labels() -> None:
     assert got.indices == (6, 4, 5)
     assert got.frames_bhwc[:, 0, 0, 0].tolist() == [2, 0, 1]
     assert got.labels[:, 0, 0].tolist() == [20, 0, 10]
+
+
+@pytest.mark.slow
+def test_adapt_resume_and_evaluate_from_python(adapted: Path, blocks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "api"
+    settings = {"selftrain.iterations": 1, "selftrain.max_iterations": 2}
+    result, targets = api.adapt(
+        adapted, tgt=blocks / "source.toml", settings=settings, out=out, device="cpu"
+    )
+    assert result.run == out and [Path(each.target).name for each in targets] == [
+        "source.toml",
+        "target.toml",
+    ]
+    again = api.train(resume=out, device="cpu")
+    assert again.scores == result.scores
+    scores = api.evaluate(out, blocks / "source.toml", device="cpu").scores
+    assert scores.miou == pytest.approx(targets[0].miou_after)
+    with pytest.raises(UsageError, match="leave out src"):
+        api.train(src="gta5", resume=out)
 
 
 def chosen_weights(run: Path) -> Path:
