@@ -195,7 +195,8 @@ def _run_settings(
     shared = shared_options(batch=values.pop("batch", None), size=values.pop("size_hw", None))
     if "stages" in options:
         stages = options["stages"]
-        values["stages"] = tuple(stages.split(",") if isinstance(stages, str) else stages)
+        stages = stages.split(",") if isinstance(stages, str) else stages
+        values["stages"] = tuple(stage.strip() for stage in stages)
     if extra:
         values["extra_sources"] = [{"name": str(source)} for source in extra]
     values |= shared

@@ -111,10 +111,10 @@ def command(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
-    own = {"seed": "--seeds", "stages": "--methods", "method": "--methods", "start": "--methods"}
+    own = {"seed": "; use --seeds", "method": "; use --methods", "stages": "", "start": ""}
     for key in (text.partition("=")[0].strip() for text in settings):
         if key in own:
-            raise UsageError(f"--set {key}: each run has its own; use {own[key]}")
+            raise UsageError(f"--set {key}: each run of a comparison has its own{own[key]}")
     torch_device = choose_device(device)
     # The stages and the method of each run are set later.
     options |= {"method": None, "stages": "source", "seed": None, "start": None}

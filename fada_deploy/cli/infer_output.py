@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,11 +36,11 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     if out is not None:
         with lock(out):
             for kind in options.kinds:
-                # A process with --out FILE may be writing to the same folder.
-                for name in _locks(out / kind):
-                    with lock(out / kind, name):
-                        pass
-                _recover(out / kind)
+                with ExitStack() as locks:
+                    # A process with --out FILE may be writing to the same folder.
+                    for path in (out / kind).rglob(".*.lock"):
+                        locks.enter_context(lock(path.parent, path.name))
+                    _recover(out / kind)
             yield options
         return
     folder = numbered_dir(Path("runs"), "infer")
@@ -51,16 +51,11 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
             shutil.rmtree(folder)
 
 
-def _locks(folder: Path) -> list[str]:
-    """Return the names of the locks of single files in a folder."""
-    return [path.name for path in folder.glob(".*.lock") if path.name != ".lock"]
-
-
 def _recover(folder: Path, file: Path | None = None) -> None:
     from fada_deploy.runtime.writers.recovery import recover_recordings
 
     for path in recover_recordings(folder, file):
-        log(f"{path}: recovered an unfinished recording; its last seconds are missing")
+        log(f"{path}: recovered an unfinished recording; its last seconds may be missing")
 
 
 def has_frames(summary: InferenceSummary, sources: Sequence[Source], *, stopped: bool) -> bool:

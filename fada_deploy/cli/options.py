@@ -220,15 +220,14 @@ class CommandGroup(click.Group):
             raise click.UsageError(unknown_command(name, self.list_commands(ctx)), ctx)
         found, command, rest = super().resolve_command(ctx, args)
         if command is not None and not ctx.resilient_parsing:
-            _refuse_repeated_options(command, rest)
+            _refuse_repeated_options(click.Context(command, ctx, found), rest)
         return found, command, rest
 
 
-def _refuse_repeated_options(command: click.Command, args: Sequence[str]) -> None:
+def _refuse_repeated_options(context: click.Context, args: Sequence[str]) -> None:
     """Raise `click.UsageError` if an option with one value is repeated; click takes the last."""
-    context = click.Context(command)
     try:
-        _, _, given = command.make_parser(context).parse_args(list(args))
+        _, _, given = context.command.make_parser(context).parse_args(list(args))
     except click.UsageError:
         return  # reported when the command parses its arguments
     for option, number in Counter(given).items():
@@ -236,7 +235,7 @@ def _refuse_repeated_options(command: click.Command, args: Sequence[str]) -> Non
             continue
         if number > 1:
             raise click.UsageError(
-                f"{option.opts[0]} takes one value, got it {number} times", context
+                f"{max(option.opts, key=len)} takes one value, got {number}", context
             )
 
 

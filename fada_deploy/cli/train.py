@@ -216,8 +216,8 @@ _BACKBONES = (
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Continue an interrupted run exactly where it stopped. If its data sets were moved, add "
-    "--src-root and --tgt-root.",
+    help="Continue an interrupted run exactly where it stopped. If data sets with a folder of "
+    "their own (gta5, cityscapes, …) were moved, add --src-root and --tgt-root.",
 )
 @ray_options
 @JSON_OPTION

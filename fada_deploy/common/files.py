@@ -63,9 +63,13 @@ def temporary_path(final: Path) -> Path:
 
 
 def final_path(temporary: Path) -> Path:
-    """Return the path to which a temporary file belongs; its name may be a shortened one."""
-    stem = re.sub(PROCESS + r"\.partial$", "", temporary.stem).removeprefix(".")
-    return temporary.with_name(stem + temporary.suffix)
+    """Return the path to which a temporary file belongs; its name may be a shortened one.
+
+    Other paths are returned unchanged.
+    """
+    if not (match := re.fullmatch(rf"\.(.*){PROCESS}\.partial", temporary.stem)):
+        return temporary
+    return temporary.with_name(match[1] + temporary.suffix)
 
 
 def _temporary_name(final: Path) -> str:

@@ -96,7 +96,7 @@ def _label_reader(labels: LabelsTable, space: LabelSpace, where: str) -> LabelRe
         _check_names(labels.values.values(), space, f"{where}: labels.values")
         return table_reader(labels.values, space, known={IGNORE}, read_ids=read_ids)
     _check_names(labels.colors, space, f"{where}: labels.colors")
-    return _color_reader(labels.colors, space)
+    return _color_reader(labels.colors, space, f"{where}: labels.colors")
 
 
 def _check_names(names: Collection[str], space: LabelSpace, where: str) -> None:
@@ -111,10 +111,15 @@ def _check_names(names: Collection[str], space: LabelSpace, where: str) -> None:
         )
 
 
-def _color_reader(colors: Mapping[str, tuple[int, int, int]], space: LabelSpace) -> LabelReader:
+def _color_reader(
+    colors: Mapping[str, tuple[int, int, int]], space: LabelSpace, where: str
+) -> LabelReader:
     indices = space.indices_by_name
-    shared = [name for name, color in colors.items() if list(colors.values()).count(color) > 1]
-    if shared:
-        raise DataError(f"labels.colors: {', '.join(shared)} share a color; each needs its own")
+    classes: dict[tuple[int, int, int], set[int | None]] = {}
+    for name, color in colors.items():
+        classes.setdefault(color, set()).add(indices.get(name))
+    for color in (color for color, found in classes.items() if len(found) > 1):
+        names = ", ".join(name for name, each in colors.items() if each == color)
+        raise DataError(f"{where}: {names} have the same color; each class needs its own")
     codes = {r << 16 | g << 8 | b: indices.get(name, IGNORE) for name, (r, g, b) in colors.items()}
     return ColorReader(tuple(sorted(codes)), bytes(codes[code] for code in sorted(codes)))

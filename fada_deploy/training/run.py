@@ -89,8 +89,9 @@ def train(
         if distributed.is_main_process():
             # `fada export` takes no lock and may be writing.
             remove_partial(run, except_in=EXPORTS)
-            # Before the data is prepared, which can take long and is continued after a restart.
-            save_config(config, run)
+            if is_new:
+                # Before the data is prepared, which can take long and is continued after a restart.
+                save_config(config, run)
         with distributed.main_process_first():
             try:
                 training = TrainingRun(
@@ -103,6 +104,9 @@ def train(
                 if distributed.is_main_process():
                     remove_empty_run(run, is_new=is_new)
                 raise
+        if distributed.is_main_process():
+            # The folders of a resumed run's data may be new ones; they can be used.
+            save_config(config, run)
         processes = distributed.world_size()
         suffix = f" in {processes} processes" if processes > 1 else ""
         logger.info("run %s: training on %s%s", run, device, suffix)

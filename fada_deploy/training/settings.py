@@ -17,7 +17,7 @@ from fada_deploy.common import documents
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.runs import BUILTIN, STAGES, final_weights
 from fada_deploy.common.sizes import parse_size
-from fada_deploy.data import DATASETS, default_root
+from fada_deploy.data import DATASETS, NAMES, default_root
 from fada_deploy.training.config import RENDERED, RunConfig, Source
 from fada_deploy.training.recipes import RECIPES
 from fada_deploy.training.stage_config import (
@@ -84,10 +84,10 @@ def make_config(
         raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     base = _merged(_recipe_settings(recipe, given), from_file)
     base["recipe"] = recipe
-    if not rendered and "extra_sources" in base:
-        extra = [each for each in base["extra_sources"] if each.get("name") != RENDERED]
-        base["extra_sources"] = extra
     config = _decode(_merged(base, explicit), remedy)
+    if not rendered and "extra_sources" not in explicit:
+        extra = tuple(source for source in config.extra_sources if source.name != RENDERED)
+        config = replace(config, extra_sources=extra)
     if "published" in from_file and "published" not in explicit:
         # The published score in the file belongs to the file's settings only.
         of_file = _decode(_merged({"src": config.src, "tgt": config.tgt}, base), remedy)
@@ -111,7 +111,15 @@ def _without_replaced_data(from_file: Document, explicit: Mapping[str, Any]) -> 
         if domain in from_file and explicit.get(domain, from_file[domain]) != from_file[domain]
         for name in names
     }
-    return {key: value for key, value in from_file.items() if key not in dropped}
+    kept = {key: value for key, value in from_file.items() if key not in dropped}
+    if "extra_sources" in dropped and "extra_sources" in from_file:
+        # Whether the file has the source rendered is not about the data that is replaced.
+        kept["extra_sources"] = [
+            each
+            for each in from_file["extra_sources"] or ()
+            if isinstance(each, dict) and each.get("name") == RENDERED
+        ]
+    return kept
 
 
 def change_settings(
@@ -132,11 +140,20 @@ def with_roots(config: RunConfig, src_roots: Sequence[str], tgt_root: str | None
     """Return the settings of a run whose data sets were moved to other folders.
 
     `src_roots` are those of the first sources, in their order. Raise `UsageError` if there are more
-    than sources.
+    than sources, or if one of them has no folder of its own: a TOML file names its folders, and
+    recordings are found where they were.
     """
     sources = list(config.sources)
     if len(src_roots) > len(sources):
         raise UsageError(f"--src-root: got {len(src_roots)}, the run has {len(sources)} sources")
+    names = [source.name for source in sources[: len(src_roots)]]
+    if tgt_root is not None:
+        names.append(config.tgt)
+    if fixed := [name for name in names if name not in DATASETS]:
+        raise UsageError(
+            f"{fixed[0]} has no folder that an option names; --src-root and --tgt-root are for "
+            f"{', '.join(NAMES)}"
+        )
     for i, root in enumerate(src_roots):
         sources[i] = replace(sources[i], root=root)
     return _with_absolute_paths(

@@ -272,3 +272,14 @@ def test_listed_frames_that_do_not_exist_are_reported_as_skipped(tmp_path: Path)
     dataset = open_dataset(str(tmp_path / "mine.toml"), None, split="train", space=CITYSCAPES_19)
     assert [p.image.stem for p in dataset.pairs] == ["a"]
     assert dataset.skipped_files == {Path("zz"): "named in train.txt, not found"}
+
+
+def test_two_classes_cannot_have_the_same_color(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    (tmp_path / "d.toml").write_text(
+        '[labels]\nencoding = "palette"\ncolors = {road = [1, 2, 3], car = [1, 2, 3]}\n'
+        '[splits.train]\nimages = "images/*.png"\n'
+    )
+    with pytest.raises(DataError, match=r"d\.toml: labels\.colors: road, car have the same color"):
+        open_dataset(str(tmp_path / "d.toml"), None, split="train", space=CITYSCAPES_19)

@@ -113,10 +113,12 @@ def test_an_image_that_cannot_be_encoded_does_not_end_the_others(
     toy.write_image(tmp_path / "in" / "b.png", np.zeros((8, 66_000, 3), np.uint8))
     out = tmp_path / "out"
     with Segmenter(model) as segmenter:
-        items = list(save_results(segmenter, open_sources([tmp_path / "in"]), SaveOptions(out)))
+        options = SaveOptions(out, kinds=("overlay", "mask"))
+        items = list(save_results(segmenter, open_sources([tmp_path / "in"]), options))
     (error,) = (item for item in items if isinstance(item, DataError))
     assert "b.jpg" in str(error) and "cannot be encoded" in str(error)
-    assert files(out) == ["overlay/in/a.jpg", "overlay/in/c.jpg"]
+    names = ["mask/in/a.png", "mask/in/b.png", "mask/in/c.png"]
+    assert files(out) == [*names, "overlay/in/a.jpg", "overlay/in/c.jpg"]
 
 
 def test_one_unreadable_path_does_not_end_the_others(

@@ -18,7 +18,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.sources import streams
 from fada_deploy.runtime.sources.base import Frame, Pause
 from fada_deploy.runtime.sources.stream_clock import Pacer
-from fada_deploy.runtime.sources.streams import LiveSource
+from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
 
 FRAMES, RATE = 27, 15
 END = "#EXT-X-ENDLIST"
@@ -107,11 +107,13 @@ def test_a_live_playlist_has_the_pace_of_its_frames_and_ends_with_the_broadcast(
     recording = playlist.read_text()
     live = recording.replace(END, "").replace("#EXT-X-PLAYLIST-TYPE:VOD\n", "")
     # The broadcast ends while it is read.
-    source = LiveSource(serve(lambda request: recording if request > 2 else live))
+    address = serve(lambda request: recording if request > 2 else live)
+    # This machine may be too slow for every frame.
+    source = LiveSource(address, LiveOptions("wait"))
     frames = read(source)
     assert len(frames) == FRAMES and source.dropped == 0
     np.testing.assert_allclose(np.diff(times_s(frames)), 1 / RATE, atol=1e-4)
-    # They arrived within a moment.
+    # A segment arrives within a moment.
     assert frames[-1][0] - frames[0][0] > 0.95 * (FRAMES - 1) / RATE
 
 
@@ -128,13 +130,15 @@ def test_the_pace_begins_again_after_a_pause_of_the_stream(monkeypatch: pytest.M
     for timestamp in (7.0, 7.04, 7.3):
         pacer.wait_for(timestamp, lambda: False)
     assert sum(slept) == pytest.approx(0.3) and max(slept) <= 0.1
-    # Late frames do not wait.
+    # A late frame does not wait, and the pace goes on from there.
     now[0] += 2
     pacer.wait_for(8.0, lambda: False)
     assert sum(slept) == pytest.approx(0.3)
+    pacer.wait_for(8.2, lambda: False)
+    assert sum(slept) == pytest.approx(0.5)
     # The timestamps jump by an hour: the next frame comes at once, and the one after it in time.
     pacer.wait_for(3608.0, lambda: False)
     pacer.wait_for(3608.1, lambda: False)
-    assert sum(slept) == pytest.approx(0.4)
+    assert sum(slept) == pytest.approx(0.6)
     pacer.wait_for(3618.1, lambda: True)
-    assert sum(slept) == pytest.approx(0.4)
+    assert sum(slept) == pytest.approx(0.6)

@@ -164,14 +164,15 @@ def test_only_the_recording_of_a_named_file_is_recovered(tmp_path: Path) -> None
     assert recovered.name == "rear-recovered.mp4"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("cut", [0, 1, 30])
-def test_the_document_of_a_killed_process_gets_its_end(tmp_path: Path, cut: int) -> None:
+def test_the_document_of_a_killed_process_gets_its_end(tmp_path: Path, cut: int, end: str) -> None:
     """Also if the process was killed while it wrote a frame."""
     lines = ['{"source": "rtsp://nvr/front", "classes": ["road"], "frames": [']
     lines += [json.dumps({"index": i, "fractions": {"road": 1.0}}) + "," for i in range(3)]
-    text = "\n".join(lines).rstrip(",")
+    text = end.join(lines).rstrip(",")
     path = tmp_path / ".front.4711-0a1b2c.partial.json"
-    path.write_text(text[: len(text) - cut])
+    path.write_bytes(text[: len(text) - cut].encode())
     other = tmp_path / ".drive.4711-0a1b2c.partial.json"
     other.write_text(text.replace("rtsp://nvr/front", str(tmp_path)))  # can be made again
     assert recover_recordings(tmp_path) == [tmp_path / "front-recovered.json"]

@@ -183,6 +183,8 @@ def test_a_source_that_never_worked_is_given_up_at_once(
         ("https://host/a?key=secret@x", "https://"),
         ("https://host/a.m3u8?token=secret", "https://host/a.m3u8?"),
         ("rtsp://host:554/user=admin&password=secret&channel=1.sdp", "rtsp://host:554/?"),
+        ("rtsp://host/user=admin&password=p@secret&channel=1?a", "rtsp://host/?"),
+        ("rtsp://host/monkey=1/stream", "rtsp://host/monkey=1/stream"),
     ],
 )
 def test_names_of_sources_contain_no_secret(address: str, name: str) -> None:

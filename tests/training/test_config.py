@@ -395,6 +395,12 @@ def test_no_rendered_keeps_the_other_sources_of_a_file(tmp_path: Path) -> None:
     )
     config = make_config(recipe=None, file=file, settings=[], options={}, rendered=False)
     assert [source.name for source in config.sources] == ["gta5", "synthia"]
+    # The file's choice of the source rendered stays if another source is named.
+    config = make_config(recipe=None, file=file, settings=[], options={"src": "synthia"})
+    assert [source.name for source in config.sources] == ["synthia", "rendered"]
+    file.write_text('recipe = "deploy"\nsrc = "gta5"\ntgt = "cityscapes"\nextra_sources = []\n')
+    config = make_config(recipe=None, file=file, settings=[], options={"src": "synthia"})
+    assert [source.name for source in config.sources] == ["synthia"]
 
 
 def test_what_belongs_to_replaced_data_is_dropped(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "t
 _CAMERA = "camera:"
 # The beginning of a login in a path, as in `user=admin&password=…`.
 _LOGIN = re.compile(
+    r"(?<=[/;&_])"
     r"((?:user|username|usr|login|password|passwd|passphrase|pass|pwd|token|key|secret|auth)=)",
     re.IGNORECASE,
 )
@@ -49,11 +50,11 @@ def display_name(address: str) -> str:
         return f"camera-{number}"
     scheme, _, rest = address.partition("://")
     digits = hashlib.sha256(rest.encode()).hexdigest()[:4]
+    rest, login, _ = (*_LOGIN.split(rest, 1), "", "")[:3]
     shown, question, query = rest.partition("?")
     if "@" in query:
         # Either the query or the password contains `?`, so nothing of it is safe to show.
         return f"{scheme.lower()}://{digits}"
     hidden, _, shown = shown.rpartition("@")
-    shown, login, _ = _LOGIN.split(shown, 1) if _LOGIN.search(shown) else (shown, "", "")
     ending = f"?{digits}" if question or login or "/" in hidden else ""
     return f"{scheme.lower()}://{shown}{ending}"

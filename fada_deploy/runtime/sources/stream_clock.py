@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 # Seconds by which a stream's timestamps may jump before the jump counts as a new recording.
 _MAX_JUMP_S = 5.0
-# Longest time in seconds by which a frame may arrive before or after its own time.
+# Longest time in seconds by which a frame may arrive before its own time: a few segments.
 _MAX_LEAD_S = 30.0
 # How often a waiting thread checks whether it was stopped, in seconds.
 _POLL_S = 0.1
@@ -58,8 +58,8 @@ class StreamClock:
 class Pacer:
     """Wait until the time of a frame, for streams that deliver segments of several seconds.
 
-    The first frame sets the time. After a pause of the stream, or a jump of its timestamps, the
-    next frame sets it again.
+    The first frame sets the time. A frame that is late, for example after a pause of the stream,
+    and a jump of the timestamps set it again.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,8 @@ class Pacer:
     def wait_for(self, timestamp: float, stopped: Callable[[], bool]) -> None:
         """Return at the time of a timestamp in seconds, or soon after `stopped()` is true."""
         now = time.monotonic()
-        if self._zero is None or abs(now - timestamp - self._zero) > _MAX_LEAD_S:
-            self._zero = now - timestamp
+        zero = now - timestamp
+        if self._zero is None or zero > self._zero or zero < self._zero - _MAX_LEAD_S:
+            self._zero = zero
         while not stopped() and (rest := timestamp + self._zero - time.monotonic()) > 0:
             time.sleep(min(rest, _POLL_S))

@@ -195,6 +195,9 @@ def _is_complete(address: str, container: Any, stream: Any, seconds: float) -> b
     A broken connection looks like an end. A stream is complete if its announced length was
     reached, or if the server announced the number of bytes (FFmpeg fails if fewer arrive).
     """
+    if _has_playlist(container):
+        # FFmpeg ends a playlist only after its last segment; its timestamps may begin anew.
+        return bool(container.duration)
     if container.duration:
         return bool(seconds >= _announced_seconds(container, stream) - _END_SLACK_S)
     return _is_file(address, container)

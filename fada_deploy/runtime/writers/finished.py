@@ -7,6 +7,7 @@ and the settings of the run. Its schema is `FinishedDocument`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,7 @@ class FinishedSources:
         self._sources: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._is_changed = False
+        self._listed: dict[tuple[str, str], frozenset[str]] = {}
         if not resume:
             self._path.unlink(missing_ok=True)
         elif self._path.is_file():
@@ -128,10 +130,21 @@ class FinishedSources:
 
     def _has_outputs(self, name: str) -> bool:
         """Return whether each kind of output has a file or folder of this name."""
+        folder, _, own = name.rpartition("/")
         return all(
-            any((self._out / kind / f"{name}{suffix}").exists() for suffix in _SUFFIXES)
+            any(f"{own}{suffix}" in self._names_in(kind, folder) for suffix in _SUFFIXES)
             for kind in self._settings["kinds"]
         )
+
+    def _names_in(self, kind: str, folder: str) -> frozenset[str]:
+        """Return the names in a folder of outputs when the run began."""
+        if (kind, folder) not in self._listed:
+            try:
+                names = frozenset(os.listdir(self._out / kind / folder))
+            except OSError:
+                names = frozenset()
+            self._listed[kind, folder] = names
+        return self._listed[kind, folder]
 
     def add(self, source: Source) -> None:
         """Remember a source as finished, unless it is not a file or folder.

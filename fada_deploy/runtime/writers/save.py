@@ -247,8 +247,15 @@ class _SourceFiles(ExitStack):
         if self._writers is None:
             kinds = self._output.options.kinds
             self._writers = [self.enter_context(OUTPUTS[kind](self._output)) for kind in kinds]
+        errors = []
         for write in self._writers:
-            write(drawn)
+            try:
+                write(drawn)
+            except UnwritableFrameError as error:
+                # Another kind of output may be able to store the frame.
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def complete(self, *, is_interrupted: bool) -> None:
         """Finish the files and give them their names."""

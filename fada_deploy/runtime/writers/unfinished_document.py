@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from pathlib import Path
 
 # Follows the last frame.
 END = "\n]}\n"
+# Names of cameras, streams and the standard input (`sources.addresses.display_name`).
+_LIVE_NAME = re.compile(r"pipe$|camera-\d+$|[a-z]+://")
 
 
 def end_live_document(path: Path) -> bool:
@@ -22,11 +24,11 @@ def end_live_document(path: Path) -> bool:
             source = json.loads(header + b"]}")["source"]
         except (ValueError, KeyError, TypeError):
             return False
-        if os.path.exists(str(source)):
+        if not _LIVE_NAME.match(str(source)):
             return False
         start, complete = len(header), 0
         for line in file:
-            frame = line.rstrip(b",\n")
+            frame = line.rstrip(b",\r\n")
             try:
                 json.loads(frame)
             except ValueError:

@@ -132,7 +132,7 @@ def size_fingerprint(datasets: Iterable[FrameDataset]) -> str:
     """Return a SHA-256 of the sizes of the files of data sets, in their order.
 
     Unlike times, they do not change when a data set is copied. A file that is missing has the
-    size −1, so that reading it reports the error.
+    size −1.
     """
     digest = hashlib.sha256()
     for dataset in datasets:
