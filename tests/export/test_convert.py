@@ -50,7 +50,7 @@ def converted(
         shutil.copy(path, folder)
     arguments = [
         "export", folder / "model.onnx", "--precision", "int8,fp16", "--calibration-frames", 8,
-        "--float-layers", 0,
+        "--float-layers", 6,
         "--data", "cityscapes", "--data-root", streets / "cityscapes", "--json",
         "--calibration", streets / "cityscapes/leftImg8bit/train",
     ]  # fmt: skip
