@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from fada_deploy.cli.console import warn_about_unused
+from fada_deploy.cli.console import log, warn_about_unused
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.runs import resolve_builtin
 from fada_deploy.common.sizes import parse_size
@@ -220,12 +220,12 @@ class CommandGroup(click.Group):
             raise click.UsageError(unknown_command(name, self.list_commands(ctx)), ctx)
         found, command, rest = super().resolve_command(ctx, args)
         if command is not None and not ctx.resilient_parsing:
-            _refuse_repeated_options(click.Context(command, ctx, found), rest)
+            _warn_about_repeated_options(click.Context(command, ctx, found), rest)
         return found, command, rest
 
 
-def _refuse_repeated_options(context: click.Context, args: Sequence[str]) -> None:
-    """Raise `click.UsageError` if an option with one value is repeated; click takes the last."""
+def _warn_about_repeated_options(context: click.Context, args: Sequence[str]) -> None:
+    """Print a warning if an option with one value is repeated, because the last one is taken."""
     try:
         _, _, given = context.command.make_parser(context).parse_args(list(args))
     except click.UsageError:
@@ -234,9 +234,8 @@ def _refuse_repeated_options(context: click.Context, args: Sequence[str]) -> Non
         if not isinstance(option, click.Option) or option.multiple or option.is_flag:
             continue
         if number > 1:
-            raise click.UsageError(
-                f"{max(option.opts, key=len)} takes one value, got {number}", context
-            )
+            name = max(option.opts, key=len)
+            log(f"warning: {name} is given {number} times, but takes one value; the last is used")
 
 
 def unknown_command(name: str, commands: Sequence[str]) -> str:

@@ -155,14 +155,13 @@ def with_roots(config: RunConfig, src_roots: Sequence[str], tgt_root: str | None
             f"{', '.join(NAMES)}"
         )
     for i, root in enumerate(src_roots):
-        sources[i] = replace(sources[i], root=root)
-    return _with_absolute_paths(
-        replace(
-            config,
-            src_root=sources[0].root,
-            extra_sources=tuple(sources[1:]),
-            tgt_root=config.tgt_root if tgt_root is None else tgt_root,
-        )
+        sources[i] = _with_absolute_source(replace(sources[i], root=root))
+    if tgt_root is None:
+        tgt_root = config.tgt_root
+    elif Path(tgt_root).exists():
+        tgt_root = str(Path(tgt_root).resolve())
+    return replace(
+        config, src_root=sources[0].root, extra_sources=tuple(sources[1:]), tgt_root=tgt_root
     )
 
 

@@ -244,7 +244,8 @@ def test_checkpoints_and_the_start_are_candidates(
     document = select(collapsed, target, start)
     assert document is not None
     names = [each.name for each in document.candidates]
-    assert names == ["start", "adversarial/000003", "adversarial"]
+    # The checkpoint has the weights, and so the name, of the source stage.
+    assert names == ["start", "source/000003", "adversarial"]
     # The checkpoint has the weights of the start, and the last of equals is chosen.
     assert document.best == document.chosen == names[1]
     assert final_weights(collapsed) == good
