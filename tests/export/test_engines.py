@@ -53,8 +53,9 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("backbone", ["resnet18", "ddrnet23-slim"])
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("resnet18", "logits"), ("ddrnet23-slim", "labels")]
+)
 def test_engine_has_the_precision_of_its_file(
     exported: dict[str, Path], resnet18: dict[str, Path], tmp_path: Path, backbone: str, head: str
 ) -> None:
