@@ -112,12 +112,11 @@ def _without_replaced_data(from_file: Document, explicit: Mapping[str, Any]) -> 
         for name in names
     }
     kept = {key: value for key, value in from_file.items() if key not in dropped}
-    if "extra_sources" in dropped and "extra_sources" in from_file:
+    extra = from_file.get("extra_sources")
+    if "extra_sources" in dropped and isinstance(extra, list | tuple):
         # Whether the file has the source rendered is not about the data that is replaced.
         kept["extra_sources"] = [
-            each
-            for each in from_file["extra_sources"] or ()
-            if isinstance(each, dict) and each.get("name") == RENDERED
+            each for each in extra if isinstance(each, dict) and each.get("name") == RENDERED
         ]
     return kept
 
