@@ -180,7 +180,7 @@ def _run_settings(
     src: str | Path | Sequence[str | Path] | None, tgt: str | Path | None, options: TrainOptions
 ) -> dict[str, Any]:
     """Return the settings that the arguments of `train` stand for."""
-    from fada_deploy.training.settings import shared_options
+    from fada_deploy.training.settings import shared_options, stage_names
 
     unknown = options.keys() - TrainOptions.__annotations__.keys()
     if unknown:
@@ -194,9 +194,7 @@ def _run_settings(
     values: dict[str, Any] = {"src": first, "tgt": tgt, **options}
     shared = shared_options(batch=values.pop("batch", None), size=values.pop("size_hw", None))
     if "stages" in options:
-        stages = options["stages"]
-        stages = stages.split(",") if isinstance(stages, str) else stages
-        values["stages"] = tuple(stage.strip() for stage in stages)
+        values["stages"] = stage_names(options["stages"])
     if extra:
         values["extra_sources"] = [{"name": str(source)} for source in extra]
     values |= shared

@@ -20,13 +20,14 @@ def make_run_config(
         make_config,
         shared_options,
         source_options,
+        stage_names,
     )
 
     options |= source_options(*(options.pop(n) for n in ("src", "src_root", "src_weight")))
     no_rendered = options.pop("no_rendered")
     options |= shared_options(**{n: options.pop(n) for n in ("batch", "size", "accumulate")})
     if options["stages"] is not None:
-        options["stages"] = tuple(stage.strip() for stage in options["stages"].split(","))
+        options["stages"] = stage_names(options["stages"])
     recipe = options.pop("recipe")
     config = make_config(
         recipe=recipe, file=config_file, settings=settings, options=options, remedy=CLI_REMEDY,

@@ -20,7 +20,7 @@ from fada_deploy.training.models.segmentation import (
     check_size,
     find_backbone,
 )
-from fada_deploy.training.weights.checkpoints import load_model, read_label_space
+from fada_deploy.training.weights.checkpoints import load_model, read_label_space, read_spec
 from fada_deploy.training.weights.pretrained import (
     find_pretrained,
     input_normalization,
@@ -70,7 +70,7 @@ class ModelSetup:
             self.init = find_pretrained(config.backbone, config.init)
         if trained:
             # The initial weights are not needed any more, and may be gone.
-            spec = load_model(trained[0])[0].spec
+            spec = read_spec(trained[0])
             mean, std, self._bgr = spec.mean, spec.std, False
         else:
             mean, std, self._bgr = input_normalization(

@@ -104,8 +104,8 @@ def train(
                 if distributed.is_main_process():
                     remove_empty_run(run, is_new=is_new)
                 raise
-        if distributed.is_main_process():
-            # The folders of a resumed run's data may be new ones; they can be used.
+        if not is_new and distributed.is_main_process():
+            # The data of a resumed run may be in new folders, which have been read by now.
             save_config(config, run)
         processes = distributed.world_size()
         suffix = f" in {processes} processes" if processes > 1 else ""

@@ -150,8 +150,8 @@ def with_roots(config: RunConfig, src_roots: Sequence[str], tgt_root: str | None
         names.append(config.tgt)
     if fixed := [name for name in names if name not in DATASETS]:
         raise UsageError(
-            f"{fixed[0]} has no folder that an option names; --src-root and --tgt-root are for "
-            f"{', '.join(NAMES)}"
+            f"--src-root and --tgt-root are the folders of {', '.join(NAMES)}; leave them out for "
+            f"{fixed[0]}"
         )
     for i, root in enumerate(src_roots):
         sources[i] = _with_absolute_source(replace(sources[i], root=root))
@@ -192,6 +192,12 @@ def shared_options(
     for stage in STAGES:
         options |= {f"{stage}.batch": batch, f"{stage}.accumulate": accumulate}
     return options | dict.fromkeys(("size", "src_size", "distill.size", "distill.crop"), size)
+
+
+def stage_names(stages: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names of stages that are given as a list or, separated by commas, as a text."""
+    names = stages.split(",") if isinstance(stages, str) else stages
+    return tuple(name.strip() for name in names)
 
 
 def source_options(

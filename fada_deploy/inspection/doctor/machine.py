@@ -79,8 +79,9 @@ def core_checks() -> Iterator[Check]:
 
     usable, total, quota = usable_cores(), os.cpu_count() or 1, cpu_quota()
     detail = f"{usable} of {total} usable" if usable != total else f"{usable}"
-    limit = "" if quota is None else f"; the container has the processor time of {quota:g}"
-    yield Check("cores", "ok", detail + limit)
+    if quota is not None:
+        detail += f"; the container is limited to the processor time of {quota:g}"
+    yield Check("cores", "ok", detail)
     value = os.environ.get("OMP_NUM_THREADS", "")
     threads = value.partition(",")[0].strip()
     if value and not (threads.isdigit() and int(threads) > 0):

@@ -13,7 +13,7 @@ _CAMERA = "camera:"
 # The beginning of a login in a path, as in `user=admin&password=…`.
 _LOGIN = re.compile(
     r"(?<=[/;&_])"
-    r"((?:user|username|usr|login|password|passwd|passphrase|pass|pwd|token|key|secret|auth)=)",
+    r"(user|username|usr|login|password|passwd|passphrase|pass|pwd|token|key|secret|auth)=",
     re.IGNORECASE,
 )
 
@@ -50,7 +50,8 @@ def display_name(address: str) -> str:
         return f"camera-{number}"
     scheme, _, rest = address.partition("://")
     digits = hashlib.sha256(rest.encode()).hexdigest()[:4]
-    rest, login, _ = (*_LOGIN.split(rest, 1), "", "")[:3]
+    if login := _LOGIN.search(rest):
+        rest = rest[: login.start()]
     shown, question, query = rest.partition("?")
     if "@" in query:
         # Either the query or the password contains `?`, so nothing of it is safe to show.

@@ -19,14 +19,13 @@ from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb
 from fada_deploy.common.video import VIDEO_SUFFIXES
 from fada_deploy.runtime.sources.base import PAUSE, Frame, Item
 from fada_deploy.runtime.sources.image_files import has_file_end, is_truncated_jpeg
+from fada_deploy.runtime.sources.stream_clock import sleep_until
 
 _SUPPORTED = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 # Suffixes of files that are still being written, anywhere in the name: a.png.part, a.tmp.png.
 _TEMPORARY = frozenset({".crdownload", ".part", ".partial", ".temp", ".tmp"})
 # Listing an idle folder takes at most 1/30 of the time, however many files it holds.
 _IDLE_FACTOR = 30.0
-# How often (in seconds) a waiting watcher checks whether it was stopped.
-_STOP_POLL_S = 0.2
 
 
 @dataclass
@@ -139,12 +138,8 @@ class FolderWatcher:
             # Also lets the consumer close this generator while nothing arrives.
             yield PAUSE
             idle_s = max(self._poll_s, _IDLE_FACTOR * listing_s)
-            self._sleep(self._poll_s if self._pending else idle_s)
-
-    def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stopped and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _STOP_POLL_S))
+            seconds = self._poll_s if self._pending else idle_s
+            sleep_until(time.monotonic() + seconds, lambda: self._stopped)
 
     def _list_folder(self) -> list[str]:
         """Update the pending files; return the names of video files."""

@@ -72,5 +72,10 @@ class Pacer:
         zero = now - timestamp
         if self._zero is None or zero > self._zero or zero < self._zero - _MAX_LEAD_S:
             self._zero = zero
-        while not stopped() and (rest := timestamp + self._zero - time.monotonic()) > 0:
-            time.sleep(min(rest, _POLL_S))
+        sleep_until(timestamp + self._zero, stopped)
+
+
+def sleep_until(moment: float, stopped: Callable[[], bool]) -> None:
+    """Return at a moment of `time.monotonic()`, or soon after `stopped()` is true."""
+    while not stopped() and (rest := moment - time.monotonic()) > 0:
+        time.sleep(min(rest, _POLL_S))

@@ -22,7 +22,7 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.sources.addresses import PIPE, camera_number, display_name
 from fada_deploy.runtime.sources.base import PAUSE, Frame, Item, SourceEnd
 from fada_deploy.runtime.sources.frame_slot import DROP_POLICIES, FrameSlot
-from fada_deploy.runtime.sources.stream_clock import Pacer, StreamClock
+from fada_deploy.runtime.sources.stream_clock import Pacer, StreamClock, sleep_until
 from fada_deploy.runtime.sources.stream_input import (
     CONNECT_TIMEOUT_S,
     EndOfStream,
@@ -342,9 +342,7 @@ class _StreamReader:
 
     def _wait_before_reconnecting(self) -> bool:
         """Wait, and double the next delay; return False if the reader was stopped meanwhile."""
-        until = time.monotonic() + self._delay
-        while not self._ended() and time.monotonic() < until:
-            time.sleep(_POLL_S)
+        sleep_until(time.monotonic() + self._delay, self._ended)
         self._delay = min(2 * self._delay, _LONGEST_DELAY_S)
         return not self._ended()
 

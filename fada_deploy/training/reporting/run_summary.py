@@ -49,15 +49,15 @@ class RunSummary:
             if (path := folder / stage / "metrics.jsonl").is_file():
                 # A process that was killed has not finished its last line.
                 complete = (line for line in _read(path).splitlines(True) if line.endswith("\n"))
-                metrics[stage] = [_parse(line, path, dict) for line in complete]
+                metrics[stage] = [_parse(line, path) for line in complete]
             if (path := folder / stage / "scores.json").is_file():
-                scores[stage] = _parse(_read(path), path, dict)
+                scores[stage] = _parse(_read(path), path)
                 if not is_scores(scores[stage]):
                     raise ModelError(
                         f"{path}: not the scores of a stage; delete it, and score the stage again "
                         f"with `fada train --resume {shlex.quote(str(folder))}`"
                     )
-        return cls(folder, _parse(_read(config_path), config_path, dict), metrics, scores)
+        return cls(folder, _parse(_read(config_path), config_path), metrics, scores)
 
 
 def _read(path: Path) -> str:
@@ -67,13 +67,13 @@ def _read(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error})") from None
 
 
-def _parse(text: str, path: Path, kind: type) -> Any:
+def _parse(text: str, path: Path) -> dict[str, Any]:
     # Not read_json: metrics of a diverged run contain NaN, which the report must show.
     try:
         document = json.loads(text)
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(document, kind):
+    if not isinstance(document, dict):
         raise ModelError(f"{path}: found {text.strip()[:40]}, expected a table")
     return document
 

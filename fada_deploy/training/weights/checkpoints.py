@@ -120,8 +120,16 @@ def read_label_space(path: Path) -> LabelSpace:
     """
     if path == BUILTIN_FILE:
         return read_metadata(path).label_space
+    return read_spec(path).space
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Return the description of the network in a file of `save_weights`, without its weights.
+
+    Raise `ModelError` if the file does not exist or is not such a file.
+    """
     with _open(path) as (_, document):
-        return document.model.to_spec().space
+        return document.model.to_spec()
 
 
 @contextmanager
