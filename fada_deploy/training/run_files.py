@@ -56,7 +56,7 @@ def check_fingerprints(
     fingerprints = {name: fingerprint(dataset) for name, dataset in datasets.items()}
     if sources:
         fingerprints["labels"] = label_fingerprint(sources)
-    fingerprints["sizes"] = size_fingerprint(datasets.values())
+    fingerprints["sizes"] = size_fingerprint(datasets)
     if not path.is_file():
         write_text(path, json.dumps(fingerprints, indent=2))
         return

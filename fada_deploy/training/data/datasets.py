@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, FadaError, UsageError
@@ -128,19 +128,19 @@ def fingerprint(dataset: FrameDataset) -> str:
     return digest.hexdigest()
 
 
-def size_fingerprint(datasets: Iterable[FrameDataset]) -> str:
+def size_fingerprint(datasets: Mapping[str, FrameDataset]) -> str:
     """Return a SHA-256 of the sizes of the files of data sets, in their order.
 
-    Unlike times, they do not change when a data set is copied. A file that is missing has the
-    size −1.
+    The keys are the domains; labels of the target do not count, because they are never read. Unlike
+    times, sizes do not change when a data set is copied. A file that is missing has the size −1.
     """
     digest = hashlib.sha256()
-    for dataset in datasets:
+    for domain, dataset in datasets.items():
         for pair in dataset.pairs:
-            # The target is unlabeled, whether it has labels or not.
-            files = (pair.image, pair.labels if dataset.labeled else None)
-            sizes = [_size(path) for path in files if path is not None]
-            digest.update(repr(sizes).encode())
+            files = [pair.image]
+            if domain != "target" and pair.labels is not None:
+                files.append(pair.labels)
+            digest.update(repr([_size(path) for path in files]).encode())
     return digest.hexdigest()
 
 
