@@ -59,6 +59,11 @@ def sample(process: subprocess.Popen[str], seconds: float) -> list[tuple[int, in
     return samples
 
 
+def written(folder: Path) -> int:
+    """Return the number of bytes in the files of a folder, which may not exist yet."""
+    return sum(path.stat().st_size for path in folder.glob("*"))
+
+
 def temporary_files() -> set[str]:
     return set(os.listdir(tempfile.gettempdir()))
 
@@ -106,6 +111,8 @@ def test_live_run_is_flat(stream: str, tmp_path: Path) -> None:
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
+        # The packages are loaded and frames are written: what grows from here is per frame.
+        toy.wait_until(lambda: written(tmp_path / "out/overlay") > 0, process)
         # Caches of FFmpeg and of the allocator fill in the first minutes.
         time.sleep(min(120.0, SECONDS / 2))
         assert process.poll() is None
