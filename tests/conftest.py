@@ -23,10 +23,10 @@ from fada_deploy.common.progress import set_progress_factory
 # The files that take longest: `make test` gives whole files to its processes in this order, so that
 # the last ones are short.
 SLOWEST_FILES = (
-    "test_run", "test_commands", "test_export", "test_distributed", "test_compare",
-    "test_to_tensorrt", "test_convert", "test_perception_app", "test_released", "test_selection",
-    "test_quantize", "test_infer_ray", "test_killed", "test_engines", "test_self_training",
-    "test_overlay", "test_soak", "test_tensorboard", "test_cluster_passes",
+    "test_commands", "test_compare", "test_distributed", "test_export", "test_killed",
+    "test_quantize", "test_to_tensorrt", "test_perception_app", "test_selection", "test_engines",
+    "test_infer_ray", "test_convert", "test_run", "test_released", "test_limits",
+    "test_self_training", "test_soak", "test_methods_in_two_processes", "test_cluster_passes",
 )  # fmt: skip
 
 

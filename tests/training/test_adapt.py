@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 def adapted(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of the stages source and selftrain on the blocks."""
     settings = [
-        "src_size=96x64", "size=96x64", "amp=off", "source.iterations=30", "source.ema=0",
-        "selftrain.iterations=4",
+        "backbone=tiny", "src_size=96x64", "size=96x64", "amp=off", "source.iterations=30",
+        "source.ema=0", "selftrain.iterations=4",
     ]  # fmt: skip
     options = {
         "src": str(blocks / "source.toml"),

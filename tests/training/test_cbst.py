@@ -131,7 +131,7 @@ def test_a_round_is_resumed_exactly(blocks: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     options: dict[str, Any] = {
         "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"), "init": "none",
-        "backbone": "ddrnet23-slim", "stages": ("source", "selftrain"),
+        "backbone": "tiny", "stages": ("source", "selftrain"),
     }  # fmt: skip
     config = make_config(recipe="paper", file=None, settings=settings, options=options)
     device = torch.device("cpu")

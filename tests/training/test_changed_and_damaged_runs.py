@@ -20,7 +20,19 @@ SMALL = [
     for stage in ("source", "adversarial")
     for word in ("--set", f"{stage}.{setting}")
 ]
-TRAIN = ["--recipe", "small", "--size", "96x64", "--augment", "none", "--device", "cpu", *SMALL]
+TRAIN = [
+    "--recipe",
+    "small",
+    "--backbone",
+    "tiny",
+    "--size",
+    "96x64",
+    "--augment",
+    "none",
+    "--device",
+    "cpu",
+    *SMALL,
+]
 
 
 @pytest.fixture
@@ -146,7 +158,7 @@ def test_a_finished_source_stage_needs_no_initial_weights(
     from fada_deploy.common.label_space import CITYSCAPES_19
     from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 
-    model = SegmentationModel(ModelSpec("ddrnet23-slim", CITYSCAPES_19, (64, 96), "batch"))
+    model = SegmentationModel(ModelSpec("tiny", CITYSCAPES_19, (64, 96), "batch"))
     init = tmp_path / "init.pth"
     torch.save(model.feature_extractor["backbone"].state_dict(), init)
     train = ["train", "--src", data / "source.toml", "--tgt", data / "target.toml", *TRAIN,
@@ -206,8 +218,11 @@ def test_a_damaged_checkpoint_is_left_out_of_the_choice(
     assert names == ["source", "adversarial/000001", "adversarial"]
 
 
-def test_a_repeated_option_with_one_value_is_a_warning(fada: Fada) -> None:
-    code, _, err = fada("train", "--recipe", "deploy", "--tgt", "a.mp4", "--tgt", "b.mp4")
+def test_a_repeated_option_with_one_value_is_a_warning(fada: Fada, blocks: Path) -> None:
+    src = blocks / "source.toml"
+    code, _, err = fada(
+        "train", "--recipe", "small", "--src", src, "--tgt", "a.mp4", "--tgt", "b.mp4"
+    )
     assert code == 1 and "--tgt is given 2 times" in err and "b.mp4: no such file" in err
     # Options that may be repeated, and flags.
     code, _, err = fada("train", "--src", "x", "--src", "y", "--json", "--json")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch_processes import run_as_torchrun
 
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.label_space import CITYSCAPES_19
@@ -113,15 +114,12 @@ def test_two_processes_give_the_weights_of_one(
             command = train_command(
                 blocks, init, out, processes=number, more=(*more, "--stages", stages, *start)
             )
+            _, *arguments = command[command.index("fada_deploy") :]
             if number == 1:
-                _, *arguments = command[command.index("fada_deploy") :]
                 code, _, err = fada(*arguments)
+                assert code == 0, err[-2000:]
             else:
-                finished = subprocess.run(
-                    command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
-                )
-                code, err = finished.returncode, finished.stderr
-            assert code == 0, err[-2000:]
+                err = run_as_torchrun(arguments, tmp_path, count=number)
             # Only the main process reports.
             assert err.count(f"run {out}: training on cpu") == 1
     for stage in ("source", "adversarial", "distill"):

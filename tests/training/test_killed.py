@@ -6,7 +6,6 @@ one while it writes its state.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch_processes import context
 
 from fada_deploy.common.runs import STAGES
 from fada_deploy.training.config import RunConfig
@@ -87,16 +87,13 @@ def train_until_killed(
 
 @pytest.mark.slow
 def test_killed_run_ends_with_identical_weights(blocks: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    # The first step of an optimizer imports torch._dynamo, which takes seconds.
-    context.set_forkserver_preload(["fada_deploy.training.run", "torch._dynamo"])
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
 
     def attempt(
         config: RunConfig, folder: Path, kill_after: int | None, during_save: bool = False
     ) -> int:
         arguments = (config, folder, kill_after, during_save)
-        process = context.Process(target=train_until_killed, args=arguments)
+        process = context().Process(target=train_until_killed, args=arguments)
         process.start()
         process.join(timeout=300)
         assert process.exitcode is not None

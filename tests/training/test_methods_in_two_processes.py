@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from torch_processes import run_processes
 
 from fada_deploy.common.label_space import CITYSCAPES_19, LabelSpace
 from fada_deploy.training.data.augmentation import get_augmentation
@@ -153,7 +154,7 @@ def run_process(number: int, folder: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     """Return what each process has."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(run_process, (str(folder),), PROCESSES)
+    run_processes(run_process, str(folder), count=PROCESSES)
     return [torch.load(folder / f"{number}.pt") for number in range(PROCESSES)]
 
 

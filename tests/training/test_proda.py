@@ -250,7 +250,7 @@ def test_one_distillation_step_is_the_sum_of_three_losses() -> None:
 
 
 SMALL = [
-    "src_size=96x64", "size=96x64", "backbone=ddrnet23-slim", "init=none", "norm=batch", "amp=off",
+    "src_size=96x64", "size=96x64", "backbone=tiny", "init=none", "norm=batch", "amp=off",
     "label_space=cityscapes-13", "published=none", "distill.size=96x64", "distill.crop=96x64",
     *(f"{stage}.iterations=2" for stage in ("source", "adversarial", "distill")),
     *(f"{stage}.batch=2" for stage in ("source", "adversarial", "selftrain", "distill")),

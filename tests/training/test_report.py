@@ -76,7 +76,7 @@ def two_stages(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--stages",
         "source,adversarial",
         "--backbone",
-        "ddrnet23-slim",
+        "tiny",
         "--init",
         "none",
         "--recipe",

@@ -288,7 +288,7 @@ def test_training_a_stage_removes_the_file_and_writes_it_again(
         ],
         options={
             "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-            "backbone": "ddrnet23-slim", "init": "none", "stages": ("source", "adversarial"),
+            "backbone": "tiny", "init": "none", "stages": ("source", "adversarial"),
         },
     )  # fmt: skip
     train(config, tmp_path, device=CPU)

@@ -155,7 +155,7 @@ def test_published_settings_train(name: str, blocks: Path, tmp_path: Path) -> No
         assert (stage.mask_block, stage.mask_ratio) == (64, 0.7)
     small = [
         "src_size=96x64", "size=96x64", "source.iterations=2", "selftrain.iterations=2",
-        "backbone=ddrnet23-slim", "init=none", "amp=off", "label_space=cityscapes-13",
+        "backbone=tiny", "init=none", "amp=off", "label_space=cityscapes-13",
     ]  # fmt: skip
     options = {"src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml")}
     config = make_config(recipe=None, file=file, settings=small, options=options)
@@ -355,7 +355,7 @@ def test_the_stage_trains_after_the_source_and_resumes_exactly(
     settings = [
         "src_size=96x64", "size=96x64", "save_every=2", "amp=off", "source.iterations=3",
         "selftrain.iterations=6", "augment=strong", "selftrain.masked_weight=0.5",
-        "selftrain.align=true", "adversarial.full_resolution=false",
+        "selftrain.align=true", "adversarial.full_resolution=false", "backbone=tiny",
     ]  # fmt: skip
     options = {
         "src": str(blocks / "source.toml"),

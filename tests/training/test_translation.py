@@ -181,9 +181,10 @@ def test_history_returns_older_translations() -> None:
 
 
 SMALL = [
-    "src_size=96x64", "size=96x64", "save_every=2", "amp=off", "source.iterations=2",
-    "adversarial.iterations=3", "translation.iterations=5", "translation.max_iterations=5",
-    "translation.crop=48x40", "translation.width=4", "translation.blocks=1",
+    "backbone=tiny", "src_size=96x64", "size=96x64", "save_every=2", "amp=off",
+    "source.iterations=2", "adversarial.iterations=3", "translation.iterations=5",
+    "translation.max_iterations=5", "translation.crop=48x40", "translation.width=4",
+    "translation.blocks=1",
 ]  # fmt: skip
 
 
