@@ -27,7 +27,7 @@ class TinyBackbone(nn.Module):
         return features
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def tiny_backbone() -> Iterator[None]:
     """Register `tiny` in this process; one of its steps takes a tenth of DDRNet's time."""
     with pytest.MonkeyPatch.context() as patch:
