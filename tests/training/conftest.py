@@ -29,7 +29,7 @@ class TinyBackbone(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_backbone() -> Iterator[None]:
-    """Register `tiny` in this process; one of its steps takes a tenth of DDRNet's time."""
+    """Register `tiny` in this process; processes that a test starts do not know it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "tiny", Architecture(TinyBackbone, SegmentHead, auxiliary="stem"))
         yield

@@ -21,18 +21,9 @@ SMALL = [
     for word in ("--set", f"{stage}.{setting}")
 ]
 TRAIN = [
-    "--recipe",
-    "small",
-    "--backbone",
-    "tiny",
-    "--size",
-    "96x64",
-    "--augment",
-    "none",
-    "--device",
-    "cpu",
-    *SMALL,
-]
+    "--recipe", "small", "--backbone", "tiny", "--size", "96x64", "--augment", "none",
+    "--device", "cpu", *SMALL,
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -218,11 +209,8 @@ def test_a_damaged_checkpoint_is_left_out_of_the_choice(
     assert names == ["source", "adversarial/000001", "adversarial"]
 
 
-def test_a_repeated_option_with_one_value_is_a_warning(fada: Fada, blocks: Path) -> None:
-    src = blocks / "source.toml"
-    code, _, err = fada(
-        "train", "--recipe", "small", "--src", src, "--tgt", "a.mp4", "--tgt", "b.mp4"
-    )
+def test_a_repeated_option_with_one_value_is_a_warning(fada: Fada) -> None:
+    code, _, err = fada("train", "--recipe", "deploy", "--tgt", "a.mp4", "--tgt", "b.mp4")
     assert code == 1 and "--tgt is given 2 times" in err and "b.mp4: no such file" in err
     # Options that may be repeated, and flags.
     code, _, err = fada("train", "--src", "x", "--src", "y", "--json", "--json")
@@ -233,3 +221,13 @@ def test_a_repeated_option_with_one_value_is_a_warning(fada: Fada, blocks: Path)
 def test_a_comparison_refuses_settings_of_a_single_run(fada: Fada, setting: str) -> None:
     code, _, err = fada("compare", "--src", "gta5", "--tgt", "cityscapes", "--set", setting)
     assert code == 2 and f"--set {setting.partition('=')[0]}" in err and "each run" in err
+
+
+@pytest.mark.parametrize("target", ["missing.mp4", "missing.toml"])
+def test_a_missing_target_is_found_before_scenes_are_rendered(
+    fada: Fada, cache: Path, target: str
+) -> None:
+    before = sorted(cache.rglob("rendered/*"))
+    code, _, err = fada("train", "--src", "rendered", "--init", "none", "--tgt", target)
+    assert code == 1 and f"{target}: no such file" in err
+    assert sorted(cache.rglob("rendered/*")) == before

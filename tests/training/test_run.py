@@ -427,9 +427,11 @@ def test_load_backbone_accepts_torchvision_names_and_counts_missing_parameters(
     for name, value in model.feature_extractor["backbone"].state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, state[f"module.{name}"])
-    del state["module.layer.0.weight"]
+    del state["module.layer1.0.conv1.weight"]
     torch.save(state, tmp_path / "less.pth")
-    with pytest.raises(ModelError, match=r"1 of \d+ parameters missing.*: layer\.0\.weight"):
+    with pytest.raises(
+        ModelError, match=r"1 of \d+ parameters missing.*: layer1\.0\.conv1\.weight"
+    ):
         load_backbone(model, tmp_path / "less.pth")
     (tmp_path / "text.pth").write_text("words")
     with pytest.raises(ModelError, match="not a readable weights file"):
@@ -437,7 +439,8 @@ def test_load_backbone_accepts_torchvision_names_and_counts_missing_parameters(
 
 
 def trained_model(blocks: Path, folder: Path) -> tuple[Any, dict[str, Any]]:
-    run(config(blocks, "source.iterations=1", stages=("source",)), folder / "run")
+    settings = config(blocks, "source.iterations=1", stages=("source",), backbone="ddrnet23-slim")
+    run(settings, folder / "run")
     return load_model(folder / "run" / "source" / "weights.safetensors")
 
 

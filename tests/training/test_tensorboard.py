@@ -33,7 +33,7 @@ def train_run(
     paths = {
         "src": str(blocks / "source.toml"),
         "tgt": str(blocks / "target.toml"),
-        "backbone": "tiny",
+        "backbone": "ddrnet23-slim",
         "init": "none",
     }
     config = make_config(

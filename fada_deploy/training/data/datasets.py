@@ -35,9 +35,8 @@ def open_target(
     """
     if not is_recording(config):
         return _open_labeled_target(config, space)
+    require_target(config)
     path = Path(config.tgt)
-    if not path.exists():
-        raise missing_target(config.tgt)
     if (path / "leftImg8bit").is_dir():
         raise UsageError(f"{path} is a copy of Cityscapes; use --tgt cityscapes --tgt-root {path}")
     ego_mask = None if config.ego_mask is None else Path(config.ego_mask)
@@ -45,6 +44,15 @@ def open_target(
         path, cache=cache, space=space, ego_mask=ego_mask, on_error=on_error
     )
     return train_set, held_out if len(held_out) else None
+
+
+def require_target(config: RunConfig) -> None:
+    """Raise `missing_target` if the target is a path that does not exist.
+
+    Unlike `open_target`, this takes no time, so it can come before the sources are rendered.
+    """
+    if config.tgt not in DATASETS and not Path(config.tgt).exists():
+        raise missing_target(config.tgt)
 
 
 def missing_target(name: str) -> FadaError:

@@ -20,7 +20,7 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.cache import FrameCache
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.augmentation import get_augmentation
-from fada_deploy.training.data.datasets import open_target
+from fada_deploy.training.data.datasets import open_target, require_target
 from fada_deploy.training.data.loader import MAX_CONSECUTIVE_BAD, Batch, BatchLoader, WaitTimer
 from fada_deploy.training.data.samplers import EvenSampler, Sampler, ShuffledSampler
 from fada_deploy.training.data.samples import (
@@ -143,6 +143,7 @@ class RunData:
         self.bad_files: dict[str, None] = {}
         self.sources: SourceFrames | None = None
         checked: CheckedSources | None = None
+        require_target(config)
         if config.needs_source:
             self.sources = open_sources(config, space)
             # Before the frames of the target are extracted.
