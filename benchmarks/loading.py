@@ -27,7 +27,7 @@ from fada_deploy.common.system import usable_cores
 from fada_deploy.common.tables import format_table
 from fada_deploy.data import open_dataset
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.data.cache import FrameCache
+from fada_deploy.data.cache import MemoryCache
 from fada_deploy.synth.dataset import write_source
 from fada_deploy.training.data.samples import SourceSamples
 from fada_deploy.training.data.transforms import color_jitter
@@ -105,7 +105,7 @@ def main() -> None:
         calls = args.frames * args.repeats
         rates = {n: calls_per_second(load, n, calls) for n in sorted({1, args.threads})}
         # In turn, because the speed of a virtual machine varies.
-        cached_samples = replace(samples, frames=replace(frames, cache=FrameCache(2**33)))
+        cached_samples = replace(samples, frames=replace(frames, cache=MemoryCache(2**33)))
 
         def load_cached(i: int) -> object:
             return cached_samples(i % args.frames, np.random.default_rng(i))

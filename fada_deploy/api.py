@@ -69,6 +69,7 @@ def train(
     device: str = "auto",
     tensorboard: bool = False,
     cache_gib: float = 0.0,
+    cache_folder: str | Path | None = None,
     **options: Unpack[TrainOptions],
 ) -> TrainingResult:
     """Adapt a network from a labeled source to an unlabeled target, as `fada train` does.
@@ -88,11 +89,12 @@ def train(
         settings: Single settings by their dotted name, for example `{"adversarial.lr": 1e-4}`.
             Sizes are (height, width) or "WIDTHxHEIGHT".
         out: Folder of the run [`runs/<src>-<tgt>-<backbone>-NNN`].
-        resume: Folder of an unfinished run; all other arguments except `device`, `tensorboard` and
-            `cache_gib` must be left out.
+        resume: Folder of an unfinished run; all other arguments except `device`, `tensorboard`,
+            `cache_gib` and `cache_folder` must be left out.
         device: "auto", "cpu" or "cuda[:N]".
         tensorboard: Also write TensorBoard events to `<run>/tensorboard`.
         cache_gib: Memory for decoded frames in GiB.
+        cache_folder: Folder for these frames, in place of memory; later runs use them too.
         options: The fields of `TrainOptions`, for example `backbone="ddrnet23-slim"`.
 
     Raises:
@@ -100,6 +102,8 @@ def train(
         DataError: The data cannot be used.
         MissingExtraError: torch is not installed.
     """
+    from fada_deploy.data.cache import open_cache
+
     try:
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train as train_run
@@ -109,6 +113,7 @@ def train(
         raise MissingExtraError(str(error.name), "train") from None
 
     where = choose_device(device)
+    cache = open_cache(cache_gib, None if cache_folder is None else Path(cache_folder))
     chosen = _run_settings(src, tgt, options) | dict(settings or {})
     if resume is not None:
         names = (("recipe", recipe), ("config", config), ("out", out))
@@ -118,14 +123,12 @@ def train(
                 f"resume continues a run with its own settings; leave out {', '.join(given)}"
             )
         run = Path(resume)
-        return train_run(
-            load_config(run), run, device=where, tensorboard=tensorboard, cache_gib=cache_gib
-        )
+        return train_run(load_config(run), run, device=where, tensorboard=tensorboard, cache=cache)
     file = None if config is None else Path(config)
     run_config = make_config(recipe=recipe, file=file, settings=[], options=chosen)
     folder = None if out is None else Path(out)
     run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
-    return train_run(run_config, run, device=where, tensorboard=tensorboard, cache_gib=cache_gib)
+    return train_run(run_config, run, device=where, tensorboard=tensorboard, cache=cache)
 
 
 def adapt(

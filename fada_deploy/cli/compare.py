@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Options of `fada train` that differ between the runs of a comparison, or belong to one run.
 _OF_ONE_RUN = {
     "method", "stages", "seed", "start", "out", "resume", "device", "as_json", "tensorboard",
-    "cache", "ray", "ray_workers", "ray_cpus", "ray_gpus",
+    "cache", "cache_folder", "ray", "ray_workers", "ray_cpus", "ray_gpus",
 }  # fmt: skip
 
 

@@ -180,12 +180,26 @@ _BACKBONES = (
 )
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
+    "--cuda-graphs",
+    is_flag=True,
+    default=None,
+    help="Use torch.compile, and start all kernels of a network on a GPU at once, as CUDA graphs. "
+    "Helps where the GPU waits for its host: small networks and small batches.",
+)
+@click.option(
     "--cache",
     type=FiniteFloat(0),
     default=0.0,
     metavar="GIB",
     help="Keep up to GIB GiB of decoded frames in the memory of each process. Helps where the "
     "training waits for frames; the report says how long it did.",
+)
+@click.option(
+    "--cache-folder",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Keep the frames of --cache in this folder instead, for all processes and later runs. "
+    "Choose a fast disk.",
 )
 @click.option(
     "--tensorboard", is_flag=True, help="Also write scalars and example images to RUN/tensorboard."
@@ -229,6 +243,7 @@ def command(
     resume: Path | None,
     tensorboard: bool,
     cache: float,
+    cache_folder: Path | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -248,6 +263,7 @@ def command(
     --json prints the result on stdout.
     """
     from fada_deploy.common.errors import MissingExtraError
+    from fada_deploy.data.cache import open_cache
 
     try:
         from fada_deploy.training import distributed
@@ -258,7 +274,7 @@ def command(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
-    cluster = cluster_options(options)
+    cluster, frames = cluster_options(options), open_cache(cache, cache_folder)
     options = {name: value for name, value in options.items() if not name.startswith("ray")}
     torch_device = choose_device(distributed.local_device(device))
     distributed.initialize(torch_device)
@@ -278,7 +294,7 @@ def command(
         with resumable(run, torch_device), hidden:
             result = train(
                 config, run,
-                device=torch_device, tensorboard=tensorboard, cluster=cluster, cache_gib=cache,
+                device=torch_device, tensorboard=tensorboard, cluster=cluster, cache=frames,
             )  # fmt: skip
     finally:
         distributed.shut_down()

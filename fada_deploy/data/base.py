@@ -10,9 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.images import read_rgb, resize_labels, size_without_orientation
+from fada_deploy.common.images import (
+    read_rgb,
+    resize_frame,
+    resize_labels,
+    size_without_orientation,
+)
 from fada_deploy.common.label_space import IGNORE, LabelSpace
-from fada_deploy.data.cache import FrameCache
+from fada_deploy.data.cache import FrameCache, SizeHW, Stored
 
 LabelReader = Callable[[Path], NDArray[np.uint8]]
 
@@ -32,8 +37,8 @@ class FrameDataset:
 
     Frames are (H, W, 3) uint8 RGB, labels are (H, W) uint8 indices of `space`. `ego_mask`,
     (h, w) bool, is true on the car itself; these pixels are ignored in labels and statistics.
-    `skipped_files` maps each file that is not part of a pair to the reason. With a `cache`, frames
-    and labels are kept in memory, and the returned arrays may be read-only.
+    `skipped_files` maps each file that is not part of a pair to the reason. With a `cache`, decoded
+    images are kept, and the returned arrays may be read-only.
     """
 
     name: str
@@ -53,31 +58,54 @@ class FrameDataset:
         """Whether all frames have labels."""
         return all(pair.labels is not None for pair in self.pairs)
 
-    def image(self, i: int) -> NDArray[np.uint8]:
-        """Return frame `i`, (H, W, 3) uint8 RGB; raise `DataError` if it cannot be read."""
-        return self._read(self.pairs[i].image, read_rgb)
+    def image(self, i: int, size_hw: SizeHW | None = None) -> NDArray[np.uint8]:
+        """Return frame `i`, (H, W, 3) uint8 RGB, resized to `size_hw` if it is given.
+
+        Raise `DataError` if the frame cannot be read.
+        """
+        return self._frame(i, size_hw).image
 
     def labels(self, i: int) -> NDArray[np.uint8]:
         """Return labels `i`, (H, W) uint8 indices; 255 on unlabeled pixels and on the car itself.
 
         Raise `DataError` if frame `i` has no labels or they cannot be read.
         """
+        return self._labels(i, None).image
+
+    def pair(
+        self, i: int, size_hw: SizeHW | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return frame and labels `i`, resized to `size_hw` if it is given.
+
+        Raise `DataError` if one cannot be read, or if the sizes of their files differ.
+        """
+        frame, labels = self._frame(i, size_hw), self._labels(i, size_hw)
+        self.check_sizes(i, frame.file_hw, labels.file_hw)
+        return frame.image, labels.image
+
+    def _frame(self, i: int, size_hw: SizeHW | None) -> Stored:
+        path = self.pairs[i].image
+
+        def read() -> Stored:
+            frame = read_rgb(path)
+            resized = frame if size_hw is None else resize_frame(frame, size_hw)
+            return Stored(resized, frame.shape[:2])
+
+        return read() if self.cache is None else self.cache.frame(path, size_hw, read)
+
+    def _labels(self, i: int, size_hw: SizeHW | None) -> Stored:
         path = self.pairs[i].labels
         if path is None:
             raise DataError(f"{self.pairs[i].image}: has no labels")
-        labels = self._read(path, self.read_labels)
-        if self.ego_mask is not None:
-            labels = np.where(self.ego_mask_at(labels.shape), np.uint8(IGNORE), labels)
-        return labels
 
-    def pair(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return frame and labels `i`; raise `DataError` if their sizes differ."""
-        image, labels = self.image(i), self.labels(i)
-        self.check_sizes(i, image.shape, labels.shape)
-        return image, labels
+        def read() -> Stored:
+            labels = self.read_labels(path)
+            if self.ego_mask is not None:
+                labels = np.where(self.ego_mask_at(labels.shape), np.uint8(IGNORE), labels)
+            resized = labels if size_hw is None else resize_labels(labels, size_hw)
+            return Stored(resized, labels.shape)
 
-    def _read(self, path: Path, read: LabelReader) -> NDArray[np.uint8]:
-        return read(path) if self.cache is None else self.cache.get(path, read)
+        return read() if self.cache is None else self.cache.labels(path, size_hw, read)
 
     def check_sizes(self, i: int, frame_hw: tuple[int, ...], labels_hw: tuple[int, ...]) -> None:
         """Raise `DataError` if the sizes of frame and labels `i` differ."""

@@ -86,6 +86,7 @@ class RunConfig:
         seed: Seed of weights, data order and augmentation.
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
+        cuda_graphs: Compile them, and replay their kernels on a GPU as CUDA graphs.
         save_every: Iterations between two saved training states, from which a run can resume.
         checkpoint_every: Iterations between two kept weights files; 0 keeps the final weights only.
         test_scales: Scales of the input that scores average over.
@@ -123,6 +124,7 @@ class RunConfig:
     seed: NonNegativeInt = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False
+    cuda_graphs: bool = False
     save_every: PositiveInt = 500
     checkpoint_every: NonNegativeInt = 0
     test_scales: Annotated[tuple[TestScale, ...], Meta(min_length=1)] = (1.0,)

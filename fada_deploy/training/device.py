@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fada_deploy.common.errors import DeviceError, UsageError
 from fada_deploy.common.system import memory_mib, usable_cores
@@ -50,10 +52,34 @@ def peak_memory_mib(device: torch.device) -> int:
     return memory_mib(peak=True) or 0
 
 
-def compile_in_place(network: nn.Module) -> None:
-    """Compile a network with torch.compile; the names of its parameters do not change."""
+def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device; the host does not wait for a GPU.
+
+    On a CPU the tensor shares the memory of the array.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    # Only a copy from pinned memory is asynchronous.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def compile_in_place(network: nn.Module, *, cuda_graphs: bool = False) -> None:
+    """Compile a network with torch.compile; the names of its parameters do not change.
+
+    With `cuda_graphs` a GPU replays recorded kernels. The outputs of a network then become invalid
+    at the next `start_compiled_step`.
+    """
     # Source and target batches differ in size; static shapes compile faster kernels for each.
-    network.compile(dynamic=False)
+    network.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
+
+
+def start_compiled_step() -> None:
+    """Mark the start of an iteration of networks that were compiled with `cuda_graphs`.
+
+    Several passes of a network in one iteration, of source and target, then keep their outputs.
+    """
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def check_compiler(device: torch.device) -> None:

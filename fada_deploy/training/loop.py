@@ -54,7 +54,8 @@ def _ignore(iteration: int, value: Any) -> None:
 class TrainingLoop:
     """Iterate over the remaining iterations of a stage.
 
-    All callbacks get the number of finished iterations first. Only the main process calls `on_log`.
+    All callbacks but `on_start` get the number of finished iterations first. Only the main process
+    calls `on_log`.
 
     Args:
         folder: Folder of the stage; gets `metrics.jsonl` and, until the stage is finished,
@@ -67,6 +68,7 @@ class TrainingLoop:
         on_checkpoint: Called with the state, to keep weights for a later comparison.
         on_log: Called with each line of metrics that is written to `metrics.jsonl`.
         on_visualize: Called with the state ten times per stage.
+        on_start: Called before each iteration, without arguments.
         timer: The time for which the stage has waited for batches.
     """
 
@@ -82,6 +84,7 @@ class TrainingLoop:
         on_checkpoint: Callable[[int, TrainingState], None] = _ignore,
         on_log: Callable[[int, Metrics], None] = _ignore,
         on_visualize: Callable[[int, TrainingState], None] = _ignore,
+        on_start: Callable[[], None] = lambda: None,
         timer: WaitTimer | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ class TrainingLoop:
         self._state, self._iterations, self._device = state, iterations, device
         self._save_every, self._checkpoint_every = save_every, checkpoint_every
         self._on_checkpoint, self._on_log = on_checkpoint, on_log
-        self._on_visualize = on_visualize
+        self._on_visualize, self._on_start = on_visualize, on_start
         self._log_every = max(1, min(50, iterations // 50))
         self._tenth = max(1, iterations // 10)
         self._state_path, self._metrics_path = folder / STATE, folder / METRICS
@@ -114,6 +117,7 @@ class TrainingLoop:
                 self._iterations, self.folder.name, unit="it", initial=self._start
             ) as bar:
                 for iteration in range(self._start, self._iterations):
+                    self._on_start()
                     yield iteration
                     bar.update()
                     self._finish_iteration(iteration + 1, bar)

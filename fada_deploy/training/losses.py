@@ -185,10 +185,10 @@ def domain_loss(
         weight = encodings.sum(-1, keepdim=True)
         interpolation.backward_rows(softmax_gradient, log_p.exp_().mul_(weight), rows)
         interpolation.backward_rows(encoding_sum, encodings, rows)
-    num_pixels = batch * size_hw[0] * size_hw[1]
+    num_pixels: int | Tensor = batch * size_hw[0] * size_hw[1]
     if ignore_mask is not None:
-        num_pixels = int((~ignore_mask).sum().clamp(min=1))
-    num_pixels *= num_parts
+        num_pixels = (~ignore_mask).sum().clamp(min=1)
+    num_pixels = num_pixels * num_parts
     common = interpolation.backward_columns(softmax_gradient).div_(num_pixels)
     encoding_gradient = interpolation.backward_columns(encoding_sum).div_(num_pixels)
     grad_as_source, grad_as_target = common.clone(), common

@@ -102,21 +102,33 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay = model, decay
-        self._parameters = {name for name, _ in model.named_parameters()}
         initial = self._live() if decay else {}
         self.average: dict[str, Tensor] = {name: t.detach().clone() for name, t in initial.items()}
+        parameters = {name for name, _ in model.named_parameters()}
+        # Names of the tensors to average, and to copy.
+        self._averaged = [name for name in initial if name in parameters]
+        self._copied = [name for name in initial if name not in parameters]
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
         """Update the average with the model's weights after `iteration`."""
         if not self._decay:
             return
-        decay = min(1 - 1 / (iteration + 1), self._decay)
-        for name, live in self._live().items():
-            if name in self._parameters:
-                self.average[name].lerp_(live.detach(), 1 - decay)
-            else:
-                self.average[name].copy_(live)
+        decay, live = min(1 - 1 / (iteration + 1), self._decay), self._live()
+        # Operations on lists are one kernel for all tensors on a GPU.
+        torch._foreach_lerp_(
+            [self.average[n] for n in self._averaged], [live[n] for n in self._averaged], 1 - decay
+        )
+        if self._copied:
+            torch._foreach_copy_(
+                [self.average[n] for n in self._copied], [live[n] for n in self._copied]
+            )
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Copy `weights` to another network of the same architecture."""
+        weights, target = self.weights(), model.state_dict()
+        torch._foreach_copy_([target[name] for name in weights], list(weights.values()))
 
     def weights(self) -> dict[str, Tensor]:
         """Return the average, or the model's own weights if averaging is off."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fada_deploy._version import __version__
 from fada_deploy.cluster.connection import ClusterOptions
@@ -31,7 +31,12 @@ from fada_deploy.training.cluster_passes import (
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.run_data import RunData
-from fada_deploy.training.device import check_compiler, compile_in_place, has_fast_bf16
+from fada_deploy.training.device import (
+    check_compiler,
+    compile_in_place,
+    has_fast_bf16,
+    start_compiled_step,
+)
 from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
@@ -68,16 +73,15 @@ def train(
     device: torch.device,
     tensorboard: bool = False,
     cluster: ClusterOptions | None = None,
-    cache_gib: float = 0.0,
+    cache: FrameCache | None = None,
 ) -> TrainingResult:
     """Train the stages in `config.stages` that the folder `run` does not contain yet.
 
     An interrupted run resumes from its last saved state. `tensorboard` also writes scalars and
     example images to `run/tensorboard`. A Ray `cluster` predicts the whole target where a stage
-    needs that; everything else stays in this process. Up to `cache_gib` GiB of decoded frames are
-    kept in memory. Messages go to the logger `fada_deploy`,
-    progress to `common.progress`. SIGINT or SIGTERM saves the state and raises
-    `InterruptedRunError`.
+    needs that; everything else stays in this process. `cache` keeps decoded frames. Messages go to
+    the logger `fada_deploy`, progress to `common.progress`. SIGINT or SIGTERM saves the state and
+    raises `InterruptedRunError`.
 
     Raise `FadaError` for settings or data that cannot be used, before the first iteration.
     """
@@ -96,7 +100,7 @@ def train(
             try:
                 training = TrainingRun(
                     config, run,
-                    device=device, tensorboard=tensorboard, cluster=cluster, cache_gib=cache_gib,
+                    device=device, tensorboard=tensorboard, cluster=cluster, cache=cache,
                 )  # fmt: skip
             except FadaError:
                 # Do not leave an empty run behind. Inside the block, because the other processes
@@ -142,10 +146,12 @@ class TrainingRun:
         device: torch.device,
         tensorboard: bool,
         cluster: ClusterOptions | None = None,
-        cache_gib: float = 0.0,
+        cache: FrameCache | None = None,
     ) -> None:
-        if config.compile:
+        if config.compile or config.cuda_graphs:
             check_compiler(device)
+        if config.cuda_graphs and device.type != "cuda":
+            logger.warning("there are no CUDA graphs on %s; the networks are only compiled", device)
         if tensorboard:
             require_tensorboard()
         check_translation(config, folder)
@@ -155,7 +161,6 @@ class TrainingRun:
         space = open_label_space(config)
         # Before the data, because these checks are fast.
         self.setup = ModelSetup(config, folder, space, device)
-        cache = FrameCache(int(cache_gib * 2**30)) if cache_gib else None
         self.data = RunData(config, folder, space, device, cache=cache)
         check_fingerprints(folder, self.data.datasets, self.data.labeled_sources)
         self.tensorboard: TensorBoardLogger | None = None
@@ -247,7 +252,7 @@ class TrainingRun:
                 augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
                 count_target=self._count_target, whole_target=self.data.whole_target,
-                seed=self.data.seed("selftrain"), amp=self.amp,
+                compiled=self._compile, seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
         self._finish("selftrain", average, spec, *([src, tgt] if src else [tgt]))
@@ -303,8 +308,8 @@ class TrainingRun:
             heads = distributed.convert_sync_batch_norm(method.heads)
             networks = (method.discriminator.to(self.device), heads.to(self.device))
         for network in networks:
-            if self.config.compile and list(network.parameters()):
-                compile_in_place(network)
+            if list(network.parameters()):
+                self._compile_network(network)
         return Aligner.create(method, settings)
 
     def _make_loop(self, stage: str, iterations: int, spec: ModelSpec) -> MakeLoop:
@@ -319,14 +324,22 @@ class TrainingRun:
             TrainingLoop, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
             checkpoint_every=self.config.checkpoint_every, on_checkpoint=on_checkpoint,
-            timer=self.data.timer, **callbacks,
+            timer=self.data.timer, on_start=self._on_start, **callbacks,
         )  # fmt: skip
 
+    def _on_start(self) -> None:
+        if self.config.cuda_graphs:
+            start_compiled_step()
+
     def _compile(self, model: SegmentationModel) -> SegmentationModel:
-        if self.config.compile:
-            compile_in_place(model.feature_extractor["backbone"])
-            compile_in_place(model.classifier)
+        """Compile a network in place, if the settings say so, and return it."""
+        self._compile_network(model.feature_extractor["backbone"])
+        self._compile_network(model.classifier)
         return model
+
+    def _compile_network(self, network: nn.Module) -> None:
+        if self.config.compile or self.config.cuda_graphs:
+            compile_in_place(network, cuda_graphs=self.config.cuda_graphs)
 
     def _finish(
         self, stage: str, average: AveragedWeights, spec: ModelSpec, *loaders: BatchLoader

@@ -361,6 +361,7 @@ def _scored_settings(config: RunConfig) -> RunConfig:
         "seed": 0,
         "amp": "off",
         "compile": False,
+        "cuda_graphs": False,
         "save_every": 1,
         "checkpoint_every": 0,
     }

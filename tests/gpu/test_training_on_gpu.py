@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fada_deploy.common.errors import InterruptedRunError
 from fada_deploy.common.label_space import CITYSCAPES_13
-from fada_deploy.training.data.loader import Batch, BatchLoader
+from fada_deploy.training.data.loader import Batch, BatchLoader, Sample
 from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.losses import count_labeled
 from fada_deploy.training.methods.aligner import Aligner
@@ -160,9 +160,9 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(device: torch.device) -> None:
         def __getitem__(self, position: int) -> int:
             return position
 
-    def load(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def load(index: int, rng: np.random.Generator) -> Sample:
         frame = rng.integers(0, 256, (64, 96, 3), np.uint8)
-        return frame, rng.integers(0, 13, (64, 96)).astype(np.uint8)
+        return Sample(frame, rng.integers(0, 13, (64, 96)).astype(np.uint8))
 
     loaders = [
         BatchLoader(load, Order(), batch=4, seed=1, device=torch.device(name))

@@ -17,7 +17,7 @@ import torch
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.data import open_dataset
-from fada_deploy.data.cache import FrameCache
+from fada_deploy.data.cache import MemoryCache
 from fada_deploy.training.data.loader import Batch, BatchLoader, Sample, Sampler, WaitTimer
 
 BAD = 3
@@ -38,7 +38,7 @@ def load(index: int, rng: np.random.Generator) -> Sample:
         raise DataError("frame 3 is broken")
     frame = np.full((2, 4, 3), index, np.uint8)
     frame[0] += rng.integers(100, dtype=np.uint8)
-    return frame, np.full((2, 4), index, np.uint8)
+    return Sample(frame, np.full((2, 4), index, np.uint8))
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def test_cached_frames_are_those_of_the_files(blocks: Path, tmp_path: Path) -> N
     """What fits is read once; what does not fit is read again; the files may then change."""
     plain = open_dataset(str(blocks / "source.toml"), None, split="train", space=CITYSCAPES_13)
     frame, labels = plain.pair(0)
-    cache = FrameCache(frame.nbytes + labels.nbytes)
+    cache = MemoryCache(frame.nbytes + labels.nbytes)
     image = tmp_path / "frame.png"
     cv2.imwrite(str(image), frame[..., ::-1])
     pairs = [replace(plain.pairs[0], image=image), plain.pairs[1]]

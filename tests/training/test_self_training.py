@@ -304,7 +304,7 @@ def test_accumulation_does_not_change_the_step() -> None:
 
 
 def test_masked_frames_hide_whole_blocks_and_keep_the_labels() -> None:
-    mask = block_mask((50, 70), 40, block=16, ratio=0.7, rng=np.random.default_rng(0)).numpy()
+    mask = block_mask((50, 70), 40, block=16, ratio=0.7, rng=np.random.default_rng(0))
     assert mask.shape == (40, 50, 70)
     corners = mask[:, ::16, ::16]
     assert abs(corners.mean() - 0.7) < 0.05

@@ -147,3 +147,44 @@ def test_missing_compiler_is_an_error_before_training(
     monkeypatch.setattr(device_module.torch, "compile", cannot)
     with pytest.raises(UsageError, match=r"no C\+\+ compiler was found.*--compile"):
         train_run(blocks, tmp_path / "run", "compile=true")
+
+
+def test_cuda_graphs_are_used_for_all_networks_and_marked_in_each_iteration(
+    blocks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where there are none, a warning says so, and the run is that without them."""
+    networks: list[str] = []
+    marks = 0
+
+    def recorded(part: Any, **options: Any) -> Any:
+        if options:
+            assert options == {"dynamic": False, "mode": "reduce-overhead"}
+            networks.append(type(part.__self__).__name__)
+        return part
+
+    def mark() -> None:
+        nonlocal marks
+        marks += 1
+
+    monkeypatch.setattr(device_module.torch, "compile", recorded)
+    monkeypatch.setattr(device_module.torch.compiler, "cudagraph_mark_step_begin", mark)
+    config = make_config(
+        recipe="small", file=None,
+        settings=[
+            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "cuda_graphs=true",
+            "source.iterations=2", "selftrain.iterations=3", "selftrain.align=true",
+        ],
+        options={
+            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
+            "stages": ("source", "selftrain"),
+        },
+    )  # fmt: skip
+    result = train(config, tmp_path / "run", device=torch.device("cpu"))
+    assert set(result.scores) == {"source", "selftrain"} and marks == 2 + 3
+    # F and G of the source stage; F and G, its teacher, and the discriminator.
+    assert len(networks) == 2 + 2 + 2 + 1 and len(set(networks)) == 3
+    assert "CUDA graphs" in caplog.text
+    assert load_config(tmp_path / "run").cuda_graphs

@@ -20,7 +20,7 @@ from fada_deploy.common.label_space import IGNORE
 Frame = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
 # ITU-R BT.601 weights of red, green and blue.
-_LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,54 @@ def _pad(
     return np.asarray(padded, np.uint8), np.asarray(ignored, np.uint8)
 
 
+@dataclass(frozen=True)
+class Photometry:
+    """What the photometric part of an augmentation does to one frame.
+
+    Attributes:
+        matrix: Color matrix, (3, 3) float: RGB out of RGB.
+        contrast_offset: Added to all channels, in units of the mean gray of the frame.
+        exponent: Exponent of the gray levels in 0…1.
+        blur_sigma: Standard deviation of a Gaussian blur in pixels; 0 for none.
+        noise_std: Standard deviation of the noise in gray levels of 255; 0 for none.
+        jpeg_quality: Quality of a JPEG compression; 0 for none.
+    """
+
+    matrix: NDArray[np.float64]
+    contrast_offset: float
+    exponent: float
+    blur_sigma: float
+    noise_std: float
+    jpeg_quality: int
+
+
+def draw_photometry(augmentation: Augmentation, rng: np.random.Generator) -> Photometry:
+    """Draw the changes of one frame."""
+    matrix, offset = _draw_colors(augmentation, rng)
+    exponent = 2.0 ** float(rng.uniform(-augmentation.gamma, augmentation.gamma))
+    sigma = float(rng.uniform(*augmentation.blur_sigma))
+    is_blurred = rng.random() < augmentation.blur
+    noise_std = float(rng.uniform(0, augmentation.noise))
+    quality = int(rng.integers(augmentation.jpeg_quality[0], augmentation.jpeg_quality[1] + 1))
+    is_compressed = rng.random() < augmentation.jpeg
+    return Photometry(
+        matrix, offset, exponent, sigma * is_blurred, noise_std, quality * is_compressed
+    )
+
+
+def _draw_colors(
+    augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], float]:
+    """Return the color matrix of random factors, and the offset that keeps the mean gray."""
+    strengths = augmentation.brightness, augmentation.contrast, augmentation.saturation
+    brightness, contrast, saturation = (float(rng.uniform(1 - s, 1 + s)) for s in strengths)
+    gains = rng.uniform(1 - augmentation.channel_gain, 1 + augmentation.channel_gain, 3)
+    to_gray = np.tile(LUMA, (3, 1))
+    matrix = saturation * np.eye(3) + (1 - saturation) * to_gray
+    matrix = np.diag(gains) @ matrix * brightness * contrast
+    return matrix, (1 - contrast) * brightness
+
+
 def augment_photometry(frame: Frame, augmentation: Augmentation, rng: np.random.Generator) -> Frame:
     """Change the colors of a frame (H, W, 3) uint8 RGB, blur it, add noise and compress it.
 
@@ -141,39 +189,29 @@ def augment_photometry(frame: Frame, augmentation: Augmentation, rng: np.random.
     """
     if augmentation == NO_AUGMENTATION:
         return frame
-    matrix, offset = _color_matrix(frame, augmentation, rng)
-    exponent = 2.0 ** rng.uniform(-augmentation.gamma, augmentation.gamma)
-    sigma = float(rng.uniform(*augmentation.blur_sigma))
-    is_blurred = rng.random() < augmentation.blur
-    noise_std = rng.uniform(0, augmentation.noise)
-    quality = int(rng.integers(augmentation.jpeg_quality[0], augmentation.jpeg_quality[1] + 1))
-    is_compressed = rng.random() < augmentation.jpeg
-    if not np.array_equal(matrix, np.eye(3)) or offset:
-        affine = np.column_stack([matrix, np.full(3, offset)])
+    return apply_photometry(frame, draw_photometry(augmentation, rng), rng)
+
+
+def apply_photometry(frame: Frame, change: Photometry, rng: np.random.Generator) -> Frame:
+    """Return a changed frame (H, W, 3) uint8 RGB; `rng` draws the noise.
+
+    `color_kernels.apply_photometry` does the same for a batch on a GPU.
+    """
+    if not np.array_equal(change.matrix, np.eye(3)) or change.contrast_offset:
+        mean_gray = float(np.asarray(cv2.mean(frame)[:3]) @ LUMA)
+        affine = np.column_stack([change.matrix, np.full(3, change.contrast_offset * mean_gray)])
         frame = np.asarray(cv2.transform(frame, affine), np.uint8)
-    if exponent != 1:
-        table = np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
+    if change.exponent != 1:
+        table = np.round(255 * (np.arange(256) / 255) ** change.exponent).astype(np.uint8)
         frame = np.asarray(cv2.LUT(frame, table), np.uint8)
-    if is_blurred:
-        frame = np.asarray(cv2.GaussianBlur(frame, (0, 0), sigma), np.uint8)
-    if noise_std > 0:
-        noise = rng.standard_normal(frame.shape, np.float32) * np.float32(noise_std)
+    if change.blur_sigma:
+        frame = np.asarray(cv2.GaussianBlur(frame, (0, 0), change.blur_sigma), np.uint8)
+    if change.noise_std:
+        noise = rng.standard_normal(frame.shape, np.float32) * np.float32(change.noise_std)
         frame = np.clip(frame + noise, 0, 255).round().astype(np.uint8)
-    if is_compressed:
-        _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        frame = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+    if change.jpeg_quality:
+        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, change.jpeg_quality])
+        bgr = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+        frame = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
     return frame
-
-
-def _color_matrix(
-    frame: Frame, augmentation: Augmentation, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], float]:
-    """Return the 3×3 color matrix of random factors and the offset that keeps the mean gray."""
-    strengths = augmentation.brightness, augmentation.contrast, augmentation.saturation
-    brightness, contrast, saturation = (float(rng.uniform(1 - s, 1 + s)) for s in strengths)
-    gains = rng.uniform(1 - augmentation.channel_gain, 1 + augmentation.channel_gain, 3)
-    to_gray = np.tile(_LUMA, (3, 1))
-    matrix = saturation * np.eye(3) + (1 - saturation) * to_gray
-    matrix = np.diag(gains) @ matrix * brightness * contrast
-    mean_gray = float(np.asarray(cv2.mean(frame)[:3]) @ _LUMA)
-    return matrix, (1 - contrast) * brightness * mean_gray

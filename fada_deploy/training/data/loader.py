@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,23 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.system import usable_cores
+from fada_deploy.training.data.color_kernels import ColorChange, change_colors
 from fada_deploy.training.data.samplers import Sampler
+from fada_deploy.training.device import copy_to_device
 from fada_deploy.training.distributed import local_slots
 
-# A frame (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 where ignored.
-Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 MAX_CONSECUTIVE_BAD = 20
+
+
+class Sample(NamedTuple):
+    """A frame (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 where ignored.
+
+    `colors` are changes of the frame that are left to the loader; None for none.
+    """
+
+    frame: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    colors: ColorChange | None = None
 
 
 @dataclass
@@ -158,17 +170,13 @@ class BatchLoader:
     def _assemble(self, futures: list[Future[tuple[int, Sample]]]) -> Batch:
         indices, samples = zip(*(future.result() for future in futures), strict=True)
         frames, labels = (
-            self._to_device(np.stack(arrays)) for arrays in zip(*samples, strict=True)
+            copy_to_device(np.stack(arrays), self._device)
+            for arrays in ([s.frame for s in samples], [s.labels for s in samples])
         )
+        if changes := [s.colors for s in samples if s.colors is not None]:
+            frames = change_colors(frames, changes)
         files = tuple(map(self._file, indices))
         return Batch(frames, labels.long(), indices, files, self._ego, self._class_weights)
-
-    def _to_device(self, array: NDArray[np.uint8]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type != "cuda":
-            return tensor.to(self._device)
-        # From pinned memory, no thread of the host waits for the copy.
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """Cancel the prepared batches and stop the threads."""

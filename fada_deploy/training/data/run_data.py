@@ -139,6 +139,8 @@ class RunData:
     ) -> None:
         self._config, self._folder, self._device = config, folder, device
         self._cache, self.timer = cache, WaitTimer()
+        # A GPU changes the colors of a batch faster than the cores of the host.
+        self._colors_later = device.type != "cpu"
         self.augmentation = get_augmentation(config.augment)
         self.bad_files: dict[str, None] = {}
         self.sources: SourceFrames | None = None
@@ -185,8 +187,9 @@ class RunData:
         """Return a loader of labeled source frames, class-balanced within each source."""
         sources = self._require_sources()
         samples = SourceSamples(
-            sources.frames, size_hw, stage.jitter, mirror, self.augmentation, self._style
-        )
+            sources.frames, size_hw, stage.jitter, mirror, self.augmentation, self._style,
+            colors_later=self._colors_later,
+        )  # fmt: skip
         temperature = stage.rare_class_temperature if isinstance(stage, SelfTrainingStage) else 0.0
         sampler = sources.sampler(self.class_pixels(), self.seed(name), temperature=temperature)
         return self._loader(samples, sampler, name, stage)
@@ -226,13 +229,17 @@ class RunData:
 
     def pseudo_label_loader(self, folder: Path, stage: DistillStage) -> BatchLoader:
         """Return a loader of target frames with their pseudo-labels in `folder`."""
-        samples = PseudoLabeledSamples(self.tgt_frames, folder, stage, self.augmentation)
+        samples = PseudoLabeledSamples(
+            self.tgt_frames, folder, stage, self.augmentation, colors_later=self._colors_later
+        )
         return self._loader(samples, self._shuffled("distill"), "distill", stage)
 
     def distill_source_loader(self, stage: DistillStage) -> BatchLoader:
         """Return a loader of labeled source frames that are cropped as the target's are."""
         sources, name = self._require_sources(), "distill-source"
-        samples = CroppedSourceSamples(sources.frames, stage, self.augmentation, self._style)
+        samples = CroppedSourceSamples(
+            sources.frames, stage, self.augmentation, self._style, colors_later=self._colors_later
+        )
         return self._loader(
             samples, sources.sampler(self.class_pixels(), self.seed(name)), name, stage
         )

@@ -22,6 +22,7 @@ from fada_deploy.training.data.augmentation import (
     augment_geometry,
     augment_photometry,
 )
+from fada_deploy.training.data.color_kernels import draw_color_change
 from fada_deploy.training.data.loader import Sample
 from fada_deploy.training.data.style import StyleTransfer
 from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
@@ -33,7 +34,8 @@ class SourceSamples:
     """Labeled source frames: augmented, resized to `size_hw`, color-jittered, mirrored at random.
 
     `mirror` is the probability of a horizontal flip besides that of the augmentation. `style` gives
-    some frames the style of the target.
+    some frames the style of the target. With `colors_later`, the loader changes the colors of the
+    whole batch on its device.
     """
 
     frames: FrameDataset
@@ -42,6 +44,7 @@ class SourceSamples:
     mirror: float = 0.0
     augmentation: Augmentation = NO_AUGMENTATION
     style: StyleTransfer | None = None
+    colors_later: bool = False
 
     @property
     def ego(self) -> NDArray[np.bool_] | None:
@@ -52,12 +55,36 @@ class SourceSamples:
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame and its labels."""
-        frame, labels = self.frames.pair(index)
+        frame, labels = self.frames.pair(index, _cached_hw(self.size_hw, self.augmentation))
         frame, labels = augment_geometry(frame, labels, self.size_hw, self.augmentation, rng)
         if self.style is not None:
             frame = self.style(frame, rng)
-        frame = augment_photometry(frame, self.augmentation, rng)
-        return flip(color_jitter(frame, self.jitter, rng), labels, self.mirror, rng)
+        return _recolored(
+            frame, labels, self.augmentation, self.jitter, self.mirror, rng, later=self.colors_later
+        )
+
+
+def _recolored(
+    frame: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    augmentation: Augmentation,
+    jitter: Jitter,
+    mirror: float,
+    rng: np.random.Generator,
+    *,
+    later: bool,
+) -> Sample:
+    """Return a sample with other colors, or what changes them `later`, mirrored at random."""
+    if later:
+        colors = draw_color_change(augmentation, jitter, rng)
+        return Sample(*flip(frame, labels, mirror, rng), colors)
+    frame = color_jitter(augment_photometry(frame, augmentation, rng), jitter, rng)
+    return Sample(*flip(frame, labels, mirror, rng))
+
+
+def _cached_hw(size_hw: SizeHW, augmentation: Augmentation) -> SizeHW | None:
+    """Return the size in which frames are read and cached; a zoom needs that of their files."""
+    return size_hw if augmentation.zoom == (1.0, 1.0) else None
 
 
 @dataclass(frozen=True)
@@ -80,10 +107,10 @@ class TargetSamples:
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return the frame, and labels that are 255 (ignore) everywhere."""
-        frame = self.frames.image(index)
-        ignored = np.full(frame.shape[:2], IGNORE, np.uint8)
         augmentation = NO_AUGMENTATION if self.frames.ego_mask is not None else self.augmentation
-        return augment_geometry(frame, ignored, self.size_hw, augmentation, rng)
+        frame = self.frames.image(index, _cached_hw(self.size_hw, augmentation))
+        ignored = np.full(frame.shape[:2], IGNORE, np.uint8)
+        return Sample(*augment_geometry(frame, ignored, self.size_hw, augmentation, rng))
 
 
 @dataclass(frozen=True)
@@ -94,32 +121,31 @@ class CroppedSourceSamples:
     stage: DistillStage
     augmentation: Augmentation = NO_AUGMENTATION
     style: StyleTransfer | None = None
+    colors_later: bool = False
 
     # The labels already ignore the car's own body, which moves with the crop.
     ego: None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a crop of the frame and of its labels."""
-        frame, labels = self.frames.pair(index)
-        return _cropped(frame, labels, self.stage, self.augmentation, rng, style=self.style)
+        frame, labels = _cropped(*self.frames.pair(index), self.stage, rng)
+        if self.style is not None:
+            frame = self.style(frame, rng)
+        stage = self.stage
+        return _recolored(
+            frame, labels, self.augmentation, stage.jitter, stage.flip, rng, later=self.colors_later
+        )
 
 
 def _cropped(
     frame: NDArray[np.uint8],
     labels: NDArray[np.uint8],
     stage: DistillStage,
-    augmentation: Augmentation,
     rng: np.random.Generator,
-    *,
-    style: StyleTransfer | None = None,
-) -> Sample:
-    frame, labels = scale_and_crop(
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return scale_and_crop(
         frame, labels, size_hw=stage.size, scale=stage.scale, crop_hw=stage.crop, rng=rng
     )
-    if style is not None:
-        frame = style(frame, rng)
-    frame = augment_photometry(frame, augmentation, rng)
-    return flip(color_jitter(frame, stage.jitter, rng), labels, stage.flip, rng)
 
 
 def pseudo_label_path(folder: Path, index: int) -> Path:
@@ -135,12 +161,16 @@ class PseudoLabeledSamples:
     folder: Path
     stage: DistillStage
     augmentation: Augmentation = NO_AUGMENTATION
+    colors_later: bool = False
 
     # The pseudo-labels already ignore the car's own body, which moves with the crop.
     ego: None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a crop of the frame and of its pseudo-label."""
-        frame = self.frames.image(index)
         labels = read_indices(pseudo_label_path(self.folder, index)).astype(np.uint8)
-        return _cropped(frame, labels, self.stage, self.augmentation, rng)
+        stage = self.stage
+        frame, labels = _cropped(self.frames.image(index), labels, stage, rng)
+        return _recolored(
+            frame, labels, self.augmentation, stage.jitter, stage.flip, rng, later=self.colors_later
+        )

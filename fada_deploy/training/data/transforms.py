@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.images import resize_frame, resize_labels
 from fada_deploy.common.label_space import IGNORE
+from fada_deploy.training.data.augmentation import LUMA
 
 Frame = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
-# ITU-R BT.601 weights of red, green and blue.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# The name of a change in `JITTER`, and its factor or shift.
+JitterStep = tuple[str, float]
+JITTER = ("brightness", "contrast", "saturation", "hue")
+_LUMA = LUMA.astype(np.float32)
 
 
 def color_jitter(
@@ -25,23 +28,40 @@ def color_jitter(
     1 ± strength, the hue shift from ± strength of a full turn. If all strengths are 0, the frame
     itself is returned.
     """
-    brightness, contrast, saturation, hue = strength
+    steps = draw_jitter(strength, rng)
+    return apply_jitter(frame, steps) if steps else frame
+
+
+def draw_jitter(
+    strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> tuple[JitterStep, ...]:
+    """Return the steps of one frame in their order; none, without a draw, if all are 0."""
     if not any(strength):
-        return frame
-    image = frame.astype(np.float32)
+        return ()
+    steps = []
     for change in rng.permutation(4):
-        if change == 3:
-            shift = float(rng.uniform(-hue, hue))
-            image = _shift_hue(image, shift) if shift else image
+        spread = strength[change]
+        low, high = (-spread, spread) if change == 3 else (max(0.0, 1 - spread), 1 + spread)
+        steps.append((JITTER[change], float(rng.uniform(low, high))))
+    return tuple(steps)
+
+
+def apply_jitter(frame: Frame, steps: tuple[JitterStep, ...]) -> Frame:
+    """Return a frame (H, W, 3) uint8 RGB after the steps.
+
+    `color_kernels.apply_jitter` does the same for a batch on a GPU.
+    """
+    image = frame.astype(np.float32)
+    for change, value in steps:
+        if change == "hue":
+            image = _shift_hue(image, value) if value else image
             continue
-        spread = (brightness, contrast, saturation)[change]
-        factor = float(rng.uniform(max(0.0, 1 - spread), 1 + spread))
-        if change == 0:
-            image = image * factor
-        elif change == 1:
-            image = image * factor + (1 - factor) * float((image @ _LUMA).mean())
+        if change == "brightness":
+            image = image * value
+        elif change == "contrast":
+            image = image * value + (1 - value) * float((image @ _LUMA).mean())
         else:
-            image = image * factor + (1 - factor) * (image @ _LUMA)[..., None]
+            image = image * value + (1 - value) * (image @ _LUMA)[..., None]
         np.clip(image, 0, 255, out=image)
     return image.round().astype(np.uint8)
 

@@ -11,7 +11,6 @@ pseudo-labels, here MRKLD: the divergence of the prediction from the uniform dis
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 
 import numpy as np
 import torch
@@ -53,7 +52,7 @@ class Rounds:
 
     def __init__(self, context: SelfTrainingContext) -> None:
         self._context = context
-        self.teacher = deepcopy(context.model).eval()
+        self.teacher = context.new_teacher()
         device = next(context.model.parameters()).device
         self.thresholds = Thresholds(context.model.spec.space.num_classes).to(device)
 
@@ -67,7 +66,7 @@ class Rounds:
         number, begins = round_of(iteration, context.stage)
         if not begins:
             return
-        self.teacher.load_state_dict(context.average.weights())
+        context.average.copy_to(self.teacher)
         self.thresholds.values = thresholds_of(
             context.count_target(self.teacher),
             portion=round_portion(number, context.stage),

@@ -7,8 +7,6 @@ pseudo-labeled target frames take the place of the source.
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ class MeanTeacher:
     def __init__(self, context: SelfTrainingContext) -> None:
         self._context = context
         # Before the stage restores a saved state, because a frozen teacher keeps these weights.
-        self.teacher = deepcopy(context.model).eval()
+        self.teacher = context.new_teacher()
 
     def state(self) -> TrainingState:
         """Return nothing: the averaged weights are part of the stage's own state."""
@@ -41,7 +39,7 @@ class MeanTeacher:
     def start_iteration(self, iteration: int) -> None:
         """Let the teacher follow the student, unless it is frozen."""
         if not self._context.stage.source_free:
-            self.teacher.load_state_dict(self._context.average.weights())
+            self._context.average.copy_to(self.teacher)
 
     def views(self, src: Batch | None, tgt: Batch, rng: np.random.Generator) -> TargetViews:
         """Label a target batch; return mixed and masked frames."""

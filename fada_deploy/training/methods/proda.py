@@ -16,7 +16,6 @@ the weak view is the frame as it is loaded, and the strong view changes its colo
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,8 +72,8 @@ class PrototypeTeacher:
     def __init__(self, context: SelfTrainingContext) -> None:
         self._context = context
         # Before the stage restores a saved state: both keep or get their weights elsewhere.
-        self.initial = deepcopy(context.model).eval()
-        self.teacher = deepcopy(context.model).eval()
+        self.initial = context.new_teacher()
+        self.teacher = context.new_teacher()
         parameter = next(context.model.parameters())
         prototypes = Prototypes(context.model.spec.space.num_classes, context.model.channels)
         self.prototypes = prototypes.to(parameter.device, parameter.dtype)
@@ -85,7 +84,7 @@ class PrototypeTeacher:
 
     def start_iteration(self, iteration: int) -> None:
         """Let the teacher follow the student; compute the prototypes before the first iteration."""
-        self.teacher.load_state_dict(self._context.average.weights())
+        self._context.average.copy_to(self.teacher)
         if iteration == 0:
             sums, counts = self._sum_target()
             self.prototypes.move(sums, counts, momentum=1.0, min_pixels=1)

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from fada_deploy.common.label_space import IGNORE
 from fada_deploy.training import distributed
 from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
+from fada_deploy.training.data.color_kernels import change_colors, draw_color_change
 from fada_deploy.training.data.loader import Batch
+from fada_deploy.training.device import copy_to_device
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
 from fada_deploy.training.methods.self_training_base import StudentView
 from fada_deploy.training.stage_config import SelfTrainingStage
@@ -59,12 +62,31 @@ def pseudo_labels(
     # At the network's resolution: quantiles over all full-size pixels would cost more than the net.
     probabilities = F.softmax(full_precision(logits), dim=1)
     confidence, classes = map(distributed.gather_pixels, probabilities.max(1))
-    thresholds = torch.full((logits.shape[1],), max_threshold, device=logits.device)
-    for k in classes.unique().tolist():
-        value = torch.quantile(confidence[classes == k], quantile)
-        thresholds[k] = torch.minimum(thresholds[k], value)
+    quantiles = class_quantiles(confidence, classes, logits.shape[1], quantile)
+    thresholds = quantiles.clamp(max=max_threshold)
     confidence, classes = upsample(probabilities, size_hw).max(1)
     return torch.where(confidence >= thresholds[classes], classes, IGNORE)
+
+
+def class_quantiles(values: Tensor, classes: Tensor, num_classes: int, quantile: float) -> Tensor:
+    """Return a quantile of the values of each class, (K,) float; infinity for an absent class.
+
+    `values` (N,) float belong to `classes` (N,) int64. Values between two others are interpolated
+    linearly. Two sorts take the place of a loop over the classes, in which the host would wait for
+    the GPU.
+    """
+    values, order = values.sort()
+    classes, order = classes[order].sort(stable=True)
+    values = values[order]
+    ends = torch.searchsorted(classes, torch.arange(num_classes, device=classes.device), right=True)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    counts = ends - starts
+    position = quantile * (counts - 1).clamp(min=0).double()
+    lower, upper = (
+        values[(starts + rank.long()).clamp(max=len(values) - 1)]
+        for rank in (position.floor(), position.ceil())
+    )
+    return torch.where(counts > 0, lower.lerp(upper, position.frac().to(values.dtype)), torch.inf)
 
 
 def without_ego(pseudo: PseudoLabels, tgt: Batch) -> PseudoLabels:
@@ -99,17 +121,16 @@ def class_mix(
     source frame, (n + 1) // 2 random ones are pasted. Return the mixed frames and labels, and
     which pixels were pasted, (B, H, W) bool.
     """
-    frames, labels = tgt_frames.clone(), tgt_labels.clone()
-    all_pasted = torch.zeros_like(labels, dtype=torch.bool)
-    for slot in range(len(src_labels)):
-        present = src_labels[slot].unique()
-        present = present[present != IGNORE]
-        order = torch.from_numpy(rng.permutation(len(present))).to(present.device)
-        pasted = torch.isin(src_labels[slot], present[order[: (len(present) + 1) // 2]])
-        frames[slot][pasted] = src_frames[slot][pasted]
-        labels[slot][pasted] = src_labels[slot][pasted]
-        all_pasted[slot] = pasted
-    return frames, labels, all_pasted
+    # The numbers drawn do not depend on the labels, so that the host need not wait for a GPU.
+    keys = copy_to_device(rng.random((len(src_labels), IGNORE + 1)), src_labels.device)
+    flat_labels = src_labels.flatten(1)
+    present = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, flat_labels, True)
+    present[:, IGNORE] = False
+    ranks = keys.masked_fill(~present, torch.inf).argsort(1).argsort(1)
+    chosen = ranks < (present.sum(1, keepdim=True) + 1) // 2
+    pasted = chosen.gather(1, flat_labels).view_as(src_labels)
+    frames = torch.where(pasted[..., None], src_frames, tgt_frames)
+    return frames, torch.where(pasted, src_labels, tgt_labels), pasted
 
 
 def student_views(
@@ -144,9 +165,13 @@ def student_views(
         frames = augment_colors(tgt.frames_bhwc, augmentation, rng)
         hidden = block_mask(
             tgt.size_hw, len(tgt.indices), block=stage.mask_block, ratio=stage.mask_ratio, rng=rng
-        ).to(frames.device)
-        color = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)
-        frames = torch.where(hidden[..., None], color.to(frames.device), frames)
+        )
+        color = np.array([round(255 * m) for m in mean], np.uint8)
+        frames = torch.where(
+            copy_to_device(hidden[..., None], frames.device),
+            copy_to_device(color, frames.device),
+            frames,
+        )
         batch = Batch(frames, pseudo.labels, tgt.indices, weights=weights)
         views.append(StudentView("masked", batch, stage.masked_weight, stage.regularizer))
     return views
@@ -154,23 +179,35 @@ def student_views(
 
 def block_mask(
     size_hw: SizeHW, count: int, *, block: int, ratio: float, rng: np.random.Generator
-) -> Tensor:
+) -> NDArray[np.bool_]:
     """Return which pixels are hidden, (count, H, W) bool: each block with probability `ratio`.
 
     Blocks are squares of `block` pixels on a grid that starts in the upper left corner.
     """
     rows, columns = (-(-length // block) for length in size_hw)
-    hidden = torch.from_numpy(rng.random((count, rows, columns)) < ratio)
-    full = hidden.repeat_interleave(block, 1).repeat_interleave(block, 2)
-    return full[:, : size_hw[0], : size_hw[1]]
+    hidden = rng.random((count, rows, columns)) < ratio
+    full = hidden.repeat(block, 1).repeat(block, 2)
+    return np.ascontiguousarray(full[:, : size_hw[0], : size_hw[1]])
 
 
 def augment_colors(
     frames_bhwc: Tensor, augmentation: Augmentation, rng: np.random.Generator
 ) -> Tensor:
     """Return frames (B, H, W, 3) uint8 with the photometric part of an augmentation."""
-    frames = [augment_photometry(frame, augmentation, rng) for frame in frames_bhwc.cpu().numpy()]
-    return torch.from_numpy(np.stack(frames)).to(frames_bhwc.device)
+    if frames_bhwc.device.type == "cpu":
+        frames = [augment_photometry(frame, augmentation, rng) for frame in frames_bhwc.numpy()]
+        return torch.from_numpy(np.stack(frames))
+    changes = [draw_color_change(augmentation, (0.0, 0.0, 0.0, 0.0), rng) for _ in frames_bhwc]
+    return change_colors(frames_bhwc, [c for c in changes if c is not None])
+
+
+def count_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the pixels of each class in `labels` int64, (K,) float64; other labels are ignored."""
+    if labels.device.type == "cpu":
+        return torch.bincount(labels.flatten(), minlength=num_classes)[:num_classes].double()
+    # Of a GPU, bincount would ask for the largest label.
+    classes = torch.arange(num_classes, device=labels.device)
+    return (labels.flatten() == classes[:, None]).sum(1).double()
 
 
 class CollapseMonitor:
@@ -183,21 +220,23 @@ class CollapseMonitor:
 
     def __init__(self, names: Sequence[str], window: int) -> None:
         self._names, self._window = names, window
-        self._counts = torch.zeros(2, len(names), dtype=torch.int64)
+        # Tensors on the device of the labels, which are read at the end of a window only.
+        self._counts: list[Tensor] = []
         self._iterations = 0
         self.vanished: list[str] = []
 
     def update(self, src_labels: Tensor, tgt_labels: Tensor) -> list[str]:
         """Count one batch of labels; at the end of a window, return the newly vanished classes."""
         num_classes = len(self._names)
-        for row, labels in enumerate((src_labels, tgt_labels)):
-            valid = labels[labels < num_classes].cpu()
-            self._counts[row] += torch.bincount(valid, minlength=num_classes)
+        both = [count_classes(labels, num_classes) for labels in (src_labels, tgt_labels)]
+        if self._counts:
+            both = [a + b for a, b in zip(self._counts, both, strict=True)]
+        self._counts = both
         self._iterations += 1
         if self._iterations % self._window:
             return []
-        src, tgt = (counts / counts.sum().clamp(min=1) for counts in self._counts.double())
-        self._counts.zero_()
+        src, tgt = (counts / counts.sum().clamp(min=1) for counts in self._counts)
+        self._counts = []
         vanished = ((src > 0.001) & (tgt < 0.05 * src)).tolist()
         new = [
             n for n, v in zip(self._names, vanished, strict=True) if v and n not in self.vanished

@@ -7,6 +7,7 @@ views of it that the network learns from. The self-training stage runs all metho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -121,6 +122,7 @@ class SelfTrainingContext:
         amp: Whether networks run in bfloat16.
         count_target: Returns the counts of `cbst.count_confidences` of a network over the target.
         whole_target: Returns every target frame about once, unaugmented; processes divide them.
+        compiled: Returns a network compiled as `model` is.
     """
 
     model: SegmentationModel
@@ -130,6 +132,11 @@ class SelfTrainingContext:
     amp: bool
     count_target: Callable[[SegmentationModel], Tensor]
     whole_target: Callable[[], Iterator[Batch]]
+    compiled: Callable[[SegmentationModel], SegmentationModel] = lambda model: model
+
+    def new_teacher(self) -> SegmentationModel:
+        """Return a copy of the network with its present weights, in evaluation mode."""
+        return self.compiled(deepcopy(self.model).eval())
 
     def autocast(self) -> torch.autocast:
         """Return the context in which networks run."""

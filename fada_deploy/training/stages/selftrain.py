@@ -52,6 +52,7 @@ def train_self_training(
     aligner: Aligner | None,
     count_target: Callable[[SegmentationModel], Tensor],
     whole_target: Callable[[], Iterator[Batch]],
+    compiled: Callable[[SegmentationModel], SegmentationModel],
     seed: int,
     amp: bool,
     make_loop: MakeLoop,
@@ -59,9 +60,9 @@ def train_self_training(
     """Train on the source and on pseudo-labels; return the averaged weights.
 
     `augmentation` changes the colors of the student's frames; `seed` decides what is mixed and how.
-    `aligner` also aligns the domains in every iteration; None only self-trains. `count_target` and
-    `whole_target` are those of `SelfTrainingContext`. Without a source loader, the pseudo-labeled
-    target takes the place of the source.
+    `aligner` also aligns the domains in every iteration; None only self-trains. `count_target`,
+    `whole_target` and `compiled` are those of `SelfTrainingContext`. Without a source loader, the
+    pseudo-labeled target takes the place of the source.
     """
     if src_loader is None:
         mix_running_statistics(
@@ -70,7 +71,9 @@ def train_self_training(
     optimizer = make_optimizer(model, stage, aligner.method.heads if aligner else None)
     average = AveragedWeights(model, stage.ema)
     method = make_self_training(
-        SelfTrainingContext(model, average, stage, augmentation, amp, count_target, whole_target)
+        SelfTrainingContext(
+            model, average, stage, augmentation, amp, count_target, whole_target, compiled
+        )
     )
     state: TrainingState = {"model": model, "optimizer": optimizer, "average": average}
     state = {**state, **method.state(), **(aligner.state() if aligner else {})}
