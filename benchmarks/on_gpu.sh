@@ -25,9 +25,9 @@ step() {
 }
 
 : >"$results.partial"
-step tests 200 "$python" -m pytest -n 0 -q -m gpu -p no:cacheprovider tests/gpu
-step train_step 180 "$python" benchmarks/train_step.py --device cuda
-step loading 60 "$python" benchmarks/loading.py
+step tests 190 "$python" -m pytest -n 0 -q -m gpu -p no:cacheprovider tests/gpu
+step train_step 240 "$python" benchmarks/train_step.py --device cuda
+step loading 50 "$python" benchmarks/loading.py
 mv "$results.partial" "$results"
 echo "written: $results"
 exit "$failed"

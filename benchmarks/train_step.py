@@ -4,8 +4,10 @@ The reference implementation follows the released code: two passes of the networ
 the discriminator, and every loss on materialized full-resolution tensors. Both start from the same
 weights and get the same batch, with source and target of different size. Their float32 gradients
 are compared before anything is timed. Times are medians of alternating steps; peak memory is
-measured in one process per variant. On a GPU the sizes are larger, and both also run in bfloat16;
-float32 uses TF32 as `fada train` does. Prints a table and one JSON line.
+measured in one process per variant. On a GPU the sizes are larger, both also run in bfloat16, and
+ours also with CUDA graphs; float32 uses TF32 in convolutions alone, as `fada train` does. The part
+of the time in which the GPU computes nothing is 1 minus the sum of the times of its kernels in a
+profiled step, over the time of a step. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.tables import format_table
+from fada_deploy.training.compilation import Compilation
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.device import has_fast_bf16
 from fada_deploy.training.methods.aligner import Aligner
@@ -38,25 +42,33 @@ from fada_deploy.training.stage_config import AdversarialStage
 from fada_deploy.training.stages.adversarial import adversarial_step
 
 STAGE = AdversarialStage()
+# Compiled networks are compiled in the first step, and recorded as CUDA graphs in the next ones.
+WARM_UP = 4
 # Backbone → (normalization, source (H, W), target (H, W), images per domain).
 CASES = {
     "ddrnet23-slim": ("batch", (240, 400), (192, 320), 4),
     "pidnet-s": ("batch", (240, 400), (192, 320), 4),
     "resnet101": ("frozen", (320, 576), (256, 512), 1),
 }
-# Sizes that fill a GPU.
+# Sizes that fill a GPU, and those of the recipe `small`.
 GPU_CASES = {
+    "ddrnet23-slim small": ("batch", (192, 320), (192, 320), 4),
     "ddrnet23-slim": ("batch", (512, 1024), (512, 1024), 8),
     "pidnet-s": ("batch", (512, 1024), (512, 1024), 8),
     "efficientnet-lite0": ("batch", (512, 1024), (512, 1024), 8),
     "resnet101": ("frozen", (720, 1280), (512, 1024), 4),
 }
-VARIANTS = ("reference", "reference bf16", "ours", "ours bf16")
+GRAPHS = "ours bf16 graphs"
+# Networks that wait for their launches; it takes a minute to compile one.
+GRAPH_CASES = ("ddrnet23-slim small", "ddrnet23-slim")
+VARIANTS = ("reference", "reference bf16", "ours", "ours bf16", GRAPHS)
 
 
-def variants(device: torch.device) -> tuple[str, ...]:
-    """Return the variants that a device computes in hardware."""
-    return tuple(v for v in VARIANTS if "bf16" not in v or has_fast_bf16(device))
+def variants(backbone: str, device: torch.device) -> tuple[str, ...]:
+    """Return the variants of a case that a device computes in hardware."""
+    names = VARIANTS if has_fast_bf16(device) else [v for v in VARIANTS if "bf16" not in v]
+    has_graphs = device.type == "cuda" and backbone in GRAPH_CASES
+    return tuple(v for v in names if v != GRAPHS or has_graphs)
 
 
 def case(backbone: str, device: torch.device) -> tuple[str, tuple[int, int], tuple[int, int], int]:
@@ -131,7 +143,8 @@ def make(
     """Return a network, its discriminator and the step of a variant on a fixed batch."""
     norm, src_hw, tgt_hw, images = case(backbone, device)
     torch.manual_seed(0)
-    model = SegmentationModel(ModelSpec(backbone, CITYSCAPES_19, tgt_hw, norm)).to(device).train()
+    spec = ModelSpec(backbone.split()[0], CITYSCAPES_19, tgt_hw, norm)
+    model = SegmentationModel(spec).to(device).train()
     method = fada(MethodContext(model, STAGE, no_source, no_source))
     d = method.discriminator.to(device)
     batches = []
@@ -147,9 +160,13 @@ def make(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     d_optimizer = torch.optim.Adam(d.parameters(), lr=0.0)
     aligner = Aligner(method, d_optimizer, STAGE)
+    compilation = Compilation(device, enabled=False, cuda_graphs=variant == GRAPHS)
+    compilation.model(model)
+    compilation.network(d)
 
     def step() -> None:
-        amp = variant.endswith("bf16")
+        amp = "bf16" in variant
+        compilation.start_iteration()
         if variant.startswith("reference"):
             reference_step(model, d, optimizer, d_optimizer, src, tgt, amp=amp)
         else:
@@ -224,14 +241,18 @@ def measure(backbone: str, device: torch.device, repeats: int) -> dict[str, obje
     # bfloat16 on a trained network.
     error = relative_error(gradients(backbone, device, "ours"), expected)
     del expected
-    steps = {v: make(backbone, device, variant=v)[2] for v in variants(device)}
+    steps = {v: make(backbone, device, variant=v)[2] for v in variants(backbone, device)}
     times: dict[str, list[float]] = {v: [] for v in steps}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + WARM_UP):
         for variant, step in steps.items():
             start = time.perf_counter()
             step()
-            if repeat:  # the first is a warm-up
+            if repeat >= WARM_UP:
                 times[variant].append(time.perf_counter() - start)
+    seconds = {v: statistics.median(t) for v, t in times.items()}
+    idle = {}
+    if device.type == "cuda":
+        idle = {v: 1 - busy_seconds(step) / seconds[v] for v, step in steps.items()}
     # The processes that measure the peaks need the memory of the device.
     del steps, step
     gc.collect()
@@ -240,15 +261,24 @@ def measure(backbone: str, device: torch.device, repeats: int) -> dict[str, obje
     return {
         "backbone": backbone,
         "size": f"{images} of {src_hw[1]}x{src_hw[0]} + {images} of {tgt_hw[1]}x{tgt_hw[0]}",
-        "seconds": {v: statistics.median(t) for v, t in times.items()},
+        "seconds": seconds,
+        "images_per_second": {v: 2 * images / s for v, s in seconds.items()},
+        "idle": idle,
         "mib": {v: peak_mib(backbone, str(device), v) for v in times},
         "gradient_error": error,
     }
 
 
+def busy_seconds(step: Callable[[], None]) -> float:
+    """Return for how long the kernels of a step ran on the GPU."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+    return float(sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6)
+
+
 def baseline(variant: str) -> str:
     """Return the reference variant of the same precision."""
-    return "reference bf16" if variant.endswith("bf16") else "reference"
+    return "reference bf16" if "bf16" in variant else "reference"
 
 
 def print_table(row: dict[str, Any]) -> None:
@@ -258,6 +288,8 @@ def print_table(row: dict[str, Any]) -> None:
             variant,
             f"{seconds[variant]:.3f}",
             f"{seconds[variant] / seconds[baseline(variant)]:.2f}",
+            f"{row['images_per_second'][variant]:.1f}",
+            f"{row['idle'][variant]:.0%}" if variant in row["idle"] else "",
             f"{mib[variant]:.0f}",
             f"{mib[variant] / mib[baseline(variant)]:.2f}",
             f"{row['gradient_error']:.0e}" if variant == "ours" else "",
@@ -265,7 +297,10 @@ def print_table(row: dict[str, Any]) -> None:
         for variant in seconds
     ]
     print(f"{row['backbone']}, {row['size']}")
-    header = ("variant", "s/step", "relative", "peak MiB", "relative", "gradient error")
+    header = (
+        "variant", "s/step", "relative", "images/s", "idle", "peak MiB", "relative",
+        "gradient error",
+    )  # fmt: skip
     print(format_table(header, cells))
 
 

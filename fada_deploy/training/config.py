@@ -87,6 +87,7 @@ class RunConfig:
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
         cuda_graphs: Compile them, and replay their kernels on a GPU as CUDA graphs.
+        deterministic: Let a GPU compute the same bits each time, with slower algorithms.
         save_every: Iterations between two saved training states, from which a run can resume.
         checkpoint_every: Iterations between two kept weights files; 0 keeps the final weights only.
         test_scales: Scales of the input that scores average over.
@@ -125,6 +126,7 @@ class RunConfig:
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = False
     save_every: PositiveInt = 500
     checkpoint_every: NonNegativeInt = 0
     test_scales: Annotated[tuple[TestScale, ...], Meta(min_length=1)] = (1.0,)

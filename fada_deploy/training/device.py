@@ -1,14 +1,16 @@
-"""Training device, reduced precision and compilation."""
+"""Training device, reduced precision and deterministic algorithms."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fada_deploy.common.errors import DeviceError, UsageError
 from fada_deploy.common.system import memory_mib, usable_cores
@@ -64,35 +66,24 @@ def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def compile_in_place(network: nn.Module, *, cuda_graphs: bool = False) -> None:
-    """Compile a network with torch.compile; the names of its parameters do not change.
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Let PyTorch use deterministic algorithms only, if `enabled`; warn of operations without one.
 
-    With `cuda_graphs` a GPU replays recorded kernels. The outputs of a network then become invalid
-    at the next `start_compiled_step`.
+    A GPU then computes the same bits each time, and is slower.
     """
-    # Source and target batches differ in size; static shapes compile faster kernels for each.
-    network.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
-
-
-def start_compiled_step() -> None:
-    """Mark the start of an iteration of networks that were compiled with `cuda_graphs`.
-
-    Several passes of a network in one iteration, of source and target, then keep their outputs.
-    """
-    torch.compiler.cudagraph_mark_step_begin()
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise `UsageError` if torch.compile does not work for a device."""
+    if not enabled:
+        yield
+        return
+    # cuBLAS reads this when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
-    except Exception as error:
-        # A missing C++ compiler, Triton or Python header each raises an error of its own type.
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"torch.compile does not work for {device} on this machine ({reason}); "
-            "run without --compile"
-        ) from None
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

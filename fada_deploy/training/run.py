@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fada_deploy._version import __version__
 from fada_deploy.cluster.connection import ClusterOptions
@@ -28,15 +28,11 @@ from fada_deploy.training.cluster_passes import (
     count_target_on_cluster,
     write_pseudo_labels_on_cluster,
 )
+from fada_deploy.training.compilation import Compilation
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.run_data import RunData
-from fada_deploy.training.device import (
-    check_compiler,
-    compile_in_place,
-    has_fast_bf16,
-    start_compiled_step,
-)
+from fada_deploy.training.device import deterministic_algorithms, has_fast_bf16
 from fada_deploy.training.loop import STATE, MakeLoop, TrainingLoop, TrainingState
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
@@ -88,7 +84,10 @@ def train(
     if cluster is not None and distributed.world_size() > 1:
         raise UsageError("--ray cannot be combined with torchrun; use one of them")
     distributed.require_single_process("`fada adapt` and training from Python")
-    with lock(run) if distributed.is_main_process() else nullcontext():
+    with (
+        lock(run) if distributed.is_main_process() else nullcontext(),
+        deterministic_algorithms(config.deterministic),
+    ):
         is_new = not (run / CONFIG).is_file()
         if distributed.is_main_process():
             # `fada export` takes no lock and may be writing.
@@ -148,10 +147,9 @@ class TrainingRun:
         cluster: ClusterOptions | None = None,
         cache: FrameCache | None = None,
     ) -> None:
-        if config.compile or config.cuda_graphs:
-            check_compiler(device)
-        if config.cuda_graphs and device.type != "cuda":
-            logger.warning("there are no CUDA graphs on %s; the networks are only compiled", device)
+        self.compilation = Compilation(
+            device, enabled=config.compile, cuda_graphs=config.cuda_graphs
+        )
         if tensorboard:
             require_tensorboard()
         check_translation(config, folder)
@@ -209,7 +207,7 @@ class TrainingRun:
     def _source(self) -> None:
         """Train a new network on the labeled source."""
         stage = self.config.source
-        model = self._compile(self.setup.new_model(self.setup.spec))
+        model = self.compilation.model(self.setup.new_model(self.setup.spec))
         loader = self.data.source_loader(
             "source", stage, size_hw=self.config.src_size, mirror=stage.flip
         )
@@ -223,7 +221,7 @@ class TrainingRun:
     def _adversarial(self) -> None:
         """Align the network of the source stage with the target."""
         stage = self.config.adversarial
-        model = self._compile(self.setup.model_before("adversarial"))
+        model = self.compilation.model(self.setup.model_before("adversarial"))
         spec = replace(model.spec, size_hw=self.config.size)
         src = self.data.source_loader("adversarial", stage, size_hw=self.config.src_size)
         tgt = self.data.target_loader("target", stage)
@@ -239,7 +237,7 @@ class TrainingRun:
     def _selftrain(self) -> None:
         """Train on the source and on the target as labeled by a mean teacher."""
         stage = self.config.selftrain
-        model = self._compile(self.setup.model_before("selftrain"))
+        model = self.compilation.model(self.setup.model_before("selftrain"))
         spec = replace(model.spec, size_hw=self.config.size)
         tgt = self.data.target_loader("selftrain-target", stage)
         src = None
@@ -252,7 +250,7 @@ class TrainingRun:
                 augmentation=self.data.augmentation,
                 aligner=self._new_aligner(model) if stage.align else None,
                 count_target=self._count_target, whole_target=self.data.whole_target,
-                compiled=self._compile, seed=self.data.seed("selftrain"), amp=self.amp,
+                compiled=self.compilation.model, seed=self.data.seed("selftrain"), amp=self.amp,
                 make_loop=self._make_loop("selftrain", stage.iterations, spec),
             )  # fmt: skip
         self._finish("selftrain", average, spec, *([src, tgt] if src else [tgt]))
@@ -284,7 +282,7 @@ class TrainingRun:
             write_pseudo_labels_on_cluster(
                 teacher, data.tgt_frames, pseudo_labels, self.cluster, threshold=stage.threshold
             )
-        student = self._compile(self.setup.new_model(self.setup.student_spec))
+        student = self.compilation.model(self.setup.new_model(self.setup.student_spec))
         tgt = data.pseudo_label_loader(pseudo_labels, stage)
         src = None
         if stage.source_weight:
@@ -309,7 +307,7 @@ class TrainingRun:
             networks = (method.discriminator.to(self.device), heads.to(self.device))
         for network in networks:
             if list(network.parameters()):
-                self._compile_network(network)
+                self.compilation.network(network)
         return Aligner.create(method, settings)
 
     def _make_loop(self, stage: str, iterations: int, spec: ModelSpec) -> MakeLoop:
@@ -324,22 +322,8 @@ class TrainingRun:
             TrainingLoop, self.folder / stage,
             iterations=iterations, device=self.device, save_every=self.config.save_every,
             checkpoint_every=self.config.checkpoint_every, on_checkpoint=on_checkpoint,
-            timer=self.data.timer, on_start=self._on_start, **callbacks,
+            timer=self.data.timer, on_start=self.compilation.start_iteration, **callbacks,
         )  # fmt: skip
-
-    def _on_start(self) -> None:
-        if self.config.cuda_graphs:
-            start_compiled_step()
-
-    def _compile(self, model: SegmentationModel) -> SegmentationModel:
-        """Compile a network in place, if the settings say so, and return it."""
-        self._compile_network(model.feature_extractor["backbone"])
-        self._compile_network(model.classifier)
-        return model
-
-    def _compile_network(self, network: nn.Module) -> None:
-        if self.config.compile or self.config.cuda_graphs:
-            compile_in_place(network, cuda_graphs=self.config.cuda_graphs)
 
     def _finish(
         self, stage: str, average: AveragedWeights, spec: ModelSpec, *loaders: BatchLoader

@@ -362,6 +362,7 @@ def _scored_settings(config: RunConfig) -> RunConfig:
         "amp": "off",
         "compile": False,
         "cuda_graphs": False,
+        "deterministic": False,
         "save_every": 1,
         "checkpoint_every": 0,
     }

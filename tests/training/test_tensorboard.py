@@ -14,6 +14,7 @@ import torch
 
 from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.training import device as device_module
+from fada_deploy.training.loop import TrainingLoop
 from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
@@ -188,3 +189,31 @@ def test_cuda_graphs_are_used_for_all_networks_and_marked_in_each_iteration(
     assert len(networks) == 2 + 2 + 2 + 1 and len(set(networks)) == 3
     assert "CUDA graphs" in caplog.text
     assert load_config(tmp_path / "run").cuda_graphs
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_algorithms_are_used_in_the_run_alone(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is removed after the test
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    used = []
+
+    def log(self: TrainingLoop, *values: Any) -> None:
+        used.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr(TrainingLoop, "log", log)
+    config = make_config(
+        recipe="small", file=None,
+        settings=[
+            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "source.iterations=1",
+            f"deterministic={str(deterministic).lower()}",
+        ],
+        options={
+            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
+            "stages": ("source",),
+        },
+    )  # fmt: skip
+    train(config, tmp_path / "run", device=torch.device("cpu"))
+    assert used == [deterministic] and not torch.are_deterministic_algorithms_enabled()
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic

@@ -48,6 +48,7 @@ _CHROMINANCE = (
 _TO_YCC = np.array(
     [LUMA, [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]], np.float32
 )
+_TO_RGB = np.linalg.inv(_TO_YCC)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _compress(x: Tensor, qualities: Sequence[int]) -> Tensor:
     chroma = _round_trip((chroma + bias).floor(), chrominance)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False).round()
     decoded = torch.cat([y, chroma], 1)[..., :height, :width] - center
-    return _quantized(torch.einsum("ij,bjhw->bihw", torch.linalg.inv(to_ycc), decoded))
+    return _quantized(torch.einsum("ij,bjhw->bihw", _to(x, _TO_RGB), decoded))
 
 
 def _quantization(table: tuple[tuple[int, ...], ...], quality: int) -> NDArray[np.int64]:

@@ -225,22 +225,23 @@ def _health(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[str]:
 def _speed(runs: Sequence[RunSummary], names: Mapping[Path, str]) -> list[tuple[str, ...]]:
     """Return the rows of the table of speeds, as text.
 
-    These are stage, iterations, median images per second, the part of the time spent waiting
-    for frames, and peak memory in GiB.
+    These are stage, iterations, median images per second, the same without the time spent waiting
+    for frames, the part of the time spent so, and peak memory in GiB.
     """
     rows: list[tuple[str, ...]] = []
     for run in runs:
         for stage, lines in run.metrics.items():
             if not lines or "images_per_second" not in lines[0]:
                 continue
-            rate = float(np.median([line["images_per_second"] for line in lines]))
+            rates = np.array([line["images_per_second"] for line in lines])
+            waits = np.array([line.get("loader_wait", 0.0) for line in lines])
             peak = max(line["memory_mib"] for line in lines) / 1024
-            wait = float(np.mean([line.get("loader_wait", 0.0) for line in lines]))
+            alone = rates / np.maximum(1 - waits, 1e-3)
             iterations = int(lines[-1]["iteration"])
             rows.append(
                 (
-                    f"{names[run.folder]}{stage}", str(iterations), f"{rate:.1f}",
-                    f"{100 * wait:.0f} %", f"{peak:.1f}",
+                    f"{names[run.folder]}{stage}", str(iterations), f"{np.median(rates):.1f}",
+                    f"{np.median(alone):.1f}", f"{100 * waits.mean():.0f} %", f"{peak:.1f}",
                 )
             )  # fmt: skip
     return rows

@@ -111,6 +111,6 @@ def waiting_for_frames(lines: Sequence[Mapping[str, float]]) -> str:
         return ""
     return (
         f"{100 * wait:.0f} % of the time was spent waiting for frames; --cache GIB of `fada train` "
-        "keeps more of them in memory, files at the size of the run are read faster, and more CPU "
-        "cores read more of them"
+        "keeps more of them in memory, or with --cache-folder on a disk, files at the size of the "
+        "run are read faster, and more CPU cores read more of them"
     )
