@@ -10,11 +10,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import fada_deploy
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.data import open_dataset
+from fada_deploy.training.data import loader as loader_module
 from fada_deploy.training.data.augmentation import (
     AUGMENTATIONS,
     NO_AUGMENTATION,
@@ -25,8 +27,11 @@ from fada_deploy.training.data.augmentation import (
 )
 from fada_deploy.training.data.color_kernels import ColorChange, change_colors, draw_color_change
 from fada_deploy.training.data.loader import BatchLoader, Sample
+from fada_deploy.training.data.run_data import RunData
 from fada_deploy.training.data.samples import CroppedSourceSamples, SourceSamples
 from fada_deploy.training.data.transforms import apply_jitter, draw_jitter
+from fada_deploy.training.run import train
+from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import DistillStage
 
 IDENTITY = Photometry(np.eye(3), 0.0, 1.0, 0.0, 0.0, 0)
@@ -160,3 +165,40 @@ def test_samples_for_the_loader_have_the_original_colors(blocks: Path) -> None:
     np.testing.assert_array_equal(sample.frame, unchanged(0, np.random.default_rng(3)).frame)
     plain = replace(samples, augmentation=NO_AUGMENTATION)(0, np.random.default_rng(3))
     assert plain.colors is None
+
+
+def test_a_run_whose_loaders_change_the_colors_is_reproducible(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stages, on a CPU as they run on a GPU."""
+    calls = []
+
+    def recorded(frames: Tensor, changes: list[ColorChange]) -> Tensor:
+        calls.append(len(changes))
+        return change_colors(frames, changes)
+
+    monkeypatch.setattr(RunData, "_colors_later", True)
+    monkeypatch.setattr(loader_module, "change_colors", recorded)
+    stages = ("source", "adversarial", "selftrain", "distill")
+    config = make_config(
+        recipe="small", file=None,
+        settings=[
+            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "augment=strong",
+            "distill.size=96x64", "distill.crop=96x64", "distill.source_weight=0.5",
+            *(f"{stage}.iterations=2" for stage in stages),
+        ],
+        options={
+            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
+            "stages": stages,
+        },
+    )  # fmt: skip
+    weights = []
+    for name in ("first", "again"):
+        result = train(config, tmp_path / name, device=torch.device("cpu"))
+        assert set(result.scores) == set(stages)
+        weights.append(load_file(tmp_path / name / "distill" / "weights.safetensors"))
+    # Source batches of four stages and pseudo-labeled batches of one, in two runs; loaders also
+    # prepare batches that are not used.
+    assert len(calls) >= 2 * 2 * 5 and set(calls) == {config.source.batch}
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name

@@ -139,8 +139,6 @@ class RunData:
     ) -> None:
         self._config, self._folder, self._device = config, folder, device
         self._cache, self.timer = cache, WaitTimer()
-        # A GPU changes the colors of a batch faster than the cores of the host.
-        self._colors_later = device.type != "cpu"
         self.augmentation = get_augmentation(config.augment)
         self.bad_files: dict[str, None] = {}
         self.sources: SourceFrames | None = None
@@ -162,6 +160,11 @@ class RunData:
         # Last: a run that cannot be trained leaves no files.
         if checked is not None:
             self._write_source_files(*checked)
+
+    @property
+    def _colors_later(self) -> bool:
+        """Whether loaders change the colors of a batch, which a GPU does faster than the host."""
+        return self._device.type != "cpu"
 
     @property
     def _style(self) -> StyleTransfer | None:
