@@ -267,10 +267,10 @@ def command(
 
     try:
         from fada_deploy.training import distributed
+        from fada_deploy.training.data_paths import with_roots
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.run import train
         from fada_deploy.training.run_files import load_config
-        from fada_deploy.training.settings import with_roots
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 

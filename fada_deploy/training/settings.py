@@ -7,7 +7,7 @@ one-line `UsageError` before any work begins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
@@ -15,10 +15,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fada_deploy.common import documents
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.common.runs import BUILTIN, STAGES, final_weights
+from fada_deploy.common.runs import STAGES
 from fada_deploy.common.sizes import parse_size
-from fada_deploy.data import DATASETS, NAMES, default_root
-from fada_deploy.training.config import RENDERED, RunConfig, Source
+from fada_deploy.training.config import RENDERED, RunConfig
+from fada_deploy.training.data_paths import source_files, target_files, with_absolute_paths
 from fada_deploy.training.recipes import RECIPES
 from fada_deploy.training.stage_config import (
     AdversarialStage,
@@ -93,8 +93,8 @@ def make_config(
         of_file = _decode(_merged({"src": config.src, "tgt": config.tgt}, base), remedy)
         if _scored_settings(config) != _scored_settings(of_file):
             config = replace(config, published=None)
-    config = _with_absolute_paths(config)
-    if _target_files(config) in [_source_files(source) for source in config.sources]:
+    config = with_absolute_paths(config)
+    if target_files(config) in [source_files(source) for source in config.sources]:
         logger.warning("source and target are the same data set (%s)", config.tgt)
     return config
 
@@ -132,36 +132,7 @@ def change_settings(
     changes = _with_parsed_sizes(_nested({k: v for k, v in options.items() if v is not None}))
     changes = _merged(changes, _parse_settings(settings))
     unchanged = _without_replaced_data(config.to_dict(), changes)
-    return _with_absolute_paths(_decode(_merged(unchanged, changes), remedy))
-
-
-def with_roots(config: RunConfig, src_roots: Sequence[str], tgt_root: str | None) -> RunConfig:
-    """Return the settings of a run whose data sets were moved to other folders.
-
-    `src_roots` are those of the first sources, in their order. Raise `UsageError` if there are more
-    than sources, or if one of them has no folder of its own: a TOML file names its folders, and
-    recordings are found where they were.
-    """
-    sources = list(config.sources)
-    if len(src_roots) > len(sources):
-        raise UsageError(f"--src-root: got {len(src_roots)}, the run has {len(sources)} sources")
-    names = [source.name for source in sources[: len(src_roots)]]
-    if tgt_root is not None:
-        names.append(config.tgt)
-    if fixed := [name for name in names if name not in DATASETS]:
-        raise UsageError(
-            f"--src-root and --tgt-root are the folders of {', '.join(NAMES)}; leave them out for "
-            f"{fixed[0]}"
-        )
-    for i, root in enumerate(src_roots):
-        sources[i] = _with_absolute_source(replace(sources[i], root=root))
-    if tgt_root is None:
-        tgt_root = config.tgt_root
-    elif Path(tgt_root).exists():
-        tgt_root = str(Path(tgt_root).resolve())
-    return replace(
-        config, src_root=sources[0].root, extra_sources=tuple(sources[1:]), tgt_root=tgt_root
-    )
+    return with_absolute_paths(_decode(_merged(unchanged, changes), remedy))
 
 
 def _default_recipe(given: Mapping[str, Any]) -> str:
@@ -367,53 +338,3 @@ def _scored_settings(config: RunConfig) -> RunConfig:
         "checkpoint_every": 0,
     }
     return replace(config, **neutral, stages=config.stages[-1:])
-
-
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Make the paths of existing files absolute, so that the run works from any folder."""
-    names = ["src_root", "tgt_root", "ego_mask", "label_space"]
-    # Names of data sets and of kinds of weights are not paths, even if such a folder exists.
-    names += [name for name in ("src", "tgt") if not _is_dataset(getattr(config, name))]
-    names += ["init"] if config.init not in ("none", "imagenet") else []
-    paths: dict[str, Any] = {
-        name: str(Path(path).resolve())
-        for name in names
-        if (path := getattr(config, name)) is not None and Path(path).exists()
-    }
-    extra = tuple(_with_absolute_source(source) for source in config.extra_sources)
-    # Networks are resolved to files, so that a resumed run uses the same ones.
-    if config.start not in (None, str(BUILTIN)) and Path(str(config.start)).exists():
-        paths["start"] = str(final_weights(Path(str(config.start))).resolve())
-    network = config.translation.semantic_network
-    if network is not None and (network == str(BUILTIN) or Path(network).exists()):
-        network = str(final_weights(Path(network)).resolve())
-        paths["translation"] = replace(config.translation, semantic_network=network)
-    return replace(config, extra_sources=extra, **paths)
-
-
-def _with_absolute_source(source: Source) -> Source:
-    name, root = source.name, source.root
-    if not _is_dataset(name) and Path(name).exists():
-        name = str(Path(name).resolve())
-    if root is not None and Path(root).exists():
-        root = str(Path(root).resolve())
-    return replace(source, name=name, root=root)
-
-
-def _source_files(source: Source) -> tuple[str, Path | None]:
-    return _files(source.name, source.root)
-
-
-def _target_files(config: RunConfig) -> tuple[str, Path | None]:
-    return _files(config.tgt, config.tgt_root)
-
-
-def _files(name: str, root: str | None) -> tuple[str, Path | None]:
-    """Return what identifies the files of a data set: its name, and its folder if it has one."""
-    if name not in DATASETS:
-        return name, None
-    return name, (default_root(name) if root is None else Path(root)).resolve()
-
-
-def _is_dataset(name: str) -> bool:
-    return name == RENDERED or name in DATASETS

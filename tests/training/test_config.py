@@ -11,12 +11,12 @@ import pytest
 from fada_deploy import api
 from fada_deploy.common.errors import DataError, ModelError, UsageError
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data_paths import with_roots
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import (
     change_settings,
     make_config,
     shared_options,
-    with_roots,
 )
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
