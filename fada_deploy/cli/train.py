@@ -183,8 +183,8 @@ _BACKBONES = (
     "--cuda-graphs",
     is_flag=True,
     default=None,
-    help="Use torch.compile, and start all kernels of a network on a GPU at once, as CUDA graphs. "
-    "Helps where the GPU waits for its host: small networks and small batches.",
+    help="Use torch.compile, and launch all kernels of a network on a GPU with a single call, as "
+    "CUDA graphs. Helps where the GPU waits for its host: small networks and small batches.",
 )
 @click.option(
     "--cache",
@@ -274,7 +274,7 @@ def command(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
 
-    cluster, frames = cluster_options(options), open_cache(cache, cache_folder)
+    cluster = cluster_options(options)
     options = {name: value for name, value in options.items() if not name.startswith("ray")}
     torch_device = choose_device(distributed.local_device(device))
     distributed.initialize(torch_device)
@@ -282,6 +282,7 @@ def command(
     try:
         if resume is None:
             config = make_run_config(config_file, settings, options)
+            frames = open_cache(cache, cache_folder)
             continued = out if out is not None and _is_continued(out, config) else None
             run = continued or _create_run(config, out)
         else:
@@ -290,6 +291,7 @@ def command(
             options |= {"config": config_file, "set": settings, "out": out}
             _refuse_settings(options)
             config, run = with_roots(load_config(resume), *roots), resume
+            frames = open_cache(cache, cache_folder)
         hidden = library_output_hidden() if cluster else nullcontext()
         with resumable(run, torch_device), hidden:
             result = train(

@@ -9,12 +9,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fada_deploy._version import __version__
 from fada_deploy.common.errors import UsageError, one_line
 from fada_deploy.common.files import remove_old_partial, temporary_path
 
@@ -99,15 +101,16 @@ class FolderCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self._lock, self._writes = threading.Lock(), 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_old_partial(folder)
+            self.size = self._measured()
+            TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UsageError(
-                f"the cache folder {folder} cannot be created ({error.strerror}); choose another"
+                f"the cache folder {folder} cannot be used ({error.strerror}); choose another"
             ) from None
-        remove_old_partial(folder)
-        self.size, self._writes = self._measured(), 0
-        self._lock = threading.Lock()
 
     def frame(self, path: Path, size_hw: SizeHW | None, read: Callable[[], Stored]) -> Stored:
         """Return a stored frame, or read it and store it if it fits."""
@@ -115,10 +118,11 @@ class FolderCache:
             file = self._file(path, size_hw)
         except OSError:
             return read()  # whose error names the problem
-        with suppress(OSError, ValueError, EOFError, IndexError):
+        with suppress(Exception):  # a damaged header raises errors of Python's parser, and others
             with file.open("rb") as handle:
                 image, file_hw = np.load(handle), np.load(handle)
-            return Stored(np.asarray(image, np.uint8), (int(file_hw[0]), int(file_hw[1])))
+            if image.dtype == np.uint8 and image.ndim == 3:
+                return Stored(image, (int(file_hw[0]), int(file_hw[1])))
         stored = read()
         self._write(file, stored)
         return stored
@@ -130,7 +134,8 @@ class FolderCache:
     def _file(self, path: Path, size_hw: SizeHW | None) -> Path:
         state = path.stat()
         # Versions of OpenCV decode and resize with other roundings.
-        parts = (path.resolve(), state.st_size, state.st_mtime_ns, size_hw, cv2.__version__)
+        versions = f"{__version__} {cv2.__version__}"
+        parts = (path.resolve(), state.st_size, state.st_mtime_ns, size_hw, versions)
         digest = hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape"))
         return self.folder / f"{digest.hexdigest()[:32]}{SUFFIX}"
 

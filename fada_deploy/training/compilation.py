@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 class Compilation:
     """Compiles networks in place, so that the names of their parameters do not change.
 
-    With CUDA graphs a GPU replays recorded kernels instead of waiting for the host to start each of
-    them. The outputs of a network are then valid until the next `start_iteration`.
+    With CUDA graphs the host launches all kernels of a network with a single call. The outputs of a
+    network are then valid until the next `start_iteration`.
 
     Raise `UsageError` if torch.compile does not work for the device.
     """
@@ -55,7 +55,7 @@ def _check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:
         # A missing C++ compiler, Triton or Python header each raises an error of its own type.
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(
             f"torch.compile does not work for {device} on this machine ({reason}); "
             "run without --compile and --cuda-graphs"

@@ -87,7 +87,7 @@ class RunConfig:
         amp: Mixed precision: "off", "bf16", or "auto" for bf16 where the hardware supports it.
         compile: Compile the networks with torch.compile.
         cuda_graphs: Compile them, and replay their kernels on a GPU as CUDA graphs.
-        deterministic: Let a GPU compute the same bits each time, with slower algorithms.
+        deterministic: Use algorithms that give bit-identical results on a GPU, and are slower.
         save_every: Iterations between two saved training states, from which a run can resume.
         checkpoint_every: Iterations between two kept weights files; 0 keeps the final weights only.
         test_scales: Scales of the input that scores average over.

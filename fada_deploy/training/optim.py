@@ -115,20 +115,17 @@ class AveragedWeights:
         if not self._decay:
             return
         decay, live = min(1 - 1 / (iteration + 1), self._decay), self._live()
-        # Operations on lists are one kernel for all tensors on a GPU.
+        # Operations on lists need few kernels on a GPU.
         torch._foreach_lerp_(
             [self.average[n] for n in self._averaged], [live[n] for n in self._averaged], 1 - decay
         )
-        if self._copied:
-            torch._foreach_copy_(
-                [self.average[n] for n in self._copied], [live[n] for n in self._copied]
-            )
+        _copy([self.average[n] for n in self._copied], [live[n] for n in self._copied])
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Copy `weights` to another network of the same architecture."""
         weights, target = self.weights(), model.state_dict()
-        torch._foreach_copy_([target[name] for name in weights], list(weights.values()))
+        _copy([target[name] for name in weights], list(weights.values()))
 
     def weights(self) -> dict[str, Tensor]:
         """Return the average, or the model's own weights if averaging is off."""
@@ -145,6 +142,13 @@ class AveragedWeights:
 
     def _live(self) -> dict[str, Tensor]:
         return dict(self._model.state_dict())
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors, those of a type together, which a GPU does with few kernels."""
+    for dtype in dict.fromkeys(source.dtype for source in sources):
+        pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if s.dtype == dtype]
+        torch._foreach_copy_([t for t, _ in pairs], [s for _, s in pairs])
 
 
 @contextmanager

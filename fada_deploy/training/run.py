@@ -237,7 +237,7 @@ class TrainingRun:
     def _selftrain(self) -> None:
         """Train on the source and on the target as labeled by a mean teacher."""
         stage = self.config.selftrain
-        model = self.compilation.model(self.setup.model_before("selftrain"))
+        model = self.setup.model_before("selftrain")
         spec = replace(model.spec, size_hw=self.config.size)
         tgt = self.data.target_loader("selftrain-target", stage)
         src = None

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.training.data.augmentation import get_augmentation
-from fada_deploy.training.data.color_kernels import change_colors, draw_color_change
+from fada_deploy.training.data.color_change import draw_color_change
+from fada_deploy.training.data.color_kernels import change_colors
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods.aligner import Aligner
 from fada_deploy.training.methods.alignment import make_method
 from fada_deploy.training.methods.base import MethodContext
 from fada_deploy.training.methods.self_trainers import make_self_training
+from fada_deploy.training.methods.self_training import CollapseMonitor
 from fada_deploy.training.methods.self_training_base import SelfTrainingContext
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.optim import AveragedWeights, make_optimizer
@@ -85,6 +88,7 @@ def test_a_self_training_step_does_not_wait(device: torch.device) -> None:
         count_target=lambda _: torch.zeros(()), whole_target=lambda: iter(()),
     )  # fmt: skip
     teacher = make_self_training(context)
+    monitor = CollapseMonitor(CITYSCAPES_13.names, window=5)
     src, tgt = batch(device, 1), batch(device, 2)
 
     def step(iteration: int) -> None:
@@ -94,32 +98,75 @@ def test_a_self_training_step_does_not_wait(device: torch.device) -> None:
             model, optimizer, aligner, target.src, tgt, target.views, stage, amp=True
         )
         average.update(iteration)
+        monitor.update(target.src.labels, target.labels)
 
     step(0)  # creates the states of the optimizers
     with without_synchronization():
         step(1)
 
 
-def test_cuda_graphs_train_every_stage(device: torch.device, blocks: Path, tmp_path: Path) -> None:
-    """The losses of the first iterations are those without graphs, up to rounding."""
+STAGES = ("source", "adversarial", "selftrain", "distill")
+
+
+def trained(
+    device: torch.device, blocks: Path, run: Path, *settings: str
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Train all stages; return what each of them changed in the weights, and its last losses."""
     options: dict[str, Any] = {
-        "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-        "stages": ("source", "adversarial", "selftrain"),
+        "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"), "stages": STAGES,
     }  # fmt: skip
-    losses = {}
-    for graphs in (False, True):
-        settings = [
-            "src_size=96x64", "size=96x64", "label_space=cityscapes-13", "amp=off",
-            f"cuda_graphs={str(graphs).lower()}", "selftrain.align=true", "augment=light",
-            *(f"{stage}.{setting}" for stage in options["stages"]
-              for setting in ("iterations=5", "lr=1e-6")),
-        ]  # fmt: skip
-        config = make_config(recipe="small", file=None, settings=settings, options=options)
-        run = tmp_path / f"graphs-{graphs}"
-        assert set(train(config, run, device=device).scores) == set(options["stages"])
-        losses[graphs] = [
-            json.loads(line)["segmentation"]
-            for stage in options["stages"]
-            for line in (run / stage / "metrics.jsonl").read_text("utf-8").splitlines()
-        ]
-    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+    # Steps of SGD are proportional to the gradients.
+    settings = (
+        "src_size=96x64", "size=96x64", "label_space=cityscapes-13", "augment=light",
+        "selftrain.align=true", "distill.size=96x64", "distill.crop=96x64",
+        *(f"{stage}.{setting}" for stage in STAGES
+          for setting in ("iterations=4", "optimizer=sgd", "lr=1e-3", "warmup=0", "ema=0")),
+        *settings,
+    )  # fmt: skip
+    config = make_config(recipe="small", file=None, settings=settings, options=options)
+    assert set(train(config, run, device=device).scores) == set(STAGES)
+    weights = {
+        stage: {k: v.double() for k, v in load_file(run / stage / "weights.safetensors").items()}
+        for stage in STAGES
+    }
+    changes, losses = {}, {}
+    for before, after in (("source", "adversarial"), ("adversarial", "selftrain")):
+        pairs = ((weights[after][name], value) for name, value in weights[before].items())
+        changes[after] = torch.cat([(a - b).flatten() for a, b in pairs])
+    for stage in STAGES:
+        line = json.loads((run / stage / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+        names = ("segmentation", "adversarial", "mixed", "discriminator_target")
+        losses |= {f"{stage} {name}": line[name] for name in names if name in line}
+    return changes, losses
+
+
+def test_cuda_graphs_make_the_steps_of_the_networks(
+    device: torch.device, blocks: Path, tmp_path: Path
+) -> None:
+    """In float32, up to rounding; a batch of gradients that was overwritten would differ."""
+    results = [
+        trained(device, blocks, tmp_path / str(graphs), f"cuda_graphs={graphs}", "amp=off")
+        for graphs in ("false", "true")
+    ]
+    (plain, plain_losses), (graphs, graph_losses) = results
+    assert graph_losses == pytest.approx(plain_losses, rel=0.05)
+    for stage, change in plain.items():
+        assert change.norm() > 0
+        assert (graphs[stage] - change).norm() < 0.1 * change.norm(), stage
+
+
+def test_cuda_graphs_train_every_stage_in_bfloat16(
+    device: torch.device, blocks: Path, tmp_path: Path
+) -> None:
+    changes, losses = trained(device, blocks, tmp_path / "run", "cuda_graphs=true", "amp=bf16")
+    assert all(torch.isfinite(change).all() for change in changes.values())
+    assert np.isfinite(list(losses.values())).all()
+
+
+def test_deterministic_runs_are_equal(device: torch.device, blocks: Path, tmp_path: Path) -> None:
+    first, again = (
+        trained(device, blocks, tmp_path / name, "deterministic=true", "amp=bf16")
+        for name in ("first", "again")
+    )
+    assert first[1] == again[1]
+    assert all(torch.equal(first[0][stage], again[0][stage]) for stage in first[0])

@@ -19,6 +19,8 @@ from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.data import open_dataset
 from fada_deploy.data.cache import MemoryCache
 from fada_deploy.training.data.loader import Batch, BatchLoader, Sample, Sampler, WaitTimer
+from fada_deploy.training.data.samples import PseudoLabeledSamples
+from fada_deploy.training.stage_config import DistillStage
 
 BAD = 3
 
@@ -155,3 +157,14 @@ def test_cached_frames_are_those_of_the_files(blocks: Path, tmp_path: Path) -> N
     assert cache.size == cache.limit and not cached.image(0).flags.writeable
     assert pickle.loads(pickle.dumps(cache)).size == 0
     assert cached == replace(plain, pairs=pairs)
+
+
+def test_an_unreadable_frame_without_pseudo_label_is_named(blocks: Path, tmp_path: Path) -> None:
+    """It has no pseudo-label because it cannot be read, which is what the error has to say."""
+    plain = open_dataset(str(blocks / "source.toml"), None, split="train", space=CITYSCAPES_13)
+    image = tmp_path / "broken.png"
+    image.write_bytes(b"no image")
+    frames = replace(plain, pairs=[replace(plain.pairs[0], image=image)])
+    samples = PseudoLabeledSamples(frames, tmp_path, DistillStage())
+    with pytest.raises(DataError, match=r"broken\.png"):
+        samples(0, np.random.default_rng(0))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fada_deploy.common.label_space import CITYSCAPES_13
 from fada_deploy.training.data.augmentation import get_augmentation
-from fada_deploy.training.data.color_kernels import change_colors, draw_color_change
+from fada_deploy.training.data.color_kernels import change_colors
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.methods import self_training
 from fada_deploy.training.methods.aligner import Aligner
@@ -132,16 +132,8 @@ def test_self_training_step(
     monitor = CollapseMonitor(CITYSCAPES_13.names, window=5)
     src, tgt = batch(1), batch(2, ego=True)
 
-    # What is done on a GPU; on a CPU, OpenCV changes the colors and bincount counts.
-    def augment_colors(frames: Tensor, augmentation: Any, rng: np.random.Generator) -> Tensor:
-        changes = [draw_color_change(augmentation, (0, 0, 0, 0), rng) for _ in frames]
-        return change_colors(frames, [change for change in changes if change])
-
-    monkeypatch.setattr(self_training, "augment_colors", augment_colors)
-    monkeypatch.setattr(
-        self_training, "count_classes",
-        lambda labels, k: (labels.flatten() == torch.arange(k)[:, None]).sum(1).double(),
-    )  # fmt: skip
+    # As on a GPU; on a CPU, OpenCV changes the colors.
+    monkeypatch.setattr(self_training, "change_batch", change_colors)
     with no_reading():
         method.start_iteration(3)
         target = method.views(src, tgt, np.random.default_rng(0))

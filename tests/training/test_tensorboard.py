@@ -15,9 +15,11 @@ import torch
 from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.training import device as device_module
 from fada_deploy.training.loop import TrainingLoop
+from fada_deploy.training.optim import mix_running_statistics
 from fada_deploy.training.run import train
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
+from fada_deploy.training.stages import selftrain
 
 # `make torture` uses the compiler of torch.
 TORTURE = int(os.environ.get("FADA_TORTURE", "1")) > 1
@@ -217,3 +219,36 @@ def test_deterministic_algorithms_are_used_in_the_run_alone(
     train(config, tmp_path / "run", device=torch.device("cpu"))
     assert used == [deterministic] and not torch.are_deterministic_algorithms_enabled()
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+
+
+def test_networks_are_compiled_after_the_statistics_of_the_target(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, they would be compiled for each momentum of the 50 batches."""
+    events: list[str] = []
+
+    def recorded(part: Any, **options: Any) -> Any:
+        events.append("compiled")
+        return part
+
+    def mixed(*arguments: Any) -> None:
+        events.append("mixed")
+        mix_running_statistics(*arguments)
+
+    monkeypatch.setattr(device_module.torch, "compile", recorded)
+    monkeypatch.setattr(selftrain, "mix_running_statistics", mixed)
+    monkeypatch.setattr(selftrain, "STATISTICS_BATCHES", 2)
+    config = make_config(
+        recipe="small", file=None,
+        settings=[
+            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "compile=true",
+            "source.iterations=1", "selftrain.iterations=1", "selftrain.source_free=true",
+        ],
+        options={
+            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
+            "stages": ("source", "selftrain"),
+        },
+    )  # fmt: skip
+    train(config, tmp_path / "run", device=torch.device("cpu"))
+    # The check of the compiler, F and G; then F and G, also of the teacher.
+    assert events == ["compiled"] * 3 + ["mixed"] + ["compiled"] * 4

@@ -1,14 +1,13 @@
-"""The photometric augmentation of a whole batch on its device, as PyTorch operations.
+"""The color changes of a whole batch on its device, as PyTorch operations.
 
 `augmentation` and `transforms` do the same for one frame on a CPU with OpenCV, which is faster
 there; the tests compare both. On a GPU the loader leaves these changes to this module, so that the
-cores of the host only decode and resize.
+cores of the host only decode, resize and crop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,14 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fada_deploy.training.data.augmentation import (
-    LUMA,
-    NO_AUGMENTATION,
-    Augmentation,
-    Photometry,
-    draw_photometry,
-)
-from fada_deploy.training.data.transforms import JitterStep, draw_jitter
+from fada_deploy.training.data.augmentation import LUMA, Photometry
+from fada_deploy.training.data.color_change import ColorChange, change_frame
+from fada_deploy.training.data.transforms import JitterStep
 from fada_deploy.training.device import copy_to_device
 
 # Tables of the JPEG standard (ITU-T T.81, annex K) for luminance and chrominance at quality 50.
@@ -51,31 +45,15 @@ _TO_YCC = np.array(
 _TO_RGB = np.linalg.inv(_TO_YCC)
 
 
-@dataclass(frozen=True)
-class ColorChange:
-    """What happens to the colors of one frame.
-
-    Attributes:
-        photometry: The photometric part of the augmentation; None for none.
-        jitter: Steps of the color jitter that follows.
-        noise_seed: Seed of the sensor noise.
-    """
-
-    photometry: Photometry | None
-    jitter: tuple[JitterStep, ...]
-    noise_seed: int
-
-
-def draw_color_change(
-    augmentation: Augmentation,
-    jitter: tuple[float, float, float, float],
-    rng: np.random.Generator,
-) -> ColorChange | None:
-    """Draw the changes of one frame; None, without drawing anything, if there are none."""
-    if augmentation == NO_AUGMENTATION and not any(jitter):
-        return None
-    photometry = None if augmentation == NO_AUGMENTATION else draw_photometry(augmentation, rng)
-    return ColorChange(photometry, draw_jitter(jitter, rng), int(rng.integers(2**63)))
+def change_batch(frames_bhwc: Tensor, changes: Sequence[ColorChange | None]) -> Tensor:
+    """Return changed frames (B, H, W, 3) uint8 RGB: with OpenCV on a CPU, else on their device."""
+    made = [change for change in changes if change is not None]
+    if not made:
+        return frames_bhwc
+    if frames_bhwc.device.type != "cpu":
+        return change_colors(frames_bhwc, made)
+    frames = [change_frame(f, c) for f, c in zip(frames_bhwc.numpy(), made, strict=True)]
+    return torch.from_numpy(np.stack(frames))
 
 
 def change_colors(frames_bhwc: Tensor, changes: Sequence[ColorChange]) -> Tensor:
@@ -84,8 +62,6 @@ def change_colors(frames_bhwc: Tensor, changes: Sequence[ColorChange]) -> Tensor
     The result for a frame depends on its own change only. It differs from that of OpenCV by
     rounding, and in the random numbers of the noise.
     """
-    if not changes:
-        return frames_bhwc
     x = frames_bhwc.permute(0, 3, 1, 2).float()
     photometry = [change.photometry for change in changes if change.photometry is not None]
     if photometry:
@@ -102,7 +78,7 @@ def apply_photometry(
     gray = (x.mean((2, 3)) * _to(x, LUMA)).sum(1)
     matrices = _to(x, [p.matrix for p in photometry])
     offset = _to(x, [p.contrast_offset for p in photometry]) * gray
-    x = _quantized(torch.einsum("bij,bjhw->bihw", matrices, x) + _per_frame(offset))
+    x = _quantized(_mixed(x, matrices) + _per_frame(offset))
     exponents = _to(x, [p.exponent for p in photometry])
     x = _quantized(255 * (x / 255) ** _per_frame(exponents))
     sigmas = [p.blur_sigma for p in photometry]
@@ -155,6 +131,13 @@ def _per_frame(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
+def _mixed(x: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply the channels of frames (B, 3, H, W) by color matrices (B, 3, 3) or (1, 3, 3)."""
+    # Sums of products, since matrix products may be computed in TF32.
+    red, green, blue = (x[:, i : i + 1] * matrices[:, :, i, None, None] for i in range(3))
+    return red + green + blue
+
+
 def _quantized(x: Tensor) -> Tensor:
     return x.round().clamp(0, 255)
 
@@ -191,7 +174,7 @@ def _compress(x: Tensor, qualities: Sequence[int]) -> Tensor:
     height, width = x.shape[-2:]
     to_ycc = _to(x, _TO_YCC)
     center = _to(x, [0, 128, 128])[:, None, None]
-    ycc = _quantized(torch.einsum("ij,bjhw->bihw", to_ycc, x) + center)
+    ycc = _quantized(_mixed(x, to_ycc[None]) + center)
     ycc = F.pad(ycc, (0, -width % 16, 0, -height % 16), mode="replicate")
     chroma = F.avg_pool2d(ycc[:, 1:], 2)
     # Of two halves, libjpeg rounds one down and one up, in turns.
@@ -204,7 +187,7 @@ def _compress(x: Tensor, qualities: Sequence[int]) -> Tensor:
     chroma = _round_trip((chroma + bias).floor(), chrominance)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False).round()
     decoded = torch.cat([y, chroma], 1)[..., :height, :width] - center
-    return _quantized(torch.einsum("ij,bjhw->bihw", _to(x, _TO_RGB), decoded))
+    return _quantized(_mixed(decoded, _to(x, _TO_RGB)[None]))
 
 
 def _quantization(table: tuple[tuple[int, ...], ...], quality: int) -> NDArray[np.int64]:

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.system import usable_cores
-from fada_deploy.training.data.color_kernels import ColorChange, change_colors
+from fada_deploy.training.data.color_change import ColorChange
+from fada_deploy.training.data.color_kernels import change_colors
 from fada_deploy.training.data.samplers import Sampler
 from fada_deploy.training.device import copy_to_device
 from fada_deploy.training.distributed import local_slots

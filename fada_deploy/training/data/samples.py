@@ -20,12 +20,11 @@ from fada_deploy.training.data.augmentation import (
     NO_AUGMENTATION,
     Augmentation,
     augment_geometry,
-    augment_photometry,
 )
-from fada_deploy.training.data.color_kernels import draw_color_change
+from fada_deploy.training.data.color_change import change_frame, draw_color_change
 from fada_deploy.training.data.loader import Sample
 from fada_deploy.training.data.style import StyleTransfer
-from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
+from fada_deploy.training.data.transforms import flip, scale_and_crop
 from fada_deploy.training.stage_config import DistillStage, Jitter, SizeHW
 
 
@@ -75,11 +74,10 @@ def _recolored(
     later: bool,
 ) -> Sample:
     """Return a sample with other colors, or what changes them `later`, mirrored at random."""
+    change = draw_color_change(augmentation, jitter, rng)
     if later:
-        colors = draw_color_change(augmentation, jitter, rng)
-        return Sample(*flip(frame, labels, mirror, rng), colors)
-    frame = color_jitter(augment_photometry(frame, augmentation, rng), jitter, rng)
-    return Sample(*flip(frame, labels, mirror, rng))
+        return Sample(*flip(frame, labels, mirror, rng), change)
+    return Sample(*flip(change_frame(frame, change), labels, mirror, rng))
 
 
 def _cached_hw(size_hw: SizeHW, augmentation: Augmentation) -> SizeHW | None:
@@ -168,9 +166,10 @@ class PseudoLabeledSamples:
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a crop of the frame and of its pseudo-label."""
+        frame, stage = self.frames.image(index), self.stage
+        # After the frame, whose error is the reason if there is no pseudo-label.
         labels = read_indices(pseudo_label_path(self.folder, index)).astype(np.uint8)
-        stage = self.stage
-        frame, labels = _cropped(self.frames.image(index), labels, stage, rng)
+        frame, labels = _cropped(frame, labels, stage, rng)
         return _recolored(
             frame, labels, self.augmentation, stage.jitter, stage.flip, rng, later=self.colors_later
         )

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from fada_deploy.common.label_space import IGNORE
 from fada_deploy.training import distributed
-from fada_deploy.training.data.augmentation import Augmentation, augment_photometry
-from fada_deploy.training.data.color_kernels import change_colors, draw_color_change
+from fada_deploy.training.data.augmentation import Augmentation
+from fada_deploy.training.data.color_change import draw_color_change
+from fada_deploy.training.data.color_kernels import change_batch
 from fada_deploy.training.data.loader import Batch
 from fada_deploy.training.device import copy_to_device
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
@@ -194,20 +195,16 @@ def augment_colors(
     frames_bhwc: Tensor, augmentation: Augmentation, rng: np.random.Generator
 ) -> Tensor:
     """Return frames (B, H, W, 3) uint8 with the photometric part of an augmentation."""
-    if frames_bhwc.device.type == "cpu":
-        frames = [augment_photometry(frame, augmentation, rng) for frame in frames_bhwc.numpy()]
-        return torch.from_numpy(np.stack(frames))
     changes = [draw_color_change(augmentation, (0.0, 0.0, 0.0, 0.0), rng) for _ in frames_bhwc]
-    return change_colors(frames_bhwc, [c for c in changes if c is not None])
+    return change_batch(frames_bhwc, changes)
 
 
 def count_classes(labels: Tensor, num_classes: int) -> Tensor:
     """Return the pixels of each class in `labels` int64, (K,) float64; other labels are ignored."""
-    if labels.device.type == "cpu":
-        return torch.bincount(labels.flatten(), minlength=num_classes)[:num_classes].double()
-    # Of a GPU, bincount would ask for the largest label.
-    classes = torch.arange(num_classes, device=labels.device)
-    return (labels.flatten() == classes[:, None]).sum(1).double()
+    # bincount would ask a GPU for the largest label.
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64, device=labels.device)
+    flat = labels.flatten()
+    return counts.scatter_add_(0, flat, torch.ones_like(flat))[:num_classes].double()
 
 
 class CollapseMonitor:

@@ -68,6 +68,8 @@ def train_self_training(
         mix_running_statistics(
             model, (tgt_loader[k].frames_bhwc for k in range(STATISTICS_BATCHES))
         )
+    # Not before: compiled code would depend on the momentum of each of these batches.
+    model = compiled(model)
     optimizer = make_optimizer(model, stage, aligner.method.heads if aligner else None)
     average = AveragedWeights(model, stage.ema)
     method = make_self_training(
