@@ -1,9 +1,10 @@
 """Build the built-in model: `python benchmarks/builtin_model.py CLIP.mp4 [--data MINE.toml]`.
 
-Trains with `configs/builtin/run.toml` on rendered scenes and on the unlabeled frames of CLIP.mp4,
-exports to int8 and writes `fada_deploy/models/driving-11.onnx` and its reference outputs. With
-`--data`, prints the IoU on labeled frames, which the training has not seen. A finished run in
-`--out` is not trained again. Without CLIP.mp4, only the reference outputs are written again.
+Trains on rendered scenes (`configs/builtin/source.toml`), then also on the unlabeled frames of
+CLIP.mp4 (`selftrain.toml`), exports to int8 and writes `fada_deploy/models/driving-11.onnx` and its
+reference outputs. With `--data`, prints the IoU on labeled frames, which the training has not seen.
+Finished runs in `--out` are not trained again. Without CLIP.mp4, only the reference outputs are
+written again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ def fada(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "fada_deploy", *words], check=True)
 
 
+def train(settings: str, clip: Path, run: Path, *options: object) -> None:
+    """Train a run with the settings of a file, or continue it."""
+    if (run / "config.json").is_file():
+        fada("train", "--resume", run)
+    else:
+        fada("train", "--config", SETTINGS / settings, "--tgt", clip, "--out", run, *options)
+
+
 def write_reference() -> None:
     """Write the reference outputs of the built-in file, and their hash into the file.
 
@@ -67,14 +76,9 @@ def main() -> None:
             parser.error("CLIP.mp4 is missing")
         write_reference()
         return
-    run = arguments.out
-    if (run / "config.json").is_file():
-        fada("train", "--resume", run)
-    else:
-        fada(
-            "train", "--config", SETTINGS / "run.toml", "--tgt", arguments.clip,
-            "--out", run,
-        )  # fmt: skip
+    source, run = arguments.out / "source", arguments.out / "selftrain"
+    train("source.toml", arguments.clip, source)
+    train("selftrain.toml", arguments.clip, run, "--start", source)
     fada("export", run, "--precision", "int8", "--hardware-target", "cpu")
     exported = run / "export" / "model.int8-cpu.onnx"
     MODEL.parent.mkdir(exist_ok=True)
@@ -82,6 +86,7 @@ def main() -> None:
     print(f"{MODEL}: {MODEL.stat().st_size / 2**20:.2f} MiB")
     write_reference()
     if arguments.data:
+        fada("eval", source, "--data", arguments.data)
         fada("eval", run, "--data", arguments.data)
         fada("eval", MODEL, "--data", arguments.data)
 

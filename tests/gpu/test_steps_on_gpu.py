@@ -120,7 +120,7 @@ def trained(
         "src_size=96x64", "size=96x64", "label_space=cityscapes-13", "augment=light",
         "selftrain.align=true", "distill.size=96x64", "distill.crop=96x64",
         *(f"{stage}.{setting}" for stage in STAGES
-          for setting in ("iterations=4", "optimizer=sgd", "lr=1e-3", "warmup=0", "ema=0")),
+          for setting in ("iterations=4", "optimizer=sgd", "lr=1e-3", "warmup=0")),
         *settings,
     )  # fmt: skip
     config = make_config(recipe="small", file=None, settings=settings, options=options)

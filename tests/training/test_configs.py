@@ -97,3 +97,11 @@ def test_documentation_lists_the_score_of_each_file() -> None:
             assert config.published is None
     rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \|.*\| ([0-9.]+)[^|]*\|$", page, re.MULTILINE))
     assert {name: float(score) for name, score in rows.items()} == PUBLISHED_BY_FILE
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs" / "builtin").glob("*.toml")), ids=lambda file: file.stem
+)
+def test_settings_of_the_built_in_model_load(file: Path) -> None:
+    config = make_config(recipe=None, file=file, settings=[], options={"tgt": "clip.mp4"})
+    assert config.stages == (file.stem,) and config.source_name == "rendered"

@@ -252,3 +252,36 @@ def test_networks_are_compiled_after_the_statistics_of_the_target(
     train(config, tmp_path / "run", device=torch.device("cpu"))
     # The check of the compiler, F and G; then F and G, also of the teacher.
     assert events == ["compiled"] * 3 + ["mixed"] + ["compiled"] * 4
+
+
+@pytest.mark.skipif(not TORTURE, reason="takes a minute; run by make torture")
+@pytest.mark.filterwarnings("ignore")  # raised inside torch's compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler")
+def test_the_compiler_mode_of_cuda_graphs_keeps_the_losses_of_all_stages(
+    blocks: Path, tmp_path: Path
+) -> None:
+    """On a CPU, which has no graphs; with its teacher and aligner, in steps of SGD."""
+    stages = ("source", "adversarial", "selftrain", "distill")
+    losses = {}
+    for graphs in ("false", "true"):
+        config = make_config(
+            recipe="small", file=None,
+            settings=[
+                "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off",
+                "distill.size=96x64", "distill.crop=96x64", "selftrain.align=true",
+                f"cuda_graphs={graphs}",
+                *(f"{stage}.{setting}" for stage in stages
+                  for setting in ("iterations=4", "optimizer=sgd", "lr=1e-3", "warmup=0")),
+            ],
+            options={
+                "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
+                "stages": stages,
+            },
+        )  # fmt: skip
+        run = tmp_path / graphs
+        train(config, run, device=torch.device("cpu"))
+        losses[graphs] = [
+            json.loads((run / stage / "metrics.jsonl").read_text().splitlines()[-1])["segmentation"]
+            for stage in stages
+        ]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
