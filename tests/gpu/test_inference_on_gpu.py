@@ -41,7 +41,7 @@ def test_cuda_provider_has_the_labels_of_the_cpu(device: torch.device, tmp_path:
     ort = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA provider (pip install onnxruntime-gpu)")
-    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 384, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 288, 480, 3), np.uint8)
     labels = []
     for name in ("cpu", f"cuda:{device.index}"):
         backend = OnnxRuntimeBackend(BUILTIN_FILE, device=name)
@@ -59,7 +59,7 @@ def test_cuda_provider_computes_label_maps_on_the_gpu(device: torch.device) -> N
     backend = OnnxRuntimeBackend(BUILTIN_FILE, device=f"cuda:{device.index}")
     rng = np.random.default_rng(0)
     for count in (2, 1, 3):
-        prediction = backend.submit(rng.integers(0, 256, (count, 224, 384, 3), np.uint8))
+        prediction = backend.submit(rng.integers(0, 256, (count, 288, 480, 3), np.uint8))
         assert isinstance(prediction, DevicePrediction)
         labels = prediction.labels((480, 640))
         for logits, got in zip(prediction.logits(), labels, strict=True):

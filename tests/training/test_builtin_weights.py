@@ -23,11 +23,13 @@ from fada_deploy.training.weights import builtin
 from fada_deploy.training.weights.checkpoints import load_model, read_provenance
 
 Run = Callable[..., tuple[int, str, str]]
+# Input size of the model.
+SIZE_HW = (288, 480)
 
 
 def scenes(count: int) -> list[np.ndarray]:
     """Return rendered scenes that are not those of the normalization statistics."""
-    return [render("random", 800_000 + i, (224, 384))[0] for i in range(count)]
+    return [render("random", 800_000 + i, SIZE_HW)[0] for i in range(count)]
 
 
 def test_network_and_file_give_the_same_labels() -> None:
@@ -53,7 +55,7 @@ def test_weights_are_those_that_onnx_dequantizes() -> None:
     for name in names:
         graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     session = onnxruntime.InferenceSession(graph.SerializeToString())
-    frame = {session.get_inputs()[0].name: np.zeros((1, 224, 384, 3), np.uint8)}
+    frame = {session.get_inputs()[0].name: np.zeros((1, *SIZE_HW, 3), np.uint8)}
     bias, weight = session.run(names, frame)
     network = dict(model.named_parameters())
     np.testing.assert_allclose(network["classifier.conv2.bias"].detach(), bias, rtol=1e-6)
