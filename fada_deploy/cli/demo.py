@@ -16,7 +16,7 @@ from fada_deploy.common.tables import format_table
 
 # A real video without labels, and a training that takes minutes on two CPU cores.
 VIDEO = Path(__file__).parents[1] / "samples" / "street.mp4"
-ITERATIONS = 50
+ITERATIONS = 30
 BATCH = 3
 RENDERED_SCENES = 300
 _SHEET_FRAMES = 3
