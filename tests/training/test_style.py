@@ -96,7 +96,7 @@ def test_source_frames_of_the_distillation_get_the_style(blocks: Path) -> None:
     styled = CroppedSourceSamples(source, stage, style=StyleTransfer("statistics", target))
     darker = 0
     for seed in range(20):
-        (frame, labels), (other, same) = (
+        (frame, labels, _), (other, same, _) = (
             s(0, np.random.default_rng(seed)) for s in (plain, styled)
         )
         assert frame.shape == other.shape == (48, 64, 3) and labels.shape == same.shape
