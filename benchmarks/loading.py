@@ -30,7 +30,7 @@ from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.cache import MemoryCache
 from fada_deploy.synth.dataset import write_source
 from fada_deploy.training.data.samples import SourceSamples
-from fada_deploy.training.data.transforms import color_jitter
+from fada_deploy.training.data.transforms import apply_jitter, draw_jitter
 
 SIZE = (720, 1280)
 JITTER = (0.5, 0.5, 0.5, 0.2)
@@ -78,7 +78,7 @@ def make_steps(frames: FrameDataset, folder: Path) -> dict[str, Callable[[int], 
             resize_frame(pairs[i][0], SIZE),
             resize_labels(pairs[i][1], SIZE),
         ),
-        "jitter": lambda i: color_jitter(resized[i], JITTER, np.random.default_rng(i)),
+        "jitter": lambda i: apply_jitter(resized[i], draw_jitter(JITTER, np.random.default_rng(i))),
         "decode resized PNG": lambda i: read_rgb(files[".png"][i]),
         "decode resized JPEG": lambda i: read_rgb(files[".jpg"][i]),
     }

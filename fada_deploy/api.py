@@ -113,23 +113,24 @@ def train(
         raise MissingExtraError(str(error.name), "train") from None
 
     where = choose_device(device)
-    frames = None if cache_folder is None else Path(cache_folder)
     chosen = _run_settings(src, tgt, options) | dict(settings or {})
-    if resume is not None:
+    if resume is None:
+        file = None if config is None else Path(config)
+        run_config = make_config(recipe=recipe, file=file, settings=[], options=chosen)
+    else:
         names = (("recipe", recipe), ("config", config), ("out", out))
         given = [*chosen, *(name for name, value in names if value)]
         if given:
             raise UsageError(
                 f"resume continues a run with its own settings; leave out {', '.join(given)}"
             )
+        run_config = load_config(Path(resume))
+    cache = open_cache(cache_gib, None if cache_folder is None else Path(cache_folder))
+    if resume is None:
+        folder = None if out is None else Path(out)
+        run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
+    else:
         run = Path(resume)
-        run_config, cache = load_config(run), open_cache(cache_gib, frames)
-        return train_run(run_config, run, device=where, tensorboard=tensorboard, cache=cache)
-    file = None if config is None else Path(config)
-    run_config = make_config(recipe=recipe, file=file, settings=[], options=chosen)
-    cache = open_cache(cache_gib, frames)
-    folder = None if out is None else Path(out)
-    run = new_run(run_config.source_name, run_config.tgt, run_config.backbone, folder)
     return train_run(run_config, run, device=where, tensorboard=tensorboard, cache=cache)
 
 

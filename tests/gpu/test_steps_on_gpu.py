@@ -91,18 +91,21 @@ def test_a_self_training_step_does_not_wait(device: torch.device) -> None:
     monitor = CollapseMonitor(CITYSCAPES_13.names, window=5)
     src, tgt = batch(device, 1), batch(device, 2)
 
-    def step(iteration: int) -> None:
+    def step(iteration: int) -> dict[str, torch.Tensor]:
         teacher.start_iteration(iteration)
         target = teacher.views(src, tgt, np.random.default_rng(iteration))
-        self_training_step(
+        losses = self_training_step(
             model, optimizer, aligner, target.src, tgt, target.views, stage, amp=True
         )
         average.update(iteration)
         monitor.update(target.src.labels, target.labels)
+        return losses
 
     step(0)  # creates the states of the optimizers
     with without_synchronization():
-        step(1)
+        losses = step(1)
+    assert {"segmentation", "adversarial", "mixed", "masked"} <= losses.keys()
+    assert all(torch.isfinite(loss) for loss in losses.values())
 
 
 STAGES = ("source", "adversarial", "selftrain", "distill")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tiny_config
 from torch import Tensor
 
 import fada_deploy
@@ -32,7 +33,6 @@ from fada_deploy.training.data.run_data import RunData
 from fada_deploy.training.data.samples import CroppedSourceSamples, SourceSamples
 from fada_deploy.training.data.transforms import apply_jitter, draw_jitter
 from fada_deploy.training.run import train
-from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import DistillStage
 
 IDENTITY = Photometry(np.eye(3), 0.0, 1.0, 0.0, 0.0, 0)
@@ -186,18 +186,15 @@ def test_a_run_whose_loaders_change_the_colors_is_reproducible(
     monkeypatch.setattr(RunData, "_colors_later", True)
     monkeypatch.setattr(loader_module, "change_colors", recorded)
     stages = ("source", "adversarial", "selftrain", "distill")
-    config = make_config(
-        recipe="small", file=None,
-        settings=[
-            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "augment=strong",
-            "distill.size=96x64", "distill.crop=96x64", "distill.source_weight=0.5",
-            *(f"{stage}.iterations=2" for stage in stages),
-        ],
-        options={
-            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-            "stages": stages,
-        },
-    )  # fmt: skip
+    config = tiny_config(
+        blocks,
+        stages,
+        "augment=strong",
+        "distill.size=96x64",
+        "distill.crop=96x64",
+        "distill.source_weight=0.5",
+        *(f"{stage}.iterations=2" for stage in stages),
+    )
     weights = []
     for name in ("first", "again"):
         result = train(config, tmp_path / name, device=torch.device("cpu"))

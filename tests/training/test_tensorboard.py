@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import tiny_config
 
 from fada_deploy.common.errors import MissingExtraError, UsageError
 from fada_deploy.training import device as device_module
@@ -174,17 +175,14 @@ def test_cuda_graphs_are_used_for_all_networks_and_marked_in_each_iteration(
 
     monkeypatch.setattr(device_module.torch, "compile", recorded)
     monkeypatch.setattr(device_module.torch.compiler, "cudagraph_mark_step_begin", mark)
-    config = make_config(
-        recipe="small", file=None,
-        settings=[
-            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "cuda_graphs=true",
-            "source.iterations=2", "selftrain.iterations=3", "selftrain.align=true",
-        ],
-        options={
-            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-            "stages": ("source", "selftrain"),
-        },
-    )  # fmt: skip
+    config = tiny_config(
+        blocks,
+        ("source", "selftrain"),
+        "cuda_graphs=true",
+        "source.iterations=2",
+        "selftrain.iterations=3",
+        "selftrain.align=true",
+    )
     result = train(config, tmp_path / "run", device=torch.device("cpu"))
     assert set(result.scores) == {"source", "selftrain"} and marks == 2 + 3
     # F and G of the source stage; F and G, its teacher, and the discriminator.
@@ -205,17 +203,9 @@ def test_deterministic_algorithms_are_used_in_the_run_alone(
         used.append(torch.are_deterministic_algorithms_enabled())
 
     monkeypatch.setattr(TrainingLoop, "log", log)
-    config = make_config(
-        recipe="small", file=None,
-        settings=[
-            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "source.iterations=1",
-            f"deterministic={str(deterministic).lower()}",
-        ],
-        options={
-            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-            "stages": ("source",),
-        },
-    )  # fmt: skip
+    config = tiny_config(
+        blocks, ("source",), "source.iterations=1", f"deterministic={str(deterministic).lower()}"
+    )
     train(config, tmp_path / "run", device=torch.device("cpu"))
     assert used == [deterministic] and not torch.are_deterministic_algorithms_enabled()
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
@@ -238,17 +228,14 @@ def test_networks_are_compiled_after_the_statistics_of_the_target(
     monkeypatch.setattr(device_module.torch, "compile", recorded)
     monkeypatch.setattr(selftrain, "mix_running_statistics", mixed)
     monkeypatch.setattr(selftrain, "STATISTICS_BATCHES", 2)
-    config = make_config(
-        recipe="small", file=None,
-        settings=[
-            "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off", "compile=true",
-            "source.iterations=1", "selftrain.iterations=1", "selftrain.source_free=true",
-        ],
-        options={
-            "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-            "stages": ("source", "selftrain"),
-        },
-    )  # fmt: skip
+    config = tiny_config(
+        blocks,
+        ("source", "selftrain"),
+        "compile=true",
+        "source.iterations=1",
+        "selftrain.iterations=1",
+        "selftrain.source_free=true",
+    )
     train(config, tmp_path / "run", device=torch.device("cpu"))
     # The check of the compiler, F and G; then F and G, also of the teacher.
     assert events == ["compiled"] * 3 + ["mixed"] + ["compiled"] * 4
@@ -264,20 +251,19 @@ def test_the_compiler_mode_of_cuda_graphs_keeps_the_losses_of_all_stages(
     stages = ("source", "adversarial", "selftrain", "distill")
     losses = {}
     for graphs in ("false", "true"):
-        config = make_config(
-            recipe="small", file=None,
-            settings=[
-                "size=96x64", "src_size=96x64", "backbone=tiny", "amp=off",
-                "distill.size=96x64", "distill.crop=96x64", "selftrain.align=true",
-                f"cuda_graphs={graphs}",
-                *(f"{stage}.{setting}" for stage in stages
-                  for setting in ("iterations=4", "optimizer=sgd", "lr=1e-3", "warmup=0")),
-            ],
-            options={
-                "src": str(blocks / "source.toml"), "tgt": str(blocks / "target.toml"),
-                "stages": stages,
-            },
-        )  # fmt: skip
+        config = tiny_config(
+            blocks,
+            stages,
+            "distill.size=96x64",
+            "distill.crop=96x64",
+            "selftrain.align=true",
+            f"cuda_graphs={graphs}",
+            *(
+                f"{stage}.{setting}"
+                for stage in stages
+                for setting in ("iterations=4", "optimizer=sgd", "lr=1e-3", "warmup=0")
+            ),
+        )
         run = tmp_path / graphs
         train(config, run, device=torch.device("cpu"))
         losses[graphs] = [

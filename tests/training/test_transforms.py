@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from fada_deploy.training.data.transforms import color_jitter, flip, scale_and_crop
+from fada_deploy.training.data.transforms import apply_jitter, draw_jitter, flip, scale_and_crop
 
 COLORS = np.array([[[200, 40, 90], [10, 120, 60], [70, 70, 200]]], np.uint8)
 
@@ -24,6 +24,12 @@ class FixedDraws(np.random.Generator):
 
     def uniform(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
         return self.draws.pop(0)
+
+
+def color_jitter(
+    frame: np.ndarray, strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> np.ndarray:
+    return apply_jitter(frame, draw_jitter(strength, rng))
 
 
 def luma(color: np.ndarray) -> np.ndarray:

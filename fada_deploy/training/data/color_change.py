@@ -54,4 +54,4 @@ def change_frame(frame: NDArray[np.uint8], change: ColorChange | None) -> NDArra
         return frame
     if change.photometry is not None:
         frame = apply_photometry(frame, change.photometry, np.random.default_rng(change.noise_seed))
-    return apply_jitter(frame, change.jitter) if change.jitter else frame
+    return apply_jitter(frame, change.jitter)

@@ -18,24 +18,15 @@ JITTER = ("brightness", "contrast", "saturation", "hue")
 _LUMA = LUMA.astype(np.float32)
 
 
-def color_jitter(
-    frame: Frame, strength: tuple[float, float, float, float], rng: np.random.Generator
-) -> Frame:
-    """Change brightness, contrast, saturation and hue in random order.
-
-    Equivalent to torchvision's ColorJitter. `frame` is (H, W, 3) uint8 RGB. `strength` is
-    (brightness, contrast, saturation, hue): the first three factors are drawn uniformly from
-    1 ± strength, the hue shift from ± strength of a full turn. If all strengths are 0, the frame
-    itself is returned.
-    """
-    steps = draw_jitter(strength, rng)
-    return apply_jitter(frame, steps) if steps else frame
-
-
 def draw_jitter(
     strength: tuple[float, float, float, float], rng: np.random.Generator
 ) -> tuple[JitterStep, ...]:
-    """Return the steps of one frame in their order; none, without a draw, if all are 0."""
+    """Return changes of brightness, contrast, saturation and hue, in random order.
+
+    Equivalent to torchvision's ColorJitter. `strength` is (brightness, contrast, saturation, hue):
+    the first three factors are drawn uniformly from 1 ± strength, the hue shift from ± strength of
+    a full turn. If all strengths are 0, there are no steps, and nothing is drawn.
+    """
     if not any(strength):
         return ()
     steps = []
@@ -47,10 +38,12 @@ def draw_jitter(
 
 
 def apply_jitter(frame: Frame, steps: tuple[JitterStep, ...]) -> Frame:
-    """Return a frame (H, W, 3) uint8 RGB after the steps.
+    """Return a frame (H, W, 3) uint8 RGB after the steps; without steps the frame itself.
 
     `color_kernels.apply_jitter` does the same for a batch on a GPU.
     """
+    if not steps:
+        return frame
     image = frame.astype(np.float32)
     for change, value in steps:
         if change == "hue":
