@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fada_deploy.runtime.result import Result as Result
     from fada_deploy.runtime.segmenter import Segmenter as Segmenter
     from fada_deploy.runtime.sources.open import open_sources as open_sources
-    from fada_deploy.runtime.sources.streams import LiveOptions as LiveOptions
+    from fada_deploy.runtime.sources.stream_reader import LiveOptions as LiveOptions
     from fada_deploy.runtime.sources.streams import LiveSource as LiveSource
     from fada_deploy.runtime.writers.video_writer import VideoWriter as VideoWriter
 
@@ -59,7 +59,7 @@ _EXPORTS = {
     "InterruptedRunError": "common.errors",
     "LabelClass": "common.label_space",
     "LabelSpace": "common.label_space",
-    "LiveOptions": "runtime.sources.streams",
+    "LiveOptions": "runtime.sources.stream_reader",
     "LiveSource": "runtime.sources.streams",
     "MissingExtraError": "common.errors",
     "ModelError": "common.errors",

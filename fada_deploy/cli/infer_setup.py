@@ -136,7 +136,8 @@ def open_input(arguments: Arguments) -> list[Source]:
     from fada_deploy.runtime.sources.addresses import is_live_address
     from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
     from fada_deploy.runtime.sources.open import open_sources
-    from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
+    from fada_deploy.runtime.sources.stream_reader import LiveOptions
+    from fada_deploy.runtime.sources.streams import LiveSource
     from fada_deploy.runtime.viewer import require_display
 
     deadline_s = None if arguments.deadline_ms is None else arguments.deadline_ms / 1000

@@ -15,10 +15,12 @@ import pytest
 from toy import http_server, scene
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.runtime.sources import streams
+from fada_deploy.runtime.sources import stream_reader
 from fada_deploy.runtime.sources.base import Frame, Pause
+from fada_deploy.runtime.sources.frame_slot import StreamCounters
 from fada_deploy.runtime.sources.stream_clock import Pacer
-from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
+from fada_deploy.runtime.sources.stream_reader import LiveOptions
+from fada_deploy.runtime.sources.streams import LiveSource
 
 FRAMES, RATE = 27, 15
 END = "#EXT-X-ENDLIST"
@@ -96,14 +98,14 @@ def test_a_recording_loses_no_frame_and_is_read_once(
     frames = read(source)
     assert [frame.index for _, frame in frames] == [*range(FRAMES)]
     np.testing.assert_allclose(np.diff(times_s(frames)), 1 / RATE, atol=1e-4)
-    assert source.counters() == {"dropped": 0, "late": 0, "damaged": 0, "reconnects": 0}
+    assert source.counters == StreamCounters()
 
 
 def test_a_live_playlist_has_the_pace_of_its_frames_and_ends_with_the_broadcast(
     playlist: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Segments arrive at once; a fast consumer gets all of their frames, one after the other."""
-    monkeypatch.setattr(streams, "_FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(stream_reader, "_FIRST_DELAY_S", 0.05)
     recording = playlist.read_text()
     live = recording.replace(END, "").replace("#EXT-X-PLAYLIST-TYPE:VOD\n", "")
     # The broadcast ends while it is read.
@@ -111,7 +113,7 @@ def test_a_live_playlist_has_the_pace_of_its_frames_and_ends_with_the_broadcast(
     # This machine may be too slow for every frame.
     source = LiveSource(address, LiveOptions("wait"))
     frames = read(source)
-    assert len(frames) == FRAMES and source.dropped == 0
+    assert len(frames) == FRAMES and source.counters.dropped == 0
     np.testing.assert_allclose(np.diff(times_s(frames)), 1 / RATE, atol=1e-4)
     # A segment arrives within a moment.
     assert frames[-1][0] - frames[0][0] > 0.95 * (FRAMES - 1) / RATE

@@ -15,9 +15,10 @@ from rtsp_server import AccessUnit, Play, RtspServer, encode, fragments, split
 from toy import SPACE, TIMEOUT_S, color_model, read_video, scene, wait_until
 
 from fada_deploy.common.errors import DataError
-from fada_deploy.runtime.sources import stream_input, streams
+from fada_deploy.runtime.sources import stream_input, stream_reader
 from fada_deploy.runtime.sources.base import Frame, Pause
-from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
+from fada_deploy.runtime.sources.stream_reader import LiveOptions
+from fada_deploy.runtime.sources.streams import LiveSource
 
 SIZE = (96, 160)
 # Twice the number of classes: the class of an image's first band is its index modulo 13.
@@ -39,7 +40,7 @@ def units(images: list[np.ndarray]) -> list[AccessUnit]:
 
 @pytest.fixture(autouse=True)
 def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(stream_reader, "_FIRST_DELAY_S", 0.05)
 
 
 def image_number(rgb: np.ndarray) -> int:
@@ -94,7 +95,7 @@ def test_every_image_arrives_unchanged(units: list[AccessUnit], images: list[np.
     with RtspServer([Play(units)]) as server:
         source = LiveSource(server.address, LiveOptions("wait"))
         frames, errors = take(source, COUNT)
-    assert not errors and source.dropped == 0
+    assert not errors and source.counters.dropped == 0
     assert server.methods[:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
     for frame, image in zip(frames, images, strict=True):
         assert np.abs(frame.rgb.astype(int) - image).mean() < 8
@@ -109,7 +110,7 @@ def test_probing_loses_no_key_frame() -> None:
     with RtspServer([Play(units, rate=50), Play(status="404 Not Found")]) as server:
         source = LiveSource(server.address, LiveOptions(reconnect_timeout_s=0.5))
         frames, _ = take(source)
-    assert frames and len(frames) + source.dropped == COUNT
+    assert frames and len(frames) + source.counters.dropped == COUNT
     assert numbers(frames)[-1] == ALL[-1]
 
 
@@ -118,7 +119,7 @@ def test_reconnects_after_a_cut_connection(units: list[AccessUnit]) -> None:
     with RtspServer(plays) as server:
         source = LiveSource(server.address, LiveOptions("wait"))
         frames, errors = take(source, COUNT)
-    assert not errors and source.reconnects >= 2
+    assert not errors and source.counters.reconnects >= 2
     # Indices and timestamps continue over the reconnects.
     assert numbers(frames) == ALL and [f.index for f in frames] == list(range(COUNT))
     times = [f.pts for f in frames if f.pts is not None]
@@ -129,14 +130,14 @@ def test_reconnects_if_the_announced_length_was_not_reached(units: list[AccessUn
     with RtspServer([Play(units[:10], drop=True, seconds=60), Play(units[10:])]) as server:
         source = LiveSource(server.address, LiveOptions("wait"))
         frames, errors = take(source, COUNT)
-    assert not errors and source.reconnects >= 1 and numbers(frames) == ALL
+    assert not errors and source.counters.reconnects >= 1 and numbers(frames) == ALL
 
 
 def test_ends_when_the_announced_length_is_reached(units: list[AccessUnit]) -> None:
     with RtspServer([Play(units, seconds=COUNT / 100)]) as server:
         source = LiveSource(server.address, LiveOptions("wait"))
         frames, errors = take(source)
-    assert not errors and source.reconnects == 0 and numbers(frames) == ALL
+    assert not errors and source.counters.reconnects == 0 and numbers(frames) == ALL
 
 
 def test_gives_up_when_the_server_dies(units: list[AccessUnit]) -> None:
@@ -152,7 +153,7 @@ def test_gives_up_when_the_server_dies(units: list[AccessUnit]) -> None:
                 errors.append(str(item))
             if len(frames) == 5:
                 server.close()
-    assert numbers(frames)[:5] == ALL[:5] and source.reconnects >= 1
+    assert numbers(frames)[:5] == ALL[:5] and source.counters.reconnects >= 1
     assert errors == [f"{server.address}: no frame for 3 s (Connection refused)"]
 
 
@@ -168,7 +169,7 @@ def test_gives_up_when_the_server_refuses(status: str) -> None:
 def test_gives_up_when_the_server_is_silent(
     units: list[AccessUnit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (streams, stream_input):
+    for module in (stream_reader, stream_input):
         monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 2.0)
     with RtspServer([Play(units, hold=True)]) as server:
         frames, errors = take(
@@ -186,7 +187,7 @@ def test_stop_ends_a_silent_stream(units: list[AccessUnit]) -> None:
         assert any(isinstance(item, Frame) for item in frames)
         threading.Timer(0.5, source.stop).start()
         assert not [item for item in frames if isinstance(item, DataError)]
-    assert source.reconnects == 0
+    assert source.counters.reconnects == 0
     wait_until(
         lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("fada")]
     )

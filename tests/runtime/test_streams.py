@@ -26,15 +26,16 @@ from toy import color_model, http_server, read_video, scene, wait_until, write_v
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources import stream_input, streams
+from fada_deploy.runtime.sources import stream_input, stream_reader
 from fada_deploy.runtime.sources.addresses import is_live_address
 from fada_deploy.runtime.sources.base import Frame, Pause
-from fada_deploy.runtime.sources.frame_slot import FrameSlot
+from fada_deploy.runtime.sources.frame_slot import FrameSlot, StreamCounters
 from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.stream_clock import StreamClock
 from fada_deploy.runtime.sources.stream_input import read_stream
-from fada_deploy.runtime.sources.streams import LiveOptions, LiveSource
+from fada_deploy.runtime.sources.stream_reader import LiveOptions
+from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers.save import SaveOptions, save_results
 
 Serve = Callable[[list[bytes]], str]
@@ -87,7 +88,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(autouse=True)
 def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(stream_reader, "_FIRST_DELAY_S", 0.05)
 
 
 def take(source: LiveSource, count: int) -> list[Frame | DataError]:
@@ -129,7 +130,7 @@ def test_wait_policy_loses_no_frame(clip: Path, serve: Serve) -> None:
     source = LiveSource(serve([clip.read_bytes()]), LiveOptions("wait"))
     frames = take(source, 20)
     expected = [rgb for _, rgb in read_video(clip)]
-    assert len(frames) == 20 and source.dropped == 0
+    assert len(frames) == 20 and source.counters.dropped == 0
     for frame, rgb in zip(frames, expected, strict=True):
         assert isinstance(frame, Frame)
         np.testing.assert_array_equal(frame.rgb, rgb)
@@ -144,7 +145,7 @@ def test_reconnects_after_a_broken_connection(
     source = LiveSource(serve([data, b"", data]), LiveOptions("wait"))
     frames = take(source, 30)
     assert source.name in caplog.messages[0] and "reconnecting for 30 s" in caplog.messages[0]
-    assert all(isinstance(f, Frame) for f in frames) and source.reconnects >= 2
+    assert all(isinstance(f, Frame) for f in frames) and source.counters.reconnects >= 2
     assert [f.index for f in frames if isinstance(f, Frame)] == list(range(30))
 
 
@@ -168,7 +169,7 @@ def test_a_source_that_never_worked_is_given_up_at_once(
 ) -> None:
     source = LiveSource(address.replace("SERVER", serve([b""])))
     (error,) = take(source, 1)
-    assert isinstance(error, DataError) and cause in str(error) and source.reconnects == 0
+    assert isinstance(error, DataError) and cause in str(error) and source.counters.reconnects == 0
 
 
 @pytest.mark.parametrize(
@@ -196,18 +197,20 @@ def test_names_of_sources_contain_no_secret(address: str, name: str) -> None:
 
 @pytest.mark.parametrize(("policy", "remaining"), [("drop-oldest", [4]), ("drop-newest", [0])])
 def test_full_slot_drops_and_counts(policy: str, remaining: list[int]) -> None:
-    slot = FrameSlot(policy, threading.Condition())
+    counters = StreamCounters()
+    slot = FrameSlot(policy, threading.Condition(), counters)
     for index in range(5):
         assert slot.put(Frame(np.zeros((2, 2, 3), np.uint8), "s", index, "", 0.0))
     frame = slot.take()
-    assert frame is not None and [frame.index] == remaining and slot.dropped == 4
+    assert frame is not None and [frame.index] == remaining and counters.dropped == 4
     assert slot.take() is None
     slot.close()
     assert not slot.put(frame)
 
 
 def test_closing_a_slot_wakes_a_waiting_reader() -> None:
-    slot = FrameSlot("wait", threading.Condition())
+    counters = StreamCounters()
+    slot = FrameSlot("wait", threading.Condition(), counters)
     frame = Frame(np.zeros((2, 2, 3), np.uint8), "s", 0, "", 0.0)
     assert slot.put(frame)
     accepted: list[bool] = []
@@ -215,19 +218,19 @@ def test_closing_a_slot_wakes_a_waiting_reader() -> None:
     writer.start()
     slot.close()
     writer.join(2)
-    assert accepted == [False] and slot.dropped == 0
+    assert accepted == [False] and counters.dropped == 0
 
 
 def test_late_frames_are_dropped_and_counted(clip: Path, serve: Serve) -> None:
     source = LiveSource(serve([clip.read_bytes()]), LiveOptions("wait", deadline_s=1e-9))
 
     def stop_when_enough() -> None:
-        while source.late < 20:
+        while source.counters.late < 20:
             time.sleep(0.01)
         source.stop()
 
     threading.Thread(target=stop_when_enough, daemon=True).start()
-    assert all(isinstance(item, Pause) for item in source.frames()) and source.late >= 20
+    assert all(isinstance(item, Pause) for item in source.frames()) and source.counters.late >= 20
 
 
 def test_invalid_options_raise() -> None:
@@ -355,18 +358,18 @@ def test_damaged_image_in_a_pipe_is_counted(tmp_path: Path) -> None:
 
 
 def test_gives_up_when_no_packet_can_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (streams, stream_input):
+    for module in (stream_reader, stream_input):
         monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.1)
-    source = LiveSource("http://127.0.0.1:9/clip.ts", LiveOptions("wait", reconnect_timeout_s=0.3))
 
-    def damaged(stopped: Callable[[], bool], *_: object) -> Iterator[None]:
+    def damaged(address: str, stopped: Callable[[], bool], **_: object) -> Iterator[None]:
         while not stopped():
             time.sleep(0.01)
             yield None
 
-    source._images = damaged  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(stream_reader, "read_stream", damaged)
+    source = LiveSource("http://127.0.0.1:9/clip.ts", LiveOptions("wait", reconnect_timeout_s=0.3))
     (error,) = take(source, 1)
-    assert "no packet can be decoded" in str(error) and source.damaged
+    assert "no packet can be decoded" in str(error) and source.counters.damaged
 
 
 def test_file_with_known_length_is_read_once(clip: Path, tmp_path: Path) -> None:
@@ -382,7 +385,7 @@ def test_file_with_known_length_is_read_once(clip: Path, tmp_path: Path) -> None
             # Slower than the server, which would lose frames of a live stream.
             time.sleep(0.01)
     frames = [item for item in items if isinstance(item, Frame)]
-    assert [frame.index for frame in frames] == [*range(20)] and source.dropped == 0
+    assert [frame.index for frame in frames] == [*range(20)] and source.counters.dropped == 0
     np.testing.assert_allclose(np.diff([float(f.pts * f.time_base) for f in frames]), 0.1)  # type: ignore[operator]
     assert not [item for item in items if isinstance(item, DataError)]
 
@@ -415,7 +418,7 @@ def test_delay_between_connections_grows(
     # One warning of each kind; four delays of 0.05, 0.1, 0.2 and 0.4 s.
     reconnecting, begins_again = caplog.messages
     assert "reconnecting" in reconnecting and "begins again" in begins_again
-    assert source.reconnects == 4 and time.monotonic() - start > 0.75
+    assert source.counters.reconnects == 4 and time.monotonic() - start > 0.75
     times = np.diff([float(item.pts * item.time_base) for item in items if isinstance(item, Frame)])
     # The stream's timestamps within a connection, continued from one connection to the next.
     assert (times >= 0).all() and np.isclose(times, 0.1, atol=1e-3).sum() == 95
@@ -448,11 +451,11 @@ def test_dropped_frames_are_counted_while_the_stream_is_read(clip: Path, serve: 
     frames = source.frames()
     next(item for item in frames if isinstance(item, Frame))
     until = time.monotonic() + 20
-    while source.dropped < 5 and time.monotonic() < until:
+    while source.counters.dropped < 5 and time.monotonic() < until:
         time.sleep(0.01)
-    before = source.counters()["dropped"]
+    before = source.counters.dropped
     frames.close()
-    assert 5 <= before <= source.dropped
+    assert 5 <= before <= source.counters.dropped
 
 
 def test_streams_that_differ_in_their_login_are_both_read() -> None:

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import dataclass
 
 from fada_deploy.runtime.sources.base import Frame
 
 DROP_POLICIES = ("drop-oldest", "drop-newest", "wait")
+
+
+@dataclass
+class StreamCounters:
+    """What went wrong while a live source was read, since it was opened first.
+
+    Attributes:
+        dropped: Frames dropped by the policy.
+        late: Frames dropped because they exceeded the deadline.
+        damaged: Packets that could not be decoded.
+        reconnects: How often the connection was opened again.
+    """
+
+    dropped: int = 0
+    late: int = 0
+    damaged: int = 0
+    reconnects: int = 0
 
 
 class FrameSlot:
@@ -15,16 +33,18 @@ class FrameSlot:
 
     The reader `put`s frames, the pipeline `take`s them. If the slot is full, the drop policy
     decides: "drop-oldest" replaces the waiting frame, "drop-newest" drops the new one, and "wait"
-    blocks the reader. `dropped` counts dropped frames. Several slots share the condition
+    blocks the reader. Dropped frames are counted in `counters`. Several slots share the condition
     `changed`, so that one thread can wait for all of them.
     """
 
-    def __init__(self, drop_policy: str, changed: threading.Condition) -> None:
+    def __init__(
+        self, drop_policy: str, changed: threading.Condition, counters: StreamCounters
+    ) -> None:
         self.drop_policy = drop_policy
         self._frames: deque[Frame] = deque()
         self._changed = changed
         self.closed = False
-        self.dropped = 0
+        self._counters = counters
 
     def put(self, frame: Frame) -> bool:
         """Offer a frame; return False if the slot is closed."""
@@ -32,7 +52,7 @@ class FrameSlot:
             if self.drop_policy == "wait":
                 self._changed.wait_for(lambda: self.closed or not self._frames)
             elif self._frames:
-                self.dropped += 1
+                self._counters.dropped += 1
                 if self.drop_policy == "drop-newest":
                     return not self.closed
                 self._frames.clear()

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.progress import progress_bar
@@ -118,7 +118,7 @@ def run_inference(
                     finished.add(item.source)
                 errors_before = len(summary.errors)
     summary.seconds = time.perf_counter() - start
-    summary.live = {s.name: s.counters() for s in sources if isinstance(s, LiveSource)}
+    summary.live = {s.name: asdict(s.counters) for s in sources if isinstance(s, LiveSource)}
     return summary
 
 
