@@ -139,9 +139,12 @@ def adapt(
     *,
     tgt: str | Path,
     source_free: bool = False,
+    iterations: int | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    cache_gib: float = 0.0,
+    cache_folder: str | Path | None = None,
 ) -> tuple[TrainingResult, list[TargetComparison]]:
     """Adapt a trained network to a new target, as `fada adapt` does.
 
@@ -153,10 +156,13 @@ def adapt(
         tgt: New unlabeled target: the name of a data set, a TOML file, a video, or a folder of
             videos or images.
         source_free: Learn from the new target alone.
+        iterations: Number of training iterations [that of the stage selftrain of the model].
         settings: Single settings by their dotted name, for example `{"selftrain.lr": 1e-4}`.
         out: Folder of the new run [`runs/<src>-<tgt>-<backbone>-NNN`]. A run that was interrupted
             there is continued.
         device: "auto", "cpu" or "cuda[:N]".
+        cache_gib: Memory for decoded frames in GiB.
+        cache_folder: Folder for these frames, in place of memory; later runs use them too.
 
     Raises:
         ModelError: The model cannot be read, or does not contain its settings.
@@ -164,6 +170,8 @@ def adapt(
         DataError: The data cannot be used.
         MissingExtraError: torch is not installed.
     """
+    from fada_deploy.data.cache import open_cache
+
     try:
         from fada_deploy.training.adapt import (
             adaptation_config,
@@ -176,9 +184,12 @@ def adapt(
         raise MissingExtraError(str(error.name), "train") from None
 
     where = choose_device(device)
-    config = adaptation_config(Path(model), tgt=str(tgt), source_free=source_free, options=settings)
+    config = adaptation_config(
+        Path(model), tgt=str(tgt), source_free=source_free, iterations=iterations, options=settings
+    )
+    cache = open_cache(cache_gib, None if cache_folder is None else Path(cache_folder))
     run = adaptation_folder(config, None if out is None else Path(out))
-    result = train_run(config, run, device=where)
+    result = train_run(config, run, device=where, cache=cache)
     return result, compare_targets(run, config, where)
 
 

@@ -15,6 +15,7 @@ from fada_deploy.cli.options import (
     JSON_OPTION,
     RUN_OPTION,
     TGT_ROOT_OPTION,
+    cache_options,
 )
 from fada_deploy.cli.training_output import print_result, resumable, write_run_report
 
@@ -50,6 +51,7 @@ from fada_deploy.cli.training_output import print_result, resumable, write_run_r
     metavar="KEY=VALUE",
     help="Change one setting, for example selftrain.lr=1e-4; may be repeated.",
 )
+@cache_options
 @DEVICE_OPTION
 @RUN_OPTION
 @JSON_OPTION
@@ -59,6 +61,8 @@ def command(
     source_free: bool,
     iterations: int | None,
     settings: tuple[str, ...],
+    cache: float,
+    cache_folder: Path | None,
     device: str,
     out: Path | None,
     as_json: bool,
@@ -82,6 +86,7 @@ def command(
     from dataclasses import asdict
 
     from fada_deploy.common.errors import InterruptedRunError, MissingExtraError
+    from fada_deploy.data.cache import open_cache
 
     try:
         from fada_deploy.training.adapt import (
@@ -101,10 +106,11 @@ def command(
         model, tgt=tgt, source_free=source_free, iterations=iterations, options=options,
         settings=settings, remedy=CLI_REMEDY,
     )  # fmt: skip
+    frames = open_cache(cache, cache_folder)
     run = adaptation_folder(config, out)
     try:
         with resumable(run, where, less_memory="--set selftrain.accumulate=2"):
-            result = train(config, run, device=where)
+            result = train(config, run, device=where, cache=frames)
             comparisons = compare_targets(run, config, where)
     except InterruptedRunError:
         raise InterruptedRunError(

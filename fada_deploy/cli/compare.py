@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Options of `fada train` that differ between the runs of a comparison, or belong to one run.
 _OF_ONE_RUN = {
     "method", "stages", "seed", "start", "out", "resume", "device", "as_json", "tensorboard",
-    "cache", "cache_folder", "ray", "ray_workers", "ray_cpus", "ray_gpus",
+    "ray", "ray_workers", "ray_cpus", "ray_gpus",
 }  # fmt: skip
 
 
@@ -88,6 +88,8 @@ def command(
     device: str,
     config_file: Path | None,
     settings: tuple[str, ...],
+    cache: float,
+    cache_folder: Path | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -102,6 +104,7 @@ def command(
     """
     from fada_deploy.common.errors import FadaError, MissingExtraError, UsageError
     from fada_deploy.common.files import lock
+    from fada_deploy.data.cache import open_cache
 
     require_package("matplotlib", "plot")
     try:
@@ -120,6 +123,11 @@ def command(
     options |= {"method": None, "stages": "source", "seed": None, "start": None}
     config = make_run_config(config_file, settings, options)
     names = parse_methods(methods, config.backbone)
+    # Each run opens it by itself; this only refuses one that cannot be used.
+    open_cache(cache, cache_folder)
+    arguments = ["--cache", str(cache)] if cache else []
+    if cache_folder is not None:
+        arguments += ["--cache-folder", str(cache_folder)]
     is_new = out is None or not out.exists()
     out = out or numbered_dir(RUNS, "compare")
     out.mkdir(parents=True, exist_ok=True)
@@ -127,8 +135,10 @@ def command(
     try:
         with lock(out):
             document = compare(
-                config, out, methods=names, seeds=seeds, budget=budget, jobs=jobs, device=device
-            )
+                config, out,
+                methods=names, seeds=seeds, budget=budget, jobs=jobs, device=device,
+                arguments=arguments,
+            )  # fmt: skip
             frames = target_frames(config, out / TARGET_FRAMES)
             page = write_page(document, out, frames=frames, device=torch_device)
     except FadaError:

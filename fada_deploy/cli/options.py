@@ -121,6 +121,25 @@ _RAY_OPTIONS = (
 )
 
 
+_CACHE_OPTIONS = (
+    click.option(
+        "--cache",
+        type=FiniteFloat(0),
+        default=0.0,
+        metavar="GIB",
+        help="Keep up to GIB GiB of decoded frames in the memory of each process. Helps where the "
+        "training waits for frames; the report says how long it did.",
+    ),
+    click.option(
+        "--cache-folder",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="Keep the frames of --cache in this folder instead, for all processes and later runs. "
+        "Choose a fast disk.",
+    ),
+)
+
+
 def named_options() -> frozenset[str]:
     """Return the parameters of the options that the user wrote on the command line."""
     context = click.get_current_context()
@@ -133,7 +152,18 @@ def named_options() -> frozenset[str]:
 
 def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that let a command run on a Ray cluster."""
-    for option in reversed(_RAY_OPTIONS):
+    return _add_options(command, _RAY_OPTIONS)
+
+
+def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that keep decoded frames."""
+    return _add_options(command, _CACHE_OPTIONS)
+
+
+def _add_options(
+    command: Callable[..., Any], options: Sequence[Callable[..., Any]]
+) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 

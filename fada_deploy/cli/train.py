@@ -18,6 +18,7 @@ from fada_deploy.cli.options import (
     SIZE,
     TGT_ROOT_OPTION,
     FiniteFloat,
+    cache_options,
     cluster_options,
     ray_options,
 )
@@ -186,21 +187,7 @@ _BACKBONES = (
     help="Use torch.compile, and launch all kernels of a network on a GPU with a single call, as "
     "CUDA graphs. Helps where the GPU waits for its host: small networks and small batches.",
 )
-@click.option(
-    "--cache",
-    type=FiniteFloat(0),
-    default=0.0,
-    metavar="GIB",
-    help="Keep up to GIB GiB of decoded frames in the memory of each process. Helps where the "
-    "training waits for frames; the report says how long it did.",
-)
-@click.option(
-    "--cache-folder",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="Keep the frames of --cache in this folder instead, for all processes and later runs. "
-    "Choose a fast disk.",
-)
+@cache_options
 @click.option(
     "--tensorboard", is_flag=True, help="Also write scalars and example images to RUN/tensorboard."
 )

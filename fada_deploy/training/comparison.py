@@ -118,13 +118,15 @@ def compare(
     budget: int | None = None,
     jobs: int = 1,
     device: str = "auto",
+    arguments: Sequence[str] = (),
 ) -> ComparisonDocument:
     """Train every method with every seed in the folder `out`; return and write the comparison.
 
     `config` has the settings of all runs, except for method, stages and seed. `budget` is the
     number of iterations of source stage and method together, None for those of the settings: the
-    iterations of the stages source and adversarial, also for self-training. `jobs`
-    runs are trained at the same time; they divide the cores, or take one GPU after another.
+    iterations of the stages source and adversarial, also for self-training. `jobs` runs are
+    trained at the same time; they divide the cores, or take one GPU after another. `arguments` are
+    further ones of each `fada train --resume`.
 
     Raise `InterruptedRunError` after Ctrl-C. A run that cannot be trained is reported in the
     document and does not end the others.
@@ -148,7 +150,7 @@ def compare(
     _check_settings(jobs_in_order, out)
     _prepare_data(config, out, jobs_in_order)
     try:
-        errors = train_jobs(jobs_in_order, parallel=jobs, device=device)
+        errors = train_jobs(jobs_in_order, parallel=jobs, device=device, arguments=arguments)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"interrupted; repeat the command with --out {shlex.quote(str(out))} to continue"

@@ -64,11 +64,14 @@ class Job:
             return 0
 
 
-def train_jobs(jobs: Sequence[Job], *, parallel: int, device: str) -> dict[Path, str]:
+def train_jobs(
+    jobs: Sequence[Job], *, parallel: int, device: str, arguments: Sequence[str] = ()
+) -> dict[Path, str]:
     """Train the unfinished runs, each after the one that it starts from.
 
-    Return one error line for each run that could not be trained. After Ctrl-C the runs save their
-    state, and `KeyboardInterrupt` is raised.
+    `arguments` are further ones of each `fada train --resume`. Return one error line for each run
+    that could not be trained. After Ctrl-C the runs save their state, and `KeyboardInterrupt` is
+    raised.
     """
     everything = [job for job in jobs if not job.finished]
     waiting = list(everything)
@@ -79,7 +82,7 @@ def train_jobs(jobs: Sequence[Job], *, parallel: int, device: str) -> dict[Path,
     total = sum(job.iterations for job in everything)
     with (
         ThreadPoolExecutor(parallel) as pool,
-        _Processes(parallel, device) as processes,
+        _Processes(parallel, device, arguments) as processes,
         progress_bar(total, "compare", unit="iteration", initial=shown) as bar,
     ):
         while waiting or running:
@@ -111,8 +114,8 @@ def _ready(job: Job) -> bool:
 class _Processes:
     """Processes of `fada train`, which are interrupted together."""
 
-    def __init__(self, parallel: int, device: str) -> None:
-        self._parallel, self._device = parallel, device
+    def __init__(self, parallel: int, device: str, arguments: Sequence[str]) -> None:
+        self._parallel, self._device, self._arguments = parallel, device, arguments
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -142,7 +145,7 @@ class _Processes:
         # Also for a run that exists: the comparison may have been moved.
         save_config(job.config, job.folder)
         threads = str(max(1, usable_cores() // self._parallel))
-        command = _command(job.folder, self._device_of(slot))
+        command = [*_command(job.folder, self._device_of(slot)), *self._arguments]
         log = job.folder / LOG
         with log.open("w") as err:
             with self._lock:

@@ -266,3 +266,14 @@ def test_a_run_is_finished_by_its_document(
     job = Job(tmp_path / "run", RunConfig("gta5", "cityscapes"))
     errors = train_jobs([job], parallel=1, device="cpu")
     assert job.finished == succeeded == (not errors)
+
+
+def test_every_run_keeps_its_frames_in_the_cache_folder(
+    blocks: Path, tmp_path: Path, fada: Run
+) -> None:
+    command = arguments(blocks, tmp_path / "it", "--methods", "none", "--budget", 2)
+    command[command.index("1,2")] = "1"
+    folder = tmp_path / "frames"
+    assert fada(*command, "--cache-folder", folder)[0] == 2
+    assert fada(*command, "--cache", 0.1, "--cache-folder", folder)[0] == 0
+    assert any(folder.iterdir())

@@ -24,6 +24,7 @@ from fada_deploy.training.methods.self_training import PseudoLabels, rolled
 from fada_deploy.training.optim import mix_running_statistics
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.run import train
+from fada_deploy.training.run_files import load_config
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.weights.checkpoints import load_model, save_state, save_weights
 
@@ -89,10 +90,12 @@ def test_rolled_frames_keep_their_labels() -> None:
 @pytest.mark.slow
 def test_adapt_resume_and_evaluate_from_python(adapted: Path, blocks: Path, tmp_path: Path) -> None:
     out = tmp_path / "api"
-    settings = {"selftrain.iterations": 1, "selftrain.max_iterations": 2}
+    frames = tmp_path / "frames"
     result, targets = api.adapt(
-        adapted, tgt=blocks / "source.toml", settings=settings, out=out, device="cpu"
-    )
+        adapted, tgt=blocks / "source.toml", iterations=1, out=out, device="cpu", cache_gib=0.1,
+        cache_folder=frames,
+    )  # fmt: skip
+    assert load_config(out).selftrain.iterations == 1 and any(frames.iterdir())
     assert result.run == out and [Path(each.target).name for each in targets] == [
         "source.toml",
         "target.toml",
@@ -118,9 +121,10 @@ def test_adapt_compares_both_networks_on_both_targets(
     out = tmp_path / "again"
     code, stdout, err = fada(
         "adapt", adapted, "--tgt", blocks / "source.toml", "--iterations", 3, "--out", out,
-        "--device", "cpu", "--json",
+        "--device", "cpu", "--json", "--cache", 0.1, "--cache-folder", tmp_path / "frames",
     )  # fmt: skip
     assert code == 0, err
+    assert any((tmp_path / "frames").iterdir())
     comparisons = json.loads((out / "adaptation.json").read_text())
     document = json.loads(stdout)
     assert (document["run"], document["targets"]) == (str(out), comparisons)

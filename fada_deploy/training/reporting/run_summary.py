@@ -110,7 +110,6 @@ def waiting_for_frames(lines: Sequence[Mapping[str, float]]) -> str:
     if not waits or (wait := float(np.mean(waits))) <= _MUCH_WAITING:
         return ""
     return (
-        f"{100 * wait:.0f} % of the time was spent waiting for frames; --cache GIB of `fada train` "
-        "keeps more of them in memory, or with --cache-folder on a disk, files at the size of the "
-        "run are read faster, and more CPU cores read more of them"
+        f"{100 * wait:.0f} % of the time was spent waiting for frames; keep decoded frames with "
+        "--cache GIB, resize the files to the size of the run, or use more CPU cores"
     )
