@@ -261,15 +261,16 @@ def trained(streets: Path, made_once: MadeOnce) -> Path:
     return made_once("trained", lambda run: train(config, run, device=torch.device("cpu")))
 
 
-def restore_sigint() -> None:
-    """Restore the default handler of SIGINT, which background shells set to ignore."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def restore_signals() -> None:
+    """Restore the default handlers of signals that background shells and `nohup` ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
 def interruptible() -> Callable[[], None]:
-    """Return a `preexec_fn` with which a child process can be interrupted by SIGINT."""
-    return restore_sigint
+    """Return a `preexec_fn` with which a child process can be interrupted by SIGINT and SIGHUP."""
+    return restore_signals
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.common.metrics import Scores, confusion_matrix
 from fada_deploy.common.progress import set_progress_factory
 from fada_deploy.data import open_dataset
+from fada_deploy.data.problems import find_problems
+from fada_deploy.data.statistics import compute_statistics
 from fada_deploy.evaluation import evaluate
 
 
@@ -52,6 +54,20 @@ def test_scores_every_pixel_and_reports_the_unreadable_frame(tmp_path: Path) -> 
     assert result.scores.miou == pytest.approx(np.mean([h / u for h, u in count.values()]))
     assert "pole" in result.scores.absent and "road" not in result.scores.absent
     assert result.frames == 2 and len(result.failed) == 1 and "1.png" in result.failed[0]
+
+
+def test_a_frame_without_labels_is_reported_and_the_others_are_scored(
+    streets: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(streets / "cityscapes", tmp_path, dirs_exist_ok=True)
+    lost = sorted((tmp_path / "gtFine/val").rglob("*_labelIds.png"))[0]
+    lost.unlink()
+    frames = open_dataset("cityscapes", tmp_path, split="val", space=CITYSCAPES_19)
+    result = evaluate(lambda images: [np.zeros(i.shape[:2], np.uint8) for i in images], frames)
+    assert result.frames == len(frames) - 1 and frames.labeled
+    assert [lost.name.split("_gtFine")[0] in line for line in result.failed] == [True]
+    (problem,) = [p.text for p in find_problems(frames, compute_statistics(frames, frames=False))]
+    assert f"1 of {len(frames)} frames have no labels" in problem
 
 
 class Bars:

@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 
 from fada_deploy.cli.options import CommandGroup
 from fada_deploy.cli.typed_paths import remember_arguments, with_typed_paths
+from fada_deploy.common.system import stop_signals
 
 # Command → (module, its line in `fada --help`); the help must not import the modules.
 COMMANDS = {
@@ -110,12 +111,12 @@ def main(args: list[str] | None = None) -> Any:
     from fada_deploy.common.errors import FadaError
 
     console.install()
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    ):
-        # SIGTERM acts as Ctrl-C does: commands save their state and remove temporary files.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():
+        # SIGTERM, and SIGHUP of a terminal that is closed, act as Ctrl-C does: commands save their
+        # state and remove temporary files.
+        for number in stop_signals():
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
     remember_arguments(sys.argv[1:] if args is None else args)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)

@@ -14,7 +14,7 @@ from fada_deploy.cli.options import DEVICE_OPTION, JSON_OPTION
 from fada_deploy.cli.report import target_frames
 from fada_deploy.cli.run_config import make_run_config
 from fada_deploy.common.files import numbered_dir
-from fada_deploy.common.runs import RUNS
+from fada_deploy.common.runs import RUNS, TARGET_FRAMES
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def command(
 
     require_package("matplotlib", "plot")
     try:
-        from fada_deploy.training.comparison import TARGET_FRAMES, compare, parse_methods
+        from fada_deploy.training.comparison import compare, parse_methods
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.reporting.comparison_page import write_page
     except ImportError as error:

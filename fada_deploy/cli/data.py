@@ -212,7 +212,10 @@ def render(
         ) from None
     log(
         f"{out}: wrote {source_scenes} source, {target_scenes} target and {val_scenes} validation "
-        f"scenes and {video_seconds:g} s of video\n"
-        f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes "
-        "--recipe small --stages source,adversarial"
+        f"scenes and {video_seconds:g} s of video"
     )
+    if source_scenes and target_scenes:
+        log(
+            f"next: FADA_DATASETS={shlex.quote(str(out))} fada train --src gta5 --tgt cityscapes "
+            "--recipe small --stages source,adversarial"
+        )

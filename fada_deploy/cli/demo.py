@@ -96,12 +96,12 @@ def _write_contact_sheet(run: Path, path: Path) -> None:
     import numpy as np
 
     from fada_deploy.common.images import read_rgb, write_png
-    from fada_deploy.common.runs import BUILTIN
+    from fada_deploy.common.runs import BUILTIN, TARGET_FRAMES
     from fada_deploy.runtime.overlay.blend import overlay
     from fada_deploy.runtime.segmenter import Segmenter
 
     # The frames that the training has sampled from the video.
-    frames = sorted((run / "target_frames").glob("*/[!.]*.png"))
+    frames = sorted((run / TARGET_FRAMES).glob("*/[!.]*.png"))
     shown = np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int).tolist()
     rows = []
     with Segmenter(BUILTIN) as before, Segmenter(run) as after:

@@ -1,4 +1,4 @@
-"""Stop sources on Ctrl-C or SIGTERM, so that their output files are completed."""
+"""Stop sources on Ctrl-C, SIGTERM or SIGHUP, so that their output files are completed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fada_deploy.cli.console import log
 from fada_deploy.common.errors import InterruptedRunError
+from fada_deploy.common.system import stop_signals
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.sources.base import Source, StoppableSource
@@ -49,7 +50,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM stop all sources; the second one interrupts at once.
+    """Let the first Ctrl-C, SIGTERM or SIGHUP stop all sources; the second one interrupts at once.
 
     If a library does not return within `_GRACE_S` seconds after the second one, the process ends.
     """
@@ -70,7 +71,7 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
         log(f"\nstopping; press Ctrl-C again to quit at once ({kept})")
         stop.stop_all()
 
-    previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    previous = {each: signal.getsignal(each) for each in stop_signals()}
     for each in previous:
         signal.signal(each, handle)
     if stop.live:

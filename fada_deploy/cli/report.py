@@ -9,7 +9,7 @@ import click
 
 from fada_deploy.cli.console import log
 from fada_deploy.cli.options import DEVICE_OPTION
-from fada_deploy.common.runs import newest_run
+from fada_deploy.common.runs import TARGET_FRAMES, newest_run
 from fada_deploy.common.system import require_package
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def command(
     dataset = None
     if frames:
         # Training has already extracted the frames of recordings to this folder.
-        dataset = target_frames(load_config(paths[0]), paths[0] / "target_frames")
+        dataset = target_frames(load_config(paths[0]), paths[0] / TARGET_FRAMES)
     write_report(
         paths, out, frames=dataset, device=torch_device, count=frames, ccd_frames=ccd_frames
     )

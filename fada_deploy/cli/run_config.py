@@ -34,17 +34,7 @@ def make_run_config(
         rendered=not no_rendered,
     )  # fmt: skip
     _check_rendered(config, options, no_rendered=no_rendered)
-    _check_target(config)
     return config
-
-
-def _check_target(config: RunConfig) -> None:
-    """Raise `UsageError` if there is a folder of a data set for a target of recordings."""
-    from fada_deploy.common.errors import UsageError
-    from fada_deploy.training.data.datasets import is_recording
-
-    if config.tgt_root is not None and is_recording(config) and Path(config.tgt).exists():
-        raise UsageError("--tgt-root is the folder of a data set; recordings are named by --tgt")
 
 
 def _check_rendered(config: RunConfig, options: dict[str, Any], *, no_rendered: bool) -> None:

@@ -72,8 +72,8 @@ _BACKBONES = (
     "--src-root",
     type=click.Path(),
     multiple=True,
-    help="Folder of each --src, in the same order. [default: $FADA_DATASETS/NAME, or datasets/NAME "
-    "if the variable is not set]",
+    help="Folder of each --src that is a data set such as gta5, in the same order. [default: "
+    "$FADA_DATASETS/NAME, or datasets/NAME if the variable is not set]",
 )
 @TGT_ROOT_OPTION
 @EGO_MASK_OPTION

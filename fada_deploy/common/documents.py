@@ -158,12 +158,14 @@ def _file_text(path: Path) -> str:
 
 
 def _check_values(data: Any) -> None:
-    """Refuse deep nesting and numbers that are not finite; iterative, so any depth is safe."""
+    """Refuse deep nesting, zero bytes, and numbers that are not finite, at any depth."""
     pending: list[tuple[Any, str, int]] = [(data, "", 0)]
     while pending:
         value, path, depth = pending.pop()
         if isinstance(value, float) and not math.isfinite(value):
             raise _Problem(_at(path, f"found {value}, expected a finite number"))
+        if isinstance(value, str) and "\0" in value:
+            raise _Problem(_at(path, "found a zero byte, expected a text without one"))
         if isinstance(value, dict | list):
             if depth == MAX_DEPTH:
                 raise _Problem(_TOO_DEEP)

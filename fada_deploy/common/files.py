@@ -136,11 +136,13 @@ def walk_files(
     folder: Path,
     suffixes: Collection[str],
     on_error: Callable[[OSError], None] | None = None,
+    skip: Callable[[Path], bool] = lambda folder: False,
 ) -> list[Path]:
     """Return the visible files anywhere below a folder that have one of the suffixes, sorted.
 
     Linked folders are followed, but none is entered twice, so a link to a parent folder ends.
-    `on_error` gets the error of each folder that cannot be read.
+    `on_error` gets the error of each folder that cannot be read. Folders below `folder` for which
+    `skip` is true are left out.
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -150,7 +152,9 @@ def walk_files(
             folders.clear()
             continue
         seen.add(key)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not skip(Path(root, name))
+        )
         names = (name for name in files if not name.startswith("."))
         found += [Path(root, n) for n in names if Path(n).suffix.lower() in suffixes]
     return sorted(found)
@@ -201,9 +205,9 @@ def lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None
 
 
 def write_text(final: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; bytes of file names that are not UTF-8 are kept."""
     with atomic_path(final) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8", "surrogateescape")
 
 
 def sha256(path: Path) -> str:

@@ -31,6 +31,12 @@ CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
 EXPORTS = "export"
+# Frames of the target's videos.
+TARGET_FRAMES = "target_frames"
+# The document of `fada compare`, in the folder of its runs.
+COMPARISON = "comparison.json"
+# In the output folder of `fada infer`: the inputs that are finished.
+FINISHED = "finished.json"
 STAGES = ("source", "adversarial", "selftrain", "distill")
 # The stages of the paper and of its released code.
 PAPER_STAGES = ("source", "adversarial", "distill")
@@ -61,6 +67,14 @@ def newest_run(root: Path = RUNS) -> Path:
         )
     problem = "; ".join(skipped) or f"no run in {root}/"
     raise ModelError(f"{problem}; train one with `fada train`, or name another run")
+
+
+def contains_results(folder: Path) -> bool:
+    """Return whether a folder is a run, or an output folder of `fada infer` or `fada compare`."""
+    if any((folder / name).is_file() for name in (FINISHED, COMPARISON)):
+        return True
+    is_run = any((folder / name).is_dir() for name in (*STAGES, TARGET_FRAMES))
+    return is_run and (folder / CONFIG).is_file()
 
 
 def _finished(run: Path) -> list[Path]:

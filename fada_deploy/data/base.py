@@ -55,8 +55,8 @@ class FrameDataset:
 
     @property
     def labeled(self) -> bool:
-        """Whether all frames have labels."""
-        return all(pair.labels is not None for pair in self.pairs)
+        """Whether there are labels; single frames may lack them."""
+        return any(pair.labels is not None for pair in self.pairs)
 
     def image(self, i: int, size_hw: SizeHW | None = None) -> NDArray[np.uint8]:
         """Return frame `i`, (H, W, 3) uint8 RGB, resized to `size_hw` if it is given.

@@ -50,6 +50,7 @@ def find_problems(
         *_ignored(dataset, statistics, allowed_ignored),
         *_unusable(dataset, statistics),
         *_colors(dataset, statistics),
+        *_without_labels(dataset),
     ]
     return sorted(problems, key=lambda problem: not problem.serious)
 
@@ -117,6 +118,16 @@ def _unusable(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator[
         f"{len(errors)} of {len(dataset)} files cannot be used{f'; {hint}' if hint else ''}",
         serious=len(errors) == labeled,
     )
+
+
+def _without_labels(dataset: FrameDataset) -> Iterator[Problem]:
+    missing = [pair.image for pair in dataset.pairs if pair.labels is None]
+    if dataset.labeled and missing:
+        yield Problem(
+            f"{len(missing)} of {len(dataset)} frames have no labels, for example {missing[0]}; "
+            "a source must not contain such frames, and an evaluation reports them as failed",
+            serious=False,
+        )
 
 
 def _colors(dataset: FrameDataset, statistics: DatasetStatistics) -> Iterator[Problem]:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.decoding import timed_frames
 from fada_deploy.common.errors import DataError
-from fada_deploy.common.files import walk_files
+from fada_deploy.common.files import walk_files, write_text
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.runs import contains_results
 from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
@@ -32,6 +33,9 @@ _LABEL_FOLDERS = frozenset({"annotations", "gtfine", "labels", "masks"})
 _THUMBNAIL_WH = (32, 18)
 # Timestamps of damaged recordings run back by less; they do not begin anew.
 _JITTER_S = 1.0
+_MIB = 1 << 20
+# Of the 255 bytes that a file name may have; a digest is added.
+_STEM_BYTES = 200
 
 OnError = Callable[[DataError], None]
 
@@ -60,9 +64,10 @@ def open_recordings(
 ) -> tuple[FrameDataset, FrameDataset]:
     """Sample recordings into two data sets without labels: (training, held-out).
 
-    Frames of videos are written as PNG files to `cache`. Images are used in place; folders of label
-    maps are skipped. At most a tenth of the frames is held out, in whole clips. If no clip is that
-    short, the last tenth of the longest clip is held out, and the tenth before it is not used.
+    Frames of videos are written as PNG files to `cache`. Images are used in place. Folders of label
+    maps, runs, and output folders of `fada infer` are skipped. At most a tenth of the frames is
+    held out, in whole clips. If no clip is that short, the last tenth of the longest clip is held
+    out, and the tenth before it is not used.
 
     `on_error` receives one error for each file that cannot be used. Raise `DataError` if no file
     can be used.
@@ -76,7 +81,9 @@ def open_recordings(
     mask = None if ego_mask is None else read_mask(ego_mask)
     sampling = sampling or Sampling()
     clips: dict[str, list[Pair]] = {}
-    for video in _videos(path):
+    # Before the frames of videos are written: `cache` may be in the folder.
+    videos, image_folders = _videos_and_images(path, cache)
+    for video in videos:
         try:
             clips[str(video)] = _sample_video(video, cache, sampling, on_error)
         except DataError as error:
@@ -85,7 +92,7 @@ def open_recordings(
             on_error(error)
             continue
         logger.info("%s: sampled %d frames", video.name, len(clips[str(video)]))
-    for folder, images in _image_folders(path).items():
+    for folder, images in image_folders.items():
         parts = (path.name, *Path(folder).relative_to(path).parts)
         if _LABEL_FOLDERS & {part.lower() for part in parts}:
             logger.info("%s: skipped, because its name is that of a folder of label maps", folder)
@@ -127,18 +134,26 @@ def split_by_clip(clips: dict[str, list[Pair]]) -> tuple[list[Pair], list[Pair]]
     return [pair for pairs in train.values() for pair in pairs], held_out
 
 
-def _videos(path: Path) -> list[Path]:
+def _videos_and_images(path: Path, cache: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Return the videos, and the images by their folder."""
     if path.is_file():
-        return [path]
-    return walk_files(path, VIDEO_SUFFIXES)
+        return [path], {}
 
+    def skip(folder: Path) -> bool:
+        if folder.resolve() == cache.resolve():
+            return True
+        if found := contains_results(folder):
+            logger.info("%s: skipped, because it contains results of fada_deploy", folder)
+        return found
 
-def _image_folders(path: Path) -> dict[str, list[Path]]:
-    folders: dict[str, list[Path]] = {}
-    if path.is_dir():
-        for image in walk_files(path, IMAGE_SUFFIXES):
-            folders.setdefault(str(image.parent), []).append(image)
-    return folders
+    videos: list[Path] = []
+    images: dict[str, list[Path]] = {}
+    for file in walk_files(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, skip=skip):
+        if file.suffix.lower() in VIDEO_SUFFIXES:
+            videos.append(file)
+        else:
+            images.setdefault(str(file.parent), []).append(file)
+    return videos, images
 
 
 def _thumbnail(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -173,11 +188,11 @@ def _distinct_images(
 
 def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnError) -> list[Pair]:
     # The folder's name identifies the version of the file and the sampling, so a resumed run finds
-    # its frames again.
-    stat = video.stat()
-    version = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    key = f"{version}:{sampling.every}:{sampling.min_change}"
-    folder = cache / f"{video.stem}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:8]}"
+    # its frames again. A copy of the video has another time, but the same version.
+    key = f"{_version(video)}:{sampling.every}:{sampling.min_change}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    stem = os.fsdecode(os.fsencode(video.stem)[:_STEM_BYTES])
+    folder = cache / f"{stem}-{digest}"
     done = folder / "done"
     if done.is_file():
         for line in done.read_text("utf-8", "surrogateescape").splitlines():
@@ -195,8 +210,19 @@ def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnErro
         if folder.is_dir():
             # A resumed run reports the errors again.
             lines = "".join(f"{error}\n" for error in errors)
-            done.write_text(lines, "utf-8", "surrogateescape")
+            write_text(done, lines)
     return [Pair(image, None, str(video)) for image in sorted(folder.glob("[!.]*.png"))]
+
+
+def _version(video: Path) -> str:
+    """Return the SHA-256 of the file's size and of its first and last MiB."""
+    size = video.stat().st_size
+    digest = hashlib.sha256(f"{size}".encode())
+    with video.open("rb") as handle:
+        digest.update(handle.read(_MIB))
+        handle.seek(max(0, size - _MIB))
+        digest.update(handle.read(_MIB))
+    return digest.hexdigest()
 
 
 def _timed_frames(

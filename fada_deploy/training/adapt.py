@@ -18,7 +18,14 @@ import torch
 
 from fada_deploy.common.errors import DataError, FadaError, ModelError
 from fada_deploy.common.files import write_text
-from fada_deploy.common.runs import BUILTIN, BUILTIN_FILE, CONFIG, final_weights, new_run
+from fada_deploy.common.runs import (
+    BUILTIN,
+    BUILTIN_FILE,
+    CONFIG,
+    TARGET_FRAMES,
+    final_weights,
+    new_run,
+)
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
@@ -131,7 +138,7 @@ def compare_targets(run: Path, config: RunConfig, device: torch.device) -> list[
     before, after = final_weights(Path(config.start)), final_weights(run)
     old = RunConfig.from_dict(load_model(before)[1]["config"])
     comparisons = []
-    for name, settings in (("target_frames", config), ("previous_target_frames", old)):
+    for name, settings in ((TARGET_FRAMES, config), ("previous_target_frames", old)):
         if name == "previous_target_frames" and (
             (settings.tgt, settings.tgt_root) == (config.tgt, config.tgt_root)
             or before == BUILTIN_FILE

@@ -27,25 +27,26 @@ from fada_deploy.common.comparison_document import (
 from fada_deploy.common.errors import FadaError, InterruptedRunError, UsageError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import WEIGHTS
+from fada_deploy.common.runs import COMPARISON, TARGET_FRAMES, WEIGHTS
 from fada_deploy.common.selection import read_selection
+from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.data.sources import open_sources
+from fada_deploy.training.device import choose_device
 from fada_deploy.training.distributed import require_single_process
 from fada_deploy.training.loop import STATE
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.reporting.run_summary import RunSummary
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.run_queue import Job, train_jobs
+from fada_deploy.training.selection import select_stage
 from fada_deploy.training.stage_config import with_length
 from fada_deploy.training.translate_sources import COMPLETE, FOLDER
 
 logger = logging.getLogger(__name__)
 
-COMPARISON = "comparison.json"
 # Folder of the frames that are extracted from videos, in a run as in a comparison.
-TARGET_FRAMES = "target_frames"
 # Runs beside the alignment methods.
 SOURCE, NO_ADVERSARY = "source", "none"
 # The method that trains a source stage of its own.
@@ -148,13 +149,20 @@ def compare(
     first = [job for job in starts.values() if job.folder in needed]
     jobs_in_order = [*first, *wanted.values()]
     _check_settings(jobs_in_order, out)
-    _prepare_data(config, out, jobs_in_order)
+    frames = _prepare_data(config, out, jobs_in_order)
     try:
         errors = train_jobs(jobs_in_order, parallel=jobs, device=device, arguments=arguments)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"interrupted; repeat the command with --out {shlex.quote(str(out))} to continue"
         ) from None
+    for job in wanted.values():
+        if job.finished and job.config.stages == ("source",):
+            # `fada train` chooses among stages, and does not score a single one.
+            select_stage(
+                job.folder, frames,
+                start=None, seed=job.config.seed, device=choose_device(device), minimum=1,
+            )  # fmt: skip
     document = _summarize(config, out, methods, seeds, wanted, errors)
     write_text(out / COMPARISON, json.dumps(msgspec.to_builtins(document), indent=2))
     return document
@@ -200,7 +208,7 @@ def _method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
         )  # fmt: skip
         return Job(folder, own)
     # The last weights of the source stage, even if the run has checkpoints to choose from.
-    after = replace(config, seed=seed, start=str(start.folder / "source"))
+    after = replace(config, seed=seed, start=str((start.folder / "source").resolve()))
     if method == NO_ADVERSARY:
         adversarial = replace(config.adversarial, adversarial_weight=0.0)
         after = replace(after, method="feature", adversarial=adversarial)
@@ -245,22 +253,22 @@ def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: 
     return ""
 
 
-def _prepare_data(config: RunConfig, out: Path, jobs: Sequence[Job]) -> None:
+def _prepare_data(config: RunConfig, out: Path, jobs: Sequence[Job]) -> FrameDataset:
     """Render sources and extract the frames of videos once, for all runs.
 
-    Raise `FadaError` if the data cannot be used, before anything is trained.
+    Return the training frames of the target. Raise `FadaError` if the data cannot be used, before
+    anything is trained.
     """
     space = load_label_space(config.label_space)
     open_sources(config, space)
     frames = out / TARGET_FRAMES
-    open_target(config, frames, space, lambda error: logger.warning("%s", error))
-    if not frames.is_dir():
-        return
-    for job in jobs:
+    target, _ = open_target(config, frames, space, lambda error: logger.warning("%s", error))
+    for job in jobs if frames.is_dir() else ():
         link = job.folder / TARGET_FRAMES
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(Path(os.path.relpath(frames, link.parent)), target_is_directory=True)
+    return target
 
 
 def _summarize(

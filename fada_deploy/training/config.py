@@ -33,6 +33,10 @@ from fada_deploy.training.stage_config import (
 )
 
 TestScale = Annotated[float, Meta(gt=0, le=4)]
+# The range of NumPy's seeds; some stages add a small number to it.
+MAX_SEED = 2**31 - 1
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
+Name = Annotated[str, Meta(min_length=1)]
 
 # The name of the source that is rendered on first use.
 RENDERED = "rendered"
@@ -49,8 +53,8 @@ class Source:
         weight: Its part of each batch, relative to the weights of the other sources.
     """
 
-    name: str
-    root: str | None = None
+    name: Name
+    root: Name | None = None
     weight: PositiveFloat = 1.0
 
 
@@ -100,29 +104,29 @@ class RunConfig:
         distill: Settings of the distillation stage.
     """
 
-    src: str
-    tgt: str
-    src_root: str | None = None
+    src: Name
+    tgt: Name
+    src_root: Name | None = None
     src_weight: PositiveFloat = 1.0
     extra_sources: tuple[Source, ...] = ()
     rendered_scenes: PositiveInt = 800
-    tgt_root: str | None = None
-    ego_mask: str | None = None
-    label_space: str = "cityscapes-19"
+    tgt_root: Name | None = None
+    ego_mask: Name | None = None
+    label_space: Name = "cityscapes-19"
     backbone: str = "resnet101"
     method: str = "fada"
     recipe: str = "paper"
     stages: tuple[str, ...] = PAPER_STAGES
-    init: str = "imagenet"
-    init_norm: str | None = None
-    start: str | None = None
+    init: Name = "imagenet"
+    init_norm: Name | None = None
+    start: Name | None = None
     norm: Literal["auto", "batch", "frozen"] = "auto"
     src_size: SizeHW = (720, 1280)
     size: SizeHW = (512, 1024)
     allow_ignored: Probability = ALLOWED_IGNORED
     augment: AugmentName = "none"
     style: Literal["none", "statistics", "fourier", "cyclegan"] = "none"
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     amp: Literal["off", "bf16", "auto"] = "off"
     compile: bool = False
     cuda_graphs: bool = False

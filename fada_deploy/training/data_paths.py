@@ -16,22 +16,22 @@ from fada_deploy.training.config import RENDERED, RunConfig, Source
 def with_roots(config: RunConfig, src_roots: Sequence[str], tgt_root: str | None) -> RunConfig:
     """Return the settings of a run whose data sets were moved to other folders.
 
-    `src_roots` are those of the first sources, in their order. Raise `UsageError` if there are more
-    than sources, or if one of them has no folder of its own: a TOML file names its folders, and
-    recordings are found where they were.
+    `src_roots` are those of the first sources with a folder of their own, in their order: a TOML
+    file names its folders, and rendered scenes are found again. Raise `UsageError` if there are
+    more than such sources, or if the target has no folder of its own.
     """
     sources = list(config.sources)
-    if len(src_roots) > len(sources):
-        raise UsageError(f"--src-root: got {len(src_roots)}, the run has {len(sources)} sources")
-    names = [source.name for source in sources[: len(src_roots)]]
-    if tgt_root is not None:
-        names.append(config.tgt)
-    if fixed := [name for name in names if name not in DATASETS]:
+    with_folder = [i for i, source in enumerate(sources) if source.name in DATASETS]
+    if len(src_roots) > len(with_folder):
         raise UsageError(
-            f"--src-root and --tgt-root are the folders of {', '.join(NAMES)}; leave them out for "
-            f"{fixed[0]}"
+            f"--src-root: got {len(src_roots)}, and {len(with_folder)} sources of the run have a "
+            f"folder; only {', '.join(NAMES)} have one"
         )
-    for i, root in enumerate(src_roots):
+    if tgt_root is not None and config.tgt not in DATASETS:
+        raise UsageError(
+            f"--tgt-root is the folder of one of {', '.join(NAMES)}; leave it out for {config.tgt}"
+        )
+    for i, root in zip(with_folder, src_roots, strict=False):
         sources[i] = _with_absolute_source(replace(sources[i], root=root))
     if tgt_root is None:
         tgt_root = config.tgt_root

@@ -25,6 +25,7 @@ from torch import Tensor
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.progress import Progress, progress_bar
+from fada_deploy.common.system import stop_signals
 from fada_deploy.training import distributed
 from fada_deploy.training.data.loader import WaitTimer
 from fada_deploy.training.device import peak_memory_mib, reset_peak_memory
@@ -228,7 +229,7 @@ class TrainingLoop:
         distributed.barrier()
 
     def _install_signal_handlers(self) -> dict[int, Any]:
-        """Handle SIGINT and SIGTERM; return the previous handlers, {} outside the main thread."""
+        """Handle the signals to stop; return the previous handlers, {} outside the main thread."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self._signal is not None:
@@ -240,7 +241,7 @@ class TrainingLoop:
 
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return {number: signal.signal(number, handle) for number in stop_signals()}
 
     def _truncate_metrics(self) -> None:
         """Remove the metrics of iterations after the restored state."""

@@ -44,6 +44,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "size": (240, 320),
         "src_size": (240, 320),
         "amp": "auto",
+        "save_every": 100,
         "translation": {
             "iterations": 2000,
             "max_iterations": 2000,
@@ -95,6 +96,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "size": (192, 320),
         "src_size": (192, 320),
         "amp": "auto",
+        "save_every": 100,
         "translation": {
             "iterations": 400,
             "max_iterations": 400,

@@ -40,7 +40,7 @@ from fada_deploy.common.selection import (
 )
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
-from fada_deploy.training.data.run_data import SOURCE_CLASSES
+from fada_deploy.training.data.source_check import SOURCE_CLASSES, read_class_pixels
 from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.unlabeled_scores import (
     TargetFrames,
@@ -86,6 +86,7 @@ def select_stage(
     start: Path | None,
     seed: int,
     device: torch.device,
+    minimum: int = 2,
 ) -> SelectionDocument | None:
     """Choose a stage of a run, write `selection.json` and log the result.
 
@@ -95,12 +96,13 @@ def select_stage(
         start: The weights that the run started from, if it has no source stage of its own.
         seed: Seed of the pixels and colors.
         device: Where the networks run.
+        minimum: How many candidates are worth the time.
 
-    An up-to-date `selection.json` is kept. Return None if there are fewer than two candidates, or
-    if no frame can be read.
+    An up-to-date `selection.json` is kept. Return None if there are fewer than `minimum`
+    candidates, or if no frame can be read.
     """
     candidates = _candidates(run, start)
-    if len(candidates) < 2:
+    if len(candidates) < minimum:
         return None
     document = _up_to_date(run, candidates)
     if document is None:
@@ -152,13 +154,13 @@ def choose(
 def source_frame_fractions(run: Path, num_classes: int) -> NDArray[np.float64]:
     """Return the fraction of a run's source frames that contain each class, (K,).
 
-    All are 0 if the run has not read its source, so that no class counts as missing.
+    All are 0 if the run has not read its source, so that no class counts as missing. Raise
+    `DataError` if the file is damaged.
     """
     path = run / SOURCE_CLASSES
     if not path.is_file():
         return np.zeros(num_classes)
-    with np.load(path) as arrays:
-        return np.asarray((arrays["pixels"] > 0).mean(0), np.float64)
+    return np.asarray((read_class_pixels(path) > 0).mean(0), np.float64)
 
 
 def _candidates(run: Path, start: Path | None) -> list[Candidate]:

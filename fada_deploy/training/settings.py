@@ -13,10 +13,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from fada_deploy.common import documents
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.runs import STAGES
 from fada_deploy.common.sizes import parse_size
+from fada_deploy.data import NAMES
 from fada_deploy.training.config import RENDERED, RunConfig
 from fada_deploy.training.data_paths import source_files, target_files, with_absolute_paths
 from fada_deploy.training.recipes import RECIPES
@@ -175,16 +178,28 @@ def source_options(
     names: tuple[str, ...], roots: tuple[str, ...], weights: tuple[float, ...]
 ) -> dict[str, Any]:
     """Return the settings for repeated `--src`, `--src-root` and `--src-weight`."""
-    for option, values in (("--src-root", roots), ("--src-weight", weights)):
-        if values and len(values) != len(names):
-            raise UsageError(
-                f"{option} must be given once for each --src, got {len(values)} for {len(names)}"
-            )
-    sources = [
-        {"name": name, "root": root, "weight": weight}
-        for name, root, weight in zip(
-            names, roots or (None,) * len(names), weights or (1.0,) * len(names), strict=True
+    if weights and len(weights) != len(names):
+        raise UsageError(
+            f"--src-weight must be given once for each --src, got {len(weights)} for {len(names)}"
         )
+    # TOML files and rendered scenes have no folder to name.
+    with_folder = [name for name in names if name in NAMES]
+    if roots and len(roots) not in (len(with_folder), len(names)):
+        listed = f" ({', '.join(with_folder)})" if with_folder else ""
+        raise UsageError(
+            f"--src-root must be given once for each --src that is a data set with a folder"
+            f"{listed}, got {len(roots)}"
+        )
+    roots_left = list(roots)
+    sources = [
+        {
+            "name": name,
+            "root": roots_left.pop(0)
+            if roots_left and (name in NAMES or len(roots) == len(names))
+            else None,
+            "weight": weight,
+        }
+        for name, weight in zip(names, weights or (1.0,) * len(names), strict=True)
     ]
     if not sources:
         return {}
@@ -316,11 +331,13 @@ def _decode(document: Mapping[str, Any], remedy: str) -> RunConfig:
 
 
 def _to_toml_value(value: Any) -> Any:
-    """Return a value as it would be in a TOML file: lists for tuples, texts for paths."""
+    """Return a value as it would be in a TOML file, without the types of Python and NumPy."""
     if isinstance(value, Mapping):
         return {key: _to_toml_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_to_toml_value(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, Path) else value
 
 

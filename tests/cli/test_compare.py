@@ -169,7 +169,8 @@ def test_an_interrupted_comparison_goes_on(
         while not metrics.is_file() or metrics.read_text().count("\n") < 3:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
-        os.kill(process.pid, signal.SIGINT)
+        # As a closed terminal does.
+        os.kill(process.pid, signal.SIGHUP)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and f"--out {out} to continue" in err, err
     assert (out / "seed1/source/source/state.pt").is_file()

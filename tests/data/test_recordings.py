@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import av
@@ -74,6 +75,46 @@ def test_sampled_frames_are_reused(tmp_path: Path) -> None:
     written = [p.image.stat().st_mtime_ns for p in first.pairs]
     second, _ = recordings(tmp_path / "drive.mp4", tmp_path / "cache")
     assert [p.image.stat().st_mtime_ns for p in second.pairs] == written and written
+
+
+def test_a_copied_video_has_the_same_frames_and_a_changed_one_has_others(tmp_path: Path) -> None:
+    path, cache = tmp_path / "drive.mp4", tmp_path / "cache"
+    video(path, list(range(10)))
+    first, _ = recordings(path, cache)
+    os.utime(path, (1, 1))
+    assert recordings(path, cache)[0].pairs == first.pairs
+    video(path, list(range(20, 30)))
+    assert recordings(path, cache)[0].pairs != first.pairs
+
+
+def test_a_name_of_the_longest_length(tmp_path: Path) -> None:
+    path = tmp_path / f"{'é' * 125}.mp4"
+    video(path, list(range(10)))
+    assert recordings(path, tmp_path / "cache")[0].pairs
+
+
+def test_results_in_the_folder_are_not_recordings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`--tgt .`, in a folder in which earlier commands have written their results."""
+    caplog.set_level("INFO", "fada_deploy")
+    video(tmp_path / "drive.mp4", list(range(20)))
+    run, inferred, compared = (tmp_path / "runs" / name for name in ("a-001", "infer-001", "c-001"))
+    for folder, marker in (
+        (run / "target_frames/old", run / "config.json"),
+        (inferred / "overlay", inferred / "finished.json"),
+        (compared / "pages", compared / "comparison.json"),
+    ):
+        folder.mkdir(parents=True)
+        marker.write_text("{}")
+        assert cv2.imwrite(str(folder / "0.png"), scene_image(50))
+    video(inferred / "overlay" / "drive.mp4", list(range(20)))
+    new = tmp_path / "runs/a-002/target_frames"
+    for _ in range(2):  # the second time, the frames of the first are there
+        train, held_out = recordings(tmp_path, new)
+        assert {p.image.parent.parent for p in [*train.pairs, *held_out.pairs]} == {new}
+        assert not {p.image for p in train.pairs} & {p.image for p in held_out.pairs}
+    assert sum("contains results" in line for line in caplog.messages) == 2 * 3
 
 
 def test_whole_clips_are_held_out(tmp_path: Path) -> None:

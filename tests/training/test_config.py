@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fada_deploy import api
@@ -17,6 +19,7 @@ from fada_deploy.training.settings import (
     change_settings,
     make_config,
     shared_options,
+    source_options,
 )
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
@@ -142,6 +145,8 @@ def test_from_dict_reads_what_to_dict_writes() -> None:
         ("source.max_norm=-1", "source.max_norm: found -1", "of at least 0"),
         ("source.warmup=-1", "source.warmup: found -1", "of at least 0"),
         ("seed=-1", "seed: found -1", "of at least 0"),
+        ("seed=18446744073709551616", "seed: found", "of at most 2147483647"),
+        ("tgt=", "tgt: found", "at least 1"),
         ("save_every=0", "save_every: found 0", "of at least 1"),
         ("amp=fp8", "amp: found 'fp8'", "'bf16'"),
         ("source.ema=2", "source.ema: found 2", "less than 1"),
@@ -433,5 +438,31 @@ def test_moved_data_sets_get_their_new_folders() -> None:
     moved = with_roots(config, ("c",), "d")
     assert [source.root for source in moved.sources] == ["c", "b"] and moved.tgt_root == "d"
     assert with_roots(config, (), None) == config
-    with pytest.raises(UsageError, match="3, the run has 2 sources"):
+    with pytest.raises(UsageError, match="got 3, and 2 sources"):
         with_roots(config, ("x", "y", "z"), None)
+    mixed = replace(config, src="mine.toml", src_root=None)
+    assert [source.root for source in with_roots(mixed, ("c",), None).sources] == [None, "c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "roots", "expected"),
+    [
+        (("mine.toml", "gta5"), ("a",), [None, "a"]),
+        (("gta5", "rendered", "synthia"), ("a", "b"), ["a", None, "b"]),
+        (("gta5", "rendered"), (), [None, None]),
+    ],
+)
+def test_roots_belong_to_the_data_sets(
+    names: tuple[str, ...], roots: tuple[str, ...], expected: list[str | None]
+) -> None:
+    options = source_options(names, roots, ())
+    extra = [source["root"] for source in options["extra_sources"]]
+    assert [options["src_root"], *extra] == expected
+    with pytest.raises(UsageError, match=r"--src-root .* got 4"):
+        source_options(names, ("w", "x", "y", "z"), ())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    settings = {"src": "gta5", "tgt": "cityscapes", "seed": np.int64(3), "source.lr": np.float64(2)}
+    made = make_config(recipe="paper", file=None, settings=[], options=settings)
+    assert (made.seed, made.source.lr) == (3, 2.0)

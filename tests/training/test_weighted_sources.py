@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -84,6 +85,35 @@ def test_a_source_without_labels_is_refused(
         open_sources(unlabeled, CITYSCAPES_19)
     with pytest.raises(DataError, match="no-such"):
         open_sources(replace(config, extra_sources=(Source("no-such.toml"),)), CITYSCAPES_19)
+
+
+def test_sources_that_read_the_same_labels_in_other_ways_are_refused(
+    config: RunConfig, blocks: Path, tmp_path: Path
+) -> None:
+    """Otherwise one of them would be trained on wrong labels."""
+    (tmp_path / "source").symlink_to(blocks / "source")
+    original = (blocks / "source.toml").read_text()
+    names = []
+    for name, ids in (("one", '0 = "road", 13 = "car"'), ("two", '0 = "car", 13 = "road"')):
+        names.append(tmp_path / f"{name}.toml")
+        splits = original[original.index("[splits") :]
+        names[-1].write_text(f'[labels]\nencoding = "mapping"\nvalues = {{ {ids} }}\n{splits}')
+    both = replace(config, src=str(names[0]), src_root=None, extra_sources=(Source(str(names[1])),))
+    with pytest.raises(DataError, match="different encodings"):
+        open_sources(both, CITYSCAPES_19)
+    same = replace(both, extra_sources=(Source(str(names[0])),))
+    assert len(open_sources(same, CITYSCAPES_19).datasets) == 2
+
+
+def test_a_source_frame_without_labels_is_named(
+    config: RunConfig, streets: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(streets / "cityscapes", tmp_path, dirs_exist_ok=True)
+    lost = sorted((tmp_path / "gtFine/train").rglob("*_labelIds.png"))[0]
+    lost.unlink()
+    partly = replace(config, extra_sources=(Source("cityscapes", str(tmp_path)),))
+    with pytest.raises(DataError, match=rf"1 of \d+ frames.*{lost.name.split('_gtFine')[0]}"):
+        open_sources(partly, CITYSCAPES_19)
 
 
 def test_rendered_scenes_are_made_once_and_equal_the_renderer(

@@ -20,6 +20,7 @@ from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.cluster.pool import WorkerPool
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.progress import progress_bar
+from fada_deploy.common.runs import FINISHED
 from fada_deploy.runtime.backends.engine_file import sidecar_path
 from fada_deploy.runtime.distributed.job_state import JobState, JobSummary
 from fada_deploy.runtime.distributed.manifest import (
@@ -33,7 +34,7 @@ from fada_deploy.runtime.distributed.worker import InferenceWorker
 from fada_deploy.runtime.parity import reference_path
 from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.sources.images import ImageSource
-from fada_deploy.runtime.writers.finished import FINISHED, output_settings, source_state
+from fada_deploy.runtime.writers.finished import output_settings, source_state
 from fada_deploy.runtime.writers.options import SaveOptions
 from fada_deploy.runtime.writers.output import output_names
 

@@ -49,10 +49,13 @@ def open_target(
 def require_target(config: RunConfig) -> None:
     """Raise `missing_target` if the target is a path that does not exist.
 
-    Unlike `open_target`, this takes no time, so it can come before the sources are rendered.
+    Raise `UsageError` if there is a folder of a data set for a target of recordings. Unlike
+    `open_target`, this takes no time, so it can come before the sources are rendered.
     """
     if config.tgt not in DATASETS and not Path(config.tgt).exists():
         raise missing_target(config.tgt)
+    if config.tgt_root is not None and is_recording(config):
+        raise UsageError("--tgt-root is the folder of a data set; recordings are named by --tgt")
 
 
 def missing_target(name: str) -> FadaError:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError, one_line
+from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import atomic_path, write_text
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.runs import TARGET_FRAMES
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.cache import FrameCache
 from fada_deploy.training.config import RunConfig
@@ -30,10 +30,12 @@ from fada_deploy.training.data.samples import (
     TargetSamples,
 )
 from fada_deploy.training.data.source_check import (
+    SOURCE_CLASSES,
     SOURCES,
     SourceRow,
     check_sources,
     check_validation,
+    read_class_pixels,
 )
 from fada_deploy.training.data.sources import SourceFrames, open_sources
 from fada_deploy.training.data.style import STYLES, StyleTransfer
@@ -45,9 +47,6 @@ from fada_deploy.training.stage_config import (
     Stage,
     TranslationStage,
 )
-
-# File of a run: the pixels of each class in each source file.
-SOURCE_CLASSES = "source_classes.npz"
 
 # Frames in a batch where the whole target is predicted.
 _WHOLE_TARGET_BATCH = 4
@@ -149,7 +148,7 @@ class RunData:
             # Before the frames of the target are extracted.
             checked = self._check_sources(self.sources)
         self.tgt_frames, self.val_frames = open_target(
-            config, folder / "target_frames", space, self._add_bad_file
+            config, folder / TARGET_FRAMES, space, self._add_bad_file
         )
         if self.val_frames is not None and self.val_frames.labeled:
             check_validation(self.val_frames)
@@ -278,13 +277,7 @@ class RunData:
 
     def class_pixels(self) -> NDArray[np.int64]:
         """Return the pixels of each class in each source file, (N, K)."""
-        path = self._folder / SOURCE_CLASSES
-        try:
-            return np.asarray(np.load(path)["pixels"], np.int64)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise DataError(
-                f"{path}: damaged ({one_line(error)}); delete it to count the classes again"
-            ) from None
+        return read_class_pixels(self._folder / SOURCE_CLASSES)
 
     def _check_sources(self, sources: SourceFrames) -> CheckedSources | None:
         """Check the sources' labels, unless the run has their table."""

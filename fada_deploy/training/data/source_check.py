@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fada_deploy.common.errors import DataError
+from fada_deploy.common.errors import DataError, one_line
 from fada_deploy.common.tables import format_table
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.problems import absent_classes, find_problems, ignored_fraction
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # File of a run with the rows of its table.
 SOURCES = "sources.json"
+# File of a run with the pixels of each class in each source file.
+SOURCE_CLASSES = "source_classes.npz"
 TABLE_HEAD = ("source", "frames", "unusable", "skipped", "ignored %", "classes", "absent classes")
 
 
@@ -76,6 +80,20 @@ def check_sources(
     if nowhere:
         logger.warning("no source frame shows the classes %s", ", ".join(nowhere))
     return np.concatenate(parts), errors, rows
+
+
+def read_class_pixels(path: Path) -> NDArray[np.int64]:
+    """Return the pixels of each class in each source file, (N, K), from a run's file.
+
+    Raise `DataError` if the file is damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return np.asarray(arrays["pixels"], np.int64)
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise DataError(
+            f"{path}: damaged ({one_line(error)}); delete it to count the classes again"
+        ) from None
 
 
 def check_validation(dataset: FrameDataset) -> None:

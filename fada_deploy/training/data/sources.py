@@ -96,8 +96,12 @@ def open_sources(config: RunConfig, space: LabelSpace) -> SourceFrames:
     """
     datasets = [open_source(source, config, space) for source in config.sources]
     for source, dataset in zip(config.sources, datasets, strict=True):
-        if not dataset.labeled:
-            raise DataError(f"{source.name}: frames without labels; a source must be labeled")
+        missing = [pair.image for pair in dataset.pairs if pair.labels is None]
+        if missing:
+            raise DataError(
+                f"{source.name}: {len(missing)} of {len(dataset)} frames have no labels, for "
+                f"example {missing[0]}; a source must be labeled"
+            )
     total = sum(source.weight for source in config.sources)
     weights = tuple(source.weight / total for source in config.sources)
     return SourceFrames(_joined(datasets), tuple(datasets), weights)
@@ -145,7 +149,14 @@ def _joined(datasets: Sequence[FrameDataset]) -> FrameDataset:
     readers: dict[Path, LabelReader] = {}
     for dataset in datasets:
         read = dataset.read_labels if dataset.ego_mask is None else _WithoutEgo(dataset)
-        readers |= {pair.labels: read for pair in dataset.pairs if pair.labels is not None}
+        own = {pair.labels: read for pair in dataset.pairs if pair.labels is not None}
+        for path in readers.keys() & own.keys():
+            if repr(readers[path]) != repr(read):
+                raise DataError(
+                    f"{path}: two sources read this file with different encodings or ego masks; "
+                    "use one of them, or copies of the files"
+                )
+        readers |= own
     return FrameDataset(
         "+".join(dataset.name for dataset in datasets),
         "train",

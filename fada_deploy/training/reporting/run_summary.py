@@ -49,7 +49,8 @@ class RunSummary:
             if (path := folder / stage / "metrics.jsonl").is_file():
                 # A process that was killed has not finished its last line.
                 complete = (line for line in _read(path).splitlines(True) if line.endswith("\n"))
-                metrics[stage] = [_parse(line, path) for line in complete]
+                lines = map(_parse_line, complete)
+                metrics[stage] = [line for line in lines if line is not None]
             if (path := folder / stage / "scores.json").is_file():
                 scores[stage] = _parse(_read(path), path)
                 if not is_scores(scores[stage]):
@@ -76,6 +77,15 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ModelError(f"{path}: found {text.strip()[:40]}, expected a table")
     return document
+
+
+def _parse_line(text: str) -> dict[str, float] | None:
+    """Return a line of metrics, None for a damaged one, which the training drops as well."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
 
 
 def discriminator_health(lines: Sequence[Mapping[str, float]]) -> str:
