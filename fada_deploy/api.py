@@ -140,6 +140,7 @@ def adapt(
     tgt: str | Path,
     source_free: bool = False,
     iterations: int | None = None,
+    start_weight: float = 0.5,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -157,6 +158,8 @@ def adapt(
             videos or images.
         source_free: Learn from the new target alone.
         iterations: Number of training iterations [that of the stage selftrain of the model].
+        start_weight: Weight of `model`, 0 to 1, in the average of the networks before and after the
+            training, which is the result. More of it forgets less of the old target.
         settings: Single settings by their dotted name, for example `{"selftrain.lr": 1e-4}`.
         out: Folder of the new run [`runs/<src>-<tgt>-<backbone>-NNN`]. A run that was interrupted
             there is continued.
@@ -185,8 +188,9 @@ def adapt(
 
     where = choose_device(device)
     config = adaptation_config(
-        Path(model), tgt=str(tgt), source_free=source_free, iterations=iterations, options=settings
-    )
+        Path(model), tgt=str(tgt), source_free=source_free, iterations=iterations,
+        start_weight=start_weight, options=settings,
+    )  # fmt: skip
     cache = open_cache(cache_gib, None if cache_folder is None else Path(cache_folder))
     run = adaptation_folder(config, None if out is None else Path(out))
     result = train_run(config, run, device=where, cache=cache)

@@ -15,6 +15,7 @@ from fada_deploy.cli.options import (
     JSON_OPTION,
     RUN_OPTION,
     TGT_ROOT_OPTION,
+    FiniteFloat,
     cache_options,
 )
 from fada_deploy.cli.training_output import print_result, resumable, write_run_report
@@ -42,6 +43,13 @@ from fada_deploy.cli.training_output import print_result, resumable, write_run_r
     help="Number of training iterations. [default: that of the stage selftrain of the model]",
 )
 @click.option(
+    "--start-weight",
+    type=FiniteFloat(0, 1),
+    metavar="FRACTION",
+    help="Weight of MODEL in the average of the networks before and after the training, which is "
+    "the result. More of it forgets less of the old target. [default: 0.5]",
+)
+@click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Seed. [default: that of the model]"
 )
 @click.option(
@@ -60,6 +68,7 @@ def command(
     tgt: str,
     source_free: bool,
     iterations: int | None,
+    start_weight: float | None,
     settings: tuple[str, ...],
     cache: float,
     cache_folder: Path | None,
@@ -90,6 +99,7 @@ def command(
 
     try:
         from fada_deploy.training.adapt import (
+            START_WEIGHT,
             adaptation_config,
             adaptation_folder,
             compare_targets,
@@ -103,8 +113,9 @@ def command(
 
     where = choose_device(device)
     config = adaptation_config(
-        model, tgt=tgt, source_free=source_free, iterations=iterations, options=options,
-        settings=settings, remedy=CLI_REMEDY,
+        model, tgt=tgt, source_free=source_free, iterations=iterations,
+        start_weight=START_WEIGHT if start_weight is None else start_weight,
+        options=options, settings=settings, remedy=CLI_REMEDY,
     )  # fmt: skip
     frames = open_cache(cache, cache_folder)
     run = adaptation_folder(config, out)

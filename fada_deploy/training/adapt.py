@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 ADAPTATION = "adaptation.json"
 # Frames on which the labels of both networks are compared where there are no labels.
 _COMPARED_FRAMES = 50
+# The average of the networks before and after is better on the new target than the network after,
+# or nearly as good, and forgets less of the old one (docs/results, "Adapting the built-in model").
+START_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def adaptation_config(
     tgt: str,
     source_free: bool = False,
     iterations: int | None = None,
+    start_weight: float = START_WEIGHT,
     options: Mapping[str, Any] | None = None,
     settings: Iterable[str] = (),
     remedy: str = REMEDY,
@@ -76,9 +80,9 @@ def adaptation_config(
     """Return the settings of a run that adapts the network `model` to the target `tgt`.
 
     They are those that the network was trained with, except for the target, the stages, the number
-    of `iterations`, and the changes in `options` and `settings`, which have the form of
-    `make_config`. Raise `ModelError` if the weights file does not contain its settings,
-    `UsageError` for invalid changes.
+    of `iterations`, the `start_weight` of `model` in the result, and the changes in `options` and
+    `settings`, which have the form of `make_config`. Raise `ModelError` if the weights file does
+    not contain its settings, `UsageError` for invalid changes.
     """
     weights = final_weights(model)
     network, provenance = load_model(weights)
@@ -95,7 +99,7 @@ def adaptation_config(
     )
     # The name of the built-in model is the same on every machine.
     start = str(BUILTIN if weights == BUILTIN_FILE else weights)
-    selftrain = replace(previous.selftrain, source_free=source_free)
+    selftrain = replace(previous.selftrain, source_free=source_free, start_weight=start_weight)
     if iterations is not None:
         # A warm-up that is shortened in proportion damages the network in its first iterations.
         warmup = min(selftrain.warmup, iterations // 2)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.label_space import LabelSpace, load_label_space
@@ -111,6 +112,13 @@ class ModelSetup:
         if self.init is not None:
             load_backbone(model, self.init, bgr=self._bgr)
         return distributed.convert_sync_batch_norm(model.to(self.device))
+
+    def weights_before(self, stage: str) -> dict[str, Tensor]:
+        """Return the weights of the network that a stage continues from."""
+        earlier = self._earlier_weights(stage)
+        path = earlier[-1] if earlier else self.start_weights
+        assert path is not None, "checked by _check_start"
+        return load_model(path, self.device)[0].state_dict()
 
     def model_before(self, stage: str) -> SegmentationModel:
         """Return the network that a stage continues from: the previous stage's, or `start`'s."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -163,6 +163,21 @@ def preserve_running_statistics(model: nn.Module, preserve: bool) -> Iterator[No
     finally:
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
+
+
+def mix_weights(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], fraction: float
+) -> dict[str, Tensor]:
+    """Return (1 − `fraction`) · `one` + `fraction` · `other`, with the integers of `one`.
+
+    Running statistics of normalization are mixed as the weights are.
+    """
+    return {
+        name: torch.lerp(tensor, other[name].to(tensor.device), fraction)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in one.items()
+    }
 
 
 @torch.no_grad()

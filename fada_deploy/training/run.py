@@ -40,7 +40,7 @@ from fada_deploy.training.methods.base import MethodContext
 from fada_deploy.training.methods.cbst import count_all_confidences
 from fada_deploy.training.model_setup import ModelSetup, open_label_space
 from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
-from fada_deploy.training.optim import AveragedWeights
+from fada_deploy.training.optim import AveragedWeights, mix_weights
 from fada_deploy.training.predict import Predictor
 from fada_deploy.training.reporting.run_summary import (
     RunSummary,
@@ -315,7 +315,7 @@ class TrainingRun:
             average = state["average"]
             assert isinstance(average, AveragedWeights)
             path = checkpoint_path(self.folder / stage, iteration)
-            self._save_weights(path, stage, average.weights(), spec, iteration)
+            self._save_weights(path, stage, self._result(stage, average), spec, iteration)
 
         callbacks = {} if self.tensorboard is None else self.tensorboard.callbacks(stage)
         return partial(
@@ -335,9 +335,16 @@ class TrainingRun:
                 self.data.bad_files |= bad
         iterations = getattr(self.config, stage).iterations
         path = self.folder / stage / WEIGHTS
-        self._save_weights(path, stage, average.weights(), spec, iterations)
+        self._save_weights(path, stage, self._result(stage, average), spec, iterations)
         distributed.barrier()
         (self.folder / stage / STATE).unlink(missing_ok=True)
+
+    def _result(self, stage: str, average: AveragedWeights) -> dict[str, Tensor]:
+        """Return the weights of a stage, mixed with those that it started from."""
+        fraction = self.config.selftrain.start_weight if stage == "selftrain" else 0.0
+        if not fraction:
+            return average.weights()
+        return mix_weights(average.weights(), self.setup.weights_before(stage), fraction)
 
     def _save_weights(
         self, path: Path, stage: str, weights: dict[str, Tensor], spec: ModelSpec, iteration: int

@@ -158,6 +158,8 @@ class SelfTrainingStage(Stage):
         source_free: Whether to learn from the target alone. Its own pseudo-labels replace the
             source, the teacher keeps the weights that the stage starts from, and normalization uses
             a mixture of their statistics and those of the target.
+        start_weight: Weight of the network that the stage starts from in the average of both that
+            is the result (WiSE-FT, Wortsman et al., CVPR 2022): more of it forgets less.
     """
 
     iterations: PositiveInt = 40_000
@@ -184,6 +186,7 @@ class SelfTrainingStage(Stage):
     mask_ratio: Probability = 0.7
     align: bool = False
     source_free: bool = False
+    start_weight: Probability = 0.0
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,34 @@ def test_adapt_compares_both_networks_on_both_targets(
     assert "mIoU before" in err and "target.toml" in err
 
 
+def test_the_result_is_an_average_with_the_network_before(
+    fada: Run, adapted: Path, blocks: Path, tmp_path: Path
+) -> None:
+    """(1 − w) · after + w · before, also of running statistics and of checkpoints."""
+    before = load_file(chosen_weights(adapted))
+    arguments = (
+        "adapt", adapted, "--tgt", blocks / "source.toml", "--iterations", 2, "--device", "cpu",
+        "--set", "checkpoint_every=1", "--out",
+    )  # fmt: skip
+    results = {}
+    for name, more in (("0", ("--start-weight", 0)), ("0.5", ()), ("0.7", ("--start-weight", 0.7))):
+        code, _, err = fada(*arguments, tmp_path / name, *more)
+        assert code == 0, err
+        stage = tmp_path / name / "selftrain"
+        files = [stage / "weights.safetensors", stage / "checkpoints/000001.safetensors"]
+        results[float(name)] = [load_file(file) for file in files]
+    for weight in (0.5, 0.7):
+        for result, after in zip(results[weight], results[0.0], strict=True):
+            assert any(not torch.equal(after[name], before[name]) for name in after)
+            for name, tensor in after.items():
+                if tensor.is_floating_point():
+                    old, new = (x.numpy().astype(np.float64) for x in (before[name], tensor))
+                    want = weight * old + (1 - weight) * new
+                    np.testing.assert_allclose(result[name].numpy(), want, rtol=1e-5, atol=1e-7)
+                else:
+                    assert torch.equal(result[name], tensor)
+
+
 def test_source_free_adaptation_needs_no_source_and_resumes_exactly(
     fada: Run, adapted: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
