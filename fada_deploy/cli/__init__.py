@@ -6,6 +6,7 @@ Exit codes of every command: 0 done, 1 failed or partly failed, 2 usage, 3 a tol
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -141,12 +142,17 @@ def main(args: list[str] | None = None) -> Any:
     except OSError as error:
         # For example a full disk, or a folder without write permission.
         name = f"{error.filename}: " if error.filename is not None else ""
-        click.echo(f"error: {name}{error.strerror or error}", err=True)
+        remedy = "; free some space, or choose another disk" if error.errno in _NO_SPACE else ""
+        click.echo(f"error: {name}{error.strerror or error}{remedy}", err=True)
         _discard_output()
         sys.exit(1)
     except Exception as error:
         _exit_unexpected(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+# A full disk, an exceeded quota, and a limit of the size of files.
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def _flush_output() -> None:

@@ -152,7 +152,8 @@ def open_input(arguments: Arguments) -> list[Source]:
                 f"after the comma: --save overlay,{spec.strip(',')}"
             )
     if arguments.recursive and (len(specs) != 1 or not Path(specs[0]).is_dir()):
-        raise UsageError("--recursive takes exactly one folder")
+        found = f"{len(specs)} inputs" if len(specs) != 1 else f"{specs[0]}, which is no folder"
+        raise UsageError(f"--recursive takes exactly one folder, got {found}")
     if arguments.watch and arguments.recursive:
         raise UsageError("--watch does not search subfolders; leave out --recursive")
     if arguments.watch and (len(specs) != 1 or is_live_address(specs[0])):
@@ -185,11 +186,12 @@ def open_input(arguments: Arguments) -> list[Source]:
     return inputs
 
 
-def _mention_subfolders(specs: Iterable[str]) -> None:
+def _mention_subfolders(specs: Sequence[str]) -> None:
     """Log the number of subfolders that are not searched; errors are those of the sources."""
     from fada_deploy.common.errors import DataError
     from fada_deploy.runtime.sources.open import subfolders
 
+    alone = " with this folder alone" if len(specs) > 1 else ""
     for spec in specs:
         # Path.is_dir raises if the folder above cannot be read.
         if not os.path.isdir(spec):
@@ -198,7 +200,7 @@ def _mention_subfolders(specs: Iterable[str]) -> None:
             if count := subfolders(Path(spec)):
                 log(
                     f"{spec}: {count} subfolder{'s' * (count > 1)} not searched; "
-                    "to include them use --recursive"
+                    f"to include them use --recursive{alone}"
                 )
 
 

@@ -271,9 +271,11 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
     """Return the settings that identify a training run."""
     config = provenance.get("config") or {}
     parts = [f"{config['src']} → {config['tgt']}"] if "src" in config and "tgt" in config else []
+    # A run that starts from a network does not use the initial weights.
+    init = "start" if config.get("start") else "init"
     parts += [
         f"{key} {config[key]}"
-        for key in ("method", "backbone", "recipe", "init", "seed")
+        for key in ("method", "backbone", "recipe", init, "seed")
         if key in config
     ]
     parts += [f"stage {provenance['stage']}"] if "stage" in provenance else []

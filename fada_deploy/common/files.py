@@ -35,6 +35,11 @@ def atomic_path(final: Path) -> Iterator[Path]:
     try:
         yield temporary
         rename_flushed(temporary, final)
+    except OSError as error:
+        # A write to a file that is open, as on a full disk, does not name the file.
+        if error.errno is not None and error.filename is None:
+            raise type(error)(error.errno, error.strerror, str(final)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

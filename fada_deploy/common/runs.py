@@ -121,6 +121,10 @@ def exported_model(path: Path) -> Path:
     exports = _exports(path / EXPORTS)
     models = [p for p in exports if p.suffix == ".onnx"] or exports
     if path.is_dir() and not models:
+        if (path / WEIGHTS).is_file():
+            raise ModelError(
+                f"{path} is a stage of a run; export it first: fada export {shlex.quote(str(path))}"
+            )
         if not (path / CONFIG).is_file():
             raise ModelError(
                 f"{path}: neither a run nor an exported model; runs are folders in {RUNS}/"

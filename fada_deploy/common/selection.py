@@ -144,10 +144,15 @@ def table_rows(document: SelectionDocument) -> list[list[str]]:
 
 def describe_choice(document: SelectionDocument) -> str:
     """Return one line with the chosen candidate, why, and how sure that is."""
-    best = "" if document.best == document.chosen else f"; the best is {document.best}"
+    agreeing = f"{len(document.agreeing)} of {len(PARTS)} parts of the score"
+    if document.best == document.chosen:
+        return (
+            f"chosen without labels: {document.chosen} (highest score of this run; {agreeing} "
+            "agree)"
+        )
     return (
-        f"chosen without labels: {document.chosen} (highest score of this run{best}; "
-        f"{len(document.agreeing)} of {len(PARTS)} parts of the score agree)"
+        f"chosen without labels: {document.chosen} (highest score of this run, but "
+        f"{document.best} is better, also in {agreeing})"
     )
 
 

@@ -70,9 +70,10 @@ def open_video(path: Path, hardware: str | None = None) -> tuple[Any, Any]:
             raise DataError(
                 f"{path} is a playlist, which names other files; name these files instead"
             ) from None
-        raise DataError(
-            f"{path}: not a readable video ({error.strerror}); supported is {SUPPORTED_FILES}"
-        ) from None
+        remedy = "it may be empty or incomplete; copy it again"
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            remedy = f"supported is {SUPPORTED_FILES}"
+        raise DataError(f"{path}: not a readable video ({error.strerror}); {remedy}") from None
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: contains no video stream; supported is {SUPPORTED_FILES}")

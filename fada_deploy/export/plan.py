@@ -135,11 +135,7 @@ def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) ->
 
     Return the file's variant if it is not fp32 and no other precision is asked for.
     """
-    if not (options.engine or options.triton or variants != [_FP32]):
-        raise UsageError(
-            f"{model} is already exported; choose what to make of it with --precision, --trt or "
-            "--triton"
-        )
+    metadata = read_metadata(model)
     defaults = {"head": _DEFAULTS.head, "size_hw": None, "batch": None, "out": None}
     changed = [name for name, default in defaults.items() if getattr(options, name) != default]
     if changed:
@@ -148,7 +144,11 @@ def _check_file(model: Path, options: ExportOptions, variants: list[Variant]) ->
             f"{model} is already exported, so {names} has no effect; leave it out, or export the "
             "run again"
         )
-    metadata = read_metadata(model)
+    if not (options.engine or options.triton or variants != [_FP32]):
+        raise UsageError(
+            f"{model} is already exported; choose what to make of it with --precision, --trt or "
+            "--triton"
+        )
     if metadata.precision == "fp32" or variants != [_FP32]:
         return None
     if options.engine and metadata.hardware_target == "cpu":

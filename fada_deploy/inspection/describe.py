@@ -24,6 +24,7 @@ from fada_deploy.common.runs import (
     WEIGHTS,
     checkpoint_path,
 )
+from fada_deploy.common.weights_document import read_weights_document
 from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backend_selection import metadata_of
 from fada_deploy.runtime.backends.engine_file import read_engine
@@ -171,18 +172,19 @@ def _weights(path: Path, problems: list[str]) -> Document:
     try:
         for tensor in tensors.values():
             values[tensor["dtype"]] += math.prod(tensor["shape"])
-        document = json.loads(header["__metadata__"][PROPERTY])
-        model, provenance = document["model"], document["provenance"]
+        text = header["__metadata__"][PROPERTY]
+        read_weights_document(text, str(path))
+        document = json.loads(text)
     except (KeyError, TypeError, ValueError):
         raise ModelError(
             f"{path} does not describe its network, so it was not written by `fada train`; "
             "convert it with `fada import`"
         ) from None
     return {
-        "model": model,
+        "model": document["model"],
         "tensors": len(tensors),
         "values": dict(values.most_common()),
-        "provenance": provenance,
+        "provenance": document["provenance"],
     }
 
 

@@ -186,6 +186,9 @@ def test_all_sources_unreadable(
         (["VIDEO", "--reconnect-timeout", "-1"], 2, "--reconnect-timeout"),
         (["VIDEO", "--deadline-ms", "0"], 2, "greater than 0"),
         (["VIDEO", "--save", "none"], 2, "--save none needs --show"),
+        (["VIDEO", "--save", "overlay,none"], 2, "none cannot be combined"),
+        (["VIDEO", "FOLDER", "--recursive"], 2, "exactly one folder, got 2 inputs"),
+        (["VIDEO", "--model", "STAGE"], 1, "is a stage of a run; export it first: fada export"),
         (["VIDEO", "VIDEO", "--watch"], 2, "--watch takes exactly one folder"),
         (["VIDEO", "--watch"], 2, "drive.mp4 is a file; --watch needs a folder"),
         (["nowhere", "--watch"], 1, "no such folder"),
@@ -225,7 +228,9 @@ def test_invalid_arguments(
     image = toy.write_image(tmp_path / "photo.png", toy.scene(0)[0])
     second = toy.write_image(tmp_path / "photos/b.png", toy.scene(1)[0])
     paths = {"VIDEO": video, "MODEL": model, "IMAGE": image}
-    paths |= {"IMAGE2": second, "FOLDER": second.parent}
+    (tmp_path / "selftrain").mkdir()
+    (tmp_path / "selftrain/weights.safetensors").touch()
+    paths |= {"IMAGE2": second, "FOLDER": second.parent, "STAGE": tmp_path / "selftrain"}
     assert infer(*(paths.get(a, a) for a in args)) == code
     output = capsys.readouterr()
     assert expected in output.err and "Traceback" not in output.err and output.out == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,9 @@ from fada_deploy.common.sizes import parse_size
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "a.json"
     write_text(file, "old")
+    with pytest.raises(OSError, match=re.escape(str(file))), atomic_path(file):
+        # As a write to an open file on a full disk, which names no file.
+        raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(RuntimeError), atomic_path(file) as temporary:
         temporary.write_text("half")
         assert temporary.suffix == ".json"

@@ -26,9 +26,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path("runs") / "a-b-net-001"
     (folder / "source").mkdir(parents=True)
     document = {
-        "model": {"backbone": "no-network", "label_space": toy.SPACE.to_dict()},
+        "model": {
+            "backbone": "no-network", "label_space": toy.SPACE.to_dict(), "size_hw": [64, 128],
+            "norm": "batch", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2],
+        },
         "provenance": {"stage": "source"},
-    }
+    }  # fmt: skip
     weights = folder / "source" / "weights.safetensors"
     save_file({"a": np.zeros(3, np.float32)}, weights, {"fada": json.dumps(document)})
     (folder / "config.json").write_text(json.dumps({"stages": ["source"]}))

@@ -314,8 +314,8 @@ def weights(path: Path) -> Path:
         "backbone": "ddrnet23-slim",
         "norm": "batch",
         "size_hw": [64, 128],
-        "mean": [0.5],
-        "std": [0.2],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
     }
     document = {
         "model": {**model, "label_space": toy.SPACE.to_dict()},
@@ -368,12 +368,15 @@ def test_files_of_other_programs_are_one_line_errors(tmp_path: Path, fada: Fada)
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "foreign.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     (tmp_path / "bad.reference.npz").write_bytes(b"rubbish")
+    empty = {"fada": json.dumps({"model": {}, "provenance": {}})}
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "damaged.safetensors", empty)
     for name, message in (
         ("notes.txt", "was not written by `fada`"),
         ("none.onnx", "no such file"),
         ("empty.onnx", "not an ONNX file"),
         ("bad.safetensors", "is not a safetensors file"),
         ("foreign.safetensors", "does not describe its network"),
+        ("damaged.safetensors", "'model.backbone' is missing"),
         ("bad.reference.npz", "reference outputs"),
         (".", "was not written by `fada`"),
     ):

@@ -127,9 +127,10 @@ def cuda_index(device: str | int) -> int | None:
 def cuda_unavailable_error(backend: str, index: int, reason: str) -> DeviceError:
     """Return the error for a requested CUDA device that a backend cannot use."""
     missing = "no NVIDIA GPU was found, and " if find_gpu(index) is None else ""
+    other = "" if backend == "onnxruntime" else "--backend onnxruntime with "
     return DeviceError(
-        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or "
-        "install CUDA support: pip install onnxruntime-gpu (and uninstall onnxruntime)"
+        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or {other}"
+        "CUDA support: pip install onnxruntime-gpu (and uninstall onnxruntime)"
     )
 
 

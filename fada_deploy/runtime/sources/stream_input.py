@@ -114,7 +114,10 @@ def read_stream(
         raise DataError(f"no packet for {timeout_s:g} s") from None
     except av.error.FFmpegError as error:
         if address == PIPE and first is None:
-            raise DataError("no data, or not a video") from None
+            raise DataError(
+                "no data, or not a video that can be read from a pipe; an MP4 file needs its index "
+                "at the beginning (ffmpeg -movflags +faststart), or name the file"
+            ) from None
         raise DataError(_unknown_host(address) or error.strerror or str(error)) from None
 
 

@@ -184,7 +184,10 @@ class StreamReader:
                 # The standard input cannot be opened again.
                 return reason if broken or not self._index else ""
             if self._is_file:
-                return f"{reason}; it is a file, and was not read to its end"
+                return (
+                    f"{reason}; it is a file, and was not read to its end; download it, and name "
+                    "the copy"
+                )
             if not self._index:
                 # A wrong address or a missing camera does not appear by waiting.
                 return reason if broken else "it ended without a frame"

@@ -58,6 +58,8 @@ class SaveOptions:
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
+            if kind == "none":
+                raise UsageError("none cannot be combined with other kinds of output")
             if kind not in KINDS:
                 raise UsageError(f"unknown kind of output {kind!r}; choose from {', '.join(KINDS)}")
         if self.ids not in IDS:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
 from fada_deploy.common.errors import UsageError
-from fada_deploy.common.label_space import LabelSpace, LabelSpaceDocument
+from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.weights_document import ModelSpecDocument
 from fada_deploy.training.models import pidnet, vgg
 from fada_deploy.training.models.blocks import NORMS, Norm
 from fada_deploy.training.models.ddrnet import ddrnet23_slim
@@ -111,21 +111,13 @@ class ModelSpec:
             "std": list(self.std),
         }
 
-
-class ModelSpecDocument(msgspec.Struct, frozen=True):
-    """The JSON form of a `ModelSpec`."""
-
-    backbone: str
-    label_space: LabelSpaceDocument
-    size_hw: tuple[int, int]
-    norm: Literal["batch", "frozen"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def to_spec(self) -> ModelSpec:
-        """Return the `ModelSpec`."""
-        space = self.label_space.to_label_space()
-        return ModelSpec(self.backbone, space, self.size_hw, self.norm, self.mean, self.std)
+    @classmethod
+    def from_document(cls, document: ModelSpecDocument) -> ModelSpec:
+        """Return the description that a weights file contains."""
+        space = document.label_space.to_label_space()
+        return cls(
+            document.backbone, space, document.size_hw, document.norm, document.mean, document.std
+        )
 
 
 class Normalize(nn.Module):

@@ -103,8 +103,7 @@ def train_self_training(
         average.update(iteration)
         if vanished := monitor.update(target.src.labels, target.labels):
             logger.warning(
-                "selftrain: the pseudo-labels no longer contain %s, although the source shows it; "
-                "%s",
+                "selftrain: the pseudo-labels no longer contain %s, which the source shows; %s",
                 ", ".join(vanished),
                 remedy,
             )

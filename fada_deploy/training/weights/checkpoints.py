@@ -13,30 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import DataError, ModelError, UsageError, one_line
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import BUILTIN_FILE
+from fada_deploy.common.weights_document import WeightsDocument, read_weights_document
 from fada_deploy.runtime.backends.onnx_file import read_metadata
-from fada_deploy.training.models.segmentation import ModelSpec, ModelSpecDocument, SegmentationModel
+from fada_deploy.training.models.segmentation import ModelSpec, SegmentationModel
 from fada_deploy.training.weights.builtin import load_builtin
 
 # Metadata key of a weights file, with a `WeightsDocument` in JSON.
 PROPERTY = "fada"
-
-
-class WeightsDocument(msgspec.Struct, frozen=True):
-    """The metadata of a weights file: the network, and how its weights were trained."""
-
-    model: ModelSpecDocument
-    provenance: dict[str, Any]
 
 
 class Stateful(Protocol):
@@ -85,7 +77,7 @@ def load_model(
         return model.to(device or torch.device("cpu")), provenance
     with _open(path) as (file, document):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-        model = SegmentationModel(document.model.to_spec())
+        model = SegmentationModel(ModelSpec.from_document(document.model))
         model.load_state_dict(weights)
     _require_finite(path, weights)
     return model.to(device or torch.device("cpu")).eval(), document.provenance
@@ -129,7 +121,7 @@ def read_spec(path: Path) -> ModelSpec:
     Raise `ModelError` if the file does not exist or is not such a file.
     """
     with _open(path) as (_, document):
-        return document.model.to_spec()
+        return ModelSpec.from_document(document.model)
 
 
 @contextmanager
@@ -143,13 +135,7 @@ def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
                     f"{path}: not weights written by `fada train` (it has no metadata "
                     f"{PROPERTY!r}); to train from weights of a backbone, use --init"
                 )
-            document = read_json(
-                text,
-                WeightsDocument,
-                where=str(path),
-                remedy="use weights written by `fada train` or `fada import`",
-            )
-            yield file, document
+            yield file, read_weights_document(text, str(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, KeyError, RuntimeError, UsageError) as error:
