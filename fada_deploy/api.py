@@ -74,8 +74,8 @@ def train(
 ) -> TrainingResult:
     """Adapt a network from a labeled source to an unlabeled target, as `fada train` does.
 
-    Progress and messages go to the logger `fada_deploy`. Interrupting the process with SIGINT or
-    SIGTERM saves the state, and `resume` continues exactly where the run stopped.
+    Progress and messages go to the logger `fada_deploy`. Interrupting the process with SIGINT,
+    SIGTERM or SIGHUP saves the state, and `resume` continues exactly where the run stopped.
 
     Args:
         src: Labeled source: a data set ("gta5", "synthia", "cityscapes"), a TOML file, "rendered",

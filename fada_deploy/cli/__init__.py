@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 
 from fada_deploy.cli.options import CommandGroup
 from fada_deploy.cli.typed_paths import remember_arguments, with_typed_paths
-from fada_deploy.common.system import stop_signals
+from fada_deploy.common.signals import stop_handler, stop_signals
 
 # Command → (module, its line in `fada --help`); the help must not import the modules.
 COMMANDS = {
@@ -117,7 +117,7 @@ def main(args: list[str] | None = None) -> Any:
         # state and remove temporary files.
         for number in stop_signals():
             if signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, stop_handler(signal.default_int_handler))
     remember_arguments(sys.argv[1:] if args is None else args)
     try:
         status = cli.main(args, prog_name="fada", standalone_mode=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fada_deploy.cli.console import log
 from fada_deploy.common.errors import InterruptedRunError
-from fada_deploy.common.system import stop_signals
+from fada_deploy.common.signals import handled
 
 if TYPE_CHECKING:
     from fada_deploy.runtime.sources.base import Source, StoppableSource
@@ -54,34 +53,25 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
 
     If a library does not return within `_GRACE_S` seconds after the second one, the process ends.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        deadline = threading.Timer(_GRACE_S, os._exit, (InterruptedRunError.exit_code,))
-        deadline.daemon = True
-        deadline.start()
-        raise KeyboardInterrupt
+    is_stopping = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, interrupt)
+        nonlocal is_stopping
+        if is_stopping:
+            deadline = threading.Timer(_GRACE_S, os._exit, (InterruptedRunError.exit_code,))
+            deadline.daemon = True
+            deadline.start()
+            raise KeyboardInterrupt
+        is_stopping = True
+        stop.stop_all()
         kept = "unfinished recordings are kept" if stop.live else "unfinished files are removed"
         log(f"\nstopping; press Ctrl-C again to quit at once ({kept})")
-        stop.stop_all()
 
-    previous = {each: signal.getsignal(each) for each in stop_signals()}
-    for each in previous:
-        signal.signal(each, handle)
-    if stop.live:
-        names = ", ".join(source.name for source in stop.live)
-        log(f"reading {names}; press Ctrl-C to stop and save playable files")
-    try:
+    with handled(handle):
+        if stop.live:
+            names = ", ".join(source.name for source in stop.live)
+            log(f"reading {names}; press Ctrl-C to stop and save playable files")
         yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
 
 
 def interruption(summary: InferenceSummary) -> str:

@@ -26,7 +26,7 @@ def output_folder(options: SaveOptions, out: Path | None) -> Iterator[SaveOption
     writes to it.
     """
     from fada_deploy.common.files import lock, numbered_dir
-    from fada_deploy.runtime.writers.finished import MANIFEST
+    from fada_deploy.common.runs import MANIFEST
 
     if options.file is not None:
         with lock(options.file.parent, f".{options.file.name}.lock"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -24,6 +25,10 @@ _DAY_S = 24 * 3600
 PROCESS = r"\.\d+(-[0-9a-f]{6})?"
 
 
+# Errors of a disk, and not of a connection from which a file is downloaded.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+
+
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a temporary path beside `final`; flush and rename it on success, remove it on failure.
@@ -37,7 +42,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
         rename_flushed(temporary, final)
     except OSError as error:
         # A write to a file that is open, as on a full disk, does not name the file.
-        if error.errno is not None and error.filename is None:
+        if error.errno in _DISK_ERRORS and error.filename is None:
             raise type(error)(error.errno, error.strerror, str(final)) from None
         raise
     finally:

@@ -37,6 +37,8 @@ TARGET_FRAMES = "target_frames"
 COMPARISON = "comparison.json"
 # In the output folder of `fada infer`: the inputs that are finished.
 FINISHED = "finished.json"
+# In that of a job on a cluster: its inputs, finished parts and outputs.
+MANIFEST = "manifest.jsonl"
 STAGES = ("source", "adversarial", "selftrain", "distill")
 # The stages of the paper and of its released code.
 PAPER_STAGES = ("source", "adversarial", "distill")
@@ -70,8 +72,13 @@ def newest_run(root: Path = RUNS) -> Path:
 
 
 def contains_results(folder: Path) -> bool:
-    """Return whether a folder is a run, or an output folder of `fada infer` or `fada compare`."""
-    if any((folder / name).is_file() for name in (FINISHED, COMPARISON)):
+    """Return whether a folder is a run, or an output folder of `fada infer` or `fada compare`.
+
+    An output folder of `fada infer` on live sources can be recognized by its name only.
+    """
+    if any((folder / name).is_file() for name in (FINISHED, MANIFEST, COMPARISON)):
+        return True
+    if folder.parent.name == RUNS.name and folder.name.startswith("infer-"):
         return True
     is_run = any((folder / name).is_dir() for name in (*STAGES, TARGET_FRAMES))
     return is_run and (folder / CONFIG).is_file()

@@ -101,7 +101,7 @@ class SelectionDocument(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str
     best: str
     agreeing: tuple[Part, ...]
-    candidates: Annotated[tuple[CandidateDocument, ...], msgspec.Meta(min_length=2)]
+    candidates: Annotated[tuple[CandidateDocument, ...], msgspec.Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         """Raise `ModelError` if `chosen` or `best` is not a candidate, or two have one name."""
@@ -152,7 +152,7 @@ def describe_choice(document: SelectionDocument) -> str:
         )
     return (
         f"chosen without labels: {document.chosen} (highest score of this run, but "
-        f"{document.best} is better, also in {agreeing})"
+        f"{document.best} is better; {agreeing} agree)"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,18 +12,6 @@ from fada_deploy.common.errors import MissingExtraError
 
 # Where a container sees its control group.
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a process to stop.
-
-    SIGHUP, which a closed terminal sends, is one of them unless it is ignored, as after `nohup`.
-    """
-    names = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        names.append(hangup)
-    return tuple(names)
 
 
 def usable_cores() -> int:

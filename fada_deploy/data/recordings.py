@@ -142,7 +142,11 @@ def _videos_and_images(path: Path, cache: Path) -> tuple[list[Path], dict[str, l
     def skip(folder: Path) -> bool:
         if folder.resolve() == cache.resolve():
             return True
-        if found := contains_results(folder):
+        try:
+            found = contains_results(folder)
+        except OSError:
+            return False  # it cannot be read, and is left out like every such folder
+        if found:
             logger.info("%s: skipped, because it contains results of fada_deploy", folder)
         return found
 
@@ -216,12 +220,15 @@ def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnErro
 
 def _version(video: Path) -> str:
     """Return the SHA-256 of the file's size and of its first and last MiB."""
-    size = video.stat().st_size
-    digest = hashlib.sha256(f"{size}".encode())
-    with video.open("rb") as handle:
-        digest.update(handle.read(_MIB))
-        handle.seek(max(0, size - _MIB))
-        digest.update(handle.read(_MIB))
+    try:
+        size = video.stat().st_size
+        digest = hashlib.sha256(f"{size}".encode())
+        with video.open("rb") as handle:
+            digest.update(handle.read(_MIB))
+            handle.seek(max(0, size - _MIB))
+            digest.update(handle.read(_MIB))
+    except OSError as error:
+        raise DataError(f"{video}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

@@ -46,7 +46,6 @@ from fada_deploy.training.translate_sources import COMPLETE, FOLDER
 
 logger = logging.getLogger(__name__)
 
-# Folder of the frames that are extracted from videos, in a run as in a comparison.
 # Runs beside the alignment methods.
 SOURCE, NO_ADVERSARY = "source", "none"
 # The method that trains a source stage of its own.
@@ -152,17 +151,17 @@ def compare(
     frames = _prepare_data(config, out, jobs_in_order)
     try:
         errors = train_jobs(jobs_in_order, parallel=jobs, device=device, arguments=arguments)
+        for job in wanted.values():
+            if job.finished and job.config.stages == ("source",):
+                # `fada train` chooses among stages, and does not score a single one.
+                select_stage(
+                    job.folder, frames,
+                    start=None, seed=job.config.seed, device=choose_device(device), minimum=1,
+                )  # fmt: skip
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"interrupted; repeat the command with --out {shlex.quote(str(out))} to continue"
         ) from None
-    for job in wanted.values():
-        if job.finished and job.config.stages == ("source",):
-            # `fada train` chooses among stages, and does not score a single one.
-            select_stage(
-                job.folder, frames,
-                start=None, seed=job.config.seed, device=choose_device(device), minimum=1,
-            )  # fmt: skip
     document = _summarize(config, out, methods, seeds, wanted, errors)
     write_text(out / COMPARISON, json.dumps(msgspec.to_builtins(document), indent=2))
     return document

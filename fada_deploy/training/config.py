@@ -33,7 +33,7 @@ from fada_deploy.training.stage_config import (
 )
 
 TestScale = Annotated[float, Meta(gt=0, le=4)]
-# The range of NumPy's seeds; some stages add a small number to it.
+# Half the range of NumPy's seeds: some stages add a number to the seed.
 MAX_SEED = 2**31 - 1
 Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
 Name = Annotated[str, Meta(min_length=1)]

@@ -1,8 +1,8 @@
 """The bookkeeping around a training loop: progress, metrics, saved states and signals.
 
 A stage iterates over a `TrainingLoop` and reports its losses to it; the arithmetic stays in the
-stage. On SIGINT or SIGTERM the loop saves the training state after the current iteration and raises
-`InterruptedRunError`.
+stage. On SIGINT, SIGTERM or SIGHUP the loop saves the training state after the current iteration
+and raises `InterruptedRunError`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import json
 import logging
 import math
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +23,7 @@ from torch import Tensor
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.progress import Progress, progress_bar
-from fada_deploy.common.system import stop_signals
+from fada_deploy.common.signals import handled
 from fada_deploy.training import distributed
 from fada_deploy.training.data.loader import WaitTimer
 from fada_deploy.training.device import peak_memory_mib, reset_peak_memory
@@ -109,22 +107,18 @@ class TrainingLoop:
         self._timer, self._flush_waited = timer or WaitTimer(), 0.0
 
     def __iter__(self) -> Iterator[int]:
-        previous_handlers = self._install_signal_handlers()
         reset_peak_memory(self._device)
         self._start_time = self._flush_time = time.monotonic()
         self._flush_waited = self._timer.seconds
-        try:
-            with progress_bar(
-                self._iterations, self.folder.name, unit="it", initial=self._start
-            ) as bar:
-                for iteration in range(self._start, self._iterations):
-                    self._on_start()
-                    yield iteration
-                    bar.update()
-                    self._finish_iteration(iteration + 1, bar)
-        finally:
-            for number, handler in previous_handlers.items():
-                signal.signal(number, handler)
+        with (
+            handled(self._stop),
+            progress_bar(self._iterations, self.folder.name, unit="it", initial=self._start) as bar,
+        ):
+            for iteration in range(self._start, self._iterations):
+                self._on_start()
+                yield iteration
+                bar.update()
+                self._finish_iteration(iteration + 1, bar)
 
     def log(
         self, files: tuple[str, ...], learning_rates: Metrics, losses: Mapping[str, Tensor]
@@ -228,20 +222,12 @@ class TrainingLoop:
         self._last_saved = done
         distributed.barrier()
 
-    def _install_signal_handlers(self) -> dict[int, Any]:
-        """Handle the signals to stop; return the previous handlers, {} outside the main thread."""
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt
-            self._signal = number
-            logger.warning(
-                "stopping after this iteration; press Ctrl-C again to quit without saving"
-            )
-
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        return {number: signal.signal(number, handle) for number in stop_signals()}
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop after this iteration; a second signal interrupts at once."""
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        logger.warning("stopping after this iteration; press Ctrl-C again to quit without saving")
 
     def _truncate_metrics(self) -> None:
         """Remove the metrics of iterations after the restored state."""

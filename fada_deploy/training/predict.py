@@ -49,7 +49,7 @@ def sample_frames(dataset: FrameDataset, count: int) -> tuple[list[int], list[Fr
     indices, frames = [], []
     for i in candidates.tolist():
         try:
-            frame = dataset.pair(i)[0] if dataset.labeled else dataset.image(i)
+            frame = dataset.image(i) if dataset.pairs[i].labels is None else dataset.pair(i)[0]
         except DataError:
             continue
         indices.append(i)

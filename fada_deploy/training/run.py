@@ -76,8 +76,8 @@ def train(
     An interrupted run resumes from its last saved state. `tensorboard` also writes scalars and
     example images to `run/tensorboard`. A Ray `cluster` predicts the whole target where a stage
     needs that; everything else stays in this process. `cache` keeps decoded frames. Messages go to
-    the logger `fada_deploy`, progress to `common.progress`. SIGINT or SIGTERM saves the state and
-    raises `InterruptedRunError`.
+    the logger `fada_deploy`, progress to `common.progress`. SIGINT, SIGTERM or SIGHUP saves the
+    state and raises `InterruptedRunError`.
 
     Raise `FadaError` for settings or data that cannot be used, before the first iteration.
     """

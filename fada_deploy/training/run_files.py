@@ -13,7 +13,8 @@ from fada_deploy.common.files import LOCK, write_text
 from fada_deploy.common.runs import CONFIG, not_a_run
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.datasets import fingerprint, label_fingerprint, size_fingerprint
+from fada_deploy.training.data.datasets import fingerprint, size_fingerprint
+from fada_deploy.training.data.sources import label_fingerprint
 
 FINGERPRINTS = "data.json"
 

@@ -88,9 +88,27 @@ def test_a_copied_video_has_the_same_frames_and_a_changed_one_has_others(tmp_pat
 
 
 def test_a_name_of_the_longest_length(tmp_path: Path) -> None:
-    path = tmp_path / f"{'é' * 125}.mp4"
+    path = tmp_path / f"a{'é' * 124}.mp4"
     video(path, list(range(10)))
     assert recordings(path, tmp_path / "cache")[0].pairs
+
+
+def test_unreadable_folders_and_videos_cost_only_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video(tmp_path / "a.mp4", list(range(20)))
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "unmounted.mp4")
+    (tmp_path / "private").mkdir()
+
+    def refuse(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("fada_deploy.data.recordings.contains_results", refuse)
+    errors: list[DataError] = []
+    train, _ = open_recordings(
+        tmp_path, cache=tmp_path / "cache", space=CITYSCAPES_19, on_error=errors.append
+    )
+    assert train.pairs and ["b.mp4" in str(error) for error in errors] == [True]
 
 
 def test_results_in_the_folder_are_not_recordings(

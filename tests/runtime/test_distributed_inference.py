@@ -23,6 +23,7 @@ from fada_deploy.cluster.connection import ClusterOptions, worker_device
 from fada_deploy.cluster.output_folder import PARTS, OutputFolder
 from fada_deploy.cluster.pool import LostTask, WorkerInfo
 from fada_deploy.common.errors import DataError, DeviceError, UsageError
+from fada_deploy.common.runs import MANIFEST
 from fada_deploy.runtime.distributed import job
 from fada_deploy.runtime.distributed.job import ModelOptions, run_job
 from fada_deploy.runtime.distributed.job_state import JobSummary
@@ -30,7 +31,6 @@ from fada_deploy.runtime.distributed.join import PartsDifferError, join_videos
 from fada_deploy.runtime.distributed.tasks import JoinTask, PartTask
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.open import open_sources
-from fada_deploy.runtime.writers.finished import MANIFEST
 from fada_deploy.runtime.writers.inference import InferenceSummary, run_inference
 from fada_deploy.runtime.writers.save import KINDS, SaveOptions
 

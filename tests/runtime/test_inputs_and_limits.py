@@ -21,7 +21,7 @@ import toy
 
 from fada_deploy.common.errors import DataError, ModelError
 from fada_deploy.common.files import walk_files
-from fada_deploy.common.runs import FINISHED
+from fada_deploy.common.runs import FINISHED, MANIFEST
 from fada_deploy.common.video import open_video, upright_rgb
 from fada_deploy.runtime import backend_selection
 from fada_deploy.runtime.backends.gpu import Gpu
@@ -32,7 +32,7 @@ from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.writers import audio, finished, save
-from fada_deploy.runtime.writers.finished import MANIFEST, FinishedSources
+from fada_deploy.runtime.writers.finished import FinishedSources
 from fada_deploy.runtime.writers.output import DrawnResult
 from fada_deploy.runtime.writers.save import SaveOptions, check_outputs, save_results
 

@@ -18,12 +18,12 @@ import toy
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import lock, remove_partial
-from fada_deploy.common.runs import FINISHED
+from fada_deploy.common.runs import FINISHED, MANIFEST
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import SourceEnd
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.videos import VideoSource
-from fada_deploy.runtime.writers.finished import MANIFEST, FinishedSources
+from fada_deploy.runtime.writers.finished import FinishedSources
 from fada_deploy.runtime.writers.inference import run_inference
 from fada_deploy.runtime.writers.output import output_names, safe_name
 from fada_deploy.runtime.writers.save import SaveOptions, save_results

@@ -102,7 +102,11 @@ def test_sources_that_read_the_same_labels_in_other_ways_are_refused(
     with pytest.raises(DataError, match="different encodings"):
         open_sources(both, CITYSCAPES_19)
     same = replace(both, extra_sources=(Source(str(names[0])),))
-    assert len(open_sources(same, CITYSCAPES_19).datasets) == 2
+    opened = open_sources(same, CITYSCAPES_19).datasets
+    masks = [np.arange(100 * 100).reshape(100, 100) < limit for limit in (10, 500)]
+    with pytest.raises(DataError, match="ego masks"):
+        sources._joined([replace(d, ego_mask=m) for d, m in zip(opened, masks, strict=True)])
+    assert len(sources._joined([replace(d, ego_mask=masks[0]) for d in opened])) == 12
 
 
 def test_a_source_frame_without_labels_is_named(

@@ -127,9 +127,9 @@ def cuda_index(device: str | int) -> int | None:
 def cuda_unavailable_error(backend: str, index: int, reason: str) -> DeviceError:
     """Return the error for a requested CUDA device that a backend cannot use."""
     missing = "no NVIDIA GPU was found, and " if find_gpu(index) is None else ""
-    other = "" if backend == "onnxruntime" else "--backend onnxruntime with "
+    other = "install" if backend == "onnxruntime" else "use --backend onnxruntime with"
     return DeviceError(
-        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or {other}"
+        f"cuda:{index} is not available: {missing}{backend} {reason}; use --device cpu, or {other} "
         "CUDA support: pip install onnxruntime-gpu (and uninstall onnxruntime)"
     )
 

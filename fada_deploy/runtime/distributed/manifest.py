@@ -13,7 +13,8 @@ import msgspec
 
 from fada_deploy.cluster.output_folder import OutputFolder
 from fada_deploy.common.errors import DataError, UsageError
-from fada_deploy.runtime.writers.finished import MANIFEST, SETTING_NAMES
+from fada_deploy.common.runs import MANIFEST
+from fada_deploy.runtime.writers.finished import SETTING_NAMES
 
 # Seconds between two versions of a manifest in an object store, where files cannot be appended to.
 _WRITE_INTERVAL_S = 5.0

@@ -14,6 +14,7 @@ import msgspec
 
 from fada_deploy.common.errors import DataError, one_line
 from fada_deploy.common.files import sha256
+from fada_deploy.common.runs import MANIFEST
 from fada_deploy.common.system import throughput_parallelism
 from fada_deploy.runtime.distributed.join import combined_hashes, join
 from fada_deploy.runtime.distributed.tasks import (
@@ -35,7 +36,6 @@ from fada_deploy.runtime.sources.base import Frame, Source
 from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.video_chunks import VideoChunkSource, plan_chunks
 from fada_deploy.runtime.sources.videos import VideoSource
-from fada_deploy.runtime.writers.finished import MANIFEST
 from fada_deploy.runtime.writers.output import output_names
 from fada_deploy.runtime.writers.save import save_results
 

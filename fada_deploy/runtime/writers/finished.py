@@ -21,7 +21,7 @@ from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import sha256, write_text
 from fada_deploy.common.images import IMAGE_SUFFIXES
-from fada_deploy.common.runs import FINISHED
+from fada_deploy.common.runs import FINISHED, MANIFEST
 from fada_deploy.common.video import VIDEO_SUFFIXES
 from fada_deploy.runtime.segmenter import Segmenter
 from fada_deploy.runtime.sources.base import Source
@@ -29,7 +29,6 @@ from fada_deploy.runtime.writers.options import SaveOptions
 from fada_deploy.runtime.writers.output import output_names
 
 # The records of a job on a cluster (`runtime.distributed.manifest`).
-MANIFEST = "manifest.jsonl"
 _WRITE_EVERY_S = 2.0
 # Setting → the option of `fada infer` that decides it.
 SETTING_NAMES = {

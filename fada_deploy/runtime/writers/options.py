@@ -58,7 +58,7 @@ class SaveOptions:
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
-            if kind == "none":
+            if kind == "none" and len(self.kinds) > 1:
                 raise UsageError("none cannot be combined with other kinds of output")
             if kind not in KINDS:
                 raise UsageError(f"unknown kind of output {kind!r}; choose from {', '.join(KINDS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fada_deploy.common.errors import DataError, FadaError, UsageError
@@ -115,16 +115,6 @@ def open_labeled_domains(config: RunConfig, space: LabelSpace) -> list[FrameData
                 "class centers need labels of both domains"
             )
     return domains
-
-
-def label_fingerprint(sources: Sequence[FrameDataset]) -> str:
-    """Return a SHA-256 of how the labels of sources are read: their encodings and ego masks."""
-    digest = hashlib.sha256()
-    for dataset in sources:
-        digest.update(os.fsencode(repr(dataset.read_labels)))
-        if dataset.ego_mask is not None:
-            digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
-    return digest.hexdigest()
 
 
 def fingerprint(dataset: FrameDataset) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -142,19 +144,30 @@ def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:
     return root
 
 
+def label_fingerprint(sources: Sequence[FrameDataset]) -> str:
+    """Return a SHA-256 of how the labels of sources are read: their encodings and ego masks."""
+    digest = hashlib.sha256()
+    for dataset in sources:
+        digest.update(os.fsencode(repr(dataset.read_labels)))
+        if dataset.ego_mask is not None:
+            digest.update(repr(dataset.ego_mask.shape).encode() + dataset.ego_mask.tobytes())
+    return digest.hexdigest()
+
+
 def _joined(datasets: Sequence[FrameDataset]) -> FrameDataset:
     """Return the frames of several data sets as one; a single one is returned unchanged."""
     if len(datasets) == 1:
         return datasets[0]
     readers: dict[Path, LabelReader] = {}
-    for dataset in datasets:
+    for i, dataset in enumerate(datasets):
         read = dataset.read_labels if dataset.ego_mask is None else _WithoutEgo(dataset)
         own = {pair.labels: read for pair in dataset.pairs if pair.labels is not None}
-        for path in readers.keys() & own.keys():
-            if repr(readers[path]) != repr(read):
+        for other in datasets[:i]:
+            shared = own.keys() & {pair.labels for pair in other.pairs}
+            if shared and label_fingerprint([other]) != label_fingerprint([dataset]):
                 raise DataError(
-                    f"{path}: two sources read this file with different encodings or ego masks; "
-                    "use one of them, or copies of the files"
+                    f"{min(shared)}: two sources read this file with different encodings or ego "
+                    "masks; use one of them, or copies of the files"
                 )
         readers |= own
     return FrameDataset(

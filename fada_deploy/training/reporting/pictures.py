@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fada_deploy.common.images import resize_frame
+from fada_deploy.common.label_space import IGNORE
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.runtime.overlay.blend import overlay
 from fada_deploy.training.models.segmentation import SegmentationModel
@@ -38,7 +39,12 @@ def picture_rows(
         columns.append((heading, _overlays(frames, labels, model.spec.space.palette)))
     palette = dataset.space.palette
     if dataset.labeled:
-        truth = [dataset.labels(i) for i in indices]
+        truth = [
+            np.full(frame.shape[:2], IGNORE, np.uint8)
+            if dataset.pairs[i].labels is None
+            else dataset.labels(i)
+            for i, frame in zip(indices, frames, strict=True)
+        ]
         columns.append(("ground truth", _overlays(frames, truth, palette)))
     return {
         "rows": [

@@ -59,6 +59,8 @@ def _write_errors(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         # PyTorch reports the positions of its internal buffers.
         reason = "not all bytes were written" if type(error) is RuntimeError else one_line(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise DataError(
             f"{path} cannot be written ({reason}); check the space and permissions of the folder"
         ) from None
