@@ -142,10 +142,13 @@ def print_summary(document: Mapping[str, Any], *, is_live: bool) -> None:
         log(f"failed: {line}")
     stages = ", ".join(f"{name} {ms:.1f}" for name, ms in document["ms_per_frame"].items())
     frames = document["frames"]
-    log(
-        f"{frames} frame{'s' * (frames != 1)} in {document['seconds']:.1f} s "
-        f"({document['fps']:.1f} fps); ms per frame: {stages}"
-    )
+    if not frames and document["finished_before"] and not failed:
+        log("nothing was left to do")
+    else:
+        log(
+            f"{frames} frame{'s' * (frames != 1)} in {document['seconds']:.1f} s "
+            f"({document['fps']:.1f} fps); ms per frame: {stages}"
+        )
     for name, counters in document.get("live", {}).items():
         log(f"{name}: {', '.join(f'{counter} {n}' for counter, n in counters.items())}")
     if failed:

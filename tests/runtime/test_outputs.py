@@ -152,7 +152,7 @@ def test_removed_outputs_are_made_again(fada: Run, model: Path, tmp_path: Path) 
     infer = ("infer", video, "--model", model, "--out", "out", "--save")
     assert fada(*infer, "overlay,json")[0] == 0
     code, _, err = fada(*infer, "json,overlay", "--resume")
-    assert code == 0 and "1 of 1 sources were finished before" in err
+    assert code == 0 and "1 of 1 sources were finished before" in err and "nothing was left" in err
     Path("out/overlay/a.mp4").unlink()
     assert fada(*infer, "json,overlay", "--resume")[0] == 0
     assert len(toy.read_video(Path("out/overlay/a.mp4"))) == 4
