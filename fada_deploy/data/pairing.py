@@ -44,8 +44,6 @@ def find_pairs(
 
     Raise `DataError` if no frame is found, a label file is missing, or two frames share one.
     """
-    if "\0" in f"{images}{labels}{list_name}":
-        raise DataError(f"{where}: a path contains a zero byte")
     base = _fixed_part(folder, images)
     found = [p for p in sorted(map(Path, _expand(folder, images))) if p.is_file()]
     if not found:

@@ -237,7 +237,7 @@ def test_missing_labels_and_splits_are_refused(tmp_path: Path) -> None:
         ('list = "other.txt"', r"none of the 1 lines of other\.txt names one of `images`"),
         ("list = 3", r"splits\.val\.list: found 3, expected a text"),
         ('mask = "a.png"', r"unknown key splits\.val\.mask"),
-        ('list = "a\\u0000b"', "a path contains a zero byte"),
+        ('list = "a\\u0000b"', "found a zero byte"),
     ],
 )
 def test_invalid_split_is_refused_in_one_line(tmp_path: Path, line: str, message: str) -> None:

@@ -110,7 +110,7 @@ def test_folders_of_moved_data_sets_are_checked(half: Path, started: Path, fada:
         code, _, err = fada("train", "--resume", started, option, half)
         assert code == 2 and option in err and "gta5, synthia" in err
     code, _, err = fada("train", "--resume", started, "--src-root", half, "--src-root", half)
-    assert code == 2 and "1 sources" in err
+    assert code == 2 and "got 2, and 0 sources" in err
     code, _, err = fada("train", "--resume", started, "--seed", 2)
     assert code == 2 and "leave out --seed" in err
     assert (started / "config.json").read_bytes() == before
