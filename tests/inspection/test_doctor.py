@@ -201,7 +201,7 @@ def test_tensorrt_version_of_onnxruntime_is_neutral(installed: Callable[..., Non
 REQUIRES = [
     "numpy>=1.26", "opencv-python-headless>=4.10",
     'torch>=2.6; extra == "train"', 'safetensors>=0.4.5; extra == "train"',
-    'fada_deploy[onnx,train]; extra == "export"', 'onnxscript>=0.6.2; extra == "export"',
+    'fada_deploy[onnx,train]; extra == "export"', 'onnxscript>=0.7.2; extra == "export"',
     'onnx>=1.17; extra == "onnx"',
     'tensorrt<12,>=10.16; extra == "tensorrt"', 'cupy-cuda13x[ctk]>=14; extra == "tensorrt"',
     'elsewhere>=1; (sys_platform == "amiga") and extra == "train"',
@@ -214,7 +214,7 @@ def test_extras_are_compared_with_the_metadata(
     monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIRES)
     monkeypatch.setattr(packages, "_extra_names", lambda: ["train", "export", "onnx", "tensorrt"])
     installed(
-        torch="2.10.0+cpu", safetensors="0.4.5", onnxscript="0.6.2", onnx=None, tensorrt=None,
+        torch="2.10.0+cpu", safetensors="0.4.5", onnxscript="0.7.2", onnx=None, tensorrt=None,
         cupy_cuda13x=None, cupy_cuda12x=None, cupy=None,
     )  # fmt: skip
     checks = by_name(packages.extra_checks())
