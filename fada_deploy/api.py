@@ -140,7 +140,7 @@ def adapt(
     tgt: str | Path,
     source_free: bool = False,
     iterations: int | None = None,
-    start_weight: float = 0.5,
+    start_weight: float | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -159,7 +159,7 @@ def adapt(
         source_free: Learn from the new target alone.
         iterations: Number of training iterations [that of the stage selftrain of the model].
         start_weight: Weight of `model`, 0 to 1, in the average of the networks before and after the
-            training, which is the result. More of it forgets less of the old target.
+            training, which is the result [0.5]. More of it forgets less of the old target.
         settings: Single settings by their dotted name, for example `{"selftrain.lr": 1e-4}`.
         out: Folder of the new run [`runs/<src>-<tgt>-<backbone>-NNN`]. A run that was interrupted
             there is continued.

@@ -6,7 +6,6 @@ Exit codes of every command: 0 done, 1 failed or partly failed, 2 usage, 3 a tol
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
@@ -21,6 +20,7 @@ from click.shell_completion import CompletionItem
 
 from fada_deploy.cli.options import CommandGroup
 from fada_deploy.cli.typed_paths import remember_arguments, with_typed_paths
+from fada_deploy.common.files import NO_SPACE
 from fada_deploy.common.signals import stop_handler, stop_signals
 
 # Command → (module, its line in `fada --help`); the help must not import the modules.
@@ -142,17 +142,13 @@ def main(args: list[str] | None = None) -> Any:
     except OSError as error:
         # For example a full disk, or a folder without write permission.
         name = f"{error.filename}: " if error.filename is not None else ""
-        remedy = "; free some space, or choose another disk" if error.errno in _NO_SPACE else ""
+        remedy = "; free some space, or choose another disk" if error.errno in NO_SPACE else ""
         click.echo(f"error: {name}{error.strerror or error}{remedy}", err=True)
         _discard_output()
         sys.exit(1)
     except Exception as error:
         _exit_unexpected(error)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-# A full disk, an exceeded quota, and a limit of the size of files.
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def _flush_output() -> None:

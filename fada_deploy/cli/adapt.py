@@ -99,7 +99,6 @@ def command(
 
     try:
         from fada_deploy.training.adapt import (
-            START_WEIGHT,
             adaptation_config,
             adaptation_folder,
             compare_targets,
@@ -114,8 +113,7 @@ def command(
     where = choose_device(device)
     config = adaptation_config(
         model, tgt=tgt, source_free=source_free, iterations=iterations,
-        start_weight=START_WEIGHT if start_weight is None else start_weight,
-        options=options, settings=settings, remedy=CLI_REMEDY,
+        start_weight=start_weight, options=options, settings=settings, remedy=CLI_REMEDY,
     )  # fmt: skip
     frames = open_cache(cache, cache_folder)
     run = adaptation_folder(config, out)

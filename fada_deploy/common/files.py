@@ -25,8 +25,10 @@ _DAY_S = 24 * 3600
 PROCESS = r"\.\d+(-[0-9a-f]{6})?"
 
 
+# A full disk, an exceeded quota, and a limit of the size of files.
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Errors of a disk, and not of a connection from which a file is downloaded.
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+_DISK_ERRORS = NO_SPACE | {errno.EIO, errno.EROFS}
 
 
 @contextmanager

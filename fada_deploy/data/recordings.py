@@ -139,8 +139,10 @@ def _videos_and_images(path: Path, cache: Path) -> tuple[list[Path], dict[str, l
     if path.is_file():
         return [path], {}
 
+    cache = cache.resolve()
+
     def skip(folder: Path) -> bool:
-        if folder.resolve() == cache.resolve():
+        if folder.resolve() == cache:
             return True
         try:
             found = contains_results(folder)

@@ -173,6 +173,7 @@ def _weights(path: Path, problems: list[str]) -> Document:
         for tensor in tensors.values():
             values[tensor["dtype"]] += math.prod(tensor["shape"])
         text = header["__metadata__"][PROPERTY]
+        # Only to check it: the document is shown as it was written.
         read_weights_document(text, str(path))
         document = json.loads(text)
     except (KeyError, TypeError, ValueError):

@@ -72,7 +72,7 @@ def adaptation_config(
     tgt: str,
     source_free: bool = False,
     iterations: int | None = None,
-    start_weight: float = START_WEIGHT,
+    start_weight: float | None = None,
     options: Mapping[str, Any] | None = None,
     settings: Iterable[str] = (),
     remedy: str = REMEDY,
@@ -80,9 +80,9 @@ def adaptation_config(
     """Return the settings of a run that adapts the network `model` to the target `tgt`.
 
     They are those that the network was trained with, except for the target, the stages, the number
-    of `iterations`, the `start_weight` of `model` in the result, and the changes in `options` and
-    `settings`, which have the form of `make_config`. Raise `ModelError` if the weights file does
-    not contain its settings, `UsageError` for invalid changes.
+    of `iterations`, the `start_weight` of `model` in the result [0.5], and the changes in `options`
+    and `settings`, which have the form of `make_config`. Raise `ModelError` if the weights file
+    does not contain its settings, `UsageError` for invalid changes.
     """
     weights = final_weights(model)
     network, provenance = load_model(weights)
@@ -99,7 +99,8 @@ def adaptation_config(
     )
     # The name of the built-in model is the same on every machine.
     start = str(BUILTIN if weights == BUILTIN_FILE else weights)
-    selftrain = replace(previous.selftrain, source_free=source_free, start_weight=start_weight)
+    weight = START_WEIGHT if start_weight is None else start_weight
+    selftrain = replace(previous.selftrain, source_free=source_free, start_weight=weight)
     if iterations is not None:
         # A warm-up that is shortened in proportion damages the network in its first iterations.
         warmup = min(selftrain.warmup, iterations // 2)

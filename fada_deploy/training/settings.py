@@ -183,23 +183,19 @@ def source_options(
             f"--src-weight must be given once for each --src, got {len(weights)} for {len(names)}"
         )
     # TOML files and rendered scenes have no folder to name.
-    with_folder = [name for name in names if name in NAMES]
-    if roots and len(roots) not in (len(with_folder), len(names)):
-        listed = f" ({', '.join(with_folder)})" if with_folder else ""
+    with_root = [bool(roots) and (name in NAMES or len(roots) == len(names)) for name in names]
+    if sum(with_root) != len(roots):
+        listed = ", ".join(name for name in names if name in NAMES)
         raise UsageError(
-            f"--src-root must be given once for each --src that is a data set with a folder"
-            f"{listed}, got {len(roots)}"
+            "--src-root must be given once for each --src that is a data set with a folder"
+            f"{f' ({listed})' if listed else ''}, got {len(roots)}"
         )
-    roots_left = list(roots)
+    remaining = iter(roots)
     sources = [
-        {
-            "name": name,
-            "root": roots_left.pop(0)
-            if roots_left and (name in NAMES or len(roots) == len(names))
-            else None,
-            "weight": weight,
-        }
-        for name, weight in zip(names, weights or (1.0,) * len(names), strict=True)
+        {"name": name, "root": next(remaining) if has_root else None, "weight": weight}
+        for name, has_root, weight in zip(
+            names, with_root, weights or (1.0,) * len(names), strict=True
+        )
     ]
     if not sources:
         return {}

@@ -28,7 +28,6 @@ from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.writers.options import SaveOptions
 from fada_deploy.runtime.writers.output import output_names
 
-# The records of a job on a cluster (`runtime.distributed.manifest`).
 _WRITE_EVERY_S = 2.0
 # Setting → the option of `fada infer` that decides it.
 SETTING_NAMES = {
