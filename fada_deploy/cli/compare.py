@@ -108,7 +108,8 @@ def command(
 
     require_package("matplotlib", "plot")
     try:
-        from fada_deploy.training.comparison import compare, parse_methods
+        from fada_deploy.training.comparison import compare
+        from fada_deploy.training.comparison_jobs import parse_methods
         from fada_deploy.training.device import choose_device
         from fada_deploy.training.reporting.comparison_page import write_page
     except ImportError as error:

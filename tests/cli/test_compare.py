@@ -22,7 +22,8 @@ from fada_deploy.common.documents import read_json
 from fada_deploy.common.errors import UsageError
 from fada_deploy.common.files import lock
 from fada_deploy.training import run_queue
-from fada_deploy.training.comparison import _check_settings, parse_methods
+from fada_deploy.training.comparison import _check_settings
+from fada_deploy.training.comparison_jobs import parse_methods
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.loop import STATE
 from fada_deploy.training.run_files import load_config, save_config

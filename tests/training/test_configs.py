@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fada_deploy.training.comparison import SELF_TRAINING
+from fada_deploy.training.comparison_jobs import SELF_TRAINING
 from fada_deploy.training.methods.alignment import METHODS
 from fada_deploy.training.settings import make_config
 from fada_deploy.training.stage_config import AdversarialStage, SourceStage
