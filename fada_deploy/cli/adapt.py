@@ -46,8 +46,8 @@ from fada_deploy.cli.training_output import print_result, resumable, write_run_r
     "--start-weight",
     type=FiniteFloat(0, 1),
     metavar="FRACTION",
-    help="Weight of MODEL in the average of the networks before and after the training, which is "
-    "the result. More of it forgets less of the old target. [default: 0.5]",
+    help="The result is a weighted average of MODEL and the trained network; this is the weight of "
+    "MODEL. A higher weight preserves more accuracy on the old target. [default: 0.5]",
 )
 @click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Seed. [default: that of the model]"
@@ -89,8 +89,8 @@ def command(
     fada adapt runs/rendered-drives-efficientnet-lite0-001 --tgt dusk/
     fada adapt model.safetensors --tgt dusk.mp4 --source-free
 
-    Afterwards both networks are compared on the new target and on the old one, by their mIoU where
-    there are labels, and otherwise by the fraction of equal labels.
+    Afterwards both networks are compared on the new target and, except for builtin, on the old one,
+    by their mIoU where there are labels, and otherwise by the fraction of equal labels.
     """
     from dataclasses import asdict
 

@@ -26,10 +26,19 @@ _OF_ONE_RUN = {
     "ray", "ray_workers", "ray_cpus", "ray_gpus",
 }  # fmt: skip
 
+# Without cyclegan, which would train a translation for every run.
+_STYLE = click.Option(
+    ["--style"],
+    metavar="NAME",
+    help="Give half of the source frames the style of target frames: none, statistics (mean and "
+    "deviation of the colors) or fourier (amplitude of low frequencies). [default: none]",
+)
+
 
 def _add_training_options(command: click.Command) -> click.Command:
     """Add the options of `fada train` that all runs of a comparison share."""
-    command.params[:0] = [p for p in train.command.params if p.name not in _OF_ONE_RUN]
+    shared = [p for p in train.command.params if p.name not in _OF_ONE_RUN]
+    command.params[:0] = [_STYLE if p.name == "style" else p for p in shared]
     return command
 
 
@@ -95,8 +104,8 @@ def command(
 ) -> int:
     """Train several methods on the same data with the same number of iterations; compare them.
 
-    Each seed has one source stage, from which all methods start. The result is a page with the IoU
-    of every class, and a JSON document.
+    Each seed trains one source stage. All methods start from it, except source and cycada, which
+    train their own. The result is a page with the IoU of every class, and a JSON document.
 
     \b
     fada compare --src gta5 --tgt cityscapes --methods fada,advent,clan --seeds 1,2,3

@@ -91,8 +91,8 @@ def command(
 ) -> int:
     """Evaluate MODEL on labeled frames and print the IoU of each class.
 
-    MODEL is a run, a weights file or an exported model. [default: the newest run] Predictions
-    are compared at the original size of each frame; labels are never resized.
+    MODEL is a run, a weights file, an exported model or builtin. [default: the newest run]
+    Predictions are compared at the original size of each frame; labels are never resized.
 
     \b
     fada eval --data cityscapes

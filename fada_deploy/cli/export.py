@@ -181,17 +181,18 @@ _INT8_OPTIONS = ("hardware_target", "calibration_method", "calibration_frames", 
 def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) -> None:
     """Export a run to ONNX files and TensorRT engines.
 
-    SOURCE is the folder of a run or of a stage, a weights file, or the fp32 ONNX file of an earlier
-    export. [default: the newest run] Of a run, the stage that training chose without labels is
-    exported (RUN/selection.json), or the last one if there is no choice.
+    SOURCE is the folder of a run or of a stage, a weights file, or an ONNX file of an earlier
+    export: the fp32 file for another precision, a file of any precision for --trt. [default: the
+    newest run] From a run, the stage that training chose without labels is exported
+    (RUN/selection.json), or the last one if there is no choice.
 
     \b
     fada export                                         # model.onnx
     fada export --precision fp16,int8 --data mine.toml  # smaller files, checked on labeled data
     fada export model.onnx --trt                        # an engine
 
-    Each ONNX file is compared with the PyTorch network on target frames before it is saved. A file
-    that differs too much is not saved, and the command exits with 3. Engines are compared after the
+    Before it is saved, each ONNX file is compared on target frames with the outputs of the PyTorch
+    network. A file that differs too much is not saved, and the command exits with 3. Engines are compared after the
     build, or, if this machine cannot run them, when they are first opened. Converting an ONNX file
     and building an engine work without PyTorch and without the training run.
     """

@@ -31,8 +31,9 @@ _MAX_CLASSES_SHOWN = 3
 def command(model: Path | None, model_option: Path | None, as_json: bool) -> int:
     """Show the metadata of MODEL and check its hashes.
 
-    MODEL is an ONNX file, a TensorRT engine, reference outputs, a weights file, or the folder of a
-    run or a stage. [default: the newest export, or else the newest run] It is only read, never run.
+    MODEL is an ONNX file, a TensorRT engine, reference outputs, a weights file, the folder of a run
+    or a stage, or builtin. [default: the newest export, or else the newest run] It is only read,
+    never run.
 
     \b
     fada inspect model.onnx             # classes, input, precision, verification

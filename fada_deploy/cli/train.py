@@ -241,7 +241,7 @@ def command(
     fada train --recipe deploy --tgt drive.mp4
     fada train --recipe deploy --src mine.toml --tgt drives/
     fada train --resume runs/gta5-cityscapes-resnet101-001
-    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt drives/ --recipe deploy
+    torchrun --nproc-per-node 4 -m fada_deploy train --src gta5 --tgt cityscapes
 
     With --ray, a cluster predicts the whole target for the pseudo-labels of the stage distill and
     of self-training in rounds; everything else runs in this process.

@@ -69,8 +69,8 @@ def command(
 ) -> None:
     """Verify an exported model on this machine.
 
-    MODEL is an ONNX file, a TensorRT engine, or the folder of a run. [default: the newest export]
-    Its outputs on a few target frames are compared with those of the trained network, which are
+    MODEL is an ONNX file, a TensorRT engine, the folder of a run, or builtin. [default: the newest
+    export] Its outputs on a few target frames are compared with those of the trained network, which are
     stored next to it in model.reference.npz. PyTorch and the training run are not needed.
 
     Exits with 3 if the outputs differ too much.

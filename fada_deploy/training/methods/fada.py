@@ -87,7 +87,7 @@ class DomainAlignment:
         seg_loss = step.segmentation_loss(src_outputs.logits, temperature=self.temperature)
         seg_loss.backward()
 
-        # F and G: make D assign the target to the source. D is updated after F and G, so its output
+        # F: make D assign the target to the source. D is updated after F and G, so its output
         # for the target is reused below.
         tgt_outputs = step.forward(step.tgt)
         tgt_input = self.discriminator_input(tgt_outputs)
