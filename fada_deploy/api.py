@@ -74,8 +74,9 @@ def train(
 ) -> TrainingResult:
     """Adapt a network from a labeled source to an unlabeled target, as `fada train` does.
 
-    Progress and messages go to the logger `fada_deploy`. Interrupting the process with SIGINT,
-    SIGTERM or SIGHUP saves the state, and `resume` continues exactly where the run stopped.
+    Messages go to the logger `fada_deploy`. Called in the main thread, SIGINT, SIGTERM and SIGHUP
+    save the state, and `resume` continues exactly where the run stopped. On a CPU, PyTorch is set
+    to use all cores of this process, unless `OMP_NUM_THREADS` is set.
 
     Args:
         src: Labeled source: a data set ("gta5", "synthia", "cityscapes"), a TOML file, "rendered",
@@ -100,7 +101,11 @@ def train(
     Raises:
         UsageError: The arguments do not fit together.
         DataError: The data cannot be used.
+        ModelError: The weights or the state of the run cannot be read.
+        DeviceError: The device is not available.
+        InterruptedRunError: SIGINT (Ctrl-C), SIGTERM or SIGHUP ended the run; its state was saved.
         MissingExtraError: torch is not installed.
+        OSError: The folder of the run cannot be created.
     """
     from fada_deploy.data.cache import open_cache
 
@@ -171,7 +176,10 @@ def adapt(
         ModelError: The model cannot be read, or does not contain its settings.
         UsageError: The arguments do not fit together.
         DataError: The data cannot be used.
+        DeviceError: The device is not available.
+        InterruptedRunError: A signal ended the run; its state was saved.
         MissingExtraError: torch is not installed.
+        OSError: The folder of the run cannot be created.
     """
     from fada_deploy.data.cache import open_cache
 
@@ -229,8 +237,7 @@ def export(source: str | Path, **options: Any) -> ExportResult:
     final name.
 
     Args:
-        source: Folder of a run or of a stage, a weights file, or the fp32 ONNX file of an earlier
-            export.
+        source: Folder of a run or of a stage, a weights file, or an ONNX file of an earlier export.
         options: The fields of `fada_deploy.export.options.ExportOptions`, for example
             `precisions=("fp32", "int8")`.
 
@@ -238,9 +245,14 @@ def export(source: str | Path, **options: Any) -> ExportResult:
         The paths of the files and how each backend compared.
 
     Raises:
-        ToleranceError: The outputs of a file differ too much from those of the network. Files
-            that passed are kept.
+        ToleranceError: The outputs of the fp32 file differ too much from those of the network.
+        RefusedFilesError: Those of other files do. It is a `ToleranceError` whose `result`
+            describes the files that were written.
+        ModelError: `source` does not exist or cannot be exported.
+        DataError: There are no frames to verify or calibrate with.
         UsageError: The options do not fit together.
+        MissingExtraError: A package is not installed.
+        OSError: A folder cannot be created.
     """
     from fada_deploy.export.plan import ExportOptions, run_export
 
@@ -271,7 +283,9 @@ def evaluate(
     Raises:
         DataError: The data set has no labels, or no frame can be read.
         ModelError: The model cannot be opened.
+        DeviceError: The device is not available.
         UsageError: The arguments do not fit together.
+        MissingExtraError: torch is not installed, which a run needs.
     """
     from fada_deploy.data import open_dataset
     from fada_deploy.evaluation import evaluate as score
@@ -279,6 +293,8 @@ def evaluate(
 
     def dataset(space: Any) -> FrameDataset:
         if not isinstance(data, str | Path):
+            if data_root is not None or split != "val":
+                raise UsageError("data_root and split apply to a name; the data set is open")
             if data.space.names != space.names:
                 raise UsageError(
                     f"{data.name}: opened with the classes of {data.space.name}, the model has "
@@ -289,6 +305,8 @@ def evaluate(
         return open_dataset(str(data), root, split=split, space=space)
 
     if isinstance(model, Segmenter):
+        if (device, backend) != ("auto", "auto"):
+            raise UsageError("device and backend apply to a path; the model is already open")
         return score(partial(model.labels, color="rgb"), dataset(model.space))
     path = resolve_builtin(Path(model))
     if path.suffix in MODEL_SUFFIXES:

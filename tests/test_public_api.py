@@ -72,6 +72,29 @@ def test_export_is_a_function_and_a_package() -> None:
     assert "int4" in run_python(code)
 
 
+def test_export_and_its_error_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    import pickle
+
+    from fada_deploy.export.result import ExportResult, RefusedFilesError
+
+    assert pickle.loads(pickle.dumps(fada_deploy.export)) is fada_deploy.export
+    error = RefusedFilesError(ExportResult(Path("a.onnx"), Path("a.npz"), refused=("a.int8.onnx",)))
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) and copy.result == error.result
+
+
+def test_arguments_of_python_functions(tmp_path: Path) -> None:
+    from fada_deploy.data.cache import open_cache
+
+    for gib in ("0.5", -1, float("nan")):
+        with pytest.raises(fada_deploy.UsageError, match="at least 0 GiB"):
+            open_cache(gib)  # type: ignore[arg-type]
+    with pytest.raises(fada_deploy.UsageError, match="list of names"):
+        fada_deploy.OverlayStyle(classes="road")  # type: ignore[arg-type]
+    with pytest.raises(fada_deploy.UsageError, match="greater than 0 ms"):
+        fada_deploy.LiveOptions(deadline_s=float("nan"))
+
+
 def test_the_library_prints_nothing_by_default() -> None:
     code = "import logging, fada_deploy; logging.getLogger('fada_deploy.x').warning('a message')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

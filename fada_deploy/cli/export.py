@@ -192,9 +192,9 @@ def command(source: Path | None, list_only: bool, as_json: bool, **values: Any) 
     fada export model.onnx --trt                        # an engine
 
     Before it is saved, each ONNX file is compared on target frames with the outputs of the PyTorch
-    network. A file that differs too much is not saved, and the command exits with 3. Engines are compared after the
-    build, or, if this machine cannot run them, when they are first opened. Converting an ONNX file
-    and building an engine work without PyTorch and without the training run.
+    network. A file that differs too much is not saved, and the command exits with 3. Engines are
+    compared after the build, or, if this machine cannot run them, when they are first opened.
+    Converting an ONNX file and building an engine work without PyTorch and without the run.
     """
     if list_only:
         return _list_targets(as_json)

@@ -127,8 +127,8 @@ _CACHE_OPTIONS = (
         type=FiniteFloat(0),
         default=0.0,
         metavar="GIB",
-        help="Keep up to GIB GiB of decoded frames in the memory of each process. Use it if training "
-        "waits for frames; the report shows how long it waited.",
+        help="Keep up to GIB GiB of decoded frames in the memory of each process. Use it if "
+        "training waits for frames; the report shows how long it waited.",
     ),
     click.option(
         "--cache-folder",
@@ -213,8 +213,8 @@ TGT_ROOT_OPTION = click.option(
 EGO_MASK_OPTION = click.option(
     "--ego-mask",
     type=click.Path(),
-    help="Mask image of the size of a frame. Pixels that are not black belong to the ego vehicle and "
-    "are ignored. Only for a target of videos or images.",
+    help="Mask image of the size of a frame. Pixels that are not black belong to the ego vehicle "
+    "and are ignored. Only for a target of videos or images.",
 )
 RUN_OPTION = click.option(
     "--out",

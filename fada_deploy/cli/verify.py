@@ -70,8 +70,8 @@ def command(
     """Verify an exported model on this machine.
 
     MODEL is an ONNX file, a TensorRT engine, the folder of a run, or builtin. [default: the newest
-    export] Its outputs on a few target frames are compared with those of the trained network, which are
-    stored next to it in model.reference.npz. PyTorch and the training run are not needed.
+    export] Its outputs on a few target frames are compared with those of the trained network, which
+    are stored next to it in model.reference.npz. PyTorch and the training run are not needed.
 
     Exits with 3 if the outputs differ too much.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_deploy.common.errors import DataError, MissingExtraError, UsageError, one_line
-from fada_deploy.common.files import atomic_path
+from fada_deploy.common.files import atomic_path, rename_flushed
 
 # Folder of unfinished files inside the output folder.
 PARTS = ".parts"
@@ -84,7 +84,7 @@ class OutputFolder:
             if self.path is not None:
                 final = self.path / name
                 final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, final)
+                rename_flushed(file, final)
                 return
             system, root = self._open()
             system.put_file(str(file), f"{root}/{name}")

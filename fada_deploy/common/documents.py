@@ -8,6 +8,7 @@ is not an integer), unknown keys are refused, and so are NaN, infinities, more t
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -47,6 +48,8 @@ _LIMITS = {
     ">": "greater than",
     "<": "less than",
 }
+# `surrogateescape` uses U+DC80 to U+DCFF.
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
 
 
@@ -57,13 +60,18 @@ def read_json(
     where: str,
     remedy: str,
     error: type[FadaError] = ModelError,
+    max_bytes: int | None = MAX_BYTES,
 ) -> T:
-    """Return a JSON document as `type_`; raise `error` naming `where` and ending with `remedy`."""
+    """Return a JSON document as `type_`; raise `error` naming `where` and ending with `remedy`.
+
+    Text of more than `max_bytes` is refused; None accepts any length.
+    """
     try:
-        if len(text) > MAX_BYTES:
+        if max_bytes is not None and len(text) > max_bytes:
             raise _Problem(_TOO_LARGE)
         try:
-            data = msgspec.json.decode(text)
+            # msgspec would refuse the escaped bytes of file names that are not UTF-8.
+            data = json.loads(text)
         except RecursionError:
             raise _Problem(_TOO_DEEP) from None
         except ValueError as invalid:
@@ -71,6 +79,22 @@ def read_json(
     except _Problem as problem:
         raise error(f"{where}: {problem}; {remedy}") from None
     return convert(data, type_, where=where, remedy=remedy, error=error)
+
+
+def encode_json(document: Any) -> bytes:
+    """Return a dataclass or `msgspec.Struct` as JSON on one line; `decode_json` reads it.
+
+    Unlike `msgspec.json`, both accept file names that are not UTF-8.
+    """
+    return json.dumps(msgspec.to_builtins(document)).encode()
+
+
+def decode_json(data: bytes, type_: type[T]) -> T:
+    """Return a document of `encode_json`; raise `ValueError` if it is not one.
+
+    For files that this package itself writes; `read_json` explains what is wrong with others.
+    """
+    return msgspec.convert(json.loads(data), type_)
 
 
 def read_toml(
@@ -158,7 +182,10 @@ def _file_text(path: Path) -> str:
 
 
 def _check_values(data: Any) -> None:
-    """Refuse deep nesting, zero bytes, and numbers that are not finite, at any depth."""
+    """Refuse deep nesting, zero bytes, and numbers that are not finite, at any depth.
+
+    Of surrogates, only those that stand for the bytes of file names that are not UTF-8 are allowed.
+    """
     pending: list[tuple[Any, str, int]] = [(data, "", 0)]
     while pending:
         value, path, depth = pending.pop()
@@ -166,6 +193,8 @@ def _check_values(data: Any) -> None:
             raise _Problem(_at(path, f"found {value}, expected a finite number"))
         if isinstance(value, str) and "\0" in value:
             raise _Problem(_at(path, "found a zero byte, expected a text without one"))
+        if isinstance(value, str) and _LONE_SURROGATE.search(value):
+            raise _Problem(_at(path, "found half a character, expected valid Unicode"))
         if isinstance(value, dict | list):
             if depth == MAX_DEPTH:
                 raise _Problem(_TOO_DEEP)

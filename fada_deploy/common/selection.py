@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -175,5 +176,5 @@ def read_selection(run: Path) -> SelectionDocument | None:
 
 def write_selection(run: Path, document: SelectionDocument) -> None:
     """Write the `selection.json` of a run atomically."""
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    text = json.dumps(msgspec.to_builtins(document), indent=2)
     write_text(run / SELECTION, text + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -54,8 +55,10 @@ class FrameCache(Protocol):
 def open_cache(gib: float, folder: Path | None = None) -> FrameCache | None:
     """Return a cache of up to `gib` GiB in memory, or in a folder; None for 0 GiB.
 
-    Raise `UsageError` if the folder has no limit or cannot be written.
+    Raise `UsageError` for a negative size, and if the folder has no limit or cannot be written.
     """
+    if not isinstance(gib, int | float) or not 0 <= gib < math.inf:
+        raise UsageError(f"the size of the cache must be at least 0 GiB, got {gib!r}")
     if folder is None:
         return MemoryCache(int(gib * 2**30)) if gib else None
     if not gib:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fada_deploy.common.decoding import timed_frames
+from fada_deploy.common.documents import decode_json, encode_json
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import walk_files, write_text
 from fada_deploy.common.images import IMAGE_SUFFIXES, read_rgb, write_png
 from fada_deploy.common.label_space import LabelSpace
+from fada_deploy.common.progress import progress_bar
+from fada_deploy.common.read_ahead import read_ahead
 from fada_deploy.common.runs import contains_results
+from fada_deploy.common.system import usable_cores
 from fada_deploy.common.video import SUPPORTED_FILES, VIDEO_SUFFIXES, open_video, upright_rgb
 from fada_deploy.data.base import FrameDataset, Pair, read_mask
 
@@ -64,10 +69,10 @@ def open_recordings(
 ) -> tuple[FrameDataset, FrameDataset]:
     """Sample recordings into two data sets without labels: (training, held-out).
 
-    Frames of videos are written as PNG files to `cache`. Images are used in place. Folders of label
-    maps, runs, and output folders of `fada infer` are skipped. At most a tenth of the frames is
-    held out, in whole clips. If no clip is that short, the last tenth of the longest clip is held
-    out, and the tenth before it is not used.
+    Frames of videos are written as PNG files to `cache`. Images are used in place; `cache` keeps
+    which of them. Folders of label maps, runs, and output folders of `fada infer` are skipped. At
+    most a tenth of the frames is held out, in whole clips. If no clip is that short, the last tenth
+    of the longest clip is held out, and the tenth before it is not used.
 
     `on_error` receives one error for each file that cannot be used. Raise `DataError` if no file
     can be used.
@@ -97,7 +102,7 @@ def open_recordings(
         if _LABEL_FOLDERS & {part.lower() for part in parts}:
             logger.info("%s: skipped, because its name is that of a folder of label maps", folder)
             continue
-        clips[folder] = _distinct_images(images, folder, sampling, on_error)
+        clips[folder] = _distinct_images(images, cache, sampling, on_error)
         logger.info("%s: using %d of %d images", folder, len(clips[folder]), len(images))
     clips = {name: pairs for name, pairs in clips.items() if pairs}
     if not clips:
@@ -176,20 +181,68 @@ def _changed(
 
 
 def _distinct_images(
-    images: Sequence[Path], group: str, sampling: Sampling, on_error: OnError
+    images: Sequence[Path], cache: Path, sampling: Sampling, on_error: OnError
 ) -> list[Pair]:
-    pairs: list[Pair] = []
-    previous: NDArray[np.float32] | None = None
+    """Return the images of a folder that differ from the previous one.
+
+    The choice is kept in `cache`, because a resumed run would have to decode all images again.
+    """
+    listing = cache / f"images-{_state(images, sampling)}.json"
+    chosen = _read_choice(listing, len(images))
+    if chosen is None:
+        chosen = _choose_images(images, sampling)
+        # A cache that cannot be written costs time only.
+        with suppress(OSError):
+            write_text(listing, encode_json(chosen).decode())
+    for error in chosen.errors:
+        on_error(DataError(error))
+    return [Pair(images[i], None, str(images[i].parent)) for i in chosen.indices]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which images of a folder are used, by their index, and the errors of unreadable ones."""
+
+    indices: list[int]
+    errors: list[str]
+
+
+def _state(images: Sequence[Path], sampling: Sampling) -> str:
+    """Return a hash of the names, sizes and times of images."""
+    digest = hashlib.sha256(f"{sampling.min_change}".encode())
     for image in images:
-        try:
-            thumbnail = _thumbnail(read_rgb(image))
-        except DataError as error:
-            on_error(error)
-            continue
-        if _changed(previous, thumbnail, sampling):
-            pairs.append(Pair(image, None, group))
-            previous = thumbnail
-    return pairs
+        digest.update(os.fsencode(image.name) + b"\0")
+        with suppress(OSError):
+            status = image.stat()
+            digest.update(f"{status.st_size}:{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _read_choice(listing: Path, count: int) -> _Choice | None:
+    """Return a stored choice among `count` images; None if there is none, or if it is damaged."""
+    try:
+        choice = decode_json(listing.read_bytes(), _Choice)
+    except (OSError, ValueError):
+        return None
+    return choice if all(0 <= i < count for i in choice.indices) else None
+
+
+def _choose_images(images: Sequence[Path], sampling: Sampling) -> _Choice:
+    threads = usable_cores()
+    thumbnails = read_ahead(
+        lambda i: _thumbnail(read_rgb(images[i])), len(images), threads=threads, depth=2 * threads
+    )
+    choice = _Choice([], [])
+    previous: NDArray[np.float32] | None = None
+    with closing(thumbnails), progress_bar(len(images), "comparing images", unit="image") as bar:
+        for i, thumbnail in enumerate(thumbnails):
+            bar.update(1)
+            if isinstance(thumbnail, DataError):
+                choice.errors.append(str(thumbnail))
+            elif _changed(previous, thumbnail, sampling):
+                choice.indices.append(i)
+                previous = thumbnail
+    return choice
 
 
 def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnError) -> list[Pair]:
@@ -243,11 +296,13 @@ def _timed_frames(
     unchanged.
     """
     container, stream = open_video(video)
-    with container:
+    total = stream.frames or None
+    with container, progress_bar(total, f"sampling {video.name}", unit="frame") as bar:
         used_s: float | None = None
         stream.thread_type = "AUTO"
         index = damaged = 0
         for timed in timed_frames(container, stream):
+            bar.update(1)
             if timed is None:
                 damaged += 1
                 continue

@@ -10,8 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -152,8 +150,9 @@ def load_statistics(dataset: FrameDataset) -> DatasetStatistics | None:
                 {int(i): count for i, count in about["unknown_colors"].items()},
                 arrays["color_counts"],
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        # Missing or damaged: the caller computes them again.
+    except Exception:
+        # Missing or damaged (errors of zipfile, zlib and NumPy share no base class): the caller
+        # computes them again.
         return None
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class _CallablePackage(ModuleType):
     """Python binds an imported subpackage to its name, so a function of that name needs this."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (__name__,)
+
     def __call__(self, source: str | Path, **options: Any) -> ExportResult:
         """Export a run to ONNX files and engines, as `fada export` does.
 
@@ -27,8 +30,8 @@ class _CallablePackage(ModuleType):
         final name.
 
         Args:
-            source: Folder of a run or of a stage, a weights file, or the fp32 ONNX file of an
-                earlier export.
+            source: Folder of a run or of a stage, a weights file, or an ONNX file of an earlier
+                export.
             options: The fields of `fada_deploy.export.options.ExportOptions`, for example
                 `precisions=("fp32", "int8")`.
 
@@ -36,9 +39,14 @@ class _CallablePackage(ModuleType):
             The paths of the files and how each backend compared.
 
         Raises:
-            ToleranceError: The outputs of a file differ too much from those of the network. Files
-                that passed are kept.
+            ToleranceError: The outputs of the fp32 file differ too much from those of the network.
+            RefusedFilesError: Those of other files do. It is a `ToleranceError` whose `result`
+                describes the files that were written.
+            ModelError: `source` does not exist or cannot be exported.
+            DataError: There are no frames to verify or calibrate with.
             UsageError: The options do not fit together.
+            MissingExtraError: A package is not installed.
+            OSError: A folder cannot be created.
         """
         # By name, because `fada_deploy.api` imports this package.
         result: ExportResult = importlib.import_module("fada_deploy.api").export(source, **options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.label_space import LabelSpace
-from fada_deploy.common.runs import CHECKPOINTS, CONFIG, STAGES
+from fada_deploy.common.runs import CHECKPOINTS, CONFIG, EXPORTS, STAGES, TARGET_FRAMES
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
@@ -23,8 +25,16 @@ from fada_deploy.training.data.datasets import open_target
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class TargetOfRun:
+    """The target of a run: its provenance, and the folder with the frames of its videos, if any."""
+
+    provenance: Mapping[str, Any]
+    frames: Path | None = None
+
+
 def target_frames(
-    provenance: Mapping[str, Any],
+    target: TargetOfRun,
     space: LabelSpace,
     path: Path | None,
     *,
@@ -34,9 +44,9 @@ def target_frames(
 ) -> list[NDArray[np.uint8]]:
     """Return up to `count` evenly spaced frames, (H, W, 3) uint8 RGB.
 
-    They come from the images or video at `path`, or, if that is None, from the target of the run
-    that `provenance` describes: from its held-out frames if `held_out` and if there are any,
-    otherwise from its training frames. Frames that cannot be read are skipped with a warning that
+    They come from the images or video at `path`, or, if that is None, from the target of a run:
+    from its held-out frames if `held_out` and if there are any, otherwise from its training frames.
+    Frames that cannot be read are skipped with a warning that
     names `purpose`. Raise `DataError` if no frame can be read.
     """
 
@@ -44,14 +54,16 @@ def target_frames(
         logger.warning("skipped a frame for the %s: %s", purpose, error)
 
     dataset: FrameDataset
+    own = target.frames if path is None else None
     # Frames of videos are extracted into this folder, so they are read before it is deleted.
-    with TemporaryDirectory() as cache:
+    with nullcontext(own) if own is not None else TemporaryDirectory() as folder:
+        cache = Path(folder)
         try:
             if path is not None:
-                dataset, _ = open_recordings(path, cache=Path(cache), space=space, on_error=skip)
+                dataset, _ = open_recordings(path, cache=cache, space=space, on_error=skip)
             else:
-                config = RunConfig.from_dict(provenance["config"])
-                train_set, validation = open_target(config, Path(cache), space, skip)
+                config = RunConfig.from_dict(target.provenance["config"])
+                train_set, validation = open_target(config, cache, space, skip)
                 dataset = validation if held_out and validation is not None else train_set
         except (FadaError, KeyError) as error:
             reason = "the file names no run" if isinstance(error, KeyError) else error
@@ -73,19 +85,21 @@ def target_frames(
     return frames
 
 
-def local_provenance(file: Path, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance with the settings of the run that a file is in, if there is one.
+def target_of(file: Path, provenance: Mapping[str, Any]) -> TargetOfRun:
+    """Return the target of the run that a weights file or an exported file comes from.
 
-    Unlike those in an exported file, they say where the data is.
+    If the file is in the folder of a run, the settings are those of the run: unlike those in an
+    exported file, they say where the data is.
     """
     folder = file.absolute().parent
     if folder.name == CHECKPOINTS:
         folder = folder.parent
-    if folder.name not in ("export", *STAGES):
-        return provenance
+    if folder.name not in (EXPORTS, *STAGES):
+        return TargetOfRun(provenance)
     try:
         config = json.loads((folder.parent / CONFIG).read_text("utf-8"))
         RunConfig.from_dict(config)
     except (OSError, ValueError, FadaError):
-        return provenance
-    return {**provenance, "config": config}
+        return TargetOfRun(provenance)
+    frames = folder.parent / TARGET_FRAMES
+    return TargetOfRun({**provenance, "config": config}, frames if frames.is_dir() else None)

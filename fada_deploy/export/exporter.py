@@ -21,7 +21,7 @@ from fada_deploy.common.metadata import HEADS, ModelMetadata
 from fada_deploy.common.portable import shared_provenance
 from fada_deploy.common.system import require_package
 from fada_deploy.export import target_statistics
-from fada_deploy.export.calibration_frames import target_frames
+from fada_deploy.export.calibration_frames import target_frames, target_of
 from fada_deploy.export.onnx_metadata import replace_metadata
 from fada_deploy.export.to_onnx import write_onnx
 from fada_deploy.export.verify import Frame, resize_to_frames, verify_on_frames
@@ -91,7 +91,7 @@ def export_onnx(
     model = with_input_size(trained, size_hw)
     metadata = _initial_metadata(model, weights, provenance, head, batch)
     measured_frames = target_frames(
-        provenance, model.spec.space, frames,
+        target_of(weights, provenance), model.spec.space, frames,
         count=target_statistics.NUM_FRAMES, held_out=True, purpose="reference outputs",
     )  # fmt: skip
     images = _evenly_spaced(measured_frames, REFERENCE_FRAMES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fada_deploy.common.errors import (
     FadaError,
@@ -34,6 +34,7 @@ from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
 if TYPE_CHECKING:
     from fada_deploy.data.base import FrameDataset
+    from fada_deploy.export.calibration_frames import TargetOfRun
     from fada_deploy.export.convert import Calibration, ConvertedModel
     from fada_deploy.export.exporter import ExportedModel
     from fada_deploy.export.verify import VerificationLimits
@@ -69,7 +70,7 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
         DataError: There are no frames to verify or calibrate with.
         MissingExtraError: A package is not installed.
     """
-    from fada_deploy.export.calibration_frames import local_provenance
+    from fada_deploy.export.calibration_frames import target_of
 
     variants = options.variants()
     is_onnx = source is not None and source.suffix == ".onnx"
@@ -85,17 +86,17 @@ def run_export(source: Path | None = None, options: ExportOptions = _DEFAULTS) -
             variants, conversions = [own_variant], []
         metadata = read_metadata(model)
         check_options(options, head=metadata.head, space=metadata.label_space)
-        provenance = local_provenance(source, metadata.provenance)
+        target = target_of(source, metadata.provenance)
     else:
         weights, out = _weights_and_output(source, options)
         exported = _export_fp32(weights, out, options, variants)
         model, verification = exported.model, exported.verification
-        provenance = local_provenance(weights, exported.provenance)
+        target = target_of(weights, exported.provenance)
     refused: list[str] = []
     converted: list[ConvertedModel] = []
     engines: list[VerifiedEngine] = []
     try:
-        _convert(model, provenance, options, conversions, converted, refused)
+        _convert(model, target, options, conversions, converted, refused)
         files = [model, *(c.model for c in converted)]
         _build_engines(files, options, variants, engines, refused)
         triton = None if refused else _write_triton(files, engines, options)
@@ -210,18 +211,18 @@ def _weights_and_output(source: Path | None, options: ExportOptions) -> tuple[Pa
 
 def _convert(
     model: Path,
-    provenance: Mapping[str, Any],
+    target: TargetOfRun,
     options: ExportOptions,
     variants: list[Variant],
     converted: list[ConvertedModel],
     refused: list[str],
 ) -> None:
-    """Convert the fp32 file to each variant; `provenance` says where the target's frames are."""
+    """Convert the fp32 file to each variant; `target` says where its frames are."""
     if not variants:
         return
     from fada_deploy.export.convert import convert_precision
 
-    calibration = _calibration(model, provenance, options)
+    calibration = _calibration(model, target, options)
     limits = _limits(options, _labeled_data(model, options))
 
     def convert(variant: Variant) -> ConvertedModel:
@@ -244,14 +245,14 @@ def _convert(
     _unless_refused(convert, variants, converted, refused)
 
 
-def _calibration(model: Path, provenance: Mapping[str, Any], options: ExportOptions) -> Calibration:
+def _calibration(model: Path, target: TargetOfRun, options: ExportOptions) -> Calibration:
     from fada_deploy.export.calibration_frames import target_frames
     from fada_deploy.export.convert import Calibration
 
     metadata = read_metadata(model)
     return Calibration(
         lambda: target_frames(
-            provenance,
+            target,
             metadata.label_space,
             options.calibration,
             count=options.calibration_frames,

@@ -11,13 +11,15 @@ nearly the best agreement with the fp32 file is kept in float32.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from io import StringIO
+from io import TextIOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnx
@@ -283,15 +285,34 @@ class _FrameReader:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Suppress the messages that onnxruntime's quantizer prints and logs."""
+    """Suppress the messages that onnxruntime's quantizer prints and logs, and no others."""
     root = logging.getLogger()
-    handlers, disabled = list(root.handlers), root.manager.disable
-    with redirect_stdout(StringIO()):
-        logging.disable(max(disabled, logging.WARNING))
-        try:
+    # The quantizer logs by `logging.info`, which would install a handler if there were none.
+    handler = logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(_is_foreign)
+    try:
+        with redirect_stdout(_OtherThreads(sys.stdout)):
             yield
-        finally:
-            logging.disable(disabled)
-            # The quantizer logs by `logging.info`, which installs a handler for all loggers.
-            if not handlers:
-                root.handlers.clear()
+    finally:
+        root.removeFilter(_is_foreign)
+        root.removeHandler(handler)
+
+
+def _is_foreign(record: logging.LogRecord) -> bool:
+    return "onnxruntime" not in Path(record.pathname).parts
+
+
+class _OtherThreads(TextIOBase):
+    """A text file that drops what the thread that made it writes."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._thread = file, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._thread:
+            return len(text)
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        self._file.flush()

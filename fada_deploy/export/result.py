@@ -79,3 +79,6 @@ class RefusedFilesError(ToleranceError):
     def __init__(self, result: ExportResult) -> None:
         super().__init__(f"files that exceeded a tolerance: {'; '.join(result.refused)}")
         self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.result,)

@@ -126,6 +126,9 @@ class Autotuner:
 
     def _stop(self) -> None:
         self._names = []
+        # Another thread may be running one of them, which then raises `ModelError`.
+        for other in self._others:
+            other.close()
 
     def close(self) -> None:
         """Release all backends."""

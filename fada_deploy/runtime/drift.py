@@ -114,7 +114,17 @@ class DriftMonitor:
     def update_values(
         self, fractions: NDArray[np.float64], confidence: float | None = None
     ) -> Drift:
-        """Add the class fractions (K,) of one frame, 0 to 1, and its mean confidence."""
+        """Add the class fractions (K,) of one frame, 0 to 1, and its mean confidence.
+
+        Raise `UsageError` for another number of classes, and for a value that is not finite, which
+        would spoil all later scores.
+        """
+        values = [*fractions, confidence or 0.0]
+        if len(fractions) != len(self._names) or not np.isfinite(values).all():
+            raise UsageError(
+                f"fractions must be {len(self._names)} finite numbers, and confidence a finite "
+                f"number, got {fractions} and {confidence}"
+            )
         deviations = self._fractions.update(fractions)
         score = float(np.sqrt((deviations**2).mean())) / FRACTIONS_LIMIT
         confidence_deviation = None

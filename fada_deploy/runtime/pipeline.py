@@ -18,6 +18,7 @@ from fada_deploy.runtime.backends import Backend, Prediction
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.base import Frame, Item, Pause, Source, SourceEnd
+from fada_deploy.runtime.sources.in_flight import InFlight
 from fada_deploy.runtime.sources.streams import LiveSource, read_together
 from fada_deploy.runtime.stage_threads import CHANNEL_DEPTH, Stage, chain_stages
 
@@ -73,16 +74,18 @@ def read_frames(
     timings: Timings,
     stop: threading.Event | None = None,
     skipped: Collection[str] = (),
+    in_flight: InFlight | None = None,
 ) -> Generator[Item | SourceEnd, None, None]:
     """Yield the frames of all sources, the errors of frames that failed, and each source's end.
 
-    Streams and cameras are read at the same time, in threads of their own. All other sources are
+    Streams and cameras are read at the same time, in threads of their own, while `in_flight` has
+    room. All other sources are
     read one after the other, until `stop` is set. A file whose name is in `skipped` is not
     read, or read no further.
     """
     sources = list(sources)
     if live := [source for source in sources if isinstance(source, LiveSource)]:
-        yield from read_together(live)
+        yield from read_together(live, in_flight)
         return
     for source in sources:
         if source.name in skipped:
@@ -224,8 +227,10 @@ def run_pipeline(
     """
     clock = timings or Timings()
     size_hw = backend.metadata.input_size_hw
+    # One more than the network takes, so that it need not wait for the caller.
+    in_flight = InFlight(backend.parallel * batch + 1)
     stages: dict[str, Stage] = {
-        "read": lambda items: read_frames(items, clock, stop, skipped),
+        "read": lambda items: read_frames(items, clock, stop, skipped, in_flight),
         "resize": lambda items: resize_frames(items, size_hw, batch, clock),
         "run": lambda items: run_network(items, backend, clock),
         "upsample": lambda items: upsample_predictions(items, backend, confidence, clock),
@@ -233,4 +238,9 @@ def run_pipeline(
     # Frames that wait between stages get old, so live sources use the shortest channels.
     is_live = any(source.is_live for source in sources)
     depth = 1 if is_live else CHANNEL_DEPTH
-    return chain_stages(sources, {**stages, **(further_stages or {})}, depth=depth)
+    items = chain_stages(sources, {**stages, **(further_stages or {})}, depth=depth)
+    with closing(items):
+        for item in items:
+            yield item
+            if is_live:
+                in_flight.finished(item)

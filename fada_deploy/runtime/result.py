@@ -31,17 +31,21 @@ class Result:
 
     Attributes:
         labels: (H, W) uint8 class indices of `space`, at the frame's own size.
-        frame: (H, W, 3) uint8 image in the channel order `color`.
+        frame: (H, W, 3) uint8 image in the channel order `color`. An array that was passed to
+            `Segmenter.predict` is not copied: it changes with the caller's buffer.
         space: The label space of the model.
         captured: `time.monotonic()` when the frame was read.
-        latency_s: Seconds from `captured` until the labels were ready.
+        latency_s: Seconds from `captured` until the labels were ready, without the time that the
+            result waited for the caller. In a list of images it counts from the call of `predict`.
         color: Channel order of `frame`, "rgb" or "bgr".
-        source: Name of the source; "" for an image that was passed to `Segmenter.predict`.
-        index: Number of the frame within the source, from 0.
+        source: Name of the source: the path of a file or folder, or `LiveSource.name`; "" for an
+            image that was passed to `Segmenter.predict`.
+        index: Number of the frame within the source, from 0. Each file of a glob is a source.
         item: Name of the frame within the source; "" if the source is a single image.
         pts: Presentation timestamp in units of `time_base`; None for still images.
         time_base: Seconds per unit of `pts`; None for still images.
-        confidence: (H, W) float32 softmax probability of each pixel's class, if requested.
+        confidence: (H, W) float32 softmax probability of each pixel's class, from 1/K to 1, if
+            requested.
         decoded: The PyAV frame that `frame` was converted from, if an overlay can be drawn in its
             YUV planes.
     """
@@ -59,6 +63,10 @@ class Result:
     time_base: Fraction | None = None
     confidence: NDArray[np.float32] | None = None
     decoded: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The PyAV frame cannot be pickled; without it an overlay is drawn in RGB.
+        return {**self.__dict__, "decoded": None}
 
     def __repr__(self) -> str:
         height, width = self.labels.shape

@@ -12,7 +12,7 @@ with Segmenter("model.onnx") as segmenter:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from fada_deploy.runtime.pipeline import Timings, run_pipeline
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.sources.open import SourceSpec, open_sources
+from fada_deploy.runtime.sources.streams import LiveSource
 
 Image = NDArray[np.uint8]
 
@@ -46,20 +47,25 @@ class PilImage(Protocol):
         ...
 
 
-ImageInput = Image | str | Path | Result | PilImage
+# OpenCV annotates its images as arrays of several types; `_to_image` checks the type.
+ImageInput = NDArray[Any] | str | Path | Result | PilImage
 COLOR_ORDERS = ("rgb", "bgr")
 
 
 class Segmenter:
     """An exported model that segments frames of any size; safe to share between threads.
 
+    It cannot be sent to another process; open one in each process.
+
     Args:
-        model: An exported file (.onnx or .engine), or the folder of a run that holds one.
+        model: An exported file (.onnx or .engine), the folder of a run that holds one, or
+            "builtin" for the built-in model.
         device: "auto", "cpu", or a GPU as "cuda", "cuda:N" or N.
         backend: "auto", "onnxruntime", "openvino" or "tensorrt".
-        batch: Number of frames per inference call [the fixed batch of the file, otherwise 1].
+        batch: Number of frames per inference call, at most the fixed batch of the file [the fixed
+            batch of the file, otherwise 1].
         parallel: Number of inference requests that run at the same time on a CPU and share its
-            cores. 1 has the lowest latency; `throughput_parallelism()` has the highest throughput.
+            cores. 1 has the lowest latency, one for each core usually the highest throughput.
         allow_unverified: Run an engine that was never compared with its reference outputs.
 
     Raises:
@@ -82,10 +88,9 @@ class Segmenter:
         parallel: int = 1,
         allow_unverified: bool = False,
     ) -> None:
-        if batch is not None and batch < 1:
-            raise UsageError(f"batch must be at least 1, got {batch}")
-        if parallel < 1:
-            raise UsageError(f"parallel must be at least 1, got {parallel}")
+        for name, number in (("batch", batch), ("parallel", parallel)):
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise UsageError(f"{name} must be a whole number of at least 1, got {number!r}")
         if not isinstance(model, str | Path):
             raise UsageError(
                 f"model must be the path of an exported file or run, got {type(model).__name__}"
@@ -119,15 +124,15 @@ class Segmenter:
         """The label space: names, ids and colors of the classes."""
         return self.metadata.label_space
 
-    @overload
-    def predict(
+    @overload  # a text is a sequence of texts, but the first signature is found first
+    def predict(  # type: ignore[overload-overlap]
         self, frames: ImageInput, *, color: str | None = None, confidence: bool = False
     ) -> Result: ...
 
     @overload
     def predict(
         self,
-        frames: list[ImageInput] | tuple[ImageInput, ...],
+        frames: Sequence[ImageInput],
         *,
         color: str | None = None,
         confidence: bool = False,
@@ -135,7 +140,7 @@ class Segmenter:
 
     def predict(
         self,
-        frames: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
+        frames: ImageInput | Sequence[ImageInput],
         *,
         color: str | None = None,
         confidence: bool = False,
@@ -143,8 +148,10 @@ class Segmenter:
         """Segment one image, or a list of images of any sizes.
 
         Args:
-            frames: An image, or a list of images. An image is a NumPy array (H, W, 3) uint8, the
-                path of an image file, a PIL image, or another `Result`.
+            frames: An image, or a list or tuple of images. An image is a NumPy array (H, W, 3)
+                uint8, the path of an image file, a PIL image, or another `Result`. Files and PIL
+                images of other kinds (gray, with an alpha channel, 16 bits) are converted. An array
+                is not copied: it becomes `Result.frame`.
             color: Channel order of NumPy images, "rgb" or "bgr". It has no default, because the
                 two orders cannot be told apart. Other kinds of image do not need it.
             confidence: Also return the softmax probability of each pixel's class.
@@ -153,15 +160,20 @@ class Segmenter:
             A `Result` for one image, otherwise a list of them in the same order.
 
         Raises:
-            UsageError: `color` is missing or unknown, or an input is not an image.
+            UsageError: `color` is missing or unknown, an input is not an image, or there is none.
             DataError: An image file cannot be read.
+            ModelError: The model is closed or fails, or it was exported with the head `labels` and
+                has no probabilities.
         """
         if isinstance(frames, list | tuple):
             return self._predict(frames, color, confidence=confidence)
-        return self._predict([frames], color, confidence=confidence)[0]
+        return self._predict([cast("ImageInput", frames)], color, confidence=confidence)[0]
 
     def labels(self, frames: Sequence[ImageInput], *, color: str | None = None) -> list[Image]:
-        """Return label maps (H, W) uint8, each at its frame's size; arguments as in `predict`."""
+        """Return label maps (H, W) uint8, each at its frame's size.
+
+        `frames` is a list of images; arguments and errors are those of `predict`.
+        """
         return [result.labels for result in self._predict(frames, color, confidence=False)]
 
     def logits(
@@ -169,7 +181,8 @@ class Segmenter:
     ) -> NDArray[np.float32]:
         """Return logits (B, K, h, w) float32 at the network's output resolution.
 
-        Raise `ModelError` if the model was exported with the head `labels`.
+        `frames` is a list of images, as in `predict`. Raise `ModelError` if the model was exported
+        with the head `labels`.
         """
         images = _to_images(frames, color)
         return np.concatenate([prediction.logits() for prediction in self._run(images)])
@@ -180,19 +193,30 @@ class Segmenter:
         confidence: bool = False,
         on_error: Callable[[DataError], None] | None = None,
         timings: Timings | None = None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Yield a `Result` for each frame of videos, images, folders, globs, cameras or streams.
 
         Files are read one after the other and lose no frame. Cameras and streams are read at the
         same time; `Result.source` tells them apart. Reading, inference and upsampling overlap in
-        threads, which end when the generator ends.
+        threads, which end when the generator ends. Iterate it in one thread; break, `close()`, or
+        the method `stop` of a live source ends it. Files are opened by the call, cameras and
+        streams by the first `next`.
+
+        Few frames are on their way at any time, so that those of a camera are new even if the
+        caller is slow; `time.monotonic() - result.captured` is their age.
 
         Args:
             sources: See `open_sources`.
             confidence: Also return the softmax probability of each pixel's class.
-            on_error: Called with the error of each frame or file that cannot be read; the others
-                are still yielded. Without it the error is raised.
+            on_error: Called with the error of each frame or file that cannot be read, or camera
+                that fails; the others are still yielded. Without it the error is raised, which ends
+                all sources.
             timings: Collects the time spent in each stage.
+
+        Raises:
+            DataError: A frame cannot be read, a source fails, or the only source does not exist.
+            UsageError: The sources do not fit together.
+            ModelError: The model is closed or fails.
         """
         opened = open_sources(sources)
         return self._stream(opened, confidence, on_error, timings or Timings())
@@ -203,14 +227,17 @@ class Segmenter:
         confidence: bool,
         on_error: Callable[[DataError], None] | None,
         timings: Timings,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         items = run_pipeline(
             sources, self.backend, batch=self.batch, confidence=confidence, timings=timings
         )
+        live = {source.name: source for source in sources if isinstance(source, LiveSource)}
         with closing(items):
             for item in items:
                 if isinstance(item, Result):
-                    yield item
+                    source = live.get(item.source)
+                    if source is None or not source.refuses(item.captured, item.latency_s):
+                        yield item
                 elif isinstance(item, DataError):
                     if on_error is None:
                         raise item
@@ -288,6 +315,11 @@ def _to_images(frames: Sequence[ImageInput], color: str | None) -> list[tuple[Im
     order = None if color is None else str(color).lower()
     if order not in (None, *COLOR_ORDERS):
         raise UsageError(f"color must be 'rgb' or 'bgr', got {color!r}")
+    # A text and an array of one image are sequences, too.
+    if isinstance(frames, str | Path | Result) or getattr(frames, "ndim", 4) < 4:
+        raise UsageError(f"expected a list of images, got one image ({type(frames).__name__})")
+    if not isinstance(frames, Sequence | np.ndarray):
+        raise UsageError(f"expected a list of images, got {type(frames).__name__}")
     if len(frames) == 0:
         raise UsageError("no image to segment; pass at least one")
     return [_to_image(frame, order) for frame in frames]
@@ -298,7 +330,8 @@ def _to_image(frame: ImageInput, order: str | None) -> tuple[Image, str]:
         return frame.frame, frame.color
     if isinstance(frame, str | Path):
         return read_rgb(Path(frame)), "rgb"
-    if type(frame).__module__.partition(".")[0] == "PIL":
+    # PIL is imported only by those who use it; plugins derive from its class.
+    if any(base.__module__.partition(".")[0] == "PIL" for base in type(frame).__mro__):
         return _from_pil(cast("PilImage", frame)), "rgb"
     if not isinstance(frame, np.ndarray):
         raise UsageError(

@@ -35,7 +35,11 @@ from fada_deploy.training.run_files import load_config
 from fada_deploy.training.scoring import compute_scores
 from fada_deploy.training.settings import REMEDY, change_settings
 from fada_deploy.training.stage_config import with_length
-from fada_deploy.training.weights.checkpoints import load_model, read_label_space
+from fada_deploy.training.weights.checkpoints import (
+    load_model,
+    read_label_space,
+    read_provenance,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +145,7 @@ def compare_targets(run: Path, config: RunConfig, device: torch.device) -> list[
     """
     assert config.start is not None, "a run of `fada adapt` has a start"
     before, after = final_weights(Path(config.start)), final_weights(run)
-    old = RunConfig.from_dict(load_model(before)[1]["config"])
+    old = RunConfig.from_dict(read_provenance(before)["config"])
     comparisons = []
     for name, settings in ((TARGET_FRAMES, config), ("previous_target_frames", old)):
         if name == "previous_target_frames" and (

@@ -90,10 +90,7 @@ def compare(
         for job in wanted.values():
             if job.finished and job.config.stages == ("source",):
                 # `fada train` chooses among stages, and does not score a single one.
-                select_stage(
-                    job.folder, frames,
-                    start=None, seed=job.config.seed, device=choose_device(device), minimum=1,
-                )  # fmt: skip
+                _score_without_labels(job, frames, device)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"interrupted; repeat the command with --out {shlex.quote(str(out))} to continue"
@@ -101,6 +98,17 @@ def compare(
     document = _summarize(config, out, methods, seeds, wanted, errors)
     write_text(out / COMPARISON, json.dumps(msgspec.to_builtins(document), indent=2))
     return document
+
+
+def _score_without_labels(job: Job, frames: FrameDataset, device: str) -> None:
+    try:
+        select_stage(
+            job.folder, frames,
+            start=None, seed=job.config.seed, device=choose_device(device), minimum=1,
+        )  # fmt: skip
+    except FadaError as error:
+        # For example a run that was cleared of its weights.
+        logger.warning("%s has no label-free score: %s", job.folder, error)
 
 
 def _check_settings(jobs: Sequence[Job], out: Path) -> None:

@@ -66,7 +66,7 @@ class TrainingLoop:
         checkpoint_every: Iterations between two calls of `on_checkpoint`; 0 for none.
         on_checkpoint: Called with the state, to keep weights for a later comparison.
         on_log: Called with each line of metrics that is written to `metrics.jsonl`.
-        on_visualize: Called with the state ten times per stage.
+        on_visualize: Called with the state after each tenth of the stage.
         on_start: Called before each iteration, without arguments.
         timer: The time for which the stage has waited for batches.
     """
@@ -136,9 +136,11 @@ class TrainingLoop:
         is_last = done == self._iterations
         if (done % self._log_every == 0 or is_last) and (metrics := self._flush(done)):
             bar.set_postfix(_short(metrics))
-        if done % self._tenth == 0:
+        if 10 * done // self._iterations > 10 * (done - 1) // self._iterations:
             self._on_visualize(done, self._state)
         if self._checkpoint_every and done % self._checkpoint_every == 0 and not is_last:
+            # So that no weights are kept after a loss that is not finite.
+            self._flush(done)
             self._on_checkpoint(done, self._state)
         if distributed.any_process(self._signal is not None, self._device):
             self._save(done)

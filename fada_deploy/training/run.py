@@ -30,6 +30,7 @@ from fada_deploy.training.cluster_passes import (
 )
 from fada_deploy.training.compilation import Compilation
 from fada_deploy.training.config import RunConfig
+from fada_deploy.training.data.datasets import is_recording, require_target
 from fada_deploy.training.data.loader import BatchLoader
 from fada_deploy.training.data.run_data import RunData
 from fada_deploy.training.device import deterministic_algorithms, has_fast_bf16
@@ -156,6 +157,8 @@ class TrainingRun:
         self.config, self.folder, self.device, self.cluster = config, folder, device, cluster
         self.amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
         self.scores: dict[str, dict[str, Any]] = {}
+        if is_recording(config):
+            require_target(config)
         space = open_label_space(config)
         # Before the data, because these checks are fast.
         self.setup = ModelSetup(config, folder, space, device)
@@ -264,7 +267,7 @@ class TrainingRun:
         return count_target_on_cluster(model, frames, size_hw, self.cluster, amp=self.amp)
 
     def _log_discriminator_health(self, stage: str) -> None:
-        metrics = RunSummary.read(self.folder).metrics[stage]
+        metrics = RunSummary.read(self.folder).metrics.get(stage, ())
         if health := discriminator_health(metrics):
             logger.info("%s: %s", stage, health)
 
@@ -315,7 +318,7 @@ class TrainingRun:
             average = state["average"]
             assert isinstance(average, AveragedWeights)
             path = checkpoint_path(self.folder / stage, iteration)
-            self._save_weights(path, stage, self._result(stage, average), spec, iteration)
+            self._save_weights(path, stage, average, spec, iteration)
 
         callbacks = {} if self.tensorboard is None else self.tensorboard.callbacks(stage)
         return partial(
@@ -335,7 +338,9 @@ class TrainingRun:
                 self.data.bad_files |= bad
         iterations = getattr(self.config, stage).iterations
         path = self.folder / stage / WEIGHTS
-        self._save_weights(path, stage, self._result(stage, average), spec, iterations)
+        self._save_weights(path, stage, average, spec, iterations)
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         distributed.barrier()
         (self.folder / stage / STATE).unlink(missing_ok=True)
 
@@ -347,7 +352,7 @@ class TrainingRun:
         return mix_weights(average.weights(), self.setup.weights_before(stage), fraction)
 
     def _save_weights(
-        self, path: Path, stage: str, weights: dict[str, Tensor], spec: ModelSpec, iteration: int
+        self, path: Path, stage: str, average: AveragedWeights, spec: ModelSpec, iteration: int
     ) -> None:
         if distributed.is_main_process():
             provenance = {
@@ -356,4 +361,4 @@ class TrainingRun:
                 "iteration": iteration,
                 "config": self.config.to_dict(),
             }
-            save_weights(path, weights, spec, provenance)
+            save_weights(path, self._result(stage, average), spec, provenance)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +138,8 @@ class _Processes:
                 with self._lock:
                     for process in self._running:
                         # With its own processes, such as those of the renderer.
-                        os.killpg(process.pid, signal.SIGKILL)
+                        with suppress(ProcessLookupError):  # it has just ended
+                            os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, job: Job, slot: int) -> str:
         """Train a run; return "" or one line about why it failed."""
@@ -147,7 +149,8 @@ class _Processes:
         threads = str(max(1, usable_cores() // self._parallel))
         command = [*_command(job.folder, self._device_of(slot)), *self._arguments]
         log = job.folder / LOG
-        with log.open("w") as err:
+        with log.open("a") as err:
+            begin = err.tell()
             with self._lock:
                 if self._stopped:
                     return "interrupted"
@@ -164,7 +167,8 @@ class _Processes:
         if process.returncode in (0, 1) and _is_document(out):
             write_text(job.folder / RESULT, out)
             return ""
-        lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+        text = log.read_bytes()[begin:].decode(errors="replace")
+        lines = [line for line in text.splitlines() if line.startswith("error: ")]
         return lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
 
     def _device_of(self, slot: int) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fada_deploy.common.errors import UsageError
+from fada_deploy.common.errors import ModelError, UsageError, one_line
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import read_rgb, resize_frame, write_image
 from fada_deploy.data.base import FrameDataset
@@ -28,7 +29,7 @@ from fada_deploy.training.stages.translation import (
     translated_frames,
     write_translations,
 )
-from fada_deploy.training.weights.checkpoints import load_model
+from fada_deploy.training.weights.checkpoints import load_model, write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,12 @@ def _trained_networks(
         networks = TranslationNetworks(stage).to(device)
     weights = folder / _NETWORKS
     if weights.is_file():
-        networks.load_state_dict(load_file(weights, device=str(device)))
+        try:
+            networks.load_state_dict(load_file(weights, device=str(device)))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"{weights}: damaged ({one_line(error)}); delete it to train the translation again"
+            ) from None
         return networks
     logger.info("translation: training a CycleGAN for %d iterations", stage.iterations)
     semantic = _semantic_consistency(stage, device)
@@ -113,7 +119,7 @@ def _trained_networks(
             ),
         )  # fmt: skip
     data.bad_files |= src.bad | tgt.bad
-    with atomic_path(weights) as temporary:
+    with write_errors(weights), atomic_path(weights) as temporary:
         save_file({k: v.contiguous() for k, v in networks.state_dict().items()}, temporary)
     (folder / STATE).unlink(missing_ok=True)
     return networks

@@ -199,6 +199,20 @@ def test_a_run_without_scores_is_completed(
     assert [m["miou_mean"] for m in json.loads(stdout)["methods"]] == before
 
 
+def test_a_run_without_weights_keeps_its_scores(
+    compared: tuple[Path, dict[str, Any]], blocks: Path, tmp_path: Path, fada: Run
+) -> None:
+    """Weights may be deleted to free space; only the label-free score needs them."""
+    out = tmp_path / "copy"
+    shutil.copytree(compared[0], out, symlinks=True)
+    (out / "seed1/source/source/weights.safetensors").unlink()
+    (out / "seed1/source/selection.json").unlink()
+    options = ["--methods", "source,minent", "--budget", 5, "--json"]
+    code, stdout, err = fada(*arguments(blocks, out, *options))
+    assert code == 0 and "seed1/source has no label-free score" in err, err
+    assert len(json.loads(stdout)["methods"]) == 2
+
+
 def test_names_of_methods() -> None:
     assert parse_methods("fada, clan+selftrain,fada", "resnet101") == ("fada", "clan+selftrain")
     names = parse_methods("all", "pidnet-s")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,8 @@ from fada_deploy.common.documents import (
     MAX_BYTES,
     MAX_DEPTH,
     convert,
+    decode_json,
+    encode_json,
     json_schema,
     read_json,
     read_toml,
@@ -98,12 +102,13 @@ def test_reads_dataclasses_and_structs() -> None:
         ('{"name": "two words"}', "name must be one word"),
         ('{"name": "refused"}', "name is refused"),
         (f'{{"name": 1{"0" * 80}}}', "name: found"),
-        ('{"name": "x", "weights": {"car": NaN}}', "invalid JSON"),
-        ('{"name": "x", "weights": {"car": -Infinity}}', "invalid JSON"),
-        ('{"name": "x", "weights": {"car": 1e999}}', "out of range"),
+        ('{"name": "x", "weights": {"car": NaN}}', "expected a finite number"),
+        ('{"name": "x", "weights": {"car": -Infinity}}', "expected a finite number"),
+        ('{"name": "x", "weights": {"car": 1e999}}', "expected a finite number"),
         ("", "invalid JSON"),
         ('{"name": "x"', "invalid JSON"),
-        ('["\ud800"]', "invalid JSON"),
+        ('["\ud800"]', "half a character"),
+        ('{"name": "\\udfff"}', "name: found half a character"),
         (b'["\xff"]', "invalid JSON"),
         ("[" * 100_000, f"more than {MAX_DEPTH} nested levels"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} nested levels"),
@@ -112,6 +117,21 @@ def test_reads_dataclasses_and_structs() -> None:
 )
 def test_refuses_bad_json_in_one_line(text: str | bytes, message: str) -> None:
     assert message in error_of(text)
+
+
+def test_file_names_that_are_not_utf_8_are_written_and_read() -> None:
+    name = os.fsdecode(b"stra\xdfe.png")
+    document = Document(name=name)
+    data = encode_json(document)
+    assert decode_json(data, Document) == document
+    assert read_json(data, Document, where="w", remedy="r") == document
+    with pytest.raises(ValueError, match="Expected"):
+        decode_json(b"[]", Document)
+
+
+def test_a_reader_may_accept_any_length() -> None:
+    text = json.dumps(["x" * MAX_BYTES])
+    assert read_json(text, list[str], where="w", remedy="r", max_bytes=None) == ["x" * MAX_BYTES]
 
 
 def test_nesting_up_to_the_limit_is_read() -> None:

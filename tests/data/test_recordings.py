@@ -87,6 +87,35 @@ def test_a_copied_video_has_the_same_frames_and_a_changed_one_has_others(tmp_pat
     assert recordings(path, cache)[0].pairs != first.pairs
 
 
+def test_images_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run would otherwise decode all images again."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, scene in enumerate([0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]):
+        cv2.imwrite(str(folder / f"{i:02}.png"), scene_image(scene))
+    (folder / "03.png").write_bytes(b"damaged")
+    errors: list[DataError] = []
+
+    def names() -> tuple[list[str], list[str]]:
+        errors.clear()
+        parts = open_recordings(
+            folder, cache=tmp_path / "cache", space=CITYSCAPES_19, on_error=errors.append
+        )
+        return [p.image.name for part in parts for p in part.pairs], [str(e) for e in errors]
+
+    first = names()
+    assert "01.png" not in first[0] and len(first[0]) == 8 and "03.png" in first[1][0]
+    with monkeypatch.context() as patch:
+        patch.setattr("fada_deploy.data.recordings.read_rgb", lambda path: 1 / 0)
+        assert names() == first
+    cv2.imwrite(str(folder / "03.png"), scene_image(20))
+    used, unreadable = names()
+    assert "03.png" in used and not unreadable
+    for listing in (tmp_path / "cache").glob("images-*.json"):
+        listing.write_text('{"indices": [99], "errors": []}')
+    assert names() == (used, unreadable)
+
+
 def test_a_name_of_the_longest_length(tmp_path: Path) -> None:
     path = tmp_path / f"a{'é' * 124}.mp4"
     video(path, list(range(10)))

@@ -12,7 +12,7 @@ import pytest
 import toy
 from safetensors.numpy import save_file
 
-from fada_deploy.export.calibration_frames import local_provenance
+from fada_deploy.export.calibration_frames import TargetOfRun, target_of
 from fada_deploy.runtime.backends.gpu import Gpu
 from fada_deploy.training.settings import make_config
 
@@ -119,9 +119,13 @@ def test_files_of_a_run_are_calibrated_with_its_target(tmp_path: Path, file: str
     ).to_dict()
     (tmp_path / "config.json").write_text(json.dumps(settings))
     shared = {"stage": "source", "config": {**settings, "tgt": "drives"}}
-    found = local_provenance(tmp_path / file, shared)
-    assert (found["stage"], found["config"]["tgt"]) == ("source", "/data/drives")
-    assert local_provenance(tmp_path / "elsewhere" / "model.onnx", shared) == shared
+    frames = tmp_path / "target_frames"
+    frames.mkdir()
+    found = target_of(tmp_path / file, shared)
+    assert found.provenance["stage"] == "source"
+    assert found.provenance["config"]["tgt"] == "/data/drives"
+    assert found.frames == frames
+    assert target_of(tmp_path / "elsewhere" / "model.onnx", shared) == TargetOfRun(shared)
 
 
 def test_a_gpu_that_no_engine_can_be_built_for(

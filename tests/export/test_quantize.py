@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,5 +178,27 @@ def test_quantizer_installs_no_log_handler(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(root, "handlers", [])
     with _silenced():
         logging.info("quantizing")
-        assert root.handlers
-    assert not root.handlers
+    assert not root.handlers and not root.filters
+
+
+def test_only_the_quantizer_is_silenced(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The application may log and print in other threads meanwhile."""
+    quantizer = compile(
+        "logging.warning('from the quantizer')\nprint('from the quantizer')",
+        "/site-packages/onnxruntime/quantization/x.py", "exec",
+    )  # fmt: skip
+
+    def application() -> None:
+        logging.warning("from the root logger")
+        logging.getLogger("app").warning("from the application")
+        print("printed by the application")
+
+    with _silenced():
+        exec(quantizer, {"logging": logging})
+        thread = threading.Thread(target=application)
+        thread.start()
+        thread.join()
+    assert [r.message for r in caplog.records] == ["from the root logger", "from the application"]
+    assert capsys.readouterr().out == "printed by the application\n"

@@ -512,6 +512,22 @@ def test_without_any_backend_the_error_names_the_pip_command(
         backend_selection.require_any_backend()
 
 
+def test_openvino_telemetry_is_off(tmp_path: Path) -> None:
+    """Its package sends usage data when it is imported."""
+    model = toy.color_model(tmp_path / "m.onnx")
+    code = (
+        "import sys, pathlib\n"
+        "from fada_deploy import Segmenter\n"
+        f"Segmenter({str(model)!r}, backend='openvino').close()\n"
+        "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules\n"
+        "assert not list(pathlib.Path.home().iterdir())\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_onnxruntime_telemetry_is_off(tmp_path: Path) -> None:
     """The telemetry would leave an id and a database in the user's cache."""
     model, cache = toy.color_model(tmp_path / "toy.onnx"), tmp_path / "cache"

@@ -111,6 +111,19 @@ def test_updates_from_a_result() -> None:
     assert drift.confidence == pytest.approx(-1, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fractions", "confidence"),
+    [([0.5, 0.5], None), ([np.nan, 0, 0, 1], None), ([0.25] * 4, np.inf)],
+)
+def test_values_that_would_spoil_all_scores_are_refused(
+    fractions: list[float], confidence: float | None
+) -> None:
+    monitor = DriftMonitor(STATISTICS, NAMES)
+    with pytest.raises(UsageError, match="4 finite numbers"):
+        monitor.update_values(np.array(fractions), confidence)
+    assert np.isfinite(monitor.update_values(np.full(4, 0.25)).score)
+
+
 def test_rejects_invalid_arguments() -> None:
     with pytest.raises(UsageError, match="at least 1 frame, got 0"):
         DriftMonitor(STATISTICS, NAMES, window=0)

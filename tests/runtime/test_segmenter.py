@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -49,6 +50,48 @@ def test_predict_in_both_color_orders(model: Path) -> None:
     assert rgb.time_s is None and rgb.latency_s > 0
 
 
+def test_results_of_a_video_can_be_sent_to_another_process(model: Path, tmp_path: Path) -> None:
+    video = toy.write_video(tmp_path / "a.mp4", [toy.scene(i)[0] for i in range(2)])
+    with Segmenter(model) as segmenter:
+        result = next(segmenter.stream(video))
+    copy = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(copy.labels, result.labels)
+    assert (copy.pts, copy.time_base, copy.decoded) == (result.pts, result.time_base, None)
+    assert np.abs(copy.overlay().astype(int) - result.overlay()).max() <= 2
+
+
+def test_labels_and_logits_take_lists(model: Path) -> None:
+    frame = toy.scene(0)[0]
+    with Segmenter(model) as segmenter:
+        for single in (frame, "a.png", Path("a.png"), segmenter.predict(frame, color="rgb")):
+            with pytest.raises(UsageError, match="a list of images"):
+                segmenter.labels(single, color="rgb")
+        with pytest.raises(UsageError, match="a list of images"):
+            segmenter.logits(iter([frame]), color="rgb")
+        (labels,) = segmenter.labels(frame[None], color="rgb")
+        np.testing.assert_array_equal(labels, segmenter.predict(frame, color="rgb").labels)
+
+
+def test_images_of_pil_plugins(model: Path) -> None:
+    class Plugin(Image.Image):
+        pass
+
+    image = Plugin()
+    frame = toy.scene(0)[0]
+    image.__dict__.update(Image.fromarray(frame).__dict__)
+    with Segmenter(model) as segmenter:
+        np.testing.assert_array_equal(
+            segmenter.predict(image).labels, segmenter.predict(frame, color="rgb").labels
+        )
+
+
+@pytest.mark.parametrize("number", [0, 1.5, "2"])
+@pytest.mark.parametrize("name", ["batch", "parallel"])
+def test_numbers_of_frames_and_requests(model: Path, name: str, number: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be a whole number"):
+        Segmenter(model, **{name: number})
+
+
 @pytest.mark.parametrize("fixed", [None, 2])
 @pytest.mark.parametrize("batch", [None, 1, 2, 5])
 def test_labels_of_mixed_sizes_are_the_same_in_any_batch(
@@ -88,7 +131,7 @@ def test_rejects_inputs_that_are_not_images(model: Path) -> None:
             segmenter.labels([bad], color="rgb")
     with pytest.raises(UsageError, match="NoneType"):
         segmenter.predict(None, color="bgr")
-    with pytest.raises(UsageError, match="batch must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="batch must be a whole number of at least 1, got 0"):
         Segmenter(model, batch=0)
     with pytest.raises(UsageError, match="parallel must be at least 1, got 0"):
         Segmenter(model, parallel=0)

@@ -15,6 +15,7 @@ from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.runtime.sources.addresses import camera_number, display_name, is_live_address
 from fada_deploy.runtime.sources.base import Frame, Source, live_sources
 from fada_deploy.runtime.sources.folder_watcher import FolderWatcher
+from fada_deploy.runtime.sources.images import ImageSource
 from fada_deploy.runtime.sources.open import open_sources
 from fada_deploy.runtime.sources.streams import LiveSource
 from fada_deploy.runtime.sources.videos import VideoSource
@@ -183,6 +184,27 @@ def test_glob_and_repeated_file_open_each_file_once(tmp_path: Path) -> None:
     assert [s.name for s in sources] == [str(p) for p in paths]
     assert [f.item for s in sources for f in frames_of(s)] == ["", "", ""]
     assert open_sources(sources) == sources
+
+
+def test_a_single_source_need_not_be_in_a_list(tmp_path: Path) -> None:
+    path = toy.write_image(tmp_path / "drive4.png", toy.scene(0)[0])
+    for spec in (path, str(path)):
+        assert [source.name for source in open_sources(spec)] == [str(path)]
+    camera = LiveSource("camera:1")
+    assert open_sources(camera) == [camera] and open_sources(1)[0].name == "camera-1"
+
+
+def test_open_sources_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    addresses = ("rtsp://front:1@recorder/stream", "rtsp://rear:2@recorder/stream")
+    cameras = [LiveSource(address) for address in (*addresses, addresses[0])]
+    assert [source.name for source in open_sources(cameras)] == [
+        "rtsp://recorder/stream", "rtsp://recorder/stream#2",
+    ]  # fmt: skip
+    path = toy.write_image(tmp_path / "a.png", toy.scene(0)[0])
+    images = [ImageSource("mine", {"": path}) for _ in range(2)]
+    with pytest.raises(UsageError, match="'mine'"):
+        open_sources(images)
+    assert open_sources([images[0], images[0]]) == images[:1]
 
 
 def test_unreadable_files_do_not_stop_the_others(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -523,12 +525,46 @@ def test_an_error_of_the_caller_is_not_one_of_the_video(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the file size")
+def test_an_error_at_the_end_of_a_video_names_it(tmp_path: Path) -> None:
+    """The index is written when the video is closed."""
+    code = """
+import resource, signal, sys
+import numpy as np
+from fada_deploy import DataError, VideoWriter
+noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    with VideoWriter(sys.argv[1], (96, 96), fps=25) as video:
+        for _ in range(3):
+            video.write(noise)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.mp4")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "a.mp4: cannot be written" in done.stdout and "partial" not in done.stdout, done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_writes_one_video(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "a.mp4", (64, 64), fps=25)
+    with writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(UsageError, match="one video"), writer:
+        pass
+
+
 def test_video_writer_rejects_invalid_arguments(tmp_path: Path) -> None:
     path, black = tmp_path / "o.mp4", np.zeros((64, 64, 3), np.uint8)
     for arguments, expected in (
         ({"path": tmp_path / "o.avi"}, r"o\.avi.*\.mp4"),
         ({"size_hw": (0, 64)}, r"at least.*\(0, 64\)"),
         ({"fps": 0}, "greater than 0"),
+        ({"fps": float("nan")}, "greater than 0"),
         ({"x264_preset": "best"}, r"ultrafast.*'best'"),
         ({"hardware": "abacus"}, r"cuda.*'abacus'"),
     ):

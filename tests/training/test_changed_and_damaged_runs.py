@@ -68,6 +68,25 @@ def test_labels_that_have_changed_are_refused(half: Path, started: Path, fada: F
     assert code == 1 and "contents of frames or label files have changed" in err
 
 
+def test_corrected_labels_are_scored_again(
+    half: Path, started: Path, fada: Fada, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = started / "source/scores.json"
+    monkeypatch.setattr("fada_deploy.training.run.train_adversarial", lambda *_, **__: 1 / 0)
+    before = json.loads(scores.read_text())
+    fada("train", "--resume", started)
+    assert json.loads(scores.read_text()) == before
+    path = next((half / "data").rglob("val/labels/*.png"))
+    content = path.read_bytes()
+    assert cv2.imwrite(str(path), np.zeros((64, 96), np.uint8))
+    try:
+        fada("train", "--resume", started)
+    finally:
+        path.write_bytes(content)
+    after = json.loads(scores.read_text())
+    assert after["sizes"] != before["sizes"] and after["iou"] != before["iou"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -77,12 +96,24 @@ def test_labels_that_have_changed_are_refused(half: Path, started: Path, fada: F
         ("source/scores.json", "{}", "scored again"),
         ("source/scores.json", "{", "scored again"),
         ("source_classes.npz", "x", "source_classes.npz: damaged"),
+        # An archive with a damaged member, for which zipfile raises `zlib.error`.
+        ("source_classes.npz", None, "source_classes.npz: damaged"),
     ],
 )
 def test_damaged_files_are_named_or_made_again(
-    started: Path, fada: Fada, monkeypatch: pytest.MonkeyPatch, name: str, content: str, words: str
+    started: Path,
+    fada: Fada,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str | None,
+    words: str,
 ) -> None:
-    (started / name).write_text(content)
+    if content is None:
+        data = bytearray((started / name).read_bytes())
+        data[60:70] = bytes(255 - value for value in data[60:70])
+        (started / name).write_bytes(data)
+    else:
+        (started / name).write_text(content)
     # The second stage is not trained: reaching it is enough.
     monkeypatch.setattr("fada_deploy.training.run.train_adversarial", lambda *_, **__: 1 / 0)
     code, _, err = fada("train", "--resume", started)

@@ -196,6 +196,18 @@ def test_a_vanished_class_is_named_once() -> None:
     assert monitor.vanished == ["car"]
 
 
+def test_a_resumed_monitor_goes_on_where_it_stopped() -> None:
+    names = ("road", "sky", "car", "bus")
+    source = torch.tensor([0] * 500 + [1] * 300 + [2] * 200)
+    target = torch.tensor([0] * 600 + [1] * 400)
+    whole, first, second = (CollapseMonitor(names, window=4) for _ in range(3))
+    expected = [whole.update(source, target) for _ in range(8)]
+    found = [first.update(source, target) for _ in range(3)]
+    second.load_state_dict(first.state_dict())
+    found += [second.update(source, target) for _ in range(5)]
+    assert found == expected and expected[3] == ["car"]
+
+
 @pytest.fixture
 def model() -> SegmentationModel:
     torch.manual_seed(0)

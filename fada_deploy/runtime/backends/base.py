@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -142,7 +145,8 @@ def import_backend(package: str, extra: str) -> Any:
     # Without this, ONNX Runtime writes a device id and a usage database to the user's cache.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        return importlib.import_module(package)
+        with _without_telemetry():
+            return importlib.import_module(package)
     except ModuleNotFoundError:
         raise MissingExtraError(package, extra) from None
     except ImportError as error:
@@ -150,6 +154,23 @@ def import_backend(package: str, extra: str) -> Any:
         raise DeviceError(
             f"{package} is installed but does not load ({one_line(error)}); reinstall it"
         ) from None
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Import OpenVINO as if its package for telemetry was not installed.
+
+    With it, the import sends usage data to the Internet and stores an id in the home folder.
+    """
+    package = "openvino_telemetry"
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # an import raises ImportError
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def closed_model_error(where: str) -> ModelError:

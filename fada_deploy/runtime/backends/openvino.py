@@ -93,7 +93,7 @@ class OpenVinoBackend:
                     "export it again"
                 )
             compiled = core.compile_model(model, "CPU", config)
-            self._output = compiled.output(self.metadata.head)
+            compiled.output(self.metadata.head)
         except RuntimeError as error:
             raise ModelError(f"{path}: openvino cannot open it ({one_line(error)})") from None
         return compiled
@@ -108,7 +108,7 @@ class OpenVinoBackend:
             raise closed_model_error(self._where)
         try:
             request.infer({"frames": batch}, share_inputs=True)
-            output = np.array(request.get_tensor(self._output).data)
+            output = np.array(request.get_tensor(self.metadata.head).data)
         except RuntimeError as error:
             raise ModelError(f"{self._where}: openvino failed ({one_line(error)})") from None
         finally:

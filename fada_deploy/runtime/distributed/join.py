@@ -12,9 +12,8 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import msgspec
-
 from fada_deploy.cluster.output_folder import OutputFolder
+from fada_deploy.common.documents import decode_json, encode_json
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.files import sha256
 from fada_deploy.common.video import open_media
@@ -48,7 +47,7 @@ def join(task: JoinTask, output: OutputFolder, options: SaveOptions) -> JoinResu
     """
     source, folder = task.source, source_folder(task.source)
     if (data := output.read(f"{folder}/{_JOINED}")) is not None:
-        result = msgspec.json.decode(data, type=JoinResult)
+        result = decode_json(data, JoinResult)
     else:
         parts = [_read_part(output, source, index) for index in range(task.count)]
         if mismatch := _mismatch([part.report for part in parts if part.report is not None]):
@@ -62,7 +61,7 @@ def join(task: JoinTask, output: OutputFolder, options: SaveOptions) -> JoinResu
         result = JoinResult(
             error=_damage(source, parts), files=combined_hashes(files, source.output)
         )
-        output.write(f"{folder}/{_JOINED}", msgspec.json.encode(result))
+        output.write(f"{folder}/{_JOINED}", encode_json(result))
     for index in range(task.count):
         output.remove(part_folder(source, index))
     return result
@@ -93,7 +92,7 @@ def _read_part(output: OutputFolder, source: JobSource, index: int) -> PartResul
     name = f"{part_folder(source, index)}/{RESULT}"
     if (data := output.read(name)) is None:
         raise DataError(f"{output}/{name}: is missing; another process has removed it")
-    return msgspec.json.decode(data, type=PartResult)
+    return decode_json(data, PartResult)
 
 
 def _mismatch(reports: Sequence[ChunkReport]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from fada_deploy.cluster.output_folder import OutputFolder
+from fada_deploy.common.documents import decode_json, encode_json
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.runs import MANIFEST
 from fada_deploy.runtime.writers.finished import SETTING_NAMES
@@ -146,8 +147,8 @@ class Manifest:
         complete = data[: data.rfind(b"\n") + 1]
         where = f"{self._output}/{MANIFEST}"
         try:
-            lines = [msgspec.json.decode(each, type=Line) for each in complete.splitlines()]
-        except msgspec.MsgspecError as error:
+            lines = [_decode(each) for each in complete.splitlines()]
+        except ValueError as error:
             raise DataError(
                 f"{where}: is damaged ({error}); delete it to start from the beginning"
             ) from None
@@ -165,5 +166,10 @@ class Manifest:
         return complete
 
 
+def _decode(line: bytes) -> Line:
+    decoded: Line = decode_json(line, Line)  # type: ignore[arg-type]  # a union
+    return decoded
+
+
 def _encode(line: Line) -> bytes:
-    return msgspec.json.encode(line) + b"\n"
+    return encode_json(line) + b"\n"

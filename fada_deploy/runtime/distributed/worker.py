@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from fada_deploy.common.documents import decode_json, encode_json
 from fada_deploy.common.errors import DataError, one_line
 from fada_deploy.common.files import sha256
 from fada_deploy.common.runs import MANIFEST
@@ -109,7 +108,7 @@ class InferenceWorker:
         output, folder = self._setup.output, part_folder(task.source, task.index)
         if task.count > 1 and (data := output.read(f"{folder}/{RESULT}")) is not None:
             # An earlier run did this, or a worker that was lost before it could say so.
-            return msgspec.json.decode(data, type=PartResult)
+            return decode_json(data, PartResult)
         source = _open(task)
         options = replace(self._setup.options, tree=None, file=None)
         if task.chunk is not None:
@@ -122,7 +121,7 @@ class InferenceWorker:
                 result.report = source.report
         if task.count > 1:
             result.run = self._setup.run
-            output.write(f"{folder}/{RESULT}", msgspec.json.encode(result))
+            output.write(f"{folder}/{RESULT}", encode_json(result))
         else:
             result.files = combined_hashes(result.files, task.source.output)
         return result

@@ -41,6 +41,8 @@ class OverlayStyle:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise UsageError(f"classes must be a list of names, got {self.classes!r}")
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha must be between 0 and 1, got {self.alpha}")
         if self.legend not in LEGEND_POSITIONS:

@@ -17,7 +17,7 @@ class StreamCounters:
 
     Attributes:
         dropped: Frames dropped by the policy.
-        late: Frames dropped because they exceeded the deadline.
+        late: Frames and results dropped because they exceeded the deadline.
         damaged: Packets that could not be decoded.
         reconnects: How often the connection was opened again.
     """
@@ -59,6 +59,11 @@ class FrameSlot:
             self._frames.append(frame)
             self._changed.notify_all()
             return not self.closed
+
+    @property
+    def drops(self) -> bool:
+        """Whether frames may be dropped."""
+        return self.drop_policy != "wait"
 
     @property
     def ready(self) -> bool:

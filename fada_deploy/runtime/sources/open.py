@@ -6,7 +6,7 @@ import glob
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fada_deploy.common.errors import DataError, UsageError
 from fada_deploy.common.files import walk_files
@@ -23,7 +23,7 @@ SourceSpec = str | Path | int | Source
 
 
 def open_sources(
-    sources: Sequence[SourceSpec | Sequence[SourceSpec]],
+    sources: SourceSpec | Sequence[SourceSpec | Sequence[SourceSpec]],
     *,
     hardware: str | None = None,
     recursive: bool = False,
@@ -47,7 +47,8 @@ def open_sources(
         DataError: The only source does not exist, is empty or unreadable.
         UsageError: `sources` is empty or mixes live sources with files.
     """
-    specs = list(_flatten(sources))
+    # Also a single source; a text is a sequence, too.
+    specs = list(_flatten([sources]))
     if not specs:
         raise UsageError(f"no source given; name {SUPPORTED_FILES}, a folder or a glob")
     single = len(specs) == 1
@@ -65,9 +66,10 @@ def open_sources(
                 raise unreadable from None
             items = [UnreadableSource(str(spec), unreadable)]
         for source in items:
-            if isinstance(spec, str):
-                _tell_apart(source, opened)
-            opened.setdefault(source.name, source)
+            _tell_apart(source, opened)
+            other = opened.setdefault(source.name, source)
+            if spec is source and other is not source and not isinstance(source, LiveSource):
+                raise UsageError(f"two open sources have the name {source.name!r}")
     _refuse_mixture(list(opened.values()))
     return list(opened.values())
 
@@ -106,7 +108,7 @@ def _refuse_mixture(sources: Sequence[Source]) -> None:
         )
 
 
-def _flatten(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Iterator[SourceSpec]:
+def _flatten(sources: Sequence[Any]) -> Iterator[SourceSpec]:
     for spec in sources:
         if isinstance(spec, str | Path | int) or hasattr(spec, "frames"):
             yield cast("SourceSpec", spec)
@@ -121,7 +123,7 @@ def _flatten(sources: Sequence[SourceSpec | Sequence[SourceSpec]]) -> Iterator[S
 
 def _open(spec: SourceSpec, hardware: str | None, *, single: bool, recursive: bool) -> list[Source]:
     if isinstance(spec, int) or (isinstance(spec, str) and is_live_address(spec)):
-        return [LiveSource(str(spec))]
+        return [LiveSource(spec)]
     if not isinstance(spec, str | Path):
         return [spec]
     path, text = Path(spec), str(spec)

@@ -233,9 +233,3 @@ def read_camera(number: int, stopped: Callable[[], bool]) -> Iterator[TimedImage
     finally:
         with suppress(Exception):
             camera.release()
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message as one line of at most 200 characters."""
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__

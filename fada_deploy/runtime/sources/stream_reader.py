@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fada_deploy.common.errors import DataError, UsageError
+from fada_deploy.common.errors import DataError, FadaError, UsageError, one_line
 from fada_deploy.runtime.sources.addresses import PIPE, camera_number, display_name
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.frame_slot import DROP_POLICIES, FrameSlot, StreamCounters
@@ -21,7 +21,6 @@ from fada_deploy.runtime.sources.stream_input import (
     EndOfStream,
     Image,
     TimedImage,
-    one_line,
     packet_timeout_s,
     read_camera,
     read_stream,
@@ -45,7 +44,8 @@ class LiveOptions:
             "drop-oldest" keeps the newest frame, "drop-newest" keeps the waiting one, and "wait"
             blocks the reader and loses nothing ["wait" for the standard input and for recordings
             of known length on a server, otherwise "drop-oldest"].
-        deadline_s: Drop frames older than this many seconds before they are processed [never].
+        deadline_s: Drop frames older than this many seconds before they are processed, and results
+            that reach this age while they wait for the caller of `Segmenter.stream` [never].
         reconnect_timeout_s: Give up on a source that has delivered frames after this many seconds
             without one. A source whose first connection fails is given up at once.
     """
@@ -59,11 +59,11 @@ class LiveOptions:
             raise UsageError(
                 f"drop policy must be one of {', '.join(DROP_POLICIES)}, got {self.drop_policy!r}"
             )
-        if self.deadline_s is not None and self.deadline_s <= 0:
+        if self.deadline_s is not None and not self.deadline_s > 0:
             raise UsageError(
                 f"deadline must be greater than 0 ms, got {1000 * self.deadline_s:g} ms"
             )
-        if self.reconnect_timeout_s < 0:
+        if not self.reconnect_timeout_s >= 0:
             raise UsageError(
                 f"reconnect timeout must be at least 0 s, got {self.reconnect_timeout_s:g} s"
             )
@@ -155,7 +155,8 @@ class StreamReader:
         try:
             self._failure = self._read_until_end()
         except Exception as error:
-            self._failure = one_line(error)
+            logger.debug("%s: reading failed", self._name, exc_info=True)
+            self._failure = one_line(error, with_type=not isinstance(error, FadaError))
         finally:
             self.slot.close()
 

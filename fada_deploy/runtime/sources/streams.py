@@ -8,14 +8,22 @@ after its first frame is opened again, with growing delays.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
-from fada_deploy.runtime.sources.addresses import camera_number, display_name
+from fada_deploy.common.errors import UsageError
+from fada_deploy.runtime.sources.addresses import (
+    SCHEMES,
+    camera_number,
+    display_name,
+    is_live_address,
+)
 from fada_deploy.runtime.sources.base import PAUSE, Item, SourceEnd
 from fada_deploy.runtime.sources.frame_slot import StreamCounters
+from fada_deploy.runtime.sources.in_flight import InFlight
 from fada_deploy.runtime.sources.stream_reader import LiveOptions, StreamReader
 
 # How often (in seconds) a waiting thread checks whether it was stopped.
@@ -29,7 +37,11 @@ class LiveSource:
         address: A URL with a scheme of `SCHEMES`, `camera:N` or `N`, or `-` for the standard input.
         options: How it is read.
 
+    Raise `UsageError` for any other address.
+
     Attributes:
+        name: The `Result.source` of its frames: `camera-N`, `pipe`, or the address without login
+            and query. `open_sources` adds a number if two cameras would have the same name.
         counters: Numbers of dropped, late and damaged frames and of reconnects so far.
     """
 
@@ -39,7 +51,16 @@ class LiveSource:
     pixel_aspect: Fraction | None = None
     audio: Path | None = None
 
-    def __init__(self, address: str, options: LiveOptions | None = None) -> None:
+    def __init__(self, address: str | int, options: LiveOptions | None = None) -> None:
+        if isinstance(address, int):
+            address = f"camera:{address}"
+        if not isinstance(address, str) or not is_live_address(address):
+            has_scheme = isinstance(address, str) and "://" in address
+            shown = display_name(address) if has_scheme else repr(address)
+            raise UsageError(
+                f"{shown}: not a live source, which is a number, camera:N, - or an address that "
+                f"begins with {', '.join(SCHEMES)}; name a file by its path, without LiveSource"
+            )
         self.name = display_name(address)
         self._address = address
         self._camera = camera_number(address)
@@ -64,6 +85,18 @@ class LiveSource:
         """
         self._stopped.set()
 
+    def refuses(self, captured: float, latency_s: float) -> bool:
+        """Return whether a result exceeded the deadline while it waited for the caller; count it.
+
+        A result that was late when it was computed is not refused, because the next one would be
+        late, too. The arguments are those of the `Result`.
+        """
+        deadline_s = self._options.deadline_s
+        if deadline_s is None or not latency_s <= deadline_s < time.monotonic() - captured:
+            return False
+        self.counters.late += 1
+        return True
+
     def frames(self) -> Generator[Item, None, None]:
         """Yield frames until the stream ends, is stopped, or fails; a failure is the last item."""
         with closing(read_together([self])) as items:
@@ -81,17 +114,30 @@ def _with_lower_scheme(address: str) -> str:
     return scheme.lower() + separator + rest
 
 
-def read_together(sources: Sequence[LiveSource]) -> Generator[Item | SourceEnd, None, None]:
+def read_together(
+    sources: Sequence[LiveSource], in_flight: InFlight | None = None
+) -> Generator[Item | SourceEnd, None, None]:
     """Yield the frames of live sources as they arrive, in turn, and a `SourceEnd` for each source.
 
     A silent or broken source does not delay the others; its error is yielded after its timeout.
+    While `in_flight` is full, frames stay in their slots, where newer ones replace them. Sources
+    that drop no frame do not count.
     """
-    changed = threading.Condition()
+    changed = threading.Condition() if in_flight is None else in_flight.changed
     readers = [(source, source.start_reader(changed)) for source in sources]
     active = list(readers)
+
+    def may_take(reader: StreamReader) -> bool:
+        return in_flight is None or not reader.slot.drops or not in_flight.is_full
+
+    def any_ready() -> bool:
+        return any(reader.slot.ready and may_take(reader) for _, reader in active)
+
     try:
         while active:
             for source, reader in list(active):
+                if not (reader.stopped or may_take(reader)):
+                    continue
                 # Before `take`: a frame put before the slot was closed must not be lost.
                 closed = reader.slot.closed
                 frame = reader.take()
@@ -103,15 +149,17 @@ def read_together(sources: Sequence[LiveSource]) -> Generator[Item | SourceEnd, 
                         yield failure
                     yield SourceEnd(source)
                 elif frame is not None:
+                    if in_flight is not None and reader.slot.drops:
+                        in_flight.add(frame)
                     yield frame
-            if any(reader.slot.ready for _, reader in active):
+            if any_ready():
                 continue
             # Yielded repeatedly while nothing arrives, so that the consumer can close this
             # generator.
             yield PAUSE
             with changed:
                 # The timeout is for `stop`, which a signal handler calls without notifying.
-                changed.wait_for(lambda: any(r.slot.ready for _, r in active), _POLL_S)
+                changed.wait_for(any_ready, _POLL_S)
     finally:
         for _, reader in readers:
             reader.close()

@@ -57,19 +57,24 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
     """
     import av
 
-    with ExitStack() as stack:
-        try:
+    caller_error: OSError | None = None
+    try:
+        with ExitStack() as stack:
             new_path = atomic_path if faststart else recording_path
-            try:
-                temporary = stack.enter_context(new_path(path))
-            except OSError as error:
-                raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+            temporary = stack.enter_context(new_path(path))
             options = {} if path.suffix == PART_SUFFIX else _MP4_OPTIONS[faststart]
             # Without the protocol, FFmpeg reads a colon in the path as the end of one.
             container = stack.enter_context(av.open(f"file:{temporary}", "w", options=options))
-            yield container, stack
-        except av.error.FFmpegError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+            try:
+                yield container, stack
+            except OSError as error:
+                caller_error = error
+                raise
+    except (av.error.FFmpegError, OSError) as error:
+        # Also errors at the end, where the file is completed, flushed and renamed.
+        if error is caller_error and not isinstance(error, av.error.FFmpegError):
+            raise
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 class VideoEncoder:

@@ -28,7 +28,8 @@ from fada_deploy.runtime.sources.base import Source
 from fada_deploy.runtime.writers.options import SaveOptions
 from fada_deploy.runtime.writers.output import output_names
 
-_WRITE_EVERY_S = 2.0
+# The document is written again after this time, or after this multiple of the time that it takes.
+_WRITE_EVERY_S, _WRITE_EVERY = 2.0, 50
 # Setting → the option of `fada infer` that decides it.
 SETTING_NAMES = {
     "model": "model",
@@ -80,7 +81,7 @@ class FinishedSources:
         resume: bool,
     ) -> None:
         self._out, self._path = options.out, options.out / FINISHED
-        self._written_at = float("-inf")
+        self._write_at = float("-inf")
         manifest = options.out / MANIFEST
         if resume and manifest.is_file() and not self._path.is_file():
             raise UsageError(
@@ -102,7 +103,7 @@ class FinishedSources:
             document = read_json(
                 self._path.read_bytes(), FinishedDocument,
                 where=str(self._path), remedy="delete it to start from the beginning",
-                error=DataError,
+                error=DataError, max_bytes=None,
             )  # fmt: skip
             different = [k for k, v in self._settings.items() if document.settings.get(k) != v]
             if different:
@@ -155,7 +156,7 @@ class FinishedSources:
         self._names[_key(source)] = self._output_names[source.name]
         self._is_changed = True
         # Each image of a large folder may be a source of its own.
-        if time.monotonic() - self._written_at > _WRITE_EVERY_S:
+        if time.monotonic() > self._write_at:
             self._write()
 
     @contextmanager
@@ -168,11 +169,13 @@ class FinishedSources:
                 self._write()
 
     def _write(self) -> None:
-        self._is_changed, self._written_at = False, time.monotonic()
+        self._is_changed, start = False, time.monotonic()
         document = FinishedDocument(
             settings=self._settings, sources=self._sources, names=self._names
         )
         write_text(self._path, json.dumps(msgspec.to_builtins(document), indent=2))
+        now = time.monotonic()
+        self._write_at = now + max(_WRITE_EVERY_S, _WRITE_EVERY * (now - start))
 
     def _check_names(self, sources: Sequence[Source]) -> None:
         """Raise `UsageError` if a source has the output name of another one that is finished."""

@@ -95,9 +95,9 @@ class VideoWriter:
             raise UsageError(f"{path}: the name of a video must end in .mp4")
         if min(size_hw) < 1:
             raise UsageError(f"size_hw must be at least (1, 1), got {size_hw}")
-        rate = None if fps is None else Fraction(fps).limit_denominator(100_000)
-        if rate is not None and rate <= 0:
+        if fps is not None and not 0 < fps < float("inf"):
             raise UsageError(f"fps must be greater than 0, got {fps}")
+        rate = None if fps is None else Fraction(fps).limit_denominator(100_000)
         if x264_preset not in X264_PRESETS:
             raise UsageError(
                 f"x264 preset must be one of {', '.join(X264_PRESETS)}, got {x264_preset!r}"
@@ -158,6 +158,8 @@ class VideoWriter:
         self._audio_end_s = self._last_s
 
     def __enter__(self) -> Self:
+        if self._frames:
+            raise UsageError("a VideoWriter writes one video; make another one")
         block = self._open()
         block.__enter__()
         self._block = block

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -222,12 +223,22 @@ class CollapseMonitor:
         self._iterations = 0
         self.vanished: list[str] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts of the present window and the classes that have been reported."""
+        counts = [c.cpu() for c in self._counts]
+        return {"counts": counts, "iterations": self._iterations, "vanished": list(self.vanished)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
+        self._counts, self._iterations = state["counts"], state["iterations"]
+        self.vanished = state["vanished"]
+
     def update(self, src_labels: Tensor, tgt_labels: Tensor) -> list[str]:
         """Count one batch of labels; at the end of a window, return the newly vanished classes."""
         num_classes = len(self._names)
         both = [count_classes(labels, num_classes) for labels in (src_labels, tgt_labels)]
         if self._counts:
-            both = [a + b for a, b in zip(self._counts, both, strict=True)]
+            both = [a.to(b.device) + b for a, b in zip(self._counts, both, strict=True)]
         self._counts = both
         self._iterations += 1
         if self._iterations % self._window:

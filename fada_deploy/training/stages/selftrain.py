@@ -77,10 +77,11 @@ def train_self_training(
             model, average, stage, augmentation, amp, count_target, whole_target, compiled
         )
     )
-    state: TrainingState = {"model": model, "optimizer": optimizer, "average": average}
-    state = {**state, **method.state(), **(aligner.state() if aligner else {})}
-    loop = make_loop(state)
     monitor = CollapseMonitor(model.spec.space.names, window=max(1, stage.iterations // 10))
+    state: TrainingState = {
+        "model": model, "optimizer": optimizer, "average": average, "monitor": monitor,
+    }  # fmt: skip
+    loop = make_loop({**state, **method.state(), **(aligner.state() if aligner else {})})
     remedy = "keep the weights of the stage before"
     if not (stage.rounds or stage.prototypes or stage.weighting != "none"):
         remedy = f"lower selftrain.quantile, or {remedy}"

@@ -47,12 +47,12 @@ def save_weights(
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     document = json.dumps({"model": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)
-    with _write_errors(path), atomic_path(path) as temporary:
+    with write_errors(path), atomic_path(path) as temporary:
         save_file(tensors, temporary, {PROPERTY: document})
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn the errors of a full disk, which PyTorch and safetensors report, into `DataError`."""
     try:
         yield
@@ -149,7 +149,7 @@ def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
     """Write the state from which a stage resumes after `iteration` finished iterations."""
     state = {name: part.state_dict() for name, part in parts.items()}
-    with _write_errors(path), atomic_path(path) as temporary:
+    with write_errors(path), atomic_path(path) as temporary:
         torch.save({"iteration": iteration, "parts": state}, temporary)
 
 
@@ -190,10 +190,13 @@ def _is_zip(path: Path) -> bool:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the dictionary in a torch file, without executing code from the file.
 
-    Raise `ModelError` if the file cannot be read that way or contains something else.
+    Raise `ModelError` if the file cannot be read that way or contains something else. Too little
+    memory says nothing about the file.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         # torch.load raises many exception types for foreign files, and none of their messages helps
         # a user.
