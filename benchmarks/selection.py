@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from fada_deploy.common.label_space import load_label_space
-from fada_deploy.common.runs import WEIGHTS, all_weights, final_weights
+from fada_deploy.common.runs import SCORES, WEIGHTS, all_weights, final_weights
 from fada_deploy.common.tables import format_table
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 from fada_deploy.training.device import choose_device
 from fada_deploy.training.run_files import load_config
-from fada_deploy.training.scoring import SCORES, compute_scores
+from fada_deploy.training.scoring import compute_scores
 from fada_deploy.training.selection import MAX_FRAMES, source_frame_fractions
 from fada_deploy.training.unlabeled_scores import (
     CHANGES,

@@ -97,12 +97,13 @@ def _write_contact_sheet(run: Path, path: Path) -> None:
 
     from fada_deploy.common.images import read_rgb, write_png
     from fada_deploy.common.runs import BUILTIN, TARGET_FRAMES
+    from fada_deploy.data.base import evenly_spaced
     from fada_deploy.runtime.overlay.blend import overlay
     from fada_deploy.runtime.segmenter import Segmenter
 
     # The frames that the training has sampled from the video.
     frames = sorted((run / TARGET_FRAMES).glob("*/[!.]*.png"))
-    shown = np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int).tolist()
+    shown = evenly_spaced(len(frames), _SHEET_FRAMES)
     rows = []
     with Segmenter(BUILTIN) as before, Segmenter(run) as after:
         for frame in (read_rgb(frames[i]) for i in shown):

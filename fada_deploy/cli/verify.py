@@ -153,8 +153,10 @@ def _check_accuracy(
 
     if values["data"] is None:
         return None
+    from fada_deploy.common.runs import REFERENCE_SUFFIX
+
     reference = reference_path(model)
-    default = reference.with_name(reference.name.replace(".reference.npz", ".onnx"))
+    default = reference.with_name(reference.name.replace(REFERENCE_SUFFIX, ".onnx"))
     baseline = values["baseline"] or default
     if not baseline.is_file():
         raise ModelError(f"{baseline}: no such fp32 file; name it with --baseline")

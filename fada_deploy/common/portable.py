@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fada_deploy.common.runs import CONFIG
+from fada_deploy.common.runs import CONFIG, FINGERPRINTS
 
 # Settings that name files or folders, and settings that only say where they are.
 _NAMES = frozenset(
@@ -48,7 +48,7 @@ def shared_provenance(provenance: Mapping[str, Any], run: Path) -> dict[str, Any
     if isinstance(shared.get("config"), Mapping):
         shared["config"] = without_paths(shared["config"])
     try:
-        fingerprints = json.loads((run / "data.json").read_text("utf-8"))
+        fingerprints = json.loads((run / FINGERPRINTS).read_text("utf-8"))
     except (OSError, ValueError):
         return shared
     if not (run / CONFIG).is_file() or not isinstance(fingerprints, dict):

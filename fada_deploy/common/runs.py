@@ -29,8 +29,14 @@ logger = logging.getLogger(__name__)
 RUNS = Path("runs")
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
+# In the folder of a stage: its metrics, and its scores on the target's validation frames.
+METRICS, SCORES = "metrics.jsonl", "scores.json"
+# What identifies the data of a run.
+FINGERPRINTS = "data.json"
 CHECKPOINTS = "checkpoints"
 EXPORTS = "export"
+# The name of reference outputs begins with that of their ONNX file, without its suffix.
+REFERENCE_SUFFIX = ".reference.npz"
 # Frames of the target's videos.
 TARGET_FRAMES = "target_frames"
 # The document of `fada compare`, in the folder of its runs.

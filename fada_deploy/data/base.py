@@ -130,6 +130,13 @@ class FrameDataset:
         return resize_labels(self.ego_mask.astype(np.uint8), (height, width)).astype(bool)
 
 
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return up to `count` indices spread evenly over `length`; all indices if `count` is 0."""
+    number = min(count or length, length)
+    indices: list[int] = np.linspace(0, length - 1, number).round().astype(int).tolist()
+    return indices
+
+
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Read an ego mask, (H, W) bool: an image that is not black on the car itself."""
     rgb = read_rgb(path)

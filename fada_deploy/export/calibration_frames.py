@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import CHECKPOINTS, CONFIG, EXPORTS, STAGES, TARGET_FRAMES
-from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.base import FrameDataset, evenly_spaced
 from fada_deploy.data.recordings import open_recordings
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
@@ -70,9 +70,9 @@ def target_frames(
             raise DataError(
                 f"no frames for the {purpose} ({reason}); name images or a video with --calibration"
             ) from None
-        indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+        indices = evenly_spaced(len(dataset), count)
         frames: list[NDArray[np.uint8]] = []
-        for i in indices.tolist():
+        for i in indices:
             try:
                 frames.append(dataset.image(i))
             except DataError as error:

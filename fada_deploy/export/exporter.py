@@ -20,6 +20,7 @@ from fada_deploy.common.images import resize_frame
 from fada_deploy.common.metadata import HEADS, ModelMetadata
 from fada_deploy.common.portable import shared_provenance
 from fada_deploy.common.system import require_package
+from fada_deploy.data.base import evenly_spaced
 from fada_deploy.export import target_statistics
 from fada_deploy.export.calibration_frames import target_frames, target_of
 from fada_deploy.export.onnx_metadata import replace_metadata
@@ -94,7 +95,8 @@ def export_onnx(
         target_of(weights, provenance), model.spec.space, frames,
         count=target_statistics.NUM_FRAMES, held_out=True, purpose="reference outputs",
     )  # fmt: skip
-    images = _evenly_spaced(measured_frames, REFERENCE_FRAMES)
+    shown = evenly_spaced(len(measured_frames), REFERENCE_FRAMES)
+    images = [measured_frames[i] for i in shown]
     reference, labels = make_reference_outputs(model, images)
     if head == "labels":
         labels = resize_to_frames(list(reference.labels), images)
@@ -162,11 +164,6 @@ def _check_requirements(head: str, out: Path) -> list[str]:
         # Without a backend the file could not be verified.
         raise MissingExtraError("onnxruntime", "export")
     return backends
-
-
-def _evenly_spaced(frames: Sequence[Frame], count: int) -> list[Frame]:
-    indices = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
-    return [frames[i] for i in indices.tolist()]
 
 
 def _warn_about_few_classes(reference: ReferenceOutputs) -> None:

@@ -18,6 +18,10 @@ from fada_deploy.inspection.onnx_graph import read_graph
 from fada_deploy.runtime.backends.engine_file import ENGINE_SUFFIXES, read_engine
 from fada_deploy.runtime.backends.onnx_file import read_model
 
+# Name of the model in the repository.
+NAME = "segmenter"
+# Largest batch that Triton forms of several requests.
+MAX_BATCH = 8
 # How long Triton may delay a request to form a batch; a video frame lasts 33 ms.
 QUEUE_DELAY_US = 2000
 
@@ -37,58 +41,28 @@ class _ServedModel:
     max_batch: int | None
 
 
-def write_repository(
-    model: Path,
-    folder: Path,
-    *,
-    name: str = "segmenter",
-    max_batch: int = 8,
-    instances: int = 1,
-    gpu: bool | None = None,
-    preferred: Sequence[int] = (),
-) -> Path:
-    """Write the model repository `folder` and return its path.
+def write_repository(model: Path, folder: Path) -> Path:
+    """Write the model repository `folder`, which must not exist, and return its path.
 
-    Args:
-        model: ONNX file or TensorRT engine with head `labels`.
-        folder: Folder to create; it must not exist.
-        name: Name of the model in the repository.
-        max_batch: Largest batch that Triton forms of several requests. Ignored if the batch size of
-            the file is fixed.
-        instances: Number of copies of the model that run at the same time.
-        gpu: Run on a GPU (True), on the CPU (False), or on a GPU if Triton has one (None).
-        preferred: Batch sizes that Triton should prefer.
+    `model` is an ONNX file or a TensorRT engine with head `labels`. Triton runs an engine on a GPU,
+    and an ONNX file on a GPU if it has one. Further settings, such as the number of instances, can
+    be added to the file `config.pbtxt`.
 
-    Raises:
-        UsageError: An argument is not allowed; nothing is written.
-        ModelError: Triton cannot serve the file; nothing is written.
+    Raise `UsageError` if the folder exists, `ModelError` if Triton cannot serve the file; nothing
+    is written then.
     """
     served = _read_model(model)
-    if "/" in name or name in ("", ".", ".."):
-        raise UsageError(f"the model name must be usable as a folder name, got {name!r}")
-    for key, value in (("max_batch", max_batch), ("instances", instances)):
-        if value < 1:
-            raise UsageError(f"{key} must be at least 1, got {value}")
-    if served.backend == "tensorrt" and gpu is False:
-        raise UsageError(f"{model}: an engine needs a GPU; to serve on the CPU, use the ONNX file")
     if folder.exists():
         raise UsageError(f"{folder} already exists; choose another folder, or remove it")
-    largest = max_batch if served.max_batch is None else min(max_batch, served.max_batch)
-    if invalid := [size for size in preferred if not 1 <= size <= largest]:
-        raise UsageError(f"preferred batch must be between 1 and {largest}, got {invalid[0]}")
-    if gpu or served.backend == "tensorrt":
-        kind = "KIND_GPU"
-    else:
-        kind = "KIND_AUTO" if gpu is None else "KIND_CPU"
-    config = _config(served, name, largest, f"count: {instances}\n    kind: {kind}", preferred)
+    config = _config(served)
     label_names = "\n".join(served.metadata.label_space.names) + "\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        (draft / name / "1").mkdir(parents=True)
-        shutil.copyfile(model, draft / name / "1" / served.file)
-        (draft / name / "config.pbtxt").write_text(config, "utf-8")
-        (draft / name / "labels.txt").write_text(label_names, "utf-8")
+        (draft / NAME / "1").mkdir(parents=True)
+        shutil.copyfile(model, draft / NAME / "1" / served.file)
+        (draft / NAME / "config.pbtxt").write_text(config, "utf-8")
+        (draft / NAME / "labels.txt").write_text(label_names, "utf-8")
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -144,29 +118,26 @@ def _read_onnx(model: Path) -> _ServedModel:
     return _ServedModel(metadata, "onnxruntime", "model.onnx", metadata.batch, None)
 
 
-def _config(
-    served: _ServedModel, name: str, max_batch: int, instance_group: str, preferred: Sequence[int]
-) -> str:
+def _config(served: _ServedModel) -> str:
     """Return the content of config.pbtxt: inference.ModelConfig in protobuf's text format."""
     metadata, batch = served.metadata, served.fixed_batch
+    max_batch = min(MAX_BATCH, served.max_batch or MAX_BATCH)
+    kind = "KIND_GPU" if served.backend == "tensorrt" else "KIND_AUTO"
     size = list(metadata.input_size_hw)
     # With batching, Triton adds a dynamic first dimension itself. A file with a fixed batch size is
     # therefore served without batching (max_batch_size 0), and its dims include the batch size.
     batch_dim = [] if batch is None else [batch]
     parts = [
-        f"name: {_quoted(name)}",
+        f"name: {_quoted(NAME)}",
         f"backend: {_quoted(served.backend)}",
         f"default_model_filename: {_quoted(served.file)}",
         f"max_batch_size: {max_batch if batch is None else 0}",
         _tensor("input", "frames", [*batch_dim, *size, 3]),
         _tensor("output", "labels", [*batch_dim, *size]),
-        f"instance_group [\n  {{\n    {instance_group}\n  }}\n]",
+        f"instance_group [\n  {{\n    count: 1\n    kind: {kind}\n  }}\n]",
     ]
     if batch is None and max_batch > 1:
-        sizes = f"  preferred_batch_size: {sorted(set(preferred))}\n" if preferred else ""
-        parts.append(
-            f"dynamic_batching {{\n{sizes}  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}"
-        )
+        parts.append(f"dynamic_batching {{\n  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}")
     # There is no `optimization` block: ONNX Runtime's TensorRT provider would build an engine that
     # was never compared with the network.
     document = json.dumps(json.loads(metadata.to_json()), separators=(",", ":"), sort_keys=True)

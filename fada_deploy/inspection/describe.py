@@ -20,6 +20,8 @@ from fada_deploy.common.runs import (
     CONFIG,
     EXPORTS,
     MODEL_SUFFIXES,
+    REFERENCE_SUFFIX,
+    SCORES,
     STAGES,
     WEIGHTS,
     checkpoint_path,
@@ -33,7 +35,6 @@ from fada_deploy.runtime.parity import ReferenceOutputs, reference_path
 
 Document = dict[str, Any]
 
-REFERENCE = ".reference.npz"
 # Largest safetensors header in bytes; a damaged length must not fill the memory.
 _MAX_HEADER = 1 << 24
 # Precision → element type of the stored weights.
@@ -64,13 +65,13 @@ def _reader(path: Path) -> tuple[str, Callable[[Path, list[str]], Document]]:
             return "run", _run
         if (path / WEIGHTS).is_file():
             return "stage", _stage
-    elif path.name.endswith(REFERENCE):
+    elif path.name.endswith(REFERENCE_SUFFIX):
         return "reference", _reference
     elif path.suffix in _READERS:
         return _READERS[path.suffix]
     raise ModelError(
         f"{path} was not written by `fada`; use a file of the type "
-        f"{', '.join(sorted(_READERS))} or *{REFERENCE}, or the folder of a run or stage "
+        f"{', '.join(sorted(_READERS))} or *{REFERENCE_SUFFIX}, or the folder of a run or stage "
         "(convert a checkpoint of other code first: `fada import`)"
     )
 
@@ -214,7 +215,7 @@ def _stage(path: Path, problems: list[str]) -> Document:
     document["checkpoints"] = [
         p.stem for p in sorted((path / CHECKPOINTS).glob("[!.]*.safetensors"))
     ]
-    document["scores"] = _json(path / "scores.json", problems)
+    document["scores"] = _json(path / SCORES, problems)
     return document
 
 

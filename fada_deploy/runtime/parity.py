@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from fada_deploy.common.errors import ModelError, ToleranceError
 from fada_deploy.common.files import atomic_path, sha256
 from fada_deploy.common.metadata import PRECISIONS, ModelMetadata
+from fada_deploy.common.runs import REFERENCE_SUFFIX
 from fada_deploy.runtime.backends.base import Backend
-
-REFERENCE_SUFFIX = ".reference.npz"
 
 
 @dataclass(frozen=True)

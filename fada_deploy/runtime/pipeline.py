@@ -17,7 +17,7 @@ from fada_deploy.common.errors import DataError
 from fada_deploy.runtime.backends import Backend, Prediction
 from fada_deploy.runtime.kernels.resize import resize_frame
 from fada_deploy.runtime.result import Result
-from fada_deploy.runtime.sources.base import Frame, Item, Pause, Source, SourceEnd
+from fada_deploy.runtime.sources.base import BUSY, Frame, Item, Pause, Source, SourceEnd
 from fada_deploy.runtime.sources.in_flight import InFlight
 from fada_deploy.runtime.sources.streams import LiveSource, read_together
 from fada_deploy.runtime.stage_threads import CHANNEL_DEPTH, Stage, chain_stages
@@ -114,13 +114,13 @@ def resize_frames(
 ) -> Generator[_Batch, None, None]:
     """Yield batches of frames resized to the network's input size.
 
-    A batch may hold frames of several sources. A `Pause` ends an incomplete batch, so that the
-    frames of a live source do not wait.
+    A batch may hold frames of several sources. `PAUSE` ends an incomplete batch, so that the frames
+    of a live source do not wait.
     """
     pending = _Batch()
     for item in items:
         if isinstance(item, Pause):
-            if pending.items:
+            if pending.items and item is not BUSY:
                 yield pending
                 pending = _Batch()
             continue

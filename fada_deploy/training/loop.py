@@ -23,6 +23,7 @@ from torch import Tensor
 from fada_deploy.common.errors import FadaError, InterruptedRunError
 from fada_deploy.common.files import write_text
 from fada_deploy.common.progress import Progress, progress_bar
+from fada_deploy.common.runs import METRICS
 from fada_deploy.common.signals import handled
 from fada_deploy.training import distributed
 from fada_deploy.training.data.loader import WaitTimer
@@ -31,7 +32,6 @@ from fada_deploy.training.weights.checkpoints import Stateful, load_state, save_
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 STATE = "state.pt"
 
 # Short names of metrics for the progress bar.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
 from fada_deploy.common.label_space import IGNORE
-from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.base import FrameDataset, evenly_spaced
 from fada_deploy.training.interpolation import SizeHW, upsample
 from fada_deploy.training.models.segmentation import SegmentationModel, find_backbone
 
@@ -45,9 +45,8 @@ def with_input_size(model: SegmentationModel, size_hw: SizeHW | None) -> Segment
 
 def sample_frames(dataset: FrameDataset, count: int) -> tuple[list[int], list[Frame]]:
     """Return indices and images of up to `count` evenly spaced frames; skip unreadable ones."""
-    candidates = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     indices, frames = [], []
-    for i in candidates.tolist():
+    for i in evenly_spaced(len(dataset), count):
         try:
             frame = dataset.image(i) if dataset.pairs[i].labels is None else dataset.pair(i)[0]
         except DataError:

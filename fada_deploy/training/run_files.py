@@ -10,13 +10,11 @@ from pathlib import Path
 from fada_deploy.common import documents
 from fada_deploy.common.errors import DataError, ModelError, UsageError
 from fada_deploy.common.files import LOCK, write_text
-from fada_deploy.common.runs import CONFIG, not_a_run
+from fada_deploy.common.runs import CONFIG, FINGERPRINTS, not_a_run
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import fingerprint, size_fingerprint
 from fada_deploy.training.data.sources import label_fingerprint
-
-FINGERPRINTS = "data.json"
 
 
 def save_config(config: RunConfig, run: Path) -> None:

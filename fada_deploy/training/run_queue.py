@@ -18,13 +18,13 @@ from pathlib import Path
 
 from fada_deploy.common.files import write_text
 from fada_deploy.common.progress import progress_bar
+from fada_deploy.common.runs import METRICS
 from fada_deploy.common.system import usable_cores
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.run_files import save_config
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 # The JSON document that `fada train` printed at the end of a run, and its messages.
 RESULT, LOG = "result.json", "train.log"
 _POLL_S = 0.5

@@ -11,15 +11,13 @@ import torch
 
 from fada_deploy.common.files import write_text
 from fada_deploy.common.metrics import is_scores
-from fada_deploy.common.runs import STAGES, WEIGHTS
+from fada_deploy.common.runs import SCORES, STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import size_fingerprint
 from fada_deploy.training.predict import Predictor, describe_views
 from fada_deploy.training.weights.checkpoints import load_model
-
-SCORES = "scores.json"
 
 logger = logging.getLogger(__name__)
 

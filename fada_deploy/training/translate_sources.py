@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fada_deploy.common.errors import ModelError, UsageError, one_line
 from fada_deploy.common.files import atomic_path
 from fada_deploy.common.images import read_rgb, resize_frame, write_image
-from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.base import FrameDataset, evenly_spaced
 from fada_deploy.training import distributed
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.run_data import RunData
@@ -140,7 +140,7 @@ def _write_examples(
 ) -> None:
     """Write an image of four frames, each above its translation."""
     columns = []
-    for i in np.linspace(0, len(frames) - 1, 4).astype(int).tolist():
+    for i in evenly_spaced(len(frames), 4):
         if translated.pairs[i].image.is_file():
             pair = resize_frame(frames.image(i), size_hw), read_rgb(translated.pairs[i].image)
             columns.append(np.vstack(pair))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame
-from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.base import FrameDataset, evenly_spaced
 from fada_deploy.training.data.augmentation import augment_photometry, get_augmentation
 from fada_deploy.training.interpolation import SizeHW, full_precision, upsample
 from fada_deploy.training.models.segmentation import SegmentationModel, find_backbone
@@ -143,9 +143,8 @@ class TargetFrames:
     """
 
     def __init__(self, dataset: FrameDataset, count: int) -> None:
-        positions = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round()
         self._dataset, self._size_hw = dataset, (0, 0)
-        self._indices: list[int] = positions.astype(int).tolist()
+        self._indices = evenly_spaced(len(dataset), count)
         self._frames: list[Frame] = []
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from fada_deploy.common.metadata import ModelMetadata
 from fada_deploy.export.triton import write_repository
 from fada_deploy.runtime.backends.engine_file import EngineSidecar, write_sidecar
 
-TYPE_UINT8, KIND_AUTO, KIND_GPU, KIND_CPU = 2, 0, 1, 2
+TYPE_UINT8, KIND_AUTO, KIND_GPU = 2, 0, 1
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def schema() -> ModuleType:
     return module
 
 
-def config_of(schema: ModuleType, repository: Path, name: str = "segmenter") -> Any:
+def config_of(schema: ModuleType, repository: Path) -> Any:
     """Parse config.pbtxt strictly: unknown fields and wrong types raise."""
     from google.protobuf import text_format
 
     return text_format.Parse(
-        (repository / name / "config.pbtxt").read_text("utf-8"), schema.ModelConfig()
+        (repository / "segmenter" / "config.pbtxt").read_text("utf-8"), schema.ModelConfig()
     )
 
 
@@ -70,9 +70,7 @@ def engine(
 
 def test_dynamic_batch_uses_dynamic_batching(schema: ModuleType, tmp_path: Path) -> None:
     model = toy.color_model(tmp_path / "model.onnx", head="labels")
-    repository = write_repository(
-        model, tmp_path / "repo", max_batch=8, instances=2, preferred=(4, 8)
-    )
+    repository = write_repository(model, tmp_path / "repo")
     assert repository == tmp_path / "repo"
     assert sorted(str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()) == [
         "segmenter/1/model.onnx",
@@ -88,10 +86,9 @@ def test_dynamic_batch_uses_dynamic_batching(schema: ModuleType, tmp_path: Path)
         [64, 128, 3],
     )
     assert (labels.name, labels.data_type, list(labels.dims)) == ("labels", TYPE_UINT8, [64, 128])
-    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
     assert 0 < config.dynamic_batching.max_queue_delay_microseconds < 10_000
     (group,) = config.instance_group
-    assert (group.count, group.kind) == (2, KIND_AUTO)
+    assert (group.count, group.kind) == (1, KIND_AUTO)
     assert not config.HasField("optimization"), "ONNX Runtime must not build unverified engines"
     assert config.parameters["label_names"].string_value.split(",") == list(toy.SPACE.names)
     assert json.loads(config.parameters["fada"].string_value)["head"] == "labels"
@@ -128,25 +125,15 @@ def test_fixed_batch_disables_batching(schema: ModuleType, tmp_path: Path) -> No
 
 
 def test_max_batch_of_an_engine_is_that_of_its_profile(schema: ModuleType, tmp_path: Path) -> None:
-    repository = write_repository(
-        engine(tmp_path / "model.engine"), tmp_path / "repo", name="streets"
-    )
-    config = config_of(schema, repository, "streets")
-    assert (config.name, config.backend, config.max_batch_size) == ("streets", "tensorrt", 4)
+    repository = write_repository(engine(tmp_path / "model.engine"), tmp_path / "repo")
+    config = config_of(schema, repository)
+    assert (config.name, config.backend, config.max_batch_size) == ("segmenter", "tensorrt", 4)
     assert config.instance_group[0].kind == KIND_GPU
     assert config.default_model_filename == "model.plan"
-    assert (repository / "streets" / "1" / "model.plan").read_bytes() == b"a plan"
+    assert (repository / "segmenter" / "1" / "model.plan").read_bytes() == b"a plan"
     fixed = engine(tmp_path / "fixed.engine", batch=2, profile=None)
     config = config_of(schema, write_repository(fixed, tmp_path / "fixed"))
     assert config.max_batch_size == 0 and list(config.input[0].dims) == [2, 64, 128, 3]
-
-
-@pytest.mark.parametrize(("gpu", "kind"), [(True, KIND_GPU), (False, KIND_CPU)])
-def test_instance_kind(schema: ModuleType, tmp_path: Path, gpu: bool, kind: int) -> None:
-    model = toy.color_model(tmp_path / "model.onnx", head="labels")
-    config = config_of(schema, write_repository(model, tmp_path / "repo", gpu=gpu, max_batch=1))
-    assert config.instance_group[0].kind == kind
-    assert config.max_batch_size == 1 and not config.HasField("dynamic_batching")
 
 
 def test_class_names_are_escaped(schema: ModuleType, tmp_path: Path) -> None:
@@ -159,37 +146,23 @@ def test_class_names_are_escaped(schema: ModuleType, tmp_path: Path) -> None:
     assert contract.label_space == space
 
 
-def test_files_and_arguments_that_triton_cannot_serve_are_refused(tmp_path: Path) -> None:
+def test_files_that_triton_cannot_serve_are_refused(tmp_path: Path) -> None:
     logits = toy.color_model(tmp_path / "logits.onnx")
-    labels = toy.color_model(tmp_path / "labels.onnx", head="labels")
     half = ModelMetadata(
         toy.SPACE, (64, 128), "labels", align_corners=False, precision="bf16"
     ).to_json()
-    cases: list[tuple[Path, dict[str, Any], type[FadaError], str]] = [
-        (logits, {}, ModelError, "head `logits`.*--head labels"),
-        (
-            engine(tmp_path / "rtx.engine", flavor="tensorrt_rtx"),
-            {},
-            ModelError,
-            "--trt-flavor tensorrt",
-        ),
-        (engine(tmp_path / "big.engine", profile=(2, 2, 4)), {}, ModelError, "--trt-batch 1,2,4"),
-        (engine(tmp_path / "z.engine", head="logits"), {}, ModelError, "--head labels"),
-        (engine(tmp_path / "e.engine"), {"gpu": False}, UsageError, "needs a GPU"),
-        (
-            toy.color_model(tmp_path / "b.onnx", head="labels", metadata=half),
-            {},
-            ModelError,
-            "bf16",
-        ),
-        (labels, {"max_batch": 0}, UsageError, "max_batch must be at least 1, got 0"),
-        (labels, {"preferred": (9,)}, UsageError, "between 1 and 8, got 9"),
-        (labels, {"name": "a/b"}, UsageError, "'a/b'"),
-        (tmp_path / "model.pt", {}, UsageError, "Triton serves .onnx and .engine files"),
+    rtx = engine(tmp_path / "rtx.engine", flavor="tensorrt_rtx")
+    cases: list[tuple[Path, type[FadaError], str]] = [
+        (logits, ModelError, "head `logits`.*--head labels"),
+        (rtx, ModelError, "--trt-flavor tensorrt"),
+        (engine(tmp_path / "big.engine", profile=(2, 2, 4)), ModelError, "--trt-batch 1,2,4"),
+        (engine(tmp_path / "z.engine", head="logits"), ModelError, "--head labels"),
+        (toy.color_model(tmp_path / "b.onnx", head="labels", metadata=half), ModelError, "bf16"),
+        (tmp_path / "model.pt", UsageError, "Triton serves .onnx and .engine files"),
     ]
-    for model, options, error, message in cases:
+    for model, error, message in cases:
         with pytest.raises(error, match=message):
-            write_repository(model, tmp_path / "repo", **options)
+            write_repository(model, tmp_path / "repo")
     assert not [p for p in tmp_path.iterdir() if "repo" in p.name]
 
 

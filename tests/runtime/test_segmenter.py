@@ -133,7 +133,7 @@ def test_rejects_inputs_that_are_not_images(model: Path) -> None:
         segmenter.predict(None, color="bgr")
     with pytest.raises(UsageError, match="batch must be a whole number of at least 1, got 0"):
         Segmenter(model, batch=0)
-    with pytest.raises(UsageError, match="parallel must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="parallel must be a whole number of at least 1, got 0"):
         Segmenter(model, parallel=0)
     with pytest.raises(UsageError, match="NoneType"):
         Segmenter(None)  # type: ignore[arg-type]

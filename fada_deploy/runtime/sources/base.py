@@ -41,10 +41,14 @@ class Frame:
 
 
 class Pause:
-    """Emitted when no further frame is ready, so that a partial batch is processed at once."""
+    """Emitted while a source waits, so that its reader can be stopped.
+
+    `PAUSE`: no further frame is ready, so a partial batch is processed at once. `BUSY`: frames are
+    on their way, and the next one is read when they have arrived; a partial batch waits for it.
+    """
 
 
-PAUSE = Pause()
+PAUSE, BUSY = Pause(), Pause()
 Item = Frame | DataError | Pause
 
 

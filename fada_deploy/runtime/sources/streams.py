@@ -21,7 +21,7 @@ from fada_deploy.runtime.sources.addresses import (
     display_name,
     is_live_address,
 )
-from fada_deploy.runtime.sources.base import PAUSE, Item, SourceEnd
+from fada_deploy.runtime.sources.base import BUSY, PAUSE, Item, SourceEnd
 from fada_deploy.runtime.sources.frame_slot import StreamCounters
 from fada_deploy.runtime.sources.in_flight import InFlight
 from fada_deploy.runtime.sources.stream_reader import LiveOptions, StreamReader
@@ -151,12 +151,15 @@ def read_together(
                 elif frame is not None:
                     if in_flight is not None and reader.slot.drops:
                         in_flight.add(frame)
+                    # The others come first when there is room for a single frame.
+                    active.remove((source, reader))
+                    active.append((source, reader))
                     yield frame
             if any_ready():
                 continue
             # Yielded repeatedly while nothing arrives, so that the consumer can close this
             # generator.
-            yield PAUSE
+            yield BUSY if in_flight is not None and in_flight.is_full else PAUSE
             with changed:
                 # The timeout is for `stop`, which a signal handler calls without notifying.
                 changed.wait_for(any_ready, _POLL_S)

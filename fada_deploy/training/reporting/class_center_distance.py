@@ -17,7 +17,7 @@ from torch import Tensor
 from fada_deploy.common.errors import DataError
 from fada_deploy.common.images import resize_frame, resize_labels
 from fada_deploy.common.progress import progress_bar
-from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.base import FrameDataset, evenly_spaced
 from fada_deploy.training.models.segmentation import SegmentationModel
 
 
@@ -102,10 +102,3 @@ def collect_moments(
             f"class centers need at least 2 classes, but the frames show {moments.present.sum()}"
         )
     return moments, tuple(failed)
-
-
-def evenly_spaced(length: int, count: int) -> list[int]:
-    """Return up to `count` indices spread evenly over `length`; all indices if `count` is 0."""
-    number = min(count or length, length)
-    indices: list[int] = np.linspace(0, length - 1, number).round().astype(int).tolist()
-    return indices

@@ -27,7 +27,7 @@ from fada_deploy.common.files import write_text
 from fada_deploy.common.portable import without_paths
 from fada_deploy.common.runs import STAGES, WEIGHTS, unfinished_stages
 from fada_deploy.common.system import installed_version
-from fada_deploy.data.base import FrameDataset
+from fada_deploy.data.base import FrameDataset, evenly_spaced
 from fada_deploy.plots import curves_svg, plot_bars
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_labeled_domains
@@ -35,7 +35,6 @@ from fada_deploy.training.models.segmentation import SegmentationModel
 from fada_deploy.training.reporting.class_center_distance import (
     ClassMoments,
     collect_moments,
-    evenly_spaced,
 )
 from fada_deploy.training.reporting.pages import load_template
 from fada_deploy.training.reporting.pictures import picture_rows

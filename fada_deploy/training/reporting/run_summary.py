@@ -13,7 +13,7 @@ import numpy as np
 
 from fada_deploy.common.errors import ModelError
 from fada_deploy.common.metrics import is_scores
-from fada_deploy.common.runs import CONFIG, STAGES, not_a_run
+from fada_deploy.common.runs import CONFIG, METRICS, SCORES, STAGES, not_a_run
 
 # Below the first accuracy the discriminator is no better than chance; above the second its loss has
 # almost no gradient.
@@ -46,12 +46,12 @@ class RunSummary:
             raise ModelError(not_a_run(folder))
         metrics, scores = {}, {}
         for stage in STAGES:
-            if (path := folder / stage / "metrics.jsonl").is_file():
+            if (path := folder / stage / METRICS).is_file():
                 # A process that was killed has not finished its last line.
                 complete = (line for line in _read(path).splitlines(True) if line.endswith("\n"))
                 lines = map(_parse_line, complete)
                 metrics[stage] = [line for line in lines if line is not None]
-            if (path := folder / stage / "scores.json").is_file():
+            if (path := folder / stage / SCORES).is_file():
                 scores[stage] = _parse(_read(path), path)
                 if not is_scores(scores[stage]):
                     raise ModelError(
