@@ -158,7 +158,7 @@ def _palette_indices(path: Path) -> NDArray[np.uint8]:
     return rows[: frame.height, : frame.width].copy()
 
 
-def write_image(path: Path, image: NDArray[np.uint8], *, jpeg_quality: int = 95) -> None:
+def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write (H, W) uint8, or (H, W, 3) uint8 RGB, as PNG or JPEG by the suffix, atomically.
 
     Raise `UsageError` for another suffix and `DataError` if the file cannot be written.
@@ -167,7 +167,7 @@ def write_image(path: Path, image: NDArray[np.uint8], *, jpeg_quality: int = 95)
     if suffix not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"{path}: the suffix must be .png, .jpg or .jpeg")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     encoded, data = cv2.imencode(suffix, bgr, options)
     if not encoded:
         raise UnwritableFrameError(

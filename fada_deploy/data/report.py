@@ -118,8 +118,8 @@ def _count(files: Sequence[str]) -> str:
     return f"{len(files)} file{'s' * (len(files) != 1)}"
 
 
-def _first(texts: Sequence[str], shown: int = 5) -> str:
-    return ", ".join(texts[:shown]) + (", …" if len(texts) > shown else "")
+def _first(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
 
 
 def _id_text(number: int) -> str:

@@ -42,18 +42,10 @@ class Lot:
         """Return a seed for the colors of one thing."""
         return self.rng.getrandbits(30)
 
-    def add_ground(
-        self,
-        slot: str,
-        label: str,
-        surface: Surface,
-        *,
-        near: float = 0.0,
-        far: float = LOT_DEPTH,
-    ) -> None:
-        """Add ground from `near` to `far` meters behind the lot line."""
+    def add_ground(self, slot: str, label: str, surface: Surface) -> None:
+        """Add the ground of the lot."""
         mesh = furniture.ground(slot, label, surface)
-        x = self.side * (self.line + (near + far) / 2)
+        x = self.side * (self.line + LOT_DEPTH / 2)
         self.things.append(
             Thing(
                 (mesh,),
@@ -61,7 +53,7 @@ class Lot:
                 self.middle,
                 Band.LAND,
                 self.next_seed(),
-                sx=far - near,
+                sx=LOT_DEPTH,
                 sz=self.length + 0.02,
             )
         )
@@ -118,7 +110,7 @@ class Lot:
             Thing((mesh,), x, z, band, self.next_seed(), sx=flip, sy=size, facing=True)
         )
 
-    def add_border(self, kind: str, *, height: float, offset: float = 0.0) -> None:
+    def add_border(self, kind: str, *, height: float) -> None:
         """Add a wall, fence or hedge along the lot line."""
         meshes = {
             "wall": furniture.barrier("wall", "wall", Surface.BRICK),
@@ -126,7 +118,7 @@ class Lot:
             "hedge": plants.hedge(),
         }
         thickness = {"wall": 0.3, "fence": 0.08, "hedge": 0.9}[kind]
-        x = self.side * (self.line + offset + thickness / 2)
+        x = self.side * (self.line + thickness / 2)
         self.things.append(
             Thing(
                 (meshes[kind],),
@@ -195,8 +187,7 @@ def house(lot: Lot) -> None:
         gap=rng.uniform(0.8, 2.2),
     )
     kind = rng.choice(("fence", "fence", "fence", "wall", "hedge"))
-    if kind:
-        lot.add_border(kind, height=rng.uniform(1.0, 1.8))
+    lot.add_border(kind, height=rng.uniform(1.0, 1.8))
     for _ in range(rng.randint(1, 3)):
         kind = rng.choice(("leafy", "leafy", "conifer", "bush"))
         lot.add_plant(

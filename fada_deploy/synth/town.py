@@ -94,7 +94,7 @@ def build_town(seed: int, length: float = VIEW_DISTANCE, *, is_green: bool = Fal
                 rng, street, (z0 + z1) / 2
             )
     things += lane_traffic(rng, street, borders[-1])
-    things += _street_end(rng, street, borders[-1])
+    things += _street_end(rng, borders[-1])
     things.sort(key=lambda t: (t.band, -t.z))
     return Town(tuple(things), tuple(borders), street, bend, _sun(rng), seed)
 
@@ -150,7 +150,7 @@ def _ground(street: Street, z0: float, z1: float, seed: int, *, is_junction: boo
     return things
 
 
-def _street_end(rng: Random, street: Street, z: float) -> list[Thing]:
+def _street_end(rng: Random, z: float) -> list[Thing]:
     """Return the end of the view: woods on the horizon, often houses across the street."""
     things = [
         Thing(

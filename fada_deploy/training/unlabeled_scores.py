@@ -77,16 +77,14 @@ class UnlabeledScores:
         return float(np.cbrt(self.mean_consistency**2 * self.expected_iou))
 
 
-def neighborhood_density(
-    probabilities: Tensor, temperature: float = _DENSITY_TEMPERATURE
-) -> Tensor:
+def neighborhood_density(probabilities: Tensor) -> Tensor:
     """Return the soft neighborhood density of n pixels with probabilities (n, K): a scalar, nats.
 
     The mean entropy of each pixel's similarities to all others, which is high if the pixels form
     dense clusters (Saito et al., ICCV 2021, equations 1 to 3).
     """
     vectors = F.normalize(probabilities, dim=1)
-    similarities = vectors @ vectors.T / temperature
+    similarities = vectors @ vectors.T / _DENSITY_TEMPERATURE
     others = ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
     rows = similarities[others].view(len(vectors), len(vectors) - 1)
     return entropy(rows.softmax(1), dim=1).mean()

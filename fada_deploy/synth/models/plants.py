@@ -9,7 +9,7 @@ from random import Random
 from fada_deploy.synth.mesh import Mesh, MeshBuilder, Point, Surface, bar
 
 
-def _blob(rng: Random, x: float, y: float, rx: float, ry: float, *, z: float = 0.0) -> list[Point]:
+def _blob(rng: Random, x: float, y: float, rx: float, ry: float) -> list[Point]:
     """Return the outline of a tree crown: a circle with bumps."""
     count = 26
     bumps = [(rng.uniform(0.03, 0.09), k, rng.uniform(0, 6.28)) for k in (3, 5, 8, 11)]
@@ -17,7 +17,7 @@ def _blob(rng: Random, x: float, y: float, rx: float, ry: float, *, z: float = 0
     for i in range(count):
         angle = 2 * math.pi * i / count
         radius = 1 + sum(a * math.sin(k * angle + p) for a, k, p in bumps)
-        points.append((x + rx * radius * math.cos(angle), y + ry * radius * math.sin(angle), z))
+        points.append((x + rx * radius * math.cos(angle), y + ry * radius * math.sin(angle), 0.0))
     return points
 
 

@@ -121,14 +121,18 @@ def open_source(source: Source, config: RunConfig, space: LabelSpace) -> FrameDa
     return open_dataset(source.name, root, split="train", space=space, usage=SRC_USAGE)
 
 
-def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:
+# Every run has the same scenes, so that they are rendered once.
+_RENDER_SEED = 0
+
+
+def render_source(count: int, size_hw: SizeHW) -> Path:
     """Return a folder with `count` rendered scenes in the layout of GTA5.
 
-    The scenes are cached for the user by renderer version, size and seed, and rendered on first
-    use. Scene `i` is the same for every `count`.
+    The scenes are cached for the user by renderer version and size, and rendered on first use.
+    Scene `i` is the same for every `count`.
     """
     height, width = size_hw
-    name = f"v{RENDERER_VERSION}-{width}x{height}-seed{seed}-{count}"
+    name = f"v{RENDERER_VERSION}-{width}x{height}-seed{_RENDER_SEED}-{count}"
     root = cache_folder() / "rendered" / name
     complete = root / "complete"
     if not complete.is_file():
@@ -137,7 +141,12 @@ def render_source(count: int, size_hw: SizeHW, *, seed: int = 0) -> Path:
             if complete.is_file():
                 return root
             write_source(
-                root, count, size_hw=size_hw, seed=seed, jobs=usable_cores(), appearance="random"
+                root,
+                count,
+                size_hw=size_hw,
+                seed=_RENDER_SEED,
+                jobs=usable_cores(),
+                appearance="random",
             )
             complete.touch()
         logger.info("rendered %d scenes into %s", count, root)
