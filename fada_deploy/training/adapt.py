@@ -34,7 +34,7 @@ from fada_deploy.training.predict import Predictor, sample_frames
 from fada_deploy.training.run_files import load_config
 from fada_deploy.training.scoring import compute_scores
 from fada_deploy.training.settings import REMEDY, change_settings
-from fada_deploy.training.stage_config import with_length
+from fada_deploy.training.stage_config import with_length, without_rounds
 from fada_deploy.training.weights.checkpoints import (
     load_model,
     read_label_space,
@@ -113,7 +113,8 @@ def adaptation_config(
     if previous.method == "source":
         selftrain = replace(selftrain, align=False)
     if source_free:
-        selftrain = replace(selftrain, align=False, prototypes=False)
+        # The teacher does not change, so every round would have the same labels.
+        selftrain = replace(without_rounds(selftrain), align=False, prototypes=False)
     config = replace(
         previous,
         tgt=tgt, tgt_root=None, ego_mask=None, start=start, stages=("selftrain",),

@@ -15,7 +15,7 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
 from fada_deploy.training.run_queue import Job
-from fada_deploy.training.stage_config import with_length
+from fada_deploy.training.stage_config import with_length, without_rounds
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
         own = replace(
             config, seed=seed, method=CYCADA, style="cyclegan", start=None,
             stages=("source", "selftrain" if combined else "adversarial"),
-            selftrain=replace(config.selftrain, align=combined),
+            selftrain=replace(without_rounds(config.selftrain), align=combined),
         )  # fmt: skip
         return Job(folder, own)
     # The last weights of the source stage, even if the run has checkpoints to choose from.
@@ -132,6 +132,6 @@ def method_job(config: RunConfig, out: Path, method: str, start: Job) -> Job:
         after = replace(after, method=method.removesuffix(COMBINED))
     if method in SELF_TRAINING or method.endswith(COMBINED):
         changes = {"align": method.endswith(COMBINED), **SELF_TRAINING.get(method, {})}
-        selftrain = replace(config.selftrain, **changes)
+        selftrain = replace(without_rounds(config.selftrain), **changes)
         return Job(folder, replace(after, stages=("selftrain",), selftrain=selftrain), start.folder)
     return Job(folder, replace(after, stages=("adversarial",)), start.folder)

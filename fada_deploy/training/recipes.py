@@ -77,7 +77,12 @@ RECIPES: dict[str, dict[str, Any]] = {
             "warmup": 30,
             "iterations": 500,
             "max_iterations": 510,
-            "align": True,
+            # Whole target frames in rounds, with thresholds over all of them (CBST).
+            "rounds": 4,
+            "portion": 0.2,
+            "mixed_weight": 0.0,
+            "masked_weight": 1.0,
+            "mask_ratio": 0.0,
         },
         "distill": {
             **_DEPLOY_STAGE,

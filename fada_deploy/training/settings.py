@@ -150,6 +150,9 @@ def _recipe_settings(recipe: str, given: Mapping[str, Any]) -> Document:
         settings["src"] = RENDERED
         if given.get("src", RENDERED) == RENDERED:
             del settings["extra_sources"]
+        if given.get("method", "source") != "source":
+            # Whoever names a method wants it; by default this recipe only trains itself.
+            settings["selftrain"] = {**settings["selftrain"], "align": True}
     if given.get("method") == "source":
         settings.pop("stages", None)
     if given.get("method") == "cycada":

@@ -189,6 +189,13 @@ class SelfTrainingStage(Stage):
     start_weight: Probability = 0.0
 
 
+def without_rounds(stage: SelfTrainingStage) -> SelfTrainingStage:
+    """Return settings with rounds as those of a mean teacher with ClassMix, others unchanged."""
+    if not stage.rounds:
+        return stage
+    return replace(stage, rounds=0, mixed_weight=1.0, masked_weight=0.0)
+
+
 @dataclass(frozen=True)
 class TranslationStage:
     """Training of the translation of source frames, for the style "cyclegan".

@@ -23,11 +23,12 @@ from fada_deploy.common.errors import UsageError
 from fada_deploy.common.files import lock
 from fada_deploy.training import run_queue
 from fada_deploy.training.comparison import _check_settings
-from fada_deploy.training.comparison_jobs import parse_methods
+from fada_deploy.training.comparison_jobs import method_job, parse_methods, start_job
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.loop import STATE
 from fada_deploy.training.run_files import load_config, save_config
 from fada_deploy.training.run_queue import Job, train_jobs
+from fada_deploy.training.settings import make_config
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -197,6 +198,20 @@ def test_a_run_without_scores_is_completed(
     assert code == 0, err
     before = [m["miou_mean"] for m in compared[1]["methods"]]
     assert [m["miou_mean"] for m in json.loads(stdout)["methods"]] == before
+
+
+def test_self_training_of_a_comparison_does_not_depend_on_the_recipe(tmp_path: Path) -> None:
+    options = {"src": "gta5", "tgt": "cityscapes"}
+    base = make_config(recipe="deploy", file=None, settings=[], options=options)
+    start = start_job(base, tmp_path, 1)
+    made = {
+        name: method_job(base, tmp_path, name, start).config.selftrain
+        for name in ("selftrain", "fada+selftrain", "cycada+selftrain", "cbst", "proda")
+    }
+    for name in ("selftrain", "fada+selftrain", "cycada+selftrain"):
+        assert (made[name].rounds, made[name].mixed_weight, made[name].masked_weight) == (0, 1, 0)
+        assert made[name].align == ("+" in name)
+    assert made["cbst"].rounds == 4 and made["proda"].prototypes and not made["proda"].rounds
 
 
 def test_a_run_without_weights_keeps_its_scores(

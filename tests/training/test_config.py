@@ -21,6 +21,7 @@ from fada_deploy.training.settings import (
     shared_options,
     source_options,
 )
+from fada_deploy.training.stage_config import without_rounds
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
@@ -243,8 +244,28 @@ def test_source_free_self_training_with_distillation_needs_no_source() -> None:
 
 def test_source_only_training_drops_the_adaptation_of_a_recipe() -> None:
     assert config(recipe="deploy", method="source").stages == ("source",)
+    stages = ("source", "selftrain")
+    assert config(recipe="deploy", method="source", stages=stages).stages == stages
     with pytest.raises(UsageError, match=r"selftrain\.align"):
-        config(recipe="deploy", method="source", stages=("source", "selftrain"))
+        config("selftrain.align=true", recipe="deploy", method="source", stages=stages)
+
+
+def test_deploy_aligns_by_a_method_that_is_named() -> None:
+    chosen = config(recipe="deploy").selftrain
+    assert (chosen.rounds, chosen.align) == (4, False)
+    assert config(recipe="deploy", method="advent").selftrain == replace(chosen, align=True)
+    assert not config("selftrain.align=false", recipe="deploy", method="fada").selftrain.align
+    assert not config(recipe="paper", method="fada").selftrain.align
+
+
+def test_a_mean_teacher_in_place_of_rounds() -> None:
+    rounds = config(recipe="deploy").selftrain
+    teacher = without_rounds(rounds)
+    paper = config(recipe="paper").selftrain
+    for name in ("rounds", "mixed_weight", "masked_weight"):
+        assert getattr(teacher, name) == getattr(paper, name) != getattr(rounds, name)
+    masked = replace(paper, masked_weight=0.5)
+    assert without_rounds(masked) == masked
 
 
 def test_missing_domain_unknown_recipe_and_unreadable_file(tmp_path: Path) -> None:
@@ -283,7 +304,7 @@ def test_settings_file_is_decoded_strictly(tmp_path: Path, text: str, problem: s
         ("{}", "the key 'src' is missing"),
         ("[]", "found a list, expected a table"),
         ("{", "invalid JSON"),
-        ('{"src": "gta5", "tgt": "cityscapes", "seed": NaN}', "invalid JSON"),
+        ('{"src": "gta5", "tgt": "cityscapes", "seed": NaN}', "expected a finite number"),
         (
             '{"src": "gta5", "tgt": "cityscapes", "seed": "1"}',
             "seed: found '1', expected a whole number",
