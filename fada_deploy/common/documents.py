@@ -49,7 +49,8 @@ _LIMITS = {
     "<": "less than",
 }
 # `surrogateescape` uses U+DC80 to U+DCFF.
-_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_ANY_SURROGATE = re.compile("[\ud800-\udfff]")
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
 
 
@@ -61,16 +62,18 @@ def read_json(
     remedy: str,
     error: type[FadaError] = ModelError,
     max_bytes: int | None = MAX_BYTES,
+    file_names: bool = False,
 ) -> T:
     """Return a JSON document as `type_`; raise `error` naming `where` and ending with `remedy`.
 
-    Text of more than `max_bytes` is refused; None accepts any length.
+    Text of more than `max_bytes` is refused; None accepts any length. With `file_names`, texts may
+    hold names of files that are not UTF-8.
     """
     try:
         if max_bytes is not None and len(text) > max_bytes:
             raise _Problem(_TOO_LARGE)
         try:
-            # msgspec would refuse the escaped bytes of file names that are not UTF-8.
+            # msgspec.json would refuse file names that are not UTF-8.
             data = json.loads(text)
         except RecursionError:
             raise _Problem(_TOO_DEEP) from None
@@ -78,7 +81,7 @@ def read_json(
             raise _Problem(f"found invalid JSON ({_one_line(invalid)})") from None
     except _Problem as problem:
         raise error(f"{where}: {problem}; {remedy}") from None
-    return convert(data, type_, where=where, remedy=remedy, error=error)
+    return convert(data, type_, where=where, remedy=remedy, error=error, file_names=file_names)
 
 
 def encode_json(document: Any) -> bytes:
@@ -86,7 +89,7 @@ def encode_json(document: Any) -> bytes:
 
     Unlike `msgspec.json`, both accept file names that are not UTF-8.
     """
-    return json.dumps(msgspec.to_builtins(document)).encode()
+    return json.dumps(msgspec.to_builtins(document), separators=(",", ":")).encode()
 
 
 def decode_json(data: bytes, type_: type[T]) -> T:
@@ -134,13 +137,14 @@ def convert(
     remedy: str,
     error: type[FadaError] = ModelError,
     noun: str = "key",
+    file_names: bool = False,
 ) -> T:
     """Return parsed JSON or TOML `data` as `type_`; raise `error` as `read_json` does.
 
     `noun` is what messages call a key that the type does not have.
     """
     try:
-        _check_values(data)
+        _check_values(data, file_names=file_names)
         info = inspect.type_info(type_)
         _check_keys(data, info, "", noun)
         try:
@@ -181,11 +185,12 @@ def _file_text(path: Path) -> str:
         raise _Problem(f"found invalid UTF-8 ({_one_line(invalid)})") from None
 
 
-def _check_values(data: Any) -> None:
-    """Refuse deep nesting, zero bytes, and numbers that are not finite, at any depth.
+def _check_values(data: Any, *, file_names: bool) -> None:
+    """Refuse deep nesting, zero bytes, surrogates, and numbers that are not finite, at any depth.
 
-    Of surrogates, only those that stand for the bytes of file names that are not UTF-8 are allowed.
+    With `file_names`, the surrogates that stand for bytes that are not UTF-8 are allowed.
     """
+    surrogate = _SURROGATE if file_names else _ANY_SURROGATE
     pending: list[tuple[Any, str, int]] = [(data, "", 0)]
     while pending:
         value, path, depth = pending.pop()
@@ -193,8 +198,10 @@ def _check_values(data: Any) -> None:
             raise _Problem(_at(path, f"found {value}, expected a finite number"))
         if isinstance(value, str) and "\0" in value:
             raise _Problem(_at(path, "found a zero byte, expected a text without one"))
-        if isinstance(value, str) and _LONE_SURROGATE.search(value):
+        if isinstance(value, str) and surrogate.search(value):
             raise _Problem(_at(path, "found half a character, expected valid Unicode"))
+        if isinstance(value, dict) and any(surrogate.search(str(key)) for key in value):
+            raise _Problem(_at(path, "found half a character in a key, expected valid Unicode"))
         if isinstance(value, dict | list):
             if depth == MAX_DEPTH:
                 raise _Problem(_TOO_DEEP)

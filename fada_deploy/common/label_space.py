@@ -66,6 +66,11 @@ class LabelSpace:
             raise UsageError(
                 f"label space {self.name!r} must have 2 to 254 classes, got {len(names)}"
             )
+        for name in (self.name, *names):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise UsageError(f"label space: found {name!r}, expected valid Unicode") from None
         for c in self.classes:
             for number in (c.train_id, c.label_id):
                 if not 0 <= number <= 254:

@@ -171,6 +171,7 @@ def read_selection(run: Path) -> SelectionDocument | None:
         where=str(path),
         remedy=f"delete it and run `fada train --resume {shlex.quote(str(run))}`, which writes it "
         "again",
+        file_names=True,
     )
 
 

@@ -35,4 +35,5 @@ def read_weights_document(text: str, where: str) -> WeightsDocument:
         WeightsDocument,
         where=where,
         remedy="use weights written by `fada train` or `fada import`",
+        file_names=True,
     )

@@ -41,6 +41,8 @@ _JITTER_S = 1.0
 _MIB = 1 << 20
 # Of the 255 bytes that a file name may have; a digest is added.
 _STEM_BYTES = 200
+# The last file that is written for a video.
+_DONE = "done"
 
 OnError = Callable[[DataError], None]
 
@@ -189,22 +191,34 @@ def _distinct_images(
     """
     listing = cache / f"images-{_state(images, sampling)}.json"
     chosen = _read_choice(listing, len(images))
-    if chosen is None:
+    errors = [] if chosen is None else [_read_error(images[i]) for i in chosen.unreadable]
+    # An image that could not be read because of a network disk or a permission may be readable now.
+    if chosen is None or None in errors:
         chosen = _choose_images(images, sampling)
+        errors = [_read_error(images[i]) for i in chosen.unreadable]
         # A cache that cannot be written costs time only.
         with suppress(OSError):
             write_text(listing, encode_json(chosen).decode())
-    for error in chosen.errors:
-        on_error(DataError(error))
+    for error in errors:
+        if error is not None:
+            on_error(error)
     return [Pair(images[i], None, str(images[i].parent)) for i in chosen.indices]
+
+
+def _read_error(image: Path) -> DataError | None:
+    try:
+        read_rgb(image)
+    except DataError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which images of a folder are used, by their index, and the errors of unreadable ones."""
+    """Which images of a folder are used, and which cannot be read, by their index."""
 
     indices: list[int]
-    errors: list[str]
+    unreadable: list[int]
 
 
 def _state(images: Sequence[Path], sampling: Sampling) -> str:
@@ -224,7 +238,8 @@ def _read_choice(listing: Path, count: int) -> _Choice | None:
         choice = decode_json(listing.read_bytes(), _Choice)
     except (OSError, ValueError):
         return None
-    return choice if all(0 <= i < count for i in choice.indices) else None
+    known = all(0 <= i < count for i in (*choice.indices, *choice.unreadable))
+    return choice if known else None
 
 
 def _choose_images(images: Sequence[Path], sampling: Sampling) -> _Choice:
@@ -238,7 +253,7 @@ def _choose_images(images: Sequence[Path], sampling: Sampling) -> _Choice:
         for i, thumbnail in enumerate(thumbnails):
             bar.update(1)
             if isinstance(thumbnail, DataError):
-                choice.errors.append(str(thumbnail))
+                choice.unreadable.append(i)
             elif _changed(previous, thumbnail, sampling):
                 choice.indices.append(i)
                 previous = thumbnail
@@ -252,8 +267,8 @@ def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnErro
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     stem = os.fsdecode(os.fsencode(video.stem)[:_STEM_BYTES])
     folder = cache / f"{stem}-{digest}"
-    done = folder / "done"
-    if done.is_file():
+    done = folder / _DONE
+    if is_sampled(folder):
         for line in done.read_text("utf-8", "surrogateescape").splitlines():
             on_error(DataError(line))
     else:
@@ -271,6 +286,11 @@ def _sample_video(video: Path, cache: Path, sampling: Sampling, on_error: OnErro
             lines = "".join(f"{error}\n" for error in errors)
             write_text(done, lines)
     return [Pair(image, None, str(video)) for image in sorted(folder.glob("[!.]*.png"))]
+
+
+def is_sampled(folder: Path) -> bool:
+    """Return whether a folder has all frames of a video, and not only those before a kill."""
+    return (folder / _DONE).is_file()
 
 
 def _version(video: Path) -> str:

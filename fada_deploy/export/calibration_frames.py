@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ from fada_deploy.common.errors import DataError, FadaError
 from fada_deploy.common.label_space import LabelSpace
 from fada_deploy.common.runs import CHECKPOINTS, CONFIG, EXPORTS, STAGES, TARGET_FRAMES
 from fada_deploy.data.base import FrameDataset, evenly_spaced
-from fada_deploy.data.recordings import open_recordings
+from fada_deploy.data.recordings import is_sampled, open_recordings
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.data.datasets import open_target
 
@@ -46,18 +45,19 @@ def target_frames(
 
     They come from the images or video at `path`, or, if that is None, from the target of a run:
     from its held-out frames if `held_out` and if there are any, otherwise from its training frames.
-    Frames that cannot be read are skipped with a warning that
-    names `purpose`. Raise `DataError` if no frame can be read.
+    Frames that cannot be read are skipped with a warning that names `purpose`. Raise `DataError` if
+    no frame can be read.
     """
 
     def skip(error: DataError) -> None:
         logger.warning("skipped a frame for the %s: %s", purpose, error)
 
     dataset: FrameDataset
-    own = target.frames if path is None else None
     # Frames of videos are extracted into this folder, so they are read before it is deleted.
-    with nullcontext(own) if own is not None else TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         cache = Path(folder)
+        if path is None and target.frames is not None:
+            _link_sampled(target.frames, cache)
         try:
             if path is not None:
                 dataset, _ = open_recordings(path, cache=cache, space=space, on_error=skip)
@@ -83,6 +83,13 @@ def target_frames(
             "another video with --calibration"
         )
     return frames
+
+
+def _link_sampled(frames: Path, cache: Path) -> None:
+    """Link what a run has sampled completely into a folder; nothing is written into the run."""
+    for entry in frames.iterdir():
+        if entry.is_file() or is_sampled(entry):
+            (cache / entry.name).symlink_to(entry.resolve())
 
 
 def target_of(file: Path, provenance: Mapping[str, Any]) -> TargetOfRun:

@@ -285,22 +285,24 @@ class _FrameReader:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Suppress the messages that onnxruntime's quantizer prints and logs, and no others."""
+    """Suppress what onnxruntime's quantizer prints and logs to the root logger, and no more."""
     root = logging.getLogger()
+    of_others = _OfOthers()
     # The quantizer logs by `logging.info`, which would install a handler if there were none.
     handler = logging.NullHandler()
     root.addHandler(handler)
-    root.addFilter(_is_foreign)
+    root.addFilter(of_others)
     try:
         with redirect_stdout(_OtherThreads(sys.stdout)):
             yield
     finally:
-        root.removeFilter(_is_foreign)
+        root.removeFilter(of_others)
         root.removeHandler(handler)
 
 
-def _is_foreign(record: logging.LogRecord) -> bool:
-    return "onnxruntime" not in Path(record.pathname).parts
+class _OfOthers(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "onnxruntime" not in Path(record.pathname).parts
 
 
 class _OtherThreads(TextIOBase):

@@ -79,9 +79,8 @@ def read_frames(
     """Yield the frames of all sources, the errors of frames that failed, and each source's end.
 
     Streams and cameras are read at the same time, in threads of their own, while `in_flight` has
-    room. All other sources are
-    read one after the other, until `stop` is set. A file whose name is in `skipped` is not
-    read, or read no further.
+    room. All other sources are read one after the other, until `stop` is set. A file whose name is
+    in `skipped` is not read, or read no further.
     """
     sources = list(sources)
     if live := [source for source in sources if isinstance(source, LiveSource)]:
@@ -120,7 +119,8 @@ def resize_frames(
     pending = _Batch()
     for item in items:
         if isinstance(item, Pause):
-            if pending.items and item is not BUSY:
+            # A source that has ended must not wait for frames of others, which may wait for it.
+            if len(pending.items) > (len(pending.images) if item is BUSY else 0):
                 yield pending
                 pending = _Batch()
             continue
@@ -227,8 +227,9 @@ def run_pipeline(
     """
     clock = timings or Timings()
     size_hw = backend.metadata.input_size_hw
-    # One more than the network takes, so that it need not wait for the caller.
-    in_flight = InFlight(backend.parallel * batch + 1)
+    # One more than the network takes, so that it need not wait for the caller, and enough for the
+    # further stages to work at the same time.
+    in_flight = InFlight(backend.parallel * batch + 1 + 2 * len(further_stages or {}))
     stages: dict[str, Stage] = {
         "read": lambda items: read_frames(items, clock, stop, skipped, in_flight),
         "resize": lambda items: resize_frames(items, size_hw, batch, clock),

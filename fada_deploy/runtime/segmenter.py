@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast, overload
@@ -89,7 +90,7 @@ class Segmenter:
         allow_unverified: bool = False,
     ) -> None:
         for name, number in (("batch", batch), ("parallel", parallel)):
-            if number is not None and (not isinstance(number, int) or number < 1):
+            if number is not None and (not isinstance(number, Integral) or number < 1):
                 raise UsageError(f"{name} must be a whole number of at least 1, got {number!r}")
         if not isinstance(model, str | Path):
             raise UsageError(

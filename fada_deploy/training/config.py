@@ -187,7 +187,7 @@ class RunConfig:
         Raise `UsageError` about `where`, ending with `remedy`, for what is wrong or unknown.
         """
         config = documents.convert(
-            data, cls, where=where, remedy=remedy, error=UsageError, noun="setting"
+            data, cls, where=where, remedy=remedy, error=UsageError, noun="setting", file_names=True
         )
         if problem := _inconsistency(config):
             raise UsageError(f"{where}: {problem}; {remedy}")

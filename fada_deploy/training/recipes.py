@@ -32,6 +32,17 @@ _DEPLOY_STAGE: dict[str, Any] = {
     "jitter": (0.0, 0.0, 0.0, 0.0),
 }
 
+# Self-training on whole target frames in rounds, with thresholds over all of them (CBST).
+ROUNDS: dict[str, Any] = {
+    "rounds": 4,
+    "portion": 0.2,
+    "mixed_weight": 0.0,
+    "masked_weight": 1.0,
+    "mask_ratio": 0.0,
+}
+# Settings of self-training that rounds exclude or ignore.
+NOT_IN_ROUNDS = ("max_threshold", "quantile", "prototypes", "weighting", "source_free")
+
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "deploy": {
@@ -77,12 +88,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "warmup": 30,
             "iterations": 500,
             "max_iterations": 510,
-            # Whole target frames in rounds, with thresholds over all of them (CBST).
-            "rounds": 4,
-            "portion": 0.2,
-            "mixed_weight": 0.0,
-            "masked_weight": 1.0,
-            "mask_ratio": 0.0,
+            **ROUNDS,
         },
         "distill": {
             **_DEPLOY_STAGE,

@@ -35,7 +35,7 @@ def load_config(run: Path) -> RunConfig:
         raise ModelError(problem) from None
     remedy = "restore the file, or start a new run"
     document = documents.read_json(
-        text, dict[str, object], where=str(path), remedy=remedy, error=ModelError
+        text, dict[str, object], where=str(path), remedy=remedy, error=ModelError, file_names=True
     )
     try:
         return RunConfig.from_dict(document, where=str(path), remedy=remedy)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from fada_deploy.common.runs import SCORES, STAGES, WEIGHTS
 from fada_deploy.data.base import FrameDataset
 from fada_deploy.evaluation import evaluate
 from fada_deploy.training.config import RunConfig
-from fada_deploy.training.data.datasets import size_fingerprint
 from fada_deploy.training.predict import Predictor, describe_views
 from fada_deploy.training.weights.checkpoints import load_model
 
@@ -27,25 +28,35 @@ def stage_scores(
 ) -> dict[str, Any]:
     """Return the scores of the stage in `folder`, from its `scores.json` if that is up to date.
 
-    It is up to date if it is newer than the weights, and the frames and labels have the sizes in
-    bytes that they had.
+    It is up to date if it is newer than the weights, and no frame or label file has changed since.
 
     The document holds the scores of `Scores.to_dict` and: `input` ("WIDTHxHEIGHT"), `views` (a
     description of the averaged views), `frames` (their number), `failed` (error lines of
-    unreadable frames) and `sizes` (a hash of the sizes of the files). Raise `DataError` if no frame
-    can be read.
+    unreadable frames) and `files` (a hash of the sizes and times of frames and labels). Raise
+    `DataError` if no frame can be read.
     """
     path, weights = folder / SCORES, folder / WEIGHTS
-    sizes = size_fingerprint({"val": frames})
+    files = _hash_of_files(frames)
     if path.is_file() and path.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
         document = _read_scores(path)
         if document is None:
             logger.warning("%s is damaged; the stage is scored again", path)
-        elif document.get("sizes") == sizes:
+        elif document.get("files", files) == files:
             return document
-    document = {**compute_scores(weights, config, frames, device), "sizes": sizes}
+    document = {**compute_scores(weights, config, frames, device), "files": files}
     write_text(path, json.dumps(document, indent=2))
     return document
+
+
+def _hash_of_files(frames: FrameDataset) -> str:
+    digest = hashlib.sha256()
+    for pair in frames.pairs:
+        for path in (pair.image, pair.labels):
+            with suppress(OSError):
+                if path is not None:
+                    status = path.stat()
+                    digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _read_scores(path: Path) -> dict[str, Any] | None:
@@ -59,7 +70,7 @@ def _read_scores(path: Path) -> dict[str, Any] | None:
 def compute_scores(
     weights: Path, config: RunConfig, frames: FrameDataset, device: torch.device
 ) -> dict[str, Any]:
-    """Evaluate a weights file; return the document of `stage_scores`, without `sizes`."""
+    """Evaluate a weights file; return the document of `stage_scores`, without `files`."""
     model, _ = load_model(weights, device)
     predictor = Predictor(model, device, scales=config.test_scales, flip=config.test_flip)
     evaluation = evaluate(predictor.labels, frames)

@@ -22,7 +22,7 @@ from fada_deploy.common.sizes import parse_size
 from fada_deploy.data import NAMES
 from fada_deploy.training.config import RENDERED, RunConfig
 from fada_deploy.training.data_paths import source_files, target_files, with_absolute_paths
-from fada_deploy.training.recipes import RECIPES
+from fada_deploy.training.recipes import NOT_IN_ROUNDS, RECIPES, ROUNDS
 from fada_deploy.training.stage_config import (
     AdversarialStage,
     DistillStage,
@@ -150,15 +150,29 @@ def _recipe_settings(recipe: str, given: Mapping[str, Any]) -> Document:
         settings["src"] = RENDERED
         if given.get("src", RENDERED) == RENDERED:
             del settings["extra_sources"]
-        if given.get("method", "source") != "source":
-            # Whoever names a method wants it; by default this recipe only trains itself.
-            settings["selftrain"] = {**settings["selftrain"], "align": True}
+        settings["selftrain"] = _self_training(settings["selftrain"], given)
     if given.get("method") == "source":
         settings.pop("stages", None)
     if given.get("method") == "cycada":
         # The method consists of the translation and the adversary.
         settings["style"] = "cyclegan"
     return settings
+
+
+def _self_training(settings: Document, given: Mapping[str, Any]) -> Document:
+    """Return the settings of self-training of the recipe deploy that fit those that are given."""
+    table = given.get("selftrain")
+    named = table if isinstance(table, Mapping) else {}
+    dropped: set[str] = set()
+    if named.get("rounds") == 0 or any(name in named for name in NOT_IN_ROUNDS):
+        dropped = set(ROUNDS)
+    elif "masked_weight" in named:
+        dropped = {"mask_ratio"}
+    kept = {name: value for name, value in settings.items() if name not in dropped}
+    if given.get("method", "source") != "source" and not named.get("source_free"):
+        # Whoever names a method wants it; by default this recipe only trains itself.
+        kept["align"] = True
+    return kept
 
 
 def shared_options(

@@ -124,7 +124,9 @@ def test_file_names_that_are_not_utf_8_are_written_and_read() -> None:
     document = Document(name=name)
     data = encode_json(document)
     assert decode_json(data, Document) == document
-    assert read_json(data, Document, where="w", remedy="r") == document
+    assert read_json(data, Document, where="w", remedy="r", file_names=True) == document
+    assert "half a character" in error_of(data)
+    assert "half a character in a key" in error_of('{"name": "x", "weights": {"\\udcff": 1}}')
     with pytest.raises(ValueError, match="Expected"):
         decode_json(b"[]", Document)
 

@@ -12,6 +12,7 @@ import pytest
 import toy
 
 from fada_deploy.common.errors import DataError
+from fada_deploy.common.images import read_rgb
 from fada_deploy.common.label_space import CITYSCAPES_19
 from fada_deploy.data.base import FrameDataset, Pair
 from fada_deploy.data.recordings import Sampling, open_recordings, split_by_clip
@@ -106,14 +107,37 @@ def test_images_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = names()
     assert "01.png" not in first[0] and len(first[0]) == 8 and "03.png" in first[1][0]
     with monkeypatch.context() as patch:
-        patch.setattr("fada_deploy.data.recordings.read_rgb", lambda path: 1 / 0)
+        patch.setattr("fada_deploy.data.recordings._choose_images", lambda *_: 1 / 0)
         assert names() == first
     cv2.imwrite(str(folder / "03.png"), scene_image(20))
     used, unreadable = names()
     assert "03.png" in used and not unreadable
     for listing in (tmp_path / "cache").glob("images-*.json"):
-        listing.write_text('{"indices": [99], "errors": []}')
+        listing.write_text('{"indices": [99], "unreadable": []}')
     assert names() == (used, unreadable)
+
+
+def test_an_image_that_can_be_read_again_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failure of a network disk, which changes neither size nor time of a file."""
+    for i in range(10):
+        cv2.imwrite(str(tmp_path / f"{i:02}.png"), scene_image(i))
+
+    def failing(path: Path) -> np.ndarray:
+        if path.name == "04.png":
+            raise DataError("a failure of the disk")
+        return read_rgb(path)
+
+    def names() -> list[str]:
+        parts = recordings(tmp_path, tmp_path / "cache")
+        return sorted(p.image.name for part in parts for p in part.pairs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fada_deploy.data.recordings.read_rgb", failing)
+        first = names()
+        assert "04.png" not in first and names() == first
+    assert "04.png" in names()
 
 
 def test_a_name_of_the_longest_length(tmp_path: Path) -> None:

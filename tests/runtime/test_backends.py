@@ -524,7 +524,12 @@ def test_openvino_telemetry_is_off(tmp_path: Path) -> None:
     )
     home = tmp_path / "home"
     home.mkdir()
-    environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    # In place of the package, one that reports its import.
+    (tmp_path / "openvino_telemetry.py").write_text(f"open({str(home / 'imported')!r}, 'w')\n")
+    environment = {
+        **os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 

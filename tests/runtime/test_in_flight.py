@@ -13,12 +13,15 @@ from test_streams import Serve, clip, serve, short_delay  # noqa: F401 -- fixtur
 from toy import color_model, wait_until
 
 from fada_deploy.common.errors import DataError
+from fada_deploy.runtime.pipeline import Timings, resize_frames
 from fada_deploy.runtime.result import Result
 from fada_deploy.runtime.segmenter import Segmenter
-from fada_deploy.runtime.sources.base import Frame, SourceEnd
+from fada_deploy.runtime.sources.base import BUSY, PAUSE, Frame, SourceEnd
 from fada_deploy.runtime.sources.in_flight import InFlight
 from fada_deploy.runtime.sources.stream_reader import LiveOptions
 from fada_deploy.runtime.sources.streams import LiveSource
+from fada_deploy.runtime.writers import save
+from fada_deploy.runtime.writers.save import SaveOptions
 
 
 def frame(source: str, index: int) -> Frame:
@@ -64,21 +67,61 @@ def test_a_slow_caller_gets_new_frames(
     clip: Path,  # noqa: F811
     serve: Serve,  # noqa: F811
 ) -> None:
-    """While the caller is busy, the reader goes on, and at most two frames wait."""
-    address = serve([clip.read_bytes()], endless=True)
-    source = LiveSource(address, LiveOptions(drop_policy="drop-oldest"))
-    indices = []
+    """While the caller is busy, the reader goes on, and a single result waits."""
+    source = LiveSource(serve([clip.read_bytes()], endless=True))
+    received: list[float] = []
     with Segmenter(color_model(tmp_path / "m.onnx")) as segmenter:
-        for each in segmenter.stream(source):
-            indices.append(each.index)
-            if len(indices) == 5:
+        for count, each in enumerate(segmenter.stream(source)):
+            if count >= 2:
+                # It was read when the caller asked for the result before, or later.
+                assert each.captured > received[-2]
+            received.append(time.monotonic())
+            if count == 6:
                 break
             dropped = source.counters.dropped
-            # Nothing is taken from the slot, so every new frame replaces the waiting one.
             wait_until(lambda before=dropped: source.counters.dropped > before + 10)
-    # The frames that were read before the caller was busy: one is ready, one in the slot.
-    gaps = np.diff(indices)
-    assert (gaps[1:] > 10).all(), indices
+
+
+def test_frames_on_their_way_complete_a_batch_and_ends_do_not_wait_for_it() -> None:
+    """A batch waits for the next frame while others are on their way, unless a source has ended."""
+    end = SourceEnd(LiveSource("tcp://a"))
+    items = [
+        frame("a", 0), BUSY, frame("a", 1), PAUSE,
+        frame("a", 2), end, BUSY,
+        frame("b", 0), BUSY, PAUSE,
+    ]  # fmt: skip
+    batches = [batch.items for batch in resize_frames(items, (8, 8), 4, Timings())]
+    assert [[getattr(i, "index", i) for i in batch] for batch in batches] == [[0, 1], [2, end], [0]]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_camera_whose_files_cannot_be_written_does_not_stop_the_other(
+    tmp_path: Path,
+    clip: Path,  # noqa: F811
+    serve: Serve,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+) -> None:
+    """Its frames do not reach the caller, but its end does, also in an incomplete batch."""
+    cameras = [LiveSource(serve([clip.read_bytes()], endless=True)) for _ in range(2)]
+    for camera, name in zip(cameras, "ab", strict=True):
+        camera.name = name
+    write = save._SourceFiles.write
+
+    def failing(files: Any, drawn: Any) -> None:
+        if drawn.result.source == "a" and drawn.result.index > 5:
+            raise DataError("a disk that has failed")
+        write(files, drawn)
+
+    monkeypatch.setattr(save._SourceFiles, "write", failing)
+    written = 0
+    options = SaveOptions(tmp_path / "out", kinds=("json",))
+    with Segmenter(color_model(tmp_path / "m.onnx"), batch=batch) as segmenter:
+        for item in save.save_results(segmenter, cameras, options):
+            written += isinstance(item, Result) and item.source == "b"
+            if written == 20:
+                cameras[1].stop()
+    assert written >= 20
 
 
 def test_a_result_that_waited_beyond_the_deadline_is_dropped() -> None:
@@ -115,5 +158,7 @@ def test_only_live_addresses_are_live_sources(address: Any) -> None:
         LiveSource(address)
 
 
-def test_a_number_is_a_camera() -> None:
+def test_a_number_is_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "3").touch()  # the number is that of a camera nevertheless
     assert LiveSource(3).name == LiveSource("3").name == LiveSource("camera:3").name == "camera-3"

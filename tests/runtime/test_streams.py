@@ -283,6 +283,22 @@ def test_dead_stream_does_not_delay_others(
         assert numbers == sorted(set(numbers))
 
 
+def test_frames_have_the_name_of_their_source(
+    clip: Path, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    """The login is left out of a name, and may be all that tells two cameras apart."""
+    address = serve([clip.read_bytes()], endless=True)
+    logins = [address.replace("http://", f"http://{login}@") for login in ("front:1", "rear:2")]
+    cameras = open_sources([LiveSource(login) for login in logins])
+    seen: set[str] = set()
+    with Segmenter(color_model(tmp_path / "toy.onnx")) as segmenter:
+        for result in segmenter.stream(cameras):
+            seen.add(result.source)
+            if len(seen) == 2:
+                break
+    assert seen == {camera.name for camera in cameras} and len(seen) == 2
+
+
 def test_each_stream_has_its_own_video(
     clip: Path, serve: Callable[..., str], tmp_path: Path
 ) -> None:

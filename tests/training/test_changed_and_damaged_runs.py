@@ -84,7 +84,7 @@ def test_corrected_labels_are_scored_again(
     finally:
         path.write_bytes(content)
     after = json.loads(scores.read_text())
-    assert after["sizes"] != before["sizes"]
+    assert after["files"] != before["files"]
 
 
 @pytest.mark.parametrize(

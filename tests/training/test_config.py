@@ -21,7 +21,7 @@ from fada_deploy.training.settings import (
     shared_options,
     source_options,
 )
-from fada_deploy.training.stage_config import without_rounds
+from fada_deploy.training.stage_config import SelfTrainingStage, without_rounds
 
 PAIR = {"src": "gta5", "tgt": "cityscapes"}
 
@@ -256,6 +256,21 @@ def test_deploy_aligns_by_a_method_that_is_named() -> None:
     assert config(recipe="deploy", method="advent").selftrain == replace(chosen, align=True)
     assert not config("selftrain.align=false", recipe="deploy", method="fada").selftrain.align
     assert not config(recipe="paper", method="fada").selftrain.align
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["rounds=0", "prototypes=true", "weighting=confident_share", "source_free=true", "quantile=1"],
+)
+def test_deploy_without_rounds_has_the_defaults_of_a_mean_teacher(setting: str) -> None:
+    default = SelfTrainingStage()
+    for method in ({}, {"method": "fada"}):
+        c = config(f"selftrain.{setting}", recipe="deploy", **method).selftrain
+        for name in ("rounds", "mixed_weight", "masked_weight", "mask_ratio"):
+            assert getattr(c, name) == getattr(default, name)
+        assert c.align == ("method" in method and not c.source_free)
+    masked = config("selftrain.masked_weight=1", recipe="deploy").selftrain
+    assert (masked.rounds, masked.mask_ratio) == (4, default.mask_ratio)
 
 
 def test_a_mean_teacher_in_place_of_rounds() -> None:

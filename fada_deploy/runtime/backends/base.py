@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,7 +146,7 @@ def import_backend(package: str, extra: str) -> Any:
     # Without this, ONNX Runtime writes a device id and a usage database to the user's cache.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        with _without_telemetry():
+        with _without_telemetry() if package == "openvino" else nullcontext():
             return importlib.import_module(package)
     except ModuleNotFoundError:
         raise MissingExtraError(package, extra) from None
@@ -156,6 +157,9 @@ def import_backend(package: str, extra: str) -> Any:
         ) from None
 
 
+_openvino_import = threading.Lock()
+
+
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
     """Import OpenVINO as if its package for telemetry was not installed.
@@ -163,14 +167,16 @@ def _without_telemetry() -> Iterator[None]:
     With it, the import sends usage data to the Internet and stores an id in the home folder.
     """
     package = "openvino_telemetry"
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # an import raises ImportError
-    try:
-        yield
-    finally:
-        del sys.modules[package]
+    # Backends may be opened in several threads.
+    with _openvino_import:
+        if package in sys.modules:
+            yield
+            return
+        sys.modules[package] = None  # type: ignore[assignment]  # an import raises ImportError
+        try:
+            yield
+        finally:
+            sys.modules.pop(package, None)
 
 
 def closed_model_error(where: str) -> ModelError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from fada_deploy.common.errors import DataError, FadaError, UsageError, one_line
-from fada_deploy.runtime.sources.addresses import PIPE, camera_number, display_name
+from fada_deploy.runtime.sources.addresses import PIPE, camera_number
 from fada_deploy.runtime.sources.base import Frame
 from fada_deploy.runtime.sources.frame_slot import DROP_POLICIES, FrameSlot, StreamCounters
 from fada_deploy.runtime.sources.stream_clock import Pacer, StreamClock, sleep_until
@@ -45,7 +45,8 @@ class LiveOptions:
             blocks the reader and loses nothing ["wait" for the standard input and for recordings
             of known length on a server, otherwise "drop-oldest"].
         deadline_s: Drop frames older than this many seconds before they are processed, and results
-            that reach this age while they wait for the caller of `Segmenter.stream` [never].
+            that reach this age while they wait for the caller of `Segmenter.stream`, with every
+            policy [never].
         reconnect_timeout_s: Give up on a source that has delivered frames after this many seconds
             without one. A source whose first connection fails is given up at once.
     """
@@ -74,6 +75,7 @@ class StreamReader:
 
     Args:
         address: As for `LiveSource`.
+        name: Name of the source in frames and messages.
         options: How it is read.
         counters: Receives the numbers of dropped, late and damaged frames and of reconnects.
         stopped: Set to end the stream.
@@ -86,12 +88,13 @@ class StreamReader:
     def __init__(
         self,
         address: str,
+        name: str,
         options: LiveOptions,
         counters: StreamCounters,
         stopped: threading.Event,
         changed: threading.Condition,
     ) -> None:
-        self._name = display_name(address)
+        self._name = name
         self._address = address
         self._options = options
         self._counters = counters

@@ -54,7 +54,8 @@ class LiveSource:
     def __init__(self, address: str | int, options: LiveOptions | None = None) -> None:
         if isinstance(address, int):
             address = f"camera:{address}"
-        if not isinstance(address, str) or not is_live_address(address):
+        is_camera = isinstance(address, str) and camera_number(address) is not None
+        if not isinstance(address, str) or not (is_camera or is_live_address(address)):
             has_scheme = isinstance(address, str) and "://" in address
             shown = display_name(address) if has_scheme else repr(address)
             raise UsageError(
@@ -106,7 +107,9 @@ class LiveSource:
 
     def start_reader(self, changed: threading.Condition) -> StreamReader:
         """Start to read the stream; `changed` is notified when a frame is ready."""
-        return StreamReader(self._address, self._options, self.counters, self._stopped, changed)
+        return StreamReader(
+            self._address, self.name, self._options, self.counters, self._stopped, changed
+        )
 
 
 def _with_lower_scheme(address: str) -> str:

@@ -57,7 +57,7 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
     """
     import av
 
-    caller_error: OSError | None = None
+    caller_error: BaseException | None = None
     try:
         with ExitStack() as stack:
             new_path = atomic_path if faststart else recording_path
@@ -67,13 +67,13 @@ def open_output(path: Path, *, faststart: bool = True) -> Iterator[tuple[Any, Ex
             container = stack.enter_context(av.open(f"file:{temporary}", "w", options=options))
             try:
                 yield container, stack
-            except OSError as error:
+            except BaseException as error:
                 caller_error = error
                 raise
     except (av.error.FFmpegError, OSError) as error:
         # Also errors at the end, where the file is completed, flushed and renamed.
-        if error is caller_error and not isinstance(error, av.error.FFmpegError):
-            raise
+        if caller_error is not None and not isinstance(caller_error, av.error.FFmpegError):
+            raise caller_error from None
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 

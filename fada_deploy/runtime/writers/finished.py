@@ -103,7 +103,7 @@ class FinishedSources:
             document = read_json(
                 self._path.read_bytes(), FinishedDocument,
                 where=str(self._path), remedy="delete it to start from the beginning",
-                error=DataError, max_bytes=None,
+                error=DataError, max_bytes=None, file_names=True,
             )  # fmt: skip
             different = [k for k, v in self._settings.items() if document.settings.get(k) != v]
             if different:

@@ -209,7 +209,7 @@ def count_classes(labels: Tensor, num_classes: int) -> Tensor:
 
 
 class CollapseMonitor:
-    """Warn once about each class that the teacher no longer predicts.
+    """Warn once about each class that the pseudo-labels no longer contain.
 
     The classes of pseudo-labels and source labels are counted over a window of iterations. A class
     has vanished if the source shows it in more than 0.1 % of its pixels, and the pseudo-labels in

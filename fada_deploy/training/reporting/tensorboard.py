@@ -49,6 +49,7 @@ class TensorBoardLogger:
 
     def callbacks(self, stage: str) -> dict[str, Any]:
         """Return the `TrainingLoop` callbacks `on_log` and `on_visualize` of a stage."""
+        self.close()
 
         def on_log(iteration: int, metrics: Metrics) -> None:
             writer = self._open(stage, iteration)

@@ -146,6 +146,10 @@ def _open(path: Path) -> Iterator[tuple[Any, WeightsDocument]]:
         ) from None
 
 
+# Parts that the states of earlier versions lack, and that do not change the training.
+_OPTIONAL_PARTS = frozenset({"monitor"})
+
+
 def save_state(path: Path, iteration: int, parts: Mapping[str, Stateful]) -> None:
     """Write the state from which a stage resumes after `iteration` finished iterations."""
     state = {name: part.state_dict() for name, part in parts.items()}
@@ -164,8 +168,10 @@ def load_state(path: Path, parts: Mapping[str, Stateful]) -> int:
     try:
         # Not on the device, which may have no room for the state beside the parts.
         state = torch.load(path, map_location="cpu", weights_only=True)
+        saved = state["parts"]
         for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
+            if name in saved or name not in _OPTIONAL_PARTS:
+                part.load_state_dict(saved[name])
         return int(state["iteration"])
     except (MemoryError, torch.OutOfMemoryError):
         raise
