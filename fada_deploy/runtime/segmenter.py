@@ -149,7 +149,7 @@ class Segmenter:
         """Segment one image, or a list of images of any sizes.
 
         Args:
-            frames: An image, or a list or tuple of images. An image is a NumPy array (H, W, 3)
+            frames: An image, or a sequence of images. An image is a NumPy array (H, W, 3)
                 uint8, the path of an image file, a PIL image, or another `Result`. Files and PIL
                 images of other kinds (gray, with an alpha channel, 16 bits) are converted. An array
                 is not copied: it becomes `Result.frame`.
@@ -166,9 +166,9 @@ class Segmenter:
             ModelError: The model is closed or fails, or it was exported with the head `labels` and
                 has no probabilities.
         """
-        if isinstance(frames, list | tuple):
+        if isinstance(frames, Sequence) and not isinstance(frames, str):
             return self._predict(frames, color, confidence=confidence)
-        return self._predict([cast("ImageInput", frames)], color, confidence=confidence)[0]
+        return self._predict([frames], color, confidence=confidence)[0]
 
     def labels(self, frames: Sequence[ImageInput], *, color: str | None = None) -> list[Image]:
         """Return label maps (H, W) uint8, each at its frame's size.
