@@ -1,7 +1,8 @@
 """The runs of a comparison: which methods there are, and the settings of each run.
 
-Every seed has one source stage, from which all methods start. `source`, the baseline, trains on the
-source alone for as many iterations as source stage and method have together.
+Every seed has one source stage, from which all methods start. There are two exceptions: `cycada` has
+a source stage of its own, and `source`, the baseline, trains on the source alone for as many
+iterations as source stage and method have together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from fada_deploy.common.errors import UsageError
 from fada_deploy.training.config import RunConfig
 from fada_deploy.training.methods.alignment import METHODS, check_backbone
+from fada_deploy.training.recipes import ROUNDS
 from fada_deploy.training.run_queue import Job
 from fada_deploy.training.stage_config import with_length, without_rounds
 
@@ -23,20 +25,12 @@ logger = logging.getLogger(__name__)
 SOURCE, NO_ADVERSARY = "source", "none"
 # The method that trains a source stage of its own.
 CYCADA = "cycada"
-# Self-training in rounds on whole target frames, as published.
-_ROUNDS = {
-    "rounds": 4,
-    "portion": 0.2,
-    "mixed_weight": 0.0,
-    "masked_weight": 1.0,
-    "mask_ratio": 0.0,
-}
 # Self-training without alignment: name → settings of the stage.
 SELF_TRAINING: dict[str, dict[str, Any]] = {
     "selftrain": {},
-    "st": {**_ROUNDS, "threshold_per_class": False},
-    "cbst": _ROUNDS,
-    "crst": {**_ROUNDS, "regularizer": 0.1},
+    "st": {**ROUNDS, "threshold_per_class": False},
+    "cbst": ROUNDS,
+    "crst": {**ROUNDS, "regularizer": 0.1},
     "proda": {"prototypes": True},
 }
 # Appended to the name of a method: alignment and self-training in the same iterations.

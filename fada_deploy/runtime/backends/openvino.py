@@ -93,7 +93,7 @@ class OpenVinoBackend:
                     "export it again"
                 )
             compiled = core.compile_model(model, "CPU", config)
-            compiled.output(self.metadata.head)
+            compiled.output(self.metadata.head)  # raises if the model has no such output
         except RuntimeError as error:
             raise ModelError(f"{path}: openvino cannot open it ({one_line(error)})") from None
         return compiled
