@@ -1,7 +1,7 @@
 """The runs of a comparison: which methods there are, and the settings of each run.
 
-Every seed has one source stage, from which all methods start. There are two exceptions: `cycada` has
-a source stage of its own, and `source`, the baseline, trains on the source alone for as many
+Every seed has one source stage, from which all methods start. There are two exceptions: `cycada`
+has a source stage of its own, and `source`, the baseline, trains on the source alone for as many
 iterations as source stage and method have together.
 """
 
